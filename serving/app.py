@@ -1,0 +1,183 @@
+"""The FastAPI application: made of settings, with everything it needs handed down."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from serving import __version__, errors
+from serving.http import operations, problems
+from serving.http.typed import TypedRoutes
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Follower
+from serving.registry.store import Store
+from serving.runtime.launcher import Launcher
+from serving.runtime.slot import Slot
+from serving.settings import Settings
+
+log = logging.getLogger("serving")
+
+STATUSES: dict[type[errors.ServingError], int] = {
+    errors.Malformed: 400,
+    errors.UnknownModel: 404,
+    errors.BodyTooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.Unprocessable: 422,
+    errors.ModelFailed: 500,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+}
+"""The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+class Front(FastAPI):
+    """The application; every answer of it carries the request's id."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or run the lifespan."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        request_id = scope["request_id"] = _request_id(scope)
+        header = (b"x-request-id", request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        await super().__call__(scope, receive, send_with_id)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application that serves the models which the settings name."""
+    registry = RegistryClient(settings)
+    launcher = Launcher()
+    store = Store(settings.store_dir, registry.uri)
+    slots = [Slot(reference) for reference in settings.models]
+    followers = [Follower(slot, registry, store, launcher, settings, settings) for slot in slots]
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        launcher.start()
+        following = [asyncio.create_task(each.run(settings.poll_seconds)) for each in followers]
+        settling = asyncio.create_task(_settle(followers))
+        try:
+            yield
+        finally:
+            for task in (*following, settling):
+                task.cancel()
+            await asyncio.gather(*(follower.aclose() for follower in followers))
+            await launcher.aclose()
+            registry.close()
+
+    typed = TypedRoutes(slots, settings)
+    app = Front(
+        title="Model serving",
+        version=__version__,
+        description="Typed predictions of the models in an MLflow registry.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.router.routes.insert(0, typed)
+    app.include_router(operations.router(followers, registry))
+    _handle_errors(app)
+    _document(app, typed)
+    return app
+
+
+async def _settle(followers: Sequence[Follower]) -> None:
+    """Once the first versions are up, take what is on the heap out of garbage collection.
+
+    A full collection over the heap of pandas and MLflow shows as hundreds of milliseconds at p99.
+    """
+    while not all(follower.slot.live for follower in followers):
+        await asyncio.sleep(0.2)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
+def _document(app: FastAPI, typed: TypedRoutes) -> None:
+    """Have `/openapi.json` made from the contracts that are live when it is asked for."""
+
+    def openapi() -> dict[str, Any]:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=[*typed.documentation(), *app.routes],
+        )
+        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= problem.pop("$defs") | {"Problem": problem}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(errors.ServingError)
+    async def serving_error(request: Request, error: errors.ServingError) -> Response:
+        status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+        faults = error.faults if isinstance(error, errors.RequestError) else ()
+        headers = {}
+        detail = str(error)
+        if isinstance(error, errors.Unavailable):
+            headers["Retry-After"] = str(error.retry_after)
+        if isinstance(error, errors.ModelFailed):
+            detail = "The model failed on this request."
+            _log_failure(request, error)
+        return _respond(request, status, detail, faults=faults, headers=headers)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return _respond(request, error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        faults = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
+        return _respond(request, 422, "The request does not fit.", faults=faults)
+
+    @app.exception_handler(Exception)
+    async def mistake(request: Request, _: Exception) -> Response:
+        return _respond(request, 500, "The server made a mistake; its log says which.")
+
+
+def _respond(request: Request, status: int, detail: str, **more: Any) -> Response:
+    return problems.respond(status, detail, request.scope["request_id"], **more)
+
+
+def _log_failure(request: Request, error: errors.ModelFailed) -> None:
+    """One line, whatever the model's exception contains."""
+    facts = {
+        "request_id": request.scope["request_id"],
+        "path": request.url.path,
+        "error": str(error),
+        "cause": error.cause,
+    }
+    log.error("the model failed: %s", json.dumps(facts))
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return os.urandom(16).hex()

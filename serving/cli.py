@@ -1,0 +1,199 @@
+"""The command line: `serving run`, `serving check REFERENCE`, `serving status [URL]`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+
+from serving.settings import Limits, Listen, Registry, Runtime, Settings, mistakes, variable
+
+# Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
+
+app = typer.Typer(
+    help="Serve the models that are promoted in an MLflow registry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+OPTIONS = [
+    "models",
+    *(name for group in (Listen, Runtime, Limits, Registry) for name in group.model_fields),
+]
+
+READY, NOT_READY, NO_ANSWER = 0, 1, 2
+"""Exit statuses: yes; no, with the reason; it could not be found out, or the command was wrong."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command whose first parameter is `settings` an option for each setting instead."""
+
+    def run(**given: Any) -> None:
+        own = {name: given.pop(name) for name in list(given) if name in parameters}
+        command(_settings(given), **own)
+
+    first, *parameters_of = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = {parameter.name: parameter for parameter in parameters_of}
+    run.__signature__ = inspect.Signature([*parameters_of, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    told = f"{field.description} [{variable(name)}; {'none' if shown is None else shown}]"
+    kinds: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=told[:1].upper() + told[1:],
+        show_default=False,
+        metavar=kinds.get(field.annotation, "TEXT"),
+    )
+    kind, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[str | None, option]
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        _fail(*mistakes(error))
+
+
+def _fail(*lines: str) -> NoReturn:
+    for line in lines:
+        err.print(f"[red]✗[/] {_plain(line)}", soft_wrap=True)
+    raise typer.Exit(NO_ANSWER)
+
+
+@app.command()
+@with_settings
+def run(settings: Settings) -> None:
+    """Serve the models, and follow what is promoted."""
+    import uvicorn
+
+    from serving.app import create_app
+
+    _log_to(err)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    listening = config.bind_socket()
+    host, port = listening.getsockname()[:2]
+    served = ", ".join(map(str, settings.models))
+    log = logging.getLogger("serving")
+    log.info("serving %s at http://%s:%d (try /docs, /ready)", served, host, port)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+@app.command()
+@with_settings
+def check(
+    settings: Settings,
+    reference: Annotated[str, typer.Argument(help="For example models:/iris/Production.")],
+) -> None:
+    """Would this version go live? Resolve, load and verify it; the exit status says."""
+    from serving.check import check as find_out
+    from serving.errors import InvalidReference, Rejected, RegistryError
+    from serving.registry.reference import Reference
+
+    _log_to(err, logging.ERROR)
+    try:
+        parsed = Reference.parse(reference)
+        with err.status(f"{reference}: …") as status:
+            loaded = asyncio.run(find_out(settings, parsed, lambda what: status.update(f"{reference}: {what} …")))
+    except InvalidReference as error:
+        _fail(str(error))
+    except RegistryError as error:
+        _fail(f"{reference} can't be checked: {error}")
+    except Rejected as error:
+        out.print(f"[bold red]✗ {_plain(reference)} would not go live[/]: {_plain(str(error))}", soft_wrap=True)
+        raise typer.Exit(NOT_READY) from None
+    _print_contract(loaded)
+    for warning in loaded.warnings:
+        out.print(f"[yellow]![/] {_plain(warning)}", soft_wrap=True)
+    out.print(f"[bold green]✓ {_plain(reference)} would go live[/]: {_plain(str(loaded.version))}")
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(help="Where the service is.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Which version of each model is live? The exit status says whether all are."""
+    import httpx
+    from rich.table import Table
+
+    try:
+        ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
+        models, registry = ready["models"], ready["registry"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        _fail(f"{url} does not answer as a serving front does: {str(error) or type(error).__name__}")
+    table = Table("model", "version", "state", "since", "note", box=None, header_style="bold")
+    for model in models:
+        live = model["state"] == "live"
+        notes = [model["candidate"]["reason"]] if model["candidate"] else []
+        notes += [*model["warnings"], *([model["reason"]] if model["reason"] and not notes else [])]
+        table.add_row(
+            _plain(model["uri"]),
+            model["version"] or model["model_id"] or "–",
+            f"[green]{model['state']}[/]" if live else f"[red]{model['state']}[/]",
+            (model["loaded_at"] or "–")[:19].replace("T", " "),
+            _plain("; ".join(notes)),
+        )
+    out.print(table)
+    reach = {True: "reachable", False: "[red]away[/]", None: "not asked yet"}[registry["reachable"]]
+    out.print(f"registry {_plain(registry['uri'])}: {reach}", soft_wrap=True)
+    raise typer.Exit(READY if ready["status"] == "ready" else NOT_READY)
+
+
+def _print_contract(loaded: Any) -> None:
+    from rich.table import Table
+
+    table = Table("input", "type", "required", "facets", box=None, header_style="bold")
+    for column in loaded.contract.columns:
+        facets = ", ".join(f"{word} {value}" for word, value in column.facets)
+        table.add_row(_plain(column.name), column.type, "yes" if column.required else "no", _plain(facets))
+    out.print(table)
+    fields = ", ".join(loaded.contract.outputs.fields)
+    out.print(f"answers [bold]{fields}[/]")
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup."""
+    return text.replace("[", r"\[")
+
+
+def _log_to(console: Console, level: int = logging.INFO) -> None:
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("serving").setLevel(level)

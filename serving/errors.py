@@ -1,0 +1,136 @@
+"""Everything that can go wrong, as one tree. No HTTP in here: `app.py` turns classes into statuses.
+
+    ServingError
+    ├── InvalidReference            a model reference in none of the known forms
+    ├── RegistryError
+    │   ├── RegistryUnavailable     no (sensible) answer from the registry or the artifact store; may heal
+    │   └── Unresolved              the reference names no version at present
+    ├── Rejected                    a version that can't serve, with the reason for the person who promoted it
+    │   ├── Untypable               no signature, or one from which no typed endpoint can be made
+    │   ├── LoadFailed              its process failed, hung or died while loading
+    │   └── VerificationFailed      it doesn't answer its own input example as its contract says
+    ├── RequestError                the caller's mistake
+    │   ├── Malformed               not JSON, or JSON of which two readers could read two things
+    │   ├── BodyTooLarge
+    │   ├── UnsupportedMedia
+    │   ├── Unprocessable           JSON that does not fit the contract
+    │   └── UnknownModel            no such model, or a version that is not loaded
+    ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
+    │   ├── NotLive                 the model has no live version yet
+    │   ├── Overloaded              the queue is full
+    │   └── ProcessDied             the model process died under the request, twice
+    ├── CallerLeft                  nobody waits for the answer any more
+    ├── DeadlineExceeded            no answer within the request's deadline
+    └── ModelFailed                 the model raised, or answered what its contract does not allow
+"""
+
+from dataclasses import dataclass
+
+
+class ServingError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidReference(ServingError):
+    """A model reference in none of the known forms."""
+
+
+class RegistryError(ServingError):
+    """The registry was asked in vain."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry or the artifact store gave no sensible answer; it may heal."""
+
+
+class Unresolved(RegistryError):
+    """The reference names no version at present."""
+
+
+class Rejected(ServingError):
+    """A version that can't serve; the message is written for the person who promoted it."""
+
+
+class Untypable(Rejected):
+    """No signature, or one from which no typed endpoint can be made."""
+
+
+class LoadFailed(Rejected):
+    """The model process failed, hung or died while loading."""
+
+
+class VerificationFailed(Rejected):
+    """The version doesn't answer its own input example as its contract says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request body: where (`loc`), and what (`msg`)."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+
+
+class RequestError(ServingError):
+    """The caller's mistake; `faults` says where."""
+
+    def __init__(self, detail: str, faults: tuple[Fault, ...] = ()) -> None:
+        super().__init__(detail)
+        self.faults = faults
+
+
+class Malformed(RequestError):
+    """Not JSON, or JSON of which two readers could read two things."""
+
+
+class BodyTooLarge(RequestError):
+    """The body is over the limit."""
+
+
+class UnsupportedMedia(RequestError):
+    """The body's media type or encoding is not spoken here."""
+
+
+class Unprocessable(RequestError):
+    """JSON that does not fit the contract."""
+
+
+class UnknownModel(RequestError):
+    """No such model, or a version that is not loaded."""
+
+
+class Unavailable(ServingError):
+    """Not this caller's mistake, and worth another try after `retry_after` seconds."""
+
+    retry_after = 1
+
+
+class NotLive(Unavailable):
+    """The model has no live version yet."""
+
+
+class Overloaded(Unavailable):
+    """The queue of the model is full."""
+
+
+class ProcessDied(Unavailable):
+    """The model process died under the request, twice."""
+
+
+class CallerLeft(ServingError):
+    """Nobody waits for the answer any more."""
+
+
+class DeadlineExceeded(ServingError):
+    """No answer within the request's deadline."""
+
+
+class ModelFailed(ServingError):
+    """The model raised, or answered what its contract does not allow.
+
+    `cause` is for the log alone: it may hold what no client may see.
+    """
+
+    def __init__(self, detail: str, cause: str = "") -> None:
+        super().__init__(detail)
+        self.cause = cause

@@ -1,0 +1,187 @@
+"""What operators and data scientists ask: is it alive, is it ready, what is live, and what is its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from serving.errors import UnknownModel
+from serving.http.problems import documented
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Candidate, Follower
+from serving.runtime.contract import Contract
+from serving.runtime.loaded import Loaded
+
+from pydantic import TypeAdapter
+
+
+class Health(BaseModel):
+    """The process lives; this says nothing about models."""
+
+    status: str = "ok"
+
+
+class CandidateState(BaseModel):
+    """The version that the reference names while it is not live."""
+
+    version: str | None
+    state: str = Field(description="loading, waiting (it is tried again) or rejected")
+    reason: str
+
+
+class ModelState(BaseModel):
+    """What is live for one reference."""
+
+    name: str
+    uri: str
+    version: str | None = None
+    stage: str | None = None
+    aliases: list[str] = []
+    run_id: str | None = None
+    model_id: str | None = None
+    source: str | None = None
+    digest: str | None = None
+    loaded_at: datetime | None = None
+    state: str = Field(description="live, or not live")
+    reason: str | None = Field(None, description="why it is not live")
+    candidate: CandidateState | None = None
+    warnings: list[str] = []
+
+
+class RegistryState(BaseModel):
+    """What the last look at the registry came to."""
+
+    uri: str
+    reachable: bool | None = Field(description="null before the first look")
+    checked_at: datetime | None
+
+
+class Readiness(BaseModel):
+    """Whether every required model is live, and which version of it."""
+
+    status: str = Field(description="ready, or not ready")
+    model_uri: str = Field(description="the default model's reference")
+    model_version: str | None = Field(description="the default model's live version")
+    models: list[ModelState]
+    registry: RegistryState
+
+
+class ContractDescription(BaseModel):
+    """The types of a live version's endpoints, as JSON Schema."""
+
+    row: dict[str, Any]
+    params: dict[str, Any] | None
+    prediction: dict[str, Any]
+
+
+class ModelDescription(ModelState):
+    """What is live for one reference, and its contract."""
+
+    contract: ContractDescription | None = None
+
+
+class Models(BaseModel):
+    """Everything that is served."""
+
+    models: list[ModelDescription]
+
+
+def router(followers: Sequence[Follower], registry: RegistryClient) -> APIRouter:
+    """The routes of operators."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/health", summary="Does the process live?")
+    @routes.get("/livez", include_in_schema=False)
+    async def health() -> Health:
+        return Health()
+
+    @routes.get("/ready", summary="Is every model live, and in which version?", responses={503: {"model": Readiness}})
+    @routes.get("/readyz", include_in_schema=False)
+    async def ready(response: Response) -> Readiness:
+        found = readiness(followers, registry)
+        response.status_code = 200 if found.status == "ready" else 503
+        if response.status_code == 503:
+            response.headers["Retry-After"] = "1"
+        return found
+
+    @routes.get("/models", summary="What is served, with each contract")
+    async def models() -> Models:
+        return Models(models=[_description(follower) for follower in followers])
+
+    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(404))
+    async def model(name: str) -> ModelDescription:
+        for follower in followers:
+            if follower.slot.reference.name == name:
+                return _description(follower)
+        raise UnknownModel(f"No model {name[:100]!r} is served here.")
+
+    return routes
+
+
+def readiness(followers: Sequence[Follower], registry: RegistryClient) -> Readiness:
+    """What `/ready` answers."""
+    models = [ModelState(**_state(follower)) for follower in followers]
+    is_ready = all(follower.slot.live for follower in followers)
+    return Readiness(
+        status="ready" if is_ready else "not ready",
+        model_uri=models[0].uri,
+        model_version=models[0].version,
+        models=models,
+        registry=RegistryState(
+            uri=registry.uri, reachable=registry.reachable, checked_at=registry.checked_at
+        ),
+    )
+
+
+def describe(contract: Contract) -> ContractDescription:
+    """A contract as JSON Schema."""
+    return ContractDescription(
+        row=TypeAdapter(contract.row).json_schema(),
+        params=TypeAdapter(contract.params_type).json_schema() if contract.params else None,
+        prediction=TypeAdapter(contract.prediction).json_schema(),
+    )
+
+
+def _description(follower: Follower) -> ModelDescription:
+    live = follower.slot.live
+    return ModelDescription(
+        **_state(follower), contract=describe(live.contract) if live else None
+    )
+
+
+def _state(follower: Follower) -> dict[str, Any]:
+    slot = follower.slot
+    state: dict[str, Any] = {
+        "name": slot.reference.name,
+        "uri": slot.reference.uri,
+        "state": "live" if slot.live else "not live",
+        "candidate": _candidate(follower.candidate),
+    }
+    return state | (_facts(slot.live) if slot.live else {"reason": slot.reason})
+
+
+def _facts(live: Loaded) -> dict[str, Any]:
+    version = live.version
+    return {
+        "version": version.version,
+        "stage": version.stage,
+        "aliases": list(version.aliases),
+        "run_id": version.run_id,
+        "model_id": version.model_id,
+        "source": version.source,
+        "digest": live.artifacts.digest,
+        "loaded_at": live.loaded_at,
+        "warnings": list(live.warnings),
+    }
+
+
+def _candidate(candidate: Candidate | None) -> CandidateState | None:
+    if candidate is None:
+        return None
+    return CandidateState(
+        version=candidate.version.version, state=candidate.state.value, reason=candidate.reason
+    )

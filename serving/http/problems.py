@@ -1,0 +1,66 @@
+"""Errors as RFC 9457 problem details: never a traceback, never the caller's input, at most 8 KB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+import orjson
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from serving.errors import Fault
+
+MEDIA_TYPE = "application/problem+json"
+_MOST_BYTES = 8192
+
+
+class FaultDetail(BaseModel):
+    """One thing that is wrong: where, and what."""
+
+    loc: list[str | int] = Field(description="path to the field")
+    msg: str
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it."""
+
+    type: str = Field(description="a URI that identifies the kind of problem")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FaultDetail] = Field(default=[], description="the fields that are at fault")
+
+
+def respond(
+    status: int,
+    detail: str,
+    request_id: str,
+    *,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem response; faults that don't fit into 8 KB are left out."""
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail[:1000],
+        "request_id": request_id,
+        "errors": [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults],
+    }
+    body = orjson.dumps(problem)
+    while len(body) > _MOST_BYTES and faults:
+        problem["errors"] = problem["errors"][: len(problem["errors"]) // 2]  # type: ignore[index]
+        body = orjson.dumps(problem)
+    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """These statuses for the OpenAPI document of a route."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}
+        for status in statuses
+    }

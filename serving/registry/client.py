@@ -1,0 +1,178 @@
+"""The MLflow registry: resolves a reference to a version and downloads its artifacts.
+
+MLflow's client blocks, so that its calls are made in threads of their own, with short timeouts; it takes
+seconds to import, so that this happens in such a thread too. MLflow's errors end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serving.errors import RegistryUnavailable, ServingError, Unresolved
+from serving.registry.reference import Kind, Reference
+from serving.registry.version import Version
+from serving.settings import Registry
+
+T = TypeVar("T")
+
+# MLflow's own defaults would block for minutes on a registry that is away.
+_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+class RegistryClient:
+    """Asks the registry that the settings name; `reachable` and `checked_at` tell of the last call."""
+
+    def __init__(self, settings: Registry) -> None:
+        self._settings = settings
+        self._calls = ThreadPoolExecutor(4, thread_name_prefix="registry")
+        self._downloads = ThreadPoolExecutor(2, thread_name_prefix="download")
+        self.reachable: bool | None = None
+        self.checked_at: datetime | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where the registry is, without passwords."""
+        uri = self._settings.registry_uri or self._settings.tracking_uri
+        return re.sub(r"//[^/@]+@", "//***@", uri)
+
+    async def resolve(self, reference: Reference) -> Version:
+        """The version that the reference names now.
+
+        Raises:
+            Unresolved: it names none at present.
+            RegistryUnavailable: the registry gave no sensible answer.
+        """
+        try:
+            found = await self._call(self._calls, self._resolve, reference)
+        except RegistryUnavailable:
+            self.reachable, self.checked_at = False, datetime.now(UTC)
+            raise
+        except Unresolved:
+            self.reachable, self.checked_at = True, datetime.now(UTC)
+            raise
+        self.reachable, self.checked_at = True, datetime.now(UTC)
+        return found
+
+    async def complete(self, version: Version) -> Version:
+        """The version with its aliases and the location of its artifacts, which take calls of their own."""
+        return await self._call(self._calls, self._complete, version)
+
+    async def download(self, version: Version, folder: Path) -> Path:
+        """Download the version's artifacts below `folder`; gives where they lie.
+
+        Raises:
+            RegistryUnavailable: the artifact store gave no sensible answer.
+        """
+        return await self._call(self._downloads, self._download, version, folder)
+
+    def close(self) -> None:
+        """Make no further calls."""
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._downloads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+
+    # -- in the registry's threads
+
+    @cached_property
+    def _client(self) -> Any:
+        for name, value in _HTTP.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
+
+    def _resolve(self, reference: Reference) -> Version:
+        with _translated(str(reference)):
+            if reference.kind is Kind.MODEL_ID:
+                return self._logged_model(reference.selector)
+            return _version(self._found(reference))
+
+    def _found(self, reference: Reference) -> Any:
+        client, name = self._client, reference.name
+        if reference.kind is Kind.VERSION:
+            return client.get_model_version(name, reference.selector)
+        if reference.kind is Kind.ALIAS:
+            return client.get_model_version_by_alias(name, reference.selector)
+        versions = client.search_model_versions(f"name='{name}'")
+        if not versions:
+            raise Unresolved(f"the registry has no version of a model {name!r}")
+        if reference.kind is Kind.STAGE:
+            versions = [each for each in versions if each.current_stage == reference.selector]
+            if not versions:
+                raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
+        return max(versions, key=lambda each: int(each.version))
+
+    def _logged_model(self, model_id: str) -> Version:
+        model = self._client.get_logged_model(model_id)
+        return Version(
+            name=model_id,
+            version=None,
+            source=f"models:/{model_id}",
+            location=model.artifact_location,
+            run_id=model.source_run_id,
+            model_id=model_id,
+            tags=dict(model.tags),
+        )
+
+    def _complete(self, version: Version) -> Version:
+        if version.version is None:
+            return version
+        with _translated(str(version)):
+            aliases = self._client.get_registered_model(version.name).aliases
+            location = self._client.get_model_version_download_uri(version.name, version.version)
+        named = tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
+        return replace(version, aliases=named, location=location)
+
+    def _download(self, version: Version, folder: Path) -> Path:
+        with _translated(f"the artifacts of {version}"):
+            from mlflow.artifacts import download_artifacts
+
+            return Path(
+                download_artifacts(
+                    artifact_uri=version.location,
+                    dst_path=str(folder),
+                    tracking_uri=self._settings.tracking_uri,
+                    registry_uri=self._settings.registry_uri,
+                )
+            )
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ServingError:
+        raise
+    except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
+        reason = str(error).strip().partition("\n")[0][:300]
+        if getattr(error, "error_code", None) in _NOT_THERE:
+            raise Unresolved(f"{what} names nothing in the registry ({reason})") from error
+        raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error
+
+
+def _version(found: Any) -> Version:
+    source = str(found.source)
+    return Version(
+        name=found.name,
+        version=str(found.version),
+        source=source,
+        location=source,
+        stage=None if found.current_stage in (None, "None") else found.current_stage,
+        aliases=tuple(sorted(found.aliases)),
+        run_id=found.run_id or None,
+        model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else None,
+        tags=dict(found.tags),
+    )

@@ -1,0 +1,77 @@
+"""The forms in which a model is named: `models:/iris/Production` and its kin."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from serving.errors import InvalidReference
+
+FORMS = (
+    "models:/iris/Production (stage), models:/iris@champion (alias), models:/iris/3 (version), "
+    "models:/iris/latest, or models:/m-… (a logged model's id)"
+)
+STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
+
+_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<selector>[^/@:]+)|@(?P<alias>[^/@:]+))?")
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+
+
+class Kind(StrEnum):
+    """How a reference picks a version."""
+
+    STAGE = "stage"
+    ALIAS = "alias"
+    VERSION = "version"
+    LATEST = "latest"
+    MODEL_ID = "model id"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One parsed model reference; `str()` gives the URI back."""
+
+    uri: str
+    name: str
+    kind: Kind
+    selector: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Reference:
+        """Read a `models:/` URI.
+
+        Raises:
+            InvalidReference: it has none of the forms in `FORMS`.
+        """
+        match = _URI.fullmatch(uri.strip())
+        if match is None:
+            raise InvalidReference(f"{uri!r} is no model reference: write {FORMS}")
+        name, selector, alias = match["name"], match["selector"], match["alias"]
+        if alias is not None:
+            return cls(match[0], name, Kind.ALIAS, alias)
+        if selector is None:
+            # MLflow reads a bare `models:/iris` as the id of a logged model, which it can't be.
+            if not _MODEL_ID.fullmatch(name):
+                raise InvalidReference(f"{uri!r} names a model but no version: write {FORMS}")
+            return cls(match[0], name, Kind.MODEL_ID, name)
+        return cls(match[0], name, *_selected(uri, selector))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the version it names can never change."""
+        return self.kind in (Kind.VERSION, Kind.MODEL_ID)
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+def _selected(uri: str, selector: str) -> tuple[Kind, str]:
+    if selector.isascii() and selector.isdigit():
+        return Kind.VERSION, str(int(selector))
+    if selector.lower() == "latest":
+        return Kind.LATEST, "latest"
+    if stage := STAGES.get(selector.lower()):
+        return Kind.STAGE, stage
+    stages = ", ".join(STAGES.values())
+    raise InvalidReference(f"{uri!r}: {selector!r} is no stage ({stages}): write {FORMS}")

@@ -1,0 +1,32 @@
+"""A model version, as the registry tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The facts on one model version; `version` is None for a logged model outside the registry.
+
+    `location` is where its artifacts can be downloaded from; it never changes for a version.
+    """
+
+    name: str
+    version: str | None
+    location: str
+    source: str
+    stage: str | None = None
+    aliases: tuple[str, ...] = ()
+    run_id: str | None = None
+    model_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" if self.version else f"model {self.model_id}"
+
+    @property
+    def identity(self) -> tuple[str, str | None, str]:
+        """What tells two versions apart, whatever stage, aliases and tags they have at present."""
+        return self.name, self.version, self.source

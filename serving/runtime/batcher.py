@@ -1,0 +1,243 @@
+"""Which rows leave next: what waits while every model process is busy leaves together.
+
+No timer adds latency: a process that is free is given what waits at once. A request that fails, is cancelled
+or runs out of time never touches its neighbours in the same batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serving.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    ModelFailed,
+    Overloaded,
+    ProcessDied,
+    ServingError,
+)
+from serving.runtime.outputs import NOT_FINITE
+from serving.runtime.replica import Outcome, Replica, State
+
+log = logging.getLogger("serving.batcher")
+
+Rows = Sequence[dict[str, Any]]
+
+
+class Ticket:
+    """One request in the batcher; settled exactly once, by `settle`."""
+
+    __slots__ = ("_timer", "future", "key", "queued", "retried", "rows", "started", "finished")
+
+    def __init__(self, rows: Rows, key: Any, future: asyncio.Future[list[Any]]) -> None:
+        self.rows = rows
+        self.key = key
+        self.future = future
+        self.retried = False
+        self.queued = time.perf_counter()
+        self.started = self.finished = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call_after(self, seconds: float, call: Callable[[Ticket], None]) -> None:
+        """Have `call` called if it is not settled within `seconds`."""
+        self._timer = self.future.get_loop().call_later(seconds, call, self)
+
+    def settle(self, outcome: list[Any] | ServingError) -> None:
+        """Give the waiting request its predictions or its error; the first call counts."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.future.done():
+            return
+        self.finished = time.perf_counter()
+        if isinstance(outcome, list):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+            self.future.exception()  # seen: its request may have failed already by another part
+
+
+Group = list[Ticket]
+
+
+def take(waiting: deque[Ticket], most_rows: int) -> Group:
+    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it."""
+    first = waiting.popleft()
+    group, rows, passed = [first], len(first.rows), []
+    while waiting and rows < most_rows:
+        ticket = waiting.popleft()
+        if ticket.key == first.key and rows + len(ticket.rows) <= most_rows:
+            group.append(ticket)
+            rows += len(ticket.rows)
+        else:
+            passed.append(ticket)
+    waiting.extendleft(reversed(passed))
+    return group
+
+
+def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
+    """The smaller groups in which to try a failed one again; none where that would tell nothing new.
+
+    An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
+    that each request is tried once more, alone.
+    """
+    if isinstance(error, ProcessDied):
+        return [[ticket] for ticket in group if not ticket.retried]
+    middle = len(group) // 2
+    return [group[:middle], group[middle:]] if middle else []
+
+
+class Batcher:
+    """Hands waiting requests to the model processes of one version.
+
+    Args:
+        encode: makes a table of rows and a group's key.
+        read: makes predictions of an answered table, one for each row.
+        most_rows: rows of several requests in one batch; a single larger request goes alone.
+        most_waiting: requests that may wait.
+        deadline: seconds a batch may run before its process is killed.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Rows, Any], bytes],
+        read: Callable[[bytes], list[Any]],
+        *,
+        most_rows: int,
+        most_waiting: int,
+        deadline: float,
+    ) -> None:
+        self._encode, self._read = encode, read
+        self._most_rows, self._most_waiting, self._deadline = most_rows, most_waiting, deadline
+        self._waiting: deque[Ticket] = deque()
+        self._again: deque[Group] = deque()
+        self._idle: deque[Replica] = deque()
+        self._scheduled = False
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    def add(self, replica: Replica) -> None:
+        """Use a model process that has loaded."""
+        self._idle.append(replica)
+        self._schedule()
+
+    def submit(self, rows: Rows, key: Any, deadline: float) -> Ticket:
+        """Queue rows that may share a batch with others of the same key.
+
+        Raises:
+            Overloaded: as many requests as may wait are waiting.
+        """
+        if len(self._waiting) >= self._most_waiting:
+            raise Overloaded(f"{self._most_waiting} requests wait for this model already.")
+        ticket = Ticket(rows, key, asyncio.get_running_loop().create_future())
+        ticket.call_after(deadline, self._expire)
+        self._waiting.append(ticket)
+        self._schedule()
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Forget a request whose caller has gone; if its batch is under way, that goes on."""
+        self._drop(ticket)
+        ticket.settle(CallerLeft("The caller has gone."))
+
+    def _expire(self, ticket: Ticket) -> None:
+        self._drop(ticket)
+        ticket.settle(DeadlineExceeded("The model did not answer within the deadline."))
+
+    def _drop(self, ticket: Ticket) -> None:
+        if not ticket.started:
+            self._waiting.remove(ticket)
+            ticket.started = time.perf_counter()
+
+    def _schedule(self) -> None:
+        # What arrives in the same turn of the loop leaves in the same batch.
+        if self._idle and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        while self._again or self._waiting:
+            replica = self._free()
+            if replica is None:
+                return
+            group = self._again.popleft() if self._again else take(self._waiting, self._most_rows)
+            self._run(replica, [ticket for ticket in group if not ticket.future.done()])
+
+    def _free(self) -> Replica | None:
+        while self._idle:
+            replica = self._idle.popleft()
+            if replica.state is State.IDLE:
+                return replica
+        return None
+
+    def _run(self, replica: Replica, group: Group) -> None:
+        now = time.perf_counter()
+        for ticket in group:
+            ticket.started = now
+        rows = group[0].rows if len(group) == 1 else [row for each in group for row in each.rows]
+        try:
+            table = self._encode(rows, group[0].key) if group else b""
+        except ModelFailed as error:
+            self._settle(group, error)
+            table = b""
+        if not table:
+            self._idle.appendleft(replica)
+            return
+        hanging = asyncio.get_running_loop().call_later(self._deadline, replica.kill)
+
+        def done(outcome: Outcome) -> None:
+            hanging.cancel()
+            self._finish(group, len(rows), outcome)
+            if replica.state is State.IDLE:
+                self._idle.append(replica)
+            self._dispatch()
+
+        replica.ask(table, done)
+
+    def _finish(self, group: Group, rows: int, outcome: Outcome) -> None:
+        if isinstance(outcome, (ModelFailed, ProcessDied)):
+            self._fail(group, outcome)
+            return
+        try:
+            predictions = self._read(outcome)
+            if len(predictions) != rows:
+                raise ModelFailed(f"it answered {len(predictions)} rows for {rows}")
+        except ModelFailed as error:
+            self._settle(group, error)
+            return
+        start = 0
+        for ticket in group:
+            end = start + len(ticket.rows)
+            ticket.settle(_finite(predictions[start:end]))
+            start = end
+
+    def _fail(self, group: Group, error: ModelFailed | ProcessDied) -> None:
+        again = retries(group, error)
+        self._again.extendleft(reversed(again))
+        if isinstance(error, ProcessDied):
+            log.warning("a model process died under %d requests", len(group))
+        trying = [ticket for smaller in again for ticket in smaller]
+        self._settle([ticket for ticket in group if ticket not in trying], error)
+        for ticket in trying:
+            ticket.retried |= isinstance(error, ProcessDied)
+
+
+    @staticmethod
+    def _settle(group: Group, error: ServingError) -> None:
+        for ticket in group:
+            ticket.settle(error)
+
+
+def _finite(predictions: list[Any]) -> list[Any] | ModelFailed:
+    if NOT_FINITE in predictions:
+        row = predictions.index(NOT_FINITE)
+        return ModelFailed(f"its prediction for row {row} is not a finite number")
+    return predictions

@@ -1,0 +1,272 @@
+"""What a model version takes and answers: made from its signature and metadata, the types of its endpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic_core import SchemaError, SchemaValidator, from_json
+from typing_extensions import NotRequired, TypedDict
+
+from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Untypable, Unprocessable
+from serving.runtime.columns import SCALARS, Column
+from serving.runtime.outputs import Outputs
+
+type_dict: Any = TypedDict  # its fields are known only when a version is loaded
+Row = dict[str, Any]
+
+_MOST_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One model parameter: its MLflow type, its default, and whether it is a list."""
+
+    name: str
+    type: str
+    default: Any
+    is_list: bool
+
+    @property
+    def annotation(self) -> Any:
+        """The strict type of its value for pydantic."""
+        value: Any = Column(self.name, self.type, self.default is not None).annotation
+        return list[value] if self.is_list else value
+
+    def read(self, texts: Sequence[str]) -> Any:
+        """Its value as a query string has it: a list is the parameter repeated, a number or boolean is JSON."""
+        is_text = SCALARS[self.type].python is str
+        values = [text if is_text else _json_or_text(text) for text in texts]
+        return values if self.is_list or len(values) != 1 else values[0]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The inputs, parameters and outputs of one model version.
+
+    Two versions whose contracts are equal share all types made from them.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    params: tuple[Param, ...]
+    outputs: Outputs
+    max_rows: int
+    example: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def with_example(self, row: Row) -> Contract:
+        """The same contract, its documentation with an example row."""
+        return self if self.example else replace(self, example=row)
+
+    @cached_property
+    def columns_left_out_whole(self) -> tuple[str, ...]:
+        """The optional columns that a table has for all its rows or for none: they can't hold a null."""
+        return tuple(
+            column.name
+            for column in self.columns
+            if not column.required and not column.scalar.nullable
+        )
+
+    # -- what clients send
+
+    @cached_property
+    def row(self) -> Any:
+        """The type of one input row: a flat object."""
+        fields = {
+            column.name: column.annotation if column.required else NotRequired[column.annotation]
+            for column in self.columns
+        }
+        extra = {"examples": [dict(self.example)]} if self.example else None
+        return self._object("Row", fields, extra)
+
+    @cached_property
+    def params_type(self) -> Any:
+        """The type of the model's parameters: an object of which everything may be left out."""
+        fields = {param.name: NotRequired[param.annotation] for param in self.params}
+        return self._object("Params", fields)
+
+    @cached_property
+    def batch(self) -> Any:
+        """The type of a batch: `{"rows": [row, …]}`, with `params` where the model has any."""
+        rows = Annotated[list[self.row], Field(min_length=1, max_length=self.max_rows), FailFast()]
+        fields: dict[str, Any] = {"rows": rows}
+        if self.params:
+            fields["params"] = NotRequired[self.params_type]
+        return self._object("Batch", fields)
+
+    # -- what clients are answered
+
+    @cached_property
+    def prediction(self) -> Any:
+        """The type of one row's prediction."""
+        return self._object("Prediction", self.outputs.fields)
+
+    @cached_property
+    def answer(self) -> Any:
+        """The type of `/predict`'s answer."""
+        return self._object("Answer", self.outputs.fields | {"model": ModelVersion})
+
+    @cached_property
+    def answers(self) -> Any:
+        """The type of `/predict/batch`'s answer."""
+        return self._object(
+            "Answers", {"predictions": list[self.prediction], "model": ModelVersion}
+        )
+
+    # -- reading
+
+    def read_row(self, body: bytes) -> Row:
+        """One row from a JSON body.
+
+        Raises:
+            Malformed: the body is not JSON, or names a field twice.
+            Unprocessable: it does not fit the contract.
+        """
+        try:
+            row: Row = self._row_validator.validate_json(body)
+        except ValidationError as error:
+            raise self._refusal(error) from None
+        if self._colons_in_names or body.count(b":") != len(row):
+            _refuse_repeats(body)
+        return row
+
+    def read_batch(self, body: bytes) -> tuple[list[Row], dict[str, Any]]:
+        """The rows and the parameters of a batch's JSON body; raises as `read_row` does.
+
+        Raises:
+            BodyTooLarge: there are more than `max_rows` rows.
+        """
+        try:
+            batch = self._batch_validator.validate_json(body)
+        except ValidationError as error:
+            raise self._refusal(error) from None
+        rows, params = batch["rows"], batch.get("params", {})
+        colons = len(batch) + sum(map(len, rows)) + len(params)
+        if self._colons_in_names or body.count(b":") != colons:
+            _refuse_repeats(body)
+        return rows, params
+
+    def read_query(self, query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The model's parameters from a query string's values.
+
+        Raises:
+            Unprocessable: a parameter is unknown or does not fit the contract.
+        """
+        if not query:
+            return {}
+        known = {param.name: param for param in self.params}
+        given = {
+            name: known[name].read(values) if name in known else values
+            for name, values in query.items()
+        }
+        try:
+            params: dict[str, Any] = self._params_validator.validate_python(given)
+        except ValidationError as error:
+            raise self._refusal(error) from None
+        return params
+
+    def predictions(self, table: Any) -> list[Any]:
+        """One prediction for each row of a model's answer; `NOT_FINITE` for what JSON can't say.
+
+        Raises:
+            ModelFailed: the table is not what the output signature says.
+        """
+        try:
+            return self.outputs.predictions(table)
+        except (TypeError, ValueError, LookupError) as error:
+            raise ModelFailed("the model's answer does not fit its signature", str(error)) from error
+
+    # -- making
+
+    def compile(self) -> None:
+        """Make every validator now, so that a contract which can't be compiled is refused before it is used.
+
+        Raises:
+            Untypable: it can't be compiled.
+        """
+        try:
+            self._row_validator, self._batch_validator, self._params_validator  # noqa: B018
+        except (SchemaError, TypeError, ValueError) as error:
+            raise Untypable(f"its contract can't be compiled: {error}") from error
+
+    @cached_property
+    def _row_validator(self) -> SchemaValidator:
+        return _validator(self.row)
+
+    @cached_property
+    def _batch_validator(self) -> SchemaValidator:
+        return _validator(self.batch)
+
+    @cached_property
+    def _params_validator(self) -> SchemaValidator:
+        return _validator(self.params_type)
+
+    @cached_property
+    def _colons_in_names(self) -> bool:
+        return any(":" in each.name for each in (*self.columns, *self.params))
+
+    def _object(self, kind: str, fields: dict[str, Any], extra: Any = None) -> Any:
+        title = "".join(word[:1].upper() + word[1:] for word in re.findall(r"[0-9A-Za-z]+", self.name))
+        made = type_dict(f"{title}{kind}", fields)
+        made.__pydantic_config__ = ConfigDict(
+            extra="forbid", title=f"{title}{kind}", json_schema_extra=extra
+        )
+        return made
+
+    def _refusal(self, error: ValidationError) -> Malformed | BodyTooLarge | Unprocessable:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        kinds = {(fault["type"], fault["loc"]) for fault in found}
+        if found[0]["type"] == "json_invalid":
+            return Malformed(found[0]["msg"])
+        if ("too_long", ("rows",)) in kinds:
+            return BodyTooLarge(f"The batch has more than {self.max_rows} rows.")
+        faults = tuple(
+            Fault(tuple(_short(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, "))
+            for fault in found[:_MOST_FAULTS]
+        )
+        more = f" (the first {_MOST_FAULTS} are listed)" if len(found) > _MOST_FAULTS else ""
+        things = "1 thing does" if len(found) == 1 else f"{len(found)} things do"
+        return Unprocessable(f"{things} not fit the contract of model {self.name}{more}.", faults)
+
+
+class ModelVersion(TypedDict):
+    """The model version that answered; the version is null for a logged model outside the registry."""
+
+    name: str
+    version: str | None
+
+
+def _validator(annotation: Any) -> SchemaValidator:
+    validator = TypeAdapter(annotation).validator
+    assert isinstance(validator, SchemaValidator)
+    return validator
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        return text
+
+
+def _short(part: str | int) -> str | int:
+    return part if isinstance(part, int) or len(part) <= 100 else f"{part[:100]}…"
+
+
+def _refuse_repeats(body: bytes) -> None:
+    """Refuse an object that names a field twice: two readers could read two things.
+
+    Every name in JSON is followed by a colon, so that a body with just as many colons as names has no
+    repeats; only one with others (in a text, a datetime or a repeated name) is parsed again here.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise Malformed("A field is named twice.")
+
+    json.loads(body, object_pairs_hook=once)

@@ -1,0 +1,139 @@
+"""The fork server: a process with the heavy imports done, from which model processes are forked.
+
+`python -m serving.runtime.forkserver FD` reads requests from the front on the socket FD, one JSON object a line:
+
+- `{"fork": FOLDER}` with a socket attached: fork a process that serves the model in FOLDER on that socket;
+  answered by `{"forked": PID}`
+- `{"kill": PID}`: kill that process, if it still lives
+
+and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has gone,
+however it went, the fork server ends and takes its processes along.
+
+The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
+imports the front's main module again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from serving.runtime import process
+
+PRELOAD = ("mlflow.pyfunc", "mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
+_PR_SET_PDEATHSIG = 1
+
+
+class ForkServer:
+    """Forks, kills and reaps model processes as the front asks."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.children: set[int] = set()
+        self._woken, self._wake = os.pipe()
+        self._text = b""
+
+    def run(self) -> None:
+        """Serve the front until it hangs up; then kill every process that is left."""
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            while self.step():
+                pass
+        finally:
+            for pid in self.children:
+                os.kill(pid, signal.SIGKILL)
+
+    def step(self) -> bool:
+        """Wait for one event and handle it; False when the front has gone."""
+        readable, _, _ = select.select([self.control, self._woken], [], [])
+        if self._woken in readable:
+            os.read(self._woken, 4096)
+            self._reap()
+        return self.control not in readable or self._obey()
+
+    def _obey(self) -> bool:
+        data, handles, _, _ = socket.recv_fds(self.control, 65536, 16)
+        *lines, self._text = (self._text + data).split(b"\n")
+        for line in lines:
+            request = json.loads(line)
+            if "fork" in request:
+                self._fork(handles.pop(0), Path(request["fork"]))
+            elif request["kill"] in self.children:
+                os.kill(request["kill"], signal.SIGKILL)
+        return bool(data)
+
+    def _fork(self, handle: int, folder: Path) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_model_process(handle, folder)
+        os.close(handle)
+        self.children.add(pid)
+        self._tell({"forked": pid})
+
+    def _become_model_process(self, handle: int, folder: Path) -> None:
+        status = 1
+        try:
+            _die_with_parent()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for inherited in (self.control.detach(), self._woken, self._wake):
+                os.close(inherited)
+            process.serve(socket.socket(fileno=handle), folder)
+            status = 0
+        except (BrokenPipeError, ConnectionResetError):
+            status = 0  # the front has gone
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                self.children.discard(pid)
+                self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+    def _tell(self, fact: dict[str, int]) -> None:
+        with suppress(BrokenPipeError):
+            self.control.sendall(json.dumps(fact).encode() + b"\n")
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process if the fork server is killed; Linux knows how."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def preload() -> None:
+    """Import what models commonly need; what isn't installed, no model here can need."""
+    for name in PRELOAD:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    """Run as the front's child, with the number of the control socket as argument."""
+    # The front decides when to stop; a signal sent to the whole group must not cut off its requests.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    preload()
+    ForkServer(control).run()
+
+
+if __name__ == "__main__":
+    main()

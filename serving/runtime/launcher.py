@@ -1,0 +1,103 @@
+"""The front's handle of the fork server: launches and kills model processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import LoadFailed
+
+log = logging.getLogger("serving.launcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A model process: its id, and its exit code (or the negative signal) when it ends."""
+
+    pid: int
+    ended: asyncio.Future[int]
+
+
+class Launcher:
+    """Starts the fork server, starts it again if it dies, and speaks with it."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._launching: deque[asyncio.Future[Child]] = deque()
+        self._children: dict[int, Child] = {}
+
+    def start(self) -> None:
+        """Start the fork server, if it doesn't run."""
+        if self._control is not None:
+            return
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        with theirs:
+            command = [sys.executable, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
+            self._server = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        self._listener = asyncio.get_running_loop().create_task(self._listen(self._control))
+
+    def launch(self, folder: Path, connection: socket.socket) -> asyncio.Future[Child]:
+        """Have a model process serve the model in `folder` on `connection`."""
+        self.start()
+        assert self._control is not None
+        launched: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._launching.append(launched)
+        line = json.dumps({"fork": str(folder)}).encode() + b"\n"
+        with suppress(OSError):  # the listener sees that the fork server has gone, and says so
+            socket.send_fds(self._control, [line], [connection.fileno()])
+        return launched
+
+    def kill(self, child: Child) -> None:
+        """Kill a model process; nothing happens if it has ended."""
+        if self._control is not None and not child.ended.done():
+            with suppress(OSError):
+                self._control.send(json.dumps({"kill": child.pid}).encode() + b"\n")
+
+    async def aclose(self) -> None:
+        """End the fork server and with it every model process."""
+        if self._listener is None or self._control is None or self._server is None:
+            return
+        self._control.shutdown(socket.SHUT_RDWR)
+        await self._listener
+        await asyncio.to_thread(self._server.wait)
+
+    async def _listen(self, control: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        text = b""
+        with control, suppress(OSError):
+            while data := await loop.sock_recv(control, 65536):
+                *lines, text = (text + data).split(b"\n")
+                for line in lines:
+                    self._hear(json.loads(line))
+        self._control = None
+        while self._launching:
+            if not (launched := self._launching.popleft()).done():
+                launched.set_exception(LoadFailed("the fork server died"))
+        for pid in list(self._children):
+            self._hear({"ended": pid, "status": -signal.SIGKILL})
+
+    def _hear(self, fact: dict[str, int]) -> None:
+        if "ended" in fact:
+            self._children.pop(fact["ended"]).ended.set_result(fact["status"])
+            return
+        child = Child(fact["forked"], asyncio.get_running_loop().create_future())
+        self._children[child.pid] = child
+        launched = self._launching.popleft()
+        if launched.done():  # nobody waits for it any more
+            self.kill(child)
+        else:
+            launched.set_result(child)

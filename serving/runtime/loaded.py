@@ -1,0 +1,206 @@
+"""One model version that is loaded: its contract, its processes, and who holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Self
+from urllib.parse import quote
+
+from serving.errors import ModelFailed, ProcessDied, VerificationFailed
+from serving.registry.store import Artifacts
+from serving.registry.version import Version
+from serving.runtime import mlmodel, table
+from serving.runtime.batcher import Batcher, Rows, Ticket
+from serving.runtime.launcher import Launcher
+from serving.runtime.outputs import NOT_FINITE
+from serving.runtime.pool import Pool
+from serving.settings import Limits, Runtime
+
+log = logging.getLogger("serving.model")
+
+Part = tuple[Sequence[int], Ticket]
+"""Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
+
+
+class State(Enum):
+    """Where a loaded version stands."""
+
+    STARTING = "starting"
+    LIVE = "live"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class Loaded:
+    """A model version with processes of its own; held with `with` while a request is under way.
+
+    Raises:
+        Untypable: no contract can be made of it.
+        VerificationFailed: its input example does not fit its own signature.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        artifacts: Artifacts,
+        launcher: Launcher,
+        limits: Limits,
+        runtime: Runtime,
+    ) -> None:
+        self.version, self.artifacts = version, artifacts
+        described = mlmodel.read(artifacts.folder)
+        self.contract = mlmodel.contract(described, version.name, limits.max_rows)
+        self.example = mlmodel.example(artifacts.folder, described, self.contract)
+        if self.example:
+            self.contract = self.contract.with_example(self.example.shown)
+        self.told = {"name": version.name, "version": version.version}
+        """The version as answers tell it."""
+        self.headers = _headers(version)
+        """The version as answers' headers tell it."""
+        self.warnings: tuple[str, ...] = ()
+        self.loaded_at = datetime.now(UTC)
+        self.state = State.STARTING
+        self._runtime = runtime
+        self._leases = 0
+        self._unheld = asyncio.Event()
+        self._schema = table.schema(self.contract.columns)
+        self._batcher = Batcher(
+            lambda rows, key: table.encode(self._schema, rows, key[0]),
+            self._read,
+            most_rows=runtime.max_batch_rows,
+            most_waiting=limits.max_waiting,
+            deadline=limits.deadline_seconds,
+        )
+        self._pool = Pool(
+            launcher,
+            artifacts.folder,
+            count=runtime.replicas,
+            load_seconds=runtime.load_seconds,
+            on_ready=self._batcher.add,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Loaded {self.version} {self.state.value} leases={self._leases}>"
+
+    # -- start, verify
+
+    async def start(self) -> None:
+        """Start the model processes and have the first one answer the input example.
+
+        Raises:
+            LoadFailed: a process raised, hung or died while loading.
+            VerificationFailed: it does not answer the example as its contract says.
+        """
+        try:
+            await self._pool.start()
+            await self._verify()
+        except BaseException:
+            self.close()
+            raise
+        self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
+        self._pool.keep()
+
+    async def _verify(self) -> None:
+        if self.example is None:
+            self.warnings = (
+                f"{self.version} has no input example in rows, so it went live unproven: "
+                f"{mlmodel.HOW_TO_LOG}",
+            )
+            return
+        try:
+            async with asyncio.timeout(self._runtime.load_seconds):
+                for key, _, rows in self._groups(self.example.rows, self.example.params):
+                    await self._prove(rows, key[0])
+        except TimeoutError:
+            raise VerificationFailed("it did not answer its own input example in time") from None
+        except (ModelFailed, ProcessDied) as error:
+            raise VerificationFailed(f"on its own input example {error}") from error
+
+    async def _prove(self, rows: Rows, params: str) -> None:
+        answer = await self._pool.replicas[0].answer(table.encode(self._schema, rows, params))
+        predictions = self._read(answer)
+        if len(predictions) != len(rows):
+            raise ModelFailed(f"it answered {len(predictions)} rows for {len(rows)}")
+        if NOT_FINITE in predictions:
+            raise ModelFailed("it answered a number that is not finite")
+
+    def _read(self, answer: bytes) -> list[Any]:
+        return self.contract.predictions(table.decode_answer(answer))
+
+    # -- use
+
+    def __enter__(self) -> Self:
+        self._leases += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leases -= 1
+        if not self._leases:
+            self._unheld.set()
+
+    def submit(self, rows: Rows, params: Mapping[str, Any], deadline: float) -> list[Part]:
+        """Queue rows that fit the contract, to be answered within `deadline` seconds.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        parts: list[Part] = []
+        try:
+            for key, indices, group in self._groups(rows, params):
+                parts.append((indices, self._batcher.submit(group, key, deadline)))
+        except BaseException:
+            self.withdraw(parts)
+            raise
+        return parts
+
+    def withdraw(self, parts: list[Part]) -> None:
+        """Forget a request whose caller has gone."""
+        for _, ticket in parts:
+            if not ticket.future.done():
+                self._batcher.withdraw(ticket)
+
+    def _groups(
+        self, rows: Rows, params: Mapping[str, Any]
+    ) -> list[tuple[tuple[str, tuple[bool, ...]], Sequence[int], Rows]]:
+        """The rows in groups that can each be one table, with the key that such groups share."""
+        text = json.dumps(params, sort_keys=True, default=str) if params else ""
+        holey = self.contract.columns_left_out_whole
+        if not holey:
+            return [((text, ()), range(len(rows)), rows)]
+        return [
+            ((text, absence), indices, [rows[index] for index in indices])
+            for absence, indices in table.by_absence(holey, rows).items()
+        ]
+
+    # -- drain, close
+
+    async def drain(self) -> None:
+        """Wait until no request holds it, at most for the drain time, then end its processes."""
+        self.state = State.DRAINING
+        try:
+            async with asyncio.timeout(self._runtime.drain_seconds):
+                while self._leases:
+                    self._unheld.clear()
+                    await self._unheld.wait()
+        except TimeoutError:
+            log.warning("%r is still held after %g s", self, self._runtime.drain_seconds)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End its processes now."""
+        self.state = State.CLOSED
+        self._pool.kill()
+
+
+def _headers(version: Version) -> tuple[tuple[bytes, bytes], ...]:
+    shown = version.version or version.model_id or ""
+    return (
+        (b"x-model-name", quote(version.name).encode()),
+        (b"x-model-version", quote(shown).encode()),
+    )

@@ -1,0 +1,145 @@
+"""What a logged model says of itself: its contract and its input example, read from the files MLflow wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving.errors import RequestError, Untypable, VerificationFailed
+from serving.runtime.columns import SCALARS, Column, column
+from serving.runtime.contract import Contract, Param, Row
+from serving.runtime.outputs import outputs
+
+HOW_TO_LOG = (
+    "log it with signature=mlflow.models.infer_signature(inputs, outputs), inputs being a DataFrame "
+    "with named columns, and input_example=inputs.head()"
+)
+_TASKS = (None, "classification", "regression")
+_SERVING = {"task", "classes", "inputs", "description"}
+_MOST_EXAMPLE_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The input example that a model was logged with, as rows of its own contract."""
+
+    rows: Sequence[Row]
+    params: Mapping[str, Any]
+    shown: Row
+    """The first row as JSON has it, for the documentation."""
+
+
+def read(folder: Path) -> Mapping[str, Any]:
+    """The content of the `MLmodel` file in `folder`.
+
+    Raises:
+        Untypable: there is none, or it is no YAML mapping.
+    """
+    try:
+        described = yaml.load((folder / "MLmodel").read_bytes(), Loader=yaml.CSafeLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise Untypable(f"its MLmodel file can't be read: {error}") from error
+    return _mapping(described, "MLmodel")
+
+
+def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract:
+    """The contract that an `MLmodel` file's content describes.
+
+    Raises:
+        Untypable: there is no signature, or one from which no typed endpoint can be made.
+    """
+    signature = described.get("signature")
+    if not signature:
+        raise Untypable(f"it has no signature: {HOW_TO_LOG}")
+    metadata = _mapping(described.get("metadata") or {}, "metadata")
+    serving = _mapping(metadata.get("serving") or {}, "metadata serving")
+    if unknown := serving.keys() - _SERVING:
+        raise Untypable(f"metadata serving has unknown entries: {', '.join(sorted(unknown))}")
+    task = serving.get("task")
+    if task not in _TASKS:
+        raise Untypable(f"metadata serving.task is {task!r}: write classification or regression")
+    classes = tuple(str(each) for each in serving.get("classes") or ())
+    found = Contract(
+        name,
+        _columns(_specs(signature, "inputs"), serving.get("inputs") or {}),
+        tuple(_param(spec) for spec in _specs(signature, "params")),
+        outputs(_specs(signature, "outputs"), task, classes),
+        max_rows,
+    )
+    found.compile()
+    return found
+
+
+def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> Example | None:
+    """The logged input example; None where there is none in rows.
+
+    Raises:
+        VerificationFailed: it does not fit the model's own contract.
+    """
+    info = described.get("saved_input_example_info") or {}
+    try:
+        logged = json.loads((folder / info["serving_input_path"]).read_bytes())
+        split = logged["dataframe_split"]
+        rows = [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not rows:
+        return None
+    body = {"rows": rows[:_MOST_EXAMPLE_ROWS]}
+    if params := logged.get("params"):
+        body["params"] = params
+    try:
+        return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
+    except RequestError as error:
+        faults = "; ".join(f"{fault.loc}: {fault.msg}" for fault in error.faults[:3])
+        raise VerificationFailed(
+            f"its input example does not fit its own signature: {faults or error}"
+        ) from error
+
+
+def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, ...]:
+    if not specs:
+        raise Untypable(f"its signature has no inputs: {HOW_TO_LOG}")
+    if any("name" not in spec or spec["type"] == "tensor" for spec in specs):
+        raise Untypable(
+            f"its signature has tensors or columns without names, which can't be typed yet: {HOW_TO_LOG}"
+        )
+    names = [spec["name"] for spec in specs]
+    words = _mapping(facets, "serving.inputs")
+    if unknown := words.keys() - set(names):
+        raise Untypable(f"metadata serving.inputs names no column: {', '.join(sorted(unknown))}")
+    return tuple(
+        column(spec, _mapping(words.get(spec["name"]) or {}, f"serving.inputs.{spec['name']}"))
+        for spec in specs
+    )
+
+
+def _param(spec: Mapping[str, Any]) -> Param:
+    name, kind = spec["name"], str(spec["type"])
+    if kind not in SCALARS or kind == "binary":
+        raise Untypable(f"the parameter {name!r} is of type {kind}, which can't be typed yet")
+    return Param(name, kind, spec.get("default"), spec.get("shape") is not None)
+
+
+def _specs(signature: Any, part: str) -> list[dict[str, Any]]:
+    text = _mapping(signature, "signature").get(part)
+    try:
+        specs = json.loads(text) if text else []
+    except (TypeError, ValueError) as error:
+        raise Untypable(f"its signature's {part} can't be read: {error}") from error
+    if not isinstance(specs, list) or not all(isinstance(spec, dict) for spec in specs):
+        raise Untypable(f"its signature's {part} are no list of columns")
+    return specs
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Untypable(f"its metadata {what} is no mapping")
+    return value
+
+

@@ -1,0 +1,313 @@
+"""What a model answers, as its output signature and metadata say, and as clients read it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import WithJsonSchema
+
+from serving.errors import ModelFailed, Untypable
+
+_NUMPY_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "U": "string"}
+_MLFLOW_KINDS = {
+    "boolean": "boolean",
+    "integer": "integer",
+    "long": "integer",
+    "float": "number",
+    "double": "number",
+    "string": "string",
+    "binary": "binary",
+    "datetime": "datetime",
+}
+_SCHEMAS: Mapping[str, dict[str, Any]] = {
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "boolean": {"type": "boolean"},
+    "string": {"type": "string"},
+    "binary": {"type": "string", "contentEncoding": "base64"},
+    "datetime": {"type": "string", "format": "date-time"},
+    "any": {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One output column: what its values are, the shape of one, and whether one may be null."""
+
+    name: str | None
+    kind: str
+    shape: tuple[int, ...] = ()
+    required: bool = True
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of one value."""
+        schema = dict(_SCHEMAS[self.kind])
+        if not self.required and "type" in schema:
+            schema["type"] = [schema["type"], "null"]
+        for size in reversed(self.shape):
+            schema = {"type": "array", "items": schema}
+            if size >= 0:
+                schema |= {"minItems": size, "maxItems": size}
+        return schema
+
+    def read(self, array: pa.Array) -> list[Any]:
+        """The column's values; a row in which a number is not finite is given as `NOT_FINITE`.
+
+        Raises:
+            ModelFailed: they are not of this type and shape.
+        """
+        flat, rows = array, len(array)
+        for size in self.shape:
+            if not pa.types.is_list(flat.type) and not pa.types.is_fixed_size_list(flat.type):
+                raise self._unlike(array)
+            flat = flat.flatten()
+            if size >= 0 and len(flat) != rows * size:
+                raise self._unlike(array)
+            rows = len(flat)
+        if not self._holds(flat.type) or (self.required and flat.null_count):
+            raise self._unlike(array)
+        values = array.to_pylist()
+        if pa.types.is_floating(flat.type) and not np.isfinite(flat.to_numpy(zero_copy_only=False)).all():
+            values = [value if _finite(value) else NOT_FINITE for value in values]
+        return _encoded(values) if self.kind == "binary" else values
+
+    def _holds(self, found: pa.DataType) -> bool:
+        checks = {
+            "number": pa.types.is_floating(found) or pa.types.is_integer(found),
+            "integer": pa.types.is_integer(found),
+            "boolean": pa.types.is_boolean(found),
+            "string": pa.types.is_string(found) or pa.types.is_large_string(found),
+            "binary": pa.types.is_binary(found),
+            "datetime": pa.types.is_timestamp(found),
+        }
+        return checks.get(self.kind, True)
+
+    def _unlike(self, array: pa.Array) -> ModelFailed:
+        shape = "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
+        return ModelFailed(
+            f"the model answered {array.type} where its signature says {self.kind}{shape}"
+        )
+
+
+class _NotFinite:
+    def __repr__(self) -> str:
+        return "NOT_FINITE"
+
+
+NOT_FINITE = _NotFinite()
+"""Stands where a model answered NaN or infinity, which JSON can't say."""
+
+
+class Outputs(Protocol):
+    """How a table of model outputs becomes predictions, one for each row."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of one prediction and their types, for OpenAPI."""
+
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+        """One prediction for each row; `NOT_FINITE` where it holds NaN or infinity.
+
+        Raises:
+            ModelFailed: the table is not what the signature says.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Any output, typed after the signature: one value, or an object of named ones."""
+
+    values: tuple[Value, ...]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """`prediction`: a value, or an object with one field for each output column."""
+        if len(self.values) == 1:
+            return {"prediction": _typed(self.values[0].schema)}
+        properties = {str(value.name): value.schema for value in self.values}
+        schema = {"type": "object", "properties": properties, "required": [*properties]}
+        return {"prediction": _typed(schema)}
+
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+        """One `{"prediction": …}` for each row."""
+        if len(self.values) == 1:
+            found = self.values[0].read(_column(table, self.values[0].name))
+        else:
+            names = [str(value.name) for value in self.values]
+            columns = [value.read(_column(table, value.name)) for value in self.values]
+            found = [
+                NOT_FINITE if NOT_FINITE in row else dict(zip(names, row, strict=True))
+                for row in zip(*columns, strict=True)
+            ]
+        return [row if row is NOT_FINITE else {"prediction": row} for row in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """One number for each row."""
+
+    name: str | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """`prediction`: a number."""
+        return {"prediction": float}
+
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+        """One `{"prediction": number}` for each row."""
+        array = _column(table, self.name)
+        if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
+            array = array.flatten()
+        found = Value(self.name, "number").read(array)
+        return [row if row is NOT_FINITE else {"prediction": row} for row in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """A probability for each class and row, as `predict_proba` gives them."""
+
+    classes: tuple[str, ...]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The class id, its name, and the probabilities by name."""
+        chances = {name: {"type": "number"} for name in self.classes}
+        schema = {"type": "object", "properties": chances, "required": [*self.classes]}
+        return _class_fields(self.classes) | {
+            "confidence": float,
+            "probabilities": _typed(schema),
+        }
+
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+        """The likeliest class of each row; of equally likely ones the first."""
+        chances = _matrix(table, self.classes)
+        finite = np.isfinite(chances).all(axis=1).tolist()
+        return [
+            {
+                "prediction": best,
+                "label": self.classes[best],
+                "confidence": row[best],
+                "probabilities": dict(zip(self.classes, row, strict=True)),
+            }
+            if fine
+            else NOT_FINITE
+            for best, row, fine in zip(
+                chances.argmax(axis=1).tolist(), chances.tolist(), finite, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A class for each row, by id or by name, as `predict` gives them."""
+
+    classes: tuple[str, ...]
+    name: str | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The class id and its name."""
+        return _class_fields(self.classes)
+
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+        """The class of each row."""
+        array = _column(table, self.name)
+        if pa.types.is_integer(array.type):
+            found = [int(value) for value in array.to_pylist() if value is not None]
+        else:
+            ids = {name: index for index, name in enumerate(self.classes)}
+            found = [ids.get(str(value), -1) for value in array.to_pylist()]
+        if len(found) != len(array) or not all(0 <= index < len(self.classes) for index in found):
+            raise ModelFailed("the model answered a class that its metadata does not list")
+        return [{"prediction": index, "label": self.classes[index]} for index in found]
+
+
+def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple[str, ...]) -> Outputs:
+    """The outputs that a signature's `outputs` and the metadata's `task` and `classes` describe.
+
+    Raises:
+        Untypable: task and signature contradict each other.
+    """
+    values = tuple(_value(spec) for spec in specs) or (Value(None, "any"),)
+    if task == "classification":
+        return _classification(values, classes)
+    if task == "regression":
+        if len(values) != 1 or values[0].kind not in ("number", "integer", "any"):
+            raise Untypable("its task is regression, but its output signature is not one number a row")
+        return Regression(values[0].name)
+    return Values(values)
+
+
+def _classification(values: tuple[Value, ...], classes: tuple[str, ...]) -> Outputs:
+    if not classes:
+        raise Untypable("its task is classification, but metadata serving.classes names no classes")
+    wide = len(values) > 1 or bool(values[0].shape)
+    if not wide:
+        return Labels(classes, values[0].name)
+    width = len(values) if len(values) > 1 else values[0].shape[-1]
+    if width not in (-1, len(classes)):
+        raise Untypable(
+            f"its output signature has {width} columns, but metadata serving.classes names "
+            f"{len(classes)} classes"
+        )
+    return Probabilities(classes)
+
+
+def _value(spec: Mapping[str, Any]) -> Value:
+    name = spec.get("name")
+    if spec["type"] == "tensor":
+        tensor = spec["tensor-spec"]
+        kind = _NUMPY_KINDS.get(np.dtype(tensor["dtype"]).kind, "any")
+        return Value(name, kind, tuple(tensor["shape"][1:]))
+    return Value(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
+
+
+def _column(table: pa.RecordBatch, name: str | None) -> pa.Array:
+    if table.num_columns == 1:
+        return table.column(0)
+    if name is None or name not in table.schema.names:
+        wanted = "one column" if name is None else f"a column {name!r}"
+        raise ModelFailed(
+            f"the model answered the columns {table.schema.names[:20]} where its signature says {wanted}"
+        )
+    return table.column(name)
+
+
+def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    width = len(classes)
+    if table.num_columns == 1 and pa.types.is_fixed_size_list(table.schema.field(0).type):
+        array = table.column(0)
+        if array.type.list_size == width:
+            flat = array.flatten().to_numpy(zero_copy_only=False)
+            return flat.reshape(-1, width)
+    elif table.num_columns == width:
+        by_name = set(table.schema.names) == set(classes)
+        columns = [table.column(name) for name in classes] if by_name else table.columns
+        return np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
+    raise ModelFailed(f"the model did not answer one probability for each of {width} classes")
+
+
+def _class_fields(classes: tuple[str, ...]) -> dict[str, Any]:
+    ids = {"type": "integer", "minimum": 0, "maximum": len(classes) - 1}
+    return {
+        "prediction": _typed(ids),
+        "label": _typed({"type": "string", "enum": [*classes]}),
+    }
+
+
+def _typed(schema: dict[str, Any]) -> Any:
+    return Annotated[Any, WithJsonSchema(schema)]
+
+
+def _finite(value: Any) -> bool:
+    return value is None or bool(np.isfinite(np.asarray(value, dtype=float)).all())
+
+
+def _encoded(values: list[Any]) -> list[Any]:
+    return [value and base64.b64encode(value).decode() for value in values]

@@ -1,0 +1,98 @@
+"""The model processes of one version: started together, replaced when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.errors import LoadFailed
+from serving.runtime.launcher import Launcher
+from serving.runtime.replica import Replica
+
+log = logging.getLogger("serving.pool")
+_STEADY_SECONDS = 30.0
+_LONGEST_PAUSE = 30.0
+
+
+def next_pause(pause: float, lived: float) -> float:
+    """Seconds to wait before a dead process is replaced: none at first, then growing while they die young."""
+    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else min(max(2 * pause, 0.5), _LONGEST_PAUSE)
+
+
+class Pool:
+    """Keeps `count` processes with the model in `folder`.
+
+    `on_ready` is called with each process that can take its first table.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        folder: Path,
+        *,
+        count: int,
+        load_seconds: float,
+        on_ready: Callable[[Replica], None],
+    ) -> None:
+        self._launcher, self._folder = launcher, folder
+        self._count, self._load_seconds = count, load_seconds
+        self._on_ready = on_ready
+        self._keepers: list[asyncio.Task[None]] = []
+        self.replicas: list[Replica] = []
+
+    async def start(self) -> None:
+        """Start all processes and load the model in each; none is left if one can't.
+
+        Raises:
+            LoadFailed: a process raised, hung or died while loading.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                starting = [group.create_task(self._start_one()) for _ in range(self._count)]
+        except BaseException as error:
+            self.kill()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        self.replicas = [task.result() for task in starting]
+
+    def keep(self) -> None:
+        """Hand out the processes, and from now on replace those that die."""
+        for index, replica in enumerate(self.replicas):
+            self._on_ready(replica)
+            self._keepers.append(asyncio.create_task(self._keep_one(index)))
+
+    def kill(self) -> None:
+        """End all processes now."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        for replica in self.replicas:
+            replica.kill()
+
+    async def _start_one(self) -> Replica:
+        replica = await Replica.start(self._launcher, self._folder, self._load_seconds)
+        self.replicas.append(replica)
+        return replica
+
+    async def _keep_one(self, index: int) -> None:
+        loop = asyncio.get_running_loop()
+        pause, started = -1.0, loop.time()
+        while True:
+            await self.replicas[index].dead
+            pause = next_pause(pause, loop.time() - started)
+            log.warning("%r has died; the next starts in %g s", self.replicas[index], pause)
+            started = loop.time()
+            replica = await self._replacement(pause)
+            self.replicas[index] = replica
+            self._on_ready(replica)
+
+    async def _replacement(self, pause: float) -> Replica:
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                return await Replica.start(self._launcher, self._folder, self._load_seconds)
+            except LoadFailed as error:
+                pause = next_pause(pause, 0.0)
+                log.error("no new model process: %s; the next try is in %g s", error, pause)

@@ -1,0 +1,177 @@
+"""The front's handle of one model process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import cast
+
+from serving.errors import LoadFailed, ModelFailed, ProcessDied
+from serving.runtime import wire
+from serving.runtime.launcher import Child, Launcher
+
+log = logging.getLogger("serving.replica")
+_SECONDS_TO_REAP = 5
+
+Outcome = bytes | ModelFailed | ProcessDied
+"""How a question ended: the answer's bytes, the model's exception, or the death of the process."""
+
+
+class State(Enum):
+    """Where a model process stands."""
+
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DEAD = "dead"
+
+
+class Replica(asyncio.Protocol):
+    """One model process: loads on start, then answers one table at a time.
+
+    `dead` is done when the process has gone, whoever ended it.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._unpacker = wire.Unpacker()
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: Callable[[Outcome], None] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self.state = State.LOADING
+        self._child: Child | None = None
+        self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Replica pid={self.pid} {self.state.value}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, once it is known."""
+        return self._child and self._child.pid
+
+    @classmethod
+    async def start(cls, launcher: Launcher, folder: Path, timeout: float) -> Replica:
+        """Start a process and load the model in `folder`, within `timeout` seconds.
+
+        Raises:
+            LoadFailed: it raised, died or was not done in time.
+        """
+        replica = cls(launcher)
+        try:
+            async with asyncio.timeout(timeout):
+                await replica._connect(folder)
+                await replica._loaded
+        except ProcessDied:
+            raise LoadFailed(f"its process {await replica._cause_of_death()}") from None
+        except TimeoutError:
+            raise LoadFailed(f"it had not loaded after {timeout:g} s, and was stopped") from None
+        finally:
+            if replica.state is not State.IDLE:
+                replica.kill()
+        return replica
+
+    def ask(self, payload: bytes, done: Callable[[Outcome], None]) -> None:
+        """Have an idle process answer an encoded table; `done` is called with how that ended."""
+        assert self.state is State.IDLE and self._transport is not None, self
+        self.state, self._done = State.BUSY, done
+        self._transport.write(wire.pack(wire.Kind.PREDICT, payload))
+
+    async def answer(self, payload: bytes) -> bytes:
+        """As `ask`, waited for.
+
+        Raises:
+            ModelFailed: the model raised.
+            ProcessDied: the process died.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.ask(payload, lambda outcome: None if future.done() else future.set_result(outcome))
+        outcome = await future
+        if isinstance(outcome, bytes):
+            return outcome
+        raise outcome
+
+    def kill(self) -> None:
+        """End the process now, whatever it does."""
+        if self._child is not None:
+            self._launcher.kill(self._child)
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _connect(self, folder: Path) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            launched = self._launcher.launch(folder, theirs)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
+        self._child = await launched
+
+    async def _cause_of_death(self) -> str:
+        status = await asyncio.wait_for(self._child.ended, _SECONDS_TO_REAP) if self._child else 0
+        if status < 0:
+            hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
+            return f"was killed by {signal.Signals(-status).name} while loading{hint}"
+        return f"ended with status {status} while loading"
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is ours."""
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        """Something came from the process, which is not trusted to speak sense."""
+        try:
+            for kind, payload in self._unpacker.feed(data):
+                self._heard(kind, payload)
+        except ValueError:
+            log.error("model process %s sent what is no frame, and is stopped", self.pid)
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process has gone."""
+        was, self.state = self.state, State.DEAD
+        if was is State.LOADING and not self._loaded.done():
+            self._fail(ProcessDied("The model process died while loading."))
+        if done := self._done:
+            self._done = None
+            done(ProcessDied("The model process died under the request."))
+        if not self.dead.done():
+            self.dead.set_result(None)
+
+    def _heard(self, kind: wire.Kind, payload: bytes) -> None:
+        if self.state is State.LOADING and not self._loaded.done():
+            if kind is wire.Kind.READY:
+                self.state = State.IDLE
+                self._loaded.set_result(None)
+            else:
+                error, trace = _failure(payload)
+                log.warning("loading raised: %s", json.dumps(trace))
+                self._fail(LoadFailed(f"loading it raised {error}"))
+        elif self.state is State.BUSY and (done := self._done):
+            self.state, self._done = State.IDLE, None
+            if kind is wire.Kind.ANSWER:
+                done(payload)
+            else:
+                error, trace = _failure(payload)
+                done(ModelFailed(f"it raised {error}", trace))
+
+
+    def _fail(self, error: LoadFailed | ProcessDied) -> None:
+        self._loaded.set_exception(error)
+        self._loaded.exception()  # seen: `start` may have been cancelled
+
+
+def _failure(payload: bytes) -> tuple[str, str]:
+    """The exception in a word, and its traceback; the process is not trusted to have sent either."""
+    try:
+        told = json.loads(payload)
+        return str(told["error"])[:1000], str(told["traceback"])
+    except (ValueError, TypeError, LookupError):
+        return "an exception that could not be read", repr(payload[:1000])

@@ -1,0 +1,118 @@
+"""Typed rows ⇄ Arrow ⇄ pandas: what crosses between the front and a model process is an Arrow stream.
+
+The front encodes rows with the exact types that pyfunc enforces and reads back the model's answer; the model
+process does the reverse. Neither unpickles anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from serving.errors import ModelFailed
+from serving.runtime.columns import Column
+
+_PARAMS = b"params"
+
+
+def schema(columns: Iterable[Column]) -> pa.Schema:
+    """The Arrow schema of a table with these columns."""
+    return pa.schema([pa.field(column.name, column.scalar.arrow) for column in columns])
+
+
+def encode(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], params: str) -> bytes:
+    """Rows as an Arrow stream of one batch; what a row leaves out is null. `params` is JSON, or empty.
+
+    Raises:
+        ModelFailed: a value is not of its column's type, which a contract does not let happen.
+    """
+    try:
+        arrays = [
+            pa.array([row.get(field.name) for row in rows], field.type) for field in schema
+        ]
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise ModelFailed("the rows do not fit its signature", str(error)) from error
+    described = schema.with_metadata({_PARAMS: params}) if params else schema
+    return _stream(pa.RecordBatch.from_arrays(arrays, schema=described))
+
+
+def decode(stream: bytes) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """The DataFrame with the dtypes that pyfunc enforces, and the parameters, of what `encode` made."""
+    batch = pa.ipc.open_stream(stream).read_next_batch()
+    # pyfunc refuses a null in an integer column, but takes an optional column that is left out.
+    absent = [
+        field.name
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+        if pa.types.is_integer(field.type) and column.null_count
+    ]
+    params = (batch.schema.metadata or {}).get(_PARAMS)
+    frame = batch.drop_columns(absent).to_pandas(use_threads=False)
+    return frame, json.loads(params) if params else None
+
+
+def encode_answer(answer: Any) -> bytes:
+    """A model's answer as an Arrow stream of one batch: a DataFrame's columns, or one column of values.
+
+    Raises:
+        TypeError: it is no DataFrame, Series, array or list of plain values.
+    """
+    try:
+        return _stream(_batch(answer))
+    except (pa.ArrowException, ValueError) as error:
+        raise TypeError(f"its answer of type {type(answer).__name__} is no table: {error}") from error
+
+
+def decode_answer(stream: bytes) -> pa.RecordBatch:
+    """What `encode_answer` made.
+
+    Raises:
+        ModelFailed: the bytes are no Arrow stream of one batch.
+    """
+    try:
+        batch = pa.ipc.open_stream(stream).read_next_batch()
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        raise ModelFailed("the model process sent no table", str(error)) from error
+    return batch
+
+
+def by_absence(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> dict[tuple[bool, ...], list[int]]:
+    """The indices of `rows` by which of `columns` they leave out: each group can be one table."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        absence = tuple(row.get(name) is None for name in columns)
+        groups.setdefault(absence, []).append(index)
+    return groups
+
+
+def _batch(answer: Any) -> pa.RecordBatch:
+    if isinstance(answer, pd.DataFrame):
+        arrays = [pa.array(answer.iloc[:, index]) for index in range(answer.shape[1])]
+        return pa.RecordBatch.from_arrays(arrays, names=[str(name) for name in answer.columns])
+    if isinstance(answer, np.ndarray) and answer.ndim > 1:
+        return pa.RecordBatch.from_arrays([_nested(answer)], names=["0"])
+    if isinstance(answer, (np.ndarray, pd.Series, list, tuple)):
+        return pa.RecordBatch.from_arrays([pa.array(answer)], names=["0"])
+    raise TypeError(f"its answer of type {type(answer).__name__} is no table")
+
+
+def _nested(array: np.ndarray[Any, Any]) -> pa.Array:
+    values = pa.array(np.ascontiguousarray(array).reshape(-1))
+    for size in reversed(array.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    return values
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded

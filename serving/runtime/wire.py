@@ -1,0 +1,79 @@
+"""Frames on the socket pair between the front and a model process.
+
+A frame is five bytes of header, its kind and the length of its payload (little endian), and the payload.
+Each side has at most one question under way, so that an answer needs no number.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+_HEADER = struct.Struct("<BI")
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    READY = 1
+    """The model process has loaded its model; no payload."""
+    PREDICT = 2
+    """A table to predict: `table.encode`."""
+    ANSWER = 3
+    """The model's answer: `table.encode_answer`."""
+    FAILED = 4
+    """Loading or predicting raised: JSON with `error` and `traceback`."""
+
+
+Frame = tuple[Kind, bytes]
+
+
+def pack(kind: Kind, payload: bytes = b"") -> bytes:
+    """A frame's bytes."""
+    return _HEADER.pack(kind, len(payload)) + payload
+
+
+class Unpacker:
+    """Puts frames together from the pieces in which a socket gives them."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are whole once `data` has come.
+
+        Raises:
+            ValueError: the bytes are no frame.
+        """
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(self._buffer)
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(memoryview(self._buffer)[_HEADER.size : end])
+            del self._buffer[:end]
+            yield Kind(kind), payload
+
+
+def receive(connection: socket.socket) -> Frame | None:
+    """The next frame, waited for; None where the other side has gone."""
+    header = _exactly(connection, _HEADER.size)
+    if header is None:
+        return None
+    kind, length = _HEADER.unpack(header)
+    payload = _exactly(connection, length)
+    return None if payload is None else (Kind(kind), bytes(payload))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytearray | None:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            return None
+        view = view[count:]
+    return data

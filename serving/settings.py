@@ -1,0 +1,101 @@
+"""What can be set: small frozen groups, read from the environment and the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from serving.errors import InvalidReference
+from serving.registry.reference import Reference
+
+
+def _references(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    uris = [uri.strip() for uri in value.split(",") if uri.strip()]
+    try:
+        return tuple(Reference.parse(uri) for uri in uris)
+    except InvalidReference as error:
+        raise ValueError(str(error)) from None
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Listen(_Group):
+    """Where the front listens."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+
+
+class Limits(_Group):
+    """What one caller may ask for."""
+
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
+    max_rows: int = Field(100_000, ge=1, description="most rows in one request")
+    max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
+    deadline_seconds: float = Field(10.0, gt=0, description="time a request may take, in seconds")
+
+
+class Runtime(_Group):
+    """How model versions are run."""
+
+    replicas: int = Field(1, ge=1, le=256, description="model processes per version")
+    max_batch_rows: int = Field(256, ge=1, description="most rows of several requests in one batch")
+    load_seconds: float = Field(60.0, gt=0, description="time a version may take to load")
+    drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")
+
+
+class Registry(_Group):
+    """Where model versions come from."""
+
+    tracking_uri: str = Field(
+        default_factory=lambda: f"sqlite:///{Path.cwd() / 'mlruns' / 'mlflow.db'}",
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow tracking server or database",
+    )
+    registry_uri: str | None = Field(
+        None,
+        validation_alias="MLFLOW_REGISTRY_URI",
+        description="MLflow registry, where it is not the tracking one",
+    )
+    poll_seconds: float = Field(1.0, gt=0, description="time between looks at the registry")
+    store_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_cache_path("mlflow-serving-front"),
+        description="where downloaded versions are kept",
+    )
+
+
+class Settings(Listen, Limits, Runtime, Registry, BaseSettings):
+    """All groups at once: whatever asks for one group is handed this."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SERVING_", frozen=True, populate_by_name=True, extra="ignore"
+    )
+
+    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
+        (Reference.parse("models:/iris/Production"),),
+        min_length=1,
+        description="model references, comma separated; the first is the default",
+    )
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    of_mlflow = name in ("tracking_uri", "registry_uri")
+    return f"{'MLFLOW' if of_mlflow else 'SERVING'}_{name.upper()}"
+
+
+def mistakes(error: ValidationError) -> list[str]:
+    """One readable line for each wrong setting."""
+    return [
+        f"{variable(str(fault['loc'][0]).lower().removeprefix('mlflow_'))}: "
+        f"{fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors(include_url=False)
+    ]
