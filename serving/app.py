@@ -15,7 +15,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -108,8 +107,8 @@ async def _settle(followers: Sequence[Follower]) -> None:
 
     A full collection over the heap of pandas and MLflow shows as hundreds of milliseconds at p99.
     """
-    while not all(follower.slot.live for follower in followers):
-        await asyncio.sleep(0.2)
+    for follower in followers:
+        await follower.slot.filled.wait()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.registry.reference import Reference
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
 from serving.settings import Settings
 
 
-async def check(
-    settings: Settings, reference: Reference, progress: Callable[[str], None]
-) -> Loaded:
+async def check(settings: Settings, reference: Reference, progress: Callable[[str], None]) -> Loaded:
     """Resolve, load and verify what the reference names; its processes have ended when this returns.
 
     Raises:
@@ -30,9 +28,7 @@ async def check(
         progress(f"fetching {version}")
         artifacts = await Store(settings.store_dir, registry.uri).fetch(version, registry.download)
         progress(f"loading and verifying {version}")
-        loaded = await asyncio.to_thread(
-            Loaded, version, artifacts, launcher, settings, settings
-        )
+        loaded = await asyncio.to_thread(Loaded, version, artifacts, launcher, settings, settings)
         await loaded.start()
         loaded.close()
         return loaded

@@ -47,7 +47,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         own = {name: given.pop(name) for name in list(given) if name in parameters}
         command(_settings(given), **own)
 
-    first, *parameters_of = inspect.signature(command, eval_str=True).parameters.values()
+    _, *parameters_of = inspect.signature(command, eval_str=True).parameters.values()
     parameters = {parameter.name: parameter for parameter in parameters_of}
     run.__signature__ = inspect.Signature([*parameters_of, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -119,20 +119,25 @@ def check(
 ) -> None:
     """Would this version go live? Resolve, load and verify it; the exit status says."""
     from serving.check import check as find_out
-    from serving.errors import InvalidReference, Rejected, RegistryError
-    from serving.registry.reference import Reference
+    from serving.errors import InvalidReference, RegistryError, Rejected
+    from serving.reference import Reference
 
     _log_to(err, logging.ERROR)
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{reference}: …") as status:
-            loaded = asyncio.run(find_out(settings, parsed, lambda what: status.update(f"{reference}: {what} …")))
+            loaded = asyncio.run(
+                find_out(settings, parsed, lambda what: status.update(f"{reference}: {what} …"))
+            )
     except InvalidReference as error:
         _fail(str(error))
     except RegistryError as error:
         _fail(f"{reference} can't be checked: {error}")
     except Rejected as error:
-        out.print(f"[bold red]✗ {_plain(reference)} would not go live[/]: {_plain(str(error))}", soft_wrap=True)
+        out.print(
+            f"[bold red]✗ {_plain(reference)} would not go live[/]: {_plain(str(error))}",
+            soft_wrap=True,
+        )
         raise typer.Exit(NOT_READY) from None
     _print_contract(loaded)
     for warning in loaded.warnings:

@@ -1,27 +1,27 @@
 """Everything that can go wrong, as one tree. No HTTP in here: `app.py` turns classes into statuses.
 
-    ServingError
-    ├── InvalidReference            a model reference in none of the known forms
-    ├── RegistryError
-    │   ├── RegistryUnavailable     no (sensible) answer from the registry or the artifact store; may heal
-    │   └── Unresolved              the reference names no version at present
-    ├── Rejected                    a version that can't serve, with the reason for the person who promoted it
-    │   ├── Untypable               no signature, or one from which no typed endpoint can be made
-    │   ├── LoadFailed              its process failed, hung or died while loading
-    │   └── VerificationFailed      it doesn't answer its own input example as its contract says
-    ├── RequestError                the caller's mistake
-    │   ├── Malformed               not JSON, or JSON of which two readers could read two things
-    │   ├── BodyTooLarge
-    │   ├── UnsupportedMedia
-    │   ├── Unprocessable           JSON that does not fit the contract
-    │   └── UnknownModel            no such model, or a version that is not loaded
-    ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
-    │   ├── NotLive                 the model has no live version yet
-    │   ├── Overloaded              the queue is full
-    │   └── ProcessDied             the model process died under the request, twice
-    ├── CallerLeft                  nobody waits for the answer any more
-    ├── DeadlineExceeded            no answer within the request's deadline
-    └── ModelFailed                 the model raised, or answered what its contract does not allow
+ServingError
+├── InvalidReference            a model reference in none of the known forms
+├── RegistryError
+│   ├── RegistryUnavailable     no (sensible) answer from the registry or the artifact store; may heal
+│   └── Unresolved              the reference names no version at present
+├── Rejected                    a version that can't serve, with the reason for the person who promoted it
+│   ├── Untypable               no signature, or one from which no typed endpoint can be made
+│   ├── LoadFailed              its process failed, hung or died while loading
+│   └── VerificationFailed      it doesn't answer its own input example as its contract says
+├── RequestError                the caller's mistake
+│   ├── Malformed               not JSON, or JSON of which two readers could read two things
+│   ├── BodyTooLarge
+│   ├── UnsupportedMedia
+│   ├── Unprocessable           JSON that does not fit the contract
+│   └── UnknownModel            no such model, or a version that is not loaded
+├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
+│   ├── NotLive                 the model has no live version yet
+│   ├── Overloaded              the queue is full
+│   └── ProcessDied             the model process died under the request, twice
+├── CallerLeft                  nobody waits for the answer any more
+├── DeadlineExceeded            no answer within the request's deadline
+└── ModelFailed                 the model raised, or answered what its contract does not allow
 """
 
 from dataclasses import dataclass

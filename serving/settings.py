@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.errors import InvalidReference
-from serving.registry.reference import Reference
+from serving.reference import Reference
 
 
 def _references(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What operators and data scientists ask: is it alive, is it ready, what is live, and what is its contract."""
+"""What operators and data scientists ask: is it alive, is it ready, what is live, with which contract."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
 from serving.http.problems import documented
@@ -15,8 +15,6 @@ from serving.registry.client import RegistryClient
 from serving.registry.follower import Candidate, Follower
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
-
-from pydantic import TypeAdapter
 
 
 class Health(BaseModel):
@@ -99,7 +97,11 @@ def router(followers: Sequence[Follower], registry: RegistryClient) -> APIRouter
     async def health() -> Health:
         return Health()
 
-    @routes.get("/ready", summary="Is every model live, and in which version?", responses={503: {"model": Readiness}})
+    @routes.get(
+        "/ready",
+        summary="Is every model live, and in which version?",
+        responses={503: {"model": Readiness}},
+    )
     @routes.get("/readyz", include_in_schema=False)
     async def ready(response: Response) -> Readiness:
         found = readiness(followers, registry)
@@ -148,9 +150,7 @@ def describe(contract: Contract) -> ContractDescription:
 
 def _description(follower: Follower) -> ModelDescription:
     live = follower.slot.live
-    return ModelDescription(
-        **_state(follower), contract=describe(live.contract) if live else None
-    )
+    return ModelDescription(**_state(follower), contract=describe(live.contract) if live else None)
 
 
 def _state(follower: Follower) -> dict[str, Any]:

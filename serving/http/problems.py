@@ -42,17 +42,18 @@ def respond(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A problem response; faults that don't fit into 8 KB are left out."""
+    listed = [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults]
     problem = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail[:1000],
         "request_id": request_id,
-        "errors": [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults],
+        "errors": listed,
     }
     body = orjson.dumps(problem)
-    while len(body) > _MOST_BYTES and faults:
-        problem["errors"] = problem["errors"][: len(problem["errors"]) // 2]  # type: ignore[index]
+    while len(body) > _MOST_BYTES and listed:
+        del listed[len(listed) // 2 :]
         body = orjson.dumps(problem)
     return Response(body, status, dict(headers or {}), MEDIA_TYPE)
 

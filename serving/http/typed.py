@@ -1,8 +1,8 @@
 """The typed routes of each model: lean in the request path, and ordinary FastAPI routes in the documentation.
 
 A prediction's request goes round FastAPI's machinery: the body is read, leased a version, validated by that
-version's own contract, queued and answered in bytes. For `/openapi.json` the same routes are declared as FastAPI
-declares any, with the types of the contracts that are live at that moment.
+version's own contract, queued and answered in bytes. For `/openapi.json` the same routes are declared as
+FastAPI declares any, with the types of the contracts that are live at that moment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote
 
@@ -74,9 +75,7 @@ class Predict:
             return contract.read_batch(body)
         query = scope["query_string"]
         params = (
-            contract.read_query(parse_qs(query.decode("latin-1"), keep_blank_values=True))
-            if query
-            else {}
+            contract.read_query(parse_qs(query.decode("latin-1"), keep_blank_values=True)) if query else {}
         )
         return [contract.read_row(body)], params
 
@@ -181,7 +180,7 @@ def _unknown(name: str) -> Loaded:
 
 
 def _declared(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRoute]:
-    tags = [contract.name]
+    tags: list[str | Enum] = [contract.name]
     yield APIRoute(
         f"{prefix}/predict",
         _endpoint(contract.row, contract, "version" in prefix),

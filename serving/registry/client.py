@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
-from serving.registry.reference import Kind, Reference
-from serving.registry.version import Version
+from serving.reference import Kind, Reference
+from serving.runtime.version import Version
 from serving.settings import Registry
 
 T = TypeVar("T")

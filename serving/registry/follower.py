@@ -7,13 +7,13 @@ import logging
 from dataclasses import dataclass
 from enum import Enum
 
-from serving.errors import Rejected, RegistryError, RegistryUnavailable, Unresolved
+from serving.errors import RegistryError, RegistryUnavailable, Rejected, Unresolved
 from serving.registry.client import RegistryClient
 from serving.registry.store import Store
-from serving.registry.version import Version
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
+from serving.runtime.version import Version
 from serving.settings import Limits, Runtime
 
 log = logging.getLogger("serving.follower")

@@ -8,19 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import RegistryUnavailable
-from serving.registry.version import Version
-
-
-@dataclass(frozen=True, slots=True)
-class Artifacts:
-    """A version's files on the local disk, and the digest of them all."""
-
-    folder: Path
-    digest: str
+from serving.runtime.version import Artifacts, Version
 
 
 class Store:

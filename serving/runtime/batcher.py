@@ -32,7 +32,7 @@ Rows = Sequence[dict[str, Any]]
 class Ticket:
     """One request in the batcher; settled exactly once, by `settle`."""
 
-    __slots__ = ("_timer", "future", "key", "queued", "retried", "rows", "started", "finished")
+    __slots__ = ("_timer", "finished", "future", "key", "queued", "retried", "rows", "started")
 
     def __init__(self, rows: Rows, key: Any, future: asyncio.Future[list[Any]]) -> None:
         self.rows = rows
@@ -228,7 +228,6 @@ class Batcher:
         self._settle([ticket for ticket in group if ticket not in trying], error)
         for ticket in trying:
             ticket.retried |= isinstance(error, ProcessDied)
-
 
     @staticmethod
     def _settle(group: Group, error: ServingError) -> None:

@@ -61,7 +61,7 @@ class Scalar:
 
     python: Any
     arrow: pa.DataType
-    schema: Mapping[str, Any]
+    schema: dict[str, Any]
     words: Mapping[str, str]
     convert: Callable[[str], Any] | None = None
     nullable: bool = True
@@ -122,15 +122,14 @@ class Column:
     def annotation(self) -> Any:
         """The type of one value for pydantic, null counted in where the column is optional."""
         words = self.scalar.schema | dict(self.facets)
-        limits = {
-            keyword: words[word] for word, keyword in self.scalar.words.items() if word in words
-        }
+        limits = {keyword: words[word] for word, keyword in self.scalar.words.items() if word in words}
         if self.scalar.python is float:
             limits["allow_inf_nan"] = False
-        extra = [AfterValidator(self.scalar.convert)] if self.scalar.convert else []
+        extra: list[Any] = [AfterValidator(self.scalar.convert)] if self.scalar.convert else []
         if "enum" in words:
             extra.append(AfterValidator(_one_of(words["enum"])))
-        checked = Annotated[self.scalar.python, Field(strict=True, **limits), *extra]
+        python: Any = self.scalar.python
+        checked: Any = Annotated[python, Field(strict=True, **limits), *extra]
         if self.required:
             return Annotated[checked, WithJsonSchema(self.schema)]
         return Annotated[checked | None, WithJsonSchema(_or_null(self.schema))]
@@ -155,9 +154,7 @@ def column(spec: Mapping[str, Any], facets: Mapping[str, Any]) -> Column:
                 f"metadata serving.inputs.{name} has {word!r}, which says nothing about a {kind}: "
                 f"use {', '.join(sorted(known))}"
             )
-    return Column(
-        name, kind, bool(spec.get("required", True)), tuple(sorted(_hashable(facets).items()))
-    )
+    return Column(name, kind, bool(spec.get("required", True)), tuple(sorted(_hashable(facets).items())))
 
 
 def _one_of(values: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -179,6 +176,4 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hashable(facets: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        word: tuple(value) if isinstance(value, list) else value for word, value in facets.items()
-    }
+    return {word: tuple(value) if isinstance(value, list) else value for word, value in facets.items()}

@@ -1,4 +1,4 @@
-"""What a model version takes and answers: made from its signature and metadata, the types of its endpoints."""
+"""What a model version takes and answers, and the types of its endpoints that are made of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaError, SchemaValidator, from_json
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
-from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Untypable, Unprocessable
+from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
 from serving.runtime.columns import SCALARS, Column
 from serving.runtime.outputs import Outputs
 
@@ -39,7 +39,7 @@ class Param:
         return list[value] if self.is_list else value
 
     def read(self, texts: Sequence[str]) -> Any:
-        """Its value as a query string has it: a list is the parameter repeated, a number or boolean is JSON."""
+        """Its value in a query string: a list is the parameter repeated, a number or boolean is JSON."""
         is_text = SCALARS[self.type].python is str
         values = [text if is_text else _json_or_text(text) for text in texts]
         return values if self.is_list or len(values) != 1 else values[0]
@@ -67,9 +67,7 @@ class Contract:
     def columns_left_out_whole(self) -> tuple[str, ...]:
         """The optional columns that a table has for all its rows or for none: they can't hold a null."""
         return tuple(
-            column.name
-            for column in self.columns
-            if not column.required and not column.scalar.nullable
+            column.name for column in self.columns if not column.required and not column.scalar.nullable
         )
 
     # -- what clients send
@@ -93,7 +91,8 @@ class Contract:
     @cached_property
     def batch(self) -> Any:
         """The type of a batch: `{"rows": [row, …]}`, with `params` where the model has any."""
-        rows = Annotated[list[self.row], Field(min_length=1, max_length=self.max_rows), FailFast()]
+        row: Any = self.row
+        rows = Annotated[list[row], Field(min_length=1, max_length=self.max_rows), FailFast()]
         fields: dict[str, Any] = {"rows": rows}
         if self.params:
             fields["params"] = NotRequired[self.params_type]
@@ -114,9 +113,8 @@ class Contract:
     @cached_property
     def answers(self) -> Any:
         """The type of `/predict/batch`'s answer."""
-        return self._object(
-            "Answers", {"predictions": list[self.prediction], "model": ModelVersion}
-        )
+        prediction: Any = self.prediction
+        return self._object("Answers", {"predictions": list[prediction], "model": ModelVersion})
 
     # -- reading
 
@@ -161,8 +159,7 @@ class Contract:
             return {}
         known = {param.name: param for param in self.params}
         given = {
-            name: known[name].read(values) if name in known else values
-            for name, values in query.items()
+            name: known[name].read(values) if name in known else values for name, values in query.items()
         }
         try:
             params: dict[str, Any] = self._params_validator.validate_python(given)
@@ -208,14 +205,13 @@ class Contract:
 
     @cached_property
     def _colons_in_names(self) -> bool:
-        return any(":" in each.name for each in (*self.columns, *self.params))
+        names = [column.name for column in self.columns] + [param.name for param in self.params]
+        return any(":" in name for name in names)
 
     def _object(self, kind: str, fields: dict[str, Any], extra: Any = None) -> Any:
         title = "".join(word[:1].upper() + word[1:] for word in re.findall(r"[0-9A-Za-z]+", self.name))
         made = type_dict(f"{title}{kind}", fields)
-        made.__pydantic_config__ = ConfigDict(
-            extra="forbid", title=f"{title}{kind}", json_schema_extra=extra
-        )
+        made.__pydantic_config__ = ConfigDict(extra="forbid", title=f"{title}{kind}", json_schema_extra=extra)
         return made
 
     def _refusal(self, error: ValidationError) -> Malformed | BodyTooLarge | Unprocessable:
@@ -226,7 +222,10 @@ class Contract:
         if ("too_long", ("rows",)) in kinds:
             return BodyTooLarge(f"The batch has more than {self.max_rows} rows.")
         faults = tuple(
-            Fault(tuple(_short(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, "))
+            Fault(
+                tuple(_short(part) for part in fault["loc"]),
+                fault["msg"].removeprefix("Value error, "),
+            )
             for fault in found[:_MOST_FAULTS]
         )
         more = f" (the first {_MOST_FAULTS} are listed)" if len(found) > _MOST_FAULTS else ""

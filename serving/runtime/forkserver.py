@@ -1,13 +1,13 @@
 """The fork server: a process with the heavy imports done, from which model processes are forked.
 
-`python -m serving.runtime.forkserver FD` reads requests from the front on the socket FD, one JSON object a line:
+`python -m serving.runtime.forkserver FD` reads what the front asks on the socket FD, one JSON object a line:
 
 - `{"fork": FOLDER}` with a socket attached: fork a process that serves the model in FOLDER on that socket;
   answered by `{"forked": PID}`
 - `{"kill": PID}`: kill that process, if it still lives
 
-and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has gone,
-however it went, the fork server ends and takes its processes along.
+and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has
+gone, however it went, the fork server ends and takes its processes along.
 
 The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
 imports the front's main module again.
@@ -56,11 +56,12 @@ class ForkServer:
 
     def step(self) -> bool:
         """Wait for one event and handle it; False when the front has gone."""
-        readable, _, _ = select.select([self.control, self._woken], [], [])
+        control = self.control.fileno()
+        readable, _, _ = select.select([control, self._woken], [], [])
         if self._woken in readable:
             os.read(self._woken, 4096)
             self._reap()
-        return self.control not in readable or self._obey()
+        return control not in readable or self._obey()
 
     def _obey(self) -> bool:
         data, handles, _, _ = socket.recv_fds(self.control, 65536, 16)

@@ -45,9 +45,7 @@ class Launcher:
         self._control.setblocking(False)
         with theirs:
             command = [sys.executable, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
-            self._server = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
+            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._listener = asyncio.get_running_loop().create_task(self._listen(self._control))
 
     def launch(self, folder: Path, connection: socket.socket) -> asyncio.Future[Child]:

@@ -12,13 +12,12 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from serving.errors import ModelFailed, ProcessDied, VerificationFailed
-from serving.registry.store import Artifacts
-from serving.registry.version import Version
 from serving.runtime import mlmodel, table
 from serving.runtime.batcher import Batcher, Rows, Ticket
 from serving.runtime.launcher import Launcher
 from serving.runtime.outputs import NOT_FINITE
 from serving.runtime.pool import Pool
+from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 
 log = logging.getLogger("serving.model")

@@ -1,4 +1,4 @@
-"""What a logged model says of itself: its contract and its input example, read from the files MLflow wrote."""
+"""What a logged model says of itself, read from the files MLflow wrote: its contract, its example."""
 
 from __future__ import annotations
 
@@ -141,5 +141,3 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise Untypable(f"its metadata {what} is no mapping")
     return value
-
-

@@ -86,13 +86,11 @@ class Value:
             "binary": pa.types.is_binary(found),
             "datetime": pa.types.is_timestamp(found),
         }
-        return checks.get(self.kind, True)
+        return bool(checks.get(self.kind, True))
 
     def _unlike(self, array: pa.Array) -> ModelFailed:
         shape = "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
-        return ModelFailed(
-            f"the model answered {array.type} where its signature says {self.kind}{shape}"
-        )
+        return ModelFailed(f"the model answered {array.type} where its signature says {self.kind}{shape}")
 
 
 class _NotFinite:
@@ -197,9 +195,7 @@ class Probabilities:
             }
             if fine
             else NOT_FINITE
-            for best, row, fine in zip(
-                chances.argmax(axis=1).tolist(), chances.tolist(), finite, strict=True
-            )
+            for best, row, fine in zip(chances.argmax(axis=1).tolist(), chances.tolist(), finite, strict=True)
         ]
 
 
@@ -284,7 +280,7 @@ def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, 
     if table.num_columns == 1 and pa.types.is_fixed_size_list(table.schema.field(0).type):
         array = table.column(0)
         if array.type.list_size == width:
-            flat = array.flatten().to_numpy(zero_copy_only=False)
+            flat: np.ndarray[Any, Any] = array.flatten().to_numpy(zero_copy_only=False)
             return flat.reshape(-1, width)
     elif table.num_columns == width:
         by_name = set(table.schema.names) == set(classes)

@@ -54,24 +54,24 @@ class Replica(asyncio.Protocol):
     @property
     def pid(self) -> int | None:
         """The id of the process, once it is known."""
-        return self._child and self._child.pid
+        return self._child.pid if self._child else None
 
     @classmethod
-    async def start(cls, launcher: Launcher, folder: Path, timeout: float) -> Replica:
-        """Start a process and load the model in `folder`, within `timeout` seconds.
+    async def start(cls, launcher: Launcher, folder: Path, seconds: float) -> Replica:
+        """Start a process and load the model in `folder`, within `seconds`.
 
         Raises:
             LoadFailed: it raised, died or was not done in time.
         """
         replica = cls(launcher)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await replica._connect(folder)
                 await replica._loaded
         except ProcessDied:
             raise LoadFailed(f"its process {await replica._cause_of_death()}") from None
         except TimeoutError:
-            raise LoadFailed(f"it had not loaded after {timeout:g} s, and was stopped") from None
+            raise LoadFailed(f"it had not loaded after {seconds:g} s, and was stopped") from None
         finally:
             if replica.state is not State.IDLE:
                 replica.kill()
@@ -79,7 +79,8 @@ class Replica(asyncio.Protocol):
 
     def ask(self, payload: bytes, done: Callable[[Outcome], None]) -> None:
         """Have an idle process answer an encoded table; `done` is called with how that ended."""
-        assert self.state is State.IDLE and self._transport is not None, self
+        assert self.state is State.IDLE, self
+        assert self._transport is not None, self
         self.state, self._done = State.BUSY, done
         self._transport.write(wire.pack(wire.Kind.PREDICT, payload))
 
@@ -161,7 +162,6 @@ class Replica(asyncio.Protocol):
             else:
                 error, trace = _failure(payload)
                 done(ModelFailed(f"it raised {error}", trace))
-
 
     def _fail(self, error: LoadFailed | ProcessDied) -> None:
         self._loaded.set_exception(error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from serving.errors import NotLive
-from serving.registry.reference import Reference
+from serving.reference import Reference
 from serving.runtime.loaded import Loaded
 
 
@@ -13,6 +15,8 @@ class Slot:
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
         self.live: Loaded | None = None
+        self.filled = asyncio.Event()
+        """Set once the first version is live."""
         self.reason = "it is being resolved"
 
     def __repr__(self) -> str:
@@ -31,4 +35,5 @@ class Slot:
     def swap(self, new: Loaded) -> Loaded | None:
         """Make `new` live; gives the one that was, to be drained."""
         old, self.live = self.live, new
+        self.filled.set()
         return old

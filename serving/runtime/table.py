@@ -32,9 +32,7 @@ def encode(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], params: str) ->
         ModelFailed: a value is not of its column's type, which a contract does not let happen.
     """
     try:
-        arrays = [
-            pa.array([row.get(field.name) for row in rows], field.type) for field in schema
-        ]
+        arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise ModelFailed("the rows do not fit its signature", str(error)) from error
     described = schema.with_metadata({_PARAMS: params}) if params else schema

@@ -1,9 +1,10 @@
-"""A model version, as the registry tells of it."""
+"""A model version, as the registry tells of it, and its files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,11 @@ class Version:
     def identity(self) -> tuple[str, str | None, str]:
         """What tells two versions apart, whatever stage, aliases and tags they have at present."""
         return self.name, self.version, self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """A version's files on the local disk, and the digest of them all."""
+
+    folder: Path
+    digest: str
