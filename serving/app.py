@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -93,8 +94,12 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="Typed predictions of the models in an MLflow registry.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
+    patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.router.routes.insert(0, typed)
     app.include_router(operations.router(followers, registry))
     _handle_errors(app)

@@ -18,8 +18,9 @@ from urllib.parse import parse_qs, quote
 import orjson
 from fastapi import Query
 from fastapi.routing import APIRoute
+from starlette.datastructures import URLPath
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import CallerLeft, UnknownModel
@@ -137,6 +138,10 @@ class TypedRoutes(BaseRoute):
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         await scope["endpoint"](scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
+        """No typed route is looked up by name."""
+        raise NoMatchFound(name, path_params)
 
     def _pinned(self, path: str) -> Predict | None:
         match path.split("/")[1:]:
