@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
-from serving.settings import Limits, Listen, Registry, Runtime, Settings, mistakes, variable
+from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
 
 # Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
 
@@ -25,11 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-
-OPTIONS = [
-    "models",
-    *(name for group in (Listen, Runtime, Limits, Registry) for name in group.model_fields),
-]
 
 READY, NOT_READY, NO_ANSWER = 0, 1, 2
 """Exit statuses: yes; no, with the reason; it could not be found out, or the command was wrong."""
@@ -56,9 +51,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
-    default = field.get_default(call_default_factory=True)
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    told = f"{field.description} [{variable(name)}; {'none' if shown is None else shown}]"
+    told = f"{field.description} [{variable(name)}; {shown_default(name)}]"
     kinds: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
     option = typer.Option(
         f"--{name.replace('_', '-')}",

@@ -58,6 +58,7 @@ class Registry(_Group):
     tracking_uri: str = Field(
         default_factory=lambda: f"sqlite:///{Path.cwd() / 'mlruns' / 'mlflow.db'}",
         validation_alias="MLFLOW_TRACKING_URI",
+        examples=["sqlite:///mlruns/mlflow.db"],
         description="MLflow tracking server or database",
     )
     registry_uri: str | None = Field(
@@ -68,6 +69,7 @@ class Registry(_Group):
     poll_seconds: float = Field(1.0, gt=0, description="time between looks at the registry")
     store_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("mlflow-serving-front"),
+        examples=["the user's cache folder"],
         description="where downloaded versions are kept",
     )
 
@@ -86,10 +88,29 @@ class Settings(Listen, Limits, Runtime, Registry, BaseSettings):
     )
 
 
+OPTIONS = (
+    "models",
+    *(name for group in (Listen, Runtime, Limits, Registry) for name in group.model_fields),
+)
+"""All settings, in the order in which they are told."""
+
+
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     of_mlflow = name in ("tracking_uri", "registry_uri")
     return f"{'MLFLOW' if of_mlflow else 'SERVING'}_{name.upper()}"
+
+
+def shown_default(name: str) -> str:
+    """A setting's default as a person would write it."""
+    field = Settings.model_fields[name]
+    if field.examples:
+        return str(field.examples[0])
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
+    if isinstance(field.default, float):
+        return f"{field.default:g}"
+    return "none" if field.default is None else str(field.default)
 
 
 def mistakes(error: ValidationError) -> list[str]:
