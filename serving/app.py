@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi_swagger import patch_fastapi
@@ -48,22 +48,29 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Front(FastAPI):
-    """The application; every answer of it carries the request's id."""
+    """The application. Typed routes are answered here, around FastAPI's layers; all else by them.
+
+    Every answer carries the request's id.
+    """
+
+    typed: TypedRoutes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        request_id = scope["request_id"] = _request_id(scope)
-        header = (b"x-request-id", request_id.encode())
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), header]
-            await send(message)
-
-        await super().__call__(scope, receive, send_with_id)
+        scope["request_id"] = _request_id(scope)
+        predict = self.typed.find(scope["path"])
+        if predict is None:
+            await super().__call__(scope, receive, _with_id(scope, send))
+            return
+        try:
+            await predict(scope, receive, send)
+        except Exception as error:
+            if not isinstance(error, (errors.ServingError, HTTPException)):
+                log.exception("request %s was not answered as it should be", scope["request_id"])
+            await answer(scope, error)(scope, receive, _with_id(scope, send))
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -100,9 +107,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
-    app.router.routes.insert(0, typed)
+    app.typed = typed
     app.include_router(operations.router(followers, registry))
-    _handle_errors(app)
+    for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
     _document(app, typed)
     return app
 
@@ -137,47 +145,53 @@ def _document(app: FastAPI, typed: TypedRoutes) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(errors.ServingError)
-    async def serving_error(request: Request, error: errors.ServingError) -> Response:
-        status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-        faults = error.faults if isinstance(error, errors.RequestError) else ()
-        headers = {}
-        detail = str(error)
-        if isinstance(error, errors.Unavailable):
-            headers["Retry-After"] = str(error.retry_after)
-        if isinstance(error, errors.ModelFailed):
-            detail = "The model failed on this request."
-            _log_failure(request, error)
-        return _respond(request, status, detail, faults=faults, headers=headers)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        return _respond(request, error.status_code, str(error.detail), headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+def answer(scope: Scope, error: Exception) -> Response:
+    """The problem response for an error."""
+    if isinstance(error, errors.ServingError):
+        return _answer_serving_error(scope, error)
+    if isinstance(error, HTTPException):
+        return _problem(scope, error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, RequestValidationError):
         faults = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
-        return _respond(request, 422, "The request does not fit.", faults=faults)
-
-    @app.exception_handler(Exception)
-    async def mistake(request: Request, _: Exception) -> Response:
-        return _respond(request, 500, "The server made a mistake; its log says which.")
+        return _problem(scope, 422, "The request does not fit.", faults=faults)
+    return _problem(scope, 500, "The server made a mistake; its log says which.")
 
 
-def _respond(request: Request, status: int, detail: str, **more: Any) -> Response:
-    return problems.respond(status, detail, request.scope["request_id"], **more)
+def _answer_serving_error(scope: Scope, error: errors.ServingError) -> Response:
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    if isinstance(error, errors.ModelFailed):
+        _log_failure(scope, error)
+        return _problem(scope, status, "The model failed on this request.")
+    if isinstance(error, errors.Unavailable):
+        return _problem(scope, status, str(error), headers={"Retry-After": str(error.retry_after)})
+    faults = error.faults if isinstance(error, errors.RequestError) else ()
+    return _problem(scope, status, str(error), faults=faults)
 
 
-def _log_failure(request: Request, error: errors.ModelFailed) -> None:
+def _problem(scope: Scope, status: int, detail: str, **more: Any) -> Response:
+    return problems.respond(status, detail, scope["request_id"], **more)
+
+
+def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
     """One line, whatever the model's exception contains."""
     facts = {
-        "request_id": request.scope["request_id"],
-        "path": request.url.path,
+        "request_id": scope["request_id"],
+        "path": scope["path"],
         "error": str(error),
         "cause": error.cause,
     }
     log.error("the model failed: %s", json.dumps(facts))
+
+
+def _with_id(scope: Scope, send: Send) -> Send:
+    header = (b"x-request-id", scope["request_id"].encode())
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), header]
+        await send(message)
+
+    return send_with_id
 
 
 def _request_id(scope: Scope) -> str:

@@ -18,9 +18,7 @@ from urllib.parse import parse_qs, quote
 import orjson
 from fastapi import Query
 from fastapi.routing import APIRoute
-from starlette.datastructures import URLPath
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import CallerLeft, UnknownModel
@@ -46,6 +44,8 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
+        if scope["method"] != "POST":
+            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         body = await read_json(scope, receive, self._limits.max_body_bytes)
         began = time.perf_counter()
         with self._lease() as live:
@@ -66,6 +66,7 @@ class Predict:
             _JSON,
             (b"content-length", str(len(answer)).encode()),
             (b"server-timing", timing.encode()),
+            (b"x-request-id", scope["request_id"].encode()),
             *live.headers,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -115,7 +116,7 @@ async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -
     live.withdraw(parts)
 
 
-class TypedRoutes(BaseRoute):
+class TypedRoutes:
     """All typed routes: found by their path in one look, however many models there are."""
 
     def __init__(self, slots: Sequence[Slot], limits: Limits) -> None:
@@ -126,24 +127,13 @@ class TypedRoutes(BaseRoute):
                 self._paths[f"{prefix}/predict"] = Predict(slot.lease, False, limits)
                 self._paths[f"{prefix}/predict/batch"] = Predict(slot.lease, True, limits)
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether the path is one of a typed route, of a served model or not."""
-        if scope["type"] != "http":
-            return Match.NONE, {}
-        predict = self._paths.get(scope["path"]) or self._pinned(scope["path"])
-        return (Match.FULL, {"endpoint": predict}) if predict else (Match.NONE, {})
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request whose path matches."""
-        if scope["method"] != "POST":
-            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
-        await scope["endpoint"](scope, receive, send)
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
-        """No typed route is looked up by name."""
-        raise NoMatchFound(name, path_params)
+    def find(self, path: str) -> Predict | None:
+        """The application of the typed route at this path, of a served model or not; None for other paths."""
+        return self._paths.get(path) or self._pinned(path)
 
     def _pinned(self, path: str) -> Predict | None:
+        if not path.startswith("/models/"):
+            return None
         match path.split("/")[1:]:
             case ["models", name, "predict", *rest] if rest in ([], ["batch"]):
                 return Predict(lambda: _unknown(name), bool(rest), self._limits)
