@@ -21,10 +21,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serving import __version__, errors
-from serving.http import operations, problems
+from serving.http import operations, problems, webhooks
 from serving.http.typed import TypedRoutes
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
+from serving.registry.gate import Gate
+from serving.registry.herald import Herald
+from serving.registry.history import History
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.slot import Slot
@@ -34,6 +37,7 @@ log = logging.getLogger("serving")
 
 STATUSES: dict[type[errors.ServingError], int] = {
     errors.Malformed: 400,
+    errors.Unauthenticated: 401,
     errors.UnknownModel: 404,
     errors.BodyTooLarge: 413,
     errors.UnsupportedMedia: 415,
@@ -78,13 +82,18 @@ def create_app(settings: Settings) -> FastAPI:
     registry = RegistryClient(settings)
     launcher = Launcher()
     store = Store(settings.store_dir, registry.uri)
-    slots = [Slot(reference) for reference in settings.models]
-    followers = [Follower(slot, registry, store, launcher, settings, settings) for slot in slots]
+    gate = Gate(settings, registry, store, launcher)
+    herald = Herald(registry)
+    slots = [Slot(reference, settings.replayed) for reference in settings.models]
+    followers = [
+        Follower(slot, registry, store, gate, herald, History(store.history(slot.reference.uri)), settings)
+        for slot in slots
+    ]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         launcher.start()
-        following = [asyncio.create_task(each.run(settings.poll_seconds)) for each in followers]
+        following = [asyncio.create_task(each.run()) for each in followers]
         settling = asyncio.create_task(_settle(followers))
         try:
             yield
@@ -109,6 +118,9 @@ def create_app(settings: Settings) -> FastAPI:
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.typed = typed
     app.include_router(operations.router(followers, registry))
+    if settings.webhook_secret:
+        secret = settings.webhook_secret.get_secret_value()
+        app.include_router(webhooks.router(secret, [follower.wake for follower in followers]))
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
     _document(app, typed)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
+from serving.registry.gate import Gate
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
+from serving.runtime.slot import Slot
 from serving.settings import Settings
 
 
@@ -21,15 +22,13 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
         RegistryError: it could not be found out.
     """
     registry, launcher = RegistryClient(settings), Launcher()
+    gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher)
     launcher.start()
     try:
         progress("asking the registry")
-        version = await registry.complete(await registry.resolve(reference))
-        progress(f"fetching {version}")
-        artifacts = await Store(settings.store_dir, registry.uri).fetch(version, registry.download)
+        version, _ = await registry.resolve(reference)
         progress(f"loading and verifying {version}")
-        loaded = await asyncio.to_thread(Loaded, version, artifacts, launcher, settings, settings)
-        await loaded.start()
+        loaded = await gate.bring_up(version, Slot(reference))
         loaded.close()
         return loaded
     finally:

@@ -169,6 +169,34 @@ def status(
     raise typer.Exit(READY if ready["status"] == "ready" else NOT_READY)
 
 
+@app.command()
+@with_settings
+def webhook(
+    settings: Settings,
+    url: Annotated[str, typer.Argument(help="Where MLflow reaches this service, as https://host.")],
+    name: Annotated[str, typer.Option(help="The webhook's name in MLflow.")] = "serving-front",
+) -> None:
+    """Have MLflow tell of changes at once: registers a webhook, signed with SERVING_WEBHOOK_SECRET.
+
+    MLflow sends none for stages: those are still seen by looking every second.
+    """
+    from serving.errors import RegistryError
+    from serving.registry.client import RegistryClient
+
+    if settings.webhook_secret is None:
+        _fail("SERVING_WEBHOOK_SECRET: set it here and where the service runs, to the same value")
+    registry = RegistryClient(settings)
+    target, secret = f"{url.rstrip('/')}/webhooks/mlflow", settings.webhook_secret.get_secret_value()
+    try:
+        with err.status(f"registering {target} …"):
+            made = asyncio.run(registry.create_webhook(name, target, secret))
+    except RegistryError as error:
+        _fail(f"the webhook could not be registered: {error}")
+    finally:
+        registry.close()
+    out.print(f"[green]✓[/] MLflow tells {_plain(target)} (webhook {made})", soft_wrap=True)
+
+
 def _print_contract(loaded: Any) -> None:
     from rich.table import Table
 

@@ -8,7 +8,10 @@ ServingError
 ├── Rejected                    a version that can't serve, with the reason for the person who promoted it
 │   ├── Untypable               no signature, or one from which no typed endpoint can be made
 │   ├── LoadFailed              its process failed, hung or died while loading
-│   └── VerificationFailed      it doesn't answer its own input example as its contract says
+│   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
+│   ├── Breaking                clients of the live version could not go on with it
+│   └── Corrupt                 its artifacts are not those that were registered; may heal
+├── Unauthenticated             the caller does not prove who it is
 ├── RequestError                the caller's mistake
 │   ├── Malformed               not JSON, or JSON of which two readers could read two things
 │   ├── BodyTooLarge
@@ -60,7 +63,19 @@ class LoadFailed(Rejected):
 
 
 class VerificationFailed(Rejected):
-    """The version doesn't answer its own input example as its contract says."""
+    """The version doesn't answer its own input example, or live requests, as its contract says."""
+
+
+class Breaking(Rejected):
+    """Clients of the live version could not go on with it."""
+
+
+class Corrupt(Rejected):
+    """Its artifacts are not those that were registered; it may heal."""
+
+
+class Unauthenticated(ServingError):
+    """The caller does not prove who it is."""
 
 
 @dataclass(frozen=True, slots=True)

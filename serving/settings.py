@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.errors import InvalidReference
@@ -66,7 +66,6 @@ class Registry(_Group):
         validation_alias="MLFLOW_REGISTRY_URI",
         description="MLflow registry, where it is not the tracking one",
     )
-    poll_seconds: float = Field(1.0, gt=0, description="time between looks at the registry")
     store_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("mlflow-serving-front"),
         examples=["the user's cache folder"],
@@ -74,7 +73,25 @@ class Registry(_Group):
     )
 
 
-class Settings(Listen, Limits, Runtime, Registry, BaseSettings):
+class Following(_Group):
+    """How promotions are followed."""
+
+    poll_seconds: float = Field(1.0, gt=0, description="time between looks at the registry")
+    probation_seconds: float = Field(
+        60.0, ge=0, description="time the old version stays warm, to go back to if the new one fails"
+    )
+    replayed: int = Field(
+        100, ge=0, description="last live requests, kept in memory, that a new version has to answer"
+    )
+    allow_breaking: bool = Field(
+        False, description="let versions go live whose contract breaks clients of the live one"
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="secret with which MLflow signs its webhooks; without it none are heard"
+    )
+
+
+class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -90,7 +107,7 @@ class Settings(Listen, Limits, Runtime, Registry, BaseSettings):
 
 OPTIONS = (
     "models",
-    *(name for group in (Listen, Runtime, Limits, Registry) for name in group.model_fields),
+    *(name for group in (Listen, Runtime, Limits, Following, Registry) for name in group.model_fields),
 )
 """All settings, in the order in which they are told."""
 

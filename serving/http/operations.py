@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from serving.errors import UnknownModel
 from serving.http.problems import documented
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Candidate, Follower
+from serving.registry.history import Period
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
 
@@ -27,8 +29,16 @@ class CandidateState(BaseModel):
     """The version that the reference names while it is not live."""
 
     version: str | None
-    state: str = Field(description="loading, waiting (it is tried again) or rejected")
+    state: str = Field(description="loading, waiting (it is tried again), rejected or reverted")
     reason: str
+
+
+class ComparisonState(BaseModel):
+    """How a version answered requests that another had answered."""
+
+    requests: int
+    agreement: float = Field(description="share of rows with the same answer, numbers within one percent")
+    latency: float = Field(description="its median time as a ratio to the other version's")
 
 
 class ModelState(BaseModel):
@@ -47,6 +57,9 @@ class ModelState(BaseModel):
     state: str = Field(description="live, or not live")
     reason: str | None = Field(None, description="why it is not live")
     candidate: CandidateState | None = None
+    comparison: ComparisonState | None = Field(
+        None, description="how it answered the last requests of the version that was live before"
+    )
     warnings: list[str] = []
 
 
@@ -55,7 +68,7 @@ class RegistryState(BaseModel):
 
     uri: str
     reachable: bool | None = Field(description="null before the first look")
-    checked_at: datetime | None
+    checked_at: datetime | None = Field(description="when a look last succeeded")
 
 
 class Readiness(BaseModel):
@@ -121,6 +134,17 @@ def router(followers: Sequence[Follower], registry: RegistryClient) -> APIRouter
                 return _description(follower)
         raise UnknownModel(f"No model {name[:100]!r} is served here.")
 
+    @routes.get(
+        "/models/{name}/history",
+        summary="What was live from when to when, refused or reverted, and why",
+        responses=documented(404),
+    )
+    async def history(name: str) -> list[Period]:
+        for follower in followers:
+            if follower.slot.reference.name == name:
+                return follower.history.periods()
+        raise UnknownModel(f"No model {name[:100]!r} is served here.")
+
     return routes
 
 
@@ -161,7 +185,8 @@ def _state(follower: Follower) -> dict[str, Any]:
         "state": "live" if slot.live else "not live",
         "candidate": _candidate(follower.candidate),
     }
-    return state | (_facts(slot.live) if slot.live else {"reason": slot.reason})
+    state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    return state | {"warnings": [*slot.warnings, *state.get("warnings", [])]}
 
 
 def _facts(live: Loaded) -> dict[str, Any]:
@@ -175,7 +200,8 @@ def _facts(live: Loaded) -> dict[str, Any]:
         "source": version.source,
         "digest": live.artifacts.digest,
         "loaded_at": live.loaded_at,
-        "warnings": list(live.warnings),
+        "warnings": live.warnings,
+        "comparison": asdict(live.comparison) if live.comparison else None,
     }
 
 

@@ -21,12 +21,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import CallerLeft, UnknownModel
+from serving.errors import CallerLeft, ModelFailed, ProcessDied, UnknownModel
 from serving.http.body import read_json
 from serving.http.problems import documented
 from serving.runtime.batcher import Rows
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded, Part
+from serving.runtime.replay import Recorded
 from serving.runtime.slot import Slot
 from serving.settings import Limits
 
@@ -56,6 +57,11 @@ class Predict:
                 predictions = await _answers(live, parts, len(rows), receive)
             except CallerLeft:
                 return
+            except (ModelFailed, ProcessDied):
+                live.tally.failed += 1
+                raise
+            live.tally.answered += 1
+            live.recorder.add(Recorded(rows, params, predictions, ticket.finished - ticket.started))
             answer = self._write(live, predictions)
         timing = (
             f"validate;dur={(ticket.queued - began) * 1e3:.2f}, "

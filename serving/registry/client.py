@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,11 +27,21 @@ T = TypeVar("T")
 
 # MLflow's own defaults would block for minutes on a registry that is away.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+WEBHOOK_EVENTS = [
+    "model_version.created",
+    "model_version_tag.set",
+    "model_version_tag.deleted",
+    "model_version_alias.created",
+    "model_version_alias.deleted",
+]
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 class RegistryClient:
-    """Asks the registry that the settings name; `reachable` and `checked_at` tell of the last call."""
+    """Asks the registry that the settings name.
+
+    `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded.
+    """
 
     def __init__(self, settings: Registry) -> None:
         self._settings = settings
@@ -46,8 +56,8 @@ class RegistryClient:
         uri = self._settings.registry_uri or self._settings.tracking_uri
         return re.sub(r"//[^/@]+@", "//***@", uri)
 
-    async def resolve(self, reference: Reference) -> Version:
-        """The version that the reference names now.
+    async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
+        """The version that the reference names now, and lower ones in the same stage, which are not served.
 
         Raises:
             Unresolved: it names none at present.
@@ -56,12 +66,12 @@ class RegistryClient:
         try:
             found = await self._call(self._calls, self._resolve, reference)
         except RegistryUnavailable:
-            self.reachable, self.checked_at = False, datetime.now(UTC)
+            self.reachable = False
             raise
         except Unresolved:
-            self.reachable, self.checked_at = True, datetime.now(UTC)
+            self._reached()
             raise
-        self.reachable, self.checked_at = True, datetime.now(UTC)
+        self._reached()
         return found
 
     async def complete(self, version: Version) -> Version:
@@ -76,10 +86,25 @@ class RegistryClient:
         """
         return await self._call(self._downloads, self._download, version, folder)
 
+    async def write_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Have the version carry these tags; those that say when are left where the others say the same.
+
+        Raises:
+            RegistryUnavailable: the registry did not take them.
+        """
+        await self._call(self._calls, self._write_tags, version, tags)
+
+    async def create_webhook(self, name: str, url: str, secret: str) -> str:
+        """Have the registry send its events on versions and aliases to `url`; gives the webhook's id."""
+        return await self._call(self._calls, self._create_webhook, name, url, secret)
+
     def close(self) -> None:
         """Make no further calls."""
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._downloads.shutdown(wait=False, cancel_futures=True)
+
+    def _reached(self) -> None:
+        self.reachable, self.checked_at = True, datetime.now(UTC)
 
     async def _call(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
@@ -94,26 +119,30 @@ class RegistryClient:
 
         return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
 
-    def _resolve(self, reference: Reference) -> Version:
+    def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         with _translated(str(reference)):
             if reference.kind is Kind.MODEL_ID:
-                return self._logged_model(reference.selector)
-            return _version(self._found(reference))
+                return self._logged_model(reference.selector), ()
+            found, *rivals = self._found(reference)
+            return _version(found), tuple(map(_version, rivals))
 
-    def _found(self, reference: Reference) -> Any:
+    def _found(self, reference: Reference) -> list[Any]:
+        """What the reference names, the version that is served first."""
         client, name = self._client, reference.name
         if reference.kind is Kind.VERSION:
-            return client.get_model_version(name, reference.selector)
+            return [client.get_model_version(name, reference.selector)]
         if reference.kind is Kind.ALIAS:
-            return client.get_model_version_by_alias(name, reference.selector)
+            return [client.get_model_version_by_alias(name, reference.selector)]
         versions = client.search_model_versions(f"name='{name}'")
+        versions.sort(key=lambda each: int(each.version), reverse=True)
         if not versions:
             raise Unresolved(f"the registry has no version of a model {name!r}")
-        if reference.kind is Kind.STAGE:
-            versions = [each for each in versions if each.current_stage == reference.selector]
-            if not versions:
-                raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
-        return max(versions, key=lambda each: int(each.version))
+        if reference.kind is Kind.LATEST:
+            return [versions[0]]
+        staged = [each for each in versions if each.current_stage == reference.selector]
+        if not staged:
+            raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
+        return staged
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)
@@ -135,6 +164,19 @@ class RegistryClient:
             location = self._client.get_model_version_download_uri(version.name, version.version)
         named = tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
         return replace(version, aliases=named, location=location)
+
+    def _write_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        with _translated(str(version)):
+            present = self._client.get_model_version(version.name, version.version).tags
+            changed = {tag for tag, value in tags.items() if present.get(tag) != value}
+            if changed <= {"serving.since"} and "serving.since" in present:
+                return  # another front has told it already
+            for tag in tags:
+                self._client.set_model_version_tag(version.name, version.version, tag, tags[tag])
+
+    def _create_webhook(self, name: str, url: str, secret: str) -> str:
+        with _translated("the webhook"):
+            return str(self._client.create_webhook(name, url, WEBHOOK_EVENTS, secret=secret).webhook_id)
 
     def _download(self, version: Version, folder: Path) -> Path:
         with _translated(f"the artifacts of {version}"):

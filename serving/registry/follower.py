@@ -1,23 +1,31 @@
-"""Follows one reference: resolve ▸ start ▸ verify ▸ swap, one `tick()` at a time."""
+"""Follows one reference: resolve ▸ start ▸ verify ▸ swap ▸ drain, one `tick()` at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from serving.errors import RegistryError, RegistryUnavailable, Rejected, Unresolved
+from serving.errors import Corrupt, ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
 from serving.registry.client import RegistryClient
+from serving.registry.gate import Gate
+from serving.registry.herald import Herald, now
+from serving.registry.history import Event, History
 from serving.registry.store import Store
-from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
+from serving.runtime.probation import verdict
 from serving.runtime.slot import Slot
-from serving.runtime.version import Version
-from serving.settings import Limits, Runtime
+from serving.runtime.version import Outcome, Version
+from serving.settings import Following
 
 log = logging.getLogger("serving.follower")
 _LONGEST_PAUSE = 30.0
+_LONGEST_LOOK = 10.0
 
 
 class State(Enum):
@@ -26,17 +34,21 @@ class State(Enum):
     LOADING = "loading"
     WAITING = "waiting"
     REJECTED = "rejected"
+    REVERTED = "reverted"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The version that the reference names while it is not live, and why it is not."""
+    """The version that the reference names while it is not live, and why it is not.
+
+    `retry_at` is the loop time at which it is tried again; None: not until a person changes something.
+    """
 
     version: Version
     state: State
     reason: str = ""
     failures: int = 0
-    retry_at: float = 0.0
+    retry_at: float | None = None
 
 
 class Step(Enum):
@@ -44,26 +56,28 @@ class Step(Enum):
 
     NOTHING = "nothing"
     START = "start"
-    FORGET = "forget"
+    RETURN = "return to the version that is still warm"
+    FORGET = "forget the candidate"
 
 
-def decide(found: Version, live: Version | None, candidate: Candidate | None, now: float) -> Step:
+def decide(
+    found: Version, live: Version | None, warm: Version | None, candidate: Candidate | None, now: float
+) -> Step:
     """What to do about the version that the reference names now."""
     if live and live.identity == found.identity:
         return Step.FORGET if candidate else Step.NOTHING
     if candidate is None or candidate.version.identity != found.identity:
-        return Step.START
-    if candidate.state is State.WAITING and now >= candidate.retry_at:
-        return Step.START
-    # What can't serve is not tried again until a person changes something about it.
-    if candidate.state is State.REJECTED and candidate.version.tags != found.tags:
-        return Step.START
-    return Step.NOTHING
+        return Step.RETURN if warm and warm.identity == found.identity else Step.START
+    if candidate.state is State.LOADING:
+        return Step.NOTHING
+    changed = candidate.version.tags_of_people != found.tags_of_people
+    due = candidate.retry_at is not None and now >= candidate.retry_at
+    return Step.START if changed or due else Step.NOTHING
 
 
-def pause(failures: int) -> float:
-    """Seconds until something that may heal is tried again."""
-    return min(_LONGEST_PAUSE, 0.5 * 2.0**failures)
+def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
+    """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
+    return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
 
 
 class Follower:
@@ -74,49 +88,47 @@ class Follower:
         slot: Slot,
         registry: RegistryClient,
         store: Store,
-        launcher: Launcher,
-        limits: Limits,
-        runtime: Runtime,
+        gate: Gate,
+        herald: Herald,
+        history: History,
+        settings: Following,
     ) -> None:
-        self.slot = slot
+        self.slot, self.history = slot, history
         self.candidate: Candidate | None = None
-        self._registry, self._store, self._launcher = registry, store, launcher
-        self._limits, self._runtime = limits, runtime
+        self._registry, self._store, self._gate = registry, store, gate
+        self._herald, self._settings = herald, settings
         self._starting: asyncio.Task[None] | None = None
-        self._draining: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._woken = asyncio.Event()
+        self._misses = 0
 
-    async def run(self, poll_seconds: float) -> None:
-        """Tick until cancelled; a fixed version is not asked for again once it is live."""
-        while not (self.slot.live and self.slot.reference.is_fixed):
+    # -- the loop
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            self._woken.clear()
             try:
                 await self.tick()
             except Exception:  # a mistake in here must not end the following
                 log.exception("%s: a look at the registry failed", self.slot.reference)
-            await asyncio.sleep(poll_seconds)
+            seconds = self._settings.poll_seconds
+            if self._misses:
+                seconds = max(seconds, pause(self._misses, _LONGEST_LOOK))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    def wake(self) -> None:
+        """Tick now."""
+        self._woken.set()
 
     async def tick(self) -> None:
-        """Look at the registry once, and start to follow what changed."""
-        try:
-            found = await self._registry.resolve(self.slot.reference)
-        except Unresolved as error:
-            self._tell(str(error))
-            return
-        except RegistryUnavailable as error:
-            self._tell(f"the registry is away: {error}")
-            return
-        live = self.slot.live.version if self.slot.live else None
-        step = decide(found, live, self.candidate, asyncio.get_running_loop().time())
-        if step is Step.NOTHING:
-            return
-        self._drop()
-        if step is Step.FORGET:
-            self.candidate = None
-            return
-        before = self.candidate
-        again = before is not None and before.version.identity == found.identity
-        failures = before.failures if before and again else 0
-        self._note(Candidate(found, State.LOADING, f"{found} is loading", failures))
-        self._starting = asyncio.create_task(self._bring_up(found, failures))
+        """Look at the live version and at the registry once, and start to follow what changed."""
+        self._judge()
+        if not (self.slot.live and self.slot.reference.is_fixed):
+            await self._look()
+        await self._herald.flush()
 
     async def settled(self) -> None:
         """Wait until the version that was found last is live or refused."""
@@ -126,56 +138,182 @@ class Follower:
     async def aclose(self) -> None:
         """Stop following: what loads is dropped, what is live drains."""
         self._drop()
-        if live := self.slot.live:
-            await live.drain()
-        await asyncio.gather(*self._draining, return_exceptions=True)
+        for loaded in self.slot.clear():
+            self._in_background(loaded.drain())
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    # -- what the registry says
+
+    async def _look(self) -> None:
+        try:
+            found, rivals = await self._registry.resolve(self.slot.reference)
+        except Unresolved as error:
+            self._misses = 0
+            self._unresolved(str(error))
+            return
+        except RegistryUnavailable as error:
+            self._misses += 1
+            self._tell(f"the registry is away: {error}")
+            self._recall()
+            return
+        self._misses = 0
+        self._warn_of(rivals, found)
+        live, warm = self.slot.live, self.slot.warm
+        step = decide(
+            found,
+            live.version if live else None,
+            warm.version if warm else None,
+            self.candidate,
+            asyncio.get_running_loop().time(),
+        )
+        self._take(step, found)
+        if live and live.version.identity == found.identity:
+            live.refresh(found)
+
+    def _take(self, step: Step, found: Version) -> None:
+        if step is Step.NOTHING:
+            return
+        self._drop()
+        if step is Step.FORGET:
+            self.candidate = None
+        elif step is Step.RETURN and self.slot.warm:
+            self._swap(self.slot.warm, "it was promoted again while it was still warm")
+        else:
+            before = self.candidate
+            again = before is not None and before.version.identity == found.identity
+            failures = before.failures if before and again else 0
+            self._note(Candidate(found, State.LOADING, f"{found} is loading", failures))
+            self._starting = asyncio.create_task(self._bring_up(found, failures))
+
+    def _unresolved(self, reason: str) -> None:
+        self._drop()
+        self.candidate = None
+        self._tell(reason)
+        if self.slot.live:
+            self.slot.warnings = (f"{reason}: {self.slot.live.version} is served until another is promoted",)
+
+    def _warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:
+        """Several versions in one stage: the rollback trap, since the highest number is served."""
+        stage = self.slot.reference.selector
+        for rival in rivals:
+            reason = (
+                f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
+                f"meant, open {found} in the MLflow UI and transition it to Archived"
+            )
+            self._herald.tell(rival, Outcome.SUPERSEDED, reason)
+        others = ", ".join(str(rival.version) for rival in rivals)
+        warning = (
+            f"versions {others} and {found.version} are all in {stage}, and the highest number is served: if "
+            f"another was meant, open version {found.version} in the MLflow UI and transition it to Archived"
+        )
+        self._warn((warning,) if rivals else ())
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            if warning not in self.slot.warnings:
+                log.warning("%s: %s", self.slot.reference, warning)
+        self.slot.warnings = warnings
+
+    # -- bringing up
 
     async def _bring_up(self, found: Version, failures: int) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            loaded = await self._load(found)
+            loaded = await self._gate.bring_up(found, self.slot)
+        except (RegistryError, ProcessDied) as error:
+            retry_at = loop.time() + pause(failures)
+            self._note(Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1, retry_at))
         except Rejected as error:
-            self._note(Candidate(found, State.REJECTED, f"{found} is refused: {error}"))
-        except RegistryError as error:
-            again = asyncio.get_running_loop().time() + pause(failures)
-            self._note(Candidate(found, State.WAITING, str(error), failures + 1, again))
+            again = loop.time() + pause(failures + 3) if isinstance(error, Corrupt) else None
+            self._refuse(Candidate(found, State.REJECTED, str(error), failures + 1, again))
         except Exception as error:
             log.exception("%s could not be brought up", found)
-            reason = f"{found} is refused: {type(error).__name__} in the serving front; see its log"
-            self._note(Candidate(found, State.REJECTED, reason))
+            reason = f"{type(error).__name__} in the serving front; see its log"
+            self._refuse(Candidate(found, State.REJECTED, reason))
         else:
-            self._swap(loaded)
+            self._swap(loaded, str(loaded.comparison or ""))
+        self.wake()
 
-    async def _load(self, found: Version) -> Loaded:
-        version = await self._registry.complete(found)
-        artifacts = await self._store.fetch(version, self._registry.download)
-        loaded = await asyncio.to_thread(
-            Loaded, version, artifacts, self._launcher, self._limits, self._runtime
-        )
-        await loaded.start()
-        return loaded
+    def _recall(self) -> None:
+        """With nothing live, and nobody to ask: bring up the last known good version from the disk."""
+        if not self.slot.live and (self._starting is None or self._starting.done()):
+            self._starting = asyncio.create_task(self._bring_up_from_disk())
 
-    def _swap(self, loaded: Loaded) -> None:
-        old = self.slot.swap(loaded)
+    async def _bring_up_from_disk(self) -> None:
+        kept = await self._store.recall(self.slot.reference.uri)
+        if kept is None:
+            return
+        try:
+            loaded = await self._gate.prove(*kept, self.slot)
+        except (Rejected, ProcessDied) as error:
+            self._tell(f"the registry is away, and the copy on disk of {kept[0]} can't serve: {error}")
+            return
+        loaded.from_disk = True
+        self._swap(loaded, "from the copy on disk, as the registry was away")
+
+    # -- what is live
+
+    def _swap(self, new: Loaded, reason: str) -> None:
+        old, retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
-        log.info("%s is live as %s", loaded.version, self.slot.reference)
+        log.info("%s is live as %s%s", new.version, self.slot.reference, f": {reason}" if reason else "")
+        for loaded in retired:
+            self._in_background(loaded.drain())
         if old:
-            draining = asyncio.create_task(old.drain())
-            self._draining.add(draining)
-            draining.add_done_callback(self._draining.discard)
+            self._herald.tell(old.version, Outcome.SUPERSEDED, f"{new.version} went live")
+        self._herald.tell(new.version, Outcome.LIVE, reason)
+        self._record(new.version, Outcome.LIVE, reason)
+        self._in_background(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
+
+    def _judge(self) -> None:
+        """Go back to the old version where the new one fails; let the old one go when it does not."""
+        live, warm = self.slot.live, self.slot.warm
+        if live is None or warm is None:
+            return
+        if (reason := verdict(live.tally, warm.tally)) is None:
+            if self.slot.probation_is_over():
+                self._in_background(warm.drain())
+                self.slot.warm = None
+            return
+        log.error("%s is reverted: %s", live.version, reason)
+        bad = live.version
+        self._swap(warm, f"{bad} was reverted: {reason}")
+        if self.slot.warm:
+            self._in_background(self.slot.warm.drain())
+            self.slot.warm = None
+        self.candidate = Candidate(bad, State.REVERTED, f"{bad} was reverted: {reason}")
+        self._herald.tell(bad, Outcome.REVERTED, reason)
+        self._record(bad, Outcome.REVERTED, reason)
+
+    # -- telling
+
+    def _refuse(self, candidate: Candidate) -> None:
+        self._herald.tell(candidate.version, Outcome.REJECTED, candidate.reason)
+        self._record(candidate.version, Outcome.REJECTED, candidate.reason)
+        self._note(candidate)
+
+    def _record(self, version: Version, outcome: Outcome, reason: str) -> None:
+        event = Event(version.version or version.model_id, outcome, now(), reason)
+        self._in_background(self.history.add(event))
+
+    def _note(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        refused = candidate.state is State.REJECTED
+        self._tell(f"{candidate.version} is refused: {candidate.reason}" if refused else candidate.reason)
+
+    def _tell(self, reason: str) -> None:
+        if reason != self.slot.reason:
+            self.slot.reason = reason
+            loading = self.candidate is not None and self.candidate.state is State.LOADING
+            log.log(logging.INFO if loading else logging.WARNING, "%s: %s", self.slot.reference, reason)
+
+    # -- tasks
 
     def _drop(self) -> None:
         if self._starting and not self._starting.done():
             self._starting.cancel()
 
-    def _note(self, candidate: Candidate) -> None:
-        self.candidate = candidate
-        self._tell(candidate.reason)
-
-    def _tell(self, reason: str) -> None:
-        if reason != self.slot.reason:
-            self.slot.reason = reason
-            log.log(_level(self.candidate), "%s: %s", self.slot.reference, reason)
-
-
-def _level(candidate: Candidate | None) -> int:
-    return logging.INFO if candidate and candidate.state is State.LOADING else logging.WARNING
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from serving.errors import RegistryUnavailable
 from serving.runtime.version import Artifacts, Version
+
+log = logging.getLogger("serving.store")
+_MOST_KEPT = 3
+_KEPT_SECONDS = 3600
+_FOLDERS = ("live", "history")
 
 
 class Store:
@@ -19,6 +29,11 @@ class Store:
 
     def __init__(self, root: Path, registry_uri: str) -> None:
         self._root = root / hashlib.sha256(registry_uri.encode()).hexdigest()[:16]
+
+    def history(self, reference: str) -> Path:
+        """The file for the history of a reference."""
+        name = hashlib.sha256(reference.encode()).hexdigest()[:16]
+        return self._root / "history" / f"{name}.jsonl"
 
     async def fetch(
         self, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
@@ -28,12 +43,63 @@ class Store:
         Raises:
             RegistryUnavailable: they could be neither read nor downloaded and kept.
         """
-        place = self._root / hashlib.sha256(repr(version.identity).encode()).hexdigest()[:16]
+        place = self._place(version)
         try:
             kept = await asyncio.to_thread(_kept, place)
             return kept or await self._keep(place, version, download)
         except OSError as error:
             raise RegistryUnavailable(f"the artifacts of {version} can't be kept: {error}") from error
+
+    async def discard(self, version: Version) -> None:
+        """Forget what was kept of the version, so that it is downloaded again."""
+        await asyncio.to_thread(shutil.rmtree, self._place(version), ignore_errors=True)
+
+    async def remember(self, reference: str, version: Version, artifacts: Artifacts) -> None:
+        """Note that the version went live for the reference; what went live long before may go.
+
+        A disk that does not take the note is no reason to serve less.
+        """
+        try:
+            await asyncio.to_thread(self._remember, reference, version, artifacts)
+        except OSError as error:
+            log.warning("%s could not be noted as last known good: %s", version, error)
+
+    async def recall(self, reference: str) -> tuple[Version, Artifacts] | None:
+        """The version that went live last for the reference, if it is still here and whole."""
+        return await asyncio.to_thread(self._recall, reference)
+
+    # -- in threads
+
+    def _place(self, version: Version) -> Path:
+        return self._root / hashlib.sha256(repr(version.identity).encode()).hexdigest()[:16]
+
+    def _note(self, reference: str) -> Path:
+        return self._root / "live" / f"{hashlib.sha256(reference.encode()).hexdigest()[:16]}.json"
+
+    def _remember(self, reference: str, version: Version, artifacts: Artifacts) -> None:
+        note = self._note(reference)
+        live = [fact for fact in _noted(note) if fact["place"] != artifacts.folder.parent.name]
+        live.insert(0, {"place": artifacts.folder.parent.name, "version": asdict(version)})
+        note.parent.mkdir(parents=True, exist_ok=True)
+        new = note.with_suffix(".new")
+        new.write_text(json.dumps(live[:_MOST_KEPT]))
+        new.replace(note)
+        self._prune()
+
+    def _recall(self, reference: str) -> tuple[Version, Artifacts] | None:
+        for fact in _noted(self._note(reference))[:1]:
+            with suppress(OSError, TypeError, KeyError):
+                if artifacts := _kept(self._root / fact["place"]):
+                    return Version(**fact["version"] | {"aliases": ()}), artifacts
+        return None
+
+    def _prune(self) -> None:
+        """Remove what never went live or did so long ago, unless it is new: another front may be using it."""
+        noted = {fact["place"] for note in self._root.glob("live/*.json") for fact in _noted(note)}
+        for place in self._root.iterdir():
+            old = time.time() - place.stat().st_mtime > _KEPT_SECONDS
+            if old and place.name not in noted and place.name not in _FOLDERS:
+                shutil.rmtree(place, ignore_errors=True)
 
     async def _keep(
         self, place: Path, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
@@ -49,6 +115,14 @@ class Store:
             with suppress(OSError):  # another front may have been faster
                 whole.rename(place)
         return Artifacts(place / "artifacts", found)
+
+
+def _noted(note: Path) -> list[dict[str, Any]]:
+    try:
+        noted = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return noted if isinstance(noted, list) else []
 
 
 def digest(folder: Path) -> str:

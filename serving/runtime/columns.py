@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,17 +20,9 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from serving.errors import Untypable
+from serving.runtime.facets import BOUNDS, LENGTHS, NOTES, correction
 
 FLOAT32_MAX = 3.4028234663852886e38
-_BOUNDS = {
-    "minimum": "ge",
-    "maximum": "le",
-    "exclusiveMinimum": "gt",
-    "exclusiveMaximum": "lt",
-    "multipleOf": "multiple_of",
-}
-_LENGTHS = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
-_NOTES = frozenset({"title", "description", "unit", "examples"})
 # pandas keeps nanoseconds in 64 bits, which ends within these years.
 _YEARS = range(1678, 2262)
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -75,7 +68,7 @@ def _integer(bits: int, arrow: pa.DataType) -> Scalar:
         "maximum": 2 ** (bits - 1) - 1,
     }
     # pyfunc refuses a null in an integer column, even in an optional one: such a column is left out whole.
-    return Scalar(int, arrow, schema, _BOUNDS, nullable=False)
+    return Scalar(int, arrow, schema, BOUNDS, nullable=False)
 
 
 _FLOAT = {"type": "number", "format": "float", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
@@ -85,9 +78,9 @@ SCALARS: Mapping[str, Scalar] = {
     "boolean": Scalar(bool, pa.bool_(), {"type": "boolean"}, {}),
     "integer": _integer(32, pa.int32()),
     "long": _integer(64, pa.int64()),
-    "float": Scalar(float, pa.float32(), _FLOAT, _BOUNDS),
-    "double": Scalar(float, pa.float64(), {"type": "number", "format": "double"}, _BOUNDS),
-    "string": Scalar(str, pa.string(), {"type": "string"}, _LENGTHS),
+    "float": Scalar(float, pa.float32(), _FLOAT, BOUNDS),
+    "double": Scalar(float, pa.float64(), {"type": "number", "format": "double"}, BOUNDS),
+    "string": Scalar(str, pa.string(), {"type": "string"}, LENGTHS),
     "binary": Scalar(str, pa.binary(), _BASE64, {}, _bytes),
     "datetime": Scalar(str, pa.timestamp("ns"), _ISO, {}, _datetime),
 }
@@ -110,19 +103,32 @@ class Column:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value, null not counted."""
-        facets = dict(self.facets)
-        schema = dict(self.scalar.schema)
-        # A bound of the person who trained the model replaces the bound of the width.
-        for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-            if exclusive in facets:
-                schema.pop(bound, None)
-        return schema | facets
+        words = self._words
+        # One bound a side is enough to be told.
+        if words.get("exclusiveMinimum", -math.inf) >= words.get("minimum", math.inf):
+            del words["minimum"]
+        if words.get("exclusiveMaximum", math.inf) <= words.get("maximum", -math.inf):
+            del words["maximum"]
+        return words
+
+    @property
+    def _words(self) -> dict[str, Any]:
+        facets, width = dict(self.facets), self.scalar.schema
+        words = width | facets
+        # No word of the metadata makes room for what the width can't hold.
+        if "minimum" in words:
+            words["minimum"] = max(words["minimum"], width.get("minimum", -math.inf))
+        if "maximum" in words:
+            words["maximum"] = min(words["maximum"], width.get("maximum", math.inf))
+        return words
 
     @property
     def annotation(self) -> Any:
         """The type of one value for pydantic, null counted in where the column is optional."""
-        words = self.scalar.schema | dict(self.facets)
+        words = self._words
         limits = {keyword: words[word] for word, keyword in self.scalar.words.items() if word in words}
+        if self.scalar.python is int:
+            limits = {keyword: int(limit) for keyword, limit in limits.items()}
         if self.scalar.python is float:
             limits["allow_inf_nan"] = False
         extra: list[Any] = [AfterValidator(self.scalar.convert)] if self.scalar.convert else []
@@ -147,13 +153,16 @@ def column(spec: Mapping[str, Any], facets: Mapping[str, Any]) -> Column:
             f"the input {name!r} is of type {kind}, from which no typed endpoint can be made yet: "
             f"log a signature whose columns are {', '.join(SCALARS)}"
         )
-    known = {*SCALARS[kind].words, *_NOTES, "enum"}
-    for word in facets:
+    scalar = SCALARS[kind]
+    known = {*scalar.words, *NOTES} | (set() if scalar.convert else {"enum"})
+    for word, value in facets.items():
         if word not in known:
             raise Untypable(
                 f"metadata serving.inputs.{name} has {word!r}, which says nothing about a {kind}: "
                 f"use {', '.join(sorted(known))}"
             )
+        if wanted := correction(word, value, scalar.python):
+            raise Untypable(f"metadata serving.inputs.{name}.{word} is {value!r:.100}: write {wanted}")
     return Column(name, kind, bool(spec.get("required", True)), tuple(sorted(_hashable(facets).items())))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
@@ -17,6 +19,8 @@ from serving.runtime.batcher import Batcher, Rows, Ticket
 from serving.runtime.launcher import Launcher
 from serving.runtime.outputs import NOT_FINITE
 from serving.runtime.pool import Pool
+from serving.runtime.probation import Tally
+from serving.runtime.replay import Comparison, Recorded, Recorder, compare
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 
@@ -50,6 +54,7 @@ class Loaded:
         launcher: Launcher,
         limits: Limits,
         runtime: Runtime,
+        recorder: Recorder,
     ) -> None:
         self.version, self.artifacts = version, artifacts
         described = mlmodel.read(artifacts.folder)
@@ -61,7 +66,13 @@ class Loaded:
         """The version as answers tell it."""
         self.headers = _headers(version)
         """The version as answers' headers tell it."""
-        self.warnings: tuple[str, ...] = ()
+        self.from_disk = False
+        """Whether it was brought up from the copy on disk, as the registry was away."""
+        self.tally = Tally()
+        self.recorder = recorder
+        self.comparison: Comparison | None = None
+        """How it answered live requests before it went live itself."""
+        self._warnings: tuple[str, ...] = ()
         self.loaded_at = datetime.now(UTC)
         self.state = State.STARTING
         self._runtime = runtime
@@ -81,10 +92,22 @@ class Loaded:
             count=runtime.replicas,
             load_seconds=runtime.load_seconds,
             on_ready=self._batcher.add,
+            on_death=self._count_death,
         )
 
     def __repr__(self) -> str:
         return f"<Loaded {self.version} {self.state.value} leases={self._leases}>"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should look at, though it is live."""
+        disk = "it was brought up from the copy on disk, as the registry was away"
+        return [*self._warnings, *([disk] if self.from_disk else [])]
+
+    def refresh(self, version: Version) -> None:
+        """Take over what has changed about the version in the registry, which is there."""
+        self.version = replace(version, aliases=self.version.aliases, location=self.version.location)
+        self.from_disk = False
 
     # -- start, verify
 
@@ -101,32 +124,62 @@ class Loaded:
         except BaseException:
             self.close()
             raise
+
+    async def rehearse(self, recorded: Sequence[Recorded]) -> None:
+        """Answer requests that another version has answered, and compare.
+
+        Raises:
+            VerificationFailed: it fails on one of them.
+        """
+        answered = []
+        try:
+            async with asyncio.timeout(self._runtime.load_seconds):
+                for each in recorded:
+                    began = time.perf_counter()
+                    answered.append((await self._answer(each.rows, each.params), time.perf_counter() - began))
+        except TimeoutError:
+            raise VerificationFailed("it did not answer the last live requests in time") from None
+        except (ModelFailed, ProcessDied) as error:
+            raise VerificationFailed(f"on one of the last live requests {error}") from error
+        if recorded:
+            self.comparison = compare(recorded, answered)
+
+    def keep(self) -> None:
+        """Take requests, and have processes that die replaced."""
         self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
         self._pool.keep()
 
     async def _verify(self) -> None:
         if self.example is None:
-            self.warnings = (
+            self._warnings = (
                 f"{self.version} has no input example in rows, so it went live unproven: "
                 f"{mlmodel.HOW_TO_LOG}",
             )
             return
         try:
             async with asyncio.timeout(self._runtime.load_seconds):
-                for key, _, rows in self._groups(self.example.rows, self.example.params):
-                    await self._prove(rows, key[0])
+                await self._answer(self.example.rows, self.example.params)
         except TimeoutError:
             raise VerificationFailed("it did not answer its own input example in time") from None
         except (ModelFailed, ProcessDied) as error:
             raise VerificationFailed(f"on its own input example {error}") from error
 
-    async def _prove(self, rows: Rows, params: str) -> None:
-        answer = await self._pool.replicas[0].answer(table.encode(self._schema, rows, params))
-        predictions = self._read(answer)
-        if len(predictions) != len(rows):
-            raise ModelFailed(f"it answered {len(predictions)} rows for {len(rows)}")
-        if NOT_FINITE in predictions:
-            raise ModelFailed("it answered a number that is not finite")
+    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[Any]:
+        """One prediction for each row, of the first process, which is not in use yet."""
+        answers: list[Any] = [None] * len(rows)
+        for key, indices, group in self._groups(rows, params):
+            encoded = table.encode(self._schema, group, key[0])
+            predictions = self._read(await self._pool.replicas[0].answer(encoded))
+            if len(predictions) != len(group):
+                raise ModelFailed(f"it answered {len(predictions)} rows for {len(group)}")
+            if NOT_FINITE in predictions:
+                raise ModelFailed("it answered a number that is not finite")
+            for index, prediction in zip(indices, predictions, strict=True):
+                answers[index] = prediction
+        return answers
+
+    def _count_death(self) -> None:
+        self.tally.deaths += 1
 
     def _read(self, answer: bytes) -> list[Any]:
         return self.contract.predictions(table.decode_answer(answer))

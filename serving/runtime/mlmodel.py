@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     metadata = _mapping(described.get("metadata") or {}, "metadata")
     serving = _mapping(metadata.get("serving") or {}, "metadata serving")
     if unknown := serving.keys() - _SERVING:
-        raise Untypable(f"metadata serving has unknown entries: {', '.join(sorted(unknown))}")
+        raise Untypable(f"metadata serving has unknown entries: {_listed(unknown)}")
     task = serving.get("task")
     if task not in _TASKS:
         raise Untypable(f"metadata serving.task is {task!r}: write classification or regression")
-    classes = tuple(str(each) for each in serving.get("classes") or ())
+    classes = _classes(serving.get("classes") or [])
     found = Contract(
         name,
         _columns(_specs(signature, "inputs"), serving.get("inputs") or {}),
@@ -105,18 +105,29 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
 def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, ...]:
     if not specs:
         raise Untypable(f"its signature has no inputs: {HOW_TO_LOG}")
-    if any("name" not in spec or spec["type"] == "tensor" for spec in specs):
+    if any(not isinstance(spec.get("name"), str) or spec["type"] == "tensor" for spec in specs):
         raise Untypable(
             f"its signature has tensors or columns without names, which can't be typed yet: {HOW_TO_LOG}"
         )
     names = [spec["name"] for spec in specs]
     words = _mapping(facets, "serving.inputs")
     if unknown := words.keys() - set(names):
-        raise Untypable(f"metadata serving.inputs names no column: {', '.join(sorted(unknown))}")
+        raise Untypable(f"metadata serving.inputs names no column: {_listed(unknown)}")
     return tuple(
         column(spec, _mapping(words.get(spec["name"]) or {}, f"serving.inputs.{spec['name']}"))
         for spec in specs
     )
+
+
+def _classes(named: Any) -> tuple[str, ...]:
+    names = tuple(str(each) for each in named) if isinstance(named, list) else ()
+    if len(set(names)) != len(named if isinstance(named, list) else [named]):
+        raise Untypable(f"metadata serving.classes is {named!r:.100}: write a list of different names")
+    return names
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(sorted(str(name)[:100] for name in names))
 
 
 def _param(spec: Mapping[str, Any]) -> Param:

@@ -88,9 +88,13 @@ class Value:
         }
         return bool(checks.get(self.kind, True))
 
+    @property
+    def told(self) -> str:
+        """The kind and the shape of one value."""
+        return self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
+
     def _unlike(self, array: pa.Array) -> ModelFailed:
-        shape = "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
-        return ModelFailed(f"the model answered {array.type} where its signature says {self.kind}{shape}")
+        return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
 
 
 class _NotFinite:
@@ -104,6 +108,10 @@ NOT_FINITE = _NotFinite()
 
 class Outputs(Protocol):
     """How a table of model outputs becomes predictions, one for each row."""
+
+    @property
+    def told(self) -> str:
+        """What one prediction is, in a few words."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -122,6 +130,11 @@ class Values:
     """Any output, typed after the signature: one value, or an object of named ones."""
 
     values: tuple[Value, ...]
+
+    @property
+    def told(self) -> str:
+        """Its columns, with the kinds of their values."""
+        return ", ".join(f"{value.name or 'a value'} ({value.told})" for value in self.values)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -153,6 +166,11 @@ class Regression:
     name: str | None
 
     @property
+    def told(self) -> str:
+        """A number."""
+        return "a number"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """`prediction`: a number."""
         return {"prediction": float}
@@ -171,6 +189,11 @@ class Probabilities:
     """A probability for each class and row, as `predict_proba` gives them."""
 
     classes: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """The classes."""
+        return f"the probabilities of {', '.join(self.classes)}"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -205,6 +228,11 @@ class Labels:
 
     classes: tuple[str, ...]
     name: str | None
+
+    @property
+    def told(self) -> str:
+        """The classes."""
+        return f"one of the classes {', '.join(self.classes)}"
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def next_pause(pause: float, lived: float) -> float:
 class Pool:
     """Keeps `count` processes with the model in `folder`.
 
-    `on_ready` is called with each process that can take its first table.
+    `on_ready` is called with each process that can take its first table, `on_death` when one died by itself.
     """
 
     def __init__(
@@ -35,10 +35,11 @@ class Pool:
         count: int,
         load_seconds: float,
         on_ready: Callable[[Replica], None],
+        on_death: Callable[[], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds = count, load_seconds
-        self._on_ready = on_ready
+        self._on_ready, self._on_death = on_ready, on_death
         self._keepers: list[asyncio.Task[None]] = []
         self.replicas: list[Replica] = []
 
@@ -81,6 +82,7 @@ class Pool:
         pause, started = -1.0, loop.time()
         while True:
             await self.replicas[index].dead
+            self._on_death()
             pause = next_pause(pause, loop.time() - started)
             log.warning("%r has died; the next starts in %g s", self.replicas[index], pause)
             started = loop.time()

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+
+
+class Outcome(StrEnum):
+    """What became of a promotion."""
+
+    LIVE = "live"
+    REJECTED = "rejected"
+    SUPERSEDED = "superseded"
+    REVERTED = "reverted"
+
+
+TAGS_OF_FRONT = ("serving.state", "serving.reason", "serving.since")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,11 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.version else f"model {self.model_id}"
+
+    @property
+    def tags_of_people(self) -> dict[str, str]:
+        """Its tags but those that the serving front writes itself."""
+        return {name: value for name, value in self.tags.items() if name not in TAGS_OF_FRONT}
 
     @property
     def identity(self) -> tuple[str, str | None, str]:

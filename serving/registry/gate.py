@@ -1,0 +1,74 @@
+"""What a version has to pass before it goes live, the cheap checks first; each refusal says why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from serving.errors import Breaking, Corrupt
+from serving.registry.client import RegistryClient
+from serving.registry.store import Store
+from serving.runtime.compatibility import breaking_changes
+from serving.runtime.launcher import Launcher
+from serving.runtime.loaded import Loaded
+from serving.runtime.slot import Slot
+from serving.runtime.version import Artifacts, Version
+from serving.settings import Settings
+
+log = logging.getLogger("serving.gate")
+
+
+class Gate:
+    """Brings versions up, as far as they pass.
+
+    In this order: the artifacts are complete, and those that were registered; the signature can be typed; the
+    contract breaks no client of the live one; it loads in time; it answers its own input example; it answers
+    the last live requests.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: RegistryClient, store: Store, launcher: Launcher
+    ) -> None:
+        self._settings, self._registry = settings, registry
+        self._store, self._launcher = store, launcher
+
+    async def bring_up(self, found: Version, slot: Slot) -> Loaded:
+        """The version with its processes running, proven and ready to be swapped in.
+
+        Raises:
+            Rejected: it does not pass.
+            RegistryError: its artifacts could not be had.
+        """
+        version = await self._registry.complete(found)
+        artifacts = await self._store.fetch(version, self._registry.download)
+        expected = version.tags.get("serving.digest")
+        if expected and expected != artifacts.digest:
+            await self._store.discard(version)
+            raise Corrupt(
+                f"its artifacts are not those that were registered: {artifacts.digest}, not {expected}"
+            )
+        return await self.prove(version, artifacts, slot)
+
+    async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
+        """As `bring_up`, for artifacts that are on the disk."""
+        loaded = await asyncio.to_thread(
+            Loaded, version, artifacts, self._launcher, self._settings, self._settings, slot.recorder
+        )
+        changes = breaking_changes(slot.live.contract, loaded.contract) if slot.live else []
+        if changes and not self._may_break(version):
+            raise Breaking(
+                f"it would break clients of {slot.live and slot.live.version}: {'; '.join(changes[:10])}. "
+                "Set its tag serving.allow_breaking to true to let it go live all the same"
+            )
+        await loaded.start()
+        try:
+            if not changes:
+                await loaded.rehearse(slot.recorder.last())
+        except BaseException:
+            loaded.close()
+            raise
+        loaded.keep()
+        return loaded
+
+    def _may_break(self, version: Version) -> bool:
+        return self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"

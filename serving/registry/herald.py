@@ -1,0 +1,68 @@
+"""Tells in the registry what became of a version, by tags that the MLflow UI shows to who promoted it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from serving.errors import RegistryError
+from serving.registry.client import RegistryClient
+from serving.runtime.version import Outcome, Version
+
+log = logging.getLogger("serving.herald")
+_MOST_PENDING = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is to be told of a version."""
+
+    version: Version
+    outcome: Outcome
+    reason: str
+    since: str
+
+
+class Herald:
+    """Writes notices as tags; what the registry does not take is tried again, and is never fatal."""
+
+    def __init__(self, registry: RegistryClient) -> None:
+        self._registry = registry
+        self._pending: dict[tuple[str, str | None], Notice] = {}
+        self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
+
+    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+        """Have a version's tags say this; a later notice on it replaces an earlier one."""
+        key = (version.name, version.version)
+        if version.version is None or self._told.get(key) == (outcome, reason):
+            return
+        self._told[key] = (outcome, reason)
+        self._pending.pop(key, None)
+        self._pending[key] = Notice(version, outcome, reason, now())
+        if len(self._pending) > _MOST_PENDING:
+            self._pending.pop(next(iter(self._pending)))
+
+    async def flush(self) -> None:
+        """Write what is pending, as far as the registry takes it."""
+        for key, notice in list(self._pending.items()):
+            try:
+                await self._registry.write_tags(notice.version, _tags(notice))
+            except RegistryError as error:
+                log.warning("the tags of %s could not be written: %s", notice.version, error)
+                return
+            if self._pending.get(key) is notice:
+                del self._pending[key]
+
+
+def now() -> str:
+    """This moment in ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _tags(notice: Notice) -> dict[str, str]:
+    return {
+        "serving.state": notice.outcome.value,
+        "serving.reason": notice.reason[:500],
+        "serving.since": notice.since,
+    }

@@ -1,0 +1,86 @@
+"""What was live from when to when, refused or reverted, and why: kept on disk, across restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from serving.runtime.version import Outcome
+
+_MOST_EVENTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What became of a version at a moment (ISO 8601, UTC)."""
+
+    version: str | None
+    outcome: Outcome
+    at: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """An event, and until when it held; `until` is None while it does."""
+
+    version: str | None
+    state: Outcome
+    since: str
+    until: str | None
+    reason: str
+
+
+class History:
+    """The last thousand events of one reference; kept in memory where the disk won't take them."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._events: deque[Event] = deque(_read(file), maxlen=_MOST_EVENTS)
+
+    async def add(self, event: Event) -> None:
+        """Record an event, unless it repeats the last one, as a restart makes it."""
+        last = self._events[-1] if self._events else None
+        if last and (last.version, last.outcome, last.reason) == (event.version, event.outcome, event.reason):
+            return
+        self._events.append(event)
+        with suppress(OSError):
+            await asyncio.to_thread(_write, self._file, tuple(self._events))
+
+    def periods(self) -> list[Period]:
+        """The events with their ends, the newest first."""
+        return periods(tuple(self._events))
+
+
+def periods(events: Sequence[Event]) -> list[Period]:
+    """Events with their ends, the newest first: what was live was so until the next went live."""
+    found: list[Period] = []
+    next_live: str | None = None
+    for event in reversed(events):
+        until = next_live if event.outcome is Outcome.LIVE else event.at
+        found.append(Period(event.version, event.outcome, event.at, until, event.reason))
+        if event.outcome is Outcome.LIVE:
+            next_live = event.at
+    return found
+
+
+def _read(file: Path) -> list[Event]:
+    events = []
+    with suppress(OSError):
+        for line in file.read_text().splitlines():
+            with suppress(ValueError, TypeError):  # a line that was cut off when the disk was full
+                fields = json.loads(line)
+                events.append(Event(**fields | {"outcome": Outcome(fields["outcome"])}))
+    return events
+
+
+def _write(file: Path, events: Sequence[Event]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_text("".join(json.dumps(asdict(event)) + "\n" for event in events))
+    new.replace(file)

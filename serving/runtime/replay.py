@@ -1,0 +1,83 @@
+"""The last live requests, kept in memory, and how a candidate answers them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+_SAME = 0.01
+_MOST_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One request that the live version answered, and the seconds that its batch took."""
+
+    rows: Sequence[dict[str, Any]]
+    params: Mapping[str, Any]
+    predictions: Sequence[Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a candidate answered what the live version had answered before.
+
+    `agreement` is the share of rows with the same answer, numbers within one percent; `latency` the ratio of
+    the candidate's median time to the live version's.
+    """
+
+    requests: int
+    agreement: float
+    latency: float
+
+    def __str__(self) -> str:
+        return (
+            f"on the last {self.requests} live requests it agrees with the live version in "
+            f"{self.agreement:.0%} of rows and takes {self.latency:.1f} times as long"
+        )
+
+
+class Recorder:
+    """Keeps the last `most` requests; large ones are passed over, so that memory stays bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._kept: deque[Recorded] = deque(maxlen=most)
+
+    def add(self, recorded: Recorded) -> None:
+        """Keep a request."""
+        if len(recorded.rows) <= _MOST_ROWS:
+            self._kept.append(recorded)
+
+    def last(self) -> tuple[Recorded, ...]:
+        """What is kept, the oldest first."""
+        return tuple(self._kept)
+
+
+def compare(recorded: Sequence[Recorded], answered: Sequence[tuple[Sequence[Any], float]]) -> Comparison:
+    """Compare a candidate's answers, each with its seconds, with what was recorded."""
+    pairs = [
+        same(old, new)
+        for each, (predictions, _) in zip(recorded, answered, strict=True)
+        for old, new in zip(each.predictions, predictions, strict=True)
+    ]
+    before = median(each.seconds for each in recorded)
+    after = median(seconds for _, seconds in answered)
+    return Comparison(len(recorded), sum(pairs) / len(pairs), after / before if before else math.inf)
+
+
+def same(old: Any, new: Any) -> bool:
+    """Whether two predictions say the same: the same class, or numbers within one percent."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        if "label" in old:
+            return bool(old["label"] == new.get("label"))
+        return old.keys() == new.keys() and all(same(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(same, old, new))
+    if isinstance(old, float) and isinstance(new, int | float):
+        return math.isclose(old, new, rel_tol=_SAME, abs_tol=1e-9)
+    return bool(old == new)
