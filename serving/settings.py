@@ -95,7 +95,12 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SERVING_", frozen=True, populate_by_name=True, extra="ignore"
+        env_prefix="SERVING_",
+        env_ignore_empty=True,  # as MLflow reads its own
+        frozen=True,
+        populate_by_name=True,
+        extra="ignore",
+        allow_inf_nan=False,
     )
 
     models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(

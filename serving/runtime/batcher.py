@@ -223,7 +223,7 @@ class Batcher:
         again = retries(group, error)
         self._again.extendleft(reversed(again))
         if isinstance(error, ProcessDied):
-            log.warning("a model process died under %d requests", len(group))
+            log.warning("a model process died; requests that it had: %d", len(group))
         trying = [ticket for smaller in again for ticket in smaller]
         self._settle([ticket for ticket in group if ticket not in trying], error)
         for ticket in trying:

@@ -96,10 +96,17 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
     try:
         return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
     except RequestError as error:
-        faults = "; ".join(f"{fault.loc}: {fault.msg}" for fault in error.faults[:3])
+        faults = "; ".join(f"{_where(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
         raise VerificationFailed(
             f"its input example does not fit its own signature: {faults or error}"
         ) from error
+
+
+def _where(loc: Sequence[str | int]) -> str:
+    """A place in a batch, as a person would name it: `rows, 0, x` is `row 1, x`."""
+    if len(loc) > 1 and loc[0] == "rows" and isinstance(loc[1], int):
+        return ", ".join([f"row {loc[1] + 1}", *map(str, loc[2:])])
+    return ", ".join(map(str, loc))
 
 
 def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, ...]:
@@ -120,10 +127,10 @@ def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, .
 
 
 def _classes(named: Any) -> tuple[str, ...]:
-    names = tuple(str(each) for each in named) if isinstance(named, list) else ()
-    if len(set(names)) != len(named if isinstance(named, list) else [named]):
+    names = [str(each) for each in named] if isinstance(named, list) else None
+    if names is None or len(set(names)) < len(names):
         raise Untypable(f"metadata serving.classes is {named!r:.100}: write a list of different names")
-    return names
+    return tuple(names)
 
 
 def _listed(names: Iterable[Any]) -> str:
