@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -93,6 +94,7 @@ def run(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -101,6 +103,9 @@ def run(settings: Settings) -> None:
     served = ", ".join(map(str, settings.models))
     log = logging.getLogger("serving")
     log.info("serving %s at http://%s:%d (try /docs, /ready)", served, host, port)
+    # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: sys.exit(READY))
     uvicorn.Server(config).run(sockets=[listening])
 
 

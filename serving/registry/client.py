@@ -25,8 +25,8 @@ from serving.settings import Registry
 
 T = TypeVar("T")
 
-# MLflow's own defaults would block for minutes on a registry that is away.
-_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+# By default MLflow blocks for minutes on a registry that is away; who asks here tries again anyway.
+_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 WEBHOOK_EVENTS = [
     "model_version.created",
     "model_version_tag.set",

@@ -175,7 +175,9 @@ class Contract:
         """
         try:
             return self.outputs.predictions(table)
-        except (TypeError, ValueError, LookupError) as error:
+        except ModelFailed:
+            raise
+        except Exception as error:  # the model process is not trusted to have sent anything sensible
             raise ModelFailed("the model's answer does not fit its signature", str(error)) from error
 
     # -- making

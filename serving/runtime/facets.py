@@ -66,4 +66,4 @@ def _is_pattern(value: Any) -> bool:
         TypeAdapter(Annotated[str, Field(pattern=value)])
     except SchemaError:
         return False
-    return True
+    return isinstance(value, str)

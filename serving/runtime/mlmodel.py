@@ -90,7 +90,12 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
         return None
     if not rows:
         return None
-    body = {"rows": rows[:_MOST_EXAMPLE_ROWS]}
+    dates = {column.name for column in contract.columns if column.type == "datetime"}
+    rows = [
+        {name: _or_null(value, name in dates) for name, value in row.items()}
+        for row in rows[: min(_MOST_EXAMPLE_ROWS, contract.max_rows)]
+    ]
+    body: dict[str, Any] = {"rows": rows}
     if params := logged.get("params"):
         body["params"] = params
     try:
@@ -100,6 +105,11 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
         raise VerificationFailed(
             f"its input example does not fit its own signature: {faults or error}"
         ) from error
+
+
+def _or_null(value: Any, is_date: bool) -> Any:
+    """A value as JSON has it: MLflow writes a missing number or text as NaN, a missing datetime as "NaT"."""
+    return None if value != value or (is_date and value == "NaT") else value
 
 
 def _where(loc: Sequence[str | int]) -> str:
@@ -117,11 +127,11 @@ def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, .
             f"its signature has tensors or columns without names, which can't be typed yet: {HOW_TO_LOG}"
         )
     names = [spec["name"] for spec in specs]
-    words = _mapping(facets, "serving.inputs")
+    words = _mapping(facets, "metadata serving.inputs")
     if unknown := words.keys() - set(names):
         raise Untypable(f"metadata serving.inputs names no column: {_listed(unknown)}")
     return tuple(
-        column(spec, _mapping(words.get(spec["name"]) or {}, f"serving.inputs.{spec['name']}"))
+        column(spec, _mapping(words.get(spec["name"]) or {}, f"metadata serving.inputs.{spec['name']}"))
         for spec in specs
     )
 
@@ -157,5 +167,5 @@ def _specs(signature: Any, part: str) -> list[dict[str, Any]]:
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Untypable(f"its metadata {what} is no mapping")
+        raise Untypable(f"its {what} is no mapping")
     return value
