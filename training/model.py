@@ -122,9 +122,12 @@ def _describe(
 def _task(model: Any) -> str | None:
     from sklearn.utils import get_tags
 
+    # A mixture has probabilities, too, but no classes that they would be of.
+    if hasattr(model, "predict_proba") and hasattr(model, "classes_"):
+        return "classification"
     # An object that is only like scikit-learn's models has no tags.
     kind = get_tags(model).estimator_type if hasattr(model, "__sklearn_tags__") else None
-    if hasattr(model, "predict_proba") or (kind == "classifier" and _counted_or_named(model.classes_)):
+    if kind == "classifier" and _counted_or_named(model.classes_):
         return "classification"
     return "regression" if kind == "regressor" else None
 

@@ -1,0 +1,84 @@
+"""What all tests share: registries that cost nothing to make, and in CI no skipped test unseen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+# A developer's own settings are none of the tests' business. MLflow reads some when it is imported.
+for _name in [name for name in os.environ if name.startswith(("MLFLOW_", "SERVING_"))]:
+    del os.environ[_name]
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# How long an example takes is no property of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+NewRegistry = Callable[[Path], str]
+
+
+@pytest.fixture(scope="session")
+def registry_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an empty registry: its migrations take seconds, a copy of it none."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture(scope="session")
+def new_registry(registry_template: Path) -> NewRegistry:
+    """Make an empty SQLite registry below a folder, artifacts and all, and return its URI."""
+
+    def make(folder: Path) -> str:
+        home = folder / "mlruns"
+        home.mkdir()
+        database = shutil.copy(registry_template, home / "mlflow.db")
+        with closing(sqlite3.connect(database)) as connection, connection:
+            # The default experiment knows where it was made.
+            connection.execute("UPDATE experiments SET artifact_location = ?", (str(home / "0"),))
+        return f"sqlite:///{database}"
+
+    return make
+
+
+@pytest.fixture
+def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty registry, which is MLflow's for the time of the test."""
+    uri = new_registry(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The loop on which coroutines are tested: one for all, and the one that the service runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+async def launcher() -> AsyncIterator[Any]:
+    """A fork server for all tests: it takes seconds to warm up."""
+    from serving.runtime.launcher import Launcher
+
+    launcher = Launcher()
+    launcher.start()
+    yield launcher
+    await launcher.aclose()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session of CI in which a test was skipped: there, everything must have run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("\nFailed: in CI no test may be skipped.", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

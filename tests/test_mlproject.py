@@ -1,0 +1,88 @@
+"""`mlflow run`: its entry points, in the environment that the tests run in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+
+pytestmark = pytest.mark.usefixtures("registry")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *arguments]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def runs() -> list[Any]:
+    client = mlflow.MlflowClient()
+    everywhere = [each.experiment_id for each in client.search_experiments()]
+    return list(client.search_runs(everywhere, order_by=["start_time"]))
+
+
+def test_training_continues_the_run_of_the_project() -> None:
+    done = run("-P", "regularization=2")
+    assert done.returncode == 0, done.stderr
+    (only,) = runs()
+    assert only.info.status == "FINISHED"
+    # As it was typed, where training by itself would log 2.0.
+    assert only.data.params["regularization"] == "2"
+    assert only.data.params["model"] == "iris"
+    assert only.data.metrics["accuracy"] > 0.9
+    (version,) = mlflow.MlflowClient().search_model_versions("name='iris'")
+    assert version.run_id == only.info.run_id
+    assert "promote --version 1" in done.stdout
+
+
+@pytest.fixture
+def version(registry: str) -> None:
+    client = mlflow.MlflowClient()
+    client.create_registered_model("iris")
+    client.create_model_version("iris", "nowhere")
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize(
+    ("parameters", "stage", "aliases"),
+    [([], "Production", {}), (["-P", "alias=champion"], "None", {"champion": 1})],
+)
+def test_promote_leaves_a_finished_run(parameters: list[str], stage: str, aliases: dict[str, int]) -> None:
+    done = run("-e", "promote", "-P", "version=1", *parameters)
+    assert done.returncode == 0, done.stderr
+    assert [each.info.status for each in runs()] == ["FINISHED"]
+    (version,) = mlflow.MlflowClient().search_model_versions("name='iris'")
+    assert version.current_stage == stage
+    found = mlflow.MlflowClient().get_registered_model("iris").aliases
+    assert {alias: int(number) for alias, number in found.items()} == aliases
+
+
+def test_promote_of_what_is_not_there_fails() -> None:
+    done = run("-e", "promote", "-P", "version=1")
+    assert done.returncode != 0
+    assert "python -m training: Registered Model with name=iris not found" in done.stderr
+    assert [each.info.status for each in runs()] == ["FAILED"]
+
+
+def test_serve_hands_its_parameters_to_the_front() -> None:
+    done = run("-e", "serve", "-P", "models=nonsense")
+    assert done.returncode != 0
+    assert "SERVING_MODELS: 'nonsense' is no model reference" in done.stderr
+
+
+def test_train_is_the_main_entry_point() -> None:
+    assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["train"]
+
+
+def test_the_environment_is_the_one_of_the_scripts() -> None:
+    *_, pip = yaml.safe_load((ROOT / PROJECT["conda_env"]).read_text())["dependencies"]
+    assert pip == {"pip": ["-r constraints.txt"]}

@@ -1,0 +1,287 @@
+"""The scripts, with a Python that writes down what it is asked: what is set up, when, and what is started."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from training.cli import main
+
+ROOT = Path(__file__).parent.parent
+# All that the scripts call besides Python.
+TOOLS = ("bash", "cat", "chmod", "cmp", "cp", "dirname", "env", "mkdir")
+# A Python that makes environments, and copies itself into them.
+RECORDING = """#!/usr/bin/env bash
+[[ $1 == --version ]] && echo "Python 3.11.9" && exit
+[[ "$1 $2" == "-m venv" ]] && mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/serving
+[[ "$1" == -c ]] || echo "${0##*/} $*" >>"$CALLS"
+[[ "$*" != *"$FAILING"* ]]
+"""
+# One that is what tests run on.
+REAL = f"""#!/usr/bin/env bash
+PYTHONPATH={ROOT} exec {sys.executable} "$@"
+"""
+PIP = "python -m pip --quiet --disable-pip-version-check"
+BOOTSTRAP = "python -m training bootstrap"
+# A `serving` that tells how it was started, and on which registry.
+TELLING = """#!/usr/bin/env bash
+echo "serving $* on $MLFLOW_TRACKING_URI"
+"""
+
+
+def executable(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    path.chmod(0o755)
+
+
+@dataclass
+class Project:
+    """A checkout of its own, and a machine with just a few commands."""
+
+    root: Path
+    bin: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> Path:
+        return self.root.parent / "calls"
+
+    def run(self, script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        self.calls.write_text("")
+        env = {"PATH": str(self.bin), "CALLS": str(self.calls), "FAILING": "nothing fails"} | self.env
+        return subprocess.run(
+            [self.root / "scripts" / script, *arguments], env=env, capture_output=True, text=True, **options
+        )
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    root, commands = tmp_path / "a project", tmp_path / "bin"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    for name in ("pyproject.toml", "constraints.txt", "constraints-dev.txt"):
+        (root / name).write_text(f"# {name}\n")
+    commands.mkdir()
+    for tool in TOOLS:
+        (commands / tool).symlink_to(shutil.which(tool) or tool)
+    executable(commands / "python3", RECORDING)
+    return Project(root, commands)
+
+
+@pytest.fixture
+def installed(project: Project) -> Project:
+    assert project.run("test").returncode == 0
+    return project
+
+
+def test_a_first_start_makes_the_environment_from_the_constraints(project: Project) -> None:
+    done = project.run("test", "-k", "it")
+    assert done.returncode == 0
+    assert project.called() == [
+        "python3 -m venv --clear .venv",
+        f"{PIP} install --require-hashes -r constraints.txt -r constraints-dev.txt",
+        f"{PIP} install --no-deps --no-build-isolation --editable .",
+        "python -m pytest -k it",
+    ]
+    assert all(line.startswith("scripts/test: ") for line in done.stderr.splitlines())
+
+
+def test_serving_installs_nothing_for_development(project: Project) -> None:
+    assert project.run("serve").returncode == 0
+    assert not any("constraints-dev" in call for call in project.called())
+    assert project.called()[-1] == "serving run"
+
+
+@pytest.mark.parametrize("script", ["test", "serve", "check"])
+def test_a_second_start_installs_nothing(installed: Project, script: str) -> None:
+    done = installed.run(script)
+    assert not any("install" in call or "venv" in call for call in installed.called())
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt", "constraints-dev.txt"])
+def test_what_changed_is_installed_into_the_same_environment(installed: Project, changed: str) -> None:
+    (installed.root / changed).write_text("# changed\n")
+    assert installed.run("test").returncode == 0
+    assert sum("install" in call for call in installed.called()) == 2
+    assert not any("venv" in call for call in installed.called())
+
+
+def test_a_checkout_that_was_moved_is_installed_again(installed: Project) -> None:
+    installed.root = installed.root.rename(installed.root.parent / "moved")
+    assert installed.run("test").returncode == 0
+    assert any("--editable" in call for call in installed.called())
+
+
+def test_an_environment_whose_python_has_gone_is_made_again(installed: Project) -> None:
+    (installed.root / ".venv" / "bin" / "python").unlink()
+    assert installed.run("test").returncode == 0
+    assert "python3 -m venv --clear .venv" in installed.called()
+
+
+def test_an_installation_that_failed_is_tried_again(project: Project) -> None:
+    project.env = {"FAILING": "--require-hashes"}
+    assert project.run("test").returncode != 0
+    assert not any("pytest" in call for call in project.called())
+    project.env = {}
+    assert project.run("test").returncode == 0
+    assert any("--require-hashes" in call for call in project.called())
+
+
+@pytest.mark.parametrize(
+    ("python", "complaint"),
+    [
+        (None, "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
+        ("exit 1", "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
+        (
+            '[[ "$2" != *ensurepip* ]]',
+            "scripts/test: python3 can't make virtual environments: install its venv module"
+            " (Debian: python3-venv)\n",
+        ),
+    ],
+    ids=["no Python", "too old", "no venv"],
+)
+def test_a_machine_without_what_is_needed_gets_one_line(
+    project: Project, python: str | None, complaint: str
+) -> None:
+    (project.bin / "python3").unlink()
+    if python:
+        executable(project.bin / "python3", f"#!/usr/bin/env bash\n{python}\n")
+    done = project.run("test")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", complaint)
+
+
+def test_a_later_python_is_taken_where_the_first_is_too_old(project: Project) -> None:
+    executable(project.bin / "python3", "#!/usr/bin/env bash\nexit 1\n")
+    executable(project.bin / "python3.12", RECORDING)
+    assert project.run("test").returncode == 0
+    assert project.called()[0] == "python3.12 -m venv --clear .venv"
+
+
+@pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy"])
+def test_a_check_that_fails_fails_them_all_but_the_others_are_told(installed: Project, failing: str) -> None:
+    installed.env = {"FAILING": failing}
+    assert installed.run("check").returncode == 1
+    assert installed.called() == ["python -m ruff check", "python -m ruff format --check", "python -m mypy"]
+
+
+@pytest.mark.parametrize(
+    ("models", "arguments", "bootstraps"),
+    [
+        (None, [], True),
+        ("models:/iris/Production", [], True),
+        ("models:/wine/1,models:/iris/Production", [], True),
+        ("models:/wine/1", [], False),
+        ("models:/wine/1", ["--models", "models:/iris/Production"], True),
+        (None, ["--models", "models:/wine/1"], False),
+        (None, ["--models=models:/wine/1"], False),
+        (None, ["--port", "8001"], True),
+        (None, ["--help"], False),
+    ],
+)
+def test_a_first_version_is_made_only_of_what_is_to_be_served(
+    installed: Project, models: str | None, arguments: list[str], bootstraps: bool
+) -> None:
+    installed.env = {"SERVING_MODELS": models} if models else {}
+    assert installed.run("serve", *arguments).returncode == 0
+    assert (BOOTSTRAP in installed.called()) == bootstraps
+    assert installed.called()[-1] == " ".join(["serving run", *arguments])
+
+
+def test_serving_starts_though_no_first_version_can_be_made(installed: Project) -> None:
+    installed.env = {"FAILING": "bootstrap"}
+    done = installed.run("serve")
+    assert (done.returncode, installed.called()[-1]) == (0, "serving run")
+    assert done.stderr == "scripts/serve: no first version could be made; serving goes on looking for one\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "sqlite:///{root}/mlruns/mlflow.db"),
+        ("sqlite:///own.db", "sqlite:///{caller}/own.db"),
+        ("sqlite:////var/own.db", "sqlite:////var/own.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_the_registry_is_the_same_from_every_folder(
+    installed: Project, tmp_path: Path, given: str | None, expected: str
+) -> None:
+    installed.env = {"MLFLOW_TRACKING_URI": given} if given else {}
+    executable(installed.root / ".venv" / "bin" / "serving", TELLING)
+    expected = expected.format(root=installed.root, caller=tmp_path)
+    assert installed.run("serve", cwd=tmp_path).stdout == f"serving run on {expected}\n"
+
+
+@pytest.fixture
+def real(installed: Project) -> Project:
+    """The checkout with a Python that does what it is asked."""
+    executable(installed.root / ".venv" / "bin" / "python", REAL)
+    executable(installed.root / ".venv" / "bin" / "serving", TELLING)
+    stamp = f"{installed.root}\nPython {sys.version.split()[0]}\n# pyproject.toml\n# constraints.txt\n"
+    (installed.root / ".venv" / "installed").write_text(stamp)
+    return installed
+
+
+def test_serve_makes_a_first_version_and_then_serves_it(real: Project) -> None:
+    uri = f"sqlite:///{real.root}/mlruns/mlflow.db"
+    first, second = real.run("serve"), real.run("serve")
+    assert first.stdout == second.stdout == f"serving run on {uri}\n"
+    assert "iris version 1 is in Production now" in first.stderr
+    assert second.stderr == ""
+    (version,) = mlflow.MlflowClient(uri).search_model_versions()
+    assert (version.name, version.current_stage) == ("iris", "Production")
+
+
+def test_ui_leaves_a_server_alone_that_has_one(real: Project) -> None:
+    real.env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+    done = real.run("ui")
+    assert done.returncode == 1
+    assert "open http://127.0.0.1:5000" in done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
+
+
+@pytest.fixture
+def ui(real: Project, registry: str) -> Iterator[str]:
+    """The address of `scripts/ui` on a registry."""
+    port = free_port()
+    env = {"PATH": str(real.bin), "MLFLOW_TRACKING_URI": registry}
+    command = [real.root / "scripts" / "ui", "--port", str(port)]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            next(line for line in process.stderr if "Application startup complete" in line)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def test_what_is_trained_through_the_ui_server_is_in_the_registry(
+    ui: str, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)
+    assert main(["bootstrap"]) == 0
+    assert main(["bootstrap"]) == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    (version,) = mlflow.MlflowClient().search_model_versions()
+    assert version.current_stage == "Production"
+    assert mlflow.pyfunc.load_model("models:/iris/1").metadata.run_id == version.run_id
+    assert list((tmp_path / "mlruns").rglob("model.skops"))
