@@ -21,8 +21,8 @@ from serving.errors import (
     ProcessDied,
     ServingError,
 )
-from serving.runtime.outputs import NOT_FINITE
 from serving.runtime.replica import Outcome, Replica, State
+from serving.runtime.values import NOT_FINITE
 
 log = logging.getLogger("serving.batcher")
 
@@ -208,10 +208,11 @@ class Batcher:
             return
         try:
             predictions = self._read(outcome)
-            if len(predictions) != rows:
-                raise ModelFailed(f"it answered {len(predictions)} rows for {rows}")
         except ModelFailed as error:
-            self._settle(group, error)
+            self._fail(group, error)
+            return
+        if len(predictions) != rows:
+            self._settle(group, ModelFailed(f"it answered {len(predictions)} rows for {rows}"))
             return
         start = 0
         for ticket in group:
@@ -238,5 +239,5 @@ class Batcher:
 def _finite(predictions: list[Any]) -> list[Any] | ModelFailed:
     if NOT_FINITE in predictions:
         row = predictions.index(NOT_FINITE)
-        return ModelFailed(f"its prediction for row {row} is not a finite number")
+        return ModelFailed(f"its prediction for row {row} is missing or not finite")
     return predictions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import socket
 import subprocess
 import sys
@@ -13,18 +12,22 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from serving.errors import LoadFailed
+from serving.errors import ProcessDied
 
 log = logging.getLogger("serving.launcher")
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A model process: its id, and its exit code (or the negative signal) when it ends."""
+    """A model process: its id, and its exit code (or the negative signal) when it ends.
+
+    None instead, where the fork server died and took it along.
+    """
 
     pid: int
-    ended: asyncio.Future[int]
+    ended: asyncio.Future[int | None]
 
 
 class Launcher:
@@ -46,10 +49,14 @@ class Launcher:
         with theirs:
             command = [sys.executable, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
             self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self._listener = asyncio.get_running_loop().create_task(self._listen(self._control))
+        listening = self._listen(self._control, self._server)
+        self._listener = asyncio.get_running_loop().create_task(listening)
 
     def launch(self, folder: Path, connection: socket.socket) -> asyncio.Future[Child]:
-        """Have a model process serve the model in `folder` on `connection`."""
+        """Have a model process serve the model in `folder` on `connection`.
+
+        What it returns raises `ProcessDied` where the fork server dies before that.
+        """
         self.start()
         assert self._control is not None
         launched: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
@@ -67,13 +74,12 @@ class Launcher:
 
     async def aclose(self) -> None:
         """End the fork server and with it every model process."""
-        if self._listener is None or self._control is None or self._server is None:
-            return
-        self._control.shutdown(socket.SHUT_RDWR)
-        await self._listener
-        await asyncio.to_thread(self._server.wait)
+        if self._control is not None:
+            self._control.shutdown(socket.SHUT_RDWR)
+        if self._listener is not None:
+            await self._listener
 
-    async def _listen(self, control: socket.socket) -> None:
+    async def _listen(self, control: socket.socket, server: subprocess.Popen[bytes]) -> None:
         loop = asyncio.get_running_loop()
         text = b""
         with control, suppress(OSError):
@@ -84,11 +90,12 @@ class Launcher:
         self._control = None
         while self._launching:
             if not (launched := self._launching.popleft()).done():
-                launched.set_exception(LoadFailed("the fork server died"))
+                launched.set_exception(ProcessDied("The fork server died."))
         for pid in list(self._children):
-            self._hear({"ended": pid, "status": -signal.SIGKILL})
+            self._hear({"ended": pid, "status": None})
+        await asyncio.to_thread(server.wait)
 
-    def _hear(self, fact: dict[str, int]) -> None:
+    def _hear(self, fact: dict[str, Any]) -> None:
         if "ended" in fact:
             self._children.pop(fact["ended"]).ended.set_result(fact["status"])
             return

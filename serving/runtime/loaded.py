@@ -17,10 +17,10 @@ from serving.errors import ModelFailed, ProcessDied, VerificationFailed
 from serving.runtime import mlmodel, table
 from serving.runtime.batcher import Batcher, Rows, Ticket
 from serving.runtime.launcher import Launcher
-from serving.runtime.outputs import NOT_FINITE
 from serving.runtime.pool import Pool
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder, compare
+from serving.runtime.values import NOT_FINITE
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 

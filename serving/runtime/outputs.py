@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -12,6 +11,7 @@ import pyarrow as pa
 from pydantic import WithJsonSchema
 
 from serving.errors import ModelFailed, Untypable
+from serving.runtime.values import NOT_FINITE, NotFinite, Value
 
 _NUMPY_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "U": "string"}
 _MLFLOW_KINDS = {
@@ -24,86 +24,6 @@ _MLFLOW_KINDS = {
     "binary": "binary",
     "datetime": "datetime",
 }
-_SCHEMAS: Mapping[str, dict[str, Any]] = {
-    "number": {"type": "number"},
-    "integer": {"type": "integer"},
-    "boolean": {"type": "boolean"},
-    "string": {"type": "string"},
-    "binary": {"type": "string", "contentEncoding": "base64"},
-    "datetime": {"type": "string", "format": "date-time"},
-    "any": {},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One output column: what its values are, the shape of one, and whether one may be null."""
-
-    name: str | None
-    kind: str
-    shape: tuple[int, ...] = ()
-    required: bool = True
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON Schema of one value."""
-        schema = dict(_SCHEMAS[self.kind])
-        if not self.required and "type" in schema:
-            schema["type"] = [schema["type"], "null"]
-        for size in reversed(self.shape):
-            schema = {"type": "array", "items": schema}
-            if size >= 0:
-                schema |= {"minItems": size, "maxItems": size}
-        return schema
-
-    def read(self, array: pa.Array) -> list[Any]:
-        """The column's values; a row in which a number is not finite is given as `NOT_FINITE`.
-
-        Raises:
-            ModelFailed: they are not of this type and shape.
-        """
-        flat, rows = array, len(array)
-        for size in self.shape:
-            if not pa.types.is_list(flat.type) and not pa.types.is_fixed_size_list(flat.type):
-                raise self._unlike(array)
-            flat = flat.flatten()
-            if size >= 0 and len(flat) != rows * size:
-                raise self._unlike(array)
-            rows = len(flat)
-        if not self._holds(flat.type) or (self.required and flat.null_count):
-            raise self._unlike(array)
-        values = array.to_pylist()
-        if pa.types.is_floating(flat.type) and not np.isfinite(flat.to_numpy(zero_copy_only=False)).all():
-            values = [value if _finite(value) else NOT_FINITE for value in values]
-        return _encoded(values) if self.kind == "binary" else values
-
-    def _holds(self, found: pa.DataType) -> bool:
-        checks = {
-            "number": pa.types.is_floating(found) or pa.types.is_integer(found),
-            "integer": pa.types.is_integer(found),
-            "boolean": pa.types.is_boolean(found),
-            "string": pa.types.is_string(found) or pa.types.is_large_string(found),
-            "binary": pa.types.is_binary(found),
-            "datetime": pa.types.is_timestamp(found),
-        }
-        return bool(checks.get(self.kind, True))
-
-    @property
-    def told(self) -> str:
-        """The kind and the shape of one value."""
-        return self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
-
-    def _unlike(self, array: pa.Array) -> ModelFailed:
-        return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
-
-
-class _NotFinite:
-    def __repr__(self) -> str:
-        return "NOT_FINITE"
-
-
-NOT_FINITE = _NotFinite()
-"""Stands where a model answered NaN or infinity, which JSON can't say."""
 
 
 class Outputs(Protocol):
@@ -117,7 +37,7 @@ class Outputs(Protocol):
     def fields(self) -> dict[str, Any]:
         """The fields of one prediction and their types, for OpenAPI."""
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
         """One prediction for each row; `NOT_FINITE` where it holds NaN or infinity.
 
         Raises:
@@ -145,7 +65,7 @@ class Values:
         schema = {"type": "object", "properties": properties, "required": [*properties]}
         return {"prediction": _typed(schema)}
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
         """One `{"prediction": …}` for each row."""
         if len(self.values) == 1:
             found = self.values[0].read(_column(table, self.values[0].name))
@@ -175,7 +95,7 @@ class Regression:
         """`prediction`: a number."""
         return {"prediction": float}
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
         """One `{"prediction": number}` for each row."""
         array = _column(table, self.name)
         if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
@@ -205,7 +125,7 @@ class Probabilities:
             "probabilities": _typed(schema),
         }
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
         """The likeliest class of each row; of equally likely ones the first."""
         chances = _matrix(table, self.classes)
         finite = np.isfinite(chances).all(axis=1).tolist()
@@ -239,7 +159,7 @@ class Labels:
         """The class id and its name."""
         return _class_fields(self.classes)
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | _NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
         """The class of each row."""
         array = _column(table, self.name)
         if pa.types.is_integer(array.type):
@@ -258,7 +178,7 @@ def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple
     Raises:
         Untypable: task and signature contradict each other.
     """
-    values = tuple(_value(spec) for spec in specs) or (Value(None, "any"),)
+    values = tuple(_value(spec) for spec in specs) or (Value(None, "any", required=False),)
     if task == "classification":
         return _classification(values, classes)
     if task == "regression":
@@ -327,11 +247,3 @@ def _class_fields(classes: tuple[str, ...]) -> dict[str, Any]:
 
 def _typed(schema: dict[str, Any]) -> Any:
     return Annotated[Any, WithJsonSchema(schema)]
-
-
-def _finite(value: Any) -> bool:
-    return value is None or bool(np.isfinite(np.asarray(value, dtype=float)).all())
-
-
-def _encoded(values: list[Any]) -> list[Any]:
-    return [value and base64.b64encode(value).decode() for value in values]

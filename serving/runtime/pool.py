@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.errors import LoadFailed
+from serving.errors import LoadFailed, ProcessDied
 from serving.runtime.launcher import Launcher
 from serving.runtime.replica import Replica
 
@@ -48,6 +48,7 @@ class Pool:
 
         Raises:
             LoadFailed: a process raised, hung or died while loading.
+            ProcessDied: the fork server died.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -95,6 +96,6 @@ class Pool:
             await asyncio.sleep(pause)
             try:
                 return await Replica.start(self._launcher, self._folder, self._load_seconds)
-            except LoadFailed as error:
+            except (LoadFailed, ProcessDied) as error:
                 pause = next_pause(pause, 0.0)
                 log.error("no new model process: %s; the next try is in %g s", error, pause)

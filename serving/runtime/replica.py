@@ -62,6 +62,7 @@ class Replica(asyncio.Protocol):
 
         Raises:
             LoadFailed: it raised, died or was not done in time.
+            ProcessDied: it died through no fault of its own, with the fork server.
         """
         replica = cls(launcher)
         try:
@@ -69,7 +70,8 @@ class Replica(asyncio.Protocol):
                 await replica._connect(folder)
                 await replica._loaded
         except ProcessDied:
-            raise LoadFailed(f"its process {await replica._cause_of_death()}") from None
+            replica.kill()  # it may have done no more than hang up
+            raise await replica._cause_of_death() from None
         except TimeoutError:
             raise LoadFailed(f"it had not loaded after {seconds:g} s, and was stopped") from None
         finally:
@@ -113,12 +115,16 @@ class Replica(asyncio.Protocol):
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         self._child = await launched
 
-    async def _cause_of_death(self) -> str:
-        status = await asyncio.wait_for(self._child.ended, _SECONDS_TO_REAP) if self._child else 0
+    async def _cause_of_death(self) -> LoadFailed | ProcessDied:
+        if self._child is not None:
+            await asyncio.wait([self._child.ended], timeout=_SECONDS_TO_REAP)
+        status = self._child.ended.result() if self._child and self._child.ended.done() else None
+        if status is None:
+            return ProcessDied("The fork server died while it loaded.")
         if status < 0:
             hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
-            return f"was killed by {signal.Signals(-status).name} while loading{hint}"
-        return f"ended with status {status} while loading"
+            return LoadFailed(f"its process was killed by {signal.Signals(-status).name} while loading{hint}")
+        return LoadFailed(f"its process ended with status {status} while loading")
 
     # -- asyncio.Protocol
 

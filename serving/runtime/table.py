@@ -92,13 +92,21 @@ def by_absence(
 
 def _batch(answer: Any) -> pa.RecordBatch:
     if isinstance(answer, pd.DataFrame):
-        arrays = [pa.array(answer.iloc[:, index]) for index in range(answer.shape[1])]
+        arrays = [_array(answer.iloc[:, index]) for index in range(answer.shape[1])]
         return pa.RecordBatch.from_arrays(arrays, names=[str(name) for name in answer.columns])
     if isinstance(answer, np.ndarray) and answer.ndim > 1:
         return pa.RecordBatch.from_arrays([_nested(answer)], names=["0"])
     if isinstance(answer, (np.ndarray, pd.Series, list, tuple)):
-        return pa.RecordBatch.from_arrays([pa.array(answer)], names=["0"])
+        return pa.RecordBatch.from_arrays([_array(answer)], names=["0"])
     raise TypeError(f"its answer of type {type(answer).__name__} is no table")
+
+
+def _array(values: Any) -> pa.Array:
+    # What is NaN in a column of numbers would become null, as pandas has it, which is another answer.
+    is_float = (
+        isinstance(values, pd.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"
+    )
+    return pa.array(values.to_numpy() if is_float else values)
 
 
 def _nested(array: np.ndarray[Any, Any]) -> pa.Array:

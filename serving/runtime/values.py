@@ -1,0 +1,146 @@
+"""The values of one output column: what the model process sent, as JSON has it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+
+from serving.errors import ModelFailed
+
+_SCHEMAS: Mapping[str, dict[str, Any]] = {
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "boolean": {"type": "boolean"},
+    "string": {"type": "string"},
+    "binary": {"type": "string", "contentEncoding": "base64"},
+    "datetime": {"type": "string", "format": "date-time"},
+    "any": {},
+}
+
+
+class NotFinite:
+    """The type of `NOT_FINITE`."""
+
+    def __repr__(self) -> str:
+        return "NOT_FINITE"
+
+
+NOT_FINITE = NotFinite()
+"""Stands where a model answered NaN or infinity, which JSON can't say, or nothing where it must answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One output column: what its values are, the shape of one, and whether one may be null."""
+
+    name: str | None
+    kind: str
+    shape: tuple[int, ...] = ()
+    required: bool = True
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of one value."""
+        schema = dict(_SCHEMAS[self.kind])
+        if not self.required and "type" in schema:
+            schema["type"] = [schema["type"], "null"]
+        for size in reversed(self.shape):
+            schema = {"type": "array", "items": schema}
+            if size >= 0:
+                schema |= {"minItems": size, "maxItems": size}
+        return schema
+
+    def read(self, array: pa.Array) -> list[Any]:
+        """The values as JSON has them; `NOT_FINITE` where JSON can't say one, or one is missing.
+
+        Raises:
+            ModelFailed: they are not of this type and shape.
+        """
+        flat = self._flat(array)
+        if not self._holds(flat.type):
+            raise self._unlike(array)
+        values: list[Any] = array.to_pylist()
+        return values if _is_plain(flat) else [self._said(value) for value in values]
+
+    def _flat(self, array: pa.Array) -> pa.Array:
+        flat = array
+        for size in self.shape:
+            if not pa.types.is_list(flat.type) and not pa.types.is_fixed_size_list(flat.type):
+                raise self._unlike(array)
+            lengths = compute.list_value_length(flat)
+            if lengths.null_count or (size >= 0 and compute.any(compute.not_equal(lengths, size)).as_py()):
+                raise self._unlike(array)
+            flat = flat.flatten()
+        return flat
+
+    def _said(self, value: Any) -> Any:
+        # A gap in an optional column of numbers is NaN in pandas.
+        if value is None or (self.kind == "number" and value != value):
+            return NOT_FINITE if self.required else None
+        said = _json(value)
+        return NOT_FINITE if self.shape and self.required and _has_gap(said) else said
+
+    def _holds(self, found: pa.DataType) -> bool:
+        checks = {
+            "number": pa.types.is_floating(found) or pa.types.is_integer(found),
+            "integer": pa.types.is_integer(found),
+            "boolean": pa.types.is_boolean(found),
+            "string": pa.types.is_string(found) or pa.types.is_large_string(found),
+            "binary": pa.types.is_binary(found),
+            "datetime": pa.types.is_timestamp(found),
+        }
+        return bool(checks.get(self.kind, True))
+
+    @property
+    def told(self) -> str:
+        """The kind and the shape of one value."""
+        return self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
+
+    def _unlike(self, array: pa.Array) -> ModelFailed:
+        return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
+
+
+def _is_plain(array: pa.Array) -> bool:
+    """Whether its values are what JSON has, all of them, without looking at each."""
+    kind = array.type
+    if array.null_count:
+        return False
+    if pa.types.is_floating(kind):
+        return bool(np.isfinite(array.to_numpy(zero_copy_only=False)).all())
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    )
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON has it; `NOT_FINITE` where there is a number in it that JSON can't say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else NOT_FINITE
+    if isinstance(value, (list, tuple)):
+        said = [_json(each) for each in value]
+        return NOT_FINITE if NOT_FINITE in said else said
+    if isinstance(value, dict):
+        fields = {name: _json(each) for name, each in value.items()}
+        return NOT_FINITE if NOT_FINITE in fields.values() else fields
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (date, time)):  # which a datetime is, and pandas' Timestamp
+        return value.isoformat()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise ModelFailed(f"the model answered a {type(value).__name__}, which JSON can't say")
+
+
+def _has_gap(value: Any) -> bool:
+    return any(map(_has_gap, value)) if isinstance(value, list) else value is None
