@@ -1,0 +1,94 @@
+"""Models that play a part, and a registry in which they are promoted as a person would do it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from signatures import columns
+
+ACTOR = Path(__file__).parent / "actor.py"
+INPUTS = "x: double, act: string?"
+EXAMPLE = pd.DataFrame({"x": [1.0, 2.0]})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without MLflow's warnings, of which it has many: on stages, type hints, integer columns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def actor(
+    folder: Path,
+    *,
+    inputs: str = INPUTS,
+    outputs: Schema | None = None,
+    params: list[ParamSpec] | None = None,
+    example: Any = EXAMPLE,
+    metadata: dict[str, Any] | None = None,
+    **part: Any,
+) -> Path:
+    """Save a model that plays `part` (see `actor.py`) in a new folder below `folder`, and return that."""
+    made = folder / f"actor-{len([*folder.glob('actor-*')])}"
+    signature = ModelSignature(
+        Schema(columns(inputs)),
+        outputs or Schema([ColSpec("double")]),
+        ParamSchema(params) if params else None,
+    )
+    with quiet():
+        mlflow.pyfunc.save_model(
+            made,
+            python_model=ACTOR,
+            signature=signature,
+            input_example=example,
+            metadata=metadata,
+            pip_requirements=[],
+            model_config=part,
+        )
+    return made
+
+
+class Registry:
+    """A registry in SQLite, its artifacts in a folder beside it."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.folder = Path(uri.removeprefix("sqlite:///")).parent
+        self.client = MlflowClient(uri, uri)
+
+    def register(self, name: str, folder: Path) -> str:
+        """Make what is saved in `folder` the next version of a model; gives its number."""
+        with quiet():
+            if not self.client.search_registered_models(f"name='{name}'"):
+                self.client.create_registered_model(name)
+            return str(self.client.create_model_version(name, str(folder)).version)
+
+    def add(self, name: str, **part: Any) -> str:
+        """Register an actor as the next version of a model; gives its number."""
+        return self.register(name, actor(self.folder, **part))
+
+    def promote(self, name: str, version: str, stage: str = "Production", archive: bool = True) -> None:
+        """Put a version into a stage, and archive what was there unless that is forgotten."""
+        with quiet():
+            self.client.transition_model_version_stage(
+                name, version, stage, archive and stage == "Production"
+            )
+
+    def alias(self, name: str, alias: str, version: str) -> None:
+        """Let an alias mean this version."""
+        self.client.set_registered_model_alias(name, alias, version)
+
+    def lose(self, folder: Path) -> None:
+        """Delete artifacts, as a bucket's clean-up would."""
+        shutil.rmtree(folder)

@@ -1,0 +1,50 @@
+"""Processes that a test has to do with, by their ids."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+def parent(pid: int) -> int:
+    """The process that started a process."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return int(after_name.split()[1])
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has started and that are still there."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have started."""
+    found = children(pid)
+    return found.union(*(descendants(child) for child in found))
+
+
+class Watch:
+    """Holds on to processes, so that their end is seen whoever reaps them."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._handles = {pid: os.pidfd_open(pid) for pid in pids}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def left(self, seconds: float = 30) -> set[int]:
+        """The processes that have not ended within `seconds`: none, as soon as all have."""
+        return {
+            pid for pid, handle in self._handles.items() if not select.select([handle], [], [], seconds)[0]
+        }

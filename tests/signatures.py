@@ -1,0 +1,40 @@
+"""Contracts made the way a logged model's are: of an MLflow signature and its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+from serving.runtime import mlmodel
+from serving.runtime.contract import Contract
+
+TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
+MOST_ROWS = 100
+
+
+def columns(spec: str) -> list[ColSpec]:
+    """`"age: long, name: string?"` as the columns of a signature; a question mark makes one optional."""
+    pairs = (part.strip().split(": ") for part in spec.split(",") if part)
+    return [ColSpec(kind.rstrip("?"), name, not kind.endswith("?")) for name, kind in pairs]
+
+
+def contract(
+    inputs: str | ModelSignature,
+    words: Mapping[str, Any] | None = None,
+    *,
+    outputs: Schema | None = None,
+    params: list[ParamSpec] | None = None,
+    name: str = "iris",
+    **serving: Any,
+) -> Contract:
+    """The contract of these columns, with the metadata's words on them."""
+    signature = inputs
+    if isinstance(signature, str):
+        made = ParamSchema(params) if params else None
+        signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), made)
+    metadata = {"serving": serving | ({"inputs": words} if words else {})}
+    described = {"signature": signature.to_dict(), "metadata": metadata}
+    return mlmodel.contract(described, name, MOST_ROWS)

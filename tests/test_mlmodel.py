@@ -1,0 +1,261 @@
+"""What is read of a logged model's files, and the sentences for the person who logged it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array, Map, Object, Property
+from signatures import columns, contract
+
+from serving.errors import Untypable, VerificationFailed
+from serving.runtime import mlmodel
+
+HERE = Path(__file__).parent
+CLASSES = ["setosa", "versicolor"]
+TENSOR = Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
+
+
+def refusal(**described: Any) -> str:
+    with pytest.raises(Untypable) as refused:
+        mlmodel.contract(described, "iris", 10)
+    return str(refused.value)
+
+
+# -- signatures
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        TENSOR,
+        Schema([TensorSpec(np.dtype("float64"), (-1,), name="x")]),
+        Schema([ColSpec("double")]),
+        Schema([ColSpec("double"), ColSpec("double")]),
+        infer_signature(pd.DataFrame(np.zeros((2, 2)))).inputs,
+        None,
+    ],
+    ids=["tensor", "named tensor", "one unnamed", "unnamed", "numbered", "none"],
+)
+def test_a_signature_without_named_columns_is_refused_with_how_to_log_one(inputs: Schema | None) -> None:
+    signature = {"inputs": None if inputs is None else json.dumps(inputs.to_dict()), "outputs": None}
+    assert mlmodel.HOW_TO_LOG in refusal(signature=signature)
+
+
+@pytest.mark.parametrize("described", [{}, {"signature": None}, {"signature": {}}])
+def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: dict[str, Any]) -> None:
+    assert refusal(**described) == f"it has no signature: {mlmodel.HOW_TO_LOG}"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Array("double"), Map("string"), Object([Property("a", "double")]), Array(Array("long")), AnyType()],
+    ids=str,
+)
+def test_a_nested_column_is_refused_with_the_types_that_are_served(kind: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec("double", "x"), ColSpec(kind, "nested")]))
+    said = refusal(signature=signature.to_dict())
+    assert said.startswith("the input 'nested' is of type ")
+    assert said.endswith("boolean, integer, long, float, double, string, binary, datetime")
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [("inputs", "{"), ("inputs", '{"a": 1}'), ("inputs", "[1]"), ("outputs", "nonsense"), ("params", 5)],
+)
+def test_a_signature_that_cannot_be_read_is_refused(part: str, text: Any) -> None:
+    signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {part: text}
+    assert refusal(signature=signature).startswith(f"its signature's {part} ")
+
+
+def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
+    params = [{"name": "nested", "type": "object", "default": {}, "shape": None}]
+    signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {"params": json.dumps(params)}
+    assert (
+        refusal(signature=signature) == "the parameter 'nested' is of type object, which can't be typed yet"
+    )
+
+
+# -- metadata
+
+
+@pytest.mark.parametrize(
+    ("serving", "said"),
+    [
+        ({"inputs": {"y": {}}}, "metadata serving.inputs names no column: y"),
+        ({"inputs": {5: {}}}, "metadata serving.inputs names no column: 5"),
+        ({"inputs": ["x"]}, "its metadata serving.inputs is no mapping"),
+        ({"inputs": "x"}, "its metadata serving.inputs is no mapping"),
+        ({"inputs": {"x": ["minimum"]}}, "its metadata serving.inputs.x is no mapping"),
+        ({"inputs": {"x": 5}}, "its metadata serving.inputs.x is no mapping"),
+        ({"tasks": "regression"}, "metadata serving has unknown entries: tasks"),
+        ({"input": {}, 5: 5}, "metadata serving has unknown entries: 5, input"),
+        ("regression", "its metadata serving is no mapping"),
+        ({"task": "classify"}, "metadata serving.task is 'classify': write classification or regression"),
+        (
+            {"task": ["regression"]},
+            "metadata serving.task is ['regression']: write classification or regression",
+        ),
+        (
+            {"task": "classification"},
+            "its task is classification, but metadata serving.classes names no classes",
+        ),
+        ({"task": "classification", "classes": "ab"}, "metadata serving.classes is 'ab': write a list of"),
+        ({"task": "classification", "classes": 2}, "metadata serving.classes is 2: write a list of"),
+        ({"task": "classification", "classes": ["a", "a"]}, "metadata serving.classes is ['a', 'a']: write"),
+        ({"task": "classification", "classes": [1, "1"]}, "metadata serving.classes is [1, '1']: write"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_metadata_is_refused_with_a_sentence(serving: Any, said: str) -> None:
+    signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("long")]))
+    found = refusal(signature=signature.to_dict(), metadata={"serving": serving})
+    assert found.startswith(said)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"serving": None}, {"serving": {}}, {"team": "flowers"}])
+def test_metadata_is_optional(metadata: Any) -> None:
+    signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("double")]))
+    found = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
+    assert found.read_row(b'{"x": 1}') == {"x": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (Schema([TensorSpec(np.dtype("float64"), (-1, 3))]), "has 3 columns, .* names 2 classes"),
+        (Schema(columns("a: double, b: double, c: double")), "has 3 columns, .* names 2 classes"),
+    ],
+)
+def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: str) -> None:
+    with pytest.raises(Untypable, match=said):
+        contract("x: double", outputs=outputs, task="classification", classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    "outputs", [Schema(columns("a: double, b: double")), Schema([ColSpec("string")])], ids=["two", "text"]
+)
+def test_a_regression_without_one_number_a_row_is_refused(outputs: Schema) -> None:
+    with pytest.raises(Untypable, match="its task is regression, but its output signature is not one number"):
+        contract("x: double", outputs=outputs, task="regression")
+
+
+def test_parameters_are_typed_with_their_defaults() -> None:
+    made = contract(
+        "x: double", params=[ParamSpec("top", "long", 3), ParamSpec("stop", "string", ["a"], (-1,))]
+    )
+    assert [(param.name, param.type, param.default, param.is_list) for param in made.params] == [
+        ("top", "long", 3, False),
+        ("stop", "string", ["a"], True),
+    ]
+
+
+# -- files
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"- a list", b"{", b"\xff\x00", b"a: !!python/object:os.x {}"]
+)
+def test_a_file_that_is_no_mlmodel_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "MLmodel").write_bytes(content)
+    with pytest.raises(Untypable, match="MLmodel"):
+        mlmodel.read(tmp_path)
+
+
+def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            folder / "model",
+            python_model=HERE / "actor.py",
+            signature=ModelSignature(Schema(columns(inputs)), Schema([ColSpec("double")]), **options),
+            input_example=example,
+            pip_requirements=[],
+        )
+    return folder / "model"
+
+
+def example(folder: Path) -> mlmodel.Example | None:
+    described = mlmodel.read(folder)
+    return mlmodel.example(folder, described, mlmodel.contract(described, "actor", 10))
+
+
+def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
+    at = pd.to_datetime(["2026-01-31 12:30", "2026-02-01 00:00"])
+    table = pd.DataFrame(
+        {"x": [1, 2.5], "n": [1, 2], "s": ["a", None], "b": [b"\xff", b""], "at": at, "f": [True, False]}
+    )
+    found = example(
+        save(tmp_path, "x: double, n: long, s: string?, b: binary, at: datetime, f: boolean", table)
+    )
+    assert found is not None
+    assert found.rows == [
+        {"x": 1.0, "n": 1, "s": "a", "b": b"\xff", "at": at[0].to_pydatetime(), "f": True},
+        {"x": 2.5, "n": 2, "s": None, "b": b"", "at": at[1].to_pydatetime(), "f": False},
+    ]
+    assert json.loads(json.dumps(found.shown)) == found.shown
+    assert found.params == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("double", [1.5, None]),
+        ("string", ["a", None]),
+        ("string", pd.Series(["a", None], dtype=object)),
+        ("string", pd.Series(["a", np.nan], dtype=object)),
+        ("datetime", pd.to_datetime(["2026-01-31", None])),
+        ("boolean", pd.Series([True, None], dtype=object)),
+        ("binary", [b"a", None]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(getattr(value, "dtype", "list")),
+)
+def test_what_the_logged_example_lacks_is_null(tmp_path: Path, kind: str, values: Any) -> None:
+    table = pd.DataFrame({"x": [1.0, 2.0], "gap": values})
+    found = example(save(tmp_path, f"x: double, gap: {kind}?", table))
+    assert found is not None
+    assert [row["gap"] is None for row in found.rows] == [False, True]
+
+
+def test_the_logged_example_may_have_parameters(tmp_path: Path) -> None:
+    params = mlflow.types.ParamSchema([ParamSpec("top", "long", 3)])
+    found = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
+    assert found is not None
+    assert found.params == {"top": 5}
+
+
+@pytest.mark.parametrize(
+    "rows", [None, pd.DataFrame({"x": pd.Series([], dtype="float64")})], ids=["none", "no rows"]
+)
+def test_an_example_without_rows_is_none(tmp_path: Path, rows: Any) -> None:
+    assert example(save(tmp_path, "x: double", rows)) is None
+
+
+def test_an_example_whose_file_is_lost_is_none(tmp_path: Path) -> None:
+    folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
+    (folder / "serving_input_example.json").unlink()
+    assert example(folder) is None
+
+
+def test_a_long_example_is_read_in_part(tmp_path: Path) -> None:
+    found = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
+    assert found is not None
+    assert 1 <= len(found.rows) <= 100
+
+
+def test_an_example_that_does_not_fit_its_own_signature_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
+    path = folder / "serving_input_example.json"
+    path.write_text(path.read_text().replace("1.0", '"one"'))
+    with pytest.raises(VerificationFailed, match="does not fit its own signature: row 1, x: .* number"):
+        example(folder)

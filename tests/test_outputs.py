@@ -1,0 +1,387 @@
+"""What models answer, as clients read it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
+from pydantic import TypeAdapter
+from signatures import TYPES, columns, contract
+
+from serving.errors import ModelFailed
+from serving.runtime.contract import Contract
+from serving.runtime.table import decode_answer, encode_answer
+from serving.runtime.values import NOT_FINITE
+
+CLASSES = ["setosa", "versicolor", "virginica"]
+FLOATS = Schema([TensorSpec(np.dtype("float64"), (-1,))])
+
+
+def one(kind: str, required: bool = True, name: str | None = None) -> Schema:
+    return Schema([ColSpec(kind, name if required else "y", required)])
+
+
+def tensor(dtype: str, *shape: int) -> Schema:
+    return Schema([TensorSpec(np.dtype(dtype), (-1, *shape))])
+
+
+def answering(outputs: Schema | None = None, **serving: Any) -> Contract:
+    return contract("x: double", outputs=outputs, **serving)
+
+
+def classifier(outputs: Schema) -> Contract:
+    return answering(outputs, task="classification", classes=CLASSES)
+
+
+def predictions(made: Contract, answer: Any) -> list[Any]:
+    return made.predictions(decode_answer(encode_answer(answer)))
+
+
+def values(made: Contract, answer: Any) -> list[Any]:
+    found = predictions(made, answer)
+    return [row if row is NOT_FINITE else row["prediction"] for row in found]
+
+
+# -- values
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer", "expected"),
+    [
+        (one("double"), np.array([1.5, 2.5]), [1.5, 2.5]),
+        (one("double"), np.array([1, 2]), [1, 2]),
+        (one("float"), np.array([1.5], dtype="float32"), [1.5]),
+        (one("long"), np.array([2**62]), [2**62]),
+        (one("integer"), pd.Series([1], dtype="int32"), [1]),
+        (one("boolean"), np.array([True]), [True]),
+        (one("string"), ["a", "ж"], ["a", "ж"]),
+        (one("string"), np.array(["a", "bb"]), ["a", "bb"]),
+        (one("string"), pd.Series(["a"]), ["a"]),
+        (one("string"), pd.Series(["a"], dtype=object), ["a"]),
+        (one("binary"), [b"\x00\xff"], ["AP8="]),
+        (
+            one("datetime"),
+            pd.Series(pd.to_datetime(["2026-01-31T12:30"])),
+            ["2026-01-31T12:30:00"],
+        ),
+        (one("double", name="price"), pd.DataFrame({"price": [1.5]}), [1.5]),
+        (one("double", name="price"), pd.DataFrame({"other": [1.5]}), [1.5]),
+        (one("string", required=False), ["a", None], ["a", None]),
+        (one("double", required=False), pd.Series([1.5, None]), [1.5, None]),
+        (one("binary", required=False), [b"a", None, b""], ["YQ==", None, ""]),
+        (FLOATS, np.array([1.5, 2.5]), [1.5, 2.5]),
+        (tensor("float64", 2), np.array([[1.0, 2.0]]), [[1.0, 2.0]]),
+        (tensor("float64", -1), np.array([[1.0, 2.0]]), [[1.0, 2.0]]),
+        (tensor("int64", 2, 2), np.arange(4).reshape(1, 2, 2), [[[0, 1], [2, 3]]]),
+        (tensor("bool", 1), np.array([[True], [False]]), [[True], [False]]),
+        (Schema([ColSpec(Array("double"))]), [[1.0], [2.0, 3.0]], [[1.0], [2.0, 3.0]]),
+        (
+            Schema(columns("low: double, high: double")),
+            pd.DataFrame({"high": [2.0], "low": [1.0], "more": ["a"]}),
+            [{"low": 1.0, "high": 2.0}],
+        ),
+    ],
+    ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
+)
+def test_an_answer_is_typed_after_the_signature(outputs: Schema, answer: Any, expected: list[Any]) -> None:
+    assert values(answering(outputs), answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer"),
+    [
+        (one("double"), ["a"]),
+        (one("double"), [True]),
+        (one("long"), [1.5]),
+        (one("boolean"), [1]),
+        (one("string"), [1]),
+        (one("string"), [b"a"]),
+        (one("binary"), ["a"]),
+        (one("datetime"), ["2026-01-31"]),
+        (one("double"), np.zeros((1, 2))),
+        (one("double"), pd.DataFrame({"a": [1.0], "b": [2.0]})),
+        (one("double", name="price"), pd.DataFrame({"a": [1.0], "b": [2.0]})),
+        (Schema(columns("low: double, high: double")), pd.DataFrame({"low": [1.0], "more": [2.0]})),
+        (tensor("float64", 2), np.zeros((1, 3))),
+        (tensor("float64", 2), np.zeros(2)),
+        (tensor("float64", 2), np.zeros((1, 2, 2))),
+        (tensor("float64", 2), [[1.0], [1.0, 2.0, 3.0]]),
+        (tensor("int64", 2), np.zeros((1, 2))),
+    ],
+    ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
+)
+def test_an_answer_that_is_not_what_the_signature_says_is_a_failure(outputs: Schema, answer: Any) -> None:
+    with pytest.raises(ModelFailed):
+        predictions(answering(outputs), answer)
+
+
+# -- what JSON has no word for
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("form", [np.array, list, pd.Series, lambda found: pd.DataFrame({"y": found})])
+@pytest.mark.parametrize(
+    "made", [answering(one("double")), answering(FLOATS), answering(FLOATS, task="regression")]
+)
+def test_a_number_that_is_not_finite_marks_its_row_alone(made: Contract, form: Any, bad: float) -> None:
+    assert values(made, form([1.0, bad, 3.0])) == [1.0, NOT_FINITE, 3.0]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_number_that_is_not_finite_marks_its_row_in_any_shape(bad: float) -> None:
+    wide = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]])
+    assert values(answering(tensor("float64", 3)), wide)[1] is NOT_FINITE
+    assert values(answering(tensor("float64", -1)), wide)[1] is NOT_FINITE
+    assert values(answering(Schema([ColSpec(Array("double"))])), wide.tolist())[1] is NOT_FINITE
+    for outputs in (tensor("float64", 3), Schema(columns("a: double, b: double, c: double"))):
+        for form in (wide, pd.DataFrame(wide, columns=CLASSES)):
+            assert predictions(classifier(outputs), form)[1] is NOT_FINITE
+    named = Schema(columns("a: double, b: string"))
+    table = pd.DataFrame({"a": [1.0, bad], "b": ["x", "y"]})
+    assert values(answering(named), table) == [{"a": 1.0, "b": "x"}, NOT_FINITE]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_missing_value_marks_its_row_alone_where_it_is_required(kind: str) -> None:
+    present = {
+        "boolean": True,
+        "integer": 1,
+        "long": 1,
+        "float": 1.5,
+        "double": 1.5,
+        "string": "a",
+        "binary": b"a",
+        "datetime": pd.Timestamp("2026-01-31"),
+    }[kind]
+    answer = pd.Series([present, None], dtype=object)
+    first, second = values(answering(one(kind)), answer)
+    assert first is not NOT_FINITE
+    assert second is NOT_FINITE
+    assert values(answering(one(kind, required=False)), answer)[1] is None
+
+
+def test_without_an_output_signature_anything_is_answered() -> None:
+    made = answering_anything()
+    for answer in ([1.5, 2.5], ["a", "b"], [[1], [2, 3]], [[1.5, "a"][:1], []]):
+        assert values(made, answer) == answer
+
+
+def answering_anything() -> Contract:
+    from mlflow.models import ModelSignature
+
+    return contract(ModelSignature(Schema(columns("x: double"))))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda bad: [bad],
+        lambda bad: [[1.0, bad]],
+        lambda bad: np.array([[1.0, bad]]),
+        lambda bad: [{"a": bad}],
+        lambda bad: [[{"a": [bad]}]],
+        lambda bad: pd.DataFrame({"a": [bad]}),
+    ],
+)
+def test_without_an_output_signature_numbers_must_be_finite_all_the_same(form: Any, bad: float) -> None:
+    (found,) = predictions(answering_anything(), form(bad))
+    assert found is NOT_FINITE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pa.array([b"\x00\xff"]),
+        pa.array([dt.time(12, 30)]),
+        pa.array([dt.timedelta(seconds=5)]),
+        pa.array([1], pa.decimal128(5, 2)),
+        pa.array([dt.datetime(2026, 1, 31)], pa.timestamp("ns")),
+        pa.array([1769862600000000001], pa.timestamp("ns")),
+        pa.array([{"a": b"\x00"}]),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_whatever_is_answered_is_json_or_a_failure(answer: pa.Array) -> None:
+    batch = pa.RecordBatch.from_arrays([answer], names=["0"])
+    for made in (answering_anything(), answering(one("datetime"))):
+        with suppress(ModelFailed):
+            json.loads(orjson.dumps(made.predictions(batch)))
+
+
+# -- tasks
+
+
+def test_a_regressor_answers_a_number_a_row() -> None:
+    for outputs in (FLOATS, one("double"), one("long"), one("double", name="y"), tensor("float64", 1)):
+        made = answering(outputs, task="regression")
+        for answer in (np.array([1.5, 2.5]), np.array([[1.5], [2.5]]), pd.DataFrame({"y": [1.5, 2.5]})):
+            assert predictions(made, answer) == [{"prediction": 1.5}, {"prediction": 2.5}]
+        with pytest.raises(ModelFailed):
+            predictions(made, ["a"])
+
+
+def test_a_classifier_with_probabilities_answers_the_likeliest_class() -> None:
+    chances = np.array([[0.125, 0.5, 0.375], [0.25, 0.25, 0.5], [0.5, 0.5, 0.0]])
+    for outputs in (
+        tensor("float64", 3),
+        tensor("float64", -1),
+        Schema(columns("a: double, b: double, c: double")),
+    ):
+        found = predictions(classifier(outputs), chances)
+        assert [(row["prediction"], row["label"], row["confidence"]) for row in found] == [
+            (1, "versicolor", 0.5),
+            (2, "virginica", 0.5),
+            (0, "setosa", 0.5),
+        ]
+        assert found[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
+
+
+def test_named_probabilities_are_read_by_name_and_others_by_place() -> None:
+    made = classifier(Schema(columns("a: double, b: double, c: double")))
+    named = pd.DataFrame({"virginica": [0.5], "setosa": [0.25], "versicolor": [0.25]})
+    assert predictions(made, named)[0]["label"] == "virginica"
+    assert predictions(made, named.set_axis(["a", "b", "c"], axis=1))[0]["label"] == "setosa"
+
+
+@pytest.mark.parametrize(
+    "answer", [np.zeros((1, 2)), np.zeros(3), np.zeros((1, 3, 1)), ["setosa"], np.array([["a", "b", "c"]])]
+)
+def test_a_classifier_without_a_probability_for_each_class_fails(answer: Any) -> None:
+    with pytest.raises(ModelFailed):
+        predictions(classifier(tensor("float64", 3)), answer)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer"),
+    [
+        (one("long"), np.array([2, 0])),
+        (one("string"), np.array(["virginica", "setosa"])),
+        (one("string"), pd.Series(["virginica", "setosa"])),
+        (one("string"), pd.Series(["virginica", "setosa"], dtype="category")),
+        (tensor("int64"), np.array([2, 0], dtype="int32")),
+        (tensor("str"), np.array(["virginica", "setosa"])),
+    ],
+    ids=["ids", "names", "texts", "categories", "int32", "tensor of texts"],
+)
+def test_a_classifier_with_classes_answers_ids_and_names(outputs: Schema, answer: Any) -> None:
+    assert predictions(classifier(outputs), answer) == [
+        {"prediction": 2, "label": "virginica"},
+        {"prediction": 0, "label": "setosa"},
+    ]
+
+
+@pytest.mark.parametrize("answer", [[3], [-1], ["rose"], [None], [1.5], [""]])
+def test_a_class_that_is_not_listed_is_a_failure(answer: Any) -> None:
+    with pytest.raises(ModelFailed):
+        predictions(classifier(one("long")), answer)
+
+
+# -- in general
+
+arrays = st.one_of(
+    st.lists(element | st.none(), min_size=1, max_size=3).map(pa.array)
+    for element in (
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(),
+        st.text(max_size=3),
+        st.binary(max_size=3),
+        st.datetimes(),
+        st.dates(),
+        st.lists(st.floats(), max_size=2),
+        st.lists(st.integers(0, 9), min_size=2, max_size=2),
+        st.fixed_dictionaries({"a": st.floats()}),
+    )
+)
+CONTRACTS = [
+    answering_anything(),
+    *[answering(one(kind)) for kind in TYPES],
+    *[answering(tensor(dtype, 2)) for dtype in ("float64", "int64", "str")],
+    answering(FLOATS, task="regression"),
+    answering(Schema(columns("a: double, b: string?"))),
+    classifier(tensor("float64", 3)),
+    classifier(one("long")),
+    classifier(one("string")),
+]
+
+
+@given(st.sampled_from(CONTRACTS), st.lists(arrays, min_size=1, max_size=3), st.permutations(["a", "b", "c"]))
+def test_any_answer_is_a_prediction_a_row_or_a_failure(
+    made: Contract, found: list[pa.Array], names: list[str]
+) -> None:
+    rows = min(map(len, found))
+    batch = pa.RecordBatch.from_arrays([array[:rows] for array in found], names=names[: len(found)])
+    with suppress(ModelFailed):
+        predicted = made.predictions(batch)
+        assert len(predicted) == rows
+        text = orjson.dumps([row for row in predicted if row is not NOT_FINITE])
+        assert b"NaN" not in text
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (answering(one("long")), {"prediction": {"type": "integer"}}),
+        (answering(one("double", required=False)), {"prediction": {"type": ["number", "null"]}}),
+        (
+            answering(tensor("float64", 2)),
+            {"prediction": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
+        ),
+        (answering(tensor("str", -1)), {"prediction": {"type": "array", "items": {"type": "string"}}}),
+        (answering_anything(), {"prediction": {}}),
+        (answering(FLOATS, task="regression"), {"prediction": {"type": "number"}}),
+        (
+            answering(Schema(columns("a: double, b: string"))),
+            {
+                "prediction": {
+                    "type": "object",
+                    "properties": {"a": {"type": "number"}, "b": {"type": "string"}},
+                    "required": ["a", "b"],
+                }
+            },
+        ),
+        (
+            classifier(one("long")),
+            {
+                "prediction": {"type": "integer", "minimum": 0, "maximum": 2},
+                "label": {"type": "string", "enum": CLASSES},
+            },
+        ),
+        (
+            classifier(tensor("float64", 3)),
+            {
+                "prediction": {"type": "integer", "minimum": 0, "maximum": 2},
+                "label": {"type": "string", "enum": CLASSES},
+                "confidence": {"type": "number"},
+                "probabilities": {
+                    "type": "object",
+                    "properties": {name: {"type": "number"} for name in CLASSES},
+                    "required": CLASSES,
+                },
+            },
+        ),
+    ],
+    ids=lambda value: value.outputs.told if isinstance(value, Contract) else "",
+)
+def test_predictions_are_documented(made: Contract, expected: dict[str, Any]) -> None:
+    schema = TypeAdapter(made.prediction).json_schema()
+    found = {
+        name: {key: each[key] for key in each if key != "title"}
+        for name, each in schema["properties"].items()
+    }
+    assert found == expected
+    assert schema["required"] == [*expected]

@@ -1,0 +1,368 @@
+"""Model processes: how they load, answer, fail and die, and that none outlives the front."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from casting import actor
+from pids import Watch, parent
+from signatures import contract
+
+from serving.errors import LoadFailed, ModelFailed, ProcessDied
+from serving.runtime import table
+from serving.runtime.launcher import Launcher
+from serving.runtime.pool import Pool, next_pause
+from serving.runtime.replica import Replica, State
+from serving.runtime.wire import Kind, pack
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = contract("x: double, act: string?").columns
+
+pytestmark = pytest.mark.anyio
+
+
+def asked(*numbers: float, act: str | None = None) -> bytes:
+    return table.encode(table.schema(COLUMNS), [{"x": number, "act": act} for number in numbers], "")
+
+
+async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
+    found: list[Any] = (
+        table.decode_answer(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
+    )
+    return found
+
+
+async def all_ended(watch: Watch) -> bool:
+    return not await asyncio.to_thread(watch.left)
+
+
+@asynccontextmanager
+async def started(launcher: Launcher, folder: Path, **part: Any) -> AsyncIterator[Replica]:
+    replica = await Replica.start(launcher, actor(folder, **part), 60)
+    try:
+        yield replica
+    finally:
+        replica.kill()
+        await replica.dead
+
+
+# -- loading
+
+
+async def test_a_process_loads_and_answers(launcher: Launcher, tmp_path: Path) -> None:
+    async with started(launcher, tmp_path, factor=2.0) as replica:
+        assert replica.state is State.IDLE
+        assert await answer(replica, 1.0, 2.0) == [2.0, 4.0]
+        assert await answer(replica, 3.0) == [6.0]
+        assert repr(replica) == f"<Replica pid={replica.pid} idle>"
+        assert replica.pid
+        with Watch([replica.pid]) as watch:
+            replica.kill()
+            await replica.dead
+            assert await all_ended(watch)
+        assert replica.state is State.DEAD
+
+
+async def test_several_processes_run_side_by_side(launcher: Launcher, tmp_path: Path) -> None:
+    async with (
+        started(launcher, tmp_path, factor=2.0) as one,
+        started(launcher, tmp_path, factor=3.0) as other,
+    ):
+        assert await asyncio.gather(answer(one, 1.0), answer(other, 1.0)) == [[2.0], [3.0]]
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("raise:no_weights", "loading it raised ValueError: no_weights"),
+        ("quit:no_licence", "loading it raised SystemExit: no_licence"),
+        ("exit:3", "its process ended with status 3 while loading"),
+        ("exit:0", "its process ended with status 0 while loading"),
+        ("kill", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
+        ("deafen", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
+    ],
+)
+async def test_a_model_that_does_not_load_is_refused_with_the_reason(
+    launcher: Launcher, tmp_path: Path, act: str, said: str
+) -> None:
+    with pytest.raises(LoadFailed) as refused:
+        await Replica.start(launcher, actor(tmp_path, example=None, on_load=act), 60)
+    assert str(refused.value) == said
+
+
+async def test_a_folder_without_a_model_is_refused(launcher: Launcher, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match="loading it raised .*MLmodel"):
+        await Replica.start(launcher, tmp_path, 60)
+
+
+async def loading(launcher: Launcher, folder: Path, seconds: float) -> tuple[asyncio.Task[Replica], int]:
+    """A model that hangs while it loads, and the process that it hangs in."""
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    part = f"note:{folder / 'pid'} wait:{pipe} hang"
+    starting = asyncio.create_task(
+        Replica.start(launcher, actor(folder, example=None, on_load=part), seconds)
+    )
+    # Opening the pipe waits until the model has opened it.
+    await asyncio.to_thread(pipe.write_text, "")
+    return starting, int((folder / "pid").read_text())
+
+
+async def test_a_model_that_hangs_on_loading_is_stopped(launcher: Launcher, tmp_path: Path) -> None:
+    starting, pid = await loading(launcher, tmp_path, 3)
+    with Watch([pid]) as watch:
+        with pytest.raises(LoadFailed, match="it had not loaded after 3 s, and was stopped"):
+            await starting
+        assert await all_ended(watch)
+
+
+async def test_a_load_that_is_given_up_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
+    starting, pid = await loading(launcher, tmp_path, 60)
+    with Watch([pid]) as watch:
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert await all_ended(watch)
+
+
+async def test_a_load_that_is_given_up_at_once_leaves_the_launcher_in_order(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    folder = actor(tmp_path)
+    starting = [asyncio.create_task(Replica.start(launcher, folder, 60)) for _ in range(4)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for task in starting[::2]:
+        task.cancel()
+    found = await asyncio.gather(*starting, return_exceptions=True)
+    assert [type(each) for each in found[::2]] == [asyncio.CancelledError] * 2
+    for replica in found[1::2]:
+        assert isinstance(replica, Replica)
+        assert await answer(replica, 1.0) == [1.0]
+        replica.kill()
+        await replica.dead
+
+
+# -- answering
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [("raise:secret", "it raised ValueError: secret"), ("quit:secret", "it raised SystemExit: secret")],
+)
+async def test_a_model_that_raises_is_asked_again(
+    launcher: Launcher, tmp_path: Path, act: str, said: str
+) -> None:
+    async with started(launcher, tmp_path) as replica:
+        with pytest.raises(ModelFailed) as failed:
+            await answer(replica, 1.0, act=act)
+        assert str(failed.value) == said
+        assert "in perform" in failed.value.cause
+        assert await answer(replica, 1.0) == [1.0]
+
+
+@pytest.mark.parametrize("act", ["exit:0", "exit:3", "kill"])
+async def test_a_model_that_dies_takes_its_question_along(
+    launcher: Launcher, tmp_path: Path, act: str
+) -> None:
+    async with started(launcher, tmp_path) as replica:
+        with pytest.raises(ProcessDied):
+            await answer(replica, 1.0, act=act)
+        await replica.dead
+        assert replica.state is State.DEAD
+
+
+async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with started(launcher, tmp_path) as replica:
+        asking = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
+        await asyncio.to_thread(pipe.write_text, "")
+        assert replica.state is State.BUSY
+        assert replica.pid
+        with Watch([replica.pid]) as watch:
+            replica.kill()
+            with pytest.raises(ProcessDied):
+                await asking
+            assert await all_ended(watch)
+
+
+@pytest.mark.parametrize(
+    "sent", [pack(Kind.READY), pack(Kind.ANSWER, b"table"), pack(Kind.FAILED, b"{}")], ids=["1", "3", "4"]
+)
+async def test_what_a_process_says_unasked_is_passed_over(
+    launcher: Launcher, tmp_path: Path, sent: bytes
+) -> None:
+    async with started(launcher, tmp_path) as replica:
+        replica.data_received(sent)
+        assert await answer(replica, 1.0) == [1.0]
+
+
+async def test_a_process_that_speaks_nonsense_is_ended(launcher: Launcher, tmp_path: Path) -> None:
+    async with started(launcher, tmp_path) as replica:
+        replica.data_received(b"\x07\0\0\0\0")
+        await replica.dead
+
+
+@pytest.mark.parametrize("told", [b"", b"[]", b'{"error": 5}'])
+async def test_a_failure_that_cannot_be_read_is_one_all_the_same(
+    launcher: Launcher, tmp_path: Path, told: bytes
+) -> None:
+    async with started(launcher, tmp_path) as replica:
+        asking = asyncio.ensure_future(replica.answer(asked(1.0)))
+        await asyncio.sleep(0)
+        replica.data_received(pack(Kind.FAILED, told))
+        with pytest.raises(ModelFailed, match="an exception that could not be read"):
+            await asking
+
+
+async def test_a_thousand_rows_and_a_megabyte_come_back_whole(launcher: Launcher, tmp_path: Path) -> None:
+    async with started(launcher, tmp_path) as replica:
+        numbers = [float(number) for number in range(200_000)]
+        assert await answer(replica, *numbers) == numbers
+
+
+# -- pools
+
+
+class Hall:
+    """Collects what a pool hands out."""
+
+    def __init__(self) -> None:
+        self.ready: asyncio.Queue[Replica] = asyncio.Queue()
+        self.deaths = 0
+
+    def count(self) -> None:
+        self.deaths += 1
+
+    def pool(self, launcher: Launcher, folder: Path, count: int = 1) -> Pool:
+        return Pool(
+            launcher,
+            folder,
+            count=count,
+            load_seconds=60,
+            on_ready=self.ready.put_nowait,
+            on_death=self.count,
+        )
+
+
+async def test_a_process_that_is_killed_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
+    hall = Hall()
+    pool = hall.pool(launcher, actor(tmp_path), count=2)
+    await pool.start()
+    pool.keep()
+    try:
+        first, second = [await hall.ready.get() for _ in range(2)]
+        assert first.pid
+        os.kill(first.pid, signal.SIGKILL)
+        third = await hall.ready.get()
+        assert third.pid not in (first.pid, second.pid)
+        assert await answer(third, 1.0) == [1.0]
+        assert await answer(second, 1.0) == [1.0]
+        assert hall.deaths == 1
+    finally:
+        pool.kill()
+
+
+async def test_none_is_left_of_a_pool_that_ends(launcher: Launcher, tmp_path: Path) -> None:
+    hall = Hall()
+    pool = hall.pool(launcher, actor(tmp_path), count=3)
+    await pool.start()
+    pool.keep()
+    pids = [replica.pid for replica in pool.replicas]
+    assert len(set(pids)) == 3
+    with Watch([pid for pid in pids if pid]) as watch:
+        pool.kill()
+        assert await all_ended(watch)
+    assert hall.deaths == 0
+
+
+async def test_none_is_left_of_a_pool_that_cannot_start(launcher: Launcher, tmp_path: Path) -> None:
+    """The first process loads, the second finds that it is not the first and raises."""
+    pool = Hall().pool(launcher, actor(tmp_path, on_load=f"once:{tmp_path / 'pid'}"), count=2)
+    with pytest.raises(LoadFailed, match="FileExistsError"):
+        await pool.start()
+    for replica in pool.replicas:
+        await replica.dead
+
+
+@pytest.mark.parametrize(
+    ("pause", "lived", "expected"),
+    [(-1, 0, 0), (-1, 100, 0), (0, 0, 0.5), (0.5, 0, 1), (16, 0, 30), (30, 0, 30), (30, 31, 0)],
+)
+async def test_processes_that_die_young_are_replaced_ever_more_slowly(
+    pause: float, lived: float, expected: float
+) -> None:
+    assert next_pause(pause, lived) == expected
+
+
+# -- the fork server, and the front
+
+
+async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> None:
+    own, hall = Launcher(), Hall()
+    own.start()
+    pool = hall.pool(own, actor(tmp_path))
+    try:
+        await pool.start()
+        pool.keep()
+        first = await hall.ready.get()
+        assert first.pid
+        starting, pid = await loading(own, tmp_path, 60)
+        server = parent(first.pid)
+        with Watch([server, first.pid, pid]) as watch:
+            os.kill(server, signal.SIGKILL)
+            assert await all_ended(watch)
+        # A version that was loading is not to blame.
+        with pytest.raises(ProcessDied):
+            await starting
+        second = await hall.ready.get()
+        assert await answer(second, 1.0) == [1.0]
+        assert second.pid
+        assert parent(second.pid) != server
+    finally:
+        pool.kill()
+        await own.aclose()
+
+
+FRONT = """
+import asyncio, json, sys
+from pathlib import Path
+from serving.runtime.launcher import Launcher
+from serving.runtime.pool import Pool
+
+async def main(folder, table):
+    launcher, ready = Launcher(), asyncio.Queue()
+    pool = Pool(launcher, Path(folder), count=2, load_seconds=60, on_ready=ready.put_nowait, on_death=list)
+    await pool.start()
+    pool.keep()
+    pids = [replica.pid for replica in pool.replicas]
+    # One is idle when the front dies, the other hangs.
+    pool.replicas[0].ask(bytes.fromhex(table), print)
+    print(json.dumps(pids), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_nothing_outlives_a_front_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), asked(1.0, act="hang").hex()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as front:
+        assert front.stdout
+        pids = json.loads(front.stdout.readline())
+        server = parent(pids[0])
+        assert parent(server) == front.pid
+        with Watch([*pids, server]) as watch:
+            front.kill()
+            assert not watch.left()

@@ -1,0 +1,102 @@
+"""The forms of a model reference."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidReference
+from serving.reference import FORMS, Kind, Reference
+
+MODEL_ID = "m-" + "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "name", "kind", "selector"),
+    [
+        ("models:/iris/Production", "iris", Kind.STAGE, "Production"),
+        ("models:/iris/production", "iris", Kind.STAGE, "Production"),
+        ("models:/iris/STAGING", "iris", Kind.STAGE, "Staging"),
+        ("models:/iris/Archived", "iris", Kind.STAGE, "Archived"),
+        ("models:/iris/None", "iris", Kind.STAGE, "None"),
+        ("models:/iris@champion", "iris", Kind.ALIAS, "champion"),
+        ("models:/iris@Production", "iris", Kind.ALIAS, "Production"),
+        ("models:/iris/3", "iris", Kind.VERSION, "3"),
+        ("models:/iris/007", "iris", Kind.VERSION, "7"),
+        ("models:/iris/latest", "iris", Kind.LATEST, "latest"),
+        ("models:/iris/Latest", "iris", Kind.LATEST, "latest"),
+        (f"models:/{MODEL_ID}", MODEL_ID, Kind.MODEL_ID, MODEL_ID),
+        ("models:/my model.v2/1", "my model.v2", Kind.VERSION, "1"),
+        ("models:/ирис@чемпион", "ирис", Kind.ALIAS, "чемпион"),
+    ],
+)
+def test_every_form_is_read(uri: str, name: str, kind: Kind, selector: str) -> None:
+    found = Reference.parse(uri)
+    assert (found.name, found.kind, found.selector) == (name, kind, selector)
+    assert str(found) == found.uri == uri
+
+
+def test_blanks_around_it_do_not_count() -> None:
+    assert Reference.parse(" models:/iris/3\n") == Reference.parse("models:/iris/3")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "iris",
+        "models:iris/3",
+        "models://iris/3",
+        "models:/",
+        "models:/iris",
+        "models:/m-123",
+        "models:/iris/",
+        "models:/iris@",
+        "models:/iris/Production/3",
+        "models:/iris/Production@champion",
+        "models:/iris@champion/3",
+        "models:/iris/Prod",
+        "models:/iris/-1",
+        "models:/iris/1.0",
+        "models:/iris/①",
+        "models:/iris:3",
+        "runs:/0123/model",
+        "MODELS:/iris/3",
+        "s3://bucket/model",
+        "/srv/models/iris",
+    ],
+)
+def test_anything_else_is_refused_with_the_forms(uri: str) -> None:
+    with pytest.raises(InvalidReference) as refused:
+        Reference.parse(uri)
+    assert FORMS in str(refused.value)
+    assert repr(uri) in str(refused.value)
+
+
+def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
+    with pytest.raises(InvalidReference, match="'Prod' is no stage .Production, Staging, Archived, None."):
+        Reference.parse("models:/iris/Prod")
+
+
+@pytest.mark.parametrize(
+    ("uri", "fixed"),
+    [
+        ("models:/iris/Production", False),
+        ("models:/iris@champion", False),
+        ("models:/iris/latest", False),
+        ("models:/iris/3", True),
+        (f"models:/{MODEL_ID}", True),
+    ],
+)
+def test_only_a_version_and_a_model_id_are_fixed(uri: str, fixed: bool) -> None:
+    assert Reference.parse(uri).is_fixed is fixed
+
+
+@given(st.text() | st.from_regex(r"models:/[^/@:]*[/@]?[^/@:]*", fullmatch=True))
+def test_any_text_is_read_the_same_twice_or_refused(text: str) -> None:
+    try:
+        found = Reference.parse(text)
+    except InvalidReference:
+        return
+    assert Reference.parse(str(found)) == found

@@ -1,0 +1,140 @@
+"""What can be set: defaults, where values come from, and a line for each mistake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in [name for name in os.environ if name.startswith(("SERVING_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def lines(**given: str) -> list[str]:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**given)  # type: ignore[arg-type]
+    return mistakes(refused.value)
+
+
+def test_defaults_are_what_is_documented() -> None:
+    settings = Settings()
+    assert [str(each) for each in settings.models] == ["models:/iris/Production"]
+    assert (settings.host, settings.port, settings.replicas, settings.poll_seconds) == (
+        "127.0.0.1",
+        8000,
+        1,
+        1,
+    )
+    assert settings.registry_uri is None
+
+
+def test_the_default_registry_is_below_the_current_folder(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.chdir(tmp_path)
+    assert Settings().tracking_uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
+    assert shown_default(name)
+    assert Settings.model_fields[name].description
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("host", "0.0.0.0", "0.0.0.0"),
+        ("port", "0", 0),
+        ("replicas", "3", 3),
+        ("deadline_seconds", "0.5", 0.5),
+        ("drain_seconds", "0", 0),
+        ("tracking_uri", "http://mlflow:5000", "http://mlflow:5000"),
+        ("registry_uri", "http://mlflow:5000", "http://mlflow:5000"),
+        ("store_dir", "/srv/store", Path("/srv/store")),
+    ],
+)
+def test_a_setting_is_read_from_its_variable(
+    environment: pytest.MonkeyPatch, name: str, text: str, value: object
+) -> None:
+    environment.setenv(variable(name), text)
+    assert getattr(Settings(), name) == value
+
+
+@pytest.mark.parametrize("name", ["models", "port", "tracking_uri"])
+def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
+    default = getattr(Settings(), name)
+    environment.setenv(variable(name), "")
+    assert getattr(Settings(), name) == default
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "given", "value"),
+    [("port", "1", "2", 2), ("tracking_uri", "sqlite:///a", "sqlite:///b", "sqlite:///b")],
+)
+def test_what_is_given_goes_before_the_environment(
+    environment: pytest.MonkeyPatch, name: str, text: str, given: str, value: object
+) -> None:
+    environment.setenv(variable(name), text)
+    assert getattr(Settings(**{name: given}), name) == value  # type: ignore[arg-type]
+
+
+def test_several_models_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SERVING_MODELS", "models:/iris@champion, models:/diabetes/3 ,")
+    assert [str(each) for each in Settings().models] == ["models:/iris@champion", "models:/diabetes/3"]
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("port", "http", "valid integer"),
+        ("port", "65536", "less than or equal to 65535"),
+        ("port", "-1", "greater than or equal to 0"),
+        ("replicas", "0", "greater than or equal to 1"),
+        ("replicas", "1.5", "valid integer"),
+        ("poll_seconds", "0", "greater than 0"),
+        ("poll_seconds", "nan", "finite"),
+        ("poll_seconds", "inf", "finite"),
+        ("drain_seconds", "inf", "finite"),
+        ("load_seconds", "inf", "finite"),
+        ("deadline_seconds", "-1", "greater than 0"),
+        ("deadline_seconds", "1e999", "finite"),
+        ("max_body_bytes", "10", "greater than or equal to 1024"),
+        ("max_waiting", "none", "valid integer"),
+        ("models", "iris", "is no model reference: write models:/iris/Production (stage)"),
+        ("models", "models:/iris", "names a model but no version"),
+        ("models", "models:/iris/Prod", "is no stage (Production, Staging, Archived, None)"),
+        ("models", ",", "at least 1"),
+    ],
+)
+@pytest.mark.parametrize("by", ["variable", "flag"])
+def test_a_mistake_is_one_readable_line(
+    environment: pytest.MonkeyPatch, name: str, text: str, said: str, by: str
+) -> None:
+    if by == "variable":
+        environment.setenv(variable(name), text)
+    (line,) = lines(**({name: text} if by == "flag" else {}))
+    assert line.startswith(f"{variable(name)}: ")
+    assert said in line
+    assert "\n" not in line
+    assert "pydantic" not in line
+
+
+def test_each_mistake_has_a_line(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SERVING_PORT", "http")
+    environment.setenv("SERVING_REPLICAS", "0")
+    named = [line.partition(":")[0] for line in lines(models="iris")]
+    assert sorted(named) == ["SERVING_MODELS", "SERVING_PORT", "SERVING_REPLICAS"]

@@ -1,0 +1,211 @@
+"""Tables between the processes: pyfunc takes what a contract takes, and a model's answer comes back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import warnings
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.models.utils import _enforce_params_schema, _enforce_schema
+from mlflow.types import ParamSchema, ParamSpec, Schema
+from signatures import TYPES, columns, contract
+
+from serving.errors import ModelFailed
+from serving.runtime import table
+from serving.runtime.columns import FLOAT32_MAX
+from serving.runtime.contract import Contract
+
+NUMBER_EDGES = [0.0, -0.0, 5e-324, 0.1, 16777217.0]
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "boolean": st.booleans(),
+    "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([-(2**31), 2**31 - 1]),
+    "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-(2**63), 2**63 - 1, 2**53 + 1]),
+    "float": st.floats(-FLOAT32_MAX, FLOAT32_MAX) | st.sampled_from([*NUMBER_EDGES, FLOAT32_MAX]),
+    "double": st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53),
+    "string": st.text(max_size=8) | st.sampled_from(["", "nan", "None", "null", "1.5", "\0", "😀"]),
+    "binary": st.binary(max_size=8).map(lambda value: base64.b64encode(value).decode()),
+    "datetime": st.datetimes(datetime.fromisoformat("1678-01-01"), datetime.fromisoformat("2261-12-31")).map(
+        datetime.isoformat
+    ),
+}
+SPEC = ", ".join(f"{mark}{kind}: {kind}{'?' * mark}" for kind in TYPES for mark in (0, 1))
+
+
+def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {name: VALUES[kind] for name, (kind, required) in kinds.items() if required},
+        optional={name: st.none() | VALUES[kind] for name, (kind, required) in kinds.items() if not required},
+    )
+
+
+def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
+    """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
+    found: list[dict[str, Any]] = [{}] * len(rows)
+    for indices in table.by_absence(made.columns_left_out_whole, rows).values():
+        stream = table.encode(table.schema(made.columns), [rows[index] for index in indices], "")
+        frame, params = table.decode(stream)
+        assert params is None
+        for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
+            found[index] = row
+    return found
+
+
+def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
+    if sent is None:
+        assert pd.isna(given)
+    elif kind == "float":
+        assert np.float32(given) == np.float32(sent)
+    elif kind == "datetime":
+        assert pd.Timestamp(given) == pd.Timestamp(sent)
+    else:
+        assert given == sent
+        assert isinstance(given, type(sent))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
+@given(data=st.data())
+def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
+    spec = f"x: double, it: {kind}{mark}"
+    made, schema = contract(spec), Schema(columns(spec))
+    kinds = {"x": ("double", True), "it": (kind, not mark)}
+    sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=5))
+    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
+    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
+        assert_unchanged(kind, row.get("it"), found.get("it"))
+
+
+@given(data=st.data())
+def test_pyfunc_takes_any_mixture_of_columns(data: st.DataObject) -> None:
+    made, schema = contract(SPEC), Schema(columns(SPEC))
+    kinds = {column.name: (column.type, column.required) for column in made.columns}
+    sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=4))
+    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
+    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
+        for name, (kind, _) in kinds.items():
+            assert_unchanged(kind, row.get(name), found.get(name))
+
+
+PARAMS = [
+    ParamSpec("boolean", "boolean", False),
+    ParamSpec("integer", "integer", 1),
+    ParamSpec("long", "long", 1),
+    ParamSpec("float", "float", 0.5),
+    ParamSpec("double", "double", 0.5),
+    ParamSpec("string", "string", "a"),
+    ParamSpec("datetime", "datetime", "2026-01-31"),
+]
+LISTS = [
+    ParamSpec(f"{param.name}s", param.dtype.name, [param.default], (-1,))
+    for param in PARAMS
+    if param.name != "datetime"
+]
+
+
+@given(data=st.data())
+def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) -> None:
+    params = [*PARAMS, *LISTS]
+    made, schema = contract("x: double", params=params), ParamSchema(params)
+    values = {
+        param.name: VALUES[param.dtype.name] if param.shape is None else st.lists(VALUES[param.dtype.name])
+        for param in params
+    }
+    sent = data.draw(st.fixed_dictionaries({}, optional=values))
+    rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
+    text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
+    _, given_ = table.decode(table.encode(table.schema(made.columns), rows, text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = _enforce_params_schema(given_, schema)
+    for name, value in taken.items():
+        if name == "datetime":
+            assert pd.Timestamp(found[name]) == pd.Timestamp(value)
+        else:
+            assert found[name] == value
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"),
+    [
+        ([], {}),
+        ([{"n": 1}, {"n": 2}], {(False,): [0, 1]}),
+        ([{"n": 1}, {}, {"n": None}, {"n": 0}], {(False,): [0, 3], (True,): [1, 2]}),
+    ],
+)
+def test_rows_are_grouped_by_what_they_leave_out(rows: Any, groups: Any) -> None:
+    assert table.by_absence(["n"], rows) == groups
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("integer", 2**31), ("double", "one"), ("string", 5), ("long", 2**63), ("boolean", 2)]
+)
+def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> None:
+    with pytest.raises(ModelFailed):
+        table.encode(table.schema(contract(f"it: {kind}").columns), [{"it": value}], "")
+
+
+# -- answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "columns_", "rows"),
+    [
+        (np.array([1.5, 2.5]), ["0"], [[1.5], [2.5]]),
+        (np.array([1, 2]), ["0"], [[1], [2]]),
+        (np.array(["a", "b"]), ["0"], [["a"], ["b"]]),
+        (np.array(["a", None], dtype=object), ["0"], [["a"], [None]]),
+        (np.array([[1.0, 2.0], [3.0, 4.0]]), ["0"], [[[1.0, 2.0]], [[3.0, 4.0]]]),
+        (np.array([[1.0, 2.0], [3.0, 4.0]]).T, ["0"], [[[1.0, 3.0]], [[2.0, 4.0]]]),
+        (np.arange(8).reshape(2, 2, 2), ["0"], [[[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]]),
+        (pd.Series([True, False]), ["0"], [[True], [False]]),
+        (pd.Series([1.5], name="y"), ["0"], [[1.5]]),
+        (["a", "b"], ["0"], [["a"], ["b"]]),
+        ([1, 2.5], ["0"], [[1.0], [2.5]]),
+        ((1, 2), ["0"], [[1], [2]]),
+        ([[1], [2, 3]], ["0"], [[[1]], [[2, 3]]]),
+        (pd.DataFrame({"a": [1, 2], 5: ["x", "y"]}), ["a", "5"], [[1, "x"], [2, "y"]]),
+        (pd.DataFrame({"a": [1.0, 2.0]}, index=[7, 7]), ["a"], [[1.0], [2.0]]),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), ["a", "a"], [[1, 2]]),
+        (np.zeros((0, 3)), ["0"], []),
+        ([], ["0"], []),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
+    found = table.decode_answer(table.encode_answer(answer))
+    assert found.schema.names == columns_
+    assert [list(row) for row in zip(*[column.to_pylist() for column in found.columns], strict=True)] == rows
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, 5, "text", {"a": [1]}, object(), [1, "a"], [object()], np.float64(1), iter([1])],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_answer_that_is_no_table_is_refused_with_its_type(answer: Any) -> None:
+    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} is no table"):
+        table.encode_answer(answer)
+
+
+@given(st.binary(max_size=64) | st.binary(max_size=8).map(table.encode_answer([1.5]).__add__))
+def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
+    with suppress(ModelFailed):
+        assert isinstance(table.decode_answer(stream), pa.RecordBatch)
+
+
+@given(st.data())
+def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
+    stream = bytearray(table.encode_answer(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]})))
+    for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
+        stream[place] ^= data.draw(st.integers(1, 255))
+    with suppress(ModelFailed):
+        table.decode_answer(bytes(stream[: data.draw(st.integers(0, len(stream)))]))
