@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import os
@@ -48,6 +49,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
 }
 """The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
 
+_PROCESS, _COUNTER = os.urandom(8).hex(), itertools.count()
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -80,7 +82,7 @@ class Front(FastAPI):
 def create_app(settings: Settings) -> FastAPI:
     """The application that serves the models which the settings name."""
     registry = RegistryClient(settings)
-    launcher = Launcher()
+    launcher = Launcher(enforce=settings.enforce)
     store = Store(settings.store_dir, registry.uri)
     gate = Gate(settings, registry, store, launcher)
     herald = Herald(registry)
@@ -210,4 +212,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
             return str(given)
-    return os.urandom(16).hex()
+    return f"{_PROCESS}{next(_COUNTER):016x}"

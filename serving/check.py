@@ -21,7 +21,7 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
         Rejected: it would not go live.
         RegistryError: it could not be found out.
     """
-    registry, launcher = RegistryClient(settings), Launcher()
+    registry, launcher = RegistryClient(settings), Launcher(enforce=settings.enforce)
     gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher)
     launcher.start()
     try:

@@ -84,12 +84,14 @@ def run(settings: Settings) -> None:
     import uvicorn
 
     from serving.app import create_app
+    from serving.http.protocol import Protocol
 
     _log_to(err)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=Protocol,
         ws="none",
         log_config=None,
         access_log=False,

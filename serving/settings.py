@@ -48,6 +48,9 @@ class Runtime(_Group):
 
     replicas: int = Field(1, ge=1, le=256, description="model processes per version")
     max_batch_rows: int = Field(256, ge=1, description="most rows of several requests in one batch")
+    enforce: bool = Field(
+        False, description="have pyfunc enforce the signature once more, after the contract has"
+    )
     load_seconds: float = Field(60.0, gt=0, description="time a version may take to load")
     drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")
 

@@ -54,7 +54,7 @@ class RegistryClient:
     def uri(self) -> str:
         """Where the registry is, without passwords."""
         uri = self._settings.registry_uri or self._settings.tracking_uri
-        return re.sub(r"//[^/@]+@", "//***@", uri)
+        return without_passwords(uri)
 
     async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         """The version that the reference names now, and lower ones in the same stage, which are not served.
@@ -133,7 +133,8 @@ class RegistryClient:
             return [client.get_model_version(name, reference.selector)]
         if reference.kind is Kind.ALIAS:
             return [client.get_model_version_by_alias(name, reference.selector)]
-        versions = client.search_model_versions(f"name='{name}'")
+        quote = '"' if "'" in name else "'"
+        versions = client.search_model_versions(f"name={quote}{name}{quote}")
         versions.sort(key=lambda each: int(each.version), reverse=True)
         if not versions:
             raise Unresolved(f"the registry has no version of a model {name!r}")
@@ -179,7 +180,7 @@ class RegistryClient:
             return str(self._client.create_webhook(name, url, WEBHOOK_EVENTS, secret=secret).webhook_id)
 
     def _download(self, version: Version, folder: Path) -> Path:
-        with _translated(f"the artifacts of {version}"):
+        with _translated(f"the artifacts of {version}", may_be_missing=False):
             from mlflow.artifacts import download_artifacts
 
             return Path(
@@ -192,15 +193,22 @@ class RegistryClient:
             )
 
 
+def without_passwords(text: str) -> str:
+    """A text in which addresses have no passwords."""
+    text = re.sub(r"//[^/\s]+@", "//***@", text)
+    return re.sub(r"(?i)((?:password|token|secret)=)[^&\s]+", r"\1***", text)
+
+
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
     try:
         yield
     except ServingError:
         raise
     except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
-        reason = str(error).strip().partition("\n")[0][:300]
-        if getattr(error, "error_code", None) in _NOT_THERE:
+        # MLflow tells the whole address of a server that is away.
+        reason = without_passwords(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
+        if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
             raise Unresolved(f"{what} names nothing in the registry ({reason})") from error
         raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error
 

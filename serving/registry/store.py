@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger("serving.store")
 _MOST_KEPT = 3
 _KEPT_SECONDS = 3600
 _FOLDERS = ("live", "history")
+_PLACE = re.compile("[0-9a-f]{16}")
 
 
 class Store:
@@ -112,8 +114,13 @@ class Store:
             whole.mkdir()
             files.rename(whole / "artifacts")
             (whole / "digest").write_text(found)
-            with suppress(OSError):  # another front may have been faster
+            try:
                 whole.rename(place)
+            except OSError:
+                # Another front may have been faster.
+                if kept := await asyncio.to_thread(_kept, place):
+                    return kept
+                raise
         return Artifacts(place / "artifacts", found)
 
 
@@ -122,7 +129,8 @@ def _noted(note: Path) -> list[dict[str, Any]]:
         noted = json.loads(note.read_bytes())
     except (OSError, ValueError):
         return []
-    return noted if isinstance(noted, list) else []
+    facts = [fact for fact in noted if isinstance(fact, dict)] if isinstance(noted, list) else []
+    return [fact for fact in facts if _PLACE.fullmatch(str(fact.get("place")))]
 
 
 def digest(folder: Path) -> str:
@@ -137,11 +145,10 @@ def digest(folder: Path) -> str:
 
 def _kept(place: Path) -> Artifacts | None:
     """What was kept at `place`; None where there is nothing, or not what was downloaded."""
-    try:
-        expected = (place / "digest").read_text()
-    except FileNotFoundError:
-        return None
-    if digest(place / "artifacts") == expected:
-        return Artifacts(place / "artifacts", expected)
-    shutil.rmtree(place)
+    with suppress(FileNotFoundError):
+        expected = (place / "digest").read_text(errors="replace")
+        if digest(place / "artifacts") == expected:
+            return Artifacts(place / "artifacts", expected)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(place)
     return None

@@ -1,6 +1,7 @@
 """The fork server: a process with the heavy imports done, from which model processes are forked.
 
-`python -m serving.runtime.forkserver FD` reads what the front asks on the socket FD, one JSON object a line:
+`python -m serving.runtime.forkserver FD [enforce]` reads from the socket FD what the front asks, one JSON
+object a line:
 
 - `{"fork": FOLDER}` with a socket attached: fork a process that serves the model in FOLDER on that socket;
   answered by `{"forked": PID}`
@@ -36,8 +37,9 @@ _PR_SET_PDEATHSIG = 1
 class ForkServer:
     """Forks, kills and reaps model processes as the front asks."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, *, enforce: bool) -> None:
         self.control = control
+        self.enforce = enforce
         self.children: set[int] = set()
         self._woken, self._wake = os.pipe()
         self._text = b""
@@ -90,7 +92,7 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for inherited in (self.control.detach(), self._woken, self._wake):
                 os.close(inherited)
-            process.serve(socket.socket(fileno=handle), folder)
+            process.serve(socket.socket(fileno=handle), folder, enforce=self.enforce)
             status = 0
         except (BrokenPipeError, ConnectionResetError):
             status = 0  # the front has gone
@@ -133,7 +135,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     preload()
-    ForkServer(control).run()
+    ForkServer(control, enforce="enforce" in sys.argv).run()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from serving.errors import ModelFailed
 from serving.runtime.columns import Column
 
 _PARAMS = b"params"
+_NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int64, pa.int32(): np.int32}
 
 
 def schema(columns: Iterable[Column]) -> pa.Schema:
@@ -49,8 +51,24 @@ def decode(stream: bytes) -> tuple[pd.DataFrame, dict[str, Any] | None]:
         if pa.types.is_integer(field.type) and column.null_count
     ]
     params = (batch.schema.metadata or {}).get(_PARAMS)
-    frame = batch.drop_columns(absent).to_pandas(use_threads=False)
-    return frame, json.loads(params) if params else None
+    return _frame(batch.drop_columns(absent)), json.loads(params) if params else None
+
+
+def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
+    """The batch as a DataFrame; numbers of one type as one block, several times as fast as Arrow does it."""
+    kinds = set(batch.schema.types)
+    if len(kinds) == 1 and (kind := kinds.pop()) in _NUMPY and not any(c.null_count for c in batch.columns):
+        block = np.empty((batch.num_columns, batch.num_rows), _NUMPY[kind])
+        for row, column in zip(block, batch.columns, strict=True):
+            row[:] = column.to_numpy()
+        return pd.DataFrame(block.T, columns=_index(tuple(batch.schema.names)), copy=False)
+    frame: pd.DataFrame = batch.to_pandas(use_threads=False)
+    return frame
+
+
+@lru_cache(maxsize=16)
+def _index(names: tuple[str, ...]) -> pd.Index[str]:
+    return pd.Index(names)
 
 
 def encode_answer(answer: Any) -> bytes:
