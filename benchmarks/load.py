@@ -1,0 +1,62 @@
+"""Load by wrk, and what it measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+_SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = {body}
+"""
+
+
+class NoWrk(Exception):
+    """wrk, which makes the load, is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Requests a second, latencies in milliseconds, and how many requests failed."""
+
+    rate: float
+    p50: float
+    p99: float
+    failed: int
+
+
+def drive(url: str, body: Any, folder: Path, *, connections: int, seconds: float) -> Measured:
+    """POST `body` as JSON to `url` over this many connections for this long.
+
+    Raises:
+        NoWrk: wrk is not installed.
+    """
+    if shutil.which("wrk") is None:
+        raise NoWrk("wrk makes the load and is not installed: apt-get install wrk, or brew install wrk")
+    script = folder / "post.lua"
+    # A JSON text in a JSON string is a string in Lua, too, as long as it has no escapes but quotes.
+    script.write_text(_SCRIPT.format(body=json.dumps(json.dumps(body))))
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return parse(done.stdout)
+
+
+def parse(text: str) -> Measured:
+    """What wrk printed."""
+    failed = sum(int(count) for count in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
+    for errors in re.findall(r"Socket errors: (.*)", text):
+        failed += sum(int(count) for count in re.findall(r"\d+", errors))
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    return Measured(float(rate[1]) if rate else 0.0, _latency("50", text), _latency("99", text), failed)
+
+
+def _latency(percentile: str, text: str) -> float:
+    found = re.search(rf"{percentile}%\s+([\d.]+)(us|ms|s|m)\b", text)
+    return float(found[1]) * _MS[found[2]] if found else float("nan")

@@ -1,0 +1,99 @@
+"""This service, doing real inference, beside a FastAPI endpoint of the same types that returns a constant."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import service
+from benchmarks.load import Measured, drive
+
+ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+SERVING, CONSTANT = "serving", "constant"
+
+Rounds = dict[int, dict[str, list[Measured]]]
+"""By number of connections, then by system: a measurement a round."""
+
+
+def make_registry(folder: Path) -> str:
+    """Train, register and promote an iris model in a registry of its own; gives its URI."""
+    uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+    (folder / "mlruns").mkdir()
+    command = [sys.executable, "-m", "training", "bootstrap"]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    return uri
+
+
+def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: float) -> Rounds:
+    """Drive both systems in turn, round by round, after each has answered rightly."""
+    found: Rounds = {count: {SERVING: [], CONSTANT: []} for count in connections}
+    with service.serving(make_registry(folder), folder) as ours, service.constant(folder) as theirs:
+        systems = {SERVING: ours, CONSTANT: theirs}
+        for url in systems.values():
+            _check(url)
+            drive(f"{url}/predict", ROW, folder, connections=max(connections), seconds=1)
+        for _ in range(rounds):
+            for count in connections:
+                for name, url in systems.items():
+                    measured = drive(f"{url}/predict", ROW, folder, connections=count, seconds=seconds)
+                    found[count][name].append(measured)
+        for url in systems.values():
+            _check(url)
+    return found
+
+
+def ratios(found: Rounds, connections: int) -> list[float]:
+    """Our requests a second to the constant's, each of the same round."""
+    pairs = zip(found[connections][SERVING], found[connections][CONSTANT], strict=True)
+    return [ours.rate / theirs.rate for ours, theirs in pairs]
+
+
+def show(found: Rounds, out: Console) -> None:
+    """Print what was found: the median, and the least and the most of the rounds."""
+    table = Table("connections", "system", "requests/s", "p50 ms", "p99 ms", "failed", box=None)
+    for count, systems in found.items():
+        for name, rounds in systems.items():
+            table.add_row(
+                str(count),
+                name,
+                *(_spread([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
+                str(sum(each.failed for each in rounds)),
+            )
+    out.print(table)
+    for count in found:
+        out.print(f"{count} connections: serving / constant = {_spread(ratios(found, count))}")
+
+
+def raw(found: Rounds) -> dict[str, Any]:
+    """All measurements, for JSON."""
+    return {
+        str(count): {name: [asdict(each) for each in rounds] for name, rounds in systems.items()}
+        for count, systems in found.items()
+    }
+
+
+def failures(found: Rounds) -> int:
+    """How many requests failed in all."""
+    return sum(each.failed for systems in found.values() for rounds in systems.values() for each in rounds)
+
+
+def _check(url: str) -> None:
+    answer = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
+    if answer["label"] != "setosa" or answer["model"] != {"name": "iris", "version": "1"}:
+        raise RuntimeError(f"{url} answers {answer}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    digits = 0 if median(values) >= 100 else 2
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
