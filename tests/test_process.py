@@ -1,0 +1,94 @@
+"""The model process asks a model as pyfunc would, whether pyfunc enforces the signature once more or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from casting import actor, quiet
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.models.utils import _enforce_schema
+from mlflow.types import ParamSpec, Schema
+from signatures import TYPES, columns, contract
+from test_table import rows_of
+
+from serving.runtime import process, table
+
+SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
+KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}
+ALL = contract(SPEC)
+WITHOUT_MIXTURE = "a: double, b: double, c: double"
+
+
+def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
+    """The tables that a model process makes of rows."""
+    made = contract(spec)
+    schema = table.schema(made.columns)
+    return [
+        table.decode(table.encode(schema, [rows[index] for index in indices], ""))[0]
+        for indices in table.by_absence(made.columns_left_out_whole, rows).values()
+    ]
+
+
+@given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))
+def test_pyfuncs_own_enforcement_changes_nothing_of_a_table(sent: list[dict[str, Any]]) -> None:
+    rows, _ = ALL.read_batch(json.dumps({"rows": sent}).encode())
+    for frame in frames(SPEC, rows):
+        enforced = _enforce_schema(frame, Schema(columns(SPEC)))
+        pd.testing.assert_frame_equal(frame, enforced, check_exact=True)
+
+
+@pytest.mark.parametrize("kind", ["integer", "long", "float", "double"])
+def test_numbers_of_one_type_lie_in_memory_as_pyfunc_lays_them(kind: str) -> None:
+    spec = f"a: {kind}, b: {kind}, c: {kind}"
+    (frame,) = frames(spec, [{"a": 1, "b": 2, "c": 3}, {"a": 4, "b": 5, "c": 6}])
+    enforced = _enforce_schema(frame, Schema(columns(spec)))
+    assert frame.to_numpy().flags.f_contiguous == enforced.to_numpy().flags.f_contiguous
+    pd.testing.assert_frame_equal(frame, enforced, check_exact=True)
+
+
+@given(data=st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=40))
+def test_answers_are_the_same_to_the_bit(
+    predicts: dict[bool, process.Predict], data: list[list[float]]
+) -> None:
+    rows = [dict(zip("abc", row, strict=True)) for row in data]
+    (frame,) = frames(WITHOUT_MIXTURE, rows)
+    once, twice = (predicts[enforce](frame, None) for enforce in (False, True))
+    np.testing.assert_array_equal(once, twice, strict=True)
+
+
+@pytest.fixture(scope="module")
+def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Predict]:
+    """A pipeline's predict function, by whether pyfunc enforces."""
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    inputs = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(inputs, inputs["a"] > inputs["b"])
+    folder = tmp_path_factory.mktemp("model") / "pipeline"
+    with quiet():
+        mlflow.sklearn.save_model(
+            model,
+            folder,
+            signature=infer_signature(inputs, model.predict_proba(inputs)),
+            pyfunc_predict_fn="predict_proba",
+            pip_requirements=[],
+        )
+    return {enforce: process.load(folder, enforce=enforce) for enforce in (False, True)}
+
+
+@pytest.mark.parametrize("enforce", [False, True])
+def test_parameters_have_their_defaults_and_their_types(tmp_path: Path, enforce: bool) -> None:
+    params = [ParamSpec("factor", "double", 3.0)]
+    predict = process.load(actor(tmp_path, params=params), enforce=enforce)
+    frame = pd.DataFrame({"x": [1.0]})
+    assert list(predict(frame, None)) == [3.0]
+    assert list(predict(frame, {"factor": 5})) == [5.0]

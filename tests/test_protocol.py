@@ -1,0 +1,68 @@
+"""What is written in one turn of the event loop leaves in one write, in order, and before a close."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serving.http.protocol import Corked
+
+pytestmark = pytest.mark.anyio
+
+
+class Wire(asyncio.Transport):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+async def corked(wire: Wire) -> Corked:
+    return Corked(wire, asyncio.get_running_loop())
+
+
+async def test_head_and_body_leave_together(corked: Corked, wire: Wire) -> None:
+    corked.write(b"head ")
+    corked.write(b"body")
+    assert wire.writes == []
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body"]
+
+
+async def test_each_turn_is_a_write_of_its_own(corked: Corked, wire: Wire) -> None:
+    for part in (b"one", b"two"):
+        corked.write(part)
+        await asyncio.sleep(0)
+    assert wire.writes == [b"one", b"two"]
+
+
+async def test_what_was_written_leaves_before_the_close(corked: Corked, wire: Wire) -> None:
+    corked.write(b"last words")
+    corked.close()
+    assert (wire.writes, wire.closed) == ([b"last words"], True)
+    await asyncio.sleep(0)
+    assert wire.writes == [b"last words"]
+
+
+async def test_all_else_is_the_transports_own(corked: Corked, wire: Wire) -> None:
+    assert corked.abort == wire.abort
