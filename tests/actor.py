@@ -63,6 +63,8 @@ class Actor(PythonModel):  # type: ignore[misc]
             perform(act)
         answer = model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
         answer[acts == "nan"] = np.nan
+        if "text" in set(acts):
+            return answer.astype(str)
         return answer[1:] if "drop" in set(acts) else answer
 
 

@@ -111,16 +111,14 @@ async def test_models_of_any_name_are_found(client: RegistryClient, catalogue: R
 async def test_a_version_is_known_with_all_that_is_told_of_it(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
-    with quiet():
-        mlflow.set_registry_uri(catalogue.uri)
-        with mlflow.start_run() as run:
-            logged = mlflow.pyfunc.log_model(
-                name="actor",
-                python_model=ACTOR,
-                signature=ModelSignature(Schema(columns("x: double"))),
-                pip_requirements=[],
-                registered_model_name="actor",
-            )
+    with quiet(), mlflow.start_run() as run:
+        logged = mlflow.pyfunc.log_model(
+            name="actor",
+            python_model=ACTOR,
+            signature=ModelSignature(Schema(columns("x: double"))),
+            pip_requirements=[],
+            registered_model_name="actor",
+        )
     catalogue.promote("actor", "1")
     catalogue.alias("actor", "champion", "1")
     catalogue.alias("actor", "best", "1")
@@ -182,7 +180,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("models:/iris/Production", "no version of 'iris' is in stage Production"),
         ("models:/iris@champion", "models:/iris@champion names nothing in the registry"),
         ("models:/iris/9", "models:/iris/9 names nothing in the registry"),
-        (f"models:/iris/{10**20}", f"models:/iris/{10**20} names nothing in the registry"),
         (f"models:/m-{'0' * 32}", f"models:/m-{'0' * 32} names nothing in the registry"),
         ("""models:/a'b"c/latest""", "models:/a'b\"c/latest names nothing in the registry"),
     ],
@@ -201,7 +198,7 @@ async def test_artifacts_that_are_gone_are_told_in_a_sentence(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
     version = await resolved(client, "models:/iris/1")
-    with pytest.raises((RegistryUnavailable, Unresolved), match="the artifacts of iris version 1"):
+    with pytest.raises(RegistryUnavailable, match="the artifacts of iris version 1: .* No such artifact"):
         await client.download(version, tmp_path / "download")
 
 

@@ -22,7 +22,7 @@ from serving.runtime import process, table
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
 KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}
 ALL = contract(SPEC)
-WITHOUT_MIXTURE = "a: double, b: double, c: double"
+DOUBLES = "a: double, b: double, c: double"
 
 
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
@@ -57,7 +57,7 @@ def test_answers_are_the_same_to_the_bit(
     predicts: dict[bool, process.Predict], data: list[list[float]]
 ) -> None:
     rows = [dict(zip("abc", row, strict=True)) for row in data]
-    (frame,) = frames(WITHOUT_MIXTURE, rows)
+    (frame,) = frames(DOUBLES, rows)
     once, twice = (predicts[enforce](frame, None) for enforce in (False, True))
     np.testing.assert_array_equal(once, twice, strict=True)
 
