@@ -73,6 +73,8 @@ class Front(FastAPI):
             return
         try:
             await predict(scope, receive, send)
+        except errors.CallerLeft:
+            return
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("request %s was not answered as it should be", scope["request_id"])

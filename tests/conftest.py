@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,16 @@ def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.Monk
     uri = new_registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture(scope="session")
+def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An MLflow server for all tests, which it takes long to start."""
+    from promotions import Tracking
+
+    folder = tmp_path_factory.mktemp("tracking")
+    with Tracking(folder, new_registry(folder)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,18 @@ async def read_json(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
         CallerLeft: the caller went before it was whole.
     """
     _check(scope, most_bytes)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body"):
-        return _within(body, most_bytes)
-    pieces, size = [body], len(body)
-    while message["type"] == "http.request" and message.get("more_body"):
-        _within(body, most_bytes - size + len(body))
+    pieces: list[bytes] = []
+    size = 0
+    while True:
         message = await receive()
-        body = message.get("body", b"")
-        pieces.append(body)
-        size += len(body)
-    if message["type"] != "http.request":
-        raise CallerLeft("The caller went before the body was whole.")
-    return _within(b"".join(pieces), most_bytes)
+        if message["type"] != "http.request":
+            raise CallerLeft("The caller went before the body was whole.")
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > most_bytes:
+            raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
+        if not message.get("more_body"):
+            return b"".join(pieces)
 
 
 def _check(scope: Scope, most_bytes: int) -> None:
@@ -49,9 +47,3 @@ def _is_json(media_type: bytes) -> bool:
     essence, _, rest = media_type.lower().partition(b";")
     charset = rest.strip().removeprefix(b"charset=").strip(b'"')
     return essence.strip() == b"application/json" and charset in (b"", b"utf-8", b"utf8")
-
-
-def _within(body: bytes, most_bytes: int) -> bytes:
-    if len(body) > most_bytes:
-        raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
-    return body

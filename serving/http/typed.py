@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -25,7 +26,7 @@ from serving.errors import CallerLeft, ModelFailed, ProcessDied, UnknownModel
 from serving.http.body import read_json
 from serving.http.problems import documented
 from serving.runtime.batcher import Rows
-from serving.runtime.contract import Contract
+from serving.runtime.contract import Contract, Param
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.replay import Recorded
 from serving.runtime.slot import Slot
@@ -169,7 +170,7 @@ class TypedRoutes:
         for name, contract in named.items():
             prefix = f"/models/{quote(name)}"
             routes += _declared(prefix, f"_{name}", contract)
-            routes += _declared(f"{prefix}/versions/{{version}}", f"_{name}_version", contract)
+            routes += _declared(f"{prefix}/versions/{{version}}", f"_{name}", contract)
         return routes
 
 
@@ -182,43 +183,52 @@ def _unknown(name: str) -> Loaded:
 
 def _declared(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRoute]:
     tags: list[str | Enum] = [contract.name]
+    pinned = "{version}" in prefix
     yield APIRoute(
         f"{prefix}/predict",
-        _endpoint(contract.row, contract, "version" in prefix),
+        _endpoint(contract.row, contract.params, pinned),
         methods=["POST"],
         response_model=contract.answer,
         responses=_ERRORS,
         tags=tags,
         summary=f"Predict one row with {contract.name}",
-        operation_id=f"predict{suffix}",
+        operation_id=f"{'pinned_' * pinned}predict{suffix}",
     )
     yield APIRoute(
         f"{prefix}/predict/batch",
-        _endpoint(contract.batch, None, "version" in prefix),
+        _endpoint(contract.batch, (), pinned),
         methods=["POST"],
         response_model=contract.answers,
         responses=_ERRORS,
         tags=tags,
         summary=f"Predict several rows with {contract.name}",
-        operation_id=f"predict_batch{suffix}",
+        operation_id=f"{'pinned_' * pinned}batch_predict{suffix}",
     )
 
 
-def _endpoint(body: Any, query: Contract | None, pinned: bool) -> Callable[..., None]:
+def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[..., None]:
     """A function with the signature of the route, from which FastAPI makes the documentation."""
 
     def declared() -> None:
         """Answers carry X-Model-Name, X-Model-Version, X-Request-ID and Server-Timing."""
 
     named = [_parameter("version", str)] if pinned else []
-    params = [
-        _parameter(param.name, Annotated[param.annotation, Query()], param.default)
-        for param in (query.params if query else ())
+    # The model's parameters may have names that Python's may not.
+    queries = [
+        _parameter(
+            f"param_{index}", Annotated[param.annotation, Query(alias=param.name)], _shown(param.default)
+        )
+        for index, param in enumerate(params)
     ]
-    declared.__signature__ = inspect.Signature([*named, _parameter("body", body), *params])  # type: ignore[attr-defined]
+    declared.__signature__ = inspect.Signature([*named, _parameter("body", body), *queries])  # type: ignore[attr-defined]
     return declared
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, annotation=annotation, default=default)
+
+
+def _shown(default: Any) -> Any:
+    """A default as JSON has it; None where JSON can't say it."""
+    return None if isinstance(default, float) and not math.isfinite(default) else default

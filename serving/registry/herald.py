@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ class Herald:
         self._registry = registry
         self._pending: dict[tuple[str, str | None], Notice] = {}
         self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
+        self._flushing = asyncio.Lock()
 
     def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
         """Have a version's tags say this; a later notice on it replaces an earlier one."""
@@ -44,7 +46,12 @@ class Herald:
             self._pending.pop(next(iter(self._pending)))
 
     async def flush(self) -> None:
-        """Write what is pending, as far as the registry takes it."""
+        """Write what is pending, as far as the registry takes it; nothing if that is under way already."""
+        if not self._flushing.locked():
+            async with self._flushing:
+                await self._flush()
+
+    async def _flush(self) -> None:
         for key, notice in list(self._pending.items()):
             try:
                 await self._registry.write_tags(notice.version, _tags(notice))
