@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import CallerLeft, ModelFailed, ProcessDied, UnknownModel
+from serving.errors import ModelFailed, ProcessDied, UnknownModel
 from serving.http.body import read_json
 from serving.http.problems import documented
 from serving.runtime.batcher import Rows
@@ -56,8 +56,6 @@ class Predict:
             ticket = parts[0][1]
             try:
                 predictions = await _answers(live, parts, len(rows), receive)
-            except CallerLeft:
-                return
             except (ModelFailed, ProcessDied):
                 live.tally.failed += 1
                 raise

@@ -68,8 +68,8 @@ def now() -> str:
 
 
 def _tags(notice: Notice) -> dict[str, str]:
-    return {
-        "serving.state": notice.outcome.value,
+    return {  # the state last: who sees it finds its reason
         "serving.reason": notice.reason[:500],
         "serving.since": notice.since,
+        "serving.state": notice.outcome.value,
     }

@@ -1,0 +1,133 @@
+"""A service that runs: `python -m serving run` on a free port, as a person would start it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition, Thread
+from typing import IO, Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
+_LISTENING = re.compile(r"at (http://127\.0\.0\.1:\d+)")
+_PATIENCE_SECONDS = 60
+
+
+def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
+    """The environment in which a command serves from the registry at `uri`, and keeps to `folder`."""
+    own = {
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "SERVING_STORE_DIR": str(folder / "store"),
+        "SERVING_POLL_SECONDS": "0.1",
+        "COLUMNS": "200",
+        "PYTHONPATH": str(ROOT),
+    }
+    return os.environ | own | {f"SERVING_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def until(found: Callable[[], T | None]) -> T:
+    """What `found` gives, as soon as it gives something."""
+    ends = time.monotonic() + _PATIENCE_SECONDS
+    while not (result := found()):
+        assert time.monotonic() < ends, f"{found} has not come true"
+        time.sleep(0.02)
+    return result
+
+
+class Service:
+    """A running service: its address, a client for it, and what it logs."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self.env = env
+        self.log: list[str] = []
+        self._logged = Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "run", "--port", "0"],
+            cwd=folder,
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr
+        self._reader = Thread(target=self._read, args=(self.process.stderr,))
+        self._reader.start()
+        self.url = self.logged(_LISTENING)[1]
+        self.client = httpx.Client(base_url=self.url, timeout=_PATIENCE_SECONDS)
+        until(self._answers)
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._logged:
+                    self.log.append(line.rstrip("\n"))
+                    self._logged.notify_all()
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/health").is_success
+        except httpx.ConnectError:
+            return False
+
+    def logged(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """The first line of the log that matches, waited for."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.log if (match := pattern.search(line))), None)
+
+        with self._logged:
+            assert self._logged.wait_for(found, _PATIENCE_SECONDS), "\n".join(self.log)
+            match = found()
+        assert match
+        return match
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, for sockets."""
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def ready(self) -> dict[str, Any]:
+        """What `/ready` answers."""
+        found: dict[str, Any] = self.client.get("/ready").json()
+        return found
+
+    def until_ready(self) -> None:
+        """Wait until every model is live."""
+        until(lambda: self.client.get("/ready").is_success)
+
+    def until_live(self, name: str, version: str) -> None:
+        """Wait until a version is live."""
+        until(lambda: self.client.get(f"/models/{name}").json()["version"] == version)
+
+    def stop(self) -> int:
+        """Stop it as a supervisor does, if nobody has yet; gives its exit status."""
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(_PATIENCE_SECONDS)
+        self._reader.join()
+        return status
+
+
+@contextmanager
+def served(uri: str, folder: Path, **settings: Any) -> Iterator[Service]:
+    """A service of the registry at `uri`, which must have made no mistake by the time it is stopped."""
+    service = Service(environment(uri, folder, **settings), folder)
+    try:
+        yield service
+        assert service.stop() == 0
+        assert not [line for line in service.log if line.startswith("Traceback")], "\n".join(service.log)
+    finally:
+        service.process.kill()
+        service.process.wait()
+        service._reader.join()
+        service.client.close()

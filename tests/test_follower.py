@@ -1,0 +1,497 @@
+"""Promotions, followed on a real registry with real model processes, one tick at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from casting import Registry, actor
+from pids import Watch
+
+from serving.errors import NotLive
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Candidate, Follower, State, Step, decide, pause
+from serving.registry.gate import Gate
+from serving.registry.herald import Herald
+from serving.registry.history import History
+from serving.registry.store import Store
+from serving.runtime.launcher import Launcher
+from serving.runtime.loaded import Loaded
+from serving.runtime.slot import Slot
+from serving.runtime.version import Version
+from serving.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+PRODUCTION = "models:/actor/Production"
+
+
+# -- decisions
+
+ONE, TWO = (Version("iris", number, f"/{number}", f"/{number}") for number in "12")
+TAGGED = replace(TWO, tags={"note": "fixed"})
+TOLD = replace(TWO, tags={"serving.state": "rejected", "serving.reason": "broken"})
+
+
+def candidate(version: Version, state: State, retry_at: float | None = None) -> Candidate:
+    return Candidate(version, state, retry_at=retry_at)
+
+
+@pytest.mark.parametrize(
+    ("found", "live", "warm", "before", "step"),
+    [
+        (ONE, None, None, None, Step.START),
+        (ONE, ONE, None, None, Step.NOTHING),
+        (replace(ONE, stage="Production", aliases=("best",), tags={"a": "b"}), ONE, None, None, Step.NOTHING),
+        (TWO, ONE, None, None, Step.START),
+        (ONE, TWO, ONE, None, Step.RETURN),
+        (ONE, TWO, None, None, Step.START),
+        # while one loads
+        (TWO, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
+        (ONE, ONE, None, candidate(TWO, State.LOADING), Step.FORGET),
+        (TWO, None, None, candidate(ONE, State.LOADING), Step.START),
+        # after one was refused
+        (TWO, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
+        (TOLD, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, State.REJECTED), Step.START),
+        (TWO, ONE, None, candidate(TWO, State.REJECTED, 11.0), Step.NOTHING),
+        (TWO, ONE, None, candidate(TWO, State.REJECTED, 9.0), Step.START),
+        (ONE, ONE, None, candidate(TWO, State.REJECTED), Step.FORGET),
+        # while one waits
+        (TWO, ONE, None, candidate(TWO, State.WAITING, 11.0), Step.NOTHING),
+        (TWO, ONE, None, candidate(TWO, State.WAITING, 10.0), Step.START),
+        # after one was reverted
+        (TWO, ONE, None, candidate(TWO, State.REVERTED), Step.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, State.REVERTED), Step.START),
+    ],
+)
+async def test_what_a_look_leads_to(
+    found: Version, live: Version | None, warm: Version | None, before: Candidate | None, step: Step
+) -> None:
+    assert decide(found, live, warm, before, 10.0) is step
+
+
+@pytest.mark.parametrize("failures", [0, 1, 5, 10, 10_000])
+async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
+    assert 0.4 <= pause(failures) <= 36
+    assert pause(failures) < pause(failures + 3) or failures >= 5
+
+
+# -- flows
+
+
+class Stage:
+    """A registry, and followers of references in it."""
+
+    def __init__(self, uri: str, launcher: Launcher, folder: Path) -> None:
+        self.registry = Registry(uri)
+        self._launcher, self._folder = launcher, folder
+        self._followers: list[tuple[Follower, RegistryClient]] = []
+
+    def follow(self, reference: str = PRODUCTION, **settings: Any) -> Follower:
+        uri = settings.pop("tracking_uri", self.registry.uri)
+        made = Settings(
+            **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
+        )
+        client, slot = RegistryClient(made), Slot(Reference.parse(reference), made.replayed)
+        store = Store(made.store_dir, self.registry.uri)
+        gate = Gate(made, client, store, self._launcher)
+        history = History(store.history(reference))
+        follower = Follower(slot, client, store, gate, Herald(client), history, made)
+        self._followers.append((follower, client))
+        return follower
+
+    def promote(self, stage: str = "Production", **part: Any) -> str:
+        """Register an actor as the next version and promote it."""
+        version = self.registry.add("actor", **part)
+        self.registry.promote("actor", version, stage)
+        return version
+
+    def tags(self, version: str) -> dict[str, str]:
+        found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
+        return found
+
+    async def aclose(self) -> None:
+        for follower, client in self._followers:
+            await follower.aclose()
+            client.close()
+
+
+@pytest.fixture
+async def stage(registry: str, launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stage]:
+    made = Stage(registry, launcher, tmp_path)
+    yield made
+    await made.aclose()
+
+
+async def settle(follower: Follower) -> None:
+    """Look once, wait for what follows, and have it told."""
+    await follower.tick()
+    await follower.settled()
+    await follower.tick()
+
+
+def live(follower: Follower) -> str | None:
+    return follower.slot.live.version.version if follower.slot.live else None
+
+
+def pids(loaded: Loaded | None) -> list[int]:
+    assert loaded
+    return [replica.pid for replica in loaded._pool.replicas if replica.pid]
+
+
+async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
+    with follower.slot.lease() as leased:
+        ((_, ticket),) = leased.submit([{"x": x, "act": act}], {}, 30)
+        (found,) = await ticket.future
+        return found["prediction"]
+
+
+async def test_a_promotion_goes_live(stage: Stage) -> None:
+    follower = stage.follow()
+    await settle(follower)
+    assert follower.slot.reason == "the registry has no version of a model 'actor'"
+    with pytest.raises(NotLive, match="models:/actor/Production is not live: the registry has no version"):
+        follower.slot.lease()
+    stage.registry.add("actor", factor=2.0)
+    await settle(follower)
+    assert follower.slot.reason == "no version of 'actor' is in stage Production"
+    stage.registry.promote("actor", "1")
+    await settle(follower)
+    assert live(follower) == "1"
+    assert follower.candidate is None
+    assert await predict(follower) == 2.0
+
+
+async def test_the_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    with Watch(pids(follower.slot.live)) as old:
+        stage.promote(factor=3.0)
+        await settle(follower)
+        assert live(follower) == "2"
+        assert await predict(follower) == 3.0
+        assert not await asyncio.to_thread(old.left)
+
+
+async def test_a_request_that_began_on_the_old_version_ends_on_it(stage: Stage, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    asking = asyncio.create_task(predict(follower, 5.0, f"wait:{pipe}"))
+    await asyncio.sleep(0)
+    stage.promote(factor=3.0)
+    await settle(follower)
+    assert await predict(follower) == 3.0
+    assert not asking.done()
+    await asyncio.to_thread(pipe.write_text, "")
+    assert await asking == 10.0
+
+
+def example(act: str) -> pd.DataFrame:
+    return pd.DataFrame({"x": [1.0], "act": [act]})
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "raises on loading": (
+        {"example": None, "on_load": "raise:no_weights"},
+        "loading it raised ValueError: no_weights",
+    ),
+    "dies on loading": (
+        {"example": None, "on_load": "exit:3"},
+        "its process ended with status 3 while loading",
+    ),
+    "hangs on loading": (
+        {"example": None, "on_load": "hang"},
+        "it had not loaded after 3 s, and was stopped",
+    ),
+    "no named columns": (
+        {"inputs": "x: double", "metadata": {"serving": {"inputs": {"y": {}}}}},
+        "names no column: y",
+    ),
+    "fails on its example": (
+        {"example": example("raise:broken")},
+        "on its own input example it raised ValueError: broken",
+    ),
+    "dies on its example": (
+        {"example": example("kill")},
+        "on its own input example ",
+    ),
+    "answers NaN": ({"example": example("nan")}, "a number that is not finite"),
+    "answers too few rows": (
+        {"example": example("drop")},
+        "it answered 0 rows for 1",
+    ),
+    "answers something else": (
+        {"example": example("text")},
+        "the model answered string where its signature says",
+    ),
+    "breaks clients": ({"inputs": "x: double, y: double", "example": None}, "input 'y' is new and required"),
+}
+
+
+@pytest.mark.parametrize(("part", "reason"), BROKEN.values(), ids=BROKEN)
+async def test_a_version_that_cannot_serve_never_goes_live(
+    stage: Stage, part: dict[str, Any], reason: str
+) -> None:
+    follower = stage.follow(load_seconds=3)
+    stage.promote(factor=2.0)
+    await settle(follower)
+    stage.promote(**part)
+    await settle(follower)
+    assert live(follower) == "1"
+    assert await predict(follower) == 2.0
+    assert follower.candidate
+    assert follower.candidate.state is State.REJECTED
+    assert follower.candidate.version.version == "2"
+    assert reason in follower.candidate.reason
+    tags = stage.tags("2")
+    assert tags["serving.state"] == "rejected"
+    assert reason in tags["serving.reason"]
+
+
+async def test_with_nothing_live_the_reason_is_told(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(example=None, on_load="raise:no_weights")
+    await settle(follower)
+    with pytest.raises(NotLive, match="actor version 1 is refused: loading it raised ValueError: no_weights"):
+        follower.slot.lease()
+
+
+async def test_what_was_refused_is_tried_again_once_a_person_changes_it(stage: Stage, tmp_path: Path) -> None:
+    """It loads where it is the second to do so."""
+    follower = stage.follow()
+    (tmp_path / "taken").touch()
+    stage.promote(on_load=f"once:{tmp_path / 'taken'}")
+    await settle(follower)
+    (tmp_path / "taken").unlink()
+    await settle(follower)
+    assert live(follower) is None
+    stage.registry.client.set_model_version_tag("actor", "1", "weights", "restored")
+    await settle(follower)
+    assert live(follower) == "1"
+
+
+async def test_a_refused_version_makes_way_for_the_next(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(example=None, on_load="raise:no_weights")
+    await settle(follower)
+    stage.promote(factor=3.0)
+    await settle(follower)
+    assert live(follower) == "2"
+    assert follower.candidate is None
+
+
+async def test_the_last_promotion_wins_while_another_loads(stage: Stage, tmp_path: Path) -> None:
+    pipe, note = tmp_path / "pipe", tmp_path / "pid"
+    os.mkfifo(pipe)
+    follower = stage.follow()
+    stage.promote(example=None, on_load=f"note:{note} wait:{pipe} hang")
+    await follower.tick()
+    await asyncio.to_thread(pipe.write_text, "")
+    assert follower.candidate
+    assert follower.candidate.state is State.LOADING
+    with Watch([int(note.read_text())]) as dropped:
+        stage.promote(factor=3.0)
+        await settle(follower)
+        assert not await asyncio.to_thread(dropped.left)
+    assert live(follower) == "2"
+
+
+async def test_promoted_rolled_back_and_promoted_within_one_look_is_the_last(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    stage.promote(factor=3.0)
+    stage.registry.promote("actor", "1")
+    await settle(follower)
+    assert live(follower) == "1"
+    stage.registry.promote("actor", "2")
+    stage.registry.promote("actor", "1")
+    stage.registry.promote("actor", "2")
+    await settle(follower)
+    assert live(follower) == "2"
+
+
+async def test_a_version_that_is_withdrawn_while_it_loads_does_not_go_live(
+    stage: Stage, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    stage.promote(on_load=f"wait:{pipe}")
+    await follower.tick()
+    stage.registry.promote("actor", "1")
+    await follower.tick()
+    assert follower.candidate is None
+    await settle(follower)
+    assert live(follower) == "1"
+
+
+async def test_what_is_live_stays_when_it_is_no_longer_promoted(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    stage.registry.promote("actor", "1", "Archived")
+    await settle(follower)
+    assert live(follower) == "1"
+    assert await predict(follower) == 2.0
+    (warning,) = follower.slot.warnings
+    assert "no version of 'actor' is in stage Production" in warning
+
+
+async def test_a_rollback_that_does_nothing_is_warned_of(stage: Stage) -> None:
+    """The box that archives what is in Production was left unticked."""
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    stage.promote(factor=3.0)
+    await settle(follower)
+    stage.registry.promote("actor", "1", archive=False)
+    await settle(follower)
+    assert live(follower) == "2"
+    (warning,) = follower.slot.warnings
+    assert "versions 1 and 2 are all in Production" in warning
+    assert stage.tags("1")["serving.state"] == "superseded"
+    stage.registry.promote("actor", "2", "Archived")
+    await settle(follower)
+    assert live(follower) == "1"
+    assert follower.slot.warnings == ()
+
+
+async def test_an_alias_is_followed_as_it_moves(stage: Stage) -> None:
+    follower = stage.follow("models:/actor@champion")
+    for factor in (2.0, 3.0):
+        stage.registry.add("actor", factor=factor)
+    for version in ("2", "1"):
+        stage.registry.alias("actor", "champion", version)
+        await settle(follower)
+        assert live(follower) == version
+
+
+async def test_the_latest_is_followed(stage: Stage) -> None:
+    follower = stage.follow("models:/actor/latest")
+    for version in ("1", "2"):
+        stage.registry.add("actor")
+        await settle(follower)
+        assert live(follower) == version
+
+
+async def test_a_fixed_version_is_not_asked_for_again(stage: Stage) -> None:
+    follower = stage.follow("models:/actor/1")
+    stage.registry.add("actor", factor=2.0)
+    await settle(follower)
+    assert live(follower) == "1"
+    stage.promote(factor=3.0)
+    stage.registry.client.delete_model_version("actor", "1")
+    await settle(follower)
+    assert live(follower) == "1"
+    assert follower.slot.warnings == ()
+    assert await predict(follower) == 2.0
+
+
+async def test_what_becomes_of_versions_is_told_in_the_registry(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    assert stage.tags("1")["serving.state"] == "live"
+    stage.promote(factor=3.0)
+    await settle(follower)
+    assert stage.tags("1")["serving.state"] == "superseded"
+    assert stage.tags("2")["serving.state"] == "live"
+    assert [(period.version, period.state.value) for period in follower.history.periods()] == [
+        ("2", "live"),
+        ("1", "live"),
+    ]
+
+
+async def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(stage: Stage) -> None:
+    follower = stage.follow(probation_seconds=3600)
+    stage.promote(factor=2.0)
+    await settle(follower)
+    first = pids(follower.slot.live)
+    stage.promote(factor=3.0)
+    await settle(follower)
+    stage.registry.promote("actor", "1")
+    await follower.tick()
+    assert live(follower) == "1"
+    assert pids(follower.slot.live) == first
+    assert await predict(follower) == 2.0
+
+
+# -- a registry that is away
+
+
+@contextmanager
+def away(registry: Registry) -> Iterator[None]:
+    """Have the database answer nonsense for a while."""
+    database = Path(registry.uri.removeprefix("sqlite:///"))
+    content = database.read_bytes()
+    database.write_bytes(b"nonsense" * (len(content) // 8))
+    yield
+    database.write_bytes(content)
+
+
+async def test_what_is_live_stays_while_the_registry_is_away(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    with away(stage.registry):
+        await settle(follower)
+        assert follower.slot.reason.startswith("the registry is away: models:/actor/Production: ")
+        assert live(follower) == "1"
+        assert await predict(follower) == 2.0
+    stage.promote(factor=3.0)
+    await settle(follower)
+    assert live(follower) == "2"
+
+
+async def test_a_cold_start_without_a_registry_serves_what_went_live_last(stage: Stage) -> None:
+    follower = stage.follow()
+    stage.promote(factor=2.0)
+    await settle(follower)
+    await follower.aclose()
+    cold = stage.follow(tracking_uri="http://127.0.0.1:9")
+    await settle(cold)
+    assert live(cold) == "1"
+    assert await predict(cold) == 2.0
+    assert cold.slot.live
+    assert "from the copy on disk" in cold.slot.live.warnings[0]
+
+
+async def test_a_cold_start_without_a_registry_and_without_a_copy_tells_so(stage: Stage) -> None:
+    follower = stage.follow(tracking_uri="http://127.0.0.1:9")
+    await settle(follower)
+    assert live(follower) is None
+    with pytest.raises(NotLive, match="the registry is away"):
+        follower.slot.lease()
+
+
+async def test_artifacts_that_are_lost_and_found_again_go_live(stage: Stage, tmp_path: Path) -> None:
+    follower = stage.follow()
+    saved = actor(tmp_path, factor=2.0)
+    saved.rename(tmp_path / "lost")
+    stage.registry.register("actor", saved)
+    stage.registry.promote("actor", "1")
+    await follower.tick()
+    await follower.settled()
+    assert follower.candidate
+    assert follower.candidate.state is State.WAITING
+    assert "No such artifact" in follower.candidate.reason
+    (tmp_path / "lost").rename(saved)
+    follower.candidate = replace(follower.candidate, retry_at=0.0)
+    await settle(follower)
+    assert live(follower) == "1"

@@ -1,0 +1,714 @@
+"""A service that runs, as its clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from casting import Registry, quiet
+from conftest import NewRegistry
+from live import Service, served, until
+from mlflow.models import infer_signature
+from mlflow.types import ParamSpec
+from pids import Watch, children, descendants
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.linear_model import LogisticRegression, Ridge
+
+SECRET = "hunter2"
+CLASSES = ["setosa", "versicolor", "virginica"]
+IRIS = pd.DataFrame(load_iris().data, columns=["sepal_length", "sepal_width", "petal_length", "petal_width"])
+ROW = IRIS.iloc[0].to_dict()
+DIABETES = load_diabetes(as_frame=True).data
+WORDS = {
+    name: {"exclusiveMinimum": 0, "maximum": 10, "description": f"{name} in cm", "unit": "cm"}
+    for name in IRIS
+}
+
+
+def log_iris(registry: Registry) -> None:
+    model = LogisticRegression().fit(IRIS, load_iris().target)
+    mlflow.sklearn.log_model(
+        model,
+        name="iris",
+        signature=infer_signature(IRIS, model.predict_proba(IRIS)),
+        input_example=IRIS.head(3),
+        metadata={"serving": {"task": "classification", "classes": CLASSES, "inputs": WORDS}},
+        pyfunc_predict_fn="predict_proba",
+        registered_model_name="iris",
+        pip_requirements=[],
+    )
+    registry.promote("iris", "1")
+    registry.alias("iris", "champion", "1")
+
+
+def log_diabetes(registry: Registry) -> None:
+    model = Ridge().fit(DIABETES, load_diabetes().target)
+    mlflow.sklearn.log_model(
+        model,
+        name="diabetes",
+        signature=infer_signature(DIABETES, model.predict(DIABETES)),
+        input_example=DIABETES.head(3),
+        metadata={"serving": {"task": "regression"}},
+        registered_model_name="diabetes",
+        pip_requirements=[],
+    )
+    registry.alias("diabetes", "best", "1")
+
+
+ACTOR = "x: double, act: string?, at: datetime?, many: long?, ok: boolean?"
+ODD = [
+    ParamSpec(name, "double", default)
+    for name, default in [
+        ("top-k", 1.0),
+        ("class", 1.0),
+        ("body", 1.0),
+        ("version", 1.0),
+        ("factor", 2.0),
+        ("not a number", float("nan")),
+        ("none", None),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry with a model of each kind."""
+    folder = tmp_path_factory.mktemp("live")
+    made = Registry(new_registry(folder))
+    with pytest.MonkeyPatch.context() as patch, quiet():
+        patch.setenv("MLFLOW_TRACKING_URI", made.uri)
+        log_iris(made)
+        log_diabetes(made)
+    made.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
+    made.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
+    made.add("odd-one", inputs="x: double, y: double?")
+    made.add("moving", factor=2.0)
+    made.promote("moving", "1")
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(registry_of_all: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    models = (
+        "models:/iris/Production,models:/diabetes@best,models:/actor/1,models:/odd one/latest,"
+        "models:/odd-one/1,models:/moving/Production"
+    )
+    folder = tmp_path_factory.mktemp("service")
+    limits = {"max_body_bytes": 100_000, "max_rows": 1000, "deadline_seconds": 30, "probation_seconds": 0}
+    with served(registry_of_all.uri, folder, models=models, **limits) as running:
+        running.until_ready()
+        yield running
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    return service.client
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem that a response tells of, in the form that all problems have."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(response.content) <= 8192
+    assert SECRET not in response.text
+    assert "Traceback" not in response.text
+    found: dict[str, Any] = response.json()
+    assert found.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert found["status"] == status
+    assert found["title"] == httpx.codes.get_reason_phrase(status) or status in (413, 422)
+    assert found["detail"]
+    assert found["request_id"] == response.headers["x-request-id"]
+    return found
+
+
+# -- operations
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez"])
+def test_a_process_that_lives_is_healthy(client: httpx.Client, path: str) -> None:
+    response = client.get(path)
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/ready", "/readyz"])
+def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Registry, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 200
+    body = response.json()
+    first, *others = body.pop("models")
+    told = registry_of_all.client.get_model_version("iris", "1")
+    assert re.fullmatch("sha256:[0-9a-f]{64}", first.pop("digest"))
+    assert pd.Timestamp(first.pop("loaded_at")).tz is not None
+    assert pd.Timestamp(body["registry"].pop("checked_at")).tz is not None
+    assert body == {
+        "status": "ready",
+        "model_uri": "models:/iris/Production",
+        "model_version": "1",
+        "registry": {"uri": registry_of_all.uri, "reachable": True},
+    }
+    assert first == {
+        "name": "iris",
+        "uri": "models:/iris/Production",
+        "version": "1",
+        "stage": "Production",
+        "aliases": ["champion"],
+        "run_id": told.run_id,
+        "model_id": told.source.removeprefix("models:/"),
+        "source": told.source,
+        "state": "live",
+        "reason": None,
+        "candidate": None,
+        "comparison": None,
+        "warnings": [],
+    }
+    assert [(model["name"], model["version"], model["state"]) for model in others[:3]] == [
+        ("diabetes", "1", "live"),
+        ("actor", "1", "live"),
+        ("odd one", "1", "live"),
+    ]
+
+
+def test_every_model_is_described_with_its_contract(client: httpx.Client) -> None:
+    models = client.get("/models").json()["models"]
+    assert [model["name"] for model in models] == [
+        "iris",
+        "diabetes",
+        "actor",
+        "odd one",
+        "odd-one",
+        "moving",
+    ]
+    for model in models[:5]:
+        assert client.get(f"/models/{model['name']}").json() == model
+    contract = models[0]["contract"]
+    assert contract["params"] is None
+    assert contract["row"]["required"] == [*IRIS]
+    assert contract["row"]["properties"]["petal_width"]["unit"] == "cm"
+    assert [*contract["prediction"]["properties"]] == ["prediction", "label", "confidence", "probabilities"]
+    assert models[2]["contract"]["params"]["properties"]["factor"]["type"] == "number"
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/rose", "/models/rose/history", "/nowhere", "/models/iris/predictions"]
+)
+def test_what_is_not_there_is_not_found(client: httpx.Client, path: str) -> None:
+    problem(client.get(path), 404)
+
+
+# -- predictions
+
+
+def test_a_row_is_predicted(client: httpx.Client) -> None:
+    response = client.post("/predict", json=ROW)
+    assert response.status_code == 200
+    body = response.json()
+    assert body.keys() == {"prediction", "label", "confidence", "probabilities", "model"}
+    assert (body["prediction"], body["label"]) == (0, "setosa")
+    assert body["probabilities"].keys() == set(CLASSES)
+    assert body["confidence"] == body["probabilities"]["setosa"] == max(body["probabilities"].values())
+    assert body["model"] == {"name": "iris", "version": "1"}
+    assert response.headers["x-model-name"] == "iris"
+    assert response.headers["x-model-version"] == "1"
+    timing = response.headers["server-timing"]
+    assert re.fullmatch(r"validate;dur=[\d.]+, queue;dur=[\d.]+, model;dur=[\d.]+", timing)
+
+
+def test_a_request_keeps_its_id_or_is_given_one(client: httpx.Client) -> None:
+    given = {"X-Request-ID": "abc-123"}
+    for kept in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
+        assert kept.headers.get_list("x-request-id") == ["abc-123"]
+    assert problem(client.post("/predict", json={}, headers=given), 422)["request_id"] == "abc-123"
+    made = {client.post("/predict", json=ROW).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("value", ["", "a b", "x" * 129, "\xff"])
+def test_an_id_that_would_spoil_a_log_is_not_kept(client: httpx.Client, value: str) -> None:
+    response = client.get("/health", headers={"X-Request-ID": value.encode("latin-1")})
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/iris", "/models/iris/versions/1"])
+def test_the_answers_are_the_models_own(client: httpx.Client, registry_of_all: Registry, prefix: str) -> None:
+    source = registry_of_all.client.get_model_version_download_uri("iris", "1")
+    expected = mlflow.pyfunc.load_model(source).predict(IRIS)
+    rows = IRIS.to_dict("records")
+    answers = client.post(f"{prefix}/predict/batch", json={"rows": rows}).json()
+    assert answers["model"] == {"name": "iris", "version": "1"}
+    found = [[*each["probabilities"].values()] for each in answers["predictions"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    one = client.post(f"{prefix}/predict", json=rows[100]).json()
+    del one["model"]
+    np.testing.assert_allclose([*one["probabilities"].values()], expected[100], rtol=1e-12)
+    assert one["label"] == answers["predictions"][100]["label"]
+
+
+def test_a_regressor_answers_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
+    source = registry_of_all.client.get_model_version_download_uri("diabetes", "1")
+    expected = mlflow.pyfunc.load_model(source).predict(DIABETES.head(20))
+    rows = DIABETES.head(20).to_dict("records")
+    body = client.post("/models/diabetes/predict/batch", json={"rows": rows}).json()
+    np.testing.assert_allclose([each["prediction"] for each in body["predictions"]], expected)
+    (row, *_) = rows
+    assert client.post("/models/diabetes/predict", json=row).json() == {
+        "prediction": pytest.approx(expected[0]),
+        "model": {"name": "diabetes", "version": "1"},
+    }
+
+
+def test_parameters_are_given_in_the_query_or_with_the_batch(client: httpx.Client) -> None:
+    path = "/models/actor/predict"
+    assert client.post(path, json={"x": 2}).json()["prediction"] == 4.0
+    assert client.post(path, json={"x": 2}, params={"factor": 5}).json()["prediction"] == 10.0
+    batch = {"rows": [{"x": 1}, {"x": 2}], "params": {"factor": 3}}
+    found = client.post(f"{path}/batch", json=batch).json()["predictions"]
+    assert found == [{"prediction": 3.0}, {"prediction": 6.0}]
+
+
+def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Client) -> None:
+    rows: list[dict[str, Any]] = [
+        {"x": 1, "many": 5},
+        {"x": 2},
+        {"x": 3, "many": None, "at": "2026-01-31", "ok": None},
+        {"x": 4, "many": 6, "at": "2026-01-31T12:00:00+02:00", "ok": True, "act": "nothing"},
+        {"x": 5, "at": None},
+    ]
+    for row in rows:
+        assert client.post("/models/actor/predict", json=row).json()["prediction"] == row["x"] * 2
+    found = client.post("/models/actor/predict/batch", json={"rows": rows}).json()["predictions"]
+    assert [each["prediction"] for each in found] == [row["x"] * 2 for row in rows]
+
+
+def test_columns_and_parameters_of_any_name_are_served(client: httpx.Client) -> None:
+    path = "/models/odd one/predict"
+    row = {"class": 1, "x": 2, "a:b": 3}
+    for name in ("top-k", "class", "body", "version", "not a number", "none"):
+        assert client.post(path, json=row, params={name: 1}).json()["prediction"] == 4.0
+    assert client.post(path, json=row, params={"factor": 3}).headers["x-model-name"] == "odd%20one"
+
+
+async def predict_all(service: Service, rows: list[dict[str, Any]]) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=64)
+    async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+        asked = [client.post("/models/actor/predict", json=row) for row in rows]
+        return await asyncio.gather(*asked)
+
+
+@pytest.mark.anyio
+async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Service) -> None:
+    rows = [{"x": number} | ({"many": 1} if number % 3 else {}) for number in range(256)]
+    found = await predict_all(service, rows)
+    assert [response.json()["prediction"] for response in found] == [row["x"] * 2 for row in rows]
+
+
+@pytest.mark.anyio
+async def test_a_poison_row_among_good_requests_fails_alone(service: Service) -> None:
+    rows: list[dict[str, Any]] = [{"x": number} for number in range(64)]
+    rows[10]["act"] = f"raise:{SECRET}"
+    rows[20]["act"] = "quit:nothing"
+    rows[30]["act"] = "nan"
+    found = await predict_all(service, rows)
+    for number, response in enumerate(found):
+        if number in (10, 20, 30):
+            problem(response, 500)
+        else:
+            assert response.json()["prediction"] == number * 2
+
+
+def test_what_the_model_raises_is_in_one_line_of_the_log_and_not_in_the_answer(service: Service) -> None:
+    row = {"x": 1, "act": f"raise:{SECRET}"}
+    response = service.client.post("/models/actor/predict", json=row, headers={"X-Request-ID": "the-poison"})
+    assert problem(response, 500)["detail"] == "The model failed on this request."
+    line = service.logged(re.compile("the model failed: (.*the-poison.*)"))[1]
+    assert SECRET in json.loads(line)["cause"]
+
+
+def test_a_model_that_dies_is_replaced_and_the_next_is_answered(client: httpx.Client) -> None:
+    died = client.post("/models/actor/predict", json={"x": 1, "act": "kill"})
+    assert problem(died, 503)
+    assert died.headers["retry-after"] == "1"
+    assert client.post("/models/actor/predict", json={"x": 1}).json()["prediction"] == 2.0
+
+
+# -- problems
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/iris", "/models/iris/versions/1"])
+@pytest.mark.parametrize(
+    ("change", "loc"),
+    [
+        ({"petal_width": None}, ["petal_width"]),
+        ({"petal_width": SECRET}, ["petal_width"]),
+        ({"petal_width": "1.5"}, ["petal_width"]),
+        ({"petal_width": True}, ["petal_width"]),
+        ({"petal_width": float("nan")}, ["petal_width"]),
+        ({"petal_width": float("inf")}, ["petal_width"]),
+        ({"petal_width": 0}, ["petal_width"]),
+        ({"petal_width": 10.5}, ["petal_width"]),
+        ({"petal_width": [1]}, ["petal_width"]),
+        ({"color": SECRET}, ["color"]),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_its_place(
+    client: httpx.Client, prefix: str, change: dict[str, Any], loc: list[str]
+) -> None:
+    content = {"Content-Type": "application/json"}
+    row = json.dumps(ROW | change)
+    refused = problem(client.post(f"{prefix}/predict", content=row, headers=content), 422)
+    assert [fault["loc"] for fault in refused["errors"]] == [loc]
+    batch = f'{{"rows": [{json.dumps(ROW)}, {row}]}}'
+    refused = problem(client.post(f"{prefix}/predict/batch", content=batch, headers=content), 422)
+    assert [fault["loc"] for fault in refused["errors"]] == [["rows", 1, *loc]]
+
+
+def test_a_missing_field_is_named(client: httpx.Client) -> None:
+    missing = {name: value for name, value in ROW.items() if name != "petal_width"}
+    (fault,) = problem(client.post("/predict", json=missing), 422)["errors"]
+    assert fault == {"loc": ["petal_width"], "msg": "Field required"}
+
+
+def test_a_parameter_that_does_not_fit_is_named(client: httpx.Client) -> None:
+    for params in ({"factor": SECRET}, {"unknown": SECRET}, {"factor": "nan"}):
+        refused = problem(client.post("/models/actor/predict", json={"x": 1}, params=params), 422)
+        assert [fault["loc"] for fault in refused["errors"]] == [[*params]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        SECRET.encode(),
+        b'{"sepal_length": 1',
+        b'{"a": 1, "a": 2}' * 2,
+        b"\xff\xfe{\x00}\x00",
+        b"[" * 90_000,
+    ],
+    ids=["nothing", "text", "cut off", "two", "UTF-16", "nested"],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_what_is_no_json_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
+    problem(client.post(path, content=body, headers={"Content-Type": "application/json"}), 400)
+
+
+def test_a_field_that_is_named_twice_is_refused(client: httpx.Client) -> None:
+    twice = json.dumps(ROW)[:-1] + ', "petal_width": 1}'
+    refused = client.post("/predict", content=twice, headers={"Content-Type": "application/json"})
+    assert problem(refused, 400)["detail"] == "A field is named twice."
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": ""},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/jsonp"},
+        {"Content-Type": "application/json; charset=utf-16"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "application/json", "Content-Encoding": "br"},
+    ],
+    ids=str,
+)
+def test_another_media_type_is_refused(client: httpx.Client, headers: dict[str, str]) -> None:
+    problem(client.post("/predict", content=json.dumps(ROW), headers=headers), 415)
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+    ],
+)
+def test_json_is_taken_however_it_is_spelt(client: httpx.Client, media_type: str) -> None:
+    response = client.post("/predict", content=json.dumps(ROW), headers={"Content-Type": media_type})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_a_body_over_the_limit_is_refused(client: httpx.Client, path: str) -> None:
+    headers, large = {"Content-Type": "application/json"}, b"[" + b" " * 100_000
+    problem(client.post(path, content=large, headers=headers), 413)
+    problem(client.post(path, content=(large[:50_000] for _ in range(3)), headers=headers), 413)
+
+
+def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
+    with socket.create_connection(service.address, timeout=60) as connection:
+        head = "Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+        connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        for _ in range(12):
+            connection.sendall(b"2710\r\n" + b" " * 10_000 + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_too_many_rows_are_too_large(client: httpx.Client) -> None:
+    rows = [{"x": 1}] * 1001
+    problem(client.post("/models/actor/predict/batch", json={"rows": rows}), 413)
+    assert client.post("/models/actor/predict/batch", json={"rows": rows[1:]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models/rose/predict",
+        "/models/rose/predict/batch",
+        "/models/rose/versions/1/predict",
+        "/models/iris/versions/2/predict",
+        "/models/iris/versions/2/predict/batch",
+        "/models/iris/versions/x/predict",
+        "/models/iris/versions/1/predict/more",
+        "/models/iris/Production/predict",
+        "/predict/",
+    ],
+)
+def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) -> None:
+    problem(client.post(path, json=ROW), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/predict"),
+        ("PUT", "/predict/batch"),
+        ("DELETE", "/models/iris/predict"),
+        ("POST", "/ready"),
+        ("POST", "/models"),
+    ],
+)
+def test_another_method_is_refused_with_the_right_one(client: httpx.Client, method: str, path: str) -> None:
+    response = client.request(method, path)
+    problem(response, 405)
+    assert response.headers["allow"] in ("POST", "GET")
+
+
+def test_a_problem_has_at_most_eight_kilobytes(client: httpx.Client) -> None:
+    wide = {"я" * 200 + str(number): number for number in range(100)}
+    refused = problem(client.post("/predict", json=wide), 422)
+    assert refused["errors"]
+
+
+def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: Service) -> None:
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    with socket.create_connection(service.address, timeout=60) as connection:
+        connection.sendall(head.encode())
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(65536)
+    # The log is looked at when the service has stopped.
+    assert service.client.get("/health").status_code == 200
+
+
+def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Service, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    row = json.dumps({"x": 1, "act": f"wait:{pipe}"})
+    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(row)}"
+    connection = socket.create_connection(service.address, timeout=60)
+    connection.sendall(f"POST /models/actor/predict HTTP/1.1\r\n{head}\r\n\r\n{row}".encode())
+    with ThreadPoolExecutor() as pool:
+        with pipe.open("w"):
+            connection.close()
+            # Meanwhile others wait, and are answered.
+            waiting = pool.submit(service.client.post, "/models/actor/predict", json={"x": 5})
+            assert service.client.get("/health").status_code == 200
+        assert waiting.result().json()["prediction"] == 10.0
+
+
+# -- documentation
+
+
+def test_the_documentation_has_every_name_range_unit_and_example(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for path in ("/predict", "/models/iris/predict", "/models/iris/versions/{version}/predict"):
+        operation = document["paths"][path]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        row = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        assert [*row["properties"]] == [*IRIS]
+        assert row["properties"]["petal_width"] == {
+            "title": "Petal Width",
+            "type": "number",
+            "format": "double",
+            **WORDS["petal_width"],
+        }
+        assert row["required"] == [*IRIS]
+        assert row["examples"] == [ROW]
+        assert {"200", "400", "404", "413", "415", "422", "500", "503", "504"} <= operation[
+            "responses"
+        ].keys()
+    assert client.get("/docs").status_code == 200
+
+
+def test_every_parameter_is_documented_by_its_name(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    operation = document["paths"]["/models/odd%20one/predict"]["post"]
+    found = {each["name"]: each for each in operation["parameters"] if each["in"] == "query"}
+    assert found.keys() == {param.name for param in ODD}
+    assert found["factor"]["schema"]["default"] == 2.0
+
+
+def test_models_of_like_names_are_documented_apart(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for name, columns in (("odd%20one", ["class", "x", "a:b"]), ("odd-one", ["x", "y"])):
+        body = document["paths"][f"/models/{name}/predict"]["post"]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert [*document["components"]["schemas"][schema]["properties"]] == columns
+
+
+def test_every_operation_has_an_id_of_its_own(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
+    assert len(set(ids)) == len(ids)
+
+
+# -- promotions
+
+
+def test_a_promotion_changes_answers_and_documentation(service: Service, registry_of_all: Registry) -> None:
+    client, path = service.client, "/models/moving/predict"
+    words = {"serving": {"inputs": {"extra": {"description": "What is new"}}}}
+    version = registry_of_all.add(
+        "moving", factor=3.0, inputs="x: double, act: string?, extra: double?", metadata=words
+    )
+    assert "What is new" not in client.get("/openapi.json").text
+    registry_of_all.promote("moving", version)
+    service.until_live("moving", version)
+    response = client.post(path, json={"x": 1, "extra": 5})
+    assert response.json() == {"prediction": 3.0, "model": {"name": "moving", "version": version}}
+    assert response.headers["x-model-version"] == version
+    assert "What is new" in client.get("/openapi.json").text
+    problem(client.post("/models/moving/versions/1/predict", json={"x": 1}), 404)
+
+
+def test_promotions_under_load_fail_no_request(service: Service, registry_of_all: Registry) -> None:
+    """Each answer is that of the version it names, and none is of an old one once the new one is told."""
+    factors = {f"{number}": float(number) for number in range(1, 100)}
+    current = int(service.client.get("/models/moving").json()["version"])
+    following = threading.Event()
+    told = [0]
+    wrong: list[Any] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=service.url, timeout=60) as client:
+            while not following.is_set():
+                least = told[0]
+                response = client.post("/models/moving/predict", json={"x": 1})
+                version = response.json().get("model", {}).get("version", "0")
+                answered = response.json().get("prediction")
+                fine = response.status_code == 200 and int(version) >= least
+                if not fine or (least and answered != factors[version]):
+                    wrong.append((least, response.text))
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            for number in range(current + 1, current + 5):
+                version = registry_of_all.add("moving", factor=float(number))
+                assert version == str(number)
+                registry_of_all.client.set_model_version_tag(
+                    "moving", version, "serving.allow_breaking", "true"
+                )
+                registry_of_all.promote("moving", version)
+                service.until_live("moving", version)
+                told[0] = number
+        finally:
+            following.set()
+        for each in asking:
+            each.result()
+    assert wrong == []
+
+
+def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registry_of_all: Registry) -> None:
+    before = service.client.get("/models/moving").json()["version"]
+    version = registry_of_all.add("moving", example=None, on_load="raise:no_weights")
+    registry_of_all.promote("moving", version)
+
+    def refused() -> Any:
+        model = service.client.get("/models/moving").json()
+        return model if (model["candidate"] or {}).get("state") == "rejected" else None
+
+    model = until(refused)
+    assert model["version"] == before
+    assert model["candidate"]["version"] == version
+    assert "ValueError: no_weights" in model["candidate"]["reason"]
+    assert service.client.get("/ready").status_code == 200
+    assert service.client.post("/models/moving/predict", json={"x": 1}).status_code == 200
+    registry_of_all.promote("moving", before)
+    until(lambda: service.client.get("/models/moving").json()["candidate"] is None)
+
+
+# -- start and stop
+
+
+def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(registry: str, tmp_path: Path) -> None:
+    stage = Registry(registry)
+    with served(registry, tmp_path, models="models:/actor/Production") as service:
+        reason = "the registry has no version of a model 'actor'"
+        until(lambda: service.ready()["models"][0]["reason"] == reason)
+        assert service.client.get("/health").status_code == 200
+        response = service.client.get("/ready")
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["status"] == "not ready"
+        refused = service.client.post("/predict", json={"x": 1})
+        assert reason in problem(refused, 503)["detail"]
+        assert refused.headers["retry-after"] == "1"
+        assert "/predict" not in service.client.get("/openapi.json").json()["paths"]
+        stage.promote("actor", stage.add("actor", factor=2.0))
+        service.until_ready()
+        assert service.client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
+        assert "/predict" in service.client.get("/openapi.json").json()["paths"]
+
+
+def test_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
+    registry: str, tmp_path: Path
+) -> None:
+    stage = Registry(registry)
+    stage.promote("actor", stage.add("actor", factor=2.0))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with served(registry, tmp_path, models="models:/actor/Production") as service:
+        service.until_ready()
+        (server,) = children(service.process.pid)
+        with Watch(descendants(service.process.pid)) as watch, ThreadPoolExecutor() as pool:
+            rows = [{"x": 0, "act": f"wait:{pipe}"}, *({"x": number} for number in range(1, 8))]
+            asking = [pool.submit(httpx.post, f"{service.url}/predict", json=row, timeout=60) for row in rows]
+            with pipe.open("w"):
+                # One is with the model; the others wait for it, or are on their way.
+                service.process.send_signal(signal.SIGTERM)
+                until(lambda: refused(service.address))
+            answers = [
+                each.result() for each in asking if not isinstance(each.exception(), httpx.ConnectError)
+            ]
+            assert answers[0].json()["prediction"] == 0.0
+            assert [response.status_code for response in answers] == [200] * len(answers)
+            assert service.process.wait(60) == 0
+            assert watch.left() == set()
+        assert server
+
+
+def refused(address: tuple[str, int]) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        socket.create_connection(address, timeout=60).close()
+    except ConnectionRefusedError:
+        return True
+    return False
