@@ -1,0 +1,117 @@
+"""Imports run down the layers, lazily where they are heavy, and modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    "serving",
+    "serving.errors",
+    "serving.reference",
+    "serving.settings",
+    "serving.runtime",
+    "serving.registry",
+    "serving.http",
+    "serving.check",
+    "serving.app",
+    "serving.cli",
+    "serving.__main__",
+]
+MOST_LINES = 320
+
+
+def module(path: Path) -> str:
+    """The name by which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    module(path): path for package in ("serving", "training") for path in (ROOT / package).rglob("*.py")
+}
+
+
+def imported(name: str) -> Iterator[str]:
+    """The modules of this project that a module imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{name} has a relative import"
+            for alias in node.names:
+                found = f"{node.module}.{alias.name}"
+                if found in MODULES or node.module in MODULES:
+                    yield found if found in MODULES else node.module
+
+
+def layer(name: str) -> int:
+    """The place of a module among the layers, the lowest first."""
+    return max(index for index, each in enumerate(LAYERS) if name == each or name.startswith(f"{each}."))
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert "serving.runtime.contract" in MODULES
+    assert "serving.runtime.columns" in [*imported("serving.runtime.contract")]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("serving")))
+def test_imports_run_down_the_layers(name: str) -> None:
+    upwards = [other for other in imported(name) if layer(other) > layer(name)]
+    assert upwards == []
+
+
+def test_there_is_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle: {' → '.join((*path, name))}"
+        if name not in done:
+            for other in imported(name):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(("package", "other"), [("serving", "training"), ("training", "serving")])
+def test_training_and_serving_never_import_each_other(package: str, other: str) -> None:
+    for name in MODULES:
+        if name.partition(".")[0] == package:
+            assert not [found for found in imported(name) if found.partition(".")[0] == other], name
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_import_is_for_the_type_checker_alone(name: str) -> None:
+    assert "TYPE_CHECKING" not in MODULES[name].read_text()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_are_small(name: str) -> None:
+    assert len(MODULES[name].read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    ("name", "heavy"),
+    [
+        ("serving.app", ["mlflow", "sklearn", "scipy", "skops"]),
+        ("serving.cli", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
+        ("serving.registry.client", ["mlflow", "sklearn"]),
+        ("serving.runtime.forkserver", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
+        ("training.cli", ["mlflow", "sklearn", "pandas"]),
+    ],
+)
+def test_what_is_heavy_is_imported_when_it_is_needed(name: str, heavy: list[str]) -> None:
+    program = f"import sys, {name}; print(*[each for each in {heavy} if each in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

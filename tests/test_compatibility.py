@@ -1,0 +1,127 @@
+"""Which changes of a contract break the clients of the one before, and which don't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
+from numpy import dtype
+from signatures import contract
+
+from serving.runtime.compatibility import breaking_changes
+
+BASE = "a: double, b: long?"
+
+
+def changes(
+    old: str, new: str, before: dict[str, Any] | None = None, after: dict[str, Any] | None = None
+) -> list[str]:
+    return breaking_changes(contract(old, {"a": before or {}}), contract(new, {"a": after or {}}))
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ("b: long?", "input 'a' is gone"),
+        ("a: string, b: long?", "input 'a' changes from double to string"),
+        ("a: long, b: long?", "input 'a' changes from double to long"),
+        ("a: float, b: long?", "input 'a' changes from double to float"),
+        ("a: double, b: integer?", "input 'b' changes from long to integer"),
+        ("a: double, b: long", "input 'b' was optional and is required"),
+        ("a: double, b: long?, c: string", "input 'c' is new and required"),
+    ],
+)
+def test_inputs_that_clients_could_not_send_break(new: str, told: str) -> None:
+    found = breaking_changes(contract(BASE), contract(new))
+    assert found == [told]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        BASE,
+        "b: long?, a: double",
+        "a: double?, b: long?",
+        "a: double, b: double?",
+        "a: double, b: long?, c: string?",
+    ],
+)
+def test_inputs_that_take_all_that_was_taken_are_compatible(new: str) -> None:
+    assert breaking_changes(contract(BASE), contract(new)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "compatible"),
+    [
+        ("integer", "long", True),
+        ("integer", "double", True),
+        ("long", "double", True),
+        ("float", "double", True),
+        ("long", "integer", False),
+        ("double", "float", False),
+        ("boolean", "long", False),
+        ("string", "binary", False),
+        ("datetime", "string", False),
+    ],
+)
+def test_a_type_may_widen_and_nothing_else(old: str, new: str, compatible: bool) -> None:
+    assert (not changes(f"a: {old}", f"a: {new}")) is compatible
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        ("double", {}, {"minimum": 0}),
+        ("double", {"minimum": 0}, {"minimum": 1}),
+        ("double", {"minimum": 0}, {"exclusiveMinimum": 0}),
+        ("double", {"exclusiveMaximum": 10}, {"maximum": 9}),
+        ("double", {"maximum": 10}, {"exclusiveMaximum": 10}),
+        ("long", {}, {"multipleOf": 2}),
+        ("long", {"multipleOf": 2}, {"multipleOf": 4}),
+        ("string", {}, {"minLength": 1}),
+        ("string", {"maxLength": 9}, {"maxLength": 8}),
+        ("string", {}, {"pattern": "^a"}),
+        ("string", {"pattern": "^a"}, {"pattern": "^ab"}),
+        ("string", {}, {"enum": ["x"]}),
+        ("string", {"enum": ["x", "y"]}, {"enum": ["x"]}),
+    ],
+)
+def test_a_range_that_narrows_breaks_and_the_way_back_does_not(
+    kind: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    (found,) = changes(f"a: {kind}", f"a: {kind}", before, after)
+    assert found.startswith("input 'a' takes less: ")
+    if not {"pattern", "multipleOf"} & before.keys():
+        assert changes(f"a: {kind}", f"a: {kind}", after, before) == []
+
+
+@pytest.mark.parametrize("words", [{"description": "new"}, {"unit": "mm"}, {"title": "A"}])
+def test_what_is_only_told_breaks_nothing(words: dict[str, Any]) -> None:
+    assert changes("a: double", "a: double", {"description": "old"}, words) == []
+
+
+def test_a_parameter_may_come_but_neither_go_nor_change() -> None:
+    without, half = contract("a: double"), contract("a: double", params=[ParamSpec("p", "double", 0.5)])
+    text = contract("a: double", params=[ParamSpec("p", "string", "x")])
+    assert breaking_changes(without, half) == []
+    assert breaking_changes(half, without) == ["parameter 'p' is gone"]
+    assert breaking_changes(half, text) == ["parameter 'p' changes its type"]
+
+
+def test_other_outputs_break() -> None:
+    number = contract("a: double", outputs=Schema([ColSpec("double")]))
+    text = contract("a: double", outputs=Schema([ColSpec("string")]))
+    (found,) = breaking_changes(number, text)
+    assert found == "the answer changes from a value (number) to a value (string)"
+
+
+def test_other_classes_break() -> None:
+    outputs = Schema([TensorSpec(dtype("float64"), (-1, 2))])
+    old, new = (
+        contract("a: double", outputs=outputs, task="classification", classes=classes)
+        for classes in (["cat", "dog"], ["cat", "cow"])
+    )
+    (found,) = breaking_changes(old, new)
+    assert "cat, dog" in found
+    assert "cat, cow" in found

@@ -1,0 +1,67 @@
+"""What was live, refused or reverted is known after a restart; a disk that refuses costs only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.registry.history import Event, History, Period, periods
+from serving.runtime.version import Outcome
+
+pytestmark = pytest.mark.anyio
+
+FIRST = Event("1", Outcome.LIVE, "2026-01-01T00:00:00+00:00")
+BAD = Event("2", Outcome.REJECTED, "2026-01-02T00:00:00+00:00", "it is broken")
+SECOND = Event("3", Outcome.LIVE, "2026-01-03T00:00:00+00:00")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def test_what_was_live_was_so_until_the_next_went_live() -> None:
+    assert periods([FIRST, BAD, SECOND]) == [
+        Period("3", Outcome.LIVE, SECOND.at, None, ""),
+        Period("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
+        Period("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),
+    ]
+
+
+async def test_it_survives_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "history.jsonl"
+    history = History(file)
+    for event in (FIRST, BAD, SECOND):
+        await history.add(event)
+    assert History(file).periods() == history.periods()
+
+
+async def test_a_restart_on_the_same_version_is_no_event(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    await History(file).add(FIRST)
+    again = History(file)
+    await again.add(Event("1", Outcome.LIVE, SECOND.at))
+    assert [period.since for period in again.periods()] == [FIRST.at]
+
+
+async def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    await History(file).add(FIRST)
+    with file.open("a") as opened:
+        opened.write('{"version": "2", "outco')
+    assert [period.version for period in History(file).periods()] == ["1"]
+
+
+async def test_it_is_kept_in_memory_where_the_disk_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where the folder should be")
+    history = History(tmp_path / "file" / "history.jsonl")
+    await history.add(FIRST)
+    assert [period.version for period in history.periods()] == ["1"]
+
+
+async def test_it_is_bounded(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    history._events.extend(Event(str(number), Outcome.LIVE, FIRST.at) for number in range(1500))
+    await history.add(SECOND)
+    assert len(History(tmp_path / "history.jsonl").periods()) == 1000

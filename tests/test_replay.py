@@ -1,0 +1,66 @@
+"""Live requests that are kept, and how a candidate's answers compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.runtime.replay import Comparison, Recorded, Recorder, compare, same
+
+
+def recorded(*predictions: Any, seconds: float = 0.001) -> Recorded:
+    return Recorded([{}] * len(predictions), {}, predictions, seconds)
+
+
+def test_the_last_requests_are_kept() -> None:
+    recorder = Recorder(2)
+    kept = [recorded(number) for number in range(5)]
+    for each in kept:
+        recorder.add(each)
+    assert recorder.last() == tuple(kept[-2:])
+
+
+def test_a_large_request_is_passed_over() -> None:
+    recorder = Recorder(10)
+    recorder.add(recorded(*range(101)))
+    assert recorder.last() == ()
+
+
+def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
+    recorder = Recorder(0)
+    recorder.add(recorded(1))
+    assert recorder.last() == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "agree"),
+    [
+        ({"prediction": 1, "label": "b", "confidence": 0.9}, {"prediction": 1, "label": "b"}, True),
+        ({"prediction": 1, "label": "b"}, {"prediction": 0, "label": "a"}, False),
+        ({"prediction": 100.0}, {"prediction": 100.9}, True),
+        ({"prediction": 100.0}, {"prediction": 102.0}, False),
+        ({"prediction": 0.0}, {"prediction": 0.0}, True),
+        ({"prediction": [1.0, 2.0]}, {"prediction": [1.0, 2.001]}, True),
+        ({"prediction": [1.0]}, {"prediction": [1.0, 2.0]}, False),
+        ({"prediction": {"a": 1.0}}, {"prediction": {"b": 1.0}}, False),
+        ({"prediction": "x"}, {"prediction": "x"}, True),
+        ({"prediction": None}, {"prediction": 1.0}, False),
+    ],
+)
+def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
+    assert same(old, new) is agree
+
+
+def test_agreement_is_over_rows_and_latency_over_requests() -> None:
+    before = [recorded("a", "b", seconds=0.002), recorded("c", seconds=0.004)]
+    after = [(["a", "x"], 0.006), (["c"], 0.012)]
+    assert compare(before, after) == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
+
+
+def test_a_comparison_reads_as_a_sentence() -> None:
+    told = str(Comparison(requests=100, agreement=0.981, latency=1.23))
+    assert told == (
+        "on the last 100 live requests it agrees with the live version in 98% of rows "
+        "and takes 1.2 times as long"
+    )
