@@ -119,7 +119,7 @@ def check(
 ) -> None:
     """Would this version go live? Resolve, load and verify it; the exit status says."""
     from serving.check import check as find_out
-    from serving.errors import InvalidReference, RegistryError, Rejected
+    from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
     from serving.reference import Reference
 
     _log_to(err, logging.ERROR)
@@ -131,7 +131,7 @@ def check(
             )
     except InvalidReference as error:
         _fail(str(error))
-    except RegistryError as error:
+    except (RegistryError, ProcessDied) as error:
         _fail(f"{reference} can't be checked: {error}")
     except Rejected as error:
         out.print(
@@ -151,13 +151,23 @@ def status(
 ) -> None:
     """Which version of each model is live? The exit status says whether all are."""
     import httpx
-    from rich.table import Table
 
     try:
         ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
-        models, registry = ready["models"], ready["registry"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        table, registry = _models(ready["models"]), ready["registry"]
+        reach = {True: "reachable", False: "[red]away[/]", None: "not asked yet"}[registry["reachable"]]
+        where, is_ready = _plain(registry["uri"]), ready["status"] == "ready"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
         _fail(f"{url} does not answer as a serving front does: {str(error) or type(error).__name__}")
+    out.print(table)
+    out.print(f"registry {where}: {reach}", soft_wrap=True)
+    raise typer.Exit(READY if is_ready else NOT_READY)
+
+
+def _models(models: list[dict[str, Any]]) -> Any:
+    """A table of what `/ready` tells of each model."""
+    from rich.table import Table
+
     table = Table("model", "version", "state", "since", "note", box=None, header_style="bold")
     for model in models:
         live = model["state"] == "live"
@@ -170,10 +180,7 @@ def status(
             (model["loaded_at"] or "–")[:19].replace("T", " "),
             _plain("; ".join(notes)),
         )
-    out.print(table)
-    reach = {True: "reachable", False: "[red]away[/]", None: "not asked yet"}[registry["reachable"]]
-    out.print(f"registry {_plain(registry['uri'])}: {reach}", soft_wrap=True)
-    raise typer.Exit(READY if ready["status"] == "ready" else NOT_READY)
+    return table
 
 
 @app.command()
