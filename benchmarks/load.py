@@ -43,7 +43,16 @@ def drive(url: str, body: Any, folder: Path, *, connections: int, seconds: float
     script = folder / "post.lua"
     # A JSON text in a JSON string is a string in Lua, too, as long as it has no escapes but quotes.
     script.write_text(_SCRIPT.format(body=json.dumps(json.dumps(body))))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+        "-s",
+        str(script),
+        url,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return parse(done.stdout)
 

@@ -25,10 +25,11 @@ Rounds = dict[int, dict[str, list[Measured]]]
 """By number of connections, then by system: a measurement a round."""
 
 
-def make_registry(folder: Path) -> str:
-    """Train, register and promote an iris model in a registry of its own; gives its URI."""
-    uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
-    (folder / "mlruns").mkdir()
+def make_registry(folder: Path, uri: str | None = None) -> str:
+    """Train, register and promote an iris model in a registry, by default one in `folder`; gives its URI."""
+    if uri is None:
+        (folder / "mlruns").mkdir()
+        uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
     command = [sys.executable, "-m", "training", "bootstrap"]
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     subprocess.run(command, env=env, check=True, capture_output=True)

@@ -129,7 +129,7 @@ class Contract:
             row: Row = self._row_validator.validate_json(body)
         except ValidationError as error:
             raise self._refusal(error) from None
-        if self._colons_in_names or body.count(b":") != len(row):
+        if body.count(b":") != len(row):
             _refuse_repeats(body)
         return row
 
@@ -145,7 +145,7 @@ class Contract:
             raise self._refusal(error) from None
         rows, params = batch["rows"], batch.get("params", {})
         colons = len(batch) + sum(map(len, rows)) + len(params)
-        if self._colons_in_names or body.count(b":") != colons:
+        if body.count(b":") != colons:
             _refuse_repeats(body)
         return rows, params
 
@@ -205,11 +205,6 @@ class Contract:
     def _params_validator(self) -> SchemaValidator:
         return _validator(self.params_type)
 
-    @cached_property
-    def _colons_in_names(self) -> bool:
-        names = [column.name for column in self.columns] + [param.name for param in self.params]
-        return any(":" in name for name in names)
-
     def _object(self, kind: str, fields: dict[str, Any], extra: Any = None) -> Any:
         title = "".join(word[:1].upper() + word[1:] for word in re.findall(r"[0-9A-Za-z]+", self.name))
         made = type_dict(f"{title}{kind}", fields)
@@ -263,7 +258,7 @@ def _refuse_repeats(body: bytes) -> None:
     """Refuse an object that names a field twice: two readers could read two things.
 
     Every name in JSON is followed by a colon, so that a body with just as many colons as names has no
-    repeats; only one with others (in a text, a datetime or a repeated name) is parsed again here.
+    repeats; only one with others (in a text, a name, a datetime or a repeated name) is parsed again here.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> None:

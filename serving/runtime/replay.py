@@ -58,16 +58,18 @@ class Recorder:
         return tuple(self._kept)
 
 
-def compare(recorded: Sequence[Recorded], answered: Sequence[tuple[Sequence[Any], float]]) -> Comparison:
-    """Compare a candidate's answers, each with its seconds, with what was recorded."""
+def compare(
+    recorded: Sequence[Recorded], answers: Sequence[Sequence[Any]], seconds: Sequence[float]
+) -> Comparison:
+    """Compare a candidate's answers to all that was recorded, and its seconds for some of it."""
     pairs = [
         same(old, new)
-        for each, (predictions, _) in zip(recorded, answered, strict=True)
-        for old, new in zip(each.predictions, predictions, strict=True)
+        for each, answer in zip(recorded, answers, strict=True)
+        for old, new in zip(each.predictions, answer, strict=True)
     ]
     before = median(each.seconds for each in recorded)
-    after = median(seconds for _, seconds in answered)
-    return Comparison(len(recorded), sum(pairs) / len(pairs), after / before if before else math.inf)
+    ratio = median(seconds) / before if before else math.inf
+    return Comparison(len(recorded), sum(pairs) / len(pairs), ratio)
 
 
 def same(old: Any, new: Any) -> bool:

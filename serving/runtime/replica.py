@@ -66,8 +66,8 @@ class Replica(asyncio.Protocol):
         """
         replica = cls(launcher)
         try:
+            await replica._connect(folder)  # a fork server that warms up is no fault of the version
             async with asyncio.timeout(seconds):
-                await replica._connect(folder)
                 await replica._loaded
         except ProcessDied:
             replica.kill()  # it may have done no more than hang up

@@ -1,0 +1,177 @@
+"""How soon a promotion answers clients, and what they notice of the swap."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import service
+from benchmarks.load import Measured, drive
+from benchmarks.throughput import ROW, make_registry
+
+_CONNECTIONS = 8
+_QUIET_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Promotions:
+    """Seconds from the registry's answer to each promotion to the first answer by its version.
+
+    `quiet` and `swapping` are what clients measured before and during the promotions.
+    """
+
+    by: str
+    seconds: tuple[float, ...]
+    quiet: Measured
+    swapping: Measured
+
+    @property
+    def p99_ratio(self) -> float:
+        """The clients' p99 during the swaps as a ratio to the quiet one."""
+        return self.swapping.p99 / self.quiet.p99
+
+
+def by_polling(folder: Path, promotions: int) -> Promotions:
+    """Promote to a stage of a SQLite registry, which the service polls every second."""
+    registry = make_registry(folder)
+    client = _client(registry)
+    with service.serving(registry, folder) as url:
+        versions = _versions(client, promotions)
+
+        def promote(version: str) -> None:
+            client.transition_model_version_stage("iris", version, "Production", True)
+
+        return _measure("polling every second", url, folder, versions, promote)
+
+
+def by_webhook(folder: Path, promotions: int) -> Promotions:
+    """Move an alias on an MLflow server, which sends the service a webhook; it polls too slowly to count."""
+    secret = secrets.token_hex(16)
+    with mlflow_server(folder) as registry:
+        make_registry(folder, registry)
+        client = _client(registry)
+        versions = _versions(client, promotions)
+        client.set_registered_model_alias("iris", "champion", "1")
+        env = {
+            "SERVING_MODELS": "models:/iris@champion",
+            "SERVING_POLL_SECONDS": "3600",
+            "SERVING_WEBHOOK_SECRET": secret,
+        }
+        with service.serving(registry, folder, env=env) as url:
+            command = [sys.executable, "-m", "serving", "webhook", url]
+            variables = {**os.environ, **env, "MLFLOW_TRACKING_URI": registry}
+            subprocess.run(command, env=variables, check=True, capture_output=True)
+
+            def promote(version: str) -> None:
+                client.set_registered_model_alias("iris", "champion", version)
+
+            return _measure("webhook", url, folder, versions, promote)
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """Run an MLflow server that keeps the artifacts and may send webhooks to this machine; gives its URI."""
+    from cryptography.fernet import Fernet
+
+    port = service.free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    env = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # else a new webhook is not known for a minute
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+    }
+    with service.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
+        yield url
+
+
+def show(found: Sequence[Promotions], out: Console) -> None:
+    """Print what was found."""
+    table = Table(
+        "followed by", "promotions", "p50 s", "max s", "p99 quiet", "p99 swapping", "ratio", "failed"
+    )
+    table.box = None
+    for each in found:
+        table.add_row(
+            each.by,
+            str(len(each.seconds)),
+            f"{median(each.seconds):.2f}",
+            f"{max(each.seconds):.2f}",
+            f"{each.quiet.p99:.1f} ms",
+            f"{each.swapping.p99:.1f} ms",
+            f"{each.p99_ratio:.2f}",
+            str(each.quiet.failed + each.swapping.failed),
+        )
+    out.print(table)
+
+
+def _measure(
+    by: str, url: str, folder: Path, versions: Sequence[str], promote: Callable[[str], None]
+) -> Promotions:
+    predict = f"{url}/predict"
+    drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1)
+    quiet = drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=_QUIET_SECONDS)
+    found: list[Measured] = []
+    # Longer than the promotions can take would be waiting; shorter would leave some without clients.
+    load = Thread(
+        target=lambda: found.append(
+            drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1.3 * len(versions))
+        )
+    )
+    load.start()
+    seconds = tuple(_seconds_to_answer(predict, version, promote) for version in versions)
+    load.join()
+    return Promotions(by, seconds, quiet, found[0])
+
+
+def _seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -> float:
+    promote(version)
+    began = time.perf_counter()
+    with httpx.Client() as client:
+        while client.post(url, json=ROW).raise_for_status().headers["x-model-version"] != version:
+            if time.perf_counter() - began > _PATIENCE_SECONDS:
+                raise service.NotStarted(f"version {version} did not go live")
+            time.sleep(0.005)
+    return time.perf_counter() - began
+
+
+def _client(registry: str) -> Any:
+    import logging
+    import warnings
+
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # stages, which MLflow means to drop
+    mlflow.set_tracking_uri(registry)
+    return mlflow.MlflowClient()
+
+
+def _versions(client: Any, count: int) -> list[str]:
+    """More versions of the first one's artifacts: each is downloaded, loaded and verified as any other."""
+    first = client.get_model_version("iris", "1")
+    model_id = first.source.removeprefix("models:/")
+    return [
+        str(client.create_model_version("iris", first.source, first.run_id, model_id=model_id).version)
+        for _ in range(count)
+    ]
