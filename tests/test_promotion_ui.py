@@ -1,0 +1,148 @@
+"""A data scientist's promotions, clicked in the MLflow UI in a real browser while clients keep calling."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from live import served, until
+from playwright.sync_api import Browser, Page, sync_playwright
+from promotions import Callers, Model, Tracking
+
+NAME = "clicked"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_ARGUMENTS = [
+    f"--{option}"
+    for option in (
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    )
+]
+# What the switch «New model registry UI» sets when a person turns it off, to see stages.
+_STAGES = "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true')"
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium"),
+    pytest.mark.timeout(300),
+]
+
+
+class Registry:
+    """The MLflow UI, open on a model's versions."""
+
+    def __init__(self, page: Page, url: str, shots: Path) -> None:
+        self.page, self._url, self._shots = page, url, shots
+
+    def open(self, version: str) -> None:
+        """Go to a version's page, as it is now."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self._url}/#/models/{NAME}/versions/{version}")
+        self.page.get_by_role("heading", name=f"Version {version}").first.wait_for()
+
+    def transition(self, version: str, stage: str, *, archive: bool = False) -> None:
+        """Put a version into a stage, as a person does in the view with stages."""
+        self.open(version)
+        self.page.click(".mlflow-stage-transition-dropdown")
+        items = self.page.locator("[role=menuitem], [role=option], li, div")
+        items.filter(has_text="Transition to").filter(has_text=stage).last.click()
+        dialog = self.page.get_by_role("dialog")
+        if archive:
+            dialog.locator("label:has(input[name=archiveExistingVersions])").click()
+        dialog.get_by_role("button", name="OK").click()
+        dialog.wait_for(state="hidden")
+
+    def alias(self, version: str, alias: str) -> None:
+        """Give a version an alias, as a person does in the new view."""
+        self.open(version)
+        self.page.locator("button[aria-label*='alias' i], button:has-text('Add')").first.click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("combobox").fill(alias)
+        self.page.keyboard.press("Enter")
+        dialog.get_by_role("button", name="Save aliases").click()
+        dialog.wait_for(state="hidden")
+
+    def until_page_shows(self, version: str, *texts: str) -> None:
+        """Look at a version's page until all of the texts stand on it; a picture of it is kept."""
+
+        def shown() -> bool:
+            self.open(version)
+            self.page.get_by_text("Tags").first.wait_for()
+            content = self.page.inner_text("body")
+            return all(text in content for text in texts)
+
+        until(shown)
+        self.page.screenshot(path=self._shots / f"version-{version}-{texts[0]}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Callable[..., Registry]]:
+    """Open the UI in a browser of its own, in the view with stages or in the new one."""
+    contexts = []
+
+    def open_view(*, stages: bool) -> Registry:
+        context = browser.new_context(viewport={"width": 1300, "height": 1000})
+        contexts.append(context)
+        if stages:
+            context.add_init_script(_STAGES)
+        return Registry(context.new_page(), tracking.url, tmp_path)
+
+    yield open_view
+    for context in contexts:
+        context.close()
+
+
+def test_clicks_in_the_registry_move_what_clients_are_answered_by(
+    tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
+) -> None:
+    references = f"models:/{NAME}/Production,models:/{NAME}@champion"
+    with served(tracking.url, tmp_path, models=references) as service:
+        model = Model(NAME, service, tracking.registry)
+        champion = Model(NAME, service, tracking.registry, "@champion")
+        first, second, third = model.add(), model.add(), model.add()
+        broken = model.add(on_load="raise:no_weights")
+        model.promote(first)
+        model.until_live(first)
+        registry = opened(stages=True)
+        with Callers(model) as callers:
+            registry.transition(second, "Production", archive=True)
+            model.until_live(second)
+            callers.until_answered_by(second)
+            registry.until_page_shows(second, "live", "serving.since")
+            registry.until_page_shows(first, "superseded", f"{NAME} version {second} went live")
+
+            opened(stages=False).alias(third, "champion")
+            champion.until_live(third)
+
+            # Back to the first without archiving: that does nothing, and both places say so.
+            registry.transition(first, "Production")
+            (warning,) = model.until(lambda state: state["warnings"])["warnings"]
+            assert f"open version {second} in the MLflow UI and transition it to Archived" in warning
+            registry.until_page_shows(first, "it is in Production too")
+            assert model.is_well(second)
+            registry.transition(second, "Archived")
+            model.until_live(first)
+            callers.until_answered_by(first)
+            registry.until_page_shows(first, "live")
+
+            registry.transition(broken, "Production", archive=True)
+            assert "no_weights" in model.until_refused(broken)
+            registry.until_page_shows(broken, "rejected", "no_weights")
+            callers.until_more()
+        assert callers.faults == []
+        assert callers.versions == [int(first), int(second)]
+        assert model.is_well(first)
