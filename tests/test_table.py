@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.models.utils import _enforce_params_schema, _enforce_schema
 from mlflow.types import ParamSchema, ParamSpec, Schema
@@ -73,6 +73,7 @@ def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
+@settings(max_examples=50)
 @given(data=st.data())
 def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
     spec = f"x: double, it: {kind}{mark}"
@@ -84,6 +85,7 @@ def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data
         assert_unchanged(kind, row.get("it"), found.get("it"))
 
 
+@settings(max_examples=50)
 @given(data=st.data())
 def test_pyfunc_takes_any_mixture_of_columns(data: st.DataObject) -> None:
     made, schema = contract(SPEC), Schema(columns(SPEC))
@@ -111,6 +113,7 @@ LISTS = [
 ]
 
 
+@settings(max_examples=50)
 @given(data=st.data())
 def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) -> None:
     params = [*PARAMS, *LISTS]

@@ -18,7 +18,7 @@ from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
-from serving.runtime.probation import verdict
+from serving.runtime.probation import Tally, verdict
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
 from serving.settings import Following
@@ -194,7 +194,9 @@ class Follower:
 
     def _warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:
         """Several versions in one stage: the rollback trap, since the highest number is served."""
-        stage = self.slot.reference.selector
+        stage, live = self.slot.reference.selector, self.slot.live
+        # What is live was not promoted in vain: it gives way once the higher number has proved itself.
+        rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
         for rival in rivals:
             reason = (
                 f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
@@ -256,6 +258,7 @@ class Follower:
     def _swap(self, new: Loaded, reason: str) -> None:
         old, retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
+        new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
         log.info("%s is live as %s%s", new.version, self.slot.reference, f": {reason}" if reason else "")
         for loaded in retired:
             self._in_background(loaded.drain())

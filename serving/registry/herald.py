@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from serving.errors import RegistryError
+from serving.errors import RegistryError, Unresolved
 from serving.registry.client import RegistryClient
 from serving.runtime.version import Outcome, Version
 
@@ -33,6 +33,7 @@ class Herald:
         self._pending: dict[tuple[str, str | None], Notice] = {}
         self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
         self._flushing = asyncio.Lock()
+        self._failing = False
 
     def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
         """Have a version's tags say this; a later notice on it replaces an earlier one."""
@@ -55,9 +56,14 @@ class Herald:
         for key, notice in list(self._pending.items()):
             try:
                 await self._registry.write_tags(notice.version, _tags(notice))
+            except Unresolved:
+                log.info("%s has gone from the registry, and its tags with it", notice.version)
             except RegistryError as error:
-                log.warning("the tags of %s could not be written: %s", notice.version, error)
+                if not self._failing:
+                    log.warning("the tags of %s could not be written: %s", notice.version, error)
+                self._failing = True
                 return
+            self._failing = False
             if self._pending.get(key) is notice:
                 del self._pending[key]
 

@@ -1,0 +1,165 @@
+"""What became of a version is written into the registry once, however many tell it, and never in vain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+
+from serving.reference import Reference
+from serving.registry import herald as heralds
+from serving.registry.client import RegistryClient
+from serving.registry.herald import Herald
+from serving.runtime.version import Outcome, Version
+from serving.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def catalogue(new_registry: NewRegistry, tmp_path: Path) -> Registry:
+    """A registry with three versions of iris, whose artifacts are nowhere."""
+    made = Registry(new_registry(tmp_path))
+    for _ in range(3):
+        made.register("iris", Path("/nowhere"))
+    return made
+
+
+@pytest.fixture
+def client(catalogue: Registry) -> Iterator[RegistryClient]:
+    with closing(RegistryClient(Settings(tracking_uri=catalogue.uri))) as made:
+        yield made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Moments, one at each look at the clock."""
+    moments = iter([f"2026-01-01T00:00:0{second}+00:00" for second in range(10)])
+    monkeypatch.setattr(heralds, "now", lambda: next(moments))
+    return moments
+
+
+async def version(client: RegistryClient, number: str) -> Version:
+    found, _ = await client.resolve(Reference.parse(f"models:/iris/{number}"))
+    return found
+
+
+def tags(catalogue: Registry, number: str) -> dict[str, str]:
+    found: dict[str, str] = catalogue.client.get_model_version("iris", number).tags
+    return found
+
+
+@contextmanager
+def away(catalogue: Registry) -> Iterator[None]:
+    """Have the database answer nonsense for a while."""
+    database = Path(catalogue.uri.removeprefix("sqlite:///"))
+    content = database.read_bytes()
+    database.write_bytes(b"nonsense" * (len(content) // 8))
+    yield
+    database.write_bytes(content)
+
+
+async def test_an_outcome_is_told_with_its_reason_and_its_moment(
+    client: RegistryClient, catalogue: Registry, clock: object
+) -> None:
+    catalogue.client.set_model_version_tag("iris", "1", "owner", "Ada")
+    herald = Herald(client)
+    herald.tell(await version(client, "1"), Outcome.REJECTED, "it is broken")
+    await herald.flush()
+    assert tags(catalogue, "1") == {
+        "owner": "Ada",
+        "serving.state": "rejected",
+        "serving.reason": "it is broken",
+        "serving.since": "2026-01-01T00:00:00+00:00",
+    }
+
+
+async def test_several_fronts_that_tell_the_same_write_it_once(
+    client: RegistryClient, catalogue: Registry, clock: object
+) -> None:
+    for herald in (Herald(client), Herald(client), Herald(client)):
+        herald.tell(await version(client, "1"), Outcome.LIVE, "")
+        await herald.flush()
+    assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
+
+
+async def test_another_outcome_replaces_the_one_before(
+    client: RegistryClient, catalogue: Registry, clock: object
+) -> None:
+    first, second = Herald(client), Herald(client)
+    for outcome, reason in [(Outcome.LIVE, ""), (Outcome.SUPERSEDED, "2 went live"), (Outcome.LIVE, "")]:
+        for herald in (first, second):
+            herald.tell(await version(client, "1"), outcome, reason)
+            await herald.flush()
+        assert tags(catalogue, "1")["serving.state"] == outcome
+        assert tags(catalogue, "1")["serving.reason"] == reason
+
+
+async def test_what_is_told_while_the_registry_is_away_is_written_later(
+    client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+    with away(catalogue):
+        herald.tell(one, Outcome.LIVE, "")
+        herald.tell(two, Outcome.REJECTED, "it is broken")
+        herald.tell(one, Outcome.SUPERSEDED, "3 went live")
+        await herald.flush()
+        assert "the tags of iris version 2 could not be written" in caplog.text
+    assert "serving.state" not in tags(catalogue, "1")
+    await herald.flush()
+    assert tags(catalogue, "1")["serving.state"] == "superseded"
+    assert tags(catalogue, "2")["serving.state"] == "rejected"
+
+
+async def test_while_the_registry_is_away_that_is_logged_once(
+    client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    herald = Herald(client)
+    herald.tell(await version(client, "1"), Outcome.LIVE, "")
+    with away(catalogue):
+        for _ in range(5):
+            await herald.flush()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+
+
+async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_told(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+    catalogue.client.delete_model_version("iris", "1")
+    herald.tell(one, Outcome.SUPERSEDED, "2 went live")
+    herald.tell(two, Outcome.LIVE, "")
+    await herald.flush()
+    assert tags(catalogue, "2")["serving.state"] == "live"
+
+
+async def test_a_long_reason_is_cut_and_any_text_is_taken(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    herald = Herald(client)
+    for number, reason in [("1", "x" * 9000), ("2", "ValueError: «日本» \U0001f600\n\r\t'\"")]:
+        herald.tell(await version(client, number), Outcome.REJECTED, reason)
+    await herald.flush()
+    assert tags(catalogue, "1")["serving.reason"] == "x" * 500
+    assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
+
+
+async def test_a_logged_model_outside_the_registry_has_no_page_to_tell_it_on(client: RegistryClient) -> None:
+    herald = Herald(client)
+    herald.tell(Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), Outcome.LIVE, "")
+    await herald.flush()
+
+
+async def test_what_waits_to_be_told_is_bounded(client: RegistryClient, catalogue: Registry) -> None:
+    herald, one = Herald(client), await version(client, "1")
+    for number in range(1000):
+        herald.tell(Version("iris", str(number + 10), "/nowhere", "/nowhere"), Outcome.LIVE, "")
+    herald.tell(one, Outcome.LIVE, "")
+    await herald.flush()
+    assert tags(catalogue, "1")["serving.state"] == "live"

@@ -1,0 +1,489 @@
+"""Rows 1 to 10 of the table of faults: promotions, as a service in a process of its own follows them.
+
+After each: the service is well, a control prediction is right, nothing that was promoted is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from line import Line, Mode
+from live import Service, served, until
+from pids import Watch, descendants
+from promotions import Callers, Model, Tracking, flip_bit, truncate
+
+from serving.registry.store import digest
+
+NAMES = [f"actor-{number}" for number in range(1, 28)]
+PROMOTIONS = 20
+
+
+@pytest.fixture(scope="module")
+def cast(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Model]]:
+    """Models on one service, each with a first version live: a service takes seconds to start."""
+    folder = tmp_path_factory.mktemp("cast")
+    registry = Registry(new_registry(folder))
+    for name in NAMES:
+        registry.promote(name, registry.add(name))
+    references = ",".join(f"models:/{name}/Production" for name in NAMES)
+    with served(registry.uri, folder, models=references, poll_seconds=0.5) as service:
+        service.until_ready()
+        yield (Model(name, service, registry) for name in NAMES)
+
+
+@pytest.fixture
+def model(cast: Iterator[Model]) -> Iterator[Model]:
+    """A model whose version 1 is live; other models on the service are none of its business."""
+    made = next(cast)
+    assert made.is_well("1")
+    yield made
+    assert made.service.client.get("/ready").status_code == 200
+
+
+# -- 1
+
+
+def promote_under_load(model: Model) -> None:
+    with Callers(model) as callers:
+        shown = [(0.0, 1)]
+        for _ in range(PROMOTIONS):
+            version = model.promote()
+            model.until_live(version)
+            shown.append((time.monotonic(), int(version)))
+            callers.until_answered_by(version)
+    assert callers.faults == []
+    assert callers.versions == list(range(1, PROMOTIONS + 2))
+    for call in callers.calls:
+        assert call.version >= max(version for moment, version in shown if moment < call.sent)
+    assert model.is_well(str(PROMOTIONS + 1))
+
+
+def test_row_1_no_request_fails_under_20_promotions_over_sqlite(model: Model) -> None:
+    promote_under_load(model)
+
+
+# -- 2, 3, 4: versions that cannot serve
+
+
+def test_row_2_a_version_that_raises_on_loading_does_not_go_live(model: Model) -> None:
+    bad = model.promote(on_load="raise:no_weights")
+    assert "loading it raised ValueError: no_weights" in model.until_refused(bad)
+    assert model.is_well("1")
+    told = model.until_told(bad, "rejected")
+    assert "no_weights" in told["reason"]
+    assert told["since"]
+    assert model.until_told("1", "live")
+    good = model.promote()
+    model.until_live(good)
+    assert model.is_well(good)
+
+
+def test_row_3_a_version_that_hangs_on_loading_is_stopped(registry: str, tmp_path: Path) -> None:
+    with served(registry, tmp_path, models="models:/actor/Production", load_seconds=6) as service:
+        model = Model("actor", service, Registry(registry))
+        first = model.promote()
+        model.until_live(first)
+        bad = model.promote(on_load=f"note:{tmp_path / 'pid'} hang")
+        with Watch([noted(tmp_path / "pid")]) as watch:
+            assert "it had not loaded after 6 s, and was stopped" in model.until_refused(bad)
+            assert watch.left() == set()
+        assert model.is_well(first)
+        assert "it had not loaded" in model.until_told(bad, "rejected")["reason"]
+
+
+def noted(file: Path) -> int:
+    """The process that an actor has noted, once it has."""
+    return int(until(lambda: file.exists() and file.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (
+            {"example": pd.DataFrame({"x": [1.0], "act": ["raise:unfit"]})},
+            "on its own input example it raised ValueError: unfit",
+        ),
+        (
+            {"example": pd.DataFrame({"x": [1.0, 2.0], "act": ["drop", "drop"]})},
+            "on its own input example it answered 1 rows for 2",
+        ),
+        ({"example": pd.DataFrame({"x": [1.0], "act": ["nan"]})}, "a number that is not finite"),
+        (
+            {
+                "inputs": "x: double, y: double",
+                "example": pd.DataFrame({"x": [1.0], "y": [1.0]}),
+            },
+            "it would break clients of actor-",
+        ),
+    ],
+    ids=["raises on its example", "drops a row", "predicts NaN", "breaks the contract"],
+)
+def test_row_4_a_version_that_fails_its_proof_does_not_go_live(
+    model: Model, part: dict[str, Any], reason: str
+) -> None:
+    bad = model.promote(**part)
+    assert reason in model.until_refused(bad)
+    assert model.is_well("1")
+    assert reason in model.until_told(bad, "rejected")["reason"]
+
+
+def test_row_4_a_breaking_contract_goes_live_once_a_person_allows_it(model: Model) -> None:
+    inputs, example = "x: double", pd.DataFrame({"x": [1.0]})
+    breaking = model.promote(inputs=inputs, example=example)
+    reason = model.until_refused(breaking)
+    assert "input 'act' is gone" in reason
+    assert "Set its tag serving.allow_breaking to true" in reason
+    model.registry.client.set_model_version_tag(model.name, breaking, "serving.allow_breaking", "true")
+    model.until_live(breaking)
+    assert model.is_well(breaking)
+    assert model.until_told(breaking, "live")
+
+
+def test_row_4_a_version_that_fails_on_a_recorded_live_request_does_not_go_live(
+    model: Model, tmp_path: Path
+) -> None:
+    # An act that succeeds once: version 1 performs it live, version 2 when it is asked again.
+    assert model.predict(act=f"once:{tmp_path / 'once'}").status_code == 200
+    bad = model.promote()
+    assert "on one of the last live requests it raised FileExistsError" in model.until_refused(bad)
+    assert model.is_well("1")
+    (tmp_path / "once").unlink()
+    model.registry.client.set_model_version_tag(model.name, bad, "note", "the file is gone")
+    state = model.until_live(bad)
+    assert state["comparison"]["requests"] == 3
+    assert model.is_well(bad)
+
+
+# -- 5
+
+
+def test_row_5_promoted_rolled_back_and_promoted_within_one_look_is_the_last(model: Model) -> None:
+    second, third = model.add(), model.add()
+    for version in (second, "1", third):
+        model.promote(version)
+    model.until_live(third)
+    for version in ("1", second, third, second):
+        model.promote(version)
+    model.until_live(second)
+    assert model.is_well(second)
+    assert model.until_told(second, "live")
+    assert model.until_told("1", "superseded")
+
+
+def test_row_5_a_version_that_is_rolled_back_while_it_loads_is_dropped(model: Model, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    slow = model.promote(on_load=f"note:{tmp_path / 'pid'} wait:{tmp_path / 'gate'}")
+    with Watch([noted(tmp_path / "pid")]) as watch:
+        assert model.until(lambda state: state["candidate"])["candidate"]["state"] == "loading"
+        model.promote("1")
+        model.until(lambda state: state["candidate"] is None)
+        assert watch.left() == set()
+    assert model.is_well("1")
+    assert "state" not in model.tags(slow)
+
+
+# -- 6
+
+
+def registered(model: Model, **part: Any) -> str:
+    """A version that carries the digest of its artifacts, as `training` registers them."""
+    version = model.add(**part)
+    found = digest(artifacts(model, version))
+    model.registry.client.set_model_version_tag(model.name, version, "serving.digest", found)
+    return version
+
+
+def artifacts(model: Model, version: str) -> Path:
+    return Path(model.registry.client.get_model_version(model.name, version).source)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink], ids=["one bit", "cut off", "one gone"])
+@pytest.mark.parametrize("file", ["MLmodel", "actor.py"])
+def test_row_6_artifacts_that_are_not_those_registered_are_never_loaded(
+    model: Model, tmp_path: Path, damage: Callable[[Path], None], file: str
+) -> None:
+    bad = registered(model, on_load=f"note:{tmp_path / 'loaded'}")
+    damage(artifacts(model, bad) / file)
+    model.promote(bad)
+    assert "its artifacts are not those that were registered: sha256:" in model.until_refused(bad)
+    assert model.is_well("1")
+    assert not (tmp_path / "loaded").exists()
+    assert "not those that were registered" in model.until_told(bad, "rejected")["reason"]
+
+
+def test_row_6_artifacts_that_are_put_right_go_live_unaided(model: Model) -> None:
+    broken = registered(model)
+    file = artifacts(model, broken) / "actor.py"
+    whole = file.read_bytes()
+    flip_bit(file)
+    model.promote(broken)
+    assert model.until_refused(broken)
+    file.write_bytes(whole)
+    state = model.until_live(broken)
+    assert state["digest"] == digest(artifacts(model, broken))
+    assert model.is_well(broken)
+    assert model.until_told(broken, "live")
+
+
+# -- after a version has gone live
+
+
+def test_a_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
+    bad = model.promote()
+    model.until_live(bad)
+    for _ in range(2):  # each is tried twice, and takes a process along each time
+        assert model.predict(act="kill").status_code == 503
+    reason = model.until_refused(bad, "reverted")
+    assert re.fullmatch(rf"{model.name} version {bad} was reverted: its process died [34] times", reason)
+    assert model.is_well("1")
+    assert "its process died" in model.until_told(bad, "reverted")["reason"]
+    assert f"version {bad} was reverted" in model.until_told("1", "live")["reason"]
+    good = model.promote()
+    model.until_live(good)
+    assert model.is_well(good)
+
+
+def test_a_version_on_which_many_requests_fail_is_reverted(model: Model) -> None:
+    with Callers(model, count=1) as callers:
+        bad = model.promote()
+        model.until_live(bad)
+        while model.state["version"] == bad:
+            assert model.predict(act="raise:unfit").status_code == 500
+        assert "requests failed on it" in model.until_refused(bad, "reverted")
+        callers.until_answered_by("1")
+    assert callers.faults == []
+    assert model.is_well("1")
+    assert "requests failed on it" in model.until_told(bad, "reverted")["reason"]
+    periods = model.service.client.get(f"/models/{model.name}/history").json()
+    assert [(period["version"], period["state"]) for period in periods] == [
+        (bad, "reverted"),
+        ("1", "live"),
+        (bad, "live"),
+        ("1", "live"),
+    ]
+
+
+def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(model: Model) -> None:
+    before = model.state["loaded_at"]
+    second = model.promote()
+    model.until_live(second)
+    model.promote("1")
+    assert model.until_live("1")["loaded_at"] == before
+    assert model.is_well("1")
+    assert model.until_told(second, "superseded")
+    assert model.until_told("1", "live")
+
+
+def test_what_failed_on_a_version_in_earlier_days_does_not_count_when_it_is_rolled_back_to(
+    model: Model,
+) -> None:
+    for _ in range(2):
+        assert model.predict(act="kill").status_code == 503
+    for _ in range(6):
+        assert model.predict(act="raise:unfit").status_code == 500
+    second = model.promote()
+    model.until_live(second)
+    model.promote("1")
+    model.until_live("1")
+    third = model.promote()
+    assert model.until(lambda state: state["version"] != "1")["version"] == third
+    assert model.is_well(third)
+    assert model.tags(second)["state"] == "superseded"
+    assert model.until_told("1", "superseded")
+
+
+# -- two versions in one stage
+
+
+def test_a_rollback_that_does_nothing_is_warned_of_until_it_is_put_right(model: Model) -> None:
+    second = model.promote()
+    model.until_live(second)
+    model.promote("1", archive=False)
+    (warning,) = model.until(lambda state: state["warnings"])["warnings"]
+    assert f"versions 1 and {second} are all in Production" in warning
+    assert f"open version {second} in the MLflow UI and transition it to Archived" in warning
+    assert model.is_well(second)
+    until(lambda: "it is in Production too" in model.tags("1")["reason"])
+    model.registry.promote(model.name, second, "Archived")
+    assert model.until_live("1")["warnings"] == []
+    assert model.is_well("1")
+    assert model.until_told("1", "live")
+
+
+def test_a_broken_version_beside_the_live_one_is_the_only_one_that_is_complained_of(model: Model) -> None:
+    bad = model.promote(archive=False, on_load="raise:no_weights")
+    assert "no_weights" in model.until_refused(bad)
+    assert model.until_told(bad, "rejected")
+    assert model.state["warnings"] == []
+    assert model.tags("1")["state"] == "live"
+    assert model.is_well("1")
+    assert model.service.ready()["status"] == "ready"
+
+
+# -- 7
+
+
+@pytest.fixture(scope="module")
+def line(tracking: Tracking) -> Iterator[Line]:
+    with Line(tracking.url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def distant(tracking: Tracking, line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model whose registry is a server at the other end of a line."""
+    folder = tmp_path_factory.mktemp("distant")
+    with served(line.url, folder, models="models:/distant/Production") as service:
+        model = Model("distant", service, tracking.registry)
+        model.until_live(model.promote())
+        yield model
+
+
+def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) -> None:
+    promote_under_load(distant)
+
+
+@pytest.mark.parametrize("mode", [*Mode][1:], ids=lambda mode: mode.value)
+def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model, line: Line) -> None:
+    service, before = distant.service, distant.state["version"]
+    with Callers(distant) as callers:
+        with line.cut(mode):
+            until(lambda: service.ready()["registry"]["reachable"] is False)
+            stale = service.ready()["registry"]
+            promoted = distant.promote()
+            callers.until_more()
+            assert service.ready()["registry"] == stale
+            assert service.client.get("/ready").status_code == 200
+            assert distant.is_well(before)
+        distant.until_live(promoted)
+        callers.until_answered_by(promoted)
+        until(lambda: service.ready()["registry"]["reachable"])
+    assert callers.faults == []
+    assert service.ready()["registry"]["checked_at"] > stale["checked_at"]
+    assert distant.is_well(promoted)
+    assert distant.until_told(promoted, "live")
+
+
+# -- 8, 9, 10: cold starts, and disks
+
+
+class Cold:
+    """A model with a version in Production, and a service that starts with what it kept the last time."""
+
+    def __init__(self, name: str, tracking: Tracking, line: Line, folder: Path) -> None:
+        self._name, self._registry, self._line, self._folder = name, tracking.registry, line, folder
+        self._registry.promote(name, self._registry.add(name))
+
+    def start(self) -> AbstractContextManager[Service]:
+        return served(self._line.url, self._folder, models=f"models:/{self._name}/Production")
+
+    def model(self, service: Service) -> Model:
+        return Model(self._name, service, self._registry)
+
+    def kept(self, pattern: str) -> list[Path]:
+        """What is on its disk."""
+        return [*(self._folder / "store").glob(pattern)]
+
+    def go_live(self) -> None:
+        """Start once, until what is live is noted on the disk."""
+        with self.start() as service:
+            self.model(service).until_live("1")
+            until(lambda: self.kept("*/live/*.json"))
+
+
+@pytest.fixture
+def cold(request: pytest.FixtureRequest, tracking: Tracking, line: Line, tmp_path: Path) -> Cold:
+    return Cold(request.function.__name__, tracking, line, tmp_path)
+
+
+def until_away(model: Model) -> None:
+    """Wait until a service with nothing live tells that it has asked the registry in vain."""
+    state = model.until(lambda state: "the registry is away" in (state["reason"] or ""))
+    assert state["state"] == "not live"
+    assert model.service.client.get("/health").status_code == 200
+    assert model.service.client.get("/ready").status_code == 503
+    refused = model.predict()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers["content-type"] == "application/problem+json"
+
+
+def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(cold: Cold, line: Line) -> None:
+    cold.go_live()
+    with line.cut(Mode.REFUSED), cold.start() as service:
+        model = cold.model(service)
+        assert model.until_live("1")["warnings"] == [
+            "it was brought up from the copy on disk, as the registry was away"
+        ]
+        assert service.client.get("/ready").status_code == 200
+        registry = service.ready()["registry"]
+        assert (registry["reachable"], registry["checked_at"]) == (False, None)
+        assert model.is_well("1")
+        second = model.promote()
+        line.switch(Mode.OPEN)
+        assert model.until_live(second)["warnings"] == []
+        assert model.is_well(second)
+        assert model.until_told(second, "live")
+
+
+def test_row_9_a_cold_start_with_neither_registry_nor_copy_recovers_unaided(cold: Cold, line: Line) -> None:
+    with line.cut(Mode.REFUSED), cold.start() as service:
+        model = cold.model(service)
+        until_away(model)
+        line.switch(Mode.OPEN)
+        assert model.until_live("1")["warnings"] == []
+        assert model.is_well("1")
+        assert service.client.get("/ready").status_code == 200
+
+
+def test_row_10_a_corrupted_copy_is_not_served_and_the_service_lives_on(cold: Cold, line: Line) -> None:
+    cold.go_live()
+    (copy,) = cold.kept("*/*/artifacts/actor.py")
+    truncate(copy)
+    with line.cut(Mode.REFUSED), cold.start() as service:
+        model = cold.model(service)
+        until(lambda: not copy.exists())
+        until_away(model)
+        line.switch(Mode.OPEN)
+        assert model.until_live("1")["warnings"] == []
+        assert model.is_well("1")
+
+
+def fill_disk(service: Service, full: bool) -> None:
+    """Have a service write no byte into any file, as on a disk that is full, or let it write again."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
+
+
+def test_row_10_a_disk_that_is_full_holds_up_new_versions_and_nothing_else(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    with served(tracking.url, tmp_path, models="models:/full/Production") as service:
+        model = Model("full", service, tracking.registry)
+        fill_disk(service, full=True)
+        first = model.promote()
+        assert "File too large" in model.until_refused(first, "waiting")
+        assert model.state["state"] == "not live"
+        assert service.client.get("/health").status_code == 200
+        fill_disk(service, full=False)
+        model.until_live(first)
+        processes = descendants(service.process.pid)
+        fill_disk(service, full=True)
+        second = model.promote()
+        assert "File too large" in model.until_refused(second, "waiting")
+        assert model.is_well(first)
+        assert descendants(service.process.pid) == processes
+        fill_disk(service, full=False)
+        model.until_live(second)
+        assert model.is_well(second)
+        assert model.until_told(second, "live")
