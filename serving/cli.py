@@ -101,6 +101,7 @@ def run(settings: Settings) -> None:
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     listening = config.bind_socket()
+    listening.listen(config.backlog)  # who calls as soon as the address is told is not refused
     host, port = listening.getsockname()[:2]
     served = ", ".join(map(str, settings.models))
     log = logging.getLogger("serving")

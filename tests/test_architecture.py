@@ -95,7 +95,8 @@ def test_no_import_is_for_the_type_checker_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_are_small(name: str) -> None:
-    assert len(MODULES[name].read_text().splitlines()) <= MOST_LINES
+    lines = MODULES[name].read_text().count("\n")
+    assert lines <= MOST_LINES
 
 
 @pytest.mark.parametrize(

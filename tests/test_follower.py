@@ -18,10 +18,11 @@ from pids import Watch
 from serving.errors import NotLive
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.registry.follower import Candidate, Follower, State, Step, decide, pause
+from serving.registry.follower import Follower
 from serving.registry.gate import Gate
 from serving.registry.herald import Herald
 from serving.registry.history import History
+from serving.registry.plan import Candidate, State, Step, decide, pause
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from casting import Registry
+from live import Service, served
+from promotions import Model
 
 from serving.registry.history import Event, History, Period, periods
 from serving.runtime.version import Outcome
@@ -53,6 +57,40 @@ async def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert [period.version for period in History(file).periods()] == ["1"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\x00",
+        b"{}",
+        b"[]",
+        b"7",
+        b'"live"',
+        b"null",
+        b'{"version": "2", "outcome": "dead", "at": "2026-01-02"}',
+        b'{"version": 2, "outcome": "live", "at": "2026-01-02"}',
+        b'{"version": "2", "outcome": "live", "at": null}',
+        b'{"version": "2", "outcome": "live"}',
+    ],
+    ids=repr,
+)
+async def test_a_line_that_has_rotted_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "history.jsonl"
+    await History(file).add(FIRST)
+    file.write_bytes(line + b"\n" + file.read_bytes() + line)
+    again = History(file)
+    assert [period.version for period in again.periods()] == ["1"]
+    await again.add(SECOND)
+    assert [period.version for period in History(file).periods()] == ["3", "1"]
+
+
+async def test_events_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    for number in range(20):
+        history = History(tmp_path / f"{number}.jsonl")
+        events = [Event(str(version), Outcome.LIVE, FIRST.at, "x" * 5000) for version in range(20)]
+        await asyncio.gather(*map(history.add, events))
+        assert len(History(tmp_path / f"{number}.jsonl").periods()) == 20
+
+
 async def test_it_is_kept_in_memory_where_the_disk_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where the folder should be")
     history = History(tmp_path / "file" / "history.jsonl")
@@ -65,3 +103,23 @@ async def test_it_is_bounded(tmp_path: Path) -> None:
     history._events.extend(Event(str(number), Outcome.LIVE, FIRST.at) for number in range(1500))
     await history.add(SECOND)
     assert len(History(tmp_path / "history.jsonl").periods()) == 1000
+
+
+def test_it_is_told_after_a_restart(registry: str, tmp_path: Path) -> None:
+    catalogue = Registry(registry)
+
+    def told(service: Service) -> list[tuple[str, str, bool]]:
+        periods = service.client.get("/models/actor/history").json()
+        return [(each["version"], each["state"], each["until"] is None) for each in periods]
+
+    for start in range(2):
+        with served(registry, tmp_path, models="models:/actor/Production") as service:
+            model = Model("actor", service, catalogue)
+            if start == 0:
+                model.until_live(model.promote())
+                assert "no_weights" in model.until_refused(model.promote(on_load="raise:no_weights"))
+                model.until_live(model.promote())
+            model.until_live("3")
+            assert told(service) == [("3", "live", True), ("2", "rejected", False), ("1", "live", False)]
+            refused = service.client.get("/models/actor/history").json()[1]
+            assert "no_weights" in refused["reason"]

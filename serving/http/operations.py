@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 from serving.errors import UnknownModel
 from serving.http.problems import documented
 from serving.registry.client import RegistryClient
-from serving.registry.follower import Candidate, Follower
+from serving.registry.follower import Follower
 from serving.registry.history import Period
+from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
 

@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import ModelFailed, ProcessDied, UnknownModel
+from serving.errors import DeadlineExceeded, ModelFailed, ProcessDied, UnknownModel
 from serving.http.body import read_json
 from serving.http.problems import documented
 from serving.runtime.batcher import Rows
@@ -58,6 +58,9 @@ class Predict:
                 predictions = await _answers(live, parts, len(rows), receive)
             except (ModelFailed, ProcessDied):
                 live.tally.failed += 1
+                raise
+            except DeadlineExceeded:
+                live.tally.failed += ticket.hung  # one that only waited is none of the version's fault
                 raise
             live.tally.answered += 1
             live.recorder.add(Recorded(rows, params, predictions, ticket.finished - ticket.started))

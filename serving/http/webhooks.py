@@ -13,8 +13,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from serving.errors import Unauthenticated
+from serving.http.body import read_json
 from serving.http.problems import documented
 
+_MOST_BYTES = 2**20
 _OLDEST_SECONDS = 300
 _REMEMBERED = 10_000
 
@@ -45,7 +47,7 @@ class Deliveries:
         given = headers.get("x-mlflow-signature", "")
         if not hmac.compare_digest(f"v1,{expected}".encode(), given.encode()):
             raise Unauthenticated("The webhook is not signed with the secret that is set here.")
-        if not timestamp.isdigit() or abs(self._clock() - int(timestamp)) > _OLDEST_SECONDS:
+        if not timestamp.isdecimal() or abs(self._clock() - int(timestamp)) > _OLDEST_SECONDS:
             raise Unauthenticated("The webhook is too old.")
         if delivery in self._seen:
             raise Unauthenticated("The webhook was delivered before.")
@@ -62,10 +64,11 @@ def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
     @routes.post(
         "/webhooks/mlflow",
         summary="A signed MLflow registry webhook: look at the registry now",
-        responses=documented(401),
+        responses=documented(401, 413, 415),
     )
     async def hear(request: Request) -> Heard:
-        deliveries.check(request.headers, await request.body())
+        body = await read_json(request.scope, request.receive, _MOST_BYTES)
+        deliveries.check(request.headers, body)
         for follower in wake:
             follower()
         return Heard()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
 from serving.errors import Corrupt, ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
@@ -16,6 +14,7 @@ from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
+from serving.registry.plan import Candidate, State, Step, decide, pause
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally, verdict
@@ -24,60 +23,8 @@ from serving.runtime.version import Outcome, Version
 from serving.settings import Following
 
 log = logging.getLogger("serving.follower")
-_LONGEST_PAUSE = 30.0
 _LONGEST_LOOK = 10.0
-
-
-class State(Enum):
-    """Where a version stands that is to go live."""
-
-    LOADING = "loading"
-    WAITING = "waiting"
-    REJECTED = "rejected"
-    REVERTED = "reverted"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """The version that the reference names while it is not live, and why it is not.
-
-    `retry_at` is the loop time at which it is tried again; None: not until a person changes something.
-    """
-
-    version: Version
-    state: State
-    reason: str = ""
-    failures: int = 0
-    retry_at: float | None = None
-
-
-class Step(Enum):
-    """What a tick does about the version that it found."""
-
-    NOTHING = "nothing"
-    START = "start"
-    RETURN = "return to the version that is still warm"
-    FORGET = "forget the candidate"
-
-
-def decide(
-    found: Version, live: Version | None, warm: Version | None, candidate: Candidate | None, now: float
-) -> Step:
-    """What to do about the version that the reference names now."""
-    if live and live.identity == found.identity:
-        return Step.FORGET if candidate else Step.NOTHING
-    if candidate is None or candidate.version.identity != found.identity:
-        return Step.RETURN if warm and warm.identity == found.identity else Step.START
-    if candidate.state is State.LOADING:
-        return Step.NOTHING
-    changed = candidate.version.tags_of_people != found.tags_of_people
-    due = candidate.retry_at is not None and now >= candidate.retry_at
-    return Step.START if changed or due else Step.NOTHING
-
-
-def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
-    """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
-    return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
+_SECONDS_BETWEEN_ALIASES = 5.0
 
 
 class Follower:
@@ -101,6 +48,7 @@ class Follower:
         self._background: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._misses = 0
+        self._aliases_due = 0.0
 
     # -- the loop
 
@@ -168,7 +116,17 @@ class Follower:
         )
         self._take(step, found)
         if live and live.version.identity == found.identity:
-            live.refresh(found)
+            await self._refresh(live, found)
+
+    async def _refresh(self, live: Loaded, found: Version) -> None:
+        """Take over what has changed about the live version; its aliases take a call of their own."""
+        now = asyncio.get_running_loop().time()
+        if now < self._aliases_due:
+            live.refresh(replace(found, aliases=live.version.aliases))
+            return
+        self._aliases_due = now + _SECONDS_BETWEEN_ALIASES
+        with suppress(RegistryError):
+            live.refresh(await self._registry.complete(found))
 
     def _take(self, step: Step, found: Version) -> None:
         if step is Step.NOTHING:
@@ -190,6 +148,7 @@ class Follower:
         self.candidate = None
         self._tell(reason)
         if self.slot.live:
+            self.slot.live.refresh(replace(self.slot.live.version, stage=None))
             self.slot.warnings = (f"{reason}: {self.slot.live.version} is served until another is promoted",)
 
     def _warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from serving.runtime.version import Outcome
 
 _MOST_EVENTS = 1000
@@ -23,6 +25,9 @@ class Event:
     outcome: Outcome
     at: str
     reason: str = ""
+
+
+_EVENT = TypeAdapter(Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class History:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._writing = asyncio.Lock()
         self._events: deque[Event] = deque(_read(file), maxlen=_MOST_EVENTS)
 
     async def add(self, event: Event) -> None:
@@ -49,8 +55,9 @@ class History:
         if last and (last.version, last.outcome, last.reason) == (event.version, event.outcome, event.reason):
             return
         self._events.append(event)
-        with suppress(OSError):
-            await asyncio.to_thread(_write, self._file, tuple(self._events))
+        async with self._writing:  # one after the other, so that what is written last is the whole
+            with suppress(OSError):
+                await asyncio.to_thread(_write, self._file, tuple(self._events))
 
     def periods(self) -> list[Period]:
         """The events with their ends, the newest first."""
@@ -72,10 +79,9 @@ def periods(events: Sequence[Event]) -> list[Period]:
 def _read(file: Path) -> list[Event]:
     events = []
     with suppress(OSError):
-        for line in file.read_text().splitlines():
-            with suppress(ValueError, TypeError):  # a line that was cut off when the disk was full
-                fields = json.loads(line)
-                events.append(Event(**fields | {"outcome": Outcome(fields["outcome"])}))
+        for line in file.read_bytes().splitlines():
+            with suppress(ValueError):  # a line that was cut off when the disk was full, or has rotted since
+                events.append(_EVENT.validate_json(line))
     return events
 
 

@@ -31,6 +31,7 @@ class Store:
 
     def __init__(self, root: Path, registry_uri: str) -> None:
         self._root = root / hashlib.sha256(registry_uri.encode()).hexdigest()[:16]
+        self._remembering = asyncio.Lock()
 
     def history(self, reference: str) -> Path:
         """The file for the history of a reference."""
@@ -62,7 +63,8 @@ class Store:
         A disk that does not take the note is no reason to serve less.
         """
         try:
-            await asyncio.to_thread(self._remember, reference, version, artifacts)
+            async with self._remembering:  # one after the other, so that the last that went live stands first
+                await asyncio.to_thread(self._remember, reference, version, artifacts)
         except OSError as error:
             log.warning("%s could not be noted as last known good: %s", version, error)
 
@@ -107,7 +109,10 @@ class Store:
         self, place: Path, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
     ) -> Artifacts:
         self._root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._root, prefix="fetching-") as new:
+        # The thread of a download that is given up writes on, so that its folder can't always be removed.
+        with tempfile.TemporaryDirectory(
+            dir=self._root, prefix="fetching-", ignore_cleanup_errors=True
+        ) as new:
             files = await download(version, Path(new) / "download")
             found = await asyncio.to_thread(digest, files)
             whole = Path(new) / "whole"

@@ -32,13 +32,14 @@ Rows = Sequence[dict[str, Any]]
 class Ticket:
     """One request in the batcher; settled exactly once, by `settle`."""
 
-    __slots__ = ("_timer", "finished", "future", "key", "queued", "retried", "rows", "started")
+    __slots__ = ("_timer", "finished", "future", "hung", "key", "queued", "retried", "rows", "started")
 
     def __init__(self, rows: Rows, key: Any, future: asyncio.Future[list[Any]]) -> None:
         self.rows = rows
         self.key = key
         self.future = future
         self.retried = False
+        self.hung = False
         self.queued = time.perf_counter()
         self.started = self.finished = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -148,6 +149,7 @@ class Batcher:
         ticket.settle(CallerLeft("The caller has gone."))
 
     def _expire(self, ticket: Ticket) -> None:
+        ticket.hung = bool(ticket.started)
         self._drop(ticket)
         ticket.settle(DeadlineExceeded("The model did not answer within the deadline."))
 

@@ -107,7 +107,7 @@ class Loaded:
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""
-        self.version = replace(version, aliases=self.version.aliases, location=self.version.location)
+        self.version = replace(version, location=self.version.location)
         self.from_disk = False
 
     # -- start, verify

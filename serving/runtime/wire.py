@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 _HEADER = struct.Struct("<BI")
+_MOST_BYTES = 2**30
 
 
 class Kind(IntEnum):
@@ -50,6 +51,8 @@ class Unpacker:
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._buffer)
+            if length > _MOST_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return

@@ -1,0 +1,63 @@
+"""What to do about the version that a reference names now: plain functions over plain values."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from serving.runtime.version import Version
+
+_LONGEST_PAUSE = 30.0
+
+
+class State(Enum):
+    """Where a version stands that is to go live."""
+
+    LOADING = "loading"
+    WAITING = "waiting"
+    REJECTED = "rejected"
+    REVERTED = "reverted"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The version that the reference names while it is not live, and why it is not.
+
+    `retry_at` is the loop time at which it is tried again; None: not until a person changes something.
+    """
+
+    version: Version
+    state: State
+    reason: str = ""
+    failures: int = 0
+    retry_at: float | None = None
+
+
+class Step(Enum):
+    """What a tick does about the version that it found."""
+
+    NOTHING = "nothing"
+    START = "start"
+    RETURN = "return to the version that is still warm"
+    FORGET = "forget the candidate"
+
+
+def decide(
+    found: Version, live: Version | None, warm: Version | None, candidate: Candidate | None, now: float
+) -> Step:
+    """What to do about the version that the reference names now."""
+    if live and live.identity == found.identity:
+        return Step.FORGET if candidate else Step.NOTHING
+    if candidate is None or candidate.version.identity != found.identity:
+        return Step.RETURN if warm and warm.identity == found.identity else Step.START
+    if candidate.state is State.LOADING:
+        return Step.NOTHING
+    changed = candidate.version.tags_of_people != found.tags_of_people
+    due = candidate.retry_at is not None and now >= candidate.retry_at
+    return Step.START if changed or due else Step.NOTHING
+
+
+def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
+    """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
+    return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret

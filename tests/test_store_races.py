@@ -1,0 +1,66 @@
+"""What happens to the store at one moment: downloads given up midway, versions that go live in a row."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from serving.registry.store import Store, digest
+from serving.runtime.version import Artifacts, Version
+
+pytestmark = pytest.mark.anyio
+
+
+def version(number: int) -> Version:
+    return Version("iris", str(number), f"/nowhere/{number}", f"/nowhere/{number}")
+
+
+async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    """A thread can't be cancelled: it writes on while what it has written is removed."""
+    under_way, enough = threading.Event(), threading.Event()
+
+    def write(folder: Path) -> None:
+        number = 0
+        while not enough.is_set():
+            number += 1
+            place = folder / str(number % 50)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "file").write_bytes(b"x")
+            under_way.set()
+
+    async def download(_: Version, folder: Path) -> Path:
+        await asyncio.to_thread(write, folder)
+        return folder
+
+    try:
+        for attempt in range(5):
+            under_way.clear()
+            task = asyncio.create_task(Store(tmp_path, str(attempt)).fetch(version(1), download))
+            await asyncio.to_thread(under_way.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+    finally:
+        enough.set()
+
+
+async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: Path) -> None:
+    store, kept = Store(tmp_path, "registry"), {}
+
+    async def download(found: Version, folder: Path) -> Path:
+        folder.mkdir()  # noqa: ASYNC240
+        (folder / "MLmodel").write_text(str(found))
+        return folder
+
+    for number in range(10):
+        kept[number] = await store.fetch(version(number), download)
+    for last in range(10):
+        order = [number for number in range(10) if number != last] + [last]
+        await asyncio.gather(*(store.remember("iris", version(number), kept[number]) for number in order))
+        recalled = await store.recall("iris")
+        assert recalled == (version(last), Artifacts(kept[last].folder, digest(kept[last].folder)))

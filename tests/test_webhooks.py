@@ -1,0 +1,205 @@
+"""MLflow's webhooks: genuine ones have the service look at the registry at once, others are refused."""
+
+from __future__ import annotations
+
+import hmac
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+from live import environment, served
+from mlflow.webhooks.delivery import _generate_hmac_signature
+from promotions import Callers, Model, Tracking
+
+from serving.app import create_app
+from serving.errors import Unauthenticated
+from serving.http.webhooks import Deliveries
+from serving.settings import Settings
+
+SECRET = "a secret of both"
+NOW = 1_800_000_000
+BODY = b'{"entity": "model_version_alias", "action": "created", "data": {"name": "iris"}}'
+
+
+def headers(
+    body: bytes = BODY, *, secret: str = SECRET, delivery: str = "one", at: float | str = NOW
+) -> dict[str, str]:
+    """The headers that MLflow itself sends with a body."""
+    moment = at if isinstance(at, str) else str(int(at))
+    return {
+        "x-mlflow-delivery-id": delivery,
+        "x-mlflow-timestamp": moment,
+        "x-mlflow-signature": _generate_hmac_signature(secret, delivery, moment, body.decode()),
+    }
+
+
+def deliveries(now: float = NOW) -> Deliveries:
+    return Deliveries(SECRET, lambda: now)
+
+
+# -- which are genuine
+
+
+@pytest.mark.parametrize("age", [0, 299, -299], ids=lambda age: f"{age} s old")
+def test_what_mlflow_signed_in_the_last_minutes_is_taken(age: int) -> None:
+    deliveries(NOW + age).check(headers(), BODY)
+
+
+@pytest.mark.parametrize("age", [301, -301, 86_400], ids=lambda age: f"{age} s old")
+def test_what_was_signed_at_another_time_is_refused(age: int) -> None:
+    with pytest.raises(Unauthenticated, match="too old"):
+        deliveries(NOW + age).check(headers(), BODY)
+
+
+FORGERIES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
+    "no headers": lambda _: {},
+    "no signature": lambda good: good | {"x-mlflow-signature": ""},
+    "no version": lambda good: good | {"x-mlflow-signature": good["x-mlflow-signature"].removeprefix("v1,")},
+    "another version": lambda good: (
+        good | {"x-mlflow-signature": good["x-mlflow-signature"].replace("v1", "v2")}
+    ),
+    "cut off": lambda good: good | {"x-mlflow-signature": good["x-mlflow-signature"][:-1]},
+    "another letter": lambda good: good | {"x-mlflow-signature": good["x-mlflow-signature"].swapcase()},
+    "no ASCII": lambda good: good | {"x-mlflow-signature": "v1,²é"},
+    "another delivery": lambda good: good | {"x-mlflow-delivery-id": "two"},
+    "another moment": lambda good: good | {"x-mlflow-timestamp": str(NOW + 1)},
+    "another secret": lambda _: headers(secret="a guess"),
+    "an empty secret": lambda _: headers(secret=""),
+    "another body": lambda _: headers(BODY + b" "),
+    "the parts shifted": lambda good: (
+        good | {"x-mlflow-delivery-id": f"one.{NOW}", "x-mlflow-timestamp": BODY.decode()[:10]}
+    ),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_what_is_forged_is_refused_and_compared_in_constant_time(
+    forge: Callable[[dict[str, str]], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, compared = hmac.compare_digest, []
+    monkeypatch.setattr(hmac, "compare_digest", lambda *two: compared.append(two) or compare(*two))
+    with pytest.raises(Unauthenticated, match="not signed with the secret"):
+        deliveries().check(forge(headers()), BODY)
+    assert len(compared) == 1
+
+
+@pytest.mark.parametrize("moment", ["", "soon", "1.8e9", "-1", "²", "9" * 30])
+def test_a_signed_moment_that_is_none_is_refused(moment: str) -> None:
+    with pytest.raises(Unauthenticated, match="too old"):
+        deliveries().check(headers(at=moment), BODY)
+
+
+def test_what_was_delivered_before_is_refused() -> None:
+    heard = deliveries()
+    heard.check(headers(), BODY)
+    with pytest.raises(Unauthenticated, match="delivered before"):
+        heard.check(headers(), BODY)
+    heard.check(headers(delivery="two"), BODY)
+
+
+def test_a_forgery_does_not_use_up_the_delivery_that_it_copies() -> None:
+    heard = deliveries()
+    with pytest.raises(Unauthenticated):
+        heard.check(headers(secret="a guess"), BODY)
+    heard.check(headers(), BODY)
+
+
+# -- the route
+
+
+def calls(**settings: Any) -> httpx.AsyncClient:
+    """A client of an application that isn't started: nothing is followed."""
+    app = create_app(Settings(**settings))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front")
+
+
+@pytest.mark.anyio
+async def test_without_a_secret_there_is_no_route(tmp_path: Path) -> None:
+    async with calls(store_dir=tmp_path) as client:
+        assert (await client.post("/webhooks/mlflow", content=BODY, headers=headers())).status_code == 404
+        assert "/webhooks/mlflow" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+@pytest.mark.anyio
+async def test_a_genuine_one_is_answered_once_and_a_forged_one_never(tmp_path: Path) -> None:
+    async with calls(store_dir=tmp_path, webhook_secret=SECRET) as client:
+
+        async def post(sent: dict[str, str]) -> httpx.Response:
+            json = {"content-type": "application/json"}
+            return await client.post("/webhooks/mlflow", content=BODY, headers=sent | json)
+
+        genuine = headers(at=time.time())
+        assert (await post(genuine)).json() == {"status": "ok"}
+        for refused in (await post(genuine), await post(headers(secret="a guess", at=time.time()))):
+            assert refused.status_code == 401
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert SECRET not in refused.text
+        assert "/webhooks/mlflow" in (await client.get("/openapi.json")).json()["paths"]
+
+
+@pytest.mark.anyio
+async def test_a_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 2**30:
+            read += 2**20
+            yield b" " * 2**20
+
+    async with calls(store_dir=tmp_path, webhook_secret=SECRET) as client:
+        json = {"content-type": "application/json"}
+        refused = await client.post("/webhooks/mlflow", content=endless(), headers=json)
+    assert refused.status_code == 413
+    assert read < 2**24
+
+
+# -- an MLflow server that sends them
+
+
+def test_an_alias_that_moves_and_a_tag_that_is_set_are_seen_by_webhook_alone(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    settings = {"models": "models:/hooked@champion", "poll_seconds": 3600, "webhook_secret": SECRET}
+    registry = tracking.registry
+    registry.alias("hooked", "champion", registry.add("hooked"))
+    with served(tracking.url, tmp_path, **settings) as service:
+        model = Model("hooked", service, registry, "@champion")
+        model.until_live("1")
+        command = [sys.executable, "-m", "serving", "webhook", service.url, "--name", "hooked"]
+        told = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        assert f"✓ MLflow tells {service.url}/webhooks/mlflow" in told.stdout
+        (made,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
+        try:
+            with Callers(model) as callers:
+                for _ in range(3):
+                    version = model.add()
+                    registry.alias("hooked", "champion", version)
+                    model.until_live(version)
+                    callers.until_answered_by(version)
+            assert callers.faults == []
+            assert callers.versions == [1, 2, 3, 4]
+            breaking = model.add(inputs="x: double", example=pd.DataFrame({"x": [1.0]}))
+            registry.alias("hooked", "champion", breaking)
+            model.until_refused(breaking)
+            registry.client.set_model_version_tag("hooked", breaking, "serving.allow_breaking", "true")
+            model.until_live(breaking)
+            assert model.is_well(breaking)
+        finally:
+            registry.client.delete_webhook(made.webhook_id)
+
+
+def test_without_a_secret_no_webhook_is_registered(tracking: Tracking, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving", "webhook", "http://127.0.0.1:9", "--name", "unsigned"]
+    env = environment(tracking.url, tmp_path)
+    told = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert told.stderr.startswith("✗ SERVING_WEBHOOK_SECRET: set it here and where the service runs")
+    assert "unsigned" not in [each.name for each in tracking.registry.client.list_webhooks()]
