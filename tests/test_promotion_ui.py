@@ -67,18 +67,26 @@ class Registry:
         self.page.keyboard.press("Enter")
         dialog.get_by_role("button", name="Save aliases").click()
         dialog.wait_for(state="hidden")
+        self.page.get_by_text(alias).first.wait_for()
+        self.picture(f"version-{version}-{alias}")
 
-    def until_page_shows(self, version: str, *texts: str) -> None:
-        """Look at a version's page until all of the texts stand on it; a picture of it is kept."""
+    def until_told(self, version: str, state: str, *texts: str) -> None:
+        """Look at a version's page until its tags tell this state and these texts; keeps a picture."""
 
-        def shown() -> bool:
+        def told() -> bool:
             self.open(version)
             self.page.get_by_text("Tags").first.wait_for()
-            content = self.page.inner_text("body")
-            return all(text in content for text in texts)
+            rows = self.page.get_by_role("row").all_inner_texts()
+            states = [row.split()[1:] for row in rows if row.split()[:1] == ["serving.state"]]
+            return states == [[state]] and all(any(text in row for row in rows) for text in texts)
 
-        until(shown)
-        self.page.screenshot(path=self._shots / f"version-{version}-{texts[0]}.png", full_page=True)
+        until(told)
+        self.picture(f"version-{version}-{state}")
+
+    def picture(self, name: str) -> None:
+        """Keep what is to be seen now."""
+        number = len([*self._shots.glob("*.png")]) + 1
+        self.page.screenshot(path=self._shots / f"{number}-{name}.png", full_page=True)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +130,8 @@ def test_clicks_in_the_registry_move_what_clients_are_answered_by(
             registry.transition(second, "Production", archive=True)
             model.until_live(second)
             callers.until_answered_by(second)
-            registry.until_page_shows(second, "live", "serving.since")
-            registry.until_page_shows(first, "superseded", f"{NAME} version {second} went live")
+            registry.until_told(second, "live", "serving.since")
+            registry.until_told(first, "superseded", f"{NAME} version {second} went live")
 
             opened(stages=False).alias(third, "champion")
             champion.until_live(third)
@@ -132,16 +140,16 @@ def test_clicks_in_the_registry_move_what_clients_are_answered_by(
             registry.transition(first, "Production")
             (warning,) = model.until(lambda state: state["warnings"])["warnings"]
             assert f"open version {second} in the MLflow UI and transition it to Archived" in warning
-            registry.until_page_shows(first, "it is in Production too")
+            registry.until_told(first, "superseded", "it is in Production too")
             assert model.is_well(second)
             registry.transition(second, "Archived")
             model.until_live(first)
             callers.until_answered_by(first)
-            registry.until_page_shows(first, "live")
+            registry.until_told(first, "live", "promoted again while it was still warm")
 
             registry.transition(broken, "Production", archive=True)
             assert "no_weights" in model.until_refused(broken)
-            registry.until_page_shows(broken, "rejected", "no_weights")
+            registry.until_told(broken, "rejected", "no_weights")
             callers.until_more()
         assert callers.faults == []
         assert callers.versions == [int(first), int(second)]
