@@ -21,6 +21,9 @@ from serving.settings import Settings
 pytestmark = pytest.mark.anyio
 
 
+PRODUCTION, CHAMPION = "models:/iris/Production", "models:/iris@champion"
+
+
 @pytest.fixture
 def catalogue(new_registry: NewRegistry, tmp_path: Path) -> Registry:
     """A registry with three versions of iris, whose artifacts are nowhere."""
@@ -69,7 +72,7 @@ async def test_an_outcome_is_told_with_its_reason_and_its_moment(
 ) -> None:
     catalogue.client.set_model_version_tag("iris", "1", "owner", "Ada")
     herald = Herald(client)
-    herald.tell(await version(client, "1"), Outcome.REJECTED, "it is broken")
+    herald.tell(PRODUCTION, await version(client, "1"), Outcome.REJECTED, "it is broken")
     await herald.flush()
     assert tags(catalogue, "1") == {
         "owner": "Ada",
@@ -83,7 +86,7 @@ async def test_several_fronts_that_tell_the_same_write_it_once(
     client: RegistryClient, catalogue: Registry, clock: object
 ) -> None:
     for herald in (Herald(client), Herald(client), Herald(client)):
-        herald.tell(await version(client, "1"), Outcome.LIVE, "")
+        herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
         await herald.flush()
     assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
 
@@ -94,10 +97,28 @@ async def test_another_outcome_replaces_the_one_before(
     first, second = Herald(client), Herald(client)
     for outcome, reason in [(Outcome.LIVE, ""), (Outcome.SUPERSEDED, "2 went live"), (Outcome.LIVE, "")]:
         for herald in (first, second):
-            herald.tell(await version(client, "1"), outcome, reason)
+            herald.tell(PRODUCTION, await version(client, "1"), outcome, reason)
             await herald.flush()
         assert tags(catalogue, "1")["serving.state"] == outcome
         assert tags(catalogue, "1")["serving.reason"] == reason
+
+
+async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+
+    async def go_live(reference: str, new: Version, old: Version | None) -> list[str]:
+        if old:
+            herald.tell(reference, old, Outcome.SUPERSEDED, f"{new} went live")
+        herald.tell(reference, new, Outcome.LIVE, "")
+        await herald.flush()
+        return [tags(catalogue, number).get("serving.state", "") for number in ("1", "2")]
+
+    assert await go_live(PRODUCTION, one, None) == ["live", ""]
+    assert await go_live(CHAMPION, one, None) == ["live", ""]
+    assert await go_live(PRODUCTION, two, one) == ["live", "live"]
+    assert await go_live(CHAMPION, two, one) == ["superseded", "live"]
 
 
 async def test_what_is_told_while_the_registry_is_away_is_written_later(
@@ -105,9 +126,9 @@ async def test_what_is_told_while_the_registry_is_away_is_written_later(
 ) -> None:
     herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
     with away(catalogue):
-        herald.tell(one, Outcome.LIVE, "")
-        herald.tell(two, Outcome.REJECTED, "it is broken")
-        herald.tell(one, Outcome.SUPERSEDED, "3 went live")
+        herald.tell(PRODUCTION, one, Outcome.LIVE, "")
+        herald.tell(PRODUCTION, two, Outcome.REJECTED, "it is broken")
+        herald.tell(PRODUCTION, one, Outcome.SUPERSEDED, "3 went live")
         await herald.flush()
         assert "the tags of iris version 2 could not be written" in caplog.text
     assert "serving.state" not in tags(catalogue, "1")
@@ -120,7 +141,7 @@ async def test_while_the_registry_is_away_that_is_logged_once(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     herald = Herald(client)
-    herald.tell(await version(client, "1"), Outcome.LIVE, "")
+    herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
     with away(catalogue):
         for _ in range(5):
             await herald.flush()
@@ -133,8 +154,8 @@ async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_to
 ) -> None:
     herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
     catalogue.client.delete_model_version("iris", "1")
-    herald.tell(one, Outcome.SUPERSEDED, "2 went live")
-    herald.tell(two, Outcome.LIVE, "")
+    herald.tell(PRODUCTION, one, Outcome.SUPERSEDED, "2 went live")
+    herald.tell(PRODUCTION, two, Outcome.LIVE, "")
     await herald.flush()
     assert tags(catalogue, "2")["serving.state"] == "live"
 
@@ -144,7 +165,7 @@ async def test_a_long_reason_is_cut_and_any_text_is_taken(
 ) -> None:
     herald = Herald(client)
     for number, reason in [("1", "x" * 9000), ("2", "ValueError: «日本» \U0001f600\n\r\t'\"")]:
-        herald.tell(await version(client, number), Outcome.REJECTED, reason)
+        herald.tell(PRODUCTION, await version(client, number), Outcome.REJECTED, reason)
     await herald.flush()
     assert tags(catalogue, "1")["serving.reason"] == "x" * 500
     assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
@@ -152,14 +173,14 @@ async def test_a_long_reason_is_cut_and_any_text_is_taken(
 
 async def test_a_logged_model_outside_the_registry_has_no_page_to_tell_it_on(client: RegistryClient) -> None:
     herald = Herald(client)
-    herald.tell(Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), Outcome.LIVE, "")
+    herald.tell(PRODUCTION, Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), Outcome.LIVE, "")
     await herald.flush()
 
 
 async def test_what_waits_to_be_told_is_bounded(client: RegistryClient, catalogue: Registry) -> None:
     herald, one = Herald(client), await version(client, "1")
     for number in range(1000):
-        herald.tell(Version("iris", str(number + 10), "/nowhere", "/nowhere"), Outcome.LIVE, "")
-    herald.tell(one, Outcome.LIVE, "")
+        herald.tell(PRODUCTION, Version("iris", str(number + 10), "/nowhere", "/nowhere"), Outcome.LIVE, "")
+    herald.tell(PRODUCTION, one, Outcome.LIVE, "")
     await herald.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"

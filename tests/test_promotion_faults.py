@@ -278,6 +278,11 @@ def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(model: Model) 
     before = model.state["loaded_at"]
     second = model.promote()
     model.until_live(second)
+    for version in ("1", second):
+        pinned = model.service.client.post(
+            f"/models/{model.name}/versions/{version}/predict", json={"x": 2.0}
+        )
+        assert pinned.json()["prediction"] == 2.0 * int(version)
     model.promote("1")
     assert model.until_live("1")["loaded_at"] == before
     assert model.is_well("1")

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
+from casting import Registry
 from live import environment, served
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from promotions import Callers, Model, Tracking
@@ -158,6 +159,31 @@ async def test_a_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None
         refused = await client.post("/webhooks/mlflow", content=endless(), headers=json)
     assert refused.status_code == 413
     assert read < 2**24
+
+
+# -- a service that hears them
+
+
+def test_a_hint_has_it_look_at_once_and_a_version_that_fails_is_reverted_between_two_looks(
+    registry: str, tmp_path: Path
+) -> None:
+    settings = {"models": "models:/actor/Production", "poll_seconds": 3600, "webhook_secret": SECRET}
+    catalogue = Registry(registry)
+    catalogue.promote("actor", catalogue.add("actor"))
+    with served(registry, tmp_path, **settings) as service:
+        model = Model("actor", service, catalogue)
+        model.until_live("1")
+        bad = model.promote()
+        json = {"content-type": "application/json"}
+        hint = service.client.post("/webhooks/mlflow", content=BODY, headers=headers(at=time.time()) | json)
+        assert hint.json() == {"status": "ok"}
+        model.until_live(bad)
+        for _ in range(2):
+            assert model.predict(act="kill").status_code == 503
+        assert "its process died" in model.until_refused(bad, "reverted")
+        assert model.is_well("1")
+        assert model.until_told(bad, "reverted")
+        assert model.until_told("1", "live")
 
 
 # -- an MLflow server that sends them

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with each response in one write.
+"""uvicorn's HTTP protocol, with each response in one write, and with an answer to who calls as it stops.
 
 uvicorn writes the head and the body of a response apart, and uvloop hands each to the kernel at once. Most of
 the time that a small answer takes is spent in that system call.
@@ -10,6 +10,8 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_SECONDS_TO_SAY_GOODBYE = 1.0
 
 
 class Corked:
@@ -42,6 +44,25 @@ class Corked:
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol on a corked transport."""
 
+    _stopping = False
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]  # by duck type
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is here."""
+        super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server stops: close, once a request that may be on its way to an idle connection is answered.
+
+        RFC 9112, 9.5: a server that closes an idle connection resets whatever its client has just sent.
+        """
+        if self._stopping or not (self.cycle is None or self.cycle.response_complete):
+            super().shutdown()
+        else:
+            self._stopping = True
+            self.loop.call_later(_SECONDS_TO_SAY_GOODBYE, self.shutdown)

@@ -151,9 +151,9 @@ class TypedRoutes:
 
     def _version(self, name: str, version: str) -> Loaded:
         for slot in self._slots:
-            live = slot.live
-            if live and slot.reference.name == name and live.version.version == version:
-                return live
+            for loaded in (slot.live, slot.warm):
+                if loaded and slot.reference.name == name and loaded.version.version == version:
+                    return loaded
         if all(slot.reference.name != name for slot in self._slots):
             return _unknown(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")

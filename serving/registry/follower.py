@@ -25,6 +25,7 @@ from serving.settings import Following
 log = logging.getLogger("serving.follower")
 _LONGEST_LOOK = 10.0
 _SECONDS_BETWEEN_ALIASES = 5.0
+_SECONDS_BETWEEN_VERDICTS = 0.5
 
 
 class Follower:
@@ -63,9 +64,17 @@ class Follower:
             seconds = self._settings.poll_seconds
             if self._misses:
                 seconds = max(seconds, pause(self._misses, _LONGEST_LOOK))
+            await self._rest(seconds)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next look, and judge meanwhile: a version on probation can't wait for the registry."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        while not self._woken.is_set() and (left := ends - loop.time()) > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(min(left, _SECONDS_BETWEEN_VERDICTS)):
                     await self._woken.wait()
+            self._judge()
 
     def wake(self) -> None:
         """Tick now."""
@@ -161,7 +170,7 @@ class Follower:
                 f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
                 f"meant, open {found} in the MLflow UI and transition it to Archived"
             )
-            self._herald.tell(rival, Outcome.SUPERSEDED, reason)
+            self._tell_of(rival, Outcome.SUPERSEDED, reason)
         others = ", ".join(str(rival.version) for rival in rivals)
         warning = (
             f"versions {others} and {found.version} are all in {stage}, and the highest number is served: if "
@@ -222,8 +231,8 @@ class Follower:
         for loaded in retired:
             self._in_background(loaded.drain())
         if old:
-            self._herald.tell(old.version, Outcome.SUPERSEDED, f"{new.version} went live")
-        self._herald.tell(new.version, Outcome.LIVE, reason)
+            self._tell_of(old.version, Outcome.SUPERSEDED, f"{new.version} went live")
+        self._tell_of(new.version, Outcome.LIVE, reason)
         self._record(new.version, Outcome.LIVE, reason)
         self._in_background(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
 
@@ -244,15 +253,19 @@ class Follower:
             self._in_background(self.slot.warm.drain())
             self.slot.warm = None
         self.candidate = Candidate(bad, State.REVERTED, f"{bad} was reverted: {reason}")
-        self._herald.tell(bad, Outcome.REVERTED, reason)
+        self._tell_of(bad, Outcome.REVERTED, reason)
         self._record(bad, Outcome.REVERTED, reason)
+        self.wake()
 
     # -- telling
 
     def _refuse(self, candidate: Candidate) -> None:
-        self._herald.tell(candidate.version, Outcome.REJECTED, candidate.reason)
+        self._tell_of(candidate.version, Outcome.REJECTED, candidate.reason)
         self._record(candidate.version, Outcome.REJECTED, candidate.reason)
         self._note(candidate)
+
+    def _tell_of(self, version: Version, outcome: Outcome, reason: str) -> None:
+        self._herald.tell(self.slot.reference.uri, version, outcome, reason)
 
     def _record(self, version: Version, outcome: Outcome, reason: str) -> None:
         event = Event(version.version or version.model_id, outcome, now(), reason)

@@ -31,13 +31,22 @@ class Herald:
     def __init__(self, registry: RegistryClient) -> None:
         self._registry = registry
         self._pending: dict[tuple[str, str | None], Notice] = {}
+        self._live: dict[str, tuple[str, str | None]] = {}
         self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
 
-    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
-        """Have a version's tags say this; a later notice on it replaces an earlier one."""
+    def tell(self, reference: str, version: Version, outcome: Outcome, reason: str) -> None:
+        """Have a version's tags say what became of it as `reference`; a later notice replaces an earlier one.
+
+        While it is live as another reference, nothing supersedes it.
+        """
         key = (version.name, version.version)
+        if outcome is Outcome.LIVE:
+            self._live[reference] = key
+        elsewhere = [live for other, live in self._live.items() if other != reference]
+        if outcome is Outcome.SUPERSEDED and key in elsewhere:
+            return
         if version.version is None or self._told.get(key) == (outcome, reason):
             return
         self._told[key] = (outcome, reason)

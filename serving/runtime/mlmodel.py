@@ -64,6 +64,8 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     if task not in _TASKS:
         raise Untypable(f"metadata serving.task is {task!r}: write classification or regression")
     classes = _classes(serving.get("classes") or [])
+    if classes and task != "classification":
+        raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
     found = Contract(
         name,
         _columns(_specs(signature, "inputs"), serving.get("inputs") or {}),
