@@ -109,6 +109,7 @@ def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
             "its task is classification, but metadata serving.classes names no classes",
         ),
         ({"task": "classification", "classes": "ab"}, "metadata serving.classes is 'ab': write a list of"),
+        ({"classes": ["a", "b"]}, "metadata serving.classes means nothing where serving.task is None"),
         ({"task": "classification", "classes": 2}, "metadata serving.classes is 2: write a list of"),
         ({"task": "classification", "classes": ["a", "a"]}, "metadata serving.classes is ['a', 'a']: write"),
         ({"task": "classification", "classes": [1, "1"]}, "metadata serving.classes is [1, '1']: write"),
