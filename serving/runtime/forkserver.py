@@ -124,6 +124,10 @@ def preload() -> None:
     for name in PRELOAD:
         with suppress(ImportError):
             importlib.import_module(name)
+    # MLflow compares a model's requirements with what is installed, and looks that up once a process: 0.2 s.
+    with suppress(ImportError, AttributeError):
+        requirements = importlib.import_module("mlflow.utils.requirements_utils")
+        requirements.warn_dependency_requirement_mismatches(["mlflow"])
     gc.collect()
     gc.freeze()
 
