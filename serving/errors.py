@@ -137,7 +137,11 @@ class CallerLeft(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """No answer within the request's deadline."""
+    """No answer within the request's deadline; `hung` if the model had begun on it."""
+
+    def __init__(self, detail: str, *, hung: bool = False) -> None:
+        super().__init__(detail)
+        self.hung = hung
 
 
 class ModelFailed(ServingError):

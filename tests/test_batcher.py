@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, Overloaded, ProcessDied
 from serving.runtime.batcher import Batcher, Ticket, retries, take
+from serving.runtime.predictions import Predictions
 from serving.runtime.replica import Outcome, State
-from serving.runtime.values import NOT_FINITE
 
 DEADLINE = 10.0
 
@@ -88,9 +88,8 @@ class Bench:
     def __init__(self, processes: int = 1, most_rows: int = 32, most_waiting: int = 1000) -> None:
         self.loop = Clockwork()
         self.processes: list[Process] = []
-        self.batcher = Batcher(
-            encode, read, most_rows=most_rows, most_waiting=most_waiting, deadline=DEADLINE
-        )
+        self.batcher = Batcher(encode, read, most_waiting=most_waiting, deadline=DEADLINE)
+        self.most_rows = most_rows
         for _ in range(processes):
             self.add()
 
@@ -118,8 +117,11 @@ class Bench:
         self, *requests: list[dict[str, Any]], key: str = "", deadline: float = DEADLINE
     ) -> list[Ticket]:
         """Submit requests, all in the same turn of the loop."""
-        made: list[Ticket] = self.do(lambda: [self.batcher.submit(rows, key, deadline) for rows in requests])
+        made: list[Ticket] = self.do(lambda: [self._submit(rows, key, deadline) for rows in requests])
         return made
+
+    def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> Ticket:
+        return self.batcher.submit(rows, key, self.most_rows, deadline)
 
     def withdraw(self, ticket: Ticket) -> None:
         self.do(lambda: self.batcher.withdraw(ticket))
@@ -142,11 +144,12 @@ def encode(rows: Any, key: Any) -> bytes:
     return json.dumps(rows).encode()
 
 
-def read(answer: bytes) -> list[Any]:
+def read(answer: bytes) -> Predictions:
     found = json.loads(answer)
     if "unreadable" in found:
         raise ModelFailed("that is no prediction")
-    return [NOT_FINITE if value is True else value for value in found]
+    pieces = [b"%d," % value for value in found]
+    return Predictions(pieces, 1, [row for row, value in enumerate(found) if value is True])
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def result(ticket: Ticket) -> Any:
     if not ticket.future.done():
         return "waits"
     error = ticket.future.exception()
-    return type(error) if error else ticket.future.result()
+    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().now().json()[:-1])
 
 
 def results(tickets: list[Ticket]) -> list[Any]:
@@ -176,17 +179,17 @@ def results(tickets: list[Ticket]) -> list[Any]:
 requests = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 5)), min_size=1, max_size=12)
 
 
-def tickets_of(asked: list[tuple[str, int]]) -> list[Ticket]:
-    return [Ticket(rows(*range(count)), key, None) for key, count in asked]  # type: ignore[arg-type]
+def tickets_of(asked: list[tuple[str, int]], most: int = 1) -> list[Ticket]:
+    return [Ticket(rows(*range(count)), key, most, None) for key, count in asked]  # type: ignore[arg-type]
 
 
 @given(requests, st.integers(1, 12))
 def test_a_batch_is_the_oldest_request_and_those_like_it_that_fit(
     asked: list[tuple[str, int]], most: int
 ) -> None:
-    tickets = tickets_of(asked)
+    tickets = tickets_of(asked, most)
     waiting = deque(tickets)
-    group = take(waiting, most)
+    group = take(waiting)
     assert group[0] is tickets[0]
     assert {ticket.key for ticket in group} == {tickets[0].key}
     size = sum(len(ticket.rows) for ticket in group)
@@ -200,10 +203,10 @@ def test_a_batch_is_the_oldest_request_and_those_like_it_that_fit(
 
 @given(requests, st.integers(1, 12))
 def test_every_request_leaves_once(asked: list[tuple[str, int]], most: int) -> None:
-    tickets = tickets_of(asked)
+    tickets = tickets_of(asked, most)
     waiting, left = deque(tickets), []
     while waiting:
-        left += take(waiting, most)
+        left += take(waiting)
     assert len(left) == len(tickets)
     assert set(map(id, left)) == set(map(id, tickets))
 
@@ -309,7 +312,8 @@ def test_a_deadline_that_passes_in_the_queue_spares_the_model(bench: Bench) -> N
 def test_a_deadline_that_passes_under_way_leaves_the_neighbours_their_answers(bench: Bench) -> None:
     tickets = bench.do(
         lambda: [
-            bench.batcher.submit(rows(number), "", deadline) for number, deadline in ((1, 5), (2, 8), (3, 9))
+            bench.batcher.submit(rows(number), "", 32, deadline)
+            for number, deadline in ((1, 5), (2, 8), (3, 9))
         ]
     )
     bench.advance(6)

@@ -45,7 +45,16 @@ def classifier(outputs: Schema) -> Contract:
 
 
 def predictions(made: Contract, answer: Any) -> list[Any]:
-    return made.predictions(decode_answer(encode_answer(answer)))
+    return read(made, decode_answer(encode_answer(answer)))
+
+
+def read(made: Contract, table: pa.RecordBatch) -> list[Any]:
+    """The predictions as a client reads them; `NOT_FINITE` where there is none."""
+    found = made.predictions(table)
+    return [
+        NOT_FINITE if row in found.bad else json.loads(found.row(row).removesuffix(b","))
+        for row in range(len(found))
+    ]
 
 
 def values(made: Contract, answer: Any) -> list[Any]:
@@ -219,7 +228,7 @@ def test_whatever_is_answered_is_json_or_a_failure(answer: pa.Array) -> None:
     batch = pa.RecordBatch.from_arrays([answer], names=["0"])
     for made in (answering_anything(), answering(one("datetime"))):
         with suppress(ModelFailed):
-            json.loads(orjson.dumps(made.predictions(batch)))
+            read(made, batch)
 
 
 # -- tasks
@@ -328,8 +337,8 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
     with suppress(ModelFailed):
         predicted = made.predictions(batch)
         assert len(predicted) == rows
-        text = orjson.dumps([row for row in predicted if row is not NOT_FINITE])
-        assert b"NaN" not in text
+        for row in set(range(rows)).difference(predicted.bad):
+            orjson.loads(predicted.row(row).removesuffix(b","))  # which takes no NaN
 
 
 @pytest.mark.parametrize(

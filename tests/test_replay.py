@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from serving.runtime.replay import Comparison, Recorded, Recorder, compare, same
 
 
 def recorded(*predictions: Any, seconds: float = 0.001) -> Recorded:
-    return Recorded([{}] * len(predictions), {}, predictions, seconds)
+    return Recorded([{}] * len(predictions), {}, answer(*predictions), seconds)
+
+
+def answer(*predictions: Any) -> bytes:
+    return orjson.dumps(predictions)[1:-1] + b","
 
 
 def test_the_last_requests_are_kept() -> None:
@@ -54,7 +59,7 @@ def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, ag
 
 def test_agreement_is_over_rows_and_latency_over_requests() -> None:
     before = [recorded("a", "b", seconds=0.002), recorded("c", seconds=0.004)]
-    found = compare(before, [["a", "x"], ["c"]], [0.006, 0.012])
+    found = compare(before, [answer("a", "x"), answer("c")], [0.006, 0.012])
     assert found == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
 
 

@@ -1,127 +1,30 @@
 """The typed routes of each model: lean in the request path, and ordinary FastAPI routes in the documentation.
 
-A prediction's request goes round FastAPI's machinery: the body is read, leased a version, validated by that
-version's own contract, queued and answered in bytes. For `/openapi.json` the same routes are declared as
-FastAPI declares any, with the types of the contracts that are live at that moment.
+For `/openapi.json` they are declared as FastAPI declares any, with the types of the contracts that are live
+at that moment.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
-import orjson
 from fastapi import Query
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
-from serving.errors import DeadlineExceeded, ModelFailed, ProcessDied, UnknownModel
-from serving.http.body import read_json
+from serving.errors import UnknownModel
+from serving.http.predict import Predict, PredictBatch
 from serving.http.problems import documented
-from serving.runtime.batcher import Rows
 from serving.runtime.contract import Contract, Param
-from serving.runtime.loaded import Loaded, Part
-from serving.runtime.replay import Recorded
+from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.settings import Limits
 
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
-# A caller who has waited this long is watched, to drop the request if the caller goes.
-_PATIENCE_SECONDS = 0.05
-_JSON = (b"content-type", b"application/json")
-
-
-class Predict:
-    """The ASGI application of one typed route."""
-
-    def __init__(self, lease: Callable[[], Loaded], batch: bool, limits: Limits) -> None:
-        self._lease, self._batch, self._limits = lease, batch, limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; errors are raised, for the application's error table to answer."""
-        if scope["method"] != "POST":
-            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
-        body = await read_json(scope, receive, self._limits.max_body_bytes)
-        began = time.perf_counter()
-        with self._lease() as live:
-            rows, params = self._read(live.contract, scope, body)
-            parts = live.submit(rows, params, self._limits.deadline_seconds)
-            ticket = parts[0][1]
-            try:
-                predictions = await _answers(live, parts, len(rows), receive)
-            except (ModelFailed, ProcessDied):
-                live.tally.failed += 1
-                raise
-            except DeadlineExceeded:
-                live.tally.failed += ticket.hung  # one that only waited is none of the version's fault
-                raise
-            live.tally.answered += 1
-            live.recorder.add(Recorded(rows, params, predictions, ticket.finished - ticket.started))
-            answer = self._write(live, predictions)
-        timing = (
-            f"validate;dur={(ticket.queued - began) * 1e3:.2f}, "
-            f"queue;dur={(ticket.started - ticket.queued) * 1e3:.2f}, "
-            f"model;dur={(ticket.finished - ticket.started) * 1e3:.2f}"
-        )
-        headers = [
-            _JSON,
-            (b"content-length", str(len(answer)).encode()),
-            (b"server-timing", timing.encode()),
-            (b"x-request-id", scope["request_id"].encode()),
-            *live.headers,
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-    def _read(self, contract: Contract, scope: Scope, body: bytes) -> tuple[Rows, dict[str, Any]]:
-        if self._batch:
-            return contract.read_batch(body)
-        query = scope["query_string"]
-        params = (
-            contract.read_query(parse_qs(query.decode("latin-1"), keep_blank_values=True)) if query else {}
-        )
-        return [contract.read_row(body)], params
-
-    def _write(self, live: Loaded, predictions: list[Any]) -> bytes:
-        if self._batch:
-            return orjson.dumps({"predictions": predictions, "model": live.told})
-        return orjson.dumps(predictions[0] | {"model": live.told})
-
-
-async def _answers(live: Loaded, parts: list[Part], rows: int, receive: Receive) -> list[Any]:
-    watch: asyncio.Task[None] | None = None
-
-    def slow() -> None:
-        nonlocal watch
-        watch = asyncio.create_task(_withdraw_if_left(live, parts, receive))
-
-    patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, slow)
-    try:
-        if len(parts) == 1:
-            return await parts[0][1].future
-        answers: list[Any] = [None] * rows
-        for indices, ticket in parts:
-            for index, prediction in zip(indices, await ticket.future, strict=True):
-                answers[index] = prediction
-        return answers
-    finally:
-        patience.cancel()
-        if watch is not None:
-            watch.cancel()
-        live.withdraw(parts)
-
-
-async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    live.withdraw(parts)
 
 
 class TypedRoutes:
@@ -132,8 +35,8 @@ class TypedRoutes:
         self._paths: dict[str, Predict] = {}
         for slot in reversed(slots):  # of several references to one model the first is the model's
             for prefix in ("", f"/models/{slot.reference.name}"):
-                self._paths[f"{prefix}/predict"] = Predict(slot.lease, False, limits)
-                self._paths[f"{prefix}/predict/batch"] = Predict(slot.lease, True, limits)
+                self._paths[f"{prefix}/predict"] = Predict(slot.lease, limits)
+                self._paths[f"{prefix}/predict/batch"] = PredictBatch(slot.lease, limits)
 
     def find(self, path: str) -> Predict | None:
         """The application of the typed route at this path, of a served model or not; None for other paths."""
@@ -143,10 +46,10 @@ class TypedRoutes:
         if not path.startswith("/models/"):
             return None
         match path.split("/")[1:]:
-            case ["models", name, "predict", *rest] if rest in ([], ["batch"]):
-                return Predict(lambda: _unknown(name), bool(rest), self._limits)
-            case ["models", name, "versions", version, *rest] if rest in _PINNED:
-                return Predict(lambda: self._version(name, version), len(rest) == 2, self._limits)
+            case ["models", name, *rest] if kind := _KINDS.get(tuple(rest)):
+                return kind(lambda: _unknown(name), self._limits)
+            case ["models", name, "versions", version, *rest] if kind := _KINDS.get(tuple(rest)):
+                return kind(lambda: self._version(name, version), self._limits)
         return None
 
     def _version(self, name: str, version: str) -> Loaded:
@@ -175,7 +78,7 @@ class TypedRoutes:
         return routes
 
 
-_PINNED = (["predict"], ["predict", "batch"])
+_KINDS: dict[tuple[str, ...], type[Predict]] = {("predict",): Predict, ("predict", "batch"): PredictBatch}
 
 
 def _unknown(name: str) -> Loaded:

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from serving.errors import (
     CallerLeft,
@@ -21,25 +21,27 @@ from serving.errors import (
     ProcessDied,
     ServingError,
 )
+from serving.runtime.predictions import Later, Predictions
 from serving.runtime.replica import Outcome, Replica, State
-from serving.runtime.values import NOT_FINITE
+from serving.runtime.table import Rows, joined
 
 log = logging.getLogger("serving.batcher")
 
-Rows = Sequence[dict[str, Any]]
+
+Answer: TypeAlias = Predictions | Later
 
 
 class Ticket:
     """One request in the batcher; settled exactly once, by `settle`."""
 
-    __slots__ = ("_timer", "finished", "future", "hung", "key", "queued", "retried", "rows", "started")
+    __slots__ = ("_timer", "finished", "future", "key", "most_rows", "queued", "retried", "rows", "started")
 
-    def __init__(self, rows: Rows, key: Any, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, rows: Rows, key: Any, most_rows: int, future: asyncio.Future[Answer]) -> None:
         self.rows = rows
         self.key = key
+        self.most_rows = most_rows
         self.future = future
         self.retried = False
-        self.hung = False
         self.queued = time.perf_counter()
         self.started = self.finished = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -48,30 +50,30 @@ class Ticket:
         """Have `call` called if it is not settled within `seconds`."""
         self._timer = self.future.get_loop().call_later(seconds, call, self)
 
-    def settle(self, outcome: list[Any] | ServingError) -> None:
+    def settle(self, outcome: Answer | ServingError) -> None:
         """Give the waiting request its predictions or its error; the first call counts."""
         if self._timer is not None:
             self._timer.cancel()
         if self.future.done():
             return
         self.finished = time.perf_counter()
-        if isinstance(outcome, list):
-            self.future.set_result(outcome)
-        else:
+        if isinstance(outcome, ServingError):
             self.future.set_exception(outcome)
             self.future.exception()  # seen: its request may have failed already by another part
+        else:
+            self.future.set_result(outcome)
 
 
 Group = list[Ticket]
 
 
-def take(waiting: deque[Ticket], most_rows: int) -> Group:
+def take(waiting: deque[Ticket]) -> Group:
     """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it."""
     first = waiting.popleft()
     group, rows, passed = [first], len(first.rows), []
-    while waiting and rows < most_rows:
+    while waiting and rows < first.most_rows:
         ticket = waiting.popleft()
-        if ticket.key == first.key and rows + len(ticket.rows) <= most_rows:
+        if ticket.key == first.key and rows + len(ticket.rows) <= first.most_rows:
             group.append(ticket)
             rows += len(ticket.rows)
         else:
@@ -98,7 +100,6 @@ class Batcher:
     Args:
         encode: makes a table of rows and a group's key.
         read: makes predictions of an answered table, one for each row.
-        most_rows: rows of several requests in one batch; a single larger request goes alone.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
     """
@@ -106,14 +107,13 @@ class Batcher:
     def __init__(
         self,
         encode: Callable[[Rows, Any], bytes],
-        read: Callable[[bytes], list[Any]],
+        read: Callable[[bytes], Answer],
         *,
-        most_rows: int,
         most_waiting: int,
         deadline: float,
     ) -> None:
         self._encode, self._read = encode, read
-        self._most_rows, self._most_waiting, self._deadline = most_rows, most_waiting, deadline
+        self._most_waiting, self._deadline = most_waiting, deadline
         self._waiting: deque[Ticket] = deque()
         self._again: deque[Group] = deque()
         self._idle: deque[Replica] = deque()
@@ -129,15 +129,17 @@ class Batcher:
         self._idle.append(replica)
         self._schedule()
 
-    def submit(self, rows: Rows, key: Any, deadline: float) -> Ticket:
-        """Queue rows that may share a batch with others of the same key.
+    def submit(self, rows: Rows, key: Any, most_rows: int, deadline: float) -> Ticket:
+        """Queue rows that may share a batch, of at most `most_rows`, with others of the same key.
+
+        More rows than that go alone.
 
         Raises:
             Overloaded: as many requests as may wait are waiting.
         """
         if len(self._waiting) >= self._most_waiting:
             raise Overloaded(f"{self._most_waiting} requests wait for this model already.")
-        ticket = Ticket(rows, key, asyncio.get_running_loop().create_future())
+        ticket = Ticket(rows, key, most_rows, asyncio.get_running_loop().create_future())
         ticket.call_after(deadline, self._expire)
         self._waiting.append(ticket)
         self._schedule()
@@ -149,9 +151,9 @@ class Batcher:
         ticket.settle(CallerLeft("The caller has gone."))
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.hung = bool(ticket.started)
+        hung = bool(ticket.started)
         self._drop(ticket)
-        ticket.settle(DeadlineExceeded("The model did not answer within the deadline."))
+        ticket.settle(DeadlineExceeded("The model did not answer within the deadline.", hung=hung))
 
     def _drop(self, ticket: Ticket) -> None:
         if not ticket.started:
@@ -170,7 +172,7 @@ class Batcher:
             replica = self._free()
             if replica is None:
                 return
-            group = self._again.popleft() if self._again else take(self._waiting, self._most_rows)
+            group = self._again.popleft() if self._again else take(self._waiting)
             self._run(replica, [ticket for ticket in group if not ticket.future.done()])
 
     def _free(self) -> Replica | None:
@@ -184,7 +186,7 @@ class Batcher:
         now = time.perf_counter()
         for ticket in group:
             ticket.started = now
-        rows = group[0].rows if len(group) == 1 else [row for each in group for row in each.rows]
+        rows = joined([ticket.rows for ticket in group])
         try:
             table = self._encode(rows, group[0].key) if group else b""
         except ModelFailed as error:
@@ -219,7 +221,10 @@ class Batcher:
         start = 0
         for ticket in group:
             end = start + len(ticket.rows)
-            ticket.settle(_finite(predictions[start:end]))
+            try:
+                ticket.settle(predictions.part(start, end))
+            except ModelFailed as error:
+                ticket.settle(error)
             start = end
 
     def _fail(self, group: Group, error: ModelFailed | ProcessDied) -> None:
@@ -236,10 +241,3 @@ class Batcher:
     def _settle(group: Group, error: ServingError) -> None:
         for ticket in group:
             ticket.settle(error)
-
-
-def _finite(predictions: list[Any]) -> list[Any] | ModelFailed:
-    if NOT_FINITE in predictions:
-        row = predictions.index(NOT_FINITE)
-        return ModelFailed(f"its prediction for row {row} is missing or not finite")
-    return predictions

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
 from serving.runtime.columns import SCALARS, Column
 from serving.runtime.outputs import Outputs
+from serving.runtime.predictions import Predictions
 
 type_dict: Any = TypedDict  # its fields are known only when a version is loaded
 Row = dict[str, Any]
@@ -167,8 +168,8 @@ class Contract:
             raise self._refusal(error) from None
         return params
 
-    def predictions(self, table: Any) -> list[Any]:
-        """One prediction for each row of a model's answer; `NOT_FINITE` for what JSON can't say.
+    def predictions(self, table: Any) -> Predictions:
+        """One prediction for each row of a model's answer.
 
         Raises:
             ModelFailed: the table is not what the output signature says.

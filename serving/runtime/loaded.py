@@ -13,22 +13,32 @@ from enum import Enum
 from typing import Any, Self
 from urllib.parse import quote
 
+import orjson
+import pyarrow as pa
+
 from serving.errors import ModelFailed, ProcessDied, VerificationFailed
-from serving.runtime import mlmodel, table
-from serving.runtime.batcher import Batcher, Rows, Ticket
+from serving.runtime import bulk, mlmodel, table
+from serving.runtime.batcher import Batcher, Ticket
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
+from serving.runtime.predictions import Later, Predictions
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder, compare
-from serving.runtime.values import NOT_FINITE
+from serving.runtime.table import Rows
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 
 log = logging.getLogger("serving.model")
 _TIMED = 10
 
+# More rows of one request leave in batches of this many, between which other requests have their turn.
+_MOST_BULK_ROWS = 4096
+_MOST_ROWS_AT_ONCE = 512
+
 Part = tuple[Sequence[int], Ticket]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
+Key = tuple[str, tuple[bool, ...], bool]
+"""What rows of one table share: parameters, which columns they leave out, whether they are in columns."""
 
 
 class State(Enum):
@@ -63,7 +73,9 @@ class Loaded:
         self.example = mlmodel.example(artifacts.folder, described, self.contract)
         if self.example:
             self.contract = self.contract.with_example(self.example.shown)
-        self.told = {"name": version.name, "version": version.version}
+        self.reader = bulk.Reader(self.contract)
+        """Reads the bodies of batches."""
+        self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
         self.headers = _headers(version)
         """The version as answers' headers tell it."""
@@ -83,7 +95,6 @@ class Loaded:
         self._batcher = Batcher(
             lambda rows, key: table.encode(self._schema, rows, key[0]),
             self._read,
-            most_rows=runtime.max_batch_rows,
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
         )
@@ -140,7 +151,7 @@ class Loaded:
                 answers = await self._answer_together(recorded[:-_TIMED])
                 for each in recorded[-_TIMED:]:
                     began = time.perf_counter()
-                    answers.append(await self._answer(each.rows, each.params))
+                    answers.append(b"".join(await self._answer(_objects(each.rows), each.params)))
                     seconds.append(time.perf_counter() - began)
         except TimeoutError:
             raise VerificationFailed("it did not answer the last live requests in time") from None
@@ -148,17 +159,17 @@ class Loaded:
             raise VerificationFailed(f"on one of the last live requests {error}") from error
         self.comparison = compare(recorded, answers, seconds)
 
-    async def _answer_together(self, recorded: Sequence[Recorded]) -> list[list[Any]]:
-        """The predictions for each request, asked for as batches would be: one for the same parameters."""
-        answers: list[list[Any]] = [[] for _ in recorded]
+    async def _answer_together(self, recorded: Sequence[Recorded]) -> list[bytes]:
+        """The answer for each request, asked for as batches would be: one for the same parameters."""
+        answers = [b""] * len(recorded)
         alike: dict[str, list[int]] = {}
         for index, each in enumerate(recorded):
             alike.setdefault(_json(each.params), []).append(index)
         for indices in alike.values():
-            rows = [row for index in indices for row in recorded[index].rows]
+            rows = [row for index in indices for row in _objects(recorded[index].rows)]
             predictions = iter(await self._answer(rows, recorded[indices[0]].params))
             for index in indices:
-                answers[index] = [next(predictions) for _ in recorded[index].rows]
+                answers[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
         return answers
 
     def keep(self) -> None:
@@ -181,25 +192,29 @@ class Loaded:
         except (ModelFailed, ProcessDied) as error:
             raise VerificationFailed(f"on its own input example {error}") from error
 
-    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[Any]:
+    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
         """One prediction for each row, of the first process, which is not in use yet."""
-        answers: list[Any] = [None] * len(rows)
+        answers = [b""] * len(rows)
         for key, indices, group in self._groups(rows, params):
             encoded = table.encode(self._schema, group, key[0])
-            predictions = self._read(await self._pool.replicas[0].answer(encoded))
+            answer = await self._pool.replicas[0].answer(encoded)
+            predictions = self.contract.predictions(table.decode_answer(answer))
             if len(predictions) != len(group):
                 raise ModelFailed(f"it answered {len(predictions)} rows for {len(group)}")
-            if NOT_FINITE in predictions:
+            if predictions.bad:
                 raise ModelFailed("it answered a number that is not finite")
-            for index, prediction in zip(indices, predictions, strict=True):
-                answers[index] = prediction
+            for place, index in enumerate(indices):
+                answers[index] = predictions.row(place)
         return answers
 
     def _count_death(self) -> None:
         self.tally.deaths += 1
 
-    def _read(self, answer: bytes) -> list[Any]:
-        return self.contract.predictions(table.decode_answer(answer))
+    def _read(self, answer: bytes) -> Predictions | Later:
+        found = table.decode_answer(answer)
+        if len(found) > _MOST_ROWS_AT_ONCE:
+            return Later(self.contract.predictions, found)
+        return self.contract.predictions(found)
 
     # -- use
 
@@ -215,13 +230,16 @@ class Loaded:
     def submit(self, rows: Rows, params: Mapping[str, Any], deadline: float) -> list[Part]:
         """Queue rows that fit the contract, to be answered within `deadline` seconds.
 
+        Rows in columns are a piece of a larger request.
+
         Raises:
             Overloaded: the queue is full.
         """
         parts: list[Part] = []
         try:
             for key, indices, group in self._groups(rows, params):
-                parts.append((indices, self._batcher.submit(group, key, deadline)))
+                most_rows = _MOST_BULK_ROWS if key[2] else self._runtime.max_batch_rows
+                parts.append((indices, self._batcher.submit(group, key, most_rows, deadline)))
         except BaseException:
             self.withdraw(parts)
             raise
@@ -233,16 +251,17 @@ class Loaded:
             if not ticket.future.done():
                 self._batcher.withdraw(ticket)
 
-    def _groups(
-        self, rows: Rows, params: Mapping[str, Any]
-    ) -> list[tuple[tuple[str, tuple[bool, ...]], Sequence[int], Rows]]:
+    def _groups(self, rows: Rows, params: Mapping[str, Any]) -> list[tuple[Key, Sequence[int], Rows]]:
         """The rows in groups that can each be one table, with the key that such groups share."""
         text = _json(params)
         holey = self.contract.columns_left_out_whole
+        if isinstance(rows, pa.RecordBatch):
+            absence = tuple(bool(rows.column(name).null_count) for name in holey)
+            return [((text, absence, True), range(len(rows)), rows)]
         if not holey:
-            return [((text, ()), range(len(rows)), rows)]
+            return [((text, (), False), range(len(rows)), rows)]
         return [
-            ((text, absence), indices, [rows[index] for index in indices])
+            ((text, absence, False), indices, [rows[index] for index in indices])
             for absence, indices in table.by_absence(holey, rows).items()
         ]
 
@@ -269,6 +288,11 @@ class Loaded:
 
 def _json(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, default=str) if params else ""
+
+
+def _objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
+    objects: Sequence[Mapping[str, Any]] = rows.to_pylist() if isinstance(rows, pa.RecordBatch) else rows
+    return objects
 
 
 def _headers(version: Version) -> tuple[tuple[bytes, bytes], ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from pydantic import WithJsonSchema
 
 from serving.errors import ModelFailed, Untypable
-from serving.runtime.values import NOT_FINITE, NotFinite, Value
+from serving.runtime.predictions import Predictions, woven
+from serving.runtime.values import Texts, Value, numbers
 
 _NUMPY_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "U": "string"}
 _MLFLOW_KINDS = {
@@ -37,8 +40,8 @@ class Outputs(Protocol):
     def fields(self) -> dict[str, Any]:
         """The fields of one prediction and their types, for OpenAPI."""
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
-        """One prediction for each row; `NOT_FINITE` where it holds NaN or infinity.
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
+        """One prediction for each row.
 
         Raises:
             ModelFailed: the table is not what the signature says.
@@ -65,18 +68,16 @@ class Values:
         schema = {"type": "object", "properties": properties, "required": [*properties]}
         return {"prediction": _typed(schema)}
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
         """One `{"prediction": …}` for each row."""
-        if len(self.values) == 1:
-            found = self.values[0].read(_column(table, self.values[0].name))
-        else:
-            names = [str(value.name) for value in self.values]
-            columns = [value.read(_column(table, value.name)) for value in self.values]
-            found = [
-                NOT_FINITE if NOT_FINITE in row else dict(zip(names, row, strict=True))
-                for row in zip(*columns, strict=True)
-            ]
-        return [row if row is NOT_FINITE else {"prediction": row} for row in found]
+        columns = [value.texts(_column(table, value.name)) for value in self.values]
+        if len(columns) == 1:
+            return woven(b'{"prediction":', columns[0], b"},")
+        parts: list[bytes | Texts] = []
+        for index, (value, column) in enumerate(zip(self.values, columns, strict=True)):
+            before = b"," if index else b'{"prediction":{'
+            parts += [before + orjson.dumps(str(value.name)) + b":", column]
+        return woven(*parts, b"}},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,12 @@ class Regression:
         """`prediction`: a number."""
         return {"prediction": float}
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
         """One `{"prediction": number}` for each row."""
         array = _column(table, self.name)
         if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
             array = array.flatten()
-        found = Value(self.name, "number").read(array)
-        return [row if row is NOT_FINITE else {"prediction": row} for row in found]
+        return woven(b'{"prediction":', Value(self.name, "number").texts(array), b"},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +125,21 @@ class Probabilities:
             "probabilities": _typed(schema),
         }
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
         """The likeliest class of each row; of equally likely ones the first."""
         chances = _matrix(table, self.classes)
-        finite = np.isfinite(chances).all(axis=1).tolist()
-        return [
-            {
-                "prediction": best,
-                "label": self.classes[best],
-                "confidence": row[best],
-                "probabilities": dict(zip(self.classes, row, strict=True)),
-            }
-            if fine
-            else NOT_FINITE
-            for best, row, fine in zip(chances.argmax(axis=1).tolist(), chances.tolist(), finite, strict=True)
+        best, finite = chances.argmax(axis=1), np.isfinite(chances).all(axis=1)
+        texts, width = numbers(chances), len(self.classes)
+        heads = [head + b',"confidence":' for head in _heads(self.classes)]
+        highest = np.arange(0, chances.size, width) + best
+        parts: list[bytes | Texts] = [
+            Texts([*map(heads.__getitem__, best.tolist())]),
+            Texts([*map(texts.__getitem__, highest.tolist())], np.flatnonzero(~finite).tolist()),
         ]
+        for index, name in enumerate(self.classes):
+            before = b"," if index else b',"probabilities":{'
+            parts += [before + orjson.dumps(name) + b":", Texts(texts[index::width])]
+        return woven(*parts, b"}},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Labels:
         """The class id and its name."""
         return _class_fields(self.classes)
 
-    def predictions(self, table: pa.RecordBatch) -> list[dict[str, Any] | NotFinite]:
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
         """The class of each row."""
         array = _column(table, self.name)
         if pa.types.is_integer(array.type):
@@ -169,7 +169,8 @@ class Labels:
             found = [ids.get(str(value), -1) for value in array.to_pylist()]
         if len(found) != len(array) or not all(0 <= index < len(self.classes) for index in found):
             raise ModelFailed("the model answered a class that its metadata does not list")
-        return [{"prediction": index, "label": self.classes[index]} for index in found]
+        heads = _heads(self.classes)
+        return woven(Texts([heads[index] for index in found]), b"},")
 
 
 def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple[str, ...]) -> Outputs:
@@ -235,6 +236,15 @@ def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, 
         columns = [table.column(name) for name in classes] if by_name else table.columns
         return np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
     raise ModelFailed(f"the model did not answer one probability for each of {width} classes")
+
+
+@lru_cache(maxsize=64)
+def _heads(classes: tuple[str, ...]) -> list[bytes]:
+    """How the prediction of each class begins."""
+    return [
+        orjson.dumps({"prediction": index, "label": name}).removesuffix(b"}")
+        for index, name in enumerate(classes)
+    ]
 
 
 def _class_fields(classes: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import orjson
+
+from serving.runtime.table import Rows
+
 _SAME = 0.01
 _MOST_ROWS = 100
 
@@ -17,9 +21,10 @@ _MOST_ROWS = 100
 class Recorded:
     """One request that the live version answered, and the seconds that its batch took."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     params: Mapping[str, Any]
-    predictions: Sequence[Any]
+    answer: bytes
+    """The predictions' objects, each with a comma behind it."""
     seconds: float
 
 
@@ -58,18 +63,21 @@ class Recorder:
         return tuple(self._kept)
 
 
-def compare(
-    recorded: Sequence[Recorded], answers: Sequence[Sequence[Any]], seconds: Sequence[float]
-) -> Comparison:
+def compare(recorded: Sequence[Recorded], answers: Sequence[bytes], seconds: Sequence[float]) -> Comparison:
     """Compare a candidate's answers to all that was recorded, and its seconds for some of it."""
     pairs = [
         same(old, new)
         for each, answer in zip(recorded, answers, strict=True)
-        for old, new in zip(each.predictions, answer, strict=True)
+        for old, new in zip(_read(each.answer), _read(answer), strict=True)
     ]
     before = median(each.seconds for each in recorded)
     ratio = median(seconds) / before if before else math.inf
     return Comparison(len(recorded), sum(pairs) / len(pairs), ratio)
+
+
+def _read(answer: bytes) -> list[Any]:
+    predictions: list[Any] = orjson.loads(b"[" + answer[:-1] + b"]")
+    return predictions
 
 
 def same(old: Any, new: Any) -> bool:

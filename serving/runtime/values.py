@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from pyarrow import compute
 
@@ -38,6 +39,14 @@ NOT_FINITE = NotFinite()
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """JSON texts, one for each row; `bad` are the rows where JSON can't say a value, or one is missing."""
+
+    texts: list[bytes]
+    bad: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """One output column: what its values are, the shape of one, and whether one may be null."""
 
@@ -58,8 +67,8 @@ class Value:
                 schema |= {"minItems": size, "maxItems": size}
         return schema
 
-    def read(self, array: pa.Array) -> list[Any]:
-        """The values as JSON has them; `NOT_FINITE` where JSON can't say one, or one is missing.
+    def texts(self, array: pa.Array) -> Texts:
+        """The values as JSON texts.
 
         Raises:
             ModelFailed: they are not of this type and shape.
@@ -67,8 +76,13 @@ class Value:
         flat = self._flat(array)
         if not self._holds(flat.type):
             raise self._unlike(array)
-        values: list[Any] = array.to_pylist()
-        return values if _is_plain(flat) else [self._said(value) for value in values]
+        plain = _is_plain(flat)
+        if plain and flat is array and pa.types.is_primitive(array.type):
+            return Texts(numbers(array.to_numpy(zero_copy_only=False)))
+        values = array.to_pylist()
+        said = values if plain else [self._said(value) for value in values]
+        bad = [row for row, value in enumerate(said) if value is NOT_FINITE]
+        return Texts([b"" if value is NOT_FINITE else orjson.dumps(value) for value in said], bad)
 
     def _flat(self, array: pa.Array) -> pa.Array:
         flat = array
@@ -106,6 +120,14 @@ class Value:
 
     def _unlike(self, array: pa.Array) -> ModelFailed:
         return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
+
+
+def numbers(array: np.ndarray[Any, Any]) -> list[bytes]:
+    """The numbers or booleans of an array, row by row, as JSON texts."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64, copy=False)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",") if flat.size else []
 
 
 def _is_plain(array: pa.Array) -> bool:

@@ -1,0 +1,152 @@
+"""What a typed route does with a request: read, lease, validate, queue, answer.
+
+It goes round FastAPI's machinery: the body is validated by the contract of the very version that is leased,
+and answered in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from urllib.parse import parse_qs
+
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from serving.errors import DeadlineExceeded, ModelFailed, ProcessDied
+from serving.http.body import read_json
+from serving.runtime.bulk import Piece
+from serving.runtime.loaded import Loaded, Part
+from serving.runtime.replay import Recorded
+from serving.settings import Limits
+
+# A caller who has waited this long is watched, to drop the request if the caller goes.
+_PATIENCE_SECONDS = 0.05
+_JSON = (b"content-type", b"application/json")
+# Rows of one request that may be read ahead of its answers.
+_MOST_AHEAD = 8192
+
+
+class Predict:
+    """The ASGI application of `/predict`: one row."""
+
+    def __init__(self, lease: Callable[[], Loaded], limits: Limits) -> None:
+        self._lease, self._limits = lease, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors are raised, for the application's error table to answer."""
+        if scope["method"] != "POST":
+            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
+        body = await read_json(scope, receive, self._limits.max_body_bytes)
+        began = time.perf_counter()
+        with self._lease() as live:
+            parts: list[Part] = []
+            try:
+                with _watched(live, parts, receive):
+                    answer = await self._answer(live, parts, scope, body)
+            except (ModelFailed, ProcessDied):
+                live.tally.failed += 1
+                raise
+            except DeadlineExceeded as error:
+                live.tally.failed += error.hung  # one that only waited is none of the version's fault
+                raise
+            live.tally.answered += 1
+        first, last = parts[0][1], parts[-1][1]
+        timing = (
+            f"validate;dur={(first.queued - began) * 1e3:.2f}, "
+            f"queue;dur={(first.started - first.queued) * 1e3:.2f}, "
+            f"model;dur={(last.finished - first.started) * 1e3:.2f}"
+        )
+        headers = [
+            _JSON,
+            (b"content-length", str(sum(map(len, answer))).encode()),
+            (b"server-timing", timing.encode()),
+            (b"x-request-id", scope["request_id"].encode()),
+            *live.headers,
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for piece in answer[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": answer[-1]})
+
+    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
+        query = scope["query_string"].decode("latin-1")
+        params = live.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
+        rows = [live.contract.read_row(body)]
+        parts += live.submit(rows, params, self._limits.deadline_seconds)
+        ticket = parts[0][1]
+        row = (await ticket.future).now().json()
+        live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
+        return [row[:-2] + b',"model":' + live.told + b"}"]
+
+
+class PredictBatch(Predict):
+    """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
+
+    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
+        ends = time.perf_counter() + self._limits.deadline_seconds
+        asked: deque[tuple[Piece, list[Part]]] = deque()
+        answer: list[bytes] = []
+        ahead = 0
+        for piece in live.reader.read(body):
+            submitted = live.submit(piece.rows, piece.params, max(0.0, ends - time.perf_counter()))
+            parts += submitted
+            asked.append((piece, submitted))
+            ahead += len(piece.rows)
+            while ahead > _MOST_AHEAD:
+                ahead -= len(asked[0][0].rows)
+                answer.append(await _joined(*asked.popleft()))
+            await asyncio.sleep(0)
+        single = piece if len(asked) == 1 and not answer else None
+        for each in asked:
+            answer.append(await _joined(*each))
+            await asyncio.sleep(0)
+        if single:
+            ticket = parts[0][1]
+            live.recorder.add(
+                Recorded(single.rows, single.params, answer[0], ticket.finished - ticket.started)
+            )
+        answer[0] = b'{"predictions":[' + answer[0]
+        answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
+        return answer
+
+
+async def _joined(piece: Piece, parts: list[Part]) -> bytes:
+    """The predictions of a piece, in the order of its rows."""
+    if len(parts) == 1:
+        return (await parts[0][1].future).now().json()
+    rows = [b""] * len(piece.rows)
+    for indices, ticket in parts:
+        predictions = (await ticket.future).now()
+        for place, index in enumerate(indices):
+            rows[index] = predictions.row(place)
+    return b"".join(rows)
+
+
+@contextmanager
+def _watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]:
+    """Forget what is left of a request when the caller goes, or when it is over."""
+    watch: asyncio.Task[None] | None = None
+
+    def slow() -> None:
+        nonlocal watch
+        watch = asyncio.create_task(_withdraw_if_left(live, parts, receive))
+
+    patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, slow)
+    try:
+        yield
+    finally:
+        patience.cancel()
+        if watch is not None:
+            watch.cancel()
+        live.withdraw(parts)
+
+
+async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    live.withdraw(parts)

@@ -1,0 +1,207 @@
+"""Batches that are read in pieces and in columns say what `Contract.read_batch` says of them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.types import ParamSpec
+from signatures import MOST_ROWS, contract
+
+from serving.errors import BodyTooLarge, Malformed, RequestError, Unprocessable
+from serving.runtime import bulk
+from serving.runtime.bulk import Reader
+from serving.runtime.contract import Contract
+from serving.runtime.table import encode, schema
+
+IRIS = contract("x: double, y: double", {"x": {"minimum": 0, "maximum": 10}})
+MIXED = contract("flag: boolean, small: integer, big: long, half: float, x: double, text: string")
+HOLEY = contract("x: double, n: long?, note: string?")
+PARAMS = contract("x: double", params=[ParamSpec("k", "double", 1.0)])
+CONTRACTS = {"numbers": IRIS, "mixed": MIXED, "holey": HOLEY, "dates": contract("x: double, at: datetime")}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of a few rows."""
+    monkeypatch.setattr(bulk, "_BYTES", 64)
+
+
+def sent(rows: list[Any], **more: Any) -> bytes:
+    return json.dumps({"rows": rows, **more}).encode()
+
+
+def table(made: Contract, rows: Any) -> bytes:
+    return encode(schema(made.columns), rows, "")
+
+
+def whole(made: Contract, body: bytes) -> tuple[Any, Any]:
+    """The rows as a table and the parameters, of all pieces together; or how the body was refused."""
+    try:
+        pieces = [*Reader(made).read(body)]
+    except RequestError as error:
+        return type(error), error.faults
+    rows = [
+        row
+        for piece in pieces
+        for row in (piece.rows.to_pylist() if isinstance(piece.rows, pa.RecordBatch) else piece.rows)
+    ]
+    return table(made, rows), pieces[-1].params
+
+
+def at_once(made: Contract, body: bytes) -> tuple[Any, Any]:
+    """The same of `read_batch`."""
+    try:
+        rows, params = made.read_batch(body)
+    except RequestError as error:
+        return type(error), error.faults
+    return table(made, rows), params
+
+
+def test_a_large_batch_comes_in_pieces_of_columns() -> None:
+    rows = [{"x": index % 10, "y": index / 7} for index in range(100)]
+    pieces = [*Reader(IRIS).read(sent(rows))]
+    assert len(pieces) > 10
+    assert all(isinstance(piece.rows, pa.RecordBatch) for piece in pieces)
+    assert [row for piece in pieces for row in piece.rows.to_pylist()] == rows
+
+
+def test_the_place_of_a_mistake_is_counted_from_the_first_row() -> None:
+    rows = [{"x": 1, "y": 1} for _ in range(100)]
+    rows[70] = {"x": 11, "y": 1}
+    with pytest.raises(Unprocessable) as caught:
+        list(Reader(IRIS).read(sent(rows)))
+    assert [fault.loc for fault in caught.value.faults] == [("rows", 70, "x")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"rows": []}',
+        b'{"rows": [}',
+        b'{"rows": ]}',
+        b'{"rows": [1]}',
+        b'{"rows": [[]]}',
+        b'{"rows": [{"x": 1, "y": 1},]}',
+        b'{"rows": [{"x": 1, "y": 1}] extra}',
+        b'{"rows": [{"x": 1, "y": 1}]} extra',
+        b'{"rows": [{"x": 1, "y": 1}], "more": 1}',
+        b'{"rows": [{"x": 1, "y": 1}], "params": {"k": 1}}',
+        b'{"params": {}, "rows": [{"x": 1, "y": 1}]}',
+        b'{"rows": [{"x": 1, "y": 1}], "rows": [{"x": 1, "y": 1}]}',
+        b'{"rows": [{"x": 1, "y": 1, "x": 1}]}',
+        b'{"rows": [{"x": 1, "y": 1}, {"x": 1, "x": 1}]}',
+        b'{"rows": [{"x": 1, "y": {"a": [{"b": 1},{"c": 2}]}}]}',
+        b'{"rows": [{"x": NaN, "y": 1}]}',
+        b'{"rows": [{"x": 1, "y": 1e999}]}',
+        b'{"rows": [{"x": 1, "y": 1%b}]}' % (b"0" * 400),
+        b'{"rows": [{"x": 1, "y": 1%b}]}' % (b"0" * 30),
+        b'{"rows": [{"x": true, "y": 1}]}',
+        b'{"rows": [{"x": "1", "y": 1}]}',
+        b'{"rows": [{"x": null, "y": 1}]}',
+        b'{"rows": [{"x": -1, "y": 1}]}',
+        b'{"rows": [{"x": 1}]}',
+        b'{"rows": [{"x": 1, "y": 1, "z": 1}]}',
+        b'{"rows": [{"\\u0078": 1, "y": 1}]}',
+        b'\xef\xbb\xbf{"rows": [{"x": 1, "y": 1}]}',
+        b'{"rows": [{"x": 1, "\xff": 1}]}',
+    ],
+)
+@pytest.mark.parametrize("rows", [0, 20])
+def test_what_is_refused_is_refused_alike(body: bytes, rows: int) -> None:
+    fine = b'{"x": 1, "y": 2}, ' * rows
+    body = body.replace(b'"rows": [', b'"rows": [' + fine)
+    assert whole(IRIS, body) == at_once(IRIS, body)
+
+
+texts = st.text(max_size=8) | st.sampled_from(["},{", ":", '"},{"', "\\", "}, {", "{}", "a\n}, {"])
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    texts,
+    st.just([{}, {}]),
+    st.just({"x": 1}),
+)
+right = {
+    "boolean": st.booleans(),
+    "integer": st.integers(-(2**31), 2**31 - 1),
+    "long": st.integers(-(2**63), 2**63 - 1),
+    "float": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "double": st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60),
+    "string": texts,
+    "datetime": st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)).map(datetime.isoformat),
+}
+
+
+def rows_of(made: Contract) -> st.SearchStrategy[list[dict[str, Any]]]:
+    needed = {column.name: right[column.type] for column in made.columns if column.required}
+    others = {column.name: st.none() | right[column.type] for column in made.columns if not column.required}
+    return st.lists(st.fixed_dictionaries(needed, optional=others), min_size=1, max_size=12)
+
+
+@given(
+    data=st.data(),
+    name=st.sampled_from([*CONTRACTS]),
+    separators=st.sampled_from([(",", ":"), (" , ", " : ")]),
+)
+@settings(deadline=None)
+def test_what_fits_is_read_alike(data: st.DataObject, name: str, separators: tuple[str, str]) -> None:
+    made = CONTRACTS[name]
+    rows = data.draw(rows_of(made))
+    escaped = data.draw(st.booleans())
+    body = json.dumps({"rows": rows}, separators=separators, ensure_ascii=escaped).encode(
+        "utf-8", "surrogatepass"
+    )
+    assert whole(made, body) == at_once(made, body)
+
+
+@given(data=st.data(), name=st.sampled_from([*CONTRACTS]))
+@settings(deadline=None)
+def test_what_may_not_fit_is_read_alike(data: st.DataObject, name: str) -> None:
+    made = CONTRACTS[name]
+    rows: list[dict[str, Any]] = data.draw(rows_of(made))
+    spoilt = data.draw(st.sampled_from(rows))
+    spoilt[data.draw(st.sampled_from([*spoilt, "more"]))] = data.draw(values)
+    body = json.dumps({"rows": rows}).encode()
+    assert whole(made, body) == at_once(made, body)
+
+
+def test_a_field_that_is_named_twice_is_seen_behind_an_escaped_colon() -> None:
+    made = contract("text: string")
+    body = rb'{"rows": [{"text": "\u003a", "text": "a"}]}'
+    assert whole(made, body) == (Malformed, ())
+
+
+def test_parameters_are_those_of_the_whole_batch() -> None:
+    for body in (
+        sent([{"x": 1}] * 50, params={"k": 2.5}),
+        b'{"params":{"k":2.5},"rows":[%b{"x":1}]}' % (b'{"x":1},' * 50),
+    ):
+        pieces = [*Reader(PARAMS).read(body)]
+        assert len(pieces) > 1
+        assert all(piece.params == {"k": 2.5} for piece in pieces)
+
+
+def test_more_rows_than_the_limit_are_not_read_to_their_end() -> None:
+    pieces = Reader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
+    assert len(next(pieces).rows) < MOST_ROWS
+    with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
+        list(pieces)
+
+
+def test_an_optional_whole_number_is_left_out_by_all_rows_of_a_table_or_by_none() -> None:
+    rows = [{"x": 1.0, "n": 1}, {"x": 1.0}]
+    (piece,) = Reader(HOLEY).read(sent(rows))
+    assert piece.rows == rows
+    (piece,) = Reader(HOLEY).read(sent(rows[:1]))
+    assert isinstance(piece.rows, pa.RecordBatch)
