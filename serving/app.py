@@ -33,6 +33,7 @@ from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.slot import Slot
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
 
@@ -60,6 +61,7 @@ class Front(FastAPI):
     """
 
     typed: TypedRoutes
+    metrics: Metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""
@@ -78,7 +80,10 @@ class Front(FastAPI):
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("request %s was not answered as it should be", scope["request_id"])
-            await answer(scope, error)(scope, receive, _with_id(scope, send))
+            response = answer(scope, error)
+            model, version = scope.get("leased", ("", ""))
+            self.metrics.count(model, version, response.status_code)
+            await response(scope, receive, _with_id(scope, send))
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -86,7 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
     registry = RegistryClient(settings)
     launcher = Launcher(enforce=settings.enforce)
     store = Store(settings.store_dir, registry.uri)
-    gate = Gate(settings, registry, store, launcher)
+    metrics = Metrics()
+    gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry)
     slots = [Slot(reference, settings.replayed) for reference in settings.models]
     followers = [
@@ -120,8 +126,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
-    app.typed = typed
-    app.include_router(operations.router(followers, registry))
+    app.typed, app.metrics = typed, metrics
+    app.include_router(operations.router(followers, registry, metrics))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
         app.include_router(webhooks.router(secret, [follower.wake for follower in followers]))

@@ -12,6 +12,7 @@ from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
 
 
 async def check(settings: Settings, reference: Reference, progress: Callable[[str], None]) -> Loaded:
@@ -22,7 +23,7 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
         RegistryError: it could not be found out.
     """
     registry, launcher = RegistryClient(settings), Launcher(enforce=settings.enforce)
-    gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher)
+    gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:
         progress("asking the registry")

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.errors import InvalidReference
@@ -21,6 +29,12 @@ def _references(value: Any) -> Any:
         return tuple(Reference.parse(uri) for uri in uris)
     except InvalidReference as error:
         raise ValueError(str(error)) from None
+
+
+def _names(value: Any) -> Any:
+    return (
+        tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    )
 
 
 class _Group(BaseModel):
@@ -41,6 +55,10 @@ class Limits(_Group):
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
     max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
     deadline_seconds: float = Field(10.0, gt=0, description="time a request may take, in seconds")
+    cache: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="models whose answers are kept and given again, comma separated"
+    )
+    cache_entries: int = Field(10_000, ge=1, description="answers that are kept for each version")
 
 
 class Runtime(_Group):
@@ -106,6 +124,12 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
         allow_inf_nan=False,
     )
 
+    @model_validator(mode="after")
+    def _cached_are_served(self) -> Self:
+        if unknown := set(self.cache) - {reference.name for reference in self.models}:
+            raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
+        return self
+
     models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
         (Reference.parse("models:/iris/Production"),),
         min_length=1,
@@ -132,7 +156,7 @@ def shown_default(name: str) -> str:
     if field.examples:
         return str(field.examples[0])
     if isinstance(field.default, tuple):
-        return ",".join(map(str, field.default))
+        return ",".join(map(str, field.default)) or "none"
     if isinstance(field.default, float):
         return f"{field.default:g}"
     return "none" if field.default is None else str(field.default)
@@ -141,7 +165,7 @@ def shown_default(name: str) -> str:
 def mistakes(error: ValidationError) -> list[str]:
     """One readable line for each wrong setting."""
     return [
-        f"{variable(str(fault['loc'][0]).lower().removeprefix('mlflow_'))}: "
-        f"{fault['msg'].removeprefix('Value error, ')}"
+        "".join(f"{variable(str(part).lower().removeprefix('mlflow_'))}: " for part in fault["loc"][:1])
+        + fault["msg"].removeprefix("Value error, ")
         for fault in error.errors(include_url=False)
     ]

@@ -17,6 +17,7 @@ LAYERS = [
     "serving.errors",
     "serving.reference",
     "serving.settings",
+    "serving.telemetry",
     "serving.runtime",
     "serving.registry",
     "serving.http",

@@ -30,6 +30,7 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.runtime.version import Version
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +107,7 @@ class Stage:
         )
         client, slot = RegistryClient(made), Slot(Reference.parse(reference), made.replayed)
         store = Store(made.store_dir, self.registry.uri)
-        gate = Gate(made, client, store, self._launcher)
+        gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(reference))
         follower = Follower(slot, client, store, gate, Herald(client), history, made)
         self._followers.append((follower, client))

@@ -678,6 +678,82 @@ def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(registry: str, t
         assert "/predict" in service.client.get("/openapi.json").json()["paths"]
 
 
+# -- metrics, cache
+
+
+def metrics(service: Service) -> dict[str, float]:
+    """What `/metrics` tells, by name and labels."""
+    text = service.client.get("/metrics").text
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_requests_are_counted_by_version_and_status(registry: str, tmp_path: Path) -> None:
+    stage = Registry(registry)
+    stage.promote("actor", stage.add("actor", factor=2.0))
+    with served(registry, tmp_path, models="models:/actor/Production") as service:
+        service.until_ready()
+        for body, code in (
+            ({"x": 1}, 200),
+            ({"x": 2}, 200),
+            ({"x": "a"}, 422),
+            ({"x": 1, "act": "raise"}, 500),
+        ):
+            assert service.client.post("/predict", json=body).status_code == code
+        service.client.post("/predict/batch", json={"rows": [{"x": 1}] * 5})
+        service.client.post("/models/nobody/predict", json={})
+        found = metrics(service)
+        version = 'model="actor",version="1"'
+        assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
+        assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
+        assert found[f'serving_requests_total{{code="500",{version}}}'] == 1
+        assert found['serving_requests_total{code="404",model="",version=""}'] == 1
+        assert found[f"serving_rows_total{{{version}}}"] == 7
+        assert found[f"serving_request_duration_seconds_count{{{version}}}"] == 3
+        assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
+
+
+def test_the_very_same_request_is_answered_from_the_cache(registry: str, tmp_path: Path) -> None:
+    stage = Registry(registry)
+    for name in ("actor", "other"):
+        stage.promote(name, stage.add(name, factor=2.0))
+    settings = {"models": "models:/actor/Production,models:/other/Production", "cache": "actor"}
+    with served(registry, tmp_path, **settings) as service:
+        service.until_ready()
+
+        def ask(x: float, path: str = "/predict") -> tuple[Any, str | None, str]:
+            response = service.client.post(path, json={"x": x})
+            told = response.json()
+            return (
+                told.get("prediction"),
+                response.headers.get("x-cache"),
+                response.headers["x-model-version"],
+            )
+
+        assert [ask(1), ask(1), ask(2)] == [(2.0, "miss", "1"), (2.0, "hit", "1"), (4.0, "miss", "1")]
+        assert ask(1, "/models/other/predict") == (2.0, None, "1")
+        bad = [service.client.post("/predict", json={"x": "a"}) for _ in range(2)]
+        assert [response.status_code for response in bad] == [422, 422]
+        batch = {"rows": [{"x": 1}, {"x": 2}]}
+        answers = [service.client.post("/predict/batch", json=batch) for _ in range(2)]
+        assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
+        assert answers[0].content == answers[1].content
+        assert metrics(service)['serving_cache_hits_total{model="actor",version="1"}'] == 2
+        stage.promote("actor", stage.add("actor", factor=3.0))
+        until(lambda: service.ready()["models"][0]["version"] == "2")
+        assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]
+
+
+def test_what_is_cached_is_bounded(registry: str, tmp_path: Path) -> None:
+    stage = Registry(registry)
+    stage.promote("actor", stage.add("actor", factor=2.0))
+    settings = {"models": "models:/actor/Production", "cache": "actor", "cache_entries": 2}
+    with served(registry, tmp_path, **settings) as service:
+        service.until_ready()
+        asked = [service.client.post("/predict", json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
+        assert asked == ["miss", "miss", "miss", "hit", "miss"]
+
+
 def test_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
     registry: str, tmp_path: Path
 ) -> None:

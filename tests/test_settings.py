@@ -138,3 +138,10 @@ def test_each_mistake_has_a_line(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SERVING_REPLICAS", "0")
     named = [line.partition(":")[0] for line in lines(models="iris")]
     assert sorted(named) == ["SERVING_MODELS", "SERVING_PORT", "SERVING_REPLICAS"]
+
+
+def test_only_what_is_served_can_be_cached() -> None:
+    assert Settings(cache="iris").cache == ("iris",)
+    with pytest.raises(ValidationError) as caught:
+        Settings(cache="iris,rose")
+    assert mistakes(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]

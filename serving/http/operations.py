@@ -7,7 +7,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
@@ -18,6 +19,7 @@ from serving.registry.history import Period
 from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
+from serving.telemetry.metrics import Metrics
 
 
 class Health(BaseModel):
@@ -102,7 +104,7 @@ class Models(BaseModel):
     models: list[ModelDescription]
 
 
-def router(followers: Sequence[Follower], registry: RegistryClient) -> APIRouter:
+def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Metrics) -> APIRouter:
     """The routes of operators."""
     routes = APIRouter(tags=["operations"])
 
@@ -123,6 +125,11 @@ def router(followers: Sequence[Follower], registry: RegistryClient) -> APIRouter
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
         return found
+
+    @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
+    def measured(request: Request) -> Response:
+        render, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(render(metrics.registry), media_type=media_type)
 
     @routes.get("/models", summary="What is served, with each contract")
     async def models() -> Models:

@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qs
 
+from cachetools import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +28,7 @@ from serving.settings import Limits
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05
 _JSON = (b"content-type", b"application/json")
+_LARGEST_CACHED = 4096
 # Rows of one request that may be read ahead of its answers.
 _MOST_AHEAD = 8192
 
@@ -38,40 +41,67 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
+        began = time.perf_counter()
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         body = await read_json(scope, receive, self._limits.max_body_bytes)
-        began = time.perf_counter()
         with self._lease() as live:
-            parts: list[Part] = []
-            try:
-                with _watched(live, parts, receive):
-                    answer = await self._answer(live, parts, scope, body)
-            except (ModelFailed, ProcessDied):
-                live.tally.failed += 1
-                raise
-            except DeadlineExceeded as error:
-                live.tally.failed += error.hung  # one that only waited is none of the version's fault
-                raise
-            live.tally.answered += 1
-        first, last = parts[0][1], parts[-1][1]
-        timing = (
-            f"validate;dur={(first.queued - began) * 1e3:.2f}, "
-            f"queue;dur={(first.started - first.queued) * 1e3:.2f}, "
-            f"model;dur={(last.finished - first.started) * 1e3:.2f}"
-        )
-        headers = [
+            scope["leased"] = (live.version.name, live.version.version or live.version.model_id)
+            if live.cache is None:
+                answer, timing = await self._answered(live, scope, receive, body)
+                headers = [*live.headers, (b"server-timing", timing)]
+            else:
+                answer, headers = await self._cached(live.cache, live, scope, receive, body)
+        headers += [
             _JSON,
             (b"content-length", str(sum(map(len, answer))).encode()),
-            (b"server-timing", timing.encode()),
             (b"x-request-id", scope["request_id"].encode()),
-            *live.headers,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in answer[:-1]:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": answer[-1]})
+        live.metrics.answered.inc()
+        live.metrics.seconds.observe(time.perf_counter() - began)
+
+    async def _cached(
+        self, cache: LRUCache[Any, bytes], live: Loaded, scope: Scope, receive: Receive, body: bytes
+    ) -> tuple[Sequence[bytes], list[tuple[bytes, bytes]]]:
+        """The answer to the very same request that the version gave before, or a new one."""
+        asked = (type(self), scope["query_string"], body)
+        if found := cache.get(asked):
+            live.metrics.hits.inc()
+            return [found], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
+        answer, timing = await self._answered(live, scope, receive, body)
+        if len(body) <= _LARGEST_CACHED and len(answer) == 1:
+            cache[asked] = answer[0]
+        return answer, [*live.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
+
+    async def _answered(
+        self, live: Loaded, scope: Scope, receive: Receive, body: bytes
+    ) -> tuple[Sequence[bytes], bytes]:
+        """The model's answer, in pieces, and where its time went."""
+        began = time.perf_counter()
+        parts: list[Part] = []
+        try:
+            with _watched(live, parts, receive):
+                answer = await self._answer(live, parts, scope, body)
+        except (ModelFailed, ProcessDied):
+            live.tally.failed += 1
+            raise
+        except DeadlineExceeded as error:
+            live.tally.failed += error.hung  # one that only waited is none of the version's fault
+            raise
+        live.tally.answered += 1
+        live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
+        first, last = parts[0][1], parts[-1][1]
+        timing = b"validate;dur=%.2f, queue;dur=%.2f, model;dur=%.2f" % (
+            (first.queued - began) * 1e3,
+            (first.started - first.queued) * 1e3,
+            (last.finished - first.started) * 1e3,
+        )
+        return answer, timing
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         query = scope["query_string"].decode("latin-1")

@@ -14,6 +14,7 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.gate")
 
@@ -27,10 +28,15 @@ class Gate:
     """
 
     def __init__(
-        self, settings: Settings, registry: RegistryClient, store: Store, launcher: Launcher
+        self,
+        settings: Settings,
+        registry: RegistryClient,
+        store: Store,
+        launcher: Launcher,
+        metrics: Metrics,
     ) -> None:
         self._settings, self._registry = settings, registry
-        self._store, self._launcher = store, launcher
+        self._store, self._launcher, self._metrics = store, launcher, metrics
 
     async def bring_up(self, found: Version, slot: Slot) -> Loaded:
         """The version with its processes running, proven and ready to be swapped in.
@@ -52,7 +58,14 @@ class Gate:
     async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
         """As `bring_up`, for artifacts that are on the disk."""
         loaded = await asyncio.to_thread(
-            Loaded, version, artifacts, self._launcher, self._settings, self._settings, slot.recorder
+            Loaded,
+            version,
+            artifacts,
+            self._launcher,
+            self._settings,
+            self._settings,
+            slot.recorder,
+            self._metrics.of(version.name, version.version or version.model_id),
         )
         changes = breaking_changes(slot.live.contract, loaded.contract) if slot.live else []
         if changes and not self._may_break(version):

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import orjson
 import pyarrow as pa
+from cachetools import LRUCache
 
 from serving.errors import ModelFailed, ProcessDied, VerificationFailed
 from serving.runtime import bulk, mlmodel, table
@@ -27,6 +28,7 @@ from serving.runtime.replay import Comparison, Recorded, Recorder, compare
 from serving.runtime.table import Rows
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
+from serving.telemetry.metrics import VersionMetrics
 
 log = logging.getLogger("serving.model")
 _TIMED = 10
@@ -66,8 +68,10 @@ class Loaded:
         limits: Limits,
         runtime: Runtime,
         recorder: Recorder,
+        metrics: VersionMetrics,
     ) -> None:
         self.version, self.artifacts = version, artifacts
+        self.metrics = metrics
         described = mlmodel.read(artifacts.folder)
         self.contract = mlmodel.contract(described, version.name, limits.max_rows)
         self.example = mlmodel.example(artifacts.folder, described, self.contract)
@@ -79,6 +83,10 @@ class Loaded:
         """The version as answers tell it."""
         self.headers = _headers(version)
         """The version as answers' headers tell it."""
+        self.cache: LRUCache[Any, bytes] | None = (
+            LRUCache(limits.cache_entries) if version.name in limits.cache else None
+        )
+        """Its last answers, by what was asked; None unless the model is to have that."""
         self.from_disk = False
         """Whether it was brought up from the copy on disk, as the registry was away."""
         self.tally = Tally()
@@ -93,7 +101,7 @@ class Loaded:
         self._unheld = asyncio.Event()
         self._schema = table.schema(self.contract.columns)
         self._batcher = Batcher(
-            lambda rows, key: table.encode(self._schema, rows, key[0]),
+            self._encode,
             self._read,
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
@@ -209,6 +217,10 @@ class Loaded:
 
     def _count_death(self) -> None:
         self.tally.deaths += 1
+
+    def _encode(self, rows: Rows, key: Key) -> bytes:
+        self.metrics.batch_rows.observe(len(rows))
+        return table.encode(self._schema, rows, key[0])
 
     def _read(self, answer: bytes) -> Predictions | Later:
         found = table.decode_answer(answer)
