@@ -50,6 +50,8 @@ STATUSES: dict[type[errors.ServingError], int] = {
 }
 """The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
 
+_MANY = 4
+"""So many models look at the registry together."""
 _PROCESS, _COUNTER = os.urandom(8).hex(), itertools.count()
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
@@ -96,7 +98,16 @@ def create_app(settings: Settings) -> FastAPI:
     herald = Herald(registry)
     slots = [Slot(reference, settings.replayed) for reference in settings.models]
     followers = [
-        Follower(slot, registry, store, gate, herald, History(store.history(slot.reference.uri)), settings)
+        Follower(
+            slot,
+            registry,
+            store,
+            gate,
+            herald,
+            History(store.history(slot.reference.uri)),
+            settings,
+            shared=len(slots) >= _MANY,
+        )
         for slot in slots
     ]
 

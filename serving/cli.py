@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+# Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
+_SECONDS_KEPT_OPEN = 75
 READY, NOT_READY, NO_ANSWER = 0, 1, 2
 """Exit statuses: yes; no, with the reason; it could not be found out, or the command was wrong."""
 
@@ -87,6 +90,7 @@ def run(settings: Settings) -> None:
     from serving.http.protocol import Protocol
 
     _log_to(err)
+    _allow_many_connections()
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -97,6 +101,7 @@ def run(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_SECONDS_KEPT_OPEN,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -210,6 +215,15 @@ def webhook(
     finally:
         registry.close()
     out.print(f"[green]✓[/] MLflow tells {_plain(target)} (webhook {made})", soft_wrap=True)
+
+
+def _allow_many_connections() -> None:
+    """Have as many files open as the system allows; many set the soft limit to 1,024."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _print_contract(loaded: Any) -> None:

@@ -100,7 +100,7 @@ class Stage:
         self._launcher, self._folder = launcher, folder
         self._followers: list[tuple[Follower, RegistryClient]] = []
 
-    def follow(self, reference: str = PRODUCTION, **settings: Any) -> Follower:
+    def follow(self, reference: str = PRODUCTION, *, shared: bool = False, **settings: Any) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
         made = Settings(
             **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
@@ -109,7 +109,7 @@ class Stage:
         store = Store(made.store_dir, self.registry.uri)
         gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(reference))
-        follower = Follower(slot, client, store, gate, Herald(client), history, made)
+        follower = Follower(slot, client, store, gate, Herald(client), history, made, shared=shared)
         self._followers.append((follower, client))
         return follower
 
@@ -172,6 +172,26 @@ async def test_a_promotion_goes_live(stage: Stage) -> None:
     assert live(follower) == "1"
     assert follower.candidate is None
     assert await predict(follower) == 2.0
+
+
+async def test_one_of_many_models_is_looked_at_when_something_changed(stage: Stage) -> None:
+    follower = stage.follow(shared=True, poll_seconds=1e-9)
+    stage.promote(factor=2.0)
+    await settle(follower)
+    looks, resolve = [], follower._registry.resolve
+
+    async def counted(reference: Reference) -> Any:
+        looks.append(reference)
+        return await resolve(reference)
+
+    follower._registry.resolve = counted  # type: ignore[method-assign]
+    for _ in range(5):
+        await follower.tick()
+    assert looks == []
+    stage.promote(factor=3.0)
+    await settle(follower)
+    assert looks
+    assert await predict(follower) == 3.0
 
 
 async def test_the_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> None:

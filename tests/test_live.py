@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -676,6 +677,17 @@ def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(registry: str, t
         service.until_ready()
         assert service.client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
         assert "/predict" in service.client.get("/openapi.json").json()["paths"]
+
+
+def test_as_many_connections_may_be_open_as_the_system_allows(registry: str, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with served(registry, tmp_path, models="models:/actor/Production") as service:
+            limits = Path(f"/proc/{service.process.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (str(hard), str(hard))  # type: ignore[union-attr]
 
 
 # -- metrics, cache

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
 from serving.reference import Kind, Reference
@@ -34,6 +34,8 @@ WEBHOOK_EVENTS = [
     "model_version_alias.created",
     "model_version_alias.deleted",
 ]
+_MARKING = 5
+Marker: TypeAlias = tuple[tuple[str, str, int], ...]
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -49,6 +51,8 @@ class RegistryClient:
         self._downloads = ThreadPoolExecutor(2, thread_name_prefix="download")
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
+        self._marking: asyncio.Future[Marker] | None = None
+        self._marked_at = 0.0
 
     @property
     def uri(self) -> str:
@@ -73,6 +77,30 @@ class RegistryClient:
             raise
         self._reached()
         return found
+
+    async def marker(self, max_age: float) -> Marker:
+        """What is another one as soon as a version is made, moved to another stage or deleted: a cheap look.
+
+        It may be `max_age` seconds old: several followers share it. Aliases and tags leave it as it is.
+
+        Raises:
+            RegistryUnavailable: the registry gave no sensible answer.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._marking is None or now - self._marked_at > max_age:
+            self._marked_at = now
+            self._marking = asyncio.ensure_future(self._call(self._calls, self._mark))
+        marker = await asyncio.shield(self._marking)
+        self._reached()
+        return marker
+
+    async def aliases(self, version: Version) -> tuple[str, ...]:
+        """The aliases that the version has now.
+
+        Raises:
+            RegistryUnavailable: the registry gave no sensible answer.
+        """
+        return await self._call(self._calls, self._aliases, version)
 
     async def complete(self, version: Version) -> Version:
         """The version with its aliases and the location of its artifacts, which take calls of their own."""
@@ -157,14 +185,25 @@ class RegistryClient:
             tags=dict(model.tags),
         )
 
+    def _mark(self) -> Marker:
+        with _translated("the versions that changed last"):
+            order = ["last_updated_timestamp DESC", "name ASC", "version_number DESC"]
+            found = self._client.search_model_versions(max_results=_MARKING, order_by=order)
+            return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
+
+    def _aliases(self, version: Version) -> tuple[str, ...]:
+        if version.version is None:
+            return ()
+        with _translated(str(version)):
+            aliases = self._client.get_registered_model(version.name).aliases
+        return tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
+
     def _complete(self, version: Version) -> Version:
         if version.version is None:
             return version
         with _translated(str(version)):
-            aliases = self._client.get_registered_model(version.name).aliases
             location = self._client.get_model_version_download_uri(version.name, version.version)
-        named = tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
-        return replace(version, aliases=named, location=location)
+        return replace(version, aliases=self._aliases(version), location=location)
 
     def _write_tags(self, version: Version, tags: Mapping[str, str]) -> None:
         with _translated(str(version)):

@@ -12,6 +12,7 @@ from typing import Any
 from serving.errors import Corrupt, ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
+from serving.registry.glance import Glance
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
 from serving.registry.plan import Candidate, State, Step, decide, pause
@@ -40,11 +41,14 @@ class Follower:
         herald: Herald,
         history: History,
         settings: Following,
+        *,
+        shared: bool = False,
     ) -> None:
         self.slot, self.history = slot, history
         self.candidate: Candidate | None = None
         self._registry, self._store, self._gate = registry, store, gate
         self._herald, self._settings = herald, settings
+        self._glance = Glance(registry, slot.reference, shared=shared)
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
@@ -78,12 +82,18 @@ class Follower:
 
     def wake(self) -> None:
         """Tick now."""
+        self._glance.forget()
         self._woken.set()
 
     async def tick(self) -> None:
         """Look at the live version and at the registry once, and start to follow what changed."""
         self._judge()
-        if not (self.slot.live and self.slot.reference.is_fixed):
+        settled = self.slot.live and not self.candidate
+        if not settled:
+            self._glance.forget()
+        if not (self.slot.live and self.slot.reference.is_fixed) and await self._glance.shows_change(
+            self._settings.poll_seconds / 2
+        ):
             await self._look()
         await self._herald.flush()
 
@@ -110,6 +120,7 @@ class Follower:
             return
         except RegistryUnavailable as error:
             self._misses += 1
+            self._glance.forget()
             self._tell(f"the registry is away: {error}")
             self._recall()
             return
@@ -135,7 +146,7 @@ class Follower:
             return
         self._aliases_due = now + _SECONDS_BETWEEN_ALIASES
         with suppress(RegistryError):
-            live.refresh(await self._registry.complete(found))
+            live.refresh(replace(found, aliases=await self._registry.aliases(found)))
 
     def _take(self, step: Step, found: Version) -> None:
         if step is Step.NOTHING:

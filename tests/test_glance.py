@@ -1,0 +1,88 @@
+"""Followers of many models see a change at once, and ask the registry once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from casting import Registry
+
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.glance import Glance
+from serving.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+PRODUCTION = Reference.parse("models:/iris/Production")
+FRESH = 0.0
+
+
+@pytest.fixture
+def catalogue(registry: str) -> Registry:
+    """A registry with two versions of iris and one of rose, whose artifacts are nowhere."""
+    made = Registry(registry)
+    for name in ("iris", "iris", "rose"):
+        made.register(name, Path("/nowhere"))
+    made.promote("iris", "1")
+    return made
+
+
+@pytest.fixture
+def client(registry: str) -> Iterator[RegistryClient]:
+    with closing(RegistryClient(Settings(tracking_uri=registry))) as made:
+        yield made
+
+
+async def test_a_look_is_due_at_first_and_after_each_change(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    glance = Glance(client, PRODUCTION, shared=True)
+    changes = [
+        lambda: None,
+        lambda: catalogue.promote("iris", "2"),
+        lambda: catalogue.promote("iris", "1"),
+        lambda: catalogue.register("iris", Path("/nowhere")),
+        lambda: catalogue.client.delete_model_version("iris", "3"),
+        glance.forget,
+    ]
+    for change in changes:
+        change()
+        assert await glance.shows_change(FRESH)
+        assert not await glance.shows_change(FRESH)
+
+
+async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Registry) -> None:
+    glances = [Glance(client, PRODUCTION, shared=True) for _ in range(50)]
+    asked, mark = [], client._mark
+
+    def counted() -> object:
+        asked.append(1)
+        return mark()
+
+    client._mark = counted  # type: ignore[method-assign, assignment]
+    assert all([await glance.shows_change(60) for glance in glances])
+    assert not any([await glance.shows_change(60) for glance in glances])
+    assert len(asked) == 1
+    assert client.reachable
+
+
+@pytest.mark.parametrize("uri", ["models:/iris@champion", "models:/iris/1"])
+async def test_what_the_others_do_not_see_is_looked_at_each_time(
+    client: RegistryClient, catalogue: Registry, uri: str
+) -> None:
+    glance = Glance(client, Reference.parse(uri), shared=True)
+    assert [await glance.shows_change(FRESH) for _ in range(3)] == [True] * 3
+
+
+async def test_few_models_are_looked_at_each_time(client: RegistryClient, catalogue: Registry) -> None:
+    glance = Glance(client, PRODUCTION, shared=False)
+    assert [await glance.shows_change(FRESH) for _ in range(3)] == [True] * 3
+
+
+async def test_a_registry_that_is_away_is_looked_at_to_say_so() -> None:
+    with closing(RegistryClient(Settings(tracking_uri="http://127.0.0.1:9"))) as away:
+        glance = Glance(away, PRODUCTION, shared=True)
+        assert [await glance.shows_change(FRESH) for _ in range(2)] == [True] * 2
