@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,21 +16,20 @@ import orjson
 import pyarrow as pa
 from cachetools import LRUCache
 
-from serving.errors import ModelFailed, ProcessDied, VerificationFailed
-from serving.runtime import bulk, mlmodel, table
+from serving.errors import ModelFailed
+from serving.runtime import bulk, mlmodel, table, trial
 from serving.runtime.batcher import Batcher, Ticket
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
 from serving.runtime.predictions import Later, Predictions
 from serving.runtime.probation import Tally
-from serving.runtime.replay import Comparison, Recorded, Recorder, compare
+from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.table import Rows
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 from serving.telemetry.metrics import VersionMetrics
 
 log = logging.getLogger("serving.model")
-_TIMED = 10
 
 # More rows of one request leave in batches of this many, between which other requests have their turn.
 _MOST_BULK_ROWS = 4096
@@ -93,7 +91,6 @@ class Loaded:
         self.recorder = recorder
         self.comparison: Comparison | None = None
         """How it answered live requests before it went live itself."""
-        self._warnings: tuple[str, ...] = ()
         self.loaded_at = datetime.now(UTC)
         self.state = State.STARTING
         self._runtime = runtime
@@ -121,8 +118,11 @@ class Loaded:
     @property
     def warnings(self) -> list[str]:
         """What a person should look at, though it is live."""
+        unproven = (
+            f"{self.version} has no input example in rows, so it went live unproven: {mlmodel.HOW_TO_LOG}"
+        )
         disk = "it was brought up from the copy on disk, as the registry was away"
-        return [*self._warnings, *([disk] if self.from_disk else [])]
+        return [unproven] * (self.example is None) + [disk] * self.from_disk
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""
@@ -140,7 +140,8 @@ class Loaded:
         """
         try:
             await self._pool.start()
-            await self._verify()
+            if self.example:
+                await trial.verify(self._answer, self.example, self._runtime.load_seconds)
         except BaseException:
             self.close()
             raise
@@ -151,54 +152,13 @@ class Loaded:
         Raises:
             VerificationFailed: it fails on one of them.
         """
-        if not recorded:
-            return
-        seconds = []
-        try:
-            async with asyncio.timeout(self._runtime.load_seconds):
-                answers = await self._answer_together(recorded[:-_TIMED])
-                for each in recorded[-_TIMED:]:
-                    began = time.perf_counter()
-                    answers.append(b"".join(await self._answer(_objects(each.rows), each.params)))
-                    seconds.append(time.perf_counter() - began)
-        except TimeoutError:
-            raise VerificationFailed("it did not answer the last live requests in time") from None
-        except (ModelFailed, ProcessDied) as error:
-            raise VerificationFailed(f"on one of the last live requests {error}") from error
-        self.comparison = compare(recorded, answers, seconds)
-
-    async def _answer_together(self, recorded: Sequence[Recorded]) -> list[bytes]:
-        """The answer for each request, asked for as batches would be: one for the same parameters."""
-        answers = [b""] * len(recorded)
-        alike: dict[str, list[int]] = {}
-        for index, each in enumerate(recorded):
-            alike.setdefault(_json(each.params), []).append(index)
-        for indices in alike.values():
-            rows = [row for index in indices for row in _objects(recorded[index].rows)]
-            predictions = iter(await self._answer(rows, recorded[indices[0]].params))
-            for index in indices:
-                answers[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
-        return answers
+        if recorded:
+            self.comparison = await trial.rehearse(self._answer, recorded, self._runtime.load_seconds)
 
     def keep(self) -> None:
         """Take requests, and have processes that die replaced."""
         self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
         self._pool.keep()
-
-    async def _verify(self) -> None:
-        if self.example is None:
-            self._warnings = (
-                f"{self.version} has no input example in rows, so it went live unproven: "
-                f"{mlmodel.HOW_TO_LOG}",
-            )
-            return
-        try:
-            async with asyncio.timeout(self._runtime.load_seconds):
-                await self._answer(self.example.rows, self.example.params)
-        except TimeoutError:
-            raise VerificationFailed("it did not answer its own input example in time") from None
-        except (ModelFailed, ProcessDied) as error:
-            raise VerificationFailed(f"on its own input example {error}") from error
 
     async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
         """One prediction for each row, of the first process, which is not in use yet."""
@@ -300,11 +260,6 @@ class Loaded:
 
 def _json(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, default=str) if params else ""
-
-
-def _objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
-    objects: Sequence[Mapping[str, Any]] = rows.to_pylist() if isinstance(rows, pa.RecordBatch) else rows
-    return objects
 
 
 def _headers(version: Version) -> tuple[tuple[bytes, bytes], ...]:
