@@ -8,18 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from benchmarks import bulk as _bulk
+from benchmarks import heavy as _heavy
+from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
+from benchmarks import scale as _scale
 from benchmarks import throughput as _throughput
+from benchmarks.bulk import WrongAnswer
+from benchmarks.client import Refused
 from benchmarks.load import NoWrk
 from benchmarks.service import NotStarted
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all measurements here.")]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", help="Write the section of RESULTS.md here.")
+]
 
 
 @app.callback()
@@ -32,22 +43,23 @@ def throughput(
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
     rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
     connections: Annotated[str, typer.Option(help="Numbers of connections, comma separated.")] = "1,64",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all measurements here.")] = None,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """Requests a second and latencies, beside a FastAPI endpoint that returns a constant."""
     counts = [int(count) for count in connections.split(",")]
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
         found = _throughput.measure(Path(folder), counts, rounds, seconds)
     _throughput.show(found, out)
-    if json_file:
-        json_file.write_text(json.dumps(_throughput.raw(found), indent=1))
+    _write(json_file, _throughput.raw(found), markdown_file, _throughput.markdown(found))
     _fail_if(_throughput.failures(found))
 
 
 @app.command()
 def promotion(
     promotions: Annotated[int, typer.Option(help="Promotions each way.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all measurements here.")] = None,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """From the registry's answer to a promotion to the first answer by the new version."""
     found = []
@@ -55,16 +67,95 @@ def promotion(
         with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
             found.append(way(Path(folder), promotions))
     _promotion.show(found, out)
-    if json_file:
-        json_file.write_text(json.dumps([asdict(each) for each in found], indent=1))
+    _write(json_file, [asdict(each) for each in found], markdown_file, _promotion.markdown(found))
     _fail_if(sum(each.quiet.failed + each.swapping.failed for each in found))
+
+
+@app.command()
+def bulk(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or three requests.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Numbers of rows, comma separated.")] = "1,100,10000,100000",
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Many rows in one request, beside MLflow's server and the bare model, and small requests beside them."""
+    counts = [int(count) for count in sizes.split(",")]
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
+        found = _bulk.measure(Path(folder), counts, rounds, seconds)
+    _bulk.show(found, out)
+    _write(json_file, _bulk.raw(found), markdown_file, _bulk.markdown(found))
+    _fail_if(_bulk.failures(found))
+
+
+@app.command()
+def heavy(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; models and replicas take turns in each.")] = 3,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Models that keep the cores busy, with one and two model processes, and /health meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
+        found = _heavy.measure(Path(folder), rounds, seconds)
+    _heavy.show(found, out)
+    _write(json_file, _heavy.raw(found), markdown_file, _heavy.markdown(found))
+    _fail_if(_heavy.failures(found))
+
+
+@app.command()
+def scale(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; the numbers of models take turns in each.")] = 3,
+    models: Annotated[str, typer.Option(help="Numbers of models, comma separated.")] = "1,10,50",
+    idle: Annotated[int, typer.Option(help="Idle connections beside the busy ones.")] = _scale.IDLE,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+    counts = [int(count) for count in models.split(",")]
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
+        found = _scale.measure(Path(folder), counts, rounds, seconds, idle)
+    _scale.show(found, out)
+    _write(json_file, _scale.raw(found), markdown_file, _scale.markdown(found))
+    _fail_if(_scale.failures(found))
+
+
+@app.command()
+def peers(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
+    envs: Annotated[
+        Path, typer.Option(help="Where their environments are kept.", show_default="the user's cache folder")
+    ] = _peers.ENVIRONMENTS,
+    picture_file: Annotated[
+        Path | None, typer.Option("--picture", help="Draw a bar chart here, SVG or PNG.")
+    ] = None,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Other servers of the same model, each in an environment of its own, which is made the first time."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
+        found = _peers.measure(Path(folder), envs, rounds, seconds, lambda told: status.update(f"{told} …"))
+    _peers.show(found, out)
+    _write(json_file, _peers.raw(found), markdown_file, _peers.markdown(found))
+    if picture_file:
+        _peers.picture(found, picture_file)
+    _fail_if(_peers.failures(found))
+
+
+def _write(json_file: Path | None, raw: Any, markdown_file: Path | None, markdown: str) -> None:
+    if json_file:
+        json_file.write_text(json.dumps(raw, indent=1))
+    if markdown_file:
+        markdown_file.write_text(markdown)
 
 
 @contextmanager
 def _told_mistakes() -> Iterator[None]:
     try:
         yield
-    except (NoWrk, NotStarted) as error:
+    except (NoWrk, NotStarted, Refused, WrongAnswer) as error:
         err.print(f"[red]✗[/] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
 

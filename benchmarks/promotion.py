@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from threading import Thread
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import service
+from benchmarks import service, sheet
 from benchmarks.load import Measured, drive
 from benchmarks.throughput import ROW, make_registry
 
@@ -49,9 +47,9 @@ class Promotions:
 def by_polling(folder: Path, promotions: int) -> Promotions:
     """Promote to a stage of a SQLite registry, which the service polls every second."""
     registry = make_registry(folder)
-    client = _client(registry)
+    client = registry_client(registry)
     with service.serving(registry, folder) as url:
-        versions = _versions(client, promotions)
+        versions = more_versions(client, "iris", promotions)
 
         def promote(version: str) -> None:
             client.transition_model_version_stage("iris", version, "Production", True)
@@ -64,8 +62,8 @@ def by_webhook(folder: Path, promotions: int) -> Promotions:
     secret = secrets.token_hex(16)
     with mlflow_server(folder) as registry:
         make_registry(folder, registry)
-        client = _client(registry)
-        versions = _versions(client, promotions)
+        client = registry_client(registry)
+        versions = more_versions(client, "iris", promotions)
         client.set_registered_model_alias("iris", "champion", "1")
         env = {
             "SERVING_MODELS": "models:/iris@champion",
@@ -106,22 +104,41 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 def show(found: Sequence[Promotions], out: Console) -> None:
     """Print what was found."""
-    table = Table(
-        "followed by", "promotions", "p50 s", "max s", "p99 quiet", "p99 swapping", "ratio", "failed"
-    )
-    table.box = None
-    for each in found:
-        table.add_row(
+    sheet.show([_sheet(found)], out)
+
+
+def markdown(found: Sequence[Promotions]) -> str:
+    """The section of `RESULTS.md`."""
+    return sheet.markdown("Promotions: `python -m benchmarks promotion`", [_sheet(found)])
+
+
+def _sheet(found: Sequence[Promotions]) -> sheet.Sheet:
+    rows = [
+        (
             each.by,
             str(len(each.seconds)),
-            f"{median(each.seconds):.2f}",
-            f"{max(each.seconds):.2f}",
-            f"{each.quiet.p99:.1f} ms",
-            f"{each.swapping.p99:.1f} ms",
+            sheet.range_of(each.seconds),
+            f"{each.quiet.p99:.1f}",
+            f"{each.swapping.p99:.1f}",
             f"{each.p99_ratio:.2f}",
             str(each.quiet.failed + each.swapping.failed),
         )
-    out.print(table)
+        for each in found
+    ]
+    columns = (
+        "followed by",
+        "promotions",
+        "seconds: least / median / most",
+        "p99 quiet, ms",
+        "p99 swapping, ms",
+        "ratio",
+        "failed",
+    )
+    note = (
+        "From the registry's answer to the first answer by the new version, while wrk calls over "
+        f"{_CONNECTIONS} connections without a pause; one promotion follows the other."
+    )
+    return sheet.Sheet("Promotions under load", columns, tuple(rows), (note,))
 
 
 def _measure(
@@ -138,12 +155,17 @@ def _measure(
         )
     )
     load.start()
-    seconds = tuple(_seconds_to_answer(predict, version, promote) for version in versions)
+    seconds = tuple(seconds_to_answer(predict, version, promote) for version in versions)
     load.join()
     return Promotions(by, seconds, quiet, found[0])
 
 
-def _seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -> float:
+def seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -> float:
+    """Seconds from the registry's answer to `promote` to the first answer by this version at `url`.
+
+    Raises:
+        NotStarted: it did not go live.
+    """
     promote(version)
     began = time.perf_counter()
     with httpx.Client() as client:
@@ -154,7 +176,8 @@ def _seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -
     return time.perf_counter() - began
 
 
-def _client(registry: str) -> Any:
+def registry_client(registry: str) -> Any:
+    """An MLflow client of this registry, which is MLflow's from now on in this process."""
     import logging
     import warnings
 
@@ -167,11 +190,11 @@ def _client(registry: str) -> Any:
     return mlflow.MlflowClient()
 
 
-def _versions(client: Any, count: int) -> list[str]:
+def more_versions(client: Any, name: str, count: int) -> list[str]:
     """More versions of the first one's artifacts: each is downloaded, loaded and verified as any other."""
-    first = client.get_model_version("iris", "1")
+    first = client.get_model_version(name, "1")
     model_id = first.source.removeprefix("models:/")
     return [
-        str(client.create_model_version("iris", first.source, first.run_id, model_id=model_id).version)
+        str(client.create_model_version(name, first.source, first.run_id, model_id=model_id).version)
         for _ in range(count)
     ]

@@ -77,6 +77,22 @@ def constant(folder: Path) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def mlflow_scoring(registry: str, model: str, folder: Path) -> Iterator[str]:
+    """Run MLflow's own server for one model, as its documentation has it; gives its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", model, "--host", "127.0.0.1", "--port", str(port)]
+    variables = {
+        "MLFLOW_TRACKING_URI": registry,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # MLflow starts uvicorn by its name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with running(command, f"http://127.0.0.1:{port}/ping", folder / "scoring.log", variables) as url:
+        yield url
+
+
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     end = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < end and process.poll() is None:

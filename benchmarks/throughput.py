@@ -1,4 +1,8 @@
-"""This service, doing real inference, beside a FastAPI endpoint of the same types that returns a constant."""
+"""This service, doing real inference, beside a FastAPI endpoint of the same types that returns a constant.
+
+The service with its cache is driven, too: with the same row again and again, which is the best that a cache
+can meet. It helps as far as callers repeat themselves to the byte.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import service
+from benchmarks import service, sheet
 from benchmarks.load import Measured, drive
+from benchmarks.sheet import Sheet, range_of
 
 ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
-SERVING, CONSTANT = "serving", "constant"
+SERVING, CACHED, CONSTANT = "serving", "serving, cached", "constant"
 
 Rounds = dict[int, dict[str, list[Measured]]]
 """By number of connections, then by system: a measurement a round."""
@@ -37,10 +40,12 @@ def make_registry(folder: Path, uri: str | None = None) -> str:
 
 
 def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: float) -> Rounds:
-    """Drive both systems in turn, round by round, after each has answered rightly."""
-    found: Rounds = {count: {SERVING: [], CONSTANT: []} for count in connections}
-    with service.serving(make_registry(folder), folder) as ours, service.constant(folder) as theirs:
-        systems = {SERVING: ours, CONSTANT: theirs}
+    """Drive the systems in turn, round by round, after each has answered rightly."""
+    found: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
+    registry = make_registry(folder)
+    cached = service.serving(registry, folder, env={"SERVING_CACHE": "iris"})
+    with service.serving(registry, folder) as ours, cached as kept, service.constant(folder) as theirs:
+        systems = {SERVING: ours, CACHED: kept, CONSTANT: theirs}
         for url in systems.values():
             _check(url)
             drive(f"{url}/predict", ROW, folder, connections=max(connections), seconds=1)
@@ -54,26 +59,37 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
     return found
 
 
-def ratios(found: Rounds, connections: int) -> list[float]:
-    """Our requests a second to the constant's, each of the same round."""
-    pairs = zip(found[connections][SERVING], found[connections][CONSTANT], strict=True)
+def ratios(found: Rounds, connections: int, system: str = SERVING) -> list[float]:
+    """A system's requests a second to the constant's, each of the same round."""
+    pairs = zip(found[connections][system], found[connections][CONSTANT], strict=True)
     return [ours.rate / theirs.rate for ours, theirs in pairs]
 
 
+def sheets(found: Rounds) -> list[Sheet]:
+    """What was found: the median, and the least and the most of the rounds."""
+    rows = [
+        (
+            str(count),
+            name,
+            *(range_of([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
+            range_of(ratios(found, count, name)),
+            str(sum(each.failed for each in rounds)),
+        )
+        for count, systems in found.items()
+        for name, rounds in systems.items()
+    ]
+    columns = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "ratio to the constant", "failed")
+    return [Sheet("`/predict`, one row: least / median / most", columns, tuple(rows))]
+
+
 def show(found: Rounds, out: Console) -> None:
-    """Print what was found: the median, and the least and the most of the rounds."""
-    table = Table("connections", "system", "requests/s", "p50 ms", "p99 ms", "failed", box=None)
-    for count, systems in found.items():
-        for name, rounds in systems.items():
-            table.add_row(
-                str(count),
-                name,
-                *(_spread([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
-                str(sum(each.failed for each in rounds)),
-            )
-    out.print(table)
-    for count in found:
-        out.print(f"{count} connections: serving / constant = {_spread(ratios(found, count))}")
+    """Print what was found."""
+    sheet.show(sheets(found), out)
+
+
+def markdown(found: Rounds) -> str:
+    """The section of `RESULTS.md`."""
+    return sheet.markdown("Throughput: `python -m benchmarks throughput`", sheets(found))
 
 
 def raw(found: Rounds) -> dict[str, Any]:
@@ -93,8 +109,3 @@ def _check(url: str) -> None:
     answer = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
     if answer["label"] != "setosa" or answer["model"] != {"name": "iris", "version": "1"}:
         raise RuntimeError(f"{url} answers {answer}")
-
-
-def _spread(values: Sequence[float]) -> str:
-    digits = 0 if median(values) >= 100 else 2
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"

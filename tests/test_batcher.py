@@ -469,6 +469,25 @@ def test_what_is_tried_again_goes_before_what_came_later(bench: Bench) -> None:
     assert results(later) == [[6]]
 
 
+def test_callers_who_come_back_to_a_slow_model_share_its_next_batch(bench: Bench) -> None:
+    bench.submit(rows(1))
+    bench.submit(rows(2))
+    bench.advance(0.1)
+    bench.do(bench.processes[0].play)
+    bench.submit(rows(3))
+    assert bench.processes[0].asked == [rows(1)]
+    bench.advance(0.005)
+    assert bench.processes[0].asked == [rows(1), rows(2, 3)]
+
+
+def test_a_quick_model_is_asked_again_at_once(bench: Bench) -> None:
+    bench.submit(rows(1))
+    bench.submit(rows(2))
+    bench.advance(0.004)
+    bench.do(bench.processes[0].play)
+    assert bench.processes[0].asked == [rows(1), rows(2)]
+
+
 def test_a_process_that_died_idle_is_not_asked(bench: Bench) -> None:
     bench.processes[0].state = State.DEAD
     tickets = bench.submit(rows(1))
@@ -558,6 +577,8 @@ class Requests(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.add()
+        self.bench.play()
+        self.bench.advance(1.0)  # those that were slow have rested
         self.bench.play()
         assert all(ticket.future.done() for ticket in self.tickets)
         assert self.bench.batcher.waiting == 0

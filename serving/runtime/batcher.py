@@ -26,6 +26,10 @@ from serving.runtime.replica import Outcome, Replica, State
 from serving.runtime.table import Rows, joined
 
 log = logging.getLogger("serving.batcher")
+# Callers who have just been answered are back within a millisecond or so. A model that takes long is given a
+# moment for them, or else they would take turns with those who came meanwhile, in batches of half the size.
+_SLOW_SECONDS = 0.005
+_REST = 0.05
 
 
 Answer: TypeAlias = Predictions | Later
@@ -175,6 +179,11 @@ class Batcher:
             group = self._again.popleft() if self._again else take(self._waiting)
             self._run(replica, [ticket for ticket in group if not ticket.future.done()])
 
+    def _free_again(self, replica: Replica) -> None:
+        if replica.state is State.IDLE:
+            self._idle.append(replica)
+        self._dispatch()
+
     def _free(self) -> Replica | None:
         while self._idle:
             replica = self._idle.popleft()
@@ -195,14 +204,18 @@ class Batcher:
         if not table:
             self._idle.appendleft(replica)
             return
-        hanging = asyncio.get_running_loop().call_later(self._deadline, replica.kill)
+        loop = asyncio.get_running_loop()
+        hanging = loop.call_later(self._deadline, replica.kill)
+        started = loop.time()
 
         def done(outcome: Outcome) -> None:
             hanging.cancel()
             self._finish(group, len(rows), outcome)
-            if replica.state is State.IDLE:
-                self._idle.append(replica)
-            self._dispatch()
+            took = loop.time() - started
+            if took < _SLOW_SECONDS:
+                self._free_again(replica)
+            else:
+                loop.call_later(took * _REST, self._free_again, replica)
 
         replica.ask(table, done)
 

@@ -1,0 +1,31 @@
+"""Django without a database, sessions or middleware, behind gunicorn with four threads."""
+
+import json
+import os
+
+import django
+import mlflow.pyfunc
+import pandas as pd
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+
+settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=__name__, DEBUG=False, USE_TZ=True)
+django.setup()
+model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
+
+
+def predict(request: HttpRequest) -> JsonResponse:
+    """The probabilities of one row."""
+    row = json.loads(request.body)
+    return JsonResponse({"predictions": model.predict(pd.DataFrame([row])).tolist()})
+
+
+def health(request: HttpRequest) -> HttpResponse:
+    """200 while it runs."""
+    return HttpResponse("ok")
+
+
+urlpatterns = [path("predict", predict), path("health", health)]
+application = get_wsgi_application()

@@ -1,0 +1,101 @@
+"""A virtual environment for each peer, made once and kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import platformdirs
+
+FOLDER = platformdirs.user_cache_path("mlflow-serving-front") / "peers"
+"""Where environments are kept, unless told otherwise."""
+
+_INSTALLED = "installed"
+_SECONDS_TO_INSTALL = 1800
+_REASON_LENGTH = 120
+_TELLING = ("because", "error", "failed")  # how uv and pip begin such lines, the best first
+_VERSIONS = """
+import json
+from importlib.metadata import distributions
+print(json.dumps({each.name: each.version for each in distributions()}))
+"""
+
+
+class NotInstalled(Exception):
+    """An environment that can't be made here; the message is short."""
+
+
+def environment(folder: Path, name: str, requirements: Sequence[str]) -> Path:
+    """The Python of an environment with these requirements: the one in `folder`, or one made there now.
+
+    With uv where there is one, else with venv and pip, each with the index that it is configured for.
+
+    Raises:
+        NotInstalled: they can't be installed here.
+    """
+    key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
+    place = folder / f"{name.lower().replace(' ', '-')}-{key}"
+    python = place / "bin" / "python"
+    if (place / _INSTALLED).exists():
+        return python
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for command in _commands(place, python, requirements):
+        _run(command)
+    (place / _INSTALLED).write_text("\n".join(requirements))
+    return python
+
+
+def merged(model: Sequence[str], peer: Sequence[str]) -> list[str]:
+    """The model's requirements and the peer's, whose own stand where both name a package."""
+    taken = {_name(requirement) for requirement in peer}
+    return [*peer, *(requirement for requirement in model if _name(requirement) not in taken)]
+
+
+def versions(python: Path) -> Mapping[str, str]:
+    """All that is installed, by name."""
+    done = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return dict(sorted(found.items(), key=lambda each: each[0].lower()))
+
+
+def reason(said: str) -> str:
+    """What an installer said, in a line: why rather than that it failed, without addresses and paths."""
+    lines = [stripped for line in said.splitlines() if (stripped := line.strip(" ×╰─▶│"))]
+    telling = [line for word in _TELLING for line in lines if line.lower().startswith(word)]
+    line = next(iter([*telling, *lines]), "no reason given")
+    line = re.sub(r"^error:\s*|\s*\(from versions:.*", "", line, flags=re.IGNORECASE)
+    return re.sub(r"\w+://\S+|(?<!\S)/\S+", "…", line)[:_REASON_LENGTH]
+
+
+def _commands(place: Path, python: Path, requirements: Sequence[str]) -> list[list[str]]:
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    uv = shutil.which("uv", path=beside)
+    if uv:
+        return [
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)],
+            [uv, "pip", "install", "--quiet", "--python", str(python), *requirements],
+        ]
+    return [
+        [sys.executable, "-m", "venv", "--clear", str(place)],
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+    ]
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS_TO_INSTALL)
+    except subprocess.CalledProcessError as error:
+        raise NotInstalled(reason(error.stderr)) from None
+    except subprocess.TimeoutExpired:
+        raise NotInstalled(f"not done within {_SECONDS_TO_INSTALL} s") from None
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\[=<>!~; ]", requirement, maxsplit=1)[0].lower().replace("_", "-")

@@ -1,0 +1,117 @@
+"""Every system in turn, round by round."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import service
+from benchmarks.peers.environments import NotInstalled, environment, merged, versions
+from benchmarks.peers.found import CONNECTIONS, CONSTANT, OURS, Entry, Found
+from benchmarks.peers.table import PEERS, Peer
+from benchmarks.peers.turns import System, Turn, serve, take
+from benchmarks.promotion import registry_client
+from benchmarks.throughput import ROW, make_registry
+
+Tell = Callable[[str], object]
+_Seat = tuple[Entry, System | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The logged model: its registry, folder and requirements, and the probabilities it has for the row."""
+
+    registry: str
+    folder: Path
+    requirements: tuple[str, ...]
+    expected: tuple[float, ...]
+
+
+def measure(folder: Path, environments: Path, rounds: int, seconds: float, tell: Tell) -> Found:
+    """Install all peers, then give every system its turn in each round; `tell` is told what goes on.
+
+    Raises:
+        NoWrk: wrk is not installed.
+    """
+    tell("training the model")
+    registry = make_registry(folder)
+    model = _model(registry, folder)
+    entries = [_ours(model), *(_installed(peer, model, environments, tell) for peer in PEERS), _constant()]
+    turns: dict[str, list[Turn]] = {entry.name: [] for entry, _ in entries}
+    for number in range(1, rounds + 1):
+        for entry, system in entries:
+            if system:
+                tell(f"round {number} of {rounds}: {entry.name}")
+                turns[entry.name].append(take(system, CONNECTIONS, seconds))
+    return Found(
+        date=datetime.now(UTC).date().isoformat(),
+        machine=_machine(),
+        python=platform.python_version(),
+        rounds=rounds,
+        seconds=seconds,
+        model=model.requirements,
+        entries=tuple(replace(entry, turns=tuple(turns[entry.name])) for entry, _ in entries),
+    )
+
+
+def _model(registry: str, folder: Path) -> _Model:
+    registry_client(registry)
+    import mlflow
+    import pandas as pd
+
+    place = mlflow.artifacts.download_artifacts("models:/iris/1", dst_path=str(folder / "model"))
+    (expected,) = mlflow.pyfunc.load_model(place).predict(pd.DataFrame([ROW])).tolist()
+    requirements = (Path(place) / "requirements.txt").read_text().splitlines()
+    return _Model(registry, Path(place), tuple(requirements), tuple(expected))
+
+
+def _ours(model: _Model) -> _Seat:
+    system = System(
+        start=partial(service.serving, model.registry),
+        path="/predict",
+        body=ROW,
+        answer=lambda answered: [*answered["probabilities"].values()],
+        expected=model.expected,
+    )
+    setting = "as users get it: one front, one model process, no cache"
+    return Entry(OURS, version("mlflow-serving-front"), setting), system
+
+
+def _constant() -> _Seat:
+    system = System(
+        start=service.constant,
+        path="/predict",
+        body=ROW,
+        answer=lambda answered: [answered["prediction"]],
+        expected=(0,),
+    )
+    return Entry(CONSTANT, version("fastapi"), "uvicorn; no model, the same types"), system
+
+
+def _installed(peer: Peer, model: _Model, environments: Path, tell: Tell) -> _Seat:
+    pinned = peer.requirements[0].partition("==")[2]
+    entry = Entry(peer.name, pinned, peer.setting)
+    tell(f"installing {peer.name} {pinned}")
+    try:
+        python = environment(environments, peer.name, merged(model.requirements, peer.requirements))
+    except NotInstalled as error:
+        return replace(entry, not_installed=str(error)), None
+    system = System(
+        start=partial(serve, peer, python, model.folder),
+        path=peer.path,
+        body=peer.body,
+        answer=peer.answer,
+        expected=model.expected,
+    )
+    return replace(entry, installed=versions(python)), system
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GB of memory, {platform.system()} {platform.machine()}"

@@ -1,0 +1,274 @@
+"""Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from benchmarks import processes, service, sheet
+from benchmarks.load import Measured, drive
+from benchmarks.processes import Memory
+from benchmarks.promotion import more_versions, registry_client, seconds_to_answer
+from benchmarks.sheet import Sheet, range_of
+from benchmarks.throughput import ROW, make_registry
+
+IDLE = 5000
+_CONNECTIONS = 64
+_PROMOTIONS = 3
+_SPARE_FILES = 200
+_IDLE_SECONDS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """One front with this many models, in one round.
+
+    `cold` and `warm` are the seconds of a start without and with the artifacts in its store, `idle_cpu` the
+    cores that the front uses while nobody calls, `further` the seconds of each promotion to live.
+    """
+
+    models: int
+    cold: float
+    warm: float
+    idle_cpu: float
+    memory: Memory
+    first: Measured
+    spread: Measured
+    further: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Busy connections alone, and beside idle ones, in one round.
+
+    `silent` idle connections have asked nothing yet; of those that did ask, `kept` are open after
+    `_IDLE_SECONDS` more.
+    """
+
+    alone: Measured
+    beside: Measured
+    opened: int
+    silent: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All that was measured; `files` is how many this process could open."""
+
+    fronts: list[Front]
+    idle: list[Idle]
+    files: int
+
+
+def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, idle: int = IDLE) -> Found:
+    """Measure a front with each number of models in turn, round by round.
+
+    Raises:
+        NotStarted: a service does not start, or a version does not go live.
+    """
+    registry = make_registry(folder)
+    client = registry_client(registry)
+    names = [f"m{number:02}" for number in range(max(counts))]
+    _register(client, names)
+    fronts, idles, files = [], [], 0
+    for number in range(rounds):
+        for count in counts:
+            place = folder / f"{number}-{count}"
+            place.mkdir()
+            fronts.append(_front(registry, client, place, names[:count], seconds))
+        if idle:
+            found, files = _idle(registry, folder, names[:1], seconds, idle)
+            idles.append(found)
+    return Found(fronts, idles, files)
+
+
+def show(found: Found, out: Console) -> None:
+    """Print what was found."""
+    sheet.show(_sheets(found), out)
+
+
+def markdown(found: Found) -> str:
+    """The section of RESULTS.md."""
+    return sheet.markdown("Many models, many connections", _sheets(found))
+
+
+def raw(found: Found) -> dict[str, Any]:
+    """All measurements, for JSON."""
+    return asdict(found)
+
+
+def failures(found: Found) -> int:
+    """How many requests failed in all."""
+    driven = [each for front in found.fronts for each in (front.first, front.spread)]
+    driven += [each for idle in found.idle for each in (idle.alone, idle.beside)]
+    return sum(each.failed for each in driven)
+
+
+def _register(client: Any, names: Sequence[str]) -> None:
+    """The iris model's artifacts once more under each name, with the digest, and promoted."""
+    iris = client.get_model_version("iris", "1")
+    for name in names:
+        client.create_registered_model(name)
+        model_id, tags = iris.source.removeprefix("models:/"), {"serving.digest": iris.tags["serving.digest"]}
+        client.create_model_version(name, iris.source, iris.run_id, tags=tags, model_id=model_id)
+        client.transition_model_version_stage(name, "1", "Production")
+
+
+# -- fronts with many models
+
+
+def _front(registry: str, client: Any, folder: Path, names: Sequence[str], seconds: float) -> Front:
+    with ExitStack() as stack:
+        _, cold = _started(stack, registry, folder, names)
+    with ExitStack() as stack:
+        url, warm = _started(stack, registry, folder, names)
+        pid = processes.front(urlsplit(url).port or 0)
+        time.sleep(1)
+        used = processes.cpu_seconds(pid)
+        time.sleep(seconds)
+        idle_cpu = (processes.cpu_seconds(pid) - used) / seconds
+        drive(url, ROW, folder, connections=_CONNECTIONS, seconds=1, paths=_paths(names))
+        first = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names[:1]))
+        spread = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names))
+        memory = processes.memory(pid)
+        further = _promote(client, names[0], f"{url}{_paths(names)[0]}")
+    return Front(len(names), cold, warm, idle_cpu, memory, first, spread, further)
+
+
+def _started(stack: ExitStack, registry: str, folder: Path, names: Sequence[str]) -> tuple[str, float]:
+    env = {"SERVING_MODELS": ",".join(f"models:/{name}/Production" for name in names)}
+    began = time.perf_counter()
+    url = stack.enter_context(service.serving(registry, folder, env=env))
+    return url, time.perf_counter() - began
+
+
+def _paths(names: Sequence[str]) -> list[str]:
+    return [f"/models/{name}/predict" for name in names]
+
+
+def _promote(client: Any, name: str, url: str) -> tuple[float, ...]:
+    def promote(version: str) -> None:
+        client.transition_model_version_stage(name, version, "Production", True)
+
+    versions = more_versions(client, name, _PROMOTIONS)
+    return tuple(seconds_to_answer(url, version, promote) for version in versions)
+
+
+# -- idle connections
+
+
+def _idle(registry: str, folder: Path, names: Sequence[str], seconds: float, count: int) -> tuple[Idle, int]:
+    """The limit on open files is raised once the service has started, which is to raise its own."""
+    with ExitStack() as stack:
+        url, _ = _started(stack, registry, folder, names)
+        files = stack.enter_context(processes.open_files(count + _SPARE_FILES))
+        count = min(count, files - _SPARE_FILES)
+        drive(url, ROW, folder, connections=_CONNECTIONS, seconds=1, paths=_paths(names))
+        alone = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names))
+        with _connected(url, count) as idle:
+            beside = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names))
+            silent = sum(map(is_open, idle))
+            asked = [each for each in idle if _asks(each)]
+            time.sleep(_IDLE_SECONDS)
+            kept = sum(map(is_open, asked))
+        return Idle(alone, beside, len(idle), silent, kept), files
+
+
+@contextmanager
+def _connected(url: str, count: int) -> Iterator[list[socket.socket]]:
+    at = urlsplit(url)
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(socket.create_connection((at.hostname or "", at.port or 0), timeout=5))
+            for _ in range(count)
+        ]
+
+
+def _asks(idle: socket.socket) -> bool:
+    """Whether it is answered."""
+    try:
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return idle.recv(65536).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def is_open(idle: socket.socket) -> bool:
+    """Whether the other side has not closed it."""
+    idle.setblocking(False)
+    try:
+        return bool(idle.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        idle.settimeout(5)
+
+
+# -- telling
+
+
+def _sheets(found: Found) -> list[Sheet]:
+    return [_front_sheet(found.fronts), *([_idle_sheet(found)] if found.idle else [])]
+
+
+def _front_sheet(fronts: Sequence[Front]) -> Sheet:
+    figures: dict[str, Callable[[Front], float]] = {
+        "cold start to ready, s": lambda front: front.cold,
+        "second start to ready, s": lambda front: front.warm,
+        "further version, promotion to live, s": lambda front: median(front.further),
+        "a model process, median: private MB": lambda front: median(front.memory.models),
+        "a model process, most: private MB": lambda front: max(front.memory.models),
+        "the front: private MB": lambda front: front.memory.front,
+        "the fork server: private MB": lambda front: front.memory.fork_server,
+        "all together: private MB": lambda front: front.memory.total,
+        "the front's CPU while idle, %": lambda front: 100 * front.idle_cpu,
+        "first model: requests/s": lambda front: front.first.rate,
+        "first model: p99 ms": lambda front: front.first.p99,
+        "spread over all: requests/s": lambda front: front.spread.rate,
+        "spread over all: p99 ms": lambda front: front.spread.p99,
+    }
+    counts = sorted({front.models for front in fronts})
+    lines = [
+        (name, *(range_of([of(front) for front in fronts if front.models == count]) for count in counts))
+        for name, of in figures.items()
+    ]
+    notes = (
+        f"wrk with {_CONNECTIONS} connections; memory is read after the requests. A promotion is to a stage, "
+        "which the front looks for every second.",
+    )
+    columns = ("", *(f"{count} model{'s' * (count > 1)}" for count in counts))
+    return Sheet("Models in one front", columns, tuple(lines), notes)
+
+
+def _idle_sheet(found: Found) -> Sheet:
+    alone, beside = [each.alone for each in found.idle], [each.beside for each in found.idle]
+    lines = [
+        (told, *(range_of([getattr(each, value) for each in rounds]) for rounds in (alone, beside)))
+        for told, value in (
+            ("requests/s", "rate"),
+            ("p50 ms", "p50"),
+            ("p99 ms", "p99"),
+            ("worst ms", "worst"),
+        )
+    ]
+    opened, silent = (min(getattr(each, name) for each in found.idle) for name in ("opened", "silent"))
+    notes = (
+        f"{opened:,} idle connections were open, of which {silent:,} still were after the "
+        f"measurement; once each had asked, {min(each.kept for each in found.idle):,} were open "
+        f"{_IDLE_SECONDS:g} s later.",
+        f"This process may open {found.files:,} files; the service has its own limit as it was started.",
+    )
+    columns = ("", f"{_CONNECTIONS} busy connections", f"beside {opened:,} idle ones")
+    return Sheet("Idle connections", columns, tuple(lines), notes)

@@ -1,0 +1,56 @@
+"""What a measurement found, as a table: the same one on the screen and in `RESULTS.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table with a title, and what there is to say of it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def show(sheets: Iterable[Sheet], out: Console) -> None:
+    """Print them."""
+    for sheet in sheets:
+        table = Table(*sheet.columns, title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in sheet.rows:
+            table.add_row(*row)
+        out.print(table)
+        for note in sheet.notes:
+            out.print(f"· {note}")
+
+
+def markdown(heading: str, sheets: Iterable[Sheet]) -> str:
+    """A section of a Markdown file: the heading, and each table below it with its notes."""
+    parts = [f"## {heading}\n"]
+    for sheet in sheets:
+        lines = [sheet.columns, tuple("---" for _ in sheet.columns), *sheet.rows]
+        parts.append(f"### {sheet.title}\n")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        parts.append("".join(f"- {note}\n" for note in sheet.notes))
+    return "\n".join(part for part in parts if part)
+
+
+def spread(values: Sequence[float]) -> str:
+    """`median (least–most)`."""
+    digits = 0 if median(values) >= 100 else 2
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def range_of(values: Sequence[float]) -> str:
+    """`least / median / most`, to three digits."""
+    middle = abs(median(values))
+    digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
+    return " / ".join(f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
