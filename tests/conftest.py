@@ -22,6 +22,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# What the service's registry client sets, so that its calls end soon.
+_SET_BY_CLIENT = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+
 NewRegistry = Callable[[Path], str]
 
 
@@ -49,6 +52,14 @@ def new_registry(registry_template: Path) -> NewRegistry:
         return f"sqlite:///{database}"
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """What a registry client sets in the environment is forgotten after the test."""
+    yield
+    for name in _SET_BY_CLIENT:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

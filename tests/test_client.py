@@ -31,14 +31,6 @@ NAMES = ["iris", "my model", "o'brien", 'the "best"', "ирис", "iris_2", "IRI
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the client sets in it is forgotten afterwards."""
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
 def catalogue(registry: str) -> Registry:
     """A registry with four versions of iris, whose artifacts are nowhere."""
     made = Registry(registry)
@@ -48,7 +40,7 @@ def catalogue(registry: str) -> Registry:
 
 
 @pytest.fixture
-def client(registry: str, environment: None) -> Iterator[RegistryClient]:
+def client(registry: str) -> Iterator[RegistryClient]:
     with closing(RegistryClient(Settings(tracking_uri=registry))) as made:
         yield made
 
@@ -214,7 +206,7 @@ def closed_port() -> Iterator[int]:
 
 
 async def test_a_server_that_is_away_is_unavailable_and_its_password_is_not_told(
-    environment: None, closed_port: int
+    closed_port: int,
 ) -> None:
     uri = f"http://alice:hunter2@127.0.0.1:{closed_port}"
     with closing(RegistryClient(Settings(tracking_uri=uri))) as client:
@@ -229,7 +221,7 @@ async def test_a_server_that_is_away_is_unavailable_and_its_password_is_not_told
         assert client.uri == f"http://***@127.0.0.1:{closed_port}"
 
 
-async def test_a_database_that_is_none_is_unavailable(environment: None, tmp_path: Path) -> None:
+async def test_a_database_that_is_none_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(os.urandom(4096))
     with closing(RegistryClient(Settings(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))) as client:
         with pytest.raises(RegistryUnavailable) as away:

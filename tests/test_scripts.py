@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from live import until
 
 from training.cli import main
 
@@ -258,6 +259,12 @@ def free_port() -> int:
         return int(chosen.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether anybody does."""
+    with socket.socket() as calling:
+        return calling.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def ui(real: Project, registry: str) -> Iterator[str]:
     """The address of `scripts/ui` on a registry."""
@@ -268,6 +275,7 @@ def ui(real: Project, registry: str) -> Iterator[str]:
         assert process.stderr
         try:
             next(line for line in process.stderr if "Application startup complete" in line)
+            until(lambda: listens(port))
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
