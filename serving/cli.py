@@ -232,7 +232,9 @@ def _print_contract(loaded: Any) -> None:
     table = Table("input", "type", "required", "facets", box=None, header_style="bold")
     for column in loaded.contract.columns:
         facets = ", ".join(f"{word} {value}" for word, value in column.facets)
-        table.add_row(_plain(column.name), column.type, "yes" if column.required else "no", _plain(facets))
+        table.add_row(
+            _plain(column.name), column.kind.told, "yes" if column.required else "no", _plain(facets)
+        )
     out.print(table)
     fields = ", ".join(loaded.contract.outputs.fields)
     out.print(f"answers [bold]{fields}[/]")

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from signatures import TYPES, columns, contract
 
 from serving.errors import ModelFailed
+from serving.runtime import answers
 from serving.runtime.contract import Contract
-from serving.runtime.table import decode_answer, encode_answer
 from serving.runtime.values import NOT_FINITE
 
 CLASSES = ["setosa", "versicolor", "virginica"]
@@ -45,7 +45,7 @@ def classifier(outputs: Schema) -> Contract:
 
 
 def predictions(made: Contract, answer: Any) -> list[Any]:
-    return read(made, decode_answer(encode_answer(answer)))
+    return read(made, answers.decode(answers.encode(answer, 0)))
 
 
 def read(made: Contract, table: pa.RecordBatch) -> list[Any]:

@@ -28,11 +28,7 @@ DOUBLES = "a: double, b: double, c: double"
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
     """The tables that a model process makes of rows."""
     made = contract(spec)
-    schema = table.schema(made.columns)
-    return [
-        table.decode(table.encode(schema, [rows[index] for index in indices], ""))[0]
-        for indices in table.by_absence(made.columns_left_out_whole, rows).values()
-    ]
+    return [table.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
 
 
 @given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))

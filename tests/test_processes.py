@@ -19,26 +19,24 @@ from pids import Watch, parent
 from signatures import contract
 
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
-from serving.runtime import table
+from serving.runtime import answers
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool, next_pause
 from serving.runtime.replica import Replica, State
 from serving.runtime.wire import Kind, pack
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = contract("x: double, act: string?").columns
+LAYOUT = contract("x: double, act: string?").layout
 
 pytestmark = pytest.mark.anyio
 
 
 def asked(*numbers: float, act: str | None = None) -> bytes:
-    return table.encode(table.schema(COLUMNS), [{"x": number, "act": act} for number in numbers], "")
+    return LAYOUT.encode([{"x": number, "act": act} for number in numbers], "")
 
 
 async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
-    found: list[Any] = (
-        table.decode_answer(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
-    )
+    found: list[Any] = answers.decode(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
     return found
 
 

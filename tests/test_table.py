@@ -17,12 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.models.utils import _enforce_params_schema, _enforce_schema
 from mlflow.types import ParamSchema, ParamSpec, Schema
+from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
 from serving.errors import ModelFailed
-from serving.runtime import table
-from serving.runtime.columns import FLOAT32_MAX
+from serving.runtime import answers, table
+from serving.runtime.answers import Form
 from serving.runtime.contract import Contract
+from serving.runtime.nesting import unpacked
+from serving.runtime.scalars import FLOAT32_MAX
+
+
+class Point(BaseModel):
+    x: int
+
 
 NUMBER_EDGES = [0.0, -0.0, 5e-324, 0.1, 16777217.0]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -50,10 +58,9 @@ def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, A
 def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
     """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
     found: list[dict[str, Any]] = [{}] * len(rows)
-    for indices in table.by_absence(made.columns_left_out_whole, rows).values():
-        stream = table.encode(table.schema(made.columns), [rows[index] for index in indices], "")
-        frame, params = table.decode(stream)
-        assert params is None
+    for _, indices, group in made.layout.groups(rows):
+        frame, count, params = table.decode(made.layout.encode(group, ""))
+        assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
             found[index] = row
     return found
@@ -125,7 +132,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
     rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    _, given_ = table.decode(table.encode(table.schema(made.columns), rows, text))
+    _, _, given_ = table.decode(made.layout.encode(rows, text))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _enforce_params_schema(given_, schema)
@@ -139,13 +146,20 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
 @pytest.mark.parametrize(
     ("rows", "groups"),
     [
-        ([], {}),
         ([{"n": 1}, {"n": 2}], {(False,): [0, 1]}),
         ([{"n": 1}, {}, {"n": None}, {"n": 0}], {(False,): [0, 3], (True,): [1, 2]}),
+        ([{}, {}], {(True,): [0, 1]}),
     ],
 )
 def test_rows_are_grouped_by_what_they_leave_out(rows: Any, groups: Any) -> None:
-    assert table.by_absence(["n"], rows) == groups
+    layout = contract("n: long?").layout
+    columns = layout.batch({"n": [row.get("n") for row in rows]})
+    for form in (rows, columns):
+        found = [*layout.groups(form)]
+        assert {likeness: [*indices] for likeness, indices, _ in found} == groups
+        for _, indices, group in found:
+            wanted = [rows[index].get("n") for index in indices]
+            assert [row.get("n") for row in table.objects(group)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_rows_are_grouped_by_what_they_leave_out(rows: Any, groups: Any) -> None
 )
 def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> None:
     with pytest.raises(ModelFailed):
-        table.encode(table.schema(contract(f"it: {kind}").columns), [{"it": value}], "")
+        contract(f"it: {kind}").layout.encode([{"it": value}], "")
 
 
 # -- answers
@@ -170,7 +184,7 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
         (np.array([[1.0, 2.0], [3.0, 4.0]]).T, ["0"], [[[1.0, 3.0]], [[2.0, 4.0]]]),
         (np.arange(8).reshape(2, 2, 2), ["0"], [[[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]]),
         (pd.Series([True, False]), ["0"], [[True], [False]]),
-        (pd.Series([1.5], name="y"), ["0"], [[1.5]]),
+        (pd.Series([1.5], name="y"), ["y"], [[1.5]]),
         (["a", "b"], ["0"], [["a"], ["b"]]),
         ([1, 2.5], ["0"], [[1.0], [2.5]]),
         ((1, 2), ["0"], [[1], [2]]),
@@ -180,35 +194,70 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ["a", "a"], [[1, 2]]),
         (np.zeros((0, 3)), ["0"], []),
         ([], ["0"], []),
+        ({"a": [1, 2], "b": np.array([[1], [2]])}, ["a", "b"], [[1, [1]], [2, [2]]]),
+        (
+            [{"a": 1}, None, {"b": [np.float64(1.5), pd.Timestamp(0)]}],
+            ["0"],
+            [
+                [{"a": 1}],
+                [None],
+                [{"b": [1.5, "1970-01-01T00:00:00"]}],
+            ],
+        ),
+        ([1, "a"], ["0"], [[1], ["a"]]),
+        (pd.Series([[1], (2, 3), np.nan]), ["0"], [[[1]], [[2, 3]], [None]]),
+        ([Point(x=1)], ["0"], [[{"x": 1}]]),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
-    found = table.decode_answer(table.encode_answer(answer))
+    found = answers.decode(answers.encode(answer, len(rows)))
     assert found.schema.names == columns_
-    assert [list(row) for row in zip(*[column.to_pylist() for column in found.columns], strict=True)] == rows
+    assert [list(row) for row in zip(*map(unpacked, found.columns), strict=True)] == rows
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [
+        (np.array([1]), Form.VALUES),
+        ([1], Form.VALUES),
+        (pd.DataFrame({"a": [1]}), Form.RECORDS),
+        (pd.Series([1]), Form.RECORDS),
+        ({"a": [1]}, Form.COLUMNS),
+        ({"a": [1, 2]}, Form.WHOLE),
+        ({"a": 1}, Form.WHOLE),
+        ({}, Form.WHOLE),
+        (5, Form.WHOLE),
+        (None, Form.WHOLE),
+        ("text", Form.WHOLE),
+        (np.float64(1), Form.WHOLE),
+    ],
+    ids=str,
+)
+def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
+    assert answers.form(answers.decode(answers.encode(answer, 1))) is form
 
 
 @pytest.mark.parametrize(
     "answer",
-    [None, 5, "text", {"a": [1]}, object(), [1, "a"], [object()], np.float64(1), iter([1])],
-    ids=lambda value: type(value).__name__,
+    [object(), [object()], iter([1]), {1, 2}, [{"a": {1}}]],
+    ids=lambda it: type(it).__name__,
 )
-def test_an_answer_that_is_no_table_is_refused_with_its_type(answer: Any) -> None:
-    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} is no table"):
-        table.encode_answer(answer)
+def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
+    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
+        answers.encode(answer, 1)
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=8).map(table.encode_answer([1.5]).__add__))
+@given(st.binary(max_size=64) | st.binary(max_size=8).map(answers.encode([1.5], 1).__add__))
 def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
     with suppress(ModelFailed):
-        assert isinstance(table.decode_answer(stream), pa.RecordBatch)
+        assert isinstance(answers.decode(stream), pa.RecordBatch)
 
 
 @given(st.data())
 def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
-    stream = bytearray(table.encode_answer(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]})))
+    stream = bytearray(answers.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
     for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
         stream[place] ^= data.draw(st.integers(1, 255))
     with suppress(ModelFailed):
-        table.decode_answer(bytes(stream[: data.draw(st.integers(0, len(stream)))]))
+        answers.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))

@@ -103,7 +103,7 @@ class Batcher:
 
     Args:
         encode: makes a table of rows and a group's key.
-        read: makes predictions of an answered table, one for each row.
+        read: makes what was asked for of an answered table, a group's key and its number of rows.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
     """
@@ -111,7 +111,7 @@ class Batcher:
     def __init__(
         self,
         encode: Callable[[Rows, Any], bytes],
-        read: Callable[[bytes], Answer],
+        read: Callable[[bytes, Any, int], Answer],
         *,
         most_waiting: int,
         deadline: float,
@@ -224,7 +224,7 @@ class Batcher:
             self._fail(group, outcome)
             return
         try:
-            predictions = self._read(outcome)
+            predictions = self._read(outcome, group[0].key, rows)
         except ModelFailed as error:
             self._fail(group, error)
             return

@@ -21,9 +21,9 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import BodyTooLarge, Fault, Malformed, Unprocessable
-from serving.runtime.columns import Column
 from serving.runtime.contract import Contract
-from serving.runtime.table import Rows, schema
+from serving.runtime.scalars import Scalar
+from serving.runtime.table import Rows
 
 _BYTES = 64 * 1024
 _PARAMS = rb'"params"\s*:\s*\{[^{}]*\}\s*'
@@ -86,12 +86,18 @@ class _Columns:
 
     def __init__(self, contract: Contract) -> None:
         columns = contract.columns
-        self._schema = schema(columns)
+        self._layout = contract.layout
         self._names = frozenset(column.name for column in columns)
-        self._readers = [(column, TypeAdapter(list[column.annotation]).validator) for column in columns]  # type: ignore[name-defined]
-        self._texts = [column.name for column in columns if column.scalar.python is str]
-        self._able = all(column.scalar.convert is None and ":" not in column.name for column in columns)
-        self._whole = contract.columns_left_out_whole
+        self._readers = {
+            column.name: (TypeAdapter(list[column.annotation]).validator, column.required)  # type: ignore[name-defined]
+            for column in columns
+        }
+        kinds = {column.name: column.kind for column in columns}
+        scalars = {name: kind for name, kind in kinds.items() if isinstance(kind, Scalar)}
+        self._texts = [name for name, kind in scalars.items() if kind.python is str]
+        self._able = scalars == kinds and all(
+            kind.convert is None and ":" not in name for name, kind in scalars.items()
+        )
         self._all_required = all(column.required for column in columns)
 
     def read(self, piece: bytes) -> pa.RecordBatch | None:
@@ -102,19 +108,16 @@ class _Columns:
             rows = orjson.loads(b"[%b]" % piece)
             if not rows or not self._has_fields(rows, piece):
                 return None
-            arrays = [
-                pa.array(reader.validate_python(self._column(rows, column)), column.scalar.arrow)
-                for column, reader in self._readers
-            ]
+            return self._layout.batch(
+                {
+                    name: reader.validate_python(
+                        [row[name] for row in rows] if required else [row.get(name) for row in rows]
+                    )
+                    for name, (reader, required) in self._readers.items()
+                }
+            )
         except (ValueError, TypeError, LookupError, AttributeError, ValidationError, pa.ArrowException):
             return None
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        holey = any(0 < batch.column(name).null_count < len(rows) for name in self._whole)
-        return None if holey else batch
-
-    def _column(self, rows: list[dict[str, Any]], column: Column) -> list[Any]:
-        name = column.name
-        return [row[name] for row in rows] if column.required else [row.get(name) for row in rows]
 
     def _has_fields(self, rows: list[dict[str, Any]], piece: bytes) -> bool:
         """Whether the rows have no field but the columns, and none twice: a name for every colon."""

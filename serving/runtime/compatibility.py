@@ -40,7 +40,7 @@ def _inputs(old: Contract, new: Contract) -> Iterator[str]:
 
 def _column(old: Column, new: Column) -> Iterator[str]:
     if old.type != new.type and (old.type, new.type) not in _WIDENED:
-        yield f"input {old.name!r} changes from {old.type} to {new.type}"
+        yield f"input {old.name!r} changes from {old.kind.told} to {new.kind.told}"
         return
     if new.required and not old.required:
         yield f"input {old.name!r} was optional and is required"

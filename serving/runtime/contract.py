@@ -14,9 +14,11 @@ from pydantic_core import SchemaError, SchemaValidator, from_json
 from typing_extensions import TypedDict
 
 from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
-from serving.runtime.columns import SCALARS, Column
+from serving.runtime.columns import Column
 from serving.runtime.outputs import Outputs
 from serving.runtime.predictions import Predictions
+from serving.runtime.scalars import SCALARS
+from serving.runtime.table import Form, Layout
 
 type_dict: Any = TypedDict  # its fields are known only when a version is loaded
 Row = dict[str, Any]
@@ -58,6 +60,7 @@ class Contract:
     params: tuple[Param, ...]
     outputs: Outputs
     max_rows: int
+    form: Form = Form.FRAME
     example: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def with_example(self, row: Row) -> Contract:
@@ -65,11 +68,9 @@ class Contract:
         return self if self.example else replace(self, example=row)
 
     @cached_property
-    def columns_left_out_whole(self) -> tuple[str, ...]:
-        """The optional columns that a table has for all its rows or for none: they can't hold a null."""
-        return tuple(
-            column.name for column in self.columns if not column.required and not column.scalar.nullable
-        )
+    def layout(self) -> Layout:
+        """The table that rows become."""
+        return Layout(self.columns, self.form)
 
     # -- what clients send
 
@@ -130,8 +131,7 @@ class Contract:
             row: Row = self._row_validator.validate_json(body)
         except ValidationError as error:
             raise self._refusal(error) from None
-        if body.count(b":") != len(row):
-            _refuse_repeats(body)
+        refuse_repeats(body, len(row))
         return row
 
     def read_batch(self, body: bytes) -> tuple[list[Row], dict[str, Any]]:
@@ -145,9 +145,7 @@ class Contract:
         except ValidationError as error:
             raise self._refusal(error) from None
         rows, params = batch["rows"], batch.get("params", {})
-        colons = len(batch) + sum(map(len, rows)) + len(params)
-        if body.count(b":") != colons:
-            _refuse_repeats(body)
+        refuse_repeats(body, len(batch) + sum(map(len, rows)) + len(params))
         return rows, params
 
     def read_query(self, query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -159,9 +157,16 @@ class Contract:
         if not query:
             return {}
         known = {param.name: param for param in self.params}
-        given = {
-            name: known[name].read(values) if name in known else values for name, values in query.items()
-        }
+        return self.read_params(
+            {name: known[name].read(values) if name in known else values for name, values in query.items()}
+        )
+
+    def read_params(self, given: Any) -> dict[str, Any]:
+        """The model's parameters from values as JSON has them.
+
+        Raises:
+            Unprocessable: they do not fit the contract.
+        """
         try:
             params: dict[str, Any] = self._params_validator.validate_python(given)
         except ValidationError as error:
@@ -219,16 +224,17 @@ class Contract:
             return Malformed(found[0]["msg"])
         if ("too_long", ("rows",)) in kinds:
             return BodyTooLarge(f"The batch has more than {self.max_rows} rows.")
-        faults = tuple(
-            Fault(
-                tuple(_short(part) for part in fault["loc"]),
-                fault["msg"].removeprefix("Value error, "),
-            )
-            for fault in found[:_MOST_FAULTS]
+        return self.refusal([Fault(fault["loc"], fault["msg"]) for fault in found])
+
+    def refusal(self, faults: Sequence[Fault]) -> Unprocessable:
+        """The error for what does not fit; the first of many faults are listed."""
+        listed = tuple(
+            Fault(tuple(_short(part) for part in fault.loc), fault.msg.removeprefix("Value error, "))
+            for fault in faults[:_MOST_FAULTS]
         )
-        more = f" (the first {_MOST_FAULTS} are listed)" if len(found) > _MOST_FAULTS else ""
-        things = "1 thing does" if len(found) == 1 else f"{len(found)} things do"
-        return Unprocessable(f"{things} not fit the contract of model {self.name}{more}.", faults)
+        more = f" (the first {_MOST_FAULTS} are listed)" if len(faults) > _MOST_FAULTS else ""
+        things = "1 thing does" if len(faults) == 1 else f"{len(faults)} things do"
+        return Unprocessable(f"{things} not fit the contract of model {self.name}{more}.", listed)
 
 
 class ModelVersion(TypedDict):
@@ -255,12 +261,18 @@ def _short(part: str | int) -> str | int:
     return part if isinstance(part, int) or len(part) <= 100 else f"{part[:100]}…"
 
 
-def _refuse_repeats(body: bytes) -> None:
+def refuse_repeats(body: bytes, fields: int) -> None:
     """Refuse an object that names a field twice: two readers could read two things.
 
-    Every name in JSON is followed by a colon, so that a body with just as many colons as names has no
-    repeats; only one with others (in a text, a name, a datetime or a repeated name) is parsed again here.
+    Every name in JSON is followed by a colon, so that a body with just as many colons as `fields` that were
+    read has no repeats; only one with others (in a text, a name, a datetime, a value nested in another or a
+    repeated name) is parsed again here.
+
+    Raises:
+        Malformed: a field is named twice.
     """
+    if body.count(b":") == fields:
+        return
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         if len({name for name, _ in pairs}) != len(pairs):

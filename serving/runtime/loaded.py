@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
@@ -17,14 +17,14 @@ import pyarrow as pa
 from cachetools import LRUCache
 
 from serving.errors import ModelFailed
-from serving.runtime import bulk, mlmodel, table, trial
-from serving.runtime.batcher import Batcher, Ticket
+from serving.runtime import answers, bulk, mlmodel, trial
+from serving.runtime.batcher import Answer, Batcher, Ticket
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
-from serving.runtime.predictions import Later, Predictions
+from serving.runtime.predictions import Later
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
-from serving.runtime.table import Rows
+from serving.runtime.table import Likeness, Rows
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 from serving.telemetry.metrics import VersionMetrics
@@ -37,8 +37,17 @@ _MOST_ROWS_AT_ONCE = 512
 
 Part = tuple[Sequence[int], Ticket]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
-Key = tuple[str, tuple[bool, ...], bool]
-"""What rows of one table share: parameters, which columns they leave out, whether they are in columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What the rows of one batch share."""
+
+    params: str
+    likeness: Likeness
+    most_rows: int
+    in_columns: bool
+    raw: bool
 
 
 class State(Enum):
@@ -96,7 +105,6 @@ class Loaded:
         self._runtime = runtime
         self._leases = 0
         self._unheld = asyncio.Event()
-        self._schema = table.schema(self.contract.columns)
         self._batcher = Batcher(
             self._encode,
             self._read,
@@ -162,29 +170,31 @@ class Loaded:
 
     async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
         """One prediction for each row, of the first process, which is not in use yet."""
-        answers = [b""] * len(rows)
-        for key, indices, group in self._groups(rows, params):
-            encoded = table.encode(self._schema, group, key[0])
+        told = [b""] * len(rows)
+        for _, indices, group in self.contract.layout.groups(rows):
+            encoded = self.contract.layout.encode(group, _json(params))
             answer = await self._pool.replicas[0].answer(encoded)
-            predictions = self.contract.predictions(table.decode_answer(answer))
+            predictions = self.contract.predictions(answers.decode(answer))
             if len(predictions) != len(group):
                 raise ModelFailed(f"it answered {len(predictions)} rows for {len(group)}")
             if predictions.bad:
                 raise ModelFailed("it answered a number that is not finite")
             for place, index in enumerate(indices):
-                answers[index] = predictions.row(place)
-        return answers
+                told[index] = predictions.row(place)
+        return told
 
     def _count_death(self) -> None:
         self.tally.deaths += 1
 
     def _encode(self, rows: Rows, key: Key) -> bytes:
         self.metrics.batch_rows.observe(len(rows))
-        return table.encode(self._schema, rows, key[0])
+        return self.contract.layout.encode(rows, key.params)
 
-    def _read(self, answer: bytes) -> Predictions | Later:
-        found = table.decode_answer(answer)
-        if len(found) > _MOST_ROWS_AT_ONCE:
+    def _read(self, answer: bytes, key: Key, rows: int) -> Answer:
+        found = answers.decode(answer)
+        if rows > 1 and answers.form(found) is answers.Form.WHOLE:
+            raise ModelFailed("it answered one thing for several rows")  # which each may have asked for alone
+        if key.raw or len(found) > _MOST_ROWS_AT_ONCE:
             return Later(self.contract.predictions, found)
         return self.contract.predictions(found)
 
@@ -199,18 +209,23 @@ class Loaded:
         if not self._leases:
             self._unheld.set()
 
-    def submit(self, rows: Rows, params: Mapping[str, Any], deadline: float) -> list[Part]:
+    def submit(
+        self, rows: Rows, params: Mapping[str, Any], deadline: float, *, raw: bool = False
+    ) -> list[Part]:
         """Queue rows that fit the contract, to be answered within `deadline` seconds.
 
-        Rows in columns are a piece of a larger request.
+        The answers are predictions, or with `raw` the model's own tables, of which none are made yet.
 
         Raises:
             Overloaded: the queue is full.
         """
+        text, in_columns = _json(params), isinstance(rows, pa.RecordBatch)
+        # Rows in columns are mostly a piece of a larger request.
+        most_rows = _MOST_BULK_ROWS if in_columns else self._runtime.max_batch_rows
         parts: list[Part] = []
         try:
-            for key, indices, group in self._groups(rows, params):
-                most_rows = _MOST_BULK_ROWS if key[2] else self._runtime.max_batch_rows
+            for likeness, indices, group in self.contract.layout.groups(rows):
+                key = Key(text, likeness, most_rows, in_columns, raw)
                 parts.append((indices, self._batcher.submit(group, key, most_rows, deadline)))
         except BaseException:
             self.withdraw(parts)
@@ -222,20 +237,6 @@ class Loaded:
         for _, ticket in parts:
             if not ticket.future.done():
                 self._batcher.withdraw(ticket)
-
-    def _groups(self, rows: Rows, params: Mapping[str, Any]) -> list[tuple[Key, Sequence[int], Rows]]:
-        """The rows in groups that can each be one table, with the key that such groups share."""
-        text = _json(params)
-        holey = self.contract.columns_left_out_whole
-        if isinstance(rows, pa.RecordBatch):
-            absence = tuple(bool(rows.column(name).null_count) for name in holey)
-            return [((text, absence, True), range(len(rows)), rows)]
-        if not holey:
-            return [((text, (), False), range(len(rows)), rows)]
-        return [
-            ((text, absence, False), indices, [rows[index] for index in indices])
-            for absence, indices in table.by_absence(holey, rows).items()
-        ]
 
     # -- drain, close
 

@@ -11,9 +11,14 @@ from typing import Any
 import yaml
 
 from serving.errors import RequestError, Untypable, VerificationFailed
-from serving.runtime.columns import SCALARS, Column, column
+from serving.runtime.columns import UNNAMED, Column, column
 from serving.runtime.contract import Contract, Param, Row
+from serving.runtime.intake import Intake
 from serving.runtime.outputs import outputs
+from serving.runtime.scalars import SCALARS
+from serving.runtime.scoring import FORMS, Scoring
+from serving.runtime.table import Form, objects
+from serving.runtime.values import in_json
 
 HOW_TO_LOG = (
     "log it with signature=mlflow.models.infer_signature(inputs, outputs), inputs being a DataFrame "
@@ -66,12 +71,14 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     classes = _classes(serving.get("classes") or [])
     if classes and task != "classification":
         raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
+    inputs = _specs(signature, "inputs")
     found = Contract(
         name,
-        _columns(_specs(signature, "inputs"), serving.get("inputs") or {}),
+        _columns(inputs, serving.get("inputs") or {}),
         tuple(_param(spec) for spec in _specs(signature, "params")),
         outputs(_specs(signature, "outputs"), task, classes),
         max_rows,
+        _form(inputs, bool(signature.get("is_signature_from_type_hint"))),
     )
     found.compile()
     return found
@@ -86,27 +93,35 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
     info = described.get("saved_input_example_info") or {}
     try:
         logged = json.loads((folder / info["serving_input_path"]).read_bytes())
-        split = logged["dataframe_split"]
-        rows = [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return None
-    if not rows:
+    if not isinstance(logged, dict) or not logged.keys() & {*FORMS}:
         return None
-    dates = {column.name for column in contract.columns if column.type == "datetime"}
-    rows = [
-        {name: _or_null(value, name in dates) for name, value in row.items()}
-        for row in rows[: min(_MOST_EXAMPLE_ROWS, contract.max_rows)]
-    ]
-    body: dict[str, Any] = {"rows": rows}
-    if params := logged.get("params"):
-        body["params"] = params
     try:
+        rows = _example_rows(logged, contract)[: min(_MOST_EXAMPLE_ROWS, contract.max_rows)]
+        if not rows:
+            return None
+        body: dict[str, Any] = {"rows": rows}
+        if params := logged.get("params"):
+            body["params"] = params
         return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
     except RequestError as error:
         faults = "; ".join(f"{_where(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
         raise VerificationFailed(
             f"its input example does not fit its own signature: {faults or error}"
         ) from error
+
+
+def _example_rows(logged: Mapping[str, Any], contract: Contract) -> list[Any]:
+    if contract.form is not Form.FRAME or "dataframe_split" not in logged:
+        asked = Scoring(contract, Intake(contract)).read(json.dumps(logged).encode())
+        return [in_json(row) for row in objects(asked.rows)]
+    split = logged["dataframe_split"]
+    dates = {column.name for column in contract.columns if column.type == "datetime"}
+    return [
+        {name: _or_null(value, name in dates) for name, value in zip(split["columns"], row, strict=True)}
+        for row in split["data"]
+    ]
 
 
 def _or_null(value: Any, is_date: bool) -> Any:
@@ -121,20 +136,28 @@ def _where(loc: Sequence[str | int]) -> str:
     return ", ".join(map(str, loc))
 
 
+def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> Form:
+    tensors = {spec.get("type") == "tensor" for spec in specs}
+    named = {spec.get("name") is not None for spec in specs}
+    if len(tensors) != 1 or len(named) != 1 or any(isinstance(spec.get("name"), int) for spec in specs):
+        raise Untypable(f"its signature has no inputs, or inputs of several forms: {HOW_TO_LOG}")
+    if tensors == {True} and named == {False} and len(specs) > 1:
+        raise Untypable("its signature has several tensors without names")
+    if tensors == {True}:
+        return Form.ARRAYS if named == {True} else Form.ARRAY
+    if of_type_hint:
+        return Form.LIST
+    return Form.FRAME if named == {True} else Form.UNNAMED_FRAME
+
+
 def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, ...]:
-    if not specs:
-        raise Untypable(f"its signature has no inputs: {HOW_TO_LOG}")
-    if any(not isinstance(spec.get("name"), str) or spec["type"] == "tensor" for spec in specs):
-        raise Untypable(
-            f"its signature has tensors or columns without names, which can't be typed yet: {HOW_TO_LOG}"
-        )
-    names = [spec["name"] for spec in specs]
+    names = [spec.get("name", UNNAMED if len(specs) == 1 else str(index)) for index, spec in enumerate(specs)]
     words = _mapping(facets, "metadata serving.inputs")
     if unknown := words.keys() - set(names):
         raise Untypable(f"metadata serving.inputs names no column: {_listed(unknown)}")
     return tuple(
-        column(spec, _mapping(words.get(spec["name"]) or {}, f"metadata serving.inputs.{spec['name']}"))
-        for spec in specs
+        column({**spec, "name": name}, _mapping(words.get(name) or {}, f"metadata serving.inputs.{name}"))
+        for name, spec in zip(names, specs, strict=True)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -210,6 +211,9 @@ def _value(spec: Mapping[str, Any]) -> Value:
         tensor = spec["tensor-spec"]
         kind = _NUMPY_KINDS.get(np.dtype(tensor["dtype"]).kind, "any")
         return Value(name, kind, tuple(tensor["shape"][1:]))
+    if spec["type"] in ("array", "object", "map"):
+        type = json.dumps({key: value for key, value in spec.items() if key not in ("name", "required")})
+        return Value(name, "nested", (), bool(spec.get("required", True)), type)
     return Value(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import table, wire
+from serving.runtime import answers, table, wire
 
 _MOST_TEXT = 8000
 
@@ -31,7 +31,7 @@ def serve(connection: socket.socket, folder: Path, *, enforce: bool) -> None:
 
 
 def load(folder: Path, *, enforce: bool) -> Predict:
-    """Load a model; gives its predict function, which takes a DataFrame and the parameters.
+    """Load a model; gives its predict function, which takes the data and the parameters.
 
     The contract has enforced the signature already, with the dtypes that pyfunc enforces. Unless `enforce` is
     set, the model is asked without doing that again, which would take as long as a small model itself.
@@ -48,9 +48,19 @@ def load(folder: Path, *, enforce: bool) -> Predict:
 
 
 def _converts(model: Any) -> bool:
-    """Whether pyfunc does more than enforce: it makes the input anew, after type hints or an example."""
+    """Whether pyfunc does more than enforce: it makes the input anew, after hints, an example or types."""
+    from mlflow.types.schema import DataType
+
     metadata = model.metadata
-    return bool(metadata._is_signature_from_type_hint() or metadata._is_type_hint_from_example())
+    schema = metadata.get_input_schema()
+    return bool(
+        metadata._is_signature_from_type_hint()
+        or metadata._is_type_hint_from_example()
+        or (
+            not schema.is_tensor_spec()
+            and not all(isinstance(kind, DataType) for kind in schema.input_types())
+        )
+    )
 
 
 def _unenforced(model: Any) -> Predict:
@@ -68,7 +78,8 @@ def _unenforced(model: Any) -> Predict:
 
 def _answered(predict: Predict, stream: bytes) -> bytes:
     try:
-        return wire.pack(wire.Kind.ANSWER, table.encode_answer(predict(*table.decode(stream))))
+        data, rows, params = table.decode(stream)
+        return wire.pack(wire.Kind.ANSWER, answers.encode(predict(data, params), rows))
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
 

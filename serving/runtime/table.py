@@ -1,14 +1,17 @@
-"""Typed rows ⇄ Arrow ⇄ pandas: what crosses between the front and a model process is an Arrow stream.
+"""Typed rows ⇄ Arrow ⇄ what pyfunc takes.
 
-The front encodes rows with the exact types that pyfunc enforces and reads back the model's answer; the model
-process does the reverse. Neither unpickles anything.
+What crosses from the front to a model process is an Arrow stream. The front encodes rows with the exact types
+that pyfunc enforces; the model process makes of them the DataFrame, array or list that the model is asked
+with. Neither unpickles anything.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,17 +20,144 @@ import pyarrow as pa
 
 from serving.errors import ModelFailed
 from serving.runtime.columns import Column
+from serving.runtime.nesting import JSON, Nested, revived, unpacked
+from serving.runtime.scalars import Scalar
+from serving.runtime.tensors import Tensor, arrays
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.RecordBatch
 """Rows as objects, or in columns."""
+Likeness: TypeAlias = tuple[Any, ...]
+"""What rows that can be one table share: which columns they leave out, the shapes of their tensors."""
 
-_PARAMS = b"params"
+_PARAMS, _FORM, _TYPE = b"params", b"form", b"type"
 _NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int64, pa.int32(): np.int32}
 
 
-def schema(columns: Iterable[Column]) -> pa.Schema:
-    """The Arrow schema of a table with these columns."""
-    return pa.schema([pa.field(column.name, column.scalar.arrow) for column in columns])
+class Form(StrEnum):
+    """What pyfunc takes."""
+
+    FRAME = "frame"
+    """A DataFrame with the columns' names."""
+    UNNAMED_FRAME = "unnamed frame"
+    """A DataFrame whose columns are numbered."""
+    ARRAY = "array"
+    ARRAYS = "arrays"
+    """Arrays by name."""
+    LIST = "list"
+    """Python values, as type hints have them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table that rows become."""
+
+    columns: tuple[Column, ...]
+    form: Form = Form.FRAME
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """Whether it is a DataFrame of scalars."""
+        return self.form is Form.FRAME and all(isinstance(column.kind, Scalar) for column in self.columns)
+
+    @cached_property
+    def left_out_whole(self) -> tuple[str, ...]:
+        """The optional columns that a table has for all its rows or for none: they can't hold a null."""
+        return tuple(
+            column.name for column in self.columns if not column.required and not column.kind.nullable
+        )
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field(column.name, column.kind.arrow)
+                for column in self.columns
+                if isinstance(column.kind, Scalar)
+            ]
+        )
+
+    @cached_property
+    def _of_any_shape(self) -> tuple[str, ...]:
+        return tuple(
+            column.name
+            for column in self.columns
+            if isinstance(column.kind, Tensor) and min(column.kind.shape, default=0) < 0
+        )
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether any rows can be one table."""
+        return not self.left_out_whole and not self._of_any_shape
+
+    def batch(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
+        """Rows in columns, of values that fit, or None where a row leaves one out."""
+        return self.table({column.name: column.kind.array(columns[column.name]) for column in self.columns})
+
+    def table(self, arrays: Mapping[str, pa.Array]) -> pa.RecordBatch:
+        """Rows in columns, of arrays that fit."""
+        found = [arrays[column.name] for column in self.columns]
+        fields = [_field(column, array) for column, array in zip(self.columns, found, strict=True)]
+        return pa.RecordBatch.from_arrays(found, schema=pa.schema(fields))
+
+    def encode(self, rows: Rows, params: str) -> bytes:
+        """Rows that are alike as an Arrow stream of one batch. `params` is JSON, or empty.
+
+        Raises:
+            ModelFailed: a value is not of its column's type, which a contract does not let happen.
+        """
+        try:
+            batch = rows if isinstance(rows, pa.RecordBatch) else self._batch(rows)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise ModelFailed("the rows do not fit its signature", str(error)) from error
+        metadata = {_PARAMS: params} if params else {}
+        if self.form is not Form.FRAME:
+            metadata[_FORM] = self.form
+        return stream(batch.replace_schema_metadata(metadata) if metadata else batch)
+
+    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+        if not self.is_flat:
+            return self.batch(
+                {column.name: [row.get(column.name) for row in rows] for column in self.columns}
+            )
+        fields = zip(
+            self._schema.names, self._schema.types, strict=True
+        )  # a field makes its name anew each time
+        arrays = [pa.array([row.get(name) for row in rows], kind) for name, kind in fields]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def groups(self, rows: Rows) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
+        """Rows in groups that can each be one table: what they share, their indices, and the rows."""
+        if isinstance(rows, pa.RecordBatch):
+            yield from self._groups_of_columns(rows)
+            return
+        if self.is_uniform:
+            yield (), range(len(rows)), rows
+            return
+        found: dict[Likeness, list[int]] = {}
+        for index, row in enumerate(rows):
+            absent = [row.get(name) is None for name in self.left_out_whole]
+            shapes = [row[name].shape for name in self._of_any_shape]
+            found.setdefault((*absent, *shapes), []).append(index)
+        for likeness, indices in found.items():
+            yield likeness, indices, [rows[index] for index in indices]
+
+    def _groups_of_columns(self, rows: pa.RecordBatch) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
+        shapes = [str(rows.column(name).type) for name in self._of_any_shape]
+        absent = [rows.column(name).is_null() for name in self.left_out_whole]
+        if not any(0 < column.true_count < len(rows) for column in absent):
+            yield (*(bool(column.true_count) for column in absent), *shapes), range(len(rows)), rows
+            return
+        found: dict[Likeness, list[int]] = {}
+        for index, likeness in enumerate(zip(*(column.to_pylist() for column in absent), strict=True)):
+            found.setdefault(likeness, []).append(index)
+        for likeness, indices in found.items():
+            yield (*likeness, *shapes), indices, rows.take(pa.array(indices))
+
+
+def _field(column: Column, array: pa.Array) -> pa.Field:
+    # What JSON can't say is made anew of what it can, by the type.
+    converts = isinstance(column.kind, Nested) and column.kind.converts
+    return pa.field(column.name, array.type, metadata={_TYPE: column.type} if converts else None)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -39,36 +169,34 @@ def joined(parts: Sequence[Rows]) -> Rows:
     return [row for part in parts for row in part]
 
 
-def encode(schema: pa.Schema, rows: Rows, params: str) -> bytes:
-    """Rows as an Arrow stream of one batch; what a row leaves out is null. `params` is JSON, or empty.
-
-    Raises:
-        ModelFailed: a value is not of its column's type, which a contract does not let happen.
-    """
-    try:
-        batch = rows if isinstance(rows, pa.RecordBatch) else _columns(schema, rows)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        raise ModelFailed("the rows do not fit its signature", str(error)) from error
-    return _stream(batch.replace_schema_metadata({_PARAMS: params}) if params else batch)
+def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
+    """Rows as objects, with nested values as JSON has them."""
+    if not isinstance(rows, pa.RecordBatch):
+        return rows
+    columns = {field.name: unpacked(column) for field, column in zip(rows.schema, rows.columns, strict=True)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _columns(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    fields = zip(schema.names, schema.types, strict=True)  # a field makes its name anew each time
-    arrays = [pa.array([row.get(name) for row in rows], kind) for name, kind in fields]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def decode(encoded: bytes) -> tuple[Any, int, dict[str, Any] | None]:
+    """What pyfunc takes, with the dtypes that it enforces; the number of rows, and the parameters."""
+    batch = pa.ipc.open_stream(encoded).read_next_batch()
+    metadata = batch.schema.metadata or {}
+    params = metadata.get(_PARAMS)
+    taken = _taken(batch, Form(metadata.get(_FORM, b"frame").decode()))
+    return taken, batch.num_rows, json.loads(params) if params else None
 
 
-def decode(stream: bytes) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """The DataFrame with the dtypes that pyfunc enforces, and the parameters, of what `encode` made."""
-    batch = pa.ipc.open_stream(stream).read_next_batch()
-    # pyfunc refuses a null in an integer column, but takes an optional column that is left out.
-    absent = [
-        field.name
-        for field, column in zip(batch.schema, batch.columns, strict=True)
-        if pa.types.is_integer(field.type) and column.null_count
-    ]
-    params = (batch.schema.metadata or {}).get(_PARAMS)
-    return _frame(batch.drop_columns(absent)), json.loads(params) if params else None
+def _taken(batch: pa.RecordBatch, form: Form) -> Any:
+    match form:
+        case Form.FRAME:
+            return _frame(batch)
+        case Form.UNNAMED_FRAME:
+            return _frame(batch).set_axis(range(batch.num_columns), axis=1)
+        case Form.LIST:
+            return unpacked(batch.column(0))
+        case Form.ARRAY:
+            return arrays(batch.column(0))
+    return {name: arrays(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
@@ -79,8 +207,25 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
         for row, column in zip(block, batch.columns, strict=True):
             row[:] = column.to_numpy()
         return pd.DataFrame(block.T, columns=_index(tuple(batch.schema.names)), copy=False)
-    frame: pd.DataFrame = batch.to_pandas(use_threads=False)
+    # pyfunc refuses a null in an integer column, but takes an optional column that is left out.
+    absent = [
+        field.name
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+        if pa.types.is_integer(field.type) and column.null_count
+    ]
+    flat = batch.drop_columns([*absent, *(field.name for field in batch.schema if field.type == JSON)])
+    frame: pd.DataFrame = flat.to_pandas(use_threads=False)
+    for index, field in enumerate(field for field in batch.schema if field.name not in absent):
+        if field.type == JSON:
+            values = pd.Series(_revived(batch.column(field.name), field), dtype=object)
+            frame.insert(index, field.name, values)
     return frame
+
+
+def _revived(column: pa.Array, field: pa.Field) -> list[Any]:
+    values = unpacked(column)
+    type = (field.metadata or {}).get(_TYPE)
+    return [revived(value, json.loads(type)) for value in values] if type else values
 
 
 @lru_cache(maxsize=16)
@@ -88,71 +233,8 @@ def _index(names: tuple[str, ...]) -> pd.Index[str]:
     return pd.Index(names)
 
 
-def encode_answer(answer: Any) -> bytes:
-    """A model's answer as an Arrow stream of one batch: a DataFrame's columns, or one column of values.
-
-    Raises:
-        TypeError: it is no DataFrame, Series, array or list of plain values.
-    """
-    try:
-        return _stream(_batch(answer))
-    except (pa.ArrowException, ValueError) as error:
-        raise TypeError(f"its answer of type {type(answer).__name__} is no table: {error}") from error
-
-
-def decode_answer(stream: bytes) -> pa.RecordBatch:
-    """What `encode_answer` made.
-
-    Raises:
-        ModelFailed: the bytes are no Arrow stream of one batch.
-    """
-    try:
-        batch = pa.ipc.open_stream(stream).read_next_batch()
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, StopIteration) as error:
-        raise ModelFailed("the model process sent no table", str(error)) from error
-    return batch
-
-
-def by_absence(
-    columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
-) -> dict[tuple[bool, ...], list[int]]:
-    """The indices of `rows` by which of `columns` they leave out: each group can be one table."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for index, row in enumerate(rows):
-        absence = tuple(row.get(name) is None for name in columns)
-        groups.setdefault(absence, []).append(index)
-    return groups
-
-
-def _batch(answer: Any) -> pa.RecordBatch:
-    if isinstance(answer, pd.DataFrame):
-        arrays = [_array(answer.iloc[:, index]) for index in range(answer.shape[1])]
-        return pa.RecordBatch.from_arrays(arrays, names=[str(name) for name in answer.columns])
-    if isinstance(answer, np.ndarray) and answer.ndim > 1:
-        return pa.RecordBatch.from_arrays([_nested(answer)], names=["0"])
-    if isinstance(answer, (np.ndarray, pd.Series, list, tuple)):
-        return pa.RecordBatch.from_arrays([_array(answer)], names=["0"])
-    raise TypeError(f"its answer of type {type(answer).__name__} is no table")
-
-
-def _array(values: Any) -> pa.Array:
-    # What is NaN in a column of numbers would become null, as pandas has it, which is another answer.
-    is_float = (
-        isinstance(values, pd.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"
-    )
-    array = pa.array(values.to_numpy() if is_float else values)
-    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
-
-
-def _nested(array: np.ndarray[Any, Any]) -> pa.Array:
-    values = pa.array(np.ascontiguousarray(array).reshape(-1))
-    for size in reversed(array.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, size)
-    return values
-
-
-def _stream(batch: pa.RecordBatch) -> bytes:
+def stream(batch: pa.RecordBatch) -> bytes:
+    """An Arrow stream of one batch."""
     # What `pa.ipc.new_stream` would write where there are no dictionaries, in a third of the time.
     encoded: bytes = batch.schema.serialize().to_pybytes() + batch.serialize().to_pybytes()
     return encoded

@@ -8,12 +8,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from serving.errors import ModelFailed, ProcessDied, VerificationFailed
 from serving.runtime.mlmodel import Example
 from serving.runtime.replay import Comparison, Recorded, compare
-from serving.runtime.table import Rows
+from serving.runtime.table import Rows, objects
 
 _TIMED = 10
 
@@ -48,7 +46,7 @@ async def rehearse(answer: Answer, recorded: Sequence[Recorded], seconds: float)
             answers = await _together(answer, recorded[:-_TIMED])
             for each in recorded[-_TIMED:]:
                 began = time.perf_counter()
-                answers.append(b"".join(await answer(_objects(each.rows), each.params)))
+                answers.append(b"".join(await answer(objects(each.rows), each.params)))
                 times.append(time.perf_counter() - began)
     except TimeoutError:
         raise VerificationFailed("it did not answer the last live requests in time") from None
@@ -64,13 +62,8 @@ async def _together(answer: Answer, recorded: Sequence[Recorded]) -> list[bytes]
     for index, each in enumerate(recorded):
         alike.setdefault(json.dumps(each.params, sort_keys=True, default=str), []).append(index)
     for indices in alike.values():
-        rows = [row for index in indices for row in _objects(recorded[index].rows)]
+        rows = [row for index in indices for row in objects(recorded[index].rows)]
         predictions = iter(await answer(rows, recorded[indices[0]].params))
         for index in indices:
             answers[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
     return answers
-
-
-def _objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
-    objects: Sequence[Mapping[str, Any]] = rows.to_pylist() if isinstance(rows, pa.RecordBatch) else rows
-    return objects

@@ -13,8 +13,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 from pyarrow import compute
+from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ModelFailed
+from serving.runtime.kinds import kind
+from serving.runtime.nesting import JSON, unpacked
 
 _SCHEMAS: Mapping[str, dict[str, Any]] = {
     "number": {"type": "number"},
@@ -54,11 +57,13 @@ class Value:
     kind: str
     shape: tuple[int, ...] = ()
     required: bool = True
+    type: str = ""
+    """The JSON in which MLflow writes the type of a nested value."""
 
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value."""
-        schema = dict(_SCHEMAS[self.kind])
+        schema = dict(kind(self.type).schema if self.type else _SCHEMAS[self.kind])
         if not self.required and "type" in schema:
             schema["type"] = [schema["type"], "null"]
         for size in reversed(self.shape):
@@ -73,16 +78,41 @@ class Value:
         Raises:
             ModelFailed: they are not of this type and shape.
         """
+        if self.type:
+            return self._nested_texts(array)
+        if array.type == JSON:
+            array = self._unpacked(array)
         flat = self._flat(array)
         if not self._holds(flat.type):
             raise self._unlike(array)
         plain = _is_plain(flat)
         if plain and flat is array and pa.types.is_primitive(array.type):
             return Texts(numbers(array.to_numpy(zero_copy_only=False)))
-        values = array.to_pylist()
+        values = unpacked(array)
         said = values if plain else [self._said(value) for value in values]
         bad = [row for row, value in enumerate(said) if value is NOT_FINITE]
         return Texts([b"" if value is NOT_FINITE else orjson.dumps(value) for value in said], bad)
+
+    def _nested_texts(self, array: pa.Array) -> Texts:
+        annotation: Any = kind(self.type).annotation({})
+        found = [in_json(value) for value in unpacked(array)]
+        bad = {
+            row for row, value in enumerate(found) if value is NOT_FINITE or (value is None and self.required)
+        }
+        values = [None if row in bad else value for row, value in enumerate(found)]
+        try:
+            TypeAdapter(list[annotation | None]).validate_python(values)
+        except ValidationError:
+            raise self._unlike(array) from None
+        return Texts([*map(orjson.dumps, values)], bad)
+
+    def _unpacked(self, array: pa.Array) -> pa.Array:
+        if self.kind == "any":
+            return array
+        try:
+            return pa.array(unpacked(array))
+        except pa.ArrowException:
+            raise self._unlike(array) from None
 
     def _flat(self, array: pa.Array) -> pa.Array:
         flat = array
@@ -99,10 +129,12 @@ class Value:
         # A gap in an optional column of numbers is NaN in pandas.
         if value is None or (self.kind == "number" and value != value):
             return NOT_FINITE if self.required else None
-        said = _json(value)
+        said = in_json(value)
         return NOT_FINITE if self.shape and self.required and _has_gap(said) else said
 
     def _holds(self, found: pa.DataType) -> bool:
+        if pa.types.is_null(found):
+            return True
         checks = {
             "number": pa.types.is_floating(found) or pa.types.is_integer(found),
             "integer": pa.types.is_integer(found),
@@ -116,7 +148,11 @@ class Value:
     @property
     def told(self) -> str:
         """The kind and the shape of one value."""
-        return self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
+        return (
+            kind(self.type).told
+            if self.type
+            else self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
+        )
 
     def _unlike(self, array: pa.Array) -> ModelFailed:
         return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
@@ -145,15 +181,15 @@ def _is_plain(array: pa.Array) -> bool:
     )
 
 
-def _json(value: Any) -> Any:
+def in_json(value: Any) -> Any:
     """A value as JSON has it; `NOT_FINITE` where there is a number in it that JSON can't say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else NOT_FINITE
     if isinstance(value, (list, tuple)):
-        said = [_json(each) for each in value]
+        said = [in_json(each) for each in value]
         return NOT_FINITE if NOT_FINITE in said else said
     if isinstance(value, dict):
-        fields = {name: _json(each) for name, each in value.items()}
+        fields = {name: in_json(each) for name, each in value.items()}
         return NOT_FINITE if NOT_FINITE in fields.values() else fields
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
