@@ -82,7 +82,7 @@ class Front(FastAPI):
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("request %s was not answered as it should be", scope["request_id"])
-            response = answer(scope, error)
+            response = answer(scope, error, predict.respond)
             model, version = scope.get("leased", ("", ""))
             self.metrics.count(model, version, response.status_code)
             await response(scope, receive, _with_id(scope, send))
@@ -178,31 +178,24 @@ def _document(app: FastAPI, typed: TypedRoutes) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def answer(scope: Scope, error: Exception) -> Response:
-    """The problem response for an error."""
-    if isinstance(error, errors.ServingError):
-        return _answer_serving_error(scope, error)
+def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.respond) -> Response:
+    """The response that tells of an error, a problem unless the protocol has another form for it."""
+    request_id = scope["request_id"]
     if isinstance(error, HTTPException):
-        return _problem(scope, error.status_code, str(error.detail), headers=error.headers)
+        return respond(error.status_code, str(error.detail), request_id, headers=error.headers)
     if isinstance(error, RequestValidationError):
-        faults = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
-        return _problem(scope, 422, "The request does not fit.", faults=faults)
-    return _problem(scope, 500, "The server made a mistake; its log says which.")
-
-
-def _answer_serving_error(scope: Scope, error: errors.ServingError) -> Response:
+        misfits = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
+        return respond(422, "The request does not fit.", request_id, faults=misfits)
+    if not isinstance(error, errors.ServingError):
+        return respond(500, "The server made a mistake; its log says which.", request_id)
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     if isinstance(error, errors.ModelFailed):
         _log_failure(scope, error)
-        return _problem(scope, status, "The model failed on this request.")
+        return respond(status, "The model failed on this request.", request_id)
     if isinstance(error, errors.Unavailable):
-        return _problem(scope, status, str(error), headers={"Retry-After": str(error.retry_after)})
+        return respond(status, str(error), request_id, headers={"Retry-After": str(error.retry_after)})
     faults = error.faults if isinstance(error, errors.RequestError) else ()
-    return _problem(scope, status, str(error), faults=faults)
-
-
-def _problem(scope: Scope, status: int, detail: str, **more: Any) -> Response:
-    return problems.respond(status, detail, scope["request_id"], **more)
+    return respond(status, str(error), request_id, faults=faults)
 
 
 def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:

@@ -144,7 +144,7 @@ def encode(rows: Any, key: Any) -> bytes:
     return json.dumps(rows).encode()
 
 
-def read(answer: bytes, key: Any, rows: int) -> Predictions:
+def read(answer: bytes, group: list[Ticket]) -> Predictions:
     found = json.loads(answer)
     if "unreadable" in found:
         raise ModelFailed("that is no prediction")

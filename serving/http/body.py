@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from starlette.types import Receive, Scope
 
 from serving.errors import BodyTooLarge, CallerLeft, UnsupportedMedia
+
+JSON = "application/json"
 
 
 async def read_json(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
@@ -15,7 +19,25 @@ async def read_json(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
         BodyTooLarge: it is over the limit; no more of it is read.
         CallerLeft: the caller went before it was whole.
     """
-    _check(scope, most_bytes)
+    media_type = _head(scope, most_bytes)
+    if media_type != b"application/json" and _essence(media_type) != JSON:
+        raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json.")
+    return await _read(receive, most_bytes)
+
+
+async def read_any(
+    scope: Scope, receive: Receive, most_bytes: int, media_types: Collection[str]
+) -> tuple[str, bytes]:
+    """The media type of a request, one of these, and its body; raises as `read_json` does."""
+    media_type = _essence(_head(scope, most_bytes))
+    if media_type not in media_types:
+        raise UnsupportedMedia(
+            f"Send one of {', '.join(media_types)}, and say so with the header Content-Type."
+        )
+    return media_type, await _read(receive, most_bytes)
+
+
+async def _read(receive: Receive, most_bytes: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -30,7 +52,8 @@ async def read_json(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
             return b"".join(pieces)
 
 
-def _check(scope: Scope, most_bytes: int) -> None:
+def _head(scope: Scope, most_bytes: int) -> bytes:
+    """The media type that the request's head says, if the rest of it is fine."""
     media_type = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -39,11 +62,11 @@ def _check(scope: Scope, most_bytes: int) -> None:
             raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise UnsupportedMedia("Compressed bodies are not taken: send it without Content-Encoding.")
-    if media_type != b"application/json" and not _is_json(media_type):
-        raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json.")
+    return media_type
 
 
-def _is_json(media_type: bytes) -> bool:
+def _essence(media_type: bytes) -> str:
+    """A media type without its parameters; nothing where it is of another charset than UTF-8."""
     essence, _, rest = media_type.lower().partition(b";")
     charset = rest.strip().removeprefix(b"charset=").strip(b'"')
-    return essence.strip() == b"application/json" and charset in (b"", b"utf-8", b"utf8")
+    return essence.strip().decode("latin-1") if charset in (b"", b"utf-8", b"utf8") else ""

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from mlflow.version import VERSION
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -125,6 +127,17 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
         return found
+
+    @routes.get(
+        "/ping", summary="Does the default model answer? As MLflow's server has it", responses=documented(503)
+    )
+    async def ping() -> Response:
+        followers[0].slot.lease()
+        return Response("\n", media_type="application/json")
+
+    @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
+    async def version() -> PlainTextResponse:
+        return PlainTextResponse(VERSION)
 
     @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
     def measured(request: Request) -> Response:

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import DeadlineExceeded, ModelFailed, ProcessDied
 from serving.http.body import read_json
+from serving.http.problems import respond
 from serving.runtime.bulk import Piece
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.replay import Recorded
@@ -36,7 +37,10 @@ _MOST_AHEAD = 8192
 class Predict:
     """The ASGI application of `/predict`: one row."""
 
-    def __init__(self, lease: Callable[[], Loaded], limits: Limits) -> None:
+    respond = staticmethod(respond)
+    """Makes the response that tells of an error."""
+
+    def __init__(self, lease: Callable[[Scope], Loaded], limits: Limits) -> None:
         self._lease, self._limits = lease, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,8 +48,8 @@ class Predict:
         began = time.perf_counter()
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
-        body = await read_json(scope, receive, self._limits.max_body_bytes)
-        with self._lease() as live:
+        body = await self._read(scope, receive)
+        with self._lease(scope) as live:
             scope["leased"] = (live.version.name, live.version.version or live.version.model_id)
             if live.cache is None:
                 answer, timing = await self._answered(live, scope, receive, body)
@@ -53,7 +57,7 @@ class Predict:
             else:
                 answer, headers = await self._cached(live.cache, live, scope, receive, body)
         headers += [
-            _JSON,
+            scope.get("answered_in", _JSON),
             (b"content-length", str(sum(map(len, answer))).encode()),
             (b"x-request-id", scope["request_id"].encode()),
         ]
@@ -65,11 +69,14 @@ class Predict:
         live.metrics.answered.inc()
         live.metrics.seconds.observe(time.perf_counter() - began)
 
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_json(scope, receive, self._limits.max_body_bytes)
+
     async def _cached(
         self, cache: LRUCache[Any, bytes], live: Loaded, scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], list[tuple[bytes, bytes]]]:
         """The answer to the very same request that the version gave before, or a new one."""
-        asked = (type(self), scope["query_string"], body)
+        asked = (type(self), scope["query_string"], body, scope.get("formats"))
         if found := cache.get(asked):
             live.metrics.hits.inc()
             return [found], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]

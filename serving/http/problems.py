@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Protocol
 
 import orjson
 from pydantic import BaseModel, Field
@@ -31,6 +32,21 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[FaultDetail] = Field(default=[], description="the fields that are at fault")
+
+
+class Respond(Protocol):
+    """Makes the response that tells of an error, as a protocol has it."""
+
+    def __call__(
+        self,
+        status: int,
+        detail: str,
+        request_id: str,
+        *,
+        faults: Sequence[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """The response."""
 
 
 def respond(

@@ -10,13 +10,16 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 from fastapi import Query
 from fastapi.routing import APIRoute
+from starlette.types import Scope
 
 from serving.errors import UnknownModel
+from serving.http.invocations import Invocations
 from serving.http.predict import Predict, PredictBatch
 from serving.http.problems import documented
 from serving.runtime.contract import Contract, Param
@@ -35,8 +38,10 @@ class TypedRoutes:
         self._paths: dict[str, Predict] = {}
         for slot in reversed(slots):  # of several references to one model the first is the model's
             for prefix in ("", f"/models/{slot.reference.name}"):
-                self._paths[f"{prefix}/predict"] = Predict(slot.lease, limits)
-                self._paths[f"{prefix}/predict/batch"] = PredictBatch(slot.lease, limits)
+                lease = partial(_leased, slot)
+                self._paths[f"{prefix}/predict"] = Predict(lease, limits)
+                self._paths[f"{prefix}/predict/batch"] = PredictBatch(lease, limits)
+        self._paths["/invocations"] = Invocations(self._chosen, limits)
 
     def find(self, path: str) -> Predict | None:
         """The application of the typed route at this path, of a served model or not; None for other paths."""
@@ -47,9 +52,9 @@ class TypedRoutes:
             return None
         match path.split("/")[1:]:
             case ["models", name, *rest] if kind := _KINDS.get(tuple(rest)):
-                return kind(lambda: _unknown(name), self._limits)
+                return kind(lambda _: _unknown(name), self._limits)
             case ["models", name, "versions", version, *rest] if kind := _KINDS.get(tuple(rest)):
-                return kind(lambda: self._version(name, version), self._limits)
+                return kind(lambda _: self._version(name, version), self._limits)
         return None
 
     def _version(self, name: str, version: str) -> Loaded:
@@ -60,6 +65,14 @@ class TypedRoutes:
         if all(slot.reference.name != name for slot in self._slots):
             return _unknown(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")
+
+    def _chosen(self, scope: Scope) -> Loaded:
+        """The model that a header or the query names, or the default one."""
+        name = chosen(scope)
+        for slot in self._slots:
+            if name in (None, slot.reference.name, slot.reference.uri):
+                return slot.lease()
+        return _unknown(str(name))
 
     # -- documentation
 
@@ -79,6 +92,19 @@ class TypedRoutes:
 
 
 _KINDS: dict[tuple[str, ...], type[Predict]] = {("predict",): Predict, ("predict", "batch"): PredictBatch}
+
+
+def _leased(slot: Slot, scope: Scope) -> Loaded:
+    return slot.lease()
+
+
+def chosen(scope: Scope) -> str | None:
+    """The model that a request names with the header `X-Model` or, in the query, `model`."""
+    for name, value in scope["headers"]:
+        if name == b"x-model":
+            return str(value.decode("latin-1"))
+    named: list[str] = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
+    return named[-1] if named else None
 
 
 def _unknown(name: str) -> Loaded:

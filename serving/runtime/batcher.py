@@ -21,7 +21,7 @@ from serving.errors import (
     ProcessDied,
     ServingError,
 )
-from serving.runtime.predictions import Later, Predictions
+from serving.runtime.predictions import Later, Predictions, Whole
 from serving.runtime.replica import Outcome, Replica, State
 from serving.runtime.table import Rows, joined
 
@@ -32,7 +32,7 @@ _SLOW_SECONDS = 0.005
 _REST = 0.05
 
 
-Answer: TypeAlias = Predictions | Later
+Answer: TypeAlias = Predictions | Later | Whole
 
 
 class Ticket:
@@ -103,7 +103,7 @@ class Batcher:
 
     Args:
         encode: makes a table of rows and a group's key.
-        read: makes what was asked for of an answered table, a group's key and its number of rows.
+        read: makes of an answered table what a group asked for, one thing for each row.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
     """
@@ -111,7 +111,7 @@ class Batcher:
     def __init__(
         self,
         encode: Callable[[Rows, Any], bytes],
-        read: Callable[[bytes, Any, int], Answer],
+        read: Callable[[bytes, Group], Answer],
         *,
         most_waiting: int,
         deadline: float,
@@ -224,7 +224,7 @@ class Batcher:
             self._fail(group, outcome)
             return
         try:
-            predictions = self._read(outcome, group[0].key, rows)
+            predictions = self._read(outcome, group)
         except ModelFailed as error:
             self._fail(group, error)
             return

@@ -18,12 +18,14 @@ from cachetools import LRUCache
 
 from serving.errors import ModelFailed
 from serving.runtime import answers, bulk, mlmodel, trial
-from serving.runtime.batcher import Answer, Batcher, Ticket
+from serving.runtime.batcher import Answer, Batcher, Group, Ticket
+from serving.runtime.intake import Intake
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
-from serving.runtime.predictions import Later
+from serving.runtime.predictions import Later, Whole
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
+from serving.runtime.scoring import Scoring
 from serving.runtime.table import Likeness, Rows
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
@@ -86,6 +88,8 @@ class Loaded:
             self.contract = self.contract.with_example(self.example.shown)
         self.reader = bulk.Reader(self.contract)
         """Reads the bodies of batches."""
+        self.scoring = Scoring(self.contract, Intake(self.contract))
+        """Reads the bodies of MLflow's protocol."""
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
         self.headers = _headers(version)
@@ -190,10 +194,12 @@ class Loaded:
         self.metrics.batch_rows.observe(len(rows))
         return self.contract.layout.encode(rows, key.params)
 
-    def _read(self, answer: bytes, key: Key, rows: int) -> Answer:
-        found = answers.decode(answer)
-        if rows > 1 and answers.form(found) is answers.Form.WHOLE:
-            raise ModelFailed("it answered one thing for several rows")  # which each may have asked for alone
+    def _read(self, answer: bytes, group: Group) -> Answer:
+        found, key = answers.decode(answer), group[0].key
+        if answers.form(found) is answers.Form.WHOLE and sum(len(ticket.rows) for ticket in group) > 1:
+            if len(group) > 1:
+                raise ModelFailed("it answered one thing for several requests")  # each is tried alone
+            return Whole(found, len(group[0].rows))
         if key.raw or len(found) > _MOST_ROWS_AT_ONCE:
             return Later(self.contract.predictions, found)
         return self.contract.predictions(found)

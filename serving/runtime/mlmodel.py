@@ -78,7 +78,7 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
         tuple(_param(spec) for spec in _specs(signature, "params")),
         outputs(_specs(signature, "outputs"), task, classes),
         max_rows,
-        _form(inputs, bool(signature.get("is_signature_from_type_hint"))),
+        _form(inputs, bool(described.get("is_signature_from_type_hint"))),
     )
     found.compile()
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, NotRequired
 
 import orjson
@@ -184,17 +185,18 @@ def _read(text: str | None) -> Any:
     return math.nan if text == NOT_FINITE else orjson.loads(text)
 
 
-def revived(value: Any, spec: Mapping[str, Any]) -> Any:
+def revived(value: Any, spec: Mapping[str, Any], date: Callable[[datetime], Any]) -> Any:
     """What JSON has of a nested value with the bytes and datetimes in it that its type says."""
     if value is None:
         return None
     match spec["type"]:
         case "array":
-            return [revived(each, spec["items"]) for each in value]
+            return [revived(each, spec["items"], date) for each in value]
         case "map":
-            return {name: revived(each, spec["values"]) for name, each in value.items()}
+            return {name: revived(each, spec["values"], date) for name, each in value.items()}
         case "object":
-            return {name: revived(each, spec["properties"][name]) for name, each in value.items()}
+            return {name: revived(each, spec["properties"][name], date) for name, each in value.items()}
         case scalar if scalar in SCALARS and (convert := SCALARS[scalar].convert):
-            return convert(value)
+            found = convert(value)
+            return date(found) if isinstance(found, datetime) else found
     return value

@@ -38,6 +38,10 @@ class Outputs(Protocol):
         """What one prediction is, in a few words."""
 
     @property
+    def optional(self) -> Sequence[Value]:
+        """The columns in which a value may be missing."""
+
+    @property
     def fields(self) -> dict[str, Any]:
         """The fields of one prediction and their types, for OpenAPI."""
 
@@ -54,6 +58,11 @@ class Values:
     """Any output, typed after the signature: one value, or an object of named ones."""
 
     values: tuple[Value, ...]
+
+    @property
+    def optional(self) -> Sequence[Value]:
+        """The columns that the signature calls so."""
+        return [value for value in self.values if not value.required]
 
     @property
     def told(self) -> str:
@@ -86,6 +95,7 @@ class Regression:
     """One number for each row."""
 
     name: str | None
+    optional = ()
 
     @property
     def told(self) -> str:
@@ -110,6 +120,7 @@ class Probabilities:
     """A probability for each class and row, as `predict_proba` gives them."""
 
     classes: tuple[str, ...]
+    optional = ()
 
     @property
     def told(self) -> str:
@@ -149,6 +160,7 @@ class Labels:
 
     classes: tuple[str, ...]
     name: str | None
+    optional = ()
 
     @property
     def told(self) -> str:

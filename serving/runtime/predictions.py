@@ -69,6 +69,29 @@ class Later:
         return self.make(self.table).part(0, len(self.table))
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One thing that a model answered for all rows of a request: no row has a prediction of its own."""
+
+    table: pa.RecordBatch
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def part(self, start: int, end: int) -> Whole:
+        """It can't be parted."""
+        return self
+
+    def now(self) -> Predictions:
+        """There are none.
+
+        Raises:
+            ModelFailed: always.
+        """
+        raise ModelFailed(f"it answered one thing for {self.rows} rows")
+
+
 def woven(*parts: bytes | Texts) -> Predictions:
     """Predictions of parts that stand one behind the other in each row: the same for all, or one for each."""
     varying = [part for part in parts if isinstance(part, Texts)]

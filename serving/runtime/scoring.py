@@ -71,6 +71,12 @@ class Scoring:
             self._intake.values(columns), self._contract.read_params({} if params is None else params)
         )
 
+    def arrange(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
+        """The rows of a table of Arrow arrays; raises as `read` does."""
+        if self._contract.form is Form.FRAME:
+            return self._intake.arrays(table)
+        return self._intake.values(self._arranged([*table], [array.to_pylist() for array in table.values()]))
+
     def _arranged(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
         """The columns of a table as those of the contract."""
         form = self._contract.form

@@ -8,8 +8,9 @@ with. Neither unpickles anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
@@ -193,7 +194,7 @@ def _taken(batch: pa.RecordBatch, form: Form) -> Any:
         case Form.UNNAMED_FRAME:
             return _frame(batch).set_axis(range(batch.num_columns), axis=1)
         case Form.LIST:
-            return unpacked(batch.column(0))
+            return _revived(batch.column(0), batch.schema.field(0), lambda date: date)
         case Form.ARRAY:
             return arrays(batch.column(0))
     return {name: arrays(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
@@ -217,15 +218,17 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
     frame: pd.DataFrame = flat.to_pandas(use_threads=False)
     for index, field in enumerate(field for field in batch.schema if field.name not in absent):
         if field.type == JSON:
-            values = pd.Series(_revived(batch.column(field.name), field), dtype=object)
+            # pyfunc takes no other datetime for one within other values.
+            found = _revived(batch.column(field.name), field, lambda date: np.datetime64(date, "ns"))
+            values = pd.Series(found, dtype=object)
             frame.insert(index, field.name, values)
     return frame
 
 
-def _revived(column: pa.Array, field: pa.Field) -> list[Any]:
+def _revived(column: pa.Array, field: pa.Field, date: Callable[[datetime], Any]) -> list[Any]:
     values = unpacked(column)
     type = (field.metadata or {}).get(_TYPE)
-    return [revived(value, json.loads(type)) for value in values] if type else values
+    return [revived(value, json.loads(type), date) for value in values] if type else values
 
 
 @lru_cache(maxsize=16)

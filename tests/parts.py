@@ -1,0 +1,89 @@
+"""Models written as code ("models from code"): which of them is logged, the model config's `part` says."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelConfig
+from mlflow.pyfunc import PythonModel
+from pydantic import BaseModel
+
+
+class Message(BaseModel):
+    role: str
+    content: str
+    at: datetime.datetime | None = None
+
+
+class Nested(PythonModel):  # type: ignore[misc]
+    """Tells what it was given: each value, and its type."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return [
+            {"sum": float(np.sum(row["v"])), "told": f"{row['o']!r} {row.get('m')!r}", "v": list(row["v"])}
+            for row in model_input.to_dict("records")
+        ]
+
+
+class Arrays(PythonModel):  # type: ignore[misc]
+    """Arrays by name, of which one may have any width."""
+
+    def predict(self, context: Any, model_input: dict[str, Any], params: Any = None) -> Any:
+        image, words = model_input["image"], model_input["words"]
+        assert image.dtype == np.uint8
+        return {
+            "mean": image.reshape(len(image), -1).mean(axis=1),
+            "twice": image.astype(np.float32) * 2,
+            "words": np.array([" ".join(row) for row in words]),
+        }
+
+
+class Texts(PythonModel):  # type: ignore[misc]
+    """Texts without a name."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return [text.upper() * (params or {"times": 1})["times"] for text in model_input[0]]
+
+
+class Frame(PythonModel):  # type: ignore[misc]
+    """A DataFrame with gaps, dates and bytes."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        x = model_input["x"]
+        return pd.DataFrame(
+            {
+                "half": x / 2,
+                "gap": x.where(x > 0),
+                "note": [f"n{value:g}" if value > 0 else None for value in x],
+                "at": pd.to_datetime(x, unit="D"),
+                "whole": x.astype(int),
+                "is_large": x > 10,
+            }
+        )
+
+
+class Whole(PythonModel):  # type: ignore[misc]
+    """One thing for all rows."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return {"total": float(model_input["x"].sum()), "rows": len(model_input)}
+
+
+class Hinted(PythonModel):  # type: ignore[misc]
+    """Messages, by type hints; it can stream."""
+
+    def predict(self, model_input: list[Message]) -> list[str]:
+        return [f"{message.role}: {message.content} {message.at}" for message in model_input]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Iterator[Any]:
+        yield from str(model_input).split()
+
+
+PARTS = {part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted)}
+
+mlflow.models.set_model(PARTS[ModelConfig(development_config={"part": "frame"}).get("part")]())
