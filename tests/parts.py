@@ -33,7 +33,7 @@ class Nested(PythonModel):  # type: ignore[misc]
 class Arrays(PythonModel):  # type: ignore[misc]
     """Arrays by name, of which one may have any width."""
 
-    def predict(self, context: Any, model_input: dict[str, Any], params: Any = None) -> Any:
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         image, words = model_input["image"], model_input["words"]
         assert image.dtype == np.uint8
         return {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
-from mlflow.version import VERSION
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -137,7 +137,7 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
 
     @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
     async def version() -> PlainTextResponse:
-        return PlainTextResponse(VERSION)
+        return PlainTextResponse(metadata.version("mlflow"))
 
     @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
     def measured(request: Request) -> Response:
