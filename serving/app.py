@@ -22,8 +22,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serving import __version__, errors
-from serving.http import operations, problems, webhooks
-from serving.http.typed import TypedRoutes
+from serving.http import operations, problems, repository, webhooks
+from serving.http.routes import Routes
+from serving.http.typed import documentation
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
@@ -31,6 +32,7 @@ from serving.registry.herald import Herald
 from serving.registry.history import History
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
+from serving.runtime.models import Models
 from serving.runtime.slot import Slot
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -62,7 +64,7 @@ class Front(FastAPI):
     Every answer carries the request's id.
     """
 
-    typed: TypedRoutes
+    predictions: Routes
     metrics: Metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +73,7 @@ class Front(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["request_id"] = _request_id(scope)
-        predict = self.typed.find(scope["path"])
+        predict = self.predictions.find(scope["path"])
         if predict is None:
             await super().__call__(scope, receive, _with_id(scope, send))
             return
@@ -125,7 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
             await launcher.aclose()
             registry.close()
 
-    typed = TypedRoutes(slots, settings)
+    models = Models(slots)
     app = Front(
         title="Model serving",
         version=__version__,
@@ -137,14 +139,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
-    app.typed, app.metrics = typed, metrics
+    app.predictions, app.metrics = Routes(models, settings), metrics
     app.include_router(operations.router(followers, registry, metrics))
+    app.include_router(repository.router(models))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
         app.include_router(webhooks.router(secret, [follower.wake for follower in followers]))
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
-    _document(app, typed)
+    _document(app, models)
     return app
 
 
@@ -160,7 +163,7 @@ async def _settle(followers: Sequence[Follower]) -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-def _document(app: FastAPI, typed: TypedRoutes) -> None:
+def _document(app: FastAPI, models: Models) -> None:
     """Have `/openapi.json` made from the contracts that are live when it is asked for."""
 
     def openapi() -> dict[str, Any]:
@@ -168,7 +171,7 @@ def _document(app: FastAPI, typed: TypedRoutes) -> None:
             title=app.title,
             version=app.version,
             description=app.description,
-            routes=[*typed.documentation(), *app.routes],
+            routes=[*documentation(models), *app.routes],
         )
         problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document.setdefault("components", {}).setdefault("schemas", {})

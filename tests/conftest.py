@@ -81,6 +81,36 @@ def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of every kind of signature, saved."""
+    from casting import quiet
+    from zoo import zoo
+
+    home = tmp_path_factory.mktemp("zoo")
+    with quiet():
+        for name, animal in zoo().items():
+            animal.save(home / name)
+    return {name: home / name for name in zoo()}
+
+
+@pytest.fixture(scope="session")
+def zoo_service(
+    zoo_folders: dict[str, Path], new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A service of all of them, each in its first version."""
+    from casting import Registry
+    from live import served
+
+    home = tmp_path_factory.mktemp("zoo-service")
+    registry = Registry(new_registry(home))
+    for name, folder in zoo_folders.items():
+        registry.register(name, folder)
+    with served(registry.uri, home, models=",".join(f"models:/{name}/1" for name in zoo_folders)) as service:
+        service.until_ready()
+        yield service
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """The loop on which coroutines are tested: one for all, and the one that the service runs on."""
     return "asyncio", {"use_uvloop": True}

@@ -14,10 +14,9 @@ import httpx
 import pandas as pd
 import pyarrow as pa
 import pytest
-from casting import Registry, quiet
-from conftest import NewRegistry
 from line import free_port
-from live import Service, served, until
+from live import Service, until
+from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from pyarrow import parquet
 from zoo import HOUSES, IRIS, zoo
 
@@ -27,21 +26,10 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The whole zoo, saved."""
-    home = tmp_path_factory.mktemp("zoo")
-    found = {name: home / name for name in zoo()}
-    with quiet():
-        for name, animal in zoo().items():
-            animal.save(found[name])
-    return found
-
-
-@pytest.fixture(scope="module")
-def theirs(folders: dict[str, Path]) -> Iterator[httpx.Client]:
+def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
     """MLflow's server."""
     port = free_port()
-    server = subprocess.Popen([sys.executable, str(THEIRS), str(port), *map(str, folders.values())])
+    server = subprocess.Popen([sys.executable, str(THEIRS), str(port), *map(str, zoo_folders.values())])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
         def answers() -> bool:
@@ -57,21 +45,6 @@ def theirs(folders: dict[str, Path]) -> Iterator[httpx.Client]:
         finally:
             server.kill()
             server.wait()
-
-
-@pytest.fixture(scope="module")
-def ours(
-    folders: dict[str, Path], new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """This service."""
-    home = tmp_path_factory.mktemp("ours")
-    registry = Registry(new_registry(home))
-    for name, folder in folders.items():
-        registry.register(name, folder)
-    models = ",".join(f"models:/{name}/1" for name in folders)
-    with served(registry.uri, home, models=models) as service:
-        service.until_ready()
-        yield service
 
 
 def split(frame: pd.DataFrame) -> dict[str, Any]:
@@ -144,10 +117,10 @@ CASES = [(name, body) for name, bodies in BODIES.items() for body in bodies]
 
 @pytest.mark.parametrize(("name", "body"), CASES, ids=[f"{name}-{next(iter(body))}" for name, body in CASES])
 def test_the_answer_is_the_one_of_mlflows_own_server(
-    ours: Service, theirs: httpx.Client, name: str, body: dict[str, Any]
+    zoo_service: Service, theirs: httpx.Client, name: str, body: dict[str, Any]
 ) -> None:
     wanted = theirs.post(f"/{name}/invocations", json=body)
-    found = ours.client.post("/invocations", params={"model": name}, json=body)
+    found = zoo_service.client.post("/invocations", params={"model": name}, json=body)
     assert (wanted.status_code, found.status_code) == (200, 200), (wanted.text, found.text)
     assert found.json() == wanted.json()
     assert found.headers["X-Model-Name"] == name
@@ -184,27 +157,27 @@ def as_arrow(frame: pd.DataFrame) -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_tables_are_answered_as_their_json_is(
-    ours: Service, theirs: httpx.Client, name: str, frame: pd.DataFrame
+    zoo_service: Service, theirs: httpx.Client, name: str, frame: pd.DataFrame
 ) -> None:
     wanted = theirs.post(f"/{name}/invocations", json=split(frame)).json()
     for media_type, write in ((CSV, as_csv), (PARQUET, as_parquet), (ARROW, as_arrow)):
         headers = {"Content-Type": media_type}
-        found = ours.client.post(f"/invocations?model={name}", content=write(frame), headers=headers)
+        found = zoo_service.client.post(f"/invocations?model={name}", content=write(frame), headers=headers)
         assert found.json() == wanted, media_type
         if media_type != ARROW and name != "pipeline":  # they can't read dates in CSV, nor Arrow
             answer = theirs.post(f"/{name}/invocations", content=write(frame), headers=headers)
             assert answer.json() == wanted, media_type
 
 
-def test_answers_are_tables_where_the_caller_asks_for_them(ours: Service) -> None:
+def test_answers_are_tables_where_the_caller_asks_for_them(zoo_service: Service) -> None:
     def ask(name: str, body: Any, media_type: str) -> BytesIO:
         headers = {"Accept": f"{media_type}, application/json;q=0.5"}
-        found = ours.client.post(f"/invocations?model={name}", json=body, headers=headers)
+        found = zoo_service.client.post(f"/invocations?model={name}", json=body, headers=headers)
         assert found.headers["Content-Type"] == media_type
         assert found.headers["X-Model-Name"] == name
         return BytesIO(found.content)
 
-    chances = ours.client.post("/invocations", json=split(FLOWERS)).json()["predictions"]
+    chances = zoo_service.client.post("/invocations", json=split(FLOWERS)).json()["predictions"]
     answer = pa.ipc.open_stream(ask("classifier", split(FLOWERS), ARROW)).read_all()
     assert answer.to_pydict() == {"predictions": chances}
     assert parquet.read_table(ask("classifier", split(FLOWERS), PARQUET)).to_pydict() == {
@@ -218,11 +191,11 @@ def test_answers_are_tables_where_the_caller_asks_for_them(ours: Service) -> Non
     assert pd.read_csv(ask("nested", {"inputs": NESTED}, CSV)).columns.tolist() == ["predictions"]
 
 
-def test_ten_thousand_rows_are_answered_in_their_order(ours: Service) -> None:
+def test_ten_thousand_rows_are_answered_in_their_order(zoo_service: Service) -> None:
     rows = pd.DataFrame({"x": [float(number) for number in range(1, 10_001)]})
     for headers, body in (({}, json.dumps(split(rows))), ({"Content-Type": CSV}, as_csv(rows))):
         headers = {"Content-Type": JSON} | headers
-        answer = ours.client.post("/invocations?model=frame", content=body, headers=headers).json()
+        answer = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers).json()
         assert [row["half"] for row in answer["predictions"]] == [number / 2 for number in range(1, 10_001)]
 
 
@@ -262,8 +235,10 @@ def test_ten_thousand_rows_are_answered_in_their_order(ours: Service) -> None:
         ("texts", {"inputs": [1]}, "input, 0: Input should be a valid string"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_mlflows_form(ours: Service, name: str, body: Any, said: str) -> None:
-    found = ours.client.post("/invocations", headers={"X-Model": name}, json=body)
+def test_what_does_not_fit_is_refused_in_mlflows_form(
+    zoo_service: Service, name: str, body: Any, said: str
+) -> None:
+    found = zoo_service.client.post("/invocations", headers={"X-Model": name}, json=body)
     assert found.status_code == 400, found.text
     assert found.json().keys() == {"error_code", "message", "request_id"}
     assert found.json()["error_code"] == "BAD_REQUEST"
@@ -289,40 +264,53 @@ def test_what_does_not_fit_is_refused_in_mlflows_form(ours: Service, name: str, 
     ],
 )
 def test_a_body_that_is_not_what_it_says_is_refused(
-    ours: Service, media_type: str, body: bytes, status: int
+    zoo_service: Service, media_type: str, body: bytes, status: int
 ) -> None:
     headers = {"Content-Type": media_type}
-    found = ours.client.post("/invocations?model=frame", content=body, headers=headers)
+    found = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers)
     assert found.status_code == status, found.text
     assert found.json()["error_code"] == "BAD_REQUEST"
 
 
-def test_a_date_in_a_nested_value_is_a_date_to_the_model(ours: Service) -> None:
+def test_a_date_in_a_nested_value_is_a_date_to_the_model(zoo_service: Service) -> None:
     rows = [NESTED[0] | {"o": {"a": 1, "at": "2026-01-31T10:00:00"}}]
-    found = ours.client.post("/invocations?model=nested", json={"dataframe_records": rows}).json()
+    found = zoo_service.client.post("/invocations?model=nested", json={"dataframe_records": rows}).json()
     assert (
         "2026, 1, 31, 10" in found["predictions"][0]["told"]
         or "2026-01-31" in found["predictions"][0]["told"]
     )
     message = {"role": "user", "content": "hi", "at": "2026-01-31T10:00:00"}
-    found = ours.client.post("/invocations?model=hinted", json={"inputs": [message]}).json()
+    found = zoo_service.client.post("/invocations?model=hinted", json={"inputs": [message]}).json()
     assert found == {"predictions": ["user: hi 2026-01-31 10:00:00"]}
 
 
-def test_what_json_cant_say_is_an_error_unless_it_may_be_missing(ours: Service) -> None:
-    gap = ours.client.post("/invocations?model=frame", json=split(X)).json()["predictions"]
+def test_what_json_cant_say_is_an_error_unless_it_may_be_missing(zoo_service: Service) -> None:
+    gap = zoo_service.client.post("/invocations?model=frame", json=split(X)).json()["predictions"]
     assert [row["gap"] for row in gap] == [5.0, None, 12.5]
     assert [row["note"] for row in gap] == ["n5", None, "n12.5"]
 
 
-def test_no_such_model_is_404_in_mlflows_form(ours: Service) -> None:
-    found = ours.client.post("/invocations?model=nobody", json=split(FLOWERS))
+def test_no_such_model_is_404_in_mlflows_form(zoo_service: Service) -> None:
+    found = zoo_service.client.post("/invocations?model=nobody", json=split(FLOWERS))
     assert (found.status_code, found.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
-def test_it_is_told_whether_it_answers_and_which_mlflow_it_is(ours: Service, theirs: httpx.Client) -> None:
+def test_mlflows_own_client(zoo_service: Service) -> None:
+    client = ScoringServerClient(*zoo_service.address)
+    client.wait_server_ready(timeout=10, scoring_server_proc=zoo_service.process)
+    found = client.invoke(FLOWERS).get_predictions()
+    assert found.to_numpy().tolist() == scored(zoo_service, split(FLOWERS))
+
+
+def scored(service: Service, body: Any) -> Any:
+    return service.client.post("/invocations", json=body).json()["predictions"]
+
+
+def test_it_is_told_whether_it_answers_and_which_mlflow_it_is(
+    zoo_service: Service, theirs: httpx.Client
+) -> None:
     for path in ("/ping", "/version"):
-        found, wanted = ours.client.get(path), theirs.get(f"/classifier{path}")
+        found, wanted = zoo_service.client.get(path), theirs.get(f"/classifier{path}")
         assert (found.status_code, found.text) == (wanted.status_code, wanted.text)
 
 
@@ -330,12 +318,12 @@ def test_it_is_told_whether_it_answers_and_which_mlflow_it_is(ours: Service, the
 
 
 @pytest.mark.parametrize("name", [*zoo()])
-def test_each_model_answers_a_row_of_its_own(ours: Service, name: str) -> None:
+def test_each_model_answers_a_row_of_its_own(zoo_service: Service, name: str) -> None:
     row = zoo()[name].row
-    one = ours.client.post(f"/models/{name}/predict", json=row)
+    one = zoo_service.client.post(f"/models/{name}/predict", json=row)
     assert one.status_code == 200, one.text
-    batch = ours.client.post(f"/models/{name}/predict/batch", json={"rows": [row]})
+    batch = zoo_service.client.post(f"/models/{name}/predict/batch", json={"rows": [row]})
     told = {key: value for key, value in one.json().items() if key != "model"}
     assert batch.json()["predictions"] == [told]
-    document = ours.client.get("/openapi.json").json()
+    document = zoo_service.client.get("/openapi.json").json()
     assert f"/models/{name}/predict" in document["paths"]

@@ -25,7 +25,7 @@ from serving.http.predict import Predict
 from serving.runtime import answers
 from serving.runtime.answers import Form
 from serving.runtime.loaded import Loaded, Part
-from serving.runtime.predictions import Later, Whole, woven
+from serving.runtime.predictions import woven
 from serving.runtime.scoring import Asked
 from serving.runtime.tensors import arrays
 from serving.runtime.values import Texts, Value
@@ -77,13 +77,10 @@ class Invocations(Predict):
         media_type, accepted = scope["formats"]
         asked = await self._asked(live, media_type, body)
         ends = time.perf_counter() + self._limits.deadline_seconds
-        for start in range(0, len(asked.rows), _ROWS_AT_ONCE):
-            rows = asked.rows.slice(start, _ROWS_AT_ONCE)
-            for indices, ticket in live.submit(rows, asked.params, ends - time.perf_counter(), raw=True):
-                parts.append(([start + index for index in indices], ticket))
-        found = await _joined(parts)
+        parts += live.submit_table(asked.rows, asked.params, ends)
+        found = await live.answered(parts)
         if accepted != JSON:
-            scope["answered_in"] = (b"content-type", accepted.encode())
+            scope["answered_in"] = ((b"content-type", accepted.encode()),)
             return [await asyncio.to_thread(formats.write, accepted, found)]
         return [*_in_json(live, found)]
 
@@ -94,19 +91,6 @@ class Invocations(Predict):
         limit = self._limits.max_rows
         table = await asyncio.to_thread(formats.read, media_type, body, columns, limit)
         return Asked(live.scoring.arrange(table), {})
-
-
-async def _joined(parts: list[Part]) -> pa.RecordBatch:
-    """The model's answer, in the order of the rows that were asked for."""
-    tables = [answer.table for _, ticket in parts if isinstance(answer := await ticket.future, Later | Whole)]
-    if len(tables) == 1:
-        return tables[0]
-    try:
-        joined = pa.concat_batches(tables)
-    except pa.ArrowInvalid as error:
-        raise ModelFailed("it answered the rows of one request in several forms", str(error)) from error
-    order = [index for indices, _ in parts for index in indices]
-    return joined if order == [*range(len(order))] else joined.take(pa.array(np.argsort(order)))
 
 
 def _accepted(scope: Scope) -> str:
@@ -142,8 +126,8 @@ def _in_json(live: Loaded, table: pa.RecordBatch) -> Iterator[bytes]:
 
 def _value(live: Loaded, name: str | None) -> Value:
     """How the values of an output column are told: whatever they are, and a gap as null."""
-    declared = live.contract.outputs.optional
-    return next((each for each in declared if each.name == name), Value(name, "any", (), required=False))
+    optional = (each for each in live.contract.answered if each.name == name and not each.required)
+    return next(optional, Value(name, "any", (), required=False))
 
 
 def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ from serving.settings import Limits
 
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05
-_JSON = (b"content-type", b"application/json")
+_JSON = ((b"content-type", b"application/json"),)
 _LARGEST_CACHED = 4096
 # Rows of one request that may be read ahead of its answers.
 _MOST_AHEAD = 8192
@@ -57,7 +57,7 @@ class Predict:
             else:
                 answer, headers = await self._cached(live.cache, live, scope, receive, body)
         headers += [
-            scope.get("answered_in", _JSON),
+            *scope.get("answered_in", _JSON),
             (b"content-length", str(sum(map(len, answer))).encode()),
             (b"x-request-id", scope["request_id"].encode()),
         ]

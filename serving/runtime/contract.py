@@ -19,6 +19,7 @@ from serving.runtime.outputs import Outputs
 from serving.runtime.predictions import Predictions
 from serving.runtime.scalars import SCALARS
 from serving.runtime.table import Form, Layout
+from serving.runtime.values import Value
 
 type_dict: Any = TypedDict  # its fields are known only when a version is loaded
 Row = dict[str, Any]
@@ -61,6 +62,8 @@ class Contract:
     outputs: Outputs
     max_rows: int
     form: Form = Form.FRAME
+    answered: tuple[Value, ...] = field(default=(), compare=False)
+    """The columns of the model's answer, as its signature says."""
     example: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def with_example(self, row: Row) -> Contract:

@@ -8,7 +8,7 @@ Types are as strict as on the typed endpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from serving.runtime.facets import NOTES
 from serving.runtime.scalars import Scalar
 from serving.runtime.tensors import Tensor, arrays, lists
 
-Given = TypeVar("Given", bound=Sized)
+Given: TypeAlias = Sequence[Any] | pa.Array
 
 
 class _Unfit(ValueError):
@@ -36,27 +36,15 @@ class Intake:
         self._contract = contract
         self._readers = {column.name: _reader(column) for column in contract.columns}
 
-    def values(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
-        """Rows of values as JSON has them, None where there is none.
+    def take(self, columns: Mapping[str, Given]) -> pa.RecordBatch:
+        """The rows of columns of values as JSON has them, None where there is none, or of Arrow arrays.
+
+        The arrays are of the columns' types or such as those hold: integers for doubles, say.
 
         Raises:
             BodyTooLarge: there are more rows than the contract takes.
             Unprocessable: they do not fit the contract.
         """
-        return self._taken(columns, self._of_values)
-
-    def arrays(self, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        """Rows of Arrow arrays, of the columns' types or such as those hold: integers for doubles, say.
-
-        Raises:
-            BodyTooLarge: there are more rows than the contract takes.
-            Unprocessable: they do not fit the contract.
-        """
-        return self._taken(columns, self._of_array)
-
-    def _taken(
-        self, columns: Mapping[str, Given], take: Callable[[Column, Given], pa.Array]
-    ) -> pa.RecordBatch:
         rows = self._count(columns)
         found: dict[str, pa.Array] = {}
         faults: list[Fault] = []
@@ -64,7 +52,8 @@ class Intake:
             given = columns.get(column.name)
             try:
                 if given is not None:
-                    found[column.name] = take(column, given)
+                    is_array = isinstance(given, pa.Array)
+                    found[column.name] = (self._of_array if is_array else self._of_values)(column, given)
                 elif column.required:
                     faults.append(Fault((column.name,), "Field required"))
                 else:
@@ -156,7 +145,10 @@ def _tensor(kind: Tensor, given: np.ndarray[Any, Any]) -> pa.Array:
     if kind.dtype in ("str", "object"):
         return kind.array([*given])
     wanted = np.dtype(kind.dtype)
-    if not np.can_cast(given.dtype, wanted, "same_kind") or (given.dtype.kind == "b") != (wanted.kind == "b"):
+    kinds = given.dtype.kind + wanted.kind
+    if kinds not in ("iu", "ui", "bb") and (
+        "b" in kinds or not np.can_cast(given.dtype, wanted, "same_kind")
+    ):
         raise _Unfit(f"Input should be of type {kind.dtype}")
     with np.errstate(over="ignore"):
         cast = given.astype(wanted)

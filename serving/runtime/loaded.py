@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from enum import Enum
 from typing import Any, Self
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from cachetools import LRUCache
@@ -88,7 +90,9 @@ class Loaded:
             self.contract = self.contract.with_example(self.example.shown)
         self.reader = bulk.Reader(self.contract)
         """Reads the bodies of batches."""
-        self.scoring = Scoring(self.contract, Intake(self.contract))
+        self.intake = Intake(self.contract)
+        """Checks columns that came in any protocol."""
+        self.scoring = Scoring(self.contract, self.intake)
         """Reads the bodies of MLflow's protocol."""
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
@@ -237,6 +241,39 @@ class Loaded:
             self.withdraw(parts)
             raise
         return parts
+
+    def submit_table(self, rows: pa.RecordBatch, params: Mapping[str, Any], ends: float) -> list[Part]:
+        """Queue rows to be answered by the model's own tables before `ends`, by the performance counter.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        parts: list[Part] = []
+        for start in range(0, len(rows), _MOST_BULK_ROWS):
+            piece = rows.slice(start, _MOST_BULK_ROWS)
+            seconds = max(0.0, ends - time.perf_counter())
+            for indices, ticket in self.submit(piece, params, seconds, raw=True):
+                parts.append(([start + index for index in indices] if start else indices, ticket))
+        return parts
+
+    async def answered(self, parts: list[Part]) -> pa.RecordBatch:
+        """What the model answered to a table, in the order of its rows.
+
+        Raises:
+            ServingError: one of the parts was not answered.
+            ModelFailed: they were answered in several forms.
+        """
+        found = [
+            answer.table for _, ticket in parts if isinstance(answer := await ticket.future, Later | Whole)
+        ]
+        if len(found) == 1:
+            return found[0]
+        try:
+            joined = pa.concat_batches(found)
+        except pa.ArrowInvalid as error:
+            raise ModelFailed("it answered the rows of one request in several forms", str(error)) from error
+        order = np.concatenate([indices for indices, _ in parts])
+        return joined if (np.diff(order) > 0).all() else joined.take(pa.array(np.argsort(order)))
 
     def withdraw(self, parts: list[Part]) -> None:
         """Forget a request whose caller has gone."""

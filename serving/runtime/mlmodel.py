@@ -14,7 +14,7 @@ from serving.errors import RequestError, Untypable, VerificationFailed
 from serving.runtime.columns import UNNAMED, Column, column
 from serving.runtime.contract import Contract, Param, Row
 from serving.runtime.intake import Intake
-from serving.runtime.outputs import outputs
+from serving.runtime.outputs import declared, outputs
 from serving.runtime.scalars import SCALARS
 from serving.runtime.scoring import FORMS, Scoring
 from serving.runtime.table import Form, objects
@@ -79,6 +79,7 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
         outputs(_specs(signature, "outputs"), task, classes),
         max_rows,
         _form(inputs, bool(described.get("is_signature_from_type_hint"))),
+        declared(_specs(signature, "outputs")),
     )
     found.compile()
     return found

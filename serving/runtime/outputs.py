@@ -38,10 +38,6 @@ class Outputs(Protocol):
         """What one prediction is, in a few words."""
 
     @property
-    def optional(self) -> Sequence[Value]:
-        """The columns in which a value may be missing."""
-
-    @property
     def fields(self) -> dict[str, Any]:
         """The fields of one prediction and their types, for OpenAPI."""
 
@@ -58,11 +54,6 @@ class Values:
     """Any output, typed after the signature: one value, or an object of named ones."""
 
     values: tuple[Value, ...]
-
-    @property
-    def optional(self) -> Sequence[Value]:
-        """The columns that the signature calls so."""
-        return [value for value in self.values if not value.required]
 
     @property
     def told(self) -> str:
@@ -95,7 +86,6 @@ class Regression:
     """One number for each row."""
 
     name: str | None
-    optional = ()
 
     @property
     def told(self) -> str:
@@ -120,7 +110,6 @@ class Probabilities:
     """A probability for each class and row, as `predict_proba` gives them."""
 
     classes: tuple[str, ...]
-    optional = ()
 
     @property
     def told(self) -> str:
@@ -160,7 +149,6 @@ class Labels:
 
     classes: tuple[str, ...]
     name: str | None
-    optional = ()
 
     @property
     def told(self) -> str:
@@ -192,7 +180,7 @@ def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple
     Raises:
         Untypable: task and signature contradict each other.
     """
-    values = tuple(_value(spec) for spec in specs) or (Value(None, "any", required=False),)
+    values = declared(specs) or (Value(None, "any", required=False),)
     if task == "classification":
         return _classification(values, classes)
     if task == "regression":
@@ -200,6 +188,11 @@ def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple
             raise Untypable("its task is regression, but its output signature is not one number a row")
         return Regression(values[0].name)
     return Values(values)
+
+
+def declared(specs: Sequence[Mapping[str, Any]]) -> tuple[Value, ...]:
+    """The columns of the model's answer, as a signature's `outputs` say."""
+    return tuple(_value(spec) for spec in specs)
 
 
 def _classification(values: tuple[Value, ...], classes: tuple[str, ...]) -> Outputs:

@@ -67,15 +67,13 @@ class Scoring:
             case _:
                 columns = self._inputs(found)
         params = document.get("params")
-        return Asked(
-            self._intake.values(columns), self._contract.read_params({} if params is None else params)
-        )
+        return Asked(self._intake.take(columns), self._contract.read_params({} if params is None else params))
 
     def arrange(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
         """The rows of a table of Arrow arrays; raises as `read` does."""
         if self._contract.form is Form.FRAME:
-            return self._intake.arrays(table)
-        return self._intake.values(self._arranged([*table], [array.to_pylist() for array in table.values()]))
+            return self._intake.take(table)
+        return self._intake.take(self._arranged([*table], [array.to_pylist() for array in table.values()]))
 
     def _arranged(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
         """The columns of a table as those of the contract."""

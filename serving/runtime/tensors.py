@@ -33,7 +33,7 @@ class Tensor:
     @property
     def schema(self) -> dict[str, Any]:
         """Arrays in arrays."""
-        described = _element(self.dtype)[1]
+        described = element(self.dtype)[1]
         for size in reversed(self.shape):
             described = {"type": "array", "items": described}
             if size >= 0:
@@ -46,7 +46,7 @@ class Tensor:
 
     def annotation(self, facets: Mapping[str, Any]) -> Any:
         """Lists in lists, which become a numpy array of the exact dtype."""
-        found: Any = _element(self.dtype)[0]
+        found: Any = element(self.dtype)[0]
         for size in reversed(self.shape):
             inner: Any = found
             exact = Field(min_length=size, max_length=size) if size >= 0 else Field()
@@ -86,10 +86,14 @@ def arrays(values: pa.Array) -> np.ndarray[Any, Any]:
 
 def lists(array: np.ndarray[Any, Any], type: pa.DataType | None = None) -> pa.Array:
     """An array of any number of dimensions as lists of a fixed size in one another."""
-    values = pa.array(np.ascontiguousarray(array).reshape(-1), type)
-    for size in reversed(array.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, size)
-    return values
+    return fixed(pa.array(np.ascontiguousarray(array).reshape(-1), type), array.shape)
+
+
+def fixed(flat: pa.Array, shape: Sequence[int]) -> pa.Array:
+    """The elements of an array of this shape as lists of a fixed size in one another."""
+    for size in reversed(shape[1:]):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return flat
 
 
 def tensor(spec: Mapping[str, Any]) -> Tensor:
@@ -100,7 +104,7 @@ def tensor(spec: Mapping[str, Any]) -> Tensor:
     """
     dtype, shape = str(spec["dtype"]), tuple(spec["shape"])
     try:
-        _element(dtype)
+        element(dtype)
     except (KeyError, TypeError):
         raise Untypable(f"is a tensor of {dtype}, from which no typed endpoint can be made") from None
     if not shape or shape[0] not in (-1, 1):
@@ -109,7 +113,7 @@ def tensor(spec: Mapping[str, Any]) -> Tensor:
 
 
 @lru_cache
-def _element(dtype: str) -> tuple[Any, dict[str, Any]]:
+def element(dtype: str) -> tuple[Any, dict[str, Any]]:
     """The type of a tensor's element for pydantic, and its JSON Schema."""
     if dtype in ("str", "object"):
         return Annotated[str, Field(strict=True)], {"type": "string"}

@@ -1,0 +1,138 @@
+"""What the Open Inference Protocol tells of the server and its models."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from serving import __version__
+from serving.http.inference import UNNAMED
+from serving.http.inference_tensors import DATATYPES
+from serving.http.problems import documented
+from serving.runtime.kinds import Kind
+from serving.runtime.loaded import Loaded
+from serving.runtime.models import Models
+from serving.runtime.scalars import Scalar
+from serving.runtime.slot import Slot
+from serving.runtime.tensors import Tensor
+from serving.runtime.values import Value
+
+_PLATFORM = "mlflow_pyfunc"
+
+
+class ServerMetadata(BaseModel):
+    """What this server is."""
+
+    name: str = "mlflow-serving-front"
+    version: str = __version__
+    extensions: list[str] = ["binary_tensor_data", "model_repository"]
+
+
+class TensorMetadata(BaseModel):
+    """An input or an output; -1 in its shape is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and answers."""
+
+    name: str
+    versions: list[str]
+    platform: str = _PLATFORM
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    """Whether a model is live."""
+
+    name: str
+    ready: bool
+
+
+class Indexed(BaseModel):
+    """A model in the repository."""
+
+    name: str
+    version: str | None
+    state: str
+    reason: str
+
+
+def router(models: Models) -> APIRouter:
+    """The routes that tell of the server and its models."""
+    routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+    @routes.get("", summary="What this server is")
+    async def server() -> ServerMetadata:
+        return ServerMetadata()
+
+    @routes.get("/health/live", summary="Does the process live?")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @routes.get("/health/ready", summary="Is every model live?", responses=documented(503))
+    async def ready() -> dict[str, bool]:
+        for slot in models.slots:
+            slot.lease()
+        return {"ready": True}
+
+    @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
+    async def model(name: str) -> ModelMetadata:
+        return _metadata(models, models.lease(name))
+
+    @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(404))
+    async def version(name: str, version: str) -> ModelMetadata:
+        return _metadata(models, models.version(name, version))
+
+    @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(404, 503))
+    async def model_ready(name: str) -> ModelReady:
+        return ModelReady(name=models.lease(name).version.name, ready=True)
+
+    @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(404))
+    async def version_ready(name: str, version: str) -> ModelReady:
+        return ModelReady(name=models.version(name, version).version.name, ready=True)
+
+    @routes.post("/repository/index", summary="What is served")
+    async def index() -> list[Indexed]:
+        return [_indexed(slot) for slot in models.named().values()]
+
+    return routes
+
+
+def _indexed(slot: Slot) -> Indexed:
+    version = slot.live.version.version if slot.live else None
+    reason = "" if slot.live else slot.reason
+    state = "READY" if slot.live else "UNAVAILABLE"
+    return Indexed(name=slot.reference.name, version=version, state=state, reason=reason)
+
+
+def _metadata(models: Models, loaded: Loaded) -> ModelMetadata:
+    name, contract = loaded.version.name, loaded.contract
+    versions = [each.version.version for each in models.loaded(name) if each.version.version]
+    return ModelMetadata(
+        name=name,
+        versions=[*dict.fromkeys(versions)],
+        inputs=[_input(column.name, column.kind) for column in contract.columns],
+        outputs=[_output(value) for value in contract.answered],
+    )
+
+
+def _input(name: str, kind: Kind) -> TensorMetadata:
+    if isinstance(kind, Tensor):
+        arrow = pa.string() if kind.dtype in ("str", "object") else pa.from_numpy_dtype(kind.dtype)
+        return TensorMetadata(name=name, datatype=DATATYPES[arrow], shape=[-1, *kind.shape])
+    arrow = kind.arrow if isinstance(kind, Scalar) else pa.string()
+    return TensorMetadata(name=name, datatype=DATATYPES.get(arrow, "BYTES"), shape=[-1, 1])
+
+
+_OUTPUTS = {"number": "FP64", "integer": "INT64", "boolean": "BOOL"}
+
+
+def _output(value: Value) -> TensorMetadata:
+    datatype = _OUTPUTS.get(value.kind, "BYTES")
+    return TensorMetadata(name=value.name or UNNAMED, datatype=datatype, shape=[-1, *value.shape])

@@ -1,0 +1,74 @@
+"""The routes of predictions, found by their path in one look however many models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from urllib.parse import parse_qs
+
+from starlette.types import Scope
+
+from serving.http.inference import Infer
+from serving.http.invocations import Invocations
+from serving.http.predict import Predict, PredictBatch
+from serving.runtime.loaded import Loaded
+from serving.runtime.models import Models
+from serving.runtime.slot import Slot
+from serving.settings import Limits
+
+_KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
+    ("models", ("predict",)): Predict,
+    ("models", ("predict", "batch")): PredictBatch,
+    ("v2", ("infer",)): Infer,
+}
+
+
+class Routes:
+    """The applications that answer requests for predictions."""
+
+    def __init__(self, models: Models, limits: Limits) -> None:
+        self._models, self._limits = models, limits
+        self._paths: dict[str, Predict] = {
+            "/predict": Predict(self._by_header, limits),
+            "/predict/batch": PredictBatch(self._by_header, limits),
+            "/invocations": Invocations(self._by_header_or_query, limits),
+        }
+        for name, slot in models.named().items():
+            lease = partial(_leased, slot)
+            self._paths[f"/models/{name}/predict"] = Predict(lease, limits)
+            self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, limits)
+            self._paths[f"/v2/models/{name}/infer"] = Infer(lease, limits)
+
+    def find(self, path: str) -> Predict | None:
+        """The application of the route at this path, of a served model or not; None for other paths."""
+        return self._paths.get(path) or self._other(path)
+
+    def _other(self, path: str) -> Predict | None:
+        match path.removeprefix("/v2").split("/"):
+            case ["", "models", name, "versions", version, *rest]:
+                lease = partial(self._models.version, name, version)
+            case ["", "models", name, *rest]:
+                lease = partial(self._models.lease, name)
+            case _:
+                return None
+        kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
+        return kind(lambda _: lease(), self._limits) if kind else None
+
+    def _by_header(self, scope: Scope) -> Loaded:
+        """The model that the header `X-Model` names, or the default one."""
+        return self._models.lease(_header(scope))
+
+    def _by_header_or_query(self, scope: Scope) -> Loaded:
+        named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
+        return self._models.lease(named[-1] if named else _header(scope))
+
+
+def _leased(slot: Slot, scope: Scope) -> Loaded:
+    return slot.lease()
+
+
+def _header(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-model":
+            return str(value.decode("latin-1"))
+    return None

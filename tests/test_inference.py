@@ -1,0 +1,230 @@
+"""The Open Inference Protocol, as the clients of Triton, KServe and MLServer speak it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from live import Service
+from zoo import HOUSES, IRIS
+
+from benchmarks.peers.environments import FOLDER, environment
+
+CLIENTS = Path(__file__).parent / "clients"
+REQUIREMENTS = {
+    "triton": ["tritonclient[http]==2.73.0", "numpy==2.4.6"],
+    "kserve_rest": ["kserve==0.21.0"],
+    "mlserver_codecs": ["mlserver==1.7.1"],
+}
+FLOWERS = IRIS.iloc[[0, 60]]
+IMAGES = [[[1, 2], [3, 255]], [[0, 0], [5, 6]]]
+TOLD = {
+    "names": [*IRIS],
+    "flowers": FLOWERS.to_numpy().tolist(),
+    "images": IMAGES,
+    "houses": {
+        name: values.astype(str).tolist() if name == "built" else values.tolist()
+        for name, values in HOUSES.items()
+    },
+}
+
+
+def told_by(client: str, address: str) -> Any:
+    """What a client's program tells."""
+    python = environment(FOLDER.parent / "clients", client, REQUIREMENTS[client])
+    command = [str(python), str(CLIENTS / f"{client}.py"), address, json.dumps(TOLD)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scored(service: Service, model: str, frame: pd.DataFrame) -> Any:
+    """What MLflow's protocol answers."""
+    body = {"dataframe_records": json.loads(frame.to_json(orient="records", date_format="iso"))}
+    return service.client.post(f"/invocations?model={model}", json=body).json()["predictions"]
+
+
+def test_tritons_client_with_its_default_options(zoo_service: Service) -> None:
+    chances = scored(zoo_service, "classifier", FLOWERS)
+    found = told_by("triton", zoo_service.url.removeprefix("http://"))
+    assert (found["live"], found["ready"]) == (True, True)
+    assert found["server"] == "mlflow-serving-front"
+    assert found["model"]["inputs"][0] == {"name": "image", "datatype": "UINT8", "shape": [-1, -1, 2]}
+    assert found["model"]["outputs"][2] == {"name": "words", "datatype": "BYTES", "shape": [-1]}
+    assert "hinted" in found["index"]
+    for way in ("one tensor", "pinned", "a tensor a column", "in JSON"):
+        assert found[way] == {"output-0": chances}, way
+    assert np.allclose(found["single precision"]["output-0"], chances, atol=1e-6)
+    assert found["columns of all kinds"] == {"output-0": scored(zoo_service, "pipeline", HOUSES[:2])}
+    assert found["texts with a parameter"] == {"output-0": ["AA", "ÄÄ"]}
+    assert found["arrays"]["mean"] == [65.25, 2.75]
+    assert found["arrays"]["twice"] == (np.array(IMAGES) * 2).tolist()
+    assert found["arrays"]["words"] == ["a b", "c d"]
+    assert found["a frame"] == {"half": [2.5], "at": ["1970-01-06T00:00:00"]}
+    status, message = found["refused"]
+    assert status == "400"
+    assert "input" in message
+
+
+def test_kserves_client(zoo_service: Service) -> None:
+    found = told_by("kserve_rest", zoo_service.url)
+    answer = ["mine", "classifier", scored(zoo_service, "classifier", FLOWERS)]
+    assert found == {"live": True, "ready": True, "model ready": True, "in JSON": answer, "in bytes": answer}
+
+
+def test_mlservers_codecs(zoo_service: Service) -> None:
+    chances = scored(zoo_service, "classifier", FLOWERS)
+    found = told_by("mlserver_codecs", zoo_service.url)
+    assert found["numpy"] == found["pandas"] == chances
+    assert np.ravel(found["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
+    assert found["strings"] == ["A", "B"]
+    assert found["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
+
+
+def ask(service: Service, model: str, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
+    return service.client.post(f"/v2/models/{model}/infer", json={"inputs": [*inputs], **more})
+
+
+def tensor(name: str, datatype: str, data: list[Any], shape: list[int] | None = None) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape or [*np.shape(data)], "data": data}
+
+
+def test_a_request_in_json_is_answered_in_json(zoo_service: Service) -> None:
+    found = ask(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
+    assert found.headers["X-Model-Version"] == "1"
+    answer = found.json()
+    (output,) = answer.pop("outputs")
+    assert answer == {"model_name": "xgboost", "model_version": "1", "id": "7"}
+    assert output == {
+        "name": "output-0",
+        "shape": [2],
+        "datatype": "FP32",
+        "data": scored(zoo_service, "xgboost", FLOWERS),
+    }
+
+
+def test_a_gap_is_null(zoo_service: Service) -> None:
+    row = dict(zip(FLOWERS, FLOWERS.to_numpy()[0].tolist(), strict=True)) | {"petal_width": None}
+    inputs = [tensor(name, "FP64", [value], [1, 1]) for name, value in row.items()]
+    found = ask(zoo_service, "lightgbm", *inputs).json()
+    assert found["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
+    gap = ask(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
+    assert [each["data"] for each in gap[1:3]] == [[None], [None]]
+
+
+def test_nested_values_are_json_in_bytes(zoo_service: Service) -> None:
+    inputs = [
+        tensor("v", "FP64", [[1.0, 2.0]]),
+        tensor("o", "BYTES", ['{"a": 1}']),
+        tensor("m", "BYTES", ['{"k": 2}']),
+    ]
+    (output,) = ask(zoo_service, "nested", *inputs).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1])
+    assert json.loads(output["data"][0])["sum"] == 3.0
+    message = json.dumps({"role": "user", "content": "hi"})
+    (output,) = ask(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
+    assert output["data"] == ["user: hi None"]
+
+
+@pytest.mark.parametrize(
+    "datatype", ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_whole_numbers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
+    given = tensor("x", datatype, [5, 7])
+    if not binary:
+        found = ask(zoo_service, "frame", given).json()
+    else:
+        dtype = datatype.lower().replace("fp", "float")
+        data = np.array(given.pop("data"), dtype).tobytes()
+        found = behind(zoo_service, "frame", given, data).json()
+    assert found["outputs"][0]["data"] == [2.5, 3.5]
+
+
+def behind(
+    service: Service, model: str, given: dict[str, Any], data: bytes, length: Any = None
+) -> httpx.Response:
+    """Ask with the data of the only input behind the JSON."""
+    head = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": len(data)}}]}).encode()
+    headers = {
+        "Inference-Header-Content-Length": str(len(head) if length is None else length),
+        "Content-Type": "application/octet-stream",
+    }
+    return service.client.post(f"/v2/models/{model}/infer", content=head + data, headers=headers)
+
+
+TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "data", "length"),
+    [
+        (TEXTS, struct.pack("<I", 5) + b"abc", None),
+        (TEXTS, b"abc", None),
+        (TEXTS, struct.pack("<I", 1) + b"\xff", None),
+        (TEXTS, (struct.pack("<I", 1) + b"a") * 2, None),
+        (TEXTS | {"datatype": "FP64"}, b"\0" * 7, None),
+        (TEXTS, b"", 10_000),
+        (TEXTS, b"", "ten"),
+        (TEXTS | {"shape": [2**40]}, b"", None),
+    ],
+)
+def test_bytes_that_are_no_tensor_are_refused(
+    zoo_service: Service, given: Any, data: bytes, length: Any
+) -> None:
+    found = behind(zoo_service, "texts", given, data, length)
+    assert (found.status_code, [*found.json()]) == (400, ["error", "request_id"])
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "said"),
+    [
+        ("frame", {}, "inputs: Field required"),
+        ("frame", {"inputs": []}, "inputs: List should have at least 1 item"),
+        ("frame", {"inputs": [tensor("x", "FP64", [1.0]) | {"datatype": "FP12"}]}, "is of datatype 'FP12'"),
+        ("frame", {"inputs": [tensor("x", "FP64", [1.0], [2])]}, "has 1 values, which is not the shape [2]"),
+        ("frame", {"inputs": [tensor("x", "FP64", ["1"])]}, "has values that are no FP64"),
+        ("frame", {"inputs": [tensor("x", "FP64", [True])]}, "has values that are no FP64"),
+        ("frame", {"inputs": [tensor("x", "INT64", [1.5])]}, "has values that are no INT64"),
+        ("frame", {"inputs": [tensor("x", "UINT8", [256])]}, "has values that are no UINT8"),
+        ("frame", {"inputs": [tensor("x", "FP64", [], [0])]}, "is empty"),
+        ("frame", {"inputs": [tensor("x", "FP64", [[1.0, 2.0]])]}, "x, 0: Input should be a valid number"),
+        ("frame", {"inputs": [tensor("x", "FP64", [1.0])] * 2}, "An input is named twice"),
+        ("frame", {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1]}]}, "has no data"),
+        ("frame", {"inputs": [tensor("x", "FP64", [1.0])], "outputs": [{"name": "no"}]}, "no output 'no'"),
+        ("pipeline", {"inputs": [tensor("x", "FP64", [1.0])]}, "no input 'x'"),
+        ("pipeline", {"inputs": [tensor("city", "BYTES", ["Bonn"])]}, "garden: Field required"),
+        (
+            "arrays",
+            {"inputs": [tensor("image", "INT64", [[[1, 256]]]), tensor("words", "BYTES", [["a", "b"]])]},
+            "range of uint8",
+        ),
+        ("onnx", {"inputs": [tensor("x", "FP64", [[1.0, 2.0]])]}, "shape [4] a row"),
+        ("onnx", {"inputs": [tensor("x", "BYTES", [["a"] * 4])]}, "of type float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_the_protocols_form(
+    zoo_service: Service, model: str, body: Any, said: str
+) -> None:
+    found = zoo_service.client.post(f"/v2/models/{model}/infer", json=body)
+    assert (found.status_code, [*found.json()]) == (400, ["error", "request_id"])
+    assert said in found.json()["error"]
+
+
+def test_what_is_not_there_is_404(zoo_service: Service) -> None:
+    given = tensor("x", "FP64", [1.0])
+    for path in ("nobody", "frame/versions/2"):
+        found = ask(zoo_service, path, given)
+        assert (found.status_code, [*found.json()]) == (404, ["error", "request_id"])
+    assert zoo_service.client.get("/v2/models/nobody").status_code == 404
+    assert zoo_service.client.get("/v2/models/frame/versions/1/ready").json() == {
+        "name": "frame",
+        "ready": True,
+    }
