@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,10 +31,11 @@ from serving.registry.follower import Follower
 from serving.registry.gate import Gate
 from serving.registry.herald import Herald
 from serving.registry.history import History
+from serving.registry.sleeper import Rota, Sleeper
 from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
-from serving.runtime.slot import Slot
+from serving.runtime.slot import Slot, SlotOnDemand
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -99,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry)
     slots = [Slot(reference, settings.replayed) for reference in settings.models]
+    on_demand = [SlotOnDemand(reference, settings.replayed) for reference in settings.on_demand]
     followers = [
         Follower(
             slot,
@@ -110,24 +113,30 @@ def create_app(settings: Settings) -> FastAPI:
             settings,
             shared=len(slots) >= _MANY,
         )
-        for slot in slots
+        for slot in (*slots, *on_demand)
+    ]
+    rota = Rota(settings.most_loaded)
+    sleepers = [
+        Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic)
+        for follower, slot in zip(followers[len(slots) :], on_demand, strict=True)
     ]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         launcher.start()
-        following = [asyncio.create_task(each.run()) for each in followers]
-        settling = asyncio.create_task(_settle(followers))
+        running = [asyncio.create_task(each.run()) for each in followers[: len(slots)]]
+        running += [asyncio.create_task(each.run()) for each in sleepers]
+        settling = asyncio.create_task(_settle(slots))
         try:
             yield
         finally:
-            for task in (*following, settling):
+            for task in (*running, settling):
                 task.cancel()
-            await asyncio.gather(*(follower.aclose() for follower in followers))
+            await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
             await launcher.aclose()
             registry.close()
 
-    models = Models(slots)
+    models = Models([*slots, *on_demand])
     app = Front(
         title="Model serving",
         version=__version__,
@@ -151,13 +160,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _settle(followers: Sequence[Follower]) -> None:
+async def _settle(slots: Sequence[Slot]) -> None:
     """Once the first versions are up, take what is on the heap out of garbage collection.
 
     A full collection over the heap of pandas and MLflow shows as hundreds of milliseconds at p99.
     """
-    for follower in followers:
-        await follower.slot.filled.wait()
+    for slot in slots:
+        await slot.filled.wait()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

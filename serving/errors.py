@@ -20,6 +20,7 @@ ServingError
 │   └── UnknownModel            no such model, or a version that is not loaded
 ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
 │   ├── NotLive                 the model has no live version yet
+│   │   └── Asleep              it is loaded when it is asked for, and can be woken
 │   ├── Overloaded              the queue is full
 │   └── ProcessDied             the model process died under the request, twice
 ├── CallerLeft                  nobody waits for the answer any more
@@ -27,6 +28,7 @@ ServingError
 └── ModelFailed                 the model raised, or answered what its contract does not allow
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 
@@ -122,6 +124,14 @@ class Unavailable(ServingError):
 
 class NotLive(Unavailable):
     """The model has no live version yet."""
+
+
+class Asleep(NotLive):
+    """The model is loaded when it is asked for; `awaken` has that done, within so many seconds."""
+
+    def __init__(self, detail: str, awaken: Callable[[float], Awaitable[None]]) -> None:
+        super().__init__(detail)
+        self.awaken = awaken
 
 
 class Overloaded(Unavailable):

@@ -125,9 +125,11 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _cached_are_served(self) -> Self:
-        if unknown := set(self.cache) - {reference.name for reference in self.models}:
+    def _models_agree(self) -> Self:
+        if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
             raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
+        if twice := {*map(str, self.models)} & {*map(str, self.on_demand)}:
+            raise ValueError(f"SERVING_ON_DEMAND: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
         return self
 
     models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
@@ -135,10 +137,17 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
         min_length=1,
         description="model references, comma separated; the first is the default",
     )
+    on_demand: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
+        (), description="more references, of models that are loaded when they are asked for"
+    )
+    idle_seconds: float = Field(
+        300.0, gt=0, description="time without a request after which a model on demand is unloaded"
+    )
+    most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
 OPTIONS = (
-    "models",
+    *Settings.__annotations__,
     *(name for group in (Listen, Runtime, Limits, Following, Registry) for name in group.model_fields),
 )
 """All settings, in the order in which they are told."""

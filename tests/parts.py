@@ -23,7 +23,7 @@ class Message(BaseModel):
 class Nested(PythonModel):  # type: ignore[misc]
     """Tells what it was given: each value, and its type."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return [
             {"sum": float(np.sum(row["v"])), "told": f"{row['o']!r} {row.get('m')!r}", "v": list(row["v"])}
             for row in model_input.to_dict("records")
@@ -33,7 +33,7 @@ class Nested(PythonModel):  # type: ignore[misc]
 class Arrays(PythonModel):  # type: ignore[misc]
     """Arrays by name, of which one may have any width."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         image, words = model_input["image"], model_input["words"]
         assert image.dtype == np.uint8
         return {
@@ -46,14 +46,14 @@ class Arrays(PythonModel):  # type: ignore[misc]
 class Texts(PythonModel):  # type: ignore[misc]
     """Texts without a name."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return [text.upper() * (params or {"times": 1})["times"] for text in model_input[0]]
 
 
 class Frame(PythonModel):  # type: ignore[misc]
     """A DataFrame with gaps, dates and bytes."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         x = model_input["x"]
         return pd.DataFrame(
             {
@@ -70,7 +70,7 @@ class Frame(PythonModel):  # type: ignore[misc]
 class Whole(PythonModel):  # type: ignore[misc]
     """One thing for all rows."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return {"total": float(model_input["x"].sum()), "rows": len(model_input)}
 
 

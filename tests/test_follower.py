@@ -125,7 +125,7 @@ class Stage:
 
     async def aclose(self) -> None:
         for follower, client in self._followers:
-            await follower.aclose()
+            await follower.empty("the test is over")
             client.close()
 
 
@@ -485,7 +485,7 @@ async def test_a_cold_start_without_a_registry_serves_what_went_live_last(stage:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
-    await follower.aclose()
+    await follower.empty("the test is over")
     cold = stage.follow(tracking_uri="http://127.0.0.1:9")
     await settle(cold)
     assert live(cold) == "1"

@@ -387,14 +387,14 @@ class Cold:
     """A model with a version in Production, and a service that starts with what it kept the last time."""
 
     def __init__(self, name: str, tracking: Tracking, line: Line, folder: Path) -> None:
-        self._name, self._registry, self._line, self._folder = name, tracking.registry, line, folder
+        self.name, self._registry, self._line, self._folder = name, tracking.registry, line, folder
         self._registry.promote(name, self._registry.add(name))
 
     def start(self) -> AbstractContextManager[Service]:
-        return served(self._line.url, self._folder, models=f"models:/{self._name}/Production")
+        return served(self._line.url, self._folder, models=f"models:/{self.name}/Production")
 
     def model(self, service: Service) -> Model:
-        return Model(self._name, service, self._registry)
+        return Model(self.name, service, self._registry)
 
     def kept(self, pattern: str) -> list[Path]:
         """What is on its disk."""
@@ -421,6 +421,21 @@ def until_away(model: Model) -> None:
     refused = model.predict()
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert refused.headers["content-type"] == "application/problem+json"
+
+
+def test_row_8_a_model_on_demand_wakes_from_its_copy_on_disk(
+    cold: Cold, line: Line, tracking: Tracking, tmp_path: Path
+) -> None:
+    cold.go_live()
+    settings = {"models": f"models:/{cold.name}/Production", "on_demand": f"models:/{cold.name}@champion"}
+    tracking.registry.alias(cold.name, "champion", "1")
+    ask = {"url": f"/models/{cold.name}@champion/predict", "json": {"x": 2.0}}
+    with served(line.url, tmp_path, **settings) as service:
+        assert service.client.post(**ask).status_code == 200
+        until(lambda: len(cold.kept("*/live/*.json")) == 2)
+    with line.cut(Mode.REFUSED), served(line.url, tmp_path, **settings) as service:
+        service.until_ready()
+        assert service.client.post(**ask).json()["model"] == {"name": cold.name, "version": "1"}
 
 
 def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(cold: Cold, line: Line) -> None:

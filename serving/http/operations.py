@@ -59,7 +59,8 @@ class ModelState(BaseModel):
     source: str | None = None
     digest: str | None = None
     loaded_at: datetime | None = None
-    state: str = Field(description="live, or not live")
+    required: bool = Field(description="whether the service is not ready without it")
+    state: str = Field(description="live, not live, or asleep until it is asked for")
     reason: str | None = Field(None, description="why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
@@ -172,7 +173,7 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
 def readiness(followers: Sequence[Follower], registry: RegistryClient) -> Readiness:
     """What `/ready` answers."""
     models = [ModelState(**_state(follower)) for follower in followers]
-    is_ready = all(follower.slot.live for follower in followers)
+    is_ready = all(follower.slot.live for follower in followers if follower.slot.required)
     return Readiness(
         status="ready" if is_ready else "not ready",
         model_uri=models[0].uri,
@@ -203,7 +204,8 @@ def _state(follower: Follower) -> dict[str, Any]:
     state: dict[str, Any] = {
         "name": slot.reference.name,
         "uri": slot.reference.uri,
-        "state": "live" if slot.live else "not live",
+        "required": slot.required,
+        "state": "live" if slot.live else "not live" if slot.required or follower.candidate else "asleep",
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}

@@ -18,7 +18,7 @@ from cachetools import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import DeadlineExceeded, ModelFailed, ProcessDied
+from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
 from serving.http.body import read_json
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
@@ -49,7 +49,12 @@ class Predict:
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         body = await self._read(scope, receive)
-        with self._lease(scope) as live:
+        try:
+            leased = self._lease(scope)
+        except Asleep as asleep:
+            await asleep.awaken(self._limits.deadline_seconds)
+            leased = self._lease(scope)
+        with leased as live:
             scope["leased"] = (live.version.name, live.version.version or live.version.model_id)
             if live.cache is None:
                 answer, timing = await self._answered(live, scope, receive, body)

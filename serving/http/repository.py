@@ -78,7 +78,8 @@ def router(models: Models) -> APIRouter:
     @routes.get("/health/ready", summary="Is every model live?", responses=documented(503))
     async def ready() -> dict[str, bool]:
         for slot in models.slots:
-            slot.lease()
+            if slot.required:
+                slot.lease()
         return {"ready": True}
 
     @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))

@@ -102,10 +102,12 @@ class Follower:
         if self._starting:
             await asyncio.gather(self._starting, return_exceptions=True)
 
-    async def aclose(self) -> None:
-        """Stop following: what loads is dropped, what is live drains."""
+    async def empty(self, reason: str) -> None:
+        """Have nothing live: what loads is dropped, what is live drains. Another tick begins anew."""
         self._drop()
-        for loaded in self.slot.clear():
+        self.candidate = None
+        self._glance.forget()
+        for loaded in self.slot.clear(reason):
             self._in_background(loaded.drain())
         await asyncio.gather(*self._background, return_exceptions=True)
 

@@ -145,6 +145,11 @@ class Loaded:
         self.version = replace(version, location=self.version.location)
         self.from_disk = False
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a request is under way on it."""
+        return self._leases > 0
+
     # -- start, verify
 
     async def start(self) -> None:

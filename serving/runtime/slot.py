@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from serving.errors import NotLive
+from serving.errors import Asleep, NotLive
 from serving.reference import Reference
 from serving.runtime.loaded import Loaded
 from serving.runtime.replay import Recorder
@@ -16,6 +16,9 @@ class Slot:
 
     The version that was live before stays `warm` while the new one is on probation.
     """
+
+    required = True
+    """Whether the service is not ready without it."""
 
     def __init__(self, reference: Reference, recorded: int = 0) -> None:
         self.reference = reference
@@ -57,9 +60,63 @@ class Slot:
         """Whether the live version has done well for long enough."""
         return time.monotonic() >= self._probation_ends
 
-    def clear(self) -> list[Loaded]:
+    def clear(self, reason: str) -> list[Loaded]:
         """Have nothing live; gives what was, to be drained."""
         was = [loaded for loaded in (self.live, self.warm) if loaded]
         self.live = self.warm = None
-        self.reason = "the service is stopping"
+        self.reason = reason
         return was
+
+
+class SlotOnDemand(Slot):
+    """A slot that is filled when somebody asks for its model."""
+
+    required = False
+
+    def __init__(self, reference: Reference, recorded: int = 0) -> None:
+        super().__init__(reference, recorded)
+        self.reason = "it is asleep"
+        self.used_at = 0.0
+        """When it was last asked for, by the monotonic clock."""
+        self.wanted = asyncio.Event()
+        """Set while somebody waits for it."""
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def lease(self) -> Loaded:
+        """The live version.
+
+        Raises:
+            Asleep: there is none; it can be woken.
+        """
+        self.used_at = time.monotonic()
+        if self.live is None:
+            raise Asleep(f"{self.reference} is not live: {self.reason}.", self.awaken)
+        return self.live
+
+    async def awaken(self, seconds: float) -> None:
+        """Have it filled, and wait for that.
+
+        Raises:
+            NotLive: it could not be filled, or not in time.
+        """
+        if self.live:
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self.wanted.set()
+        try:
+            async with asyncio.timeout(seconds):
+                await waiting
+        except TimeoutError:
+            raise NotLive(f"{self.reference} is not live after {seconds:g} s: {self.reason}.") from None
+
+    def answer(self, reason: str | None) -> None:
+        """Tell those who wait that it is filled, or why it could not be."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if each.done():
+                continue
+            if reason is None:
+                each.set_result(None)
+            else:
+                each.set_exception(NotLive(f"{self.reference} is not live: {reason}."))
