@@ -12,11 +12,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -24,8 +22,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import __version__, errors
 from serving.http import operations, problems, repository, webhooks
+from serving.http.documentation import document
 from serving.http.routes import Routes
-from serving.http.typed import documentation
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
@@ -156,7 +154,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(webhooks.router(secret, [follower.wake for follower in followers]))
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
-    _document(app, models)
+    # FastAPI's documented way to extend it: made of the contracts that are live when it is asked for.
+    app.openapi = lambda: document(app, models)  # type: ignore[method-assign]
     return app
 
 
@@ -170,24 +169,6 @@ async def _settle(slots: Sequence[Slot]) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-
-
-def _document(app: FastAPI, models: Models) -> None:
-    """Have `/openapi.json` made from the contracts that are live when it is asked for."""
-
-    def openapi() -> dict[str, Any]:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=[*documentation(models), *app.routes],
-        )
-        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas |= problem.pop("$defs") | {"Problem": problem}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
 def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.respond) -> Response:

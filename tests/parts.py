@@ -47,7 +47,8 @@ class Texts(PythonModel):  # type: ignore[misc]
     """Texts without a name."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
-        return [text.upper() * (params or {"times": 1})["times"] for text in model_input[0]]
+        times = max(0, min((params or {"times": 1})["times"], 9))
+        return [text.upper() * times for text in model_input[0]]
 
 
 class Frame(PythonModel):  # type: ignore[misc]

@@ -28,6 +28,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     *[(kind, "1", 1.0) for kind in ("float", "double")],
     *[(kind, "-0.5", -0.5) for kind in ("float", "double")],
     *[(kind, "1e3", 1000.0) for kind in ("float", "double")],
+    *[(kind, text, 1000) for kind in ("integer", "long") for text in ("1e3", "1000.0")],
     ("float", repr(FLOAT32_MAX), FLOAT32_MAX),
     ("double", "1.7976931348623157e308", 1.7976931348623157e308),
     ("double", str(2**53), float(2**53)),
@@ -54,8 +55,8 @@ NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", f"1{'0' * 400}"
 NO_NUMBER = ["true", "false", '"1"', '"1.5"', '"nan"', '""', "[]", "[1]", "{}"]
 REFUSED: dict[str, list[str]] = {
     "boolean": ["1", "0", "1.0", '"true"', '"false"', '"True"', '""', "[]", "{}", "NaN"],
-    "integer": [*NO_NUMBER, *NOT_FINITE, "1.0", "1.9", "1e3", str(INT32), str(-INT32 - 1), str(2**64)],
-    "long": [*NO_NUMBER, *NOT_FINITE, "1.0", "1.9", "1e3", str(INT64), str(-INT64 - 1), str(2**70)],
+    "integer": [*NO_NUMBER, *NOT_FINITE, "1.9", "1e-3", "1e10", str(INT32), str(-INT32 - 1), str(2**64)],
+    "long": [*NO_NUMBER, *NOT_FINITE, "1.9", "1e-3", "1e300", str(INT64), str(-INT64 - 1), str(2**70)],
     "float": [*NO_NUMBER, *NOT_FINITE, "3.5e38", "-3.5e38", "1e39"],
     "double": [*NO_NUMBER, *NOT_FINITE],
     "string": ["1", "1.5", "true", "[]", "{}", "NaN"],

@@ -306,7 +306,7 @@ def test_parameters_are_read_from_a_batch(expected: dict[str, Any]) -> None:
         ({"temperature": ["1", "2"]}, ("temperature",)),
         ({"temperature": ["null"]}, ("temperature",)),
         ({"top": ["1.5"]}, ("top",)),
-        ({"top": ["1e2"]}, ("top",)),
+        ({"top": ["1e-2"]}, ("top",)),
         ({"top": ["true"]}, ("top",)),
         ({"top": [str(2**63)]}, ("top",)),
         ({"top": ["9" * 5000]}, ("top",)),

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM
 from live import served, until
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from promotions import Callers, Model, Tracking
 
 NAME = "clicked"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_ARGUMENTS = [
-    f"--{option}"
-    for option in (
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    )
-]
 # What the switch «New model registry UI» sets when a person turns it off, to see stages.
 _STAGES = "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true')"
 
@@ -87,14 +74,6 @@ class Registry:
         """Keep what is to be seen now."""
         number = len([*self._shots.glob("*.png")]) + 1
         self.page.screenshot(path=self._shots / f"{number}-{name}.png", full_page=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

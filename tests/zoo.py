@@ -70,7 +70,10 @@ def _pipeline() -> Save:
         ]
     )
     model = make_pipeline(columns, Ridge()).fit(HOUSES, [300.0, 120.0, 700.0, 410.0])
-    more = {"serialization_format": "cloudpickle"}
+    more = {
+        "serialization_format": "cloudpickle",
+        "metadata": {"serving": {"inputs": {"area": {"minimum": 0, "maximum": 100_000, "unit": "m²"}}}},
+    }
     return _saved(mlflow.sklearn, model, HOUSES, model.predict(HOUSES), **more)
 
 

@@ -130,11 +130,14 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
         return found
 
     @routes.get(
-        "/ping", summary="Does the default model answer? As MLflow's server has it", responses=documented(503)
+        "/ping",
+        summary="Does the default model answer? As MLflow's server has it",
+        response_class=PlainTextResponse,
+        responses=documented(503),
     )
-    async def ping() -> Response:
+    async def ping() -> PlainTextResponse:
         followers[0].slot.lease()
-        return Response("\n", media_type="application/json")
+        return PlainTextResponse("\n")
 
     @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
     async def version() -> PlainTextResponse:

@@ -23,7 +23,7 @@ from serving.runtime.models import Models
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
-def documentation(models: Models) -> list[APIRoute]:
+def typed_routes(models: Models) -> list[APIRoute]:
     """The typed routes of what is live now, as FastAPI would have them."""
     live = {name: slot.live for name, slot in models.named().items() if slot.live}
     default = models.default.live

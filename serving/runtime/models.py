@@ -24,7 +24,10 @@ class Models:
 
     def named(self) -> dict[str, Slot]:
         """The slot of each name: of several references to one model the first is the model's."""
-        return {slot.reference.name: slot for slot in reversed(self.slots)}
+        found: dict[str, Slot] = {}
+        for slot in self.slots:
+            found.setdefault(slot.reference.name, slot)
+        return found
 
     def lease(self, chosen: str | None = None) -> Loaded:
         """What is live for a model; hold it with `with`.

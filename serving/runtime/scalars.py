@@ -1,8 +1,8 @@
 """MLflow's scalar types, and what each is in Python, Arrow and JSON Schema.
 
 What they take is narrower than what `json` or pandas would coerce: `true` is no number, `1.9` no integer, NaN
-and infinity are refused, integers have the range of their width, a datetime with a zone becomes UTC. A JSON
-integer is a fine double.
+and infinity are refused, integers have the range of their width, a datetime with a zone becomes UTC. As in
+JSON Schema, `1` is a fine double and `1.0` a fine integer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from serving.runtime.facets import BOUNDS, LENGTHS, NOTES
 
@@ -82,11 +82,12 @@ class Scalar:
             limits = {keyword: int(limit) for keyword, limit in limits.items()}
         if self.python is float:
             limits["allow_inf_nan"] = False
+        before = [BeforeValidator(whole)] if self.python is int else []
         extra: list[Any] = [AfterValidator(self.convert)] if self.convert else []
         if "enum" in words:
             extra.append(AfterValidator(_one_of(words["enum"])))
         python: Any = self.python
-        return Annotated[python, Field(strict=True, **limits), *extra]
+        return Annotated[python, *before, Field(strict=True, **limits), *extra]
 
     def array(self, values: Sequence[Any]) -> pa.Array:
         """Values that fit, or None where there is none, in Arrow."""
@@ -101,6 +102,11 @@ class Scalar:
         if "maximum" in words:
             words["maximum"] = min(words["maximum"], width.get("maximum", math.inf))
         return words
+
+
+def whole(value: Any) -> Any:
+    """A whole number as such, however it is written: to JSON Schema `1.0` is an integer."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _one_of(values: tuple[Any, ...]) -> Callable[[Any], Any]:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from serving.errors import Untypable
 from serving.runtime.facets import NOTES
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.runtime.scalars import FLOAT32_MAX, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def element(dtype: str) -> tuple[Any, dict[str, Any]]:
         info = np.iinfo(found)
         least, most = int(info.min), int(info.max)
         schema = {"type": "integer", "minimum": least, "maximum": most}
-        return Annotated[int, Field(strict=True, ge=least, le=most)], schema
+        return Annotated[int, BeforeValidator(whole), Field(strict=True, ge=least, le=most)], schema
     if found.kind != "f" or found.itemsize > 8:
         raise TypeError(dtype)
     if found.itemsize == 8:

@@ -1,0 +1,125 @@
+"""`/openapi.json`, as those read it who make clients and tests of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsers import CHROMIUM
+from casting import Registry, quiet
+from conftest import NewRegistry
+from live import ROOT, Service, served
+from playwright.sync_api import Browser
+from test_live import ROW, log_iris
+from zoo import zoo
+
+from benchmarks.peers.environments import FOLDER, environment
+
+CLIENTS = Path(__file__).parent / "clients"
+HOUSE = zoo()["pipeline"].row
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_registry: NewRegistry, zoo_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service of a classifier, a pipeline of texts, dates and booleans, and a model with a parameter."""
+    home = tmp_path_factory.mktemp("openapi")
+    registry = Registry(new_registry(home))
+    with quiet(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+        log_iris(registry)
+    for name in ("pipeline", "texts"):
+        registry.promote(name, registry.register(name, zoo_folders[name]))
+    models = ",".join(f"models:/{name}/Production" for name in ("iris", "pipeline", "texts"))
+    with served(registry.uri, home, models=models) as found:
+        found.until_ready()
+        yield found
+
+
+def run(client: str, requirements: list[str], *command: str, **more: Any) -> str:
+    """Run a program of the environment that is made for a client; gives what it writes."""
+    python = environment(FOLDER.parent / "clients", client, requirements)
+    program, *arguments = command
+    done = subprocess.run(
+        [str(python.with_name(program)), *arguments], capture_output=True, text=True, check=False, **more
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout
+
+
+def test_a_generated_client_calls_it_without_hand_edits(service: Service, tmp_path: Path) -> None:
+    requirements = ["openapi-python-client==0.29.1"]
+    url = f"{service.url}/openapi.json"
+    generate = ["openapi-python-client", "generate", "--url", url, "--output-path", str(tmp_path / "made")]
+    config = str(CLIENTS / "openapi_python_client.yaml")
+    run("openapi-python-client", requirements, *generate, "--config", config, "--fail-on-warning")
+    told = json.dumps({"url": service.url, "row": ROW, "house": HOUSE})
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "made")}
+    script = str(CLIENTS / "generated.py")
+    found = json.loads(run("openapi-python-client", requirements, "python", script, told, env=env))
+    answer = service.client.post("/predict", json=ROW)
+    assert found["one"] == answer.json()
+    assert found["version"] == answer.headers["X-Model-Version"]
+    assert found["many"]["predictions"][1] == found["many"]["predictions"][0]
+    assert (
+        found["house"]["prediction"]
+        == service.client.post("/models/pipeline/predict", json=HOUSE).json()["prediction"]
+    )
+    assert found["times"] == "ABAB"
+    assert found["ready"] == "models:/iris/Production"
+    assert found["fault"] == [422, "sepal_length"]
+
+
+@pytest.mark.timeout(600)  # 200 cases for each operation take two minutes
+def test_schemathesis_finds_nothing(service: Service) -> None:
+    run(
+        "schemathesis",
+        ["schemathesis==4.32.5"],
+        "st",
+        "--config-file",
+        str(CLIENTS / "schemathesis.toml"),
+        "run",
+        f"{service.url}/openapi.json",
+        "--max-examples=200",
+        "--phases=examples,coverage,fuzzing",
+        "--seed=1",
+        "--workers=1",
+        "--continue-on-failure",
+        cwd=service.env["SERVING_STORE_DIR"],
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)},
+    )
+    assert service.client.get("/health").status_code == 200
+    assert service.client.post("/predict", json=ROW).json()["label"] == "setosa"
+
+
+SNIPPETS = dict(re.findall(r"```(python|js)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2])
+
+
+def test_the_readmes_python_calls_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(SNIPPETS["python"].replace("http://127.0.0.1:8000", service.url), {})
+    assert capsys.readouterr().out == "setosa by version 1\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_the_readmes_javascript_calls_it(service: Service, browser: Browser) -> None:
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(f"{service.url}/docs")
+    page.evaluate("async () => {" + SNIPPETS["js"] + "}")
+    page.close()
+    assert "setosa by version 1" in said
+
+
+def test_whole_numbers_of_64_bits_keep_their_bounds(service: Service) -> None:
+    rooms = service.client.get("/openapi.json").json()["components"]["schemas"]["PipelineRow"]["properties"][
+        "rooms"
+    ]
+    assert (rooms["minimum"], rooms["maximum"]) == (-(2**63), 2**63 - 1)
