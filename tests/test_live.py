@@ -170,6 +170,7 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
         "run_id": told.run_id,
         "model_id": told.source.removeprefix("models:/"),
         "source": told.source,
+        "required": True,
         "state": "live",
         "reason": None,
         "candidate": None,

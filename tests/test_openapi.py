@@ -47,8 +47,15 @@ def run(client: str, requirements: list[str], *command: str, **more: Any) -> str
     """Run a program of the environment that is made for a client; gives what it writes."""
     python = environment(FOLDER.parent / "clients", client, requirements)
     program, *arguments = command
+    path = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    env = os.environ | path | more.pop("env", {})
     done = subprocess.run(
-        [str(python.with_name(program)), *arguments], capture_output=True, text=True, check=False, **more
+        [str(python.with_name(program)), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        **more,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout
@@ -61,7 +68,7 @@ def test_a_generated_client_calls_it_without_hand_edits(service: Service, tmp_pa
     config = str(CLIENTS / "openapi_python_client.yaml")
     run("openapi-python-client", requirements, *generate, "--config", config, "--fail-on-warning")
     told = json.dumps({"url": service.url, "row": ROW, "house": HOUSE})
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "made")}
+    env = {"PYTHONPATH": str(tmp_path / "made")}
     script = str(CLIENTS / "generated.py")
     found = json.loads(run("openapi-python-client", requirements, "python", script, told, env=env))
     answer = service.client.post("/predict", json=ROW)
@@ -93,7 +100,7 @@ def test_schemathesis_finds_nothing(service: Service) -> None:
         "--workers=1",
         "--continue-on-failure",
         cwd=service.env["SERVING_STORE_DIR"],
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)},
+        env={"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)},
     )
     assert service.client.get("/health").status_code == 200
     assert service.client.post("/predict", json=ROW).json()["label"] == "setosa"
