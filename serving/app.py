@@ -41,6 +41,7 @@ log = logging.getLogger("serving")
 
 STATUSES: dict[type[errors.ServingError], int] = {
     errors.Malformed: 400,
+    errors.Contradictory: 400,
     errors.Unauthenticated: 401,
     errors.UnknownModel: 404,
     errors.BodyTooLarge: 413,

@@ -17,6 +17,7 @@ ServingError
 │   ├── BodyTooLarge
 │   ├── UnsupportedMedia
 │   ├── Unprocessable           JSON that does not fit the contract
+│   ├── Contradictory           its path and its header name different models
 │   └── UnknownModel            no such model, or a version that is not loaded
 ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
 │   ├── NotLive                 the model has no live version yet
@@ -110,6 +111,10 @@ class UnsupportedMedia(RequestError):
 
 class Unprocessable(RequestError):
     """JSON that does not fit the contract."""
+
+
+class Contradictory(RequestError):
+    """The path of the request and its header name different models."""
 
 
 class UnknownModel(RequestError):

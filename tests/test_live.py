@@ -486,6 +486,65 @@ def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: st
 
 
 @pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ("diabetes", "diabetes"),
+        ("diabetes@best", "diabetes"),
+        ("models:/diabetes@best", "diabetes"),
+        ("diabetes/1", "diabetes"),
+        ("iris/Production", "iris"),
+        ("iris@champion", "iris"),
+        ("models:/iris/1", "iris"),
+        ("odd one", "odd%20one"),
+        ("", "iris"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_a_header_chooses_the_model(client: httpx.Client, path: str, chosen: str, name: str) -> None:
+    rows = {"iris": ROW, "diabetes": DIABETES.iloc[0].to_dict(), "odd%20one": {"x": 1.0}}
+    body = {"rows": [rows[name]]} if path.endswith("batch") else rows[name]
+    response = client.post(path, json=body, headers={"X-Model": chosen})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-model-name"] == name
+
+
+@pytest.mark.parametrize(
+    "chosen", ["rose", "iris@best", "iris/2", "iris/Staging", "iris/None", "models:/", "@"]
+)
+def test_a_header_that_names_nothing_is_not_found(client: httpx.Client, chosen: str) -> None:
+    problem(client.post("/predict", json=ROW, headers={"X-Model": chosen}), 404)
+
+
+def test_an_alias_in_the_path_chooses_what_has_it(client: httpx.Client) -> None:
+    assert client.post("/models/iris@champion/predict", json=ROW).headers["x-model-name"] == "iris"
+    batch = client.post("/models/iris@champion/predict/batch", json={"rows": [ROW]})
+    assert batch.headers["x-model-name"] == "iris"
+    problem(client.post("/models/iris@best/predict", json=ROW), 404)
+
+
+@pytest.mark.parametrize("path", ["/models/iris/predict", "/models/iris/versions/1/predict"])
+@pytest.mark.parametrize(
+    ("chosen", "status"),
+    [
+        ("iris", 200),
+        ("iris/1", 200),
+        ("iris@champion", 200),
+        ("diabetes", 400),
+        ("iris/2", 400),
+        ("rose", 400),
+    ],
+)
+def test_a_header_must_not_contradict_the_path(
+    client: httpx.Client, path: str, chosen: str, status: int
+) -> None:
+    response = client.post(path, json=ROW, headers={"X-Model": chosen})
+    if status == 200:
+        assert response.json()["model"] == {"name": "iris", "version": "1"}
+    else:
+        assert "X-Model" in problem(response, 400)["detail"]
+
+
+@pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", "/predict"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import parse_qs
 
 from starlette.types import Scope
 
+from serving.errors import Contradictory
 from serving.http.inference import Infer
 from serving.http.invocations import Invocations
 from serving.http.predict import Predict, PredictBatch
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
-from serving.runtime.slot import Slot
 from serving.settings import Limits
 
 _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
@@ -34,7 +34,7 @@ class Routes:
             "/invocations": Invocations(self._by_header_or_query, limits),
         }
         for name, slot in models.named().items():
-            lease = partial(_leased, slot)
+            lease = partial(self._by_path, slot.lease)
             self._paths[f"/models/{name}/predict"] = Predict(lease, limits)
             self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, limits)
             self._paths[f"/v2/models/{name}/infer"] = Infer(lease, limits)
@@ -52,7 +52,14 @@ class Routes:
             case _:
                 return None
         kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
-        return kind(lambda _: lease(), self._limits) if kind else None
+        return kind(partial(self._by_path, lease), self._limits) if kind else None
+
+    def _by_path(self, lease: Callable[[], Loaded], scope: Scope) -> Loaded:
+        """The model that the path names; a header that names another is a mistake, whichever was meant."""
+        leased, named = lease(), _header(scope)
+        if named and not self._models.agrees(named, leased):
+            raise Contradictory("The path names one model, and X-Model another.")
+        return leased
 
     def _by_header(self, scope: Scope) -> Loaded:
         """The model that the header `X-Model` names, or the default one."""
@@ -61,10 +68,6 @@ class Routes:
     def _by_header_or_query(self, scope: Scope) -> Loaded:
         named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
         return self._models.lease(named[-1] if named else _header(scope))
-
-
-def _leased(slot: Slot, scope: Scope) -> Loaded:
-    return slot.lease()
 
 
 def _header(scope: Scope) -> str | None:

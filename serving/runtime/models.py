@@ -32,25 +32,35 @@ class Models:
     def lease(self, chosen: str | None = None) -> Loaded:
         """What is live for a model; hold it with `with`.
 
-        `chosen` is a name, or a reference with or without `models:/`: a served one, or an alias, a stage
-        or a version number of what is live at present. None is the default model.
+        `chosen` is a name, or a reference with or without `models:/`: a served one, or else an alias or a
+        stage of what is live at present, or the version number of what is loaded. None is the default model.
 
         Raises:
             UnknownModel: nothing that is served is called so.
             NotLive: it has no live version yet.
         """
-        return (self.slot(chosen) if chosen else self.default).lease()
-
-    def slot(self, chosen: str) -> Slot:
-        """What is served under a name or a reference; raises as `lease` does."""
+        if not chosen:
+            return self.default.lease()
         wanted = chosen.removeprefix(_SCHEME)
         for slot in self.slots:
-            if wanted in (slot.reference.name, slot.reference.uri.removeprefix(_SCHEME)):
-                return slot
+            if wanted in _called(slot):
+                return slot.lease()
         for slot in self.slots:
-            if slot.live and _means(wanted, slot.live):
-                return slot
+            if slot.live and wanted in _carried(slot.live):
+                return slot.live
+        for slot in self.slots:
+            if slot.warm and wanted == _numbered(slot.warm):
+                return slot.warm
         raise UnknownModel(f"No model {chosen[:100]!r} is served here.")
+
+    def agrees(self, chosen: str, leased: Loaded) -> bool:
+        """Whether a choice, as `lease` takes it, means this version; the model's name means any of them."""
+        wanted = chosen.removeprefix(_SCHEME)
+        if wanted in (leased.version.name, _numbered(leased)):
+            return True
+        return any(
+            wanted in (*_called(slot), *_carried(leased)) for slot in self.slots if slot.live is leased
+        )
 
     def version(self, name: str, version: str) -> Loaded:
         """A version that is loaded.
@@ -76,8 +86,20 @@ class Models:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
 
 
-def _means(wanted: str, live: Loaded) -> bool:
-    """Whether a reference names a version, by what the registry says of it."""
+def _called(slot: Slot) -> tuple[str, str]:
+    """What a slot is called in `SERVING_MODELS`: its model's name, and its reference."""
+    return slot.reference.name, slot.reference.uri.removeprefix(_SCHEME)
+
+
+def _carried(live: Loaded) -> list[str]:
+    """The references that name a version, by what the registry says of it.
+
+    Only for what is live: what was so before is remembered with a stage and aliases that it has lost since.
+    """
     version = live.version
-    named = [f"{version.name}@{alias}" for alias in version.aliases]
-    return wanted in (f"{version.name}/{version.version}", f"{version.name}/{version.stage}", *named)
+    named = [f"{version.name}/{version.stage}"] if version.stage else []
+    return [_numbered(live), *named, *(f"{version.name}@{alias}" for alias in version.aliases)]
+
+
+def _numbered(loaded: Loaded) -> str:
+    return f"{loaded.version.name}/{loaded.version.version}"
