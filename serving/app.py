@@ -100,7 +100,9 @@ def create_app(settings: Settings) -> FastAPI:
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry)
     slots = [Slot(reference, settings.replayed) for reference in settings.models]
-    on_demand = [SlotOnDemand(reference, settings.replayed) for reference in settings.on_demand]
+    on_demand = [
+        SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
+    ]
     followers = [
         Follower(
             slot,

@@ -176,13 +176,13 @@ def _models(models: list[dict[str, Any]]) -> Any:
 
     table = Table("model", "version", "state", "since", "note", box=None, header_style="bold")
     for model in models:
-        live = model["state"] == "live"
+        colour = {"live": "green", "asleep": "dim", "waking": "yellow"}.get(model["state"], "red")
         notes = [model["candidate"]["reason"]] if model["candidate"] else []
         notes += [*model["warnings"], *([model["reason"]] if model["reason"] and not notes else [])]
         table.add_row(
             _plain(model["uri"]),
             model["version"] or model["model_id"] or "–",
-            f"[green]{model['state']}[/]" if live else f"[red]{model['state']}[/]",
+            f"[{colour}]{_plain(model['state'])}[/]",
             (model["loaded_at"] or "–")[:19].replace("T", " "),
             _plain("; ".join(notes)),
         )

@@ -29,7 +29,8 @@ ServingError
 └── ModelFailed                 the model raised, or answered what its contract does not allow
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 
@@ -132,9 +133,9 @@ class NotLive(Unavailable):
 
 
 class Asleep(NotLive):
-    """The model is loaded when it is asked for; `awaken` has that done, within so many seconds."""
+    """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
 
-    def __init__(self, detail: str, awaken: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(self, detail: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]) -> None:
         super().__init__(detail)
         self.awaken = awaken
 

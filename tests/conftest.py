@@ -139,6 +139,16 @@ async def launcher() -> AsyncIterator[Any]:
     await launcher.aclose()
 
 
+@pytest.fixture
+async def stage(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[Any]:
+    """Followers of references in an empty registry."""
+    from stage import Stage
+
+    made = Stage(registry, launcher, tmp_path)
+    yield made
+    await made.aclose()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a session of CI in which a test was skipped: there, everything must have run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,26 +15,16 @@ import pandas as pd
 import pytest
 from casting import Registry, actor
 from pids import Watch
+from stage import Stage
 
 from serving.errors import NotLive
 from serving.reference import Reference
-from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
-from serving.registry.gate import Gate
-from serving.registry.herald import Herald
-from serving.registry.history import History
 from serving.registry.plan import Candidate, State, Step, decide, pause
-from serving.registry.store import Store
-from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
-from serving.runtime.slot import Slot
 from serving.runtime.version import Version
-from serving.settings import Settings
-from serving.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
-
-PRODUCTION = "models:/actor/Production"
 
 
 # -- decisions
@@ -90,50 +80,6 @@ async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
 
 
 # -- flows
-
-
-class Stage:
-    """A registry, and followers of references in it."""
-
-    def __init__(self, uri: str, launcher: Launcher, folder: Path) -> None:
-        self.registry = Registry(uri)
-        self._launcher, self._folder = launcher, folder
-        self._followers: list[tuple[Follower, RegistryClient]] = []
-
-    def follow(self, reference: str = PRODUCTION, *, shared: bool = False, **settings: Any) -> Follower:
-        uri = settings.pop("tracking_uri", self.registry.uri)
-        made = Settings(
-            **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
-        )
-        client, slot = RegistryClient(made), Slot(Reference.parse(reference), made.replayed)
-        store = Store(made.store_dir, self.registry.uri)
-        gate = Gate(made, client, store, self._launcher, Metrics())
-        history = History(store.history(reference))
-        follower = Follower(slot, client, store, gate, Herald(client), history, made, shared=shared)
-        self._followers.append((follower, client))
-        return follower
-
-    def promote(self, stage: str = "Production", **part: Any) -> str:
-        """Register an actor as the next version and promote it."""
-        version = self.registry.add("actor", **part)
-        self.registry.promote("actor", version, stage)
-        return version
-
-    def tags(self, version: str) -> dict[str, str]:
-        found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
-        return found
-
-    async def aclose(self) -> None:
-        for follower, client in self._followers:
-            await follower.empty("the test is over")
-            client.close()
-
-
-@pytest.fixture
-async def stage(registry: str, launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stage]:
-    made = Stage(registry, launcher, tmp_path)
-    yield made
-    await made.aclose()
 
 
 async def settle(follower: Follower) -> None:

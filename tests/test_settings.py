@@ -145,3 +145,10 @@ def test_only_what_is_served_can_be_cached() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(cache="iris,rose")
     assert mistakes(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]
+
+
+def test_a_model_is_either_on_demand_or_not() -> None:
+    assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cache="iris").on_demand
+    with pytest.raises(ValidationError) as caught:
+        Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
+    assert mistakes(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]

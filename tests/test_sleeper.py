@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,14 @@ from casting import Registry
 from conftest import NewRegistry
 from live import Service, served, until
 from pids import descendants
+from stage import Stage
+
+from serving.errors import Asleep, NotLive
+from serving.http.predict import Predict
+from serving.reference import Reference
+from serving.registry.sleeper import Rota, Sleeper
+from serving.runtime.slot import SlotOnDemand
+from serving.settings import Limits
 
 
 @pytest.fixture
@@ -126,3 +137,228 @@ def test_one_that_cannot_load_says_why_and_is_tried_again(stock: Registry, tmp_p
         assert states(service)["two"] == (False, "asleep")
         stock.promote("two", stock.add("two", factor=7.0))
         until(lambda: ask(service, "two").status_code == 200)
+
+
+@pytest.mark.parametrize("chosen", ["three/1", "models:/three/1", "three@best"])
+def test_it_is_woken_by_whatever_may_mean_it(service: Service, chosen: str) -> None:
+    answer = service.client.post("/predict", json={"x": 1}, headers={"X-Model": chosen})
+    assert answer.json()["model"] == {"name": "three", "version": "1"}
+
+
+def test_a_version_is_looked_for_in_what_is_asleep(service: Service) -> None:
+    assert ask(service, "two/versions/7").status_code == 404
+    assert states(service)["two"] == (False, "live")
+    assert ask(service, "three/versions/1").json()["model"] == {"name": "three", "version": "1"}
+    assert ask(service, "one/versions/7").status_code == 404
+
+
+def test_a_header_that_contradicts_the_path_is_refused_once_it_is_awake(service: Service) -> None:
+    assert ask(service, "two", headers={"X-Model": "one"}).status_code == 400
+    assert ask(service, "two", headers={"X-Model": "two/1"}).status_code == 200
+
+
+@pytest.mark.parametrize("service", [{"idle_seconds": 0.3}], indirect=True)
+def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(service: Service) -> None:
+    def is_ready() -> bool:
+        return service.client.get("/v2/models/two/ready").status_code == 200
+
+    assert not is_ready()
+    assert states(service)["two"] == (False, "asleep")
+    assert ask(service, "two").status_code == 200
+    until(lambda: not is_ready())
+    assert service.client.get("/v2/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("service", [{"idle_seconds": 0.2}], indirect=True)
+def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(
+    service: Service, stock: Registry
+) -> None:
+    ask(service, "two")
+    until(lambda: states(service)["two"] == (False, "asleep"))
+    stock.promote("two", stock.add("two", factor=20.0))
+    assert ask(service, "two").json()["model"]["version"] == "2"
+    until(lambda: stock.client.get_model_version("two", "1").tags["serving.state"] == "superseded")
+
+
+BROKEN = {
+    "does not load": {"on_load": "raise:no_such_thing"},
+    "breaks clients": {"inputs": "x: double, y: double", "example": None},
+}
+
+
+@pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("service", [{"idle_seconds": 0.2}], indirect=True)
+def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
+    service: Service, stock: Registry, part: dict[str, Any]
+) -> None:
+    ask(service, "two")
+    until(lambda: states(service)["two"] == (False, "asleep"))
+    stock.promote("two", stock.add("two", **part))
+    for _ in range(2):
+        assert ask(service, "two").json()["model"]["version"] == "1"
+        candidate = service.client.get("/models/two").json()["candidate"]
+        assert (candidate["version"], candidate["state"]) == ("2", "rejected")
+        until(lambda: states(service)["two"] == (False, "asleep"))
+    assert stock.client.get_model_version("two", "2").tags["serving.state"] == "rejected"
+    stock.promote("two", stock.add("two", factor=20.0))
+    assert ask(service, "two").json()["model"]["version"] == "3"
+
+
+@pytest.mark.parametrize("service", [{"max_waiting": 2, "deadline_seconds": 30}], indirect=True)
+def test_only_so_many_wait_for_it(service: Service, stock: Registry, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stock.promote("two", stock.add("two", factor=2.0, on_load=f"wait:{pipe}"))
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(ask, service, "two") for _ in range(5)]
+        until(lambda: sum(each.done() for each in asked) == 3)
+        assert states(service)["two"] == (False, "waking")
+        pipe.write_bytes(b"")
+        assert sorted(each.result().status_code for each in asked) == [200, 200, 503, 503, 503]
+
+
+@pytest.mark.parametrize("service", [{"deadline_seconds": 0.5}], indirect=True)
+def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(
+    service: Service, stock: Registry, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stock.promote("two", stock.add("two", factor=2.0, on_load=f"wait:{pipe}"))
+    refused = ask(service, "two")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert "is loading" in refused.json()["detail"]
+    pipe.write_bytes(b"")
+    until(lambda: states(service)["two"] == (False, "live"))
+    assert ask(service, "two").json()["prediction"] == 10.0
+
+
+# -- by the clock
+
+
+class Clock:
+    """The monotonic clock, which can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+NewSleeper = Callable[..., Sleeper]
+
+
+@pytest.fixture
+def new_sleeper(stage: Stage, clock: Clock) -> NewSleeper:
+    """Make a sleeper for a reference: it sleeps after a minute."""
+
+    def make(reference: str = "models:/actor/1", rota: Rota | None = None) -> Sleeper:
+        slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
+        return Sleeper(stage.follow(slot=slot), slot, rota or Rota(1), 60, clock)
+
+    return make
+
+
+@asynccontextmanager
+async def running(*sleepers: Sleeper) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(each.run()) for each in sleepers]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def use(sleeper: Sleeper) -> None:
+    async with sleeper.slot.awaken(30):
+        with sleeper.slot.lease():
+            pass
+
+
+@pytest.mark.anyio
+async def test_it_is_idle_from_the_end_of_its_last_request(
+    stage: Stage, new_sleeper: NewSleeper, clock: Clock
+) -> None:
+    stage.registry.add("actor")
+    sleeper = new_sleeper()
+    assert await sleeper.wake()
+    with sleeper.slot.lease():
+        clock.ahead = 1000
+        assert sleeper.idle_for() == 60
+        assert not sleeper.may_rest
+        clock.ahead = 0
+    assert 0 < sleeper.idle_for() <= 60
+    assert sleeper.may_rest
+    clock.ahead = 60
+    assert sleeper.idle_for() <= 0
+    await sleeper.sleep()
+    assert (sleeper.slot.state, sleeper.slot.reason) == ("asleep", "it is asleep")
+
+
+@pytest.mark.anyio
+async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
+    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stage.registry.add("actor", on_load=f"wait:{pipe}")
+    sleeper = new_sleeper()
+    waking = asyncio.create_task(sleeper.wake())
+    with await asyncio.to_thread(pipe.open, "wb"):
+        clock.ahead = 1000
+    assert await waking
+    assert 0 < sleeper.idle_for() <= 60
+
+
+@pytest.mark.anyio
+async def test_what_failed_to_load_is_not_tried_again_at_once(
+    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+) -> None:
+    """It loads where it is the second to do so."""
+    mark = tmp_path / "mark"
+    mark.touch()
+    stage.registry.add("actor", on_load=f"once:{mark}")
+    sleeper = new_sleeper()
+    async with running(sleeper):
+        with pytest.raises(NotLive, match="FileExistsError"):
+            await use(sleeper)
+        mark.unlink()
+        with pytest.raises(NotLive, match="FileExistsError"):
+            await use(sleeper)
+        assert "FileExistsError" in sleeper.slot.reason
+        clock.ahead = 10
+        await use(sleeper)
+        assert sleeper.slot.state == "live"
+
+
+@pytest.mark.anyio
+async def test_the_one_that_has_been_idle_for_longest_makes_room(
+    stage: Stage, new_sleeper: NewSleeper
+) -> None:
+    rota = Rota(2)
+    for name in "abc":
+        stage.registry.add(name)
+    a, b, c = (new_sleeper(f"models:/{name}/1", rota) for name in "abc")
+    async with running(a, b, c):
+        for each in (a, b, a, c):
+            await use(each)
+        assert [each.slot.state for each in (a, b, c)] == ["live", "asleep", "live"]
+
+
+@pytest.mark.anyio
+async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
+    stage.registry.add("actor")
+    sleeper = new_sleeper()
+    predict = Predict(lambda _: sleeper.slot.lease(), Limits())
+    scope: dict[str, Any] = {}
+    with pytest.raises(Asleep) as asleep:
+        sleeper.slot.lease()
+    async with running(sleeper):
+        with await predict._woken(asleep.value, scope) as leased:
+            assert leased is sleeper.slot.live
+    assert predict._seconds({}) == Limits().deadline_seconds
+    assert 0 < predict._seconds(scope) < Limits().deadline_seconds

@@ -66,7 +66,7 @@ class Infer(Predict):
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         request, inputs = parse(body, scope["formats"])
-        ends = time.perf_counter() + self._limits.deadline_seconds
+        ends = time.perf_counter() + self._seconds(scope)
         rows = live.intake.take(_columns(live.contract, inputs))
         params = {param.name for param in live.contract.params} & request.parameters.keys()
         given = live.contract.read_params({name: request.parameters[name] for name in params})

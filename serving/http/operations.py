@@ -60,7 +60,7 @@ class ModelState(BaseModel):
     digest: str | None = None
     loaded_at: datetime | None = None
     required: bool = Field(description="whether the service is not ready without it")
-    state: str = Field(description="live, not live, or asleep until it is asked for")
+    state: str = Field(description="live, not live, or (on demand) asleep or waking")
     reason: str | None = Field(None, description="why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
@@ -208,7 +208,7 @@ def _state(follower: Follower) -> dict[str, Any]:
         "name": slot.reference.name,
         "uri": slot.reference.uri,
         "required": slot.required,
-        "state": "live" if slot.live else "not live" if slot.required or follower.candidate else "asleep",
+        "state": slot.state,
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}

@@ -52,8 +52,7 @@ class Predict:
         try:
             leased = self._lease(scope)
         except Asleep as asleep:
-            await asleep.awaken(self._limits.deadline_seconds)
-            leased = self._lease(scope)
+            leased = await self._woken(asleep, scope)
         with leased as live:
             scope["leased"] = (live.version.name, live.version.version or live.version.model_id)
             if live.cache is None:
@@ -73,6 +72,24 @@ class Predict:
         await send({"type": "http.response.body", "body": answer[-1]})
         live.metrics.answered.inc()
         live.metrics.seconds.observe(time.perf_counter() - began)
+
+    async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:
+        """What is leased once the model is awake; waiting for that is part of the request's time."""
+        ends = time.perf_counter() + self._limits.deadline_seconds
+        while True:
+            async with asleep.awaken(max(0.0, ends - time.perf_counter())):
+                try:
+                    leased = self._lease(scope)
+                except Asleep as another:
+                    asleep = another
+                else:
+                    scope["seconds"] = max(0.0, ends - time.perf_counter())
+                    return leased
+
+    def _seconds(self, scope: Scope) -> float:
+        """The time that is left for the model to answer."""
+        left: float = scope.get("seconds", self._limits.deadline_seconds)
+        return left
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         return await read_json(scope, receive, self._limits.max_body_bytes)
@@ -119,7 +136,7 @@ class Predict:
         query = scope["query_string"].decode("latin-1")
         params = live.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
         rows = [live.contract.read_row(body)]
-        parts += live.submit(rows, params, self._limits.deadline_seconds)
+        parts += live.submit(rows, params, self._seconds(scope))
         ticket = parts[0][1]
         row = (await ticket.future).now().json()
         live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
@@ -130,7 +147,7 @@ class PredictBatch(Predict):
     """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
-        ends = time.perf_counter() + self._limits.deadline_seconds
+        ends = time.perf_counter() + self._seconds(scope)
         asked: deque[tuple[Piece, list[Part]]] = deque()
         answer: list[bytes] = []
         ahead = 0

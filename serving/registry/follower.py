@@ -15,7 +15,7 @@ from serving.registry.gate import Gate
 from serving.registry.glance import Glance
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
-from serving.registry.plan import Candidate, State, Step, decide, pause
+from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, trap
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally, verdict
@@ -102,10 +102,28 @@ class Follower:
         if self._starting:
             await asyncio.gather(self._starting, return_exceptions=True)
 
+    async def fill(self) -> None:
+        """Look once, and wait until a version is live, or the slot's reason says why none is.
+
+        What went live last serves where what is promoted now can't, as if it had been live all the time.
+        Where nothing can, the next call tries again.
+        """
+        await self._look()
+        await self.settled()
+        before, known = self.candidate, self.slot.known
+        if before and known and not self.slot.live and known.version.identity != before.version.identity:
+            await self._bring_up_from_disk(f"{before.version} can't serve")
+        self.candidate = before if self.slot.live else None
+
     async def empty(self, reason: str) -> None:
-        """Have nothing live: what loads is dropped, what is live drains. Another tick begins anew."""
+        """Have nothing live: what loads is dropped, what is live drains. Another tick begins anew.
+
+        What was refused stays so.
+        """
         self._drop()
-        self.candidate = None
+        await self.settled()
+        if self.candidate and self.candidate.state not in REFUSED:
+            self.candidate = None
         self._glance.forget()
         for loaded in self.slot.clear(reason):
             self._in_background(loaded.drain())
@@ -179,17 +197,8 @@ class Follower:
         # What is live was not promoted in vain: it gives way once the higher number has proved itself.
         rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
         for rival in rivals:
-            reason = (
-                f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
-                f"meant, open {found} in the MLflow UI and transition it to Archived"
-            )
-            self._tell_of(rival, Outcome.SUPERSEDED, reason)
-        others = ", ".join(str(rival.version) for rival in rivals)
-        warning = (
-            f"versions {others} and {found.version} are all in {stage}, and the highest number is served: if "
-            f"another was meant, open version {found.version} in the MLflow UI and transition it to Archived"
-        )
-        self._warn((warning,) if rivals else ())
+            self._tell_of(rival, Outcome.SUPERSEDED, in_vain(rival, found, stage))
+        self._warn((trap(rivals, found, stage),) if rivals else ())
 
     def _warn(self, warnings: tuple[str, ...]) -> None:
         for warning in warnings:
@@ -220,30 +229,31 @@ class Follower:
     def _recall(self) -> None:
         """With nothing live, and nobody to ask: bring up the last known good version from the disk."""
         if not self.slot.live and (self._starting is None or self._starting.done()):
-            self._starting = asyncio.create_task(self._bring_up_from_disk())
+            self._starting = asyncio.create_task(self._bring_up_from_disk("the registry is away"))
 
-    async def _bring_up_from_disk(self) -> None:
+    async def _bring_up_from_disk(self, why: str) -> None:
         kept = await self._store.recall(self.slot.reference.uri)
         if kept is None:
             return
         try:
             loaded = await self._gate.prove(*kept, self.slot)
         except (Rejected, ProcessDied) as error:
-            self._tell(f"the registry is away, and the copy on disk of {kept[0]} can't serve: {error}")
+            self._tell(f"{why}, and the copy on disk of {kept[0]} can't serve: {error}")
             return
-        loaded.from_disk = True
-        self._swap(loaded, "from the copy on disk, as the registry was away")
+        loaded.from_disk = self._misses > 0
+        self._swap(loaded, f"from the copy on disk, as {why}")
 
     # -- what is live
 
     def _swap(self, new: Loaded, reason: str) -> None:
-        old, retired = self.slot.swap(new, self._settings.probation_seconds)
+        old = self.slot.known
+        retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
         new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
         log.info("%s is live as %s%s", new.version, self.slot.reference, f": {reason}" if reason else "")
         for loaded in retired:
             self._in_background(loaded.drain())
-        if old:
+        if old and old.version.identity != new.version.identity:
             self._tell_of(old.version, Outcome.SUPERSEDED, f"{new.version} went live")
         self._tell_of(new.version, Outcome.LIVE, reason)
         self._record(new.version, Outcome.LIVE, reason)

@@ -67,10 +67,10 @@ class Gate:
             slot.recorder,
             self._metrics.of(version.name, version.version or version.model_id),
         )
-        changes = breaking_changes(slot.live.contract, loaded.contract) if slot.live else []
+        changes = breaking_changes(slot.known.contract, loaded.contract) if slot.known else []
         if changes and not self._may_break(version):
             raise Breaking(
-                f"it would break clients of {slot.live and slot.live.version}: {'; '.join(changes[:10])}. "
+                f"it would break clients of {slot.known and slot.known.version}: {'; '.join(changes[:10])}. "
                 "Set its tag serving.allow_breaking to true to let it go live all the same"
             )
         await loaded.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,6 +19,10 @@ class State(Enum):
     WAITING = "waiting"
     REJECTED = "rejected"
     REVERTED = "reverted"
+
+
+REFUSED = (State.REJECTED, State.REVERTED)
+"""Not tried again until a person changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +66,20 @@ def decide(
 def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
     """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
     return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
+
+
+def in_vain(rival: Version, found: Version, stage: str) -> str:
+    """Why a version that was promoted is not served, where another in its stage has a higher number."""
+    return (
+        f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
+        f"meant, open {found} in the MLflow UI and transition it to Archived"
+    )
+
+
+def trap(rivals: Sequence[Version], found: Version, stage: str) -> str:
+    """What a person should know where several versions are in one stage."""
+    others = ", ".join(str(rival.version) for rival in rivals)
+    return (
+        f"versions {others} and {found.version} are all in {stage}, and the highest number is served: if "
+        f"another was meant, open version {found.version} in the MLflow UI and transition it to Archived"
+    )

@@ -27,10 +27,11 @@ class Rota:
         False if all are busy.
         """
         while len(self._awake) >= self._most:
+            leaving = [each for each in self._awake if each.is_leaving]
             idle = [each for each in self._awake if each.may_rest]
-            if not idle:
+            if not leaving and not idle:
                 return False
-            await min(idle, key=lambda each: each.slot.used_at).rest()
+            await (leaving[0] if leaving else min(idle, key=lambda each: each.slot.used_at)).rest()
         self._awake.add(sleeper)
         return True
 
@@ -47,7 +48,7 @@ class Sleeper:
         slot: what the follower fills.
         rota: who is awake.
         idle_seconds: the time without a request after which the model is unloaded.
-        clock: seconds, on the clock by which the slot tells when it was used.
+        clock: seconds, as the monotonic clock tells them, by which the slot says when it was used.
     """
 
     def __init__(
@@ -63,12 +64,17 @@ class Sleeper:
         self._idle_seconds, self._clock = idle_seconds, clock
         self._dismissed, self._asleep = asyncio.Event(), asyncio.Event()
         self._asleep.set()
-        self._reason, self._tired_until = "", 0.0
+        self._failure, self._tired_until = "", 0.0
 
     @property
     def may_rest(self) -> bool:
         """Whether it is loaded, and no request holds it."""
-        return self.slot.live is not None and not self.slot.live.is_held and not self._dismissed.is_set()
+        return self.slot.live is not None and not self.slot.is_held
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it goes to sleep already."""
+        return self._dismissed.is_set()
 
     async def run(self) -> None:
         """Wake and sleep until cancelled."""
@@ -86,25 +92,25 @@ class Sleeper:
         """Load what the reference names now, and tell those who wait; False if that can't be."""
         self._dismissed.clear()
         if self._clock() < self._tired_until:
-            self._fail(self._reason)
+            self.slot.answer(self._failure)
             return False
         if not await self._rota.admit(self):
-            self._fail("as many models as may be loaded at once are busy")
+            self.slot.answer("as many models as may be loaded at once are busy")
             return False
         self._asleep.clear()
-        await self._follower.tick()
-        await self._follower.settled()
+        await self._follower.fill()
         if not self.slot.live:
-            self._reason, self._tired_until = self.slot.reason, self._clock() + _SECONDS_AFTER_FAILURE
-            self._fail(self._reason)
+            self._fail(self.slot.reason)
             return False
-        self.slot.wanted.clear()
+        self._failure, self.slot.filled_at = "", self._clock()
         self.slot.answer(None)
         return True
 
     async def sleep(self) -> None:
         """Unload the model, once the requests that hold it are answered."""
-        await self._follower.empty("it is asleep")
+        self._dismissed.set()
+        failed = f", and could not be woken: {self._failure}" if self._failure else ""
+        await self._follower.empty(f"it is asleep{failed}")
         self._rota.dismiss(self)
         self._asleep.set()
 
@@ -114,12 +120,13 @@ class Sleeper:
         await self._asleep.wait()
 
     def idle_for(self) -> float:
-        """Seconds until it is to sleep; nothing or less if it is now, a moment if a request holds it."""
-        left = self.slot.used_at + self._idle_seconds - self._clock()
-        return max(left, 0.1) if self.slot.live and self.slot.live.is_held else left
+        """Seconds until it may have to sleep; nothing or less if it is to sleep now."""
+        if self.slot.is_held:
+            return self._idle_seconds
+        return self.slot.used_at + self._idle_seconds - self._clock()
 
     def _fail(self, reason: str) -> None:
-        self.slot.wanted.clear()
+        self._failure, self._tired_until = reason, self._clock() + _SECONDS_AFTER_FAILURE
         self.slot.answer(reason)
 
     async def _follow(self) -> None:

@@ -82,7 +82,7 @@ class Loaded:
         metrics: VersionMetrics,
     ) -> None:
         self.version, self.artifacts = version, artifacts
-        self.metrics = metrics
+        self.metrics, self.recorder = metrics, recorder
         described = mlmodel.read(artifacts.folder)
         self.contract = mlmodel.contract(described, version.name, limits.max_rows)
         self.example = mlmodel.example(artifacts.folder, described, self.contract)
@@ -105,14 +105,14 @@ class Loaded:
         self.from_disk = False
         """Whether it was brought up from the copy on disk, as the registry was away."""
         self.tally = Tally()
-        self.recorder = recorder
         self.comparison: Comparison | None = None
         """How it answered live requests before it went live itself."""
         self.loaded_at = datetime.now(UTC)
         self.state = State.STARTING
+        self.used_at = 0.0
+        """When the last request on it was over, by the monotonic clock."""
         self._runtime = runtime
-        self._leases = 0
-        self._unheld = asyncio.Event()
+        self._leases, self._unheld = 0, asyncio.Event()
         self._batcher = Batcher(
             self._encode,
             self._read,
@@ -222,6 +222,7 @@ class Loaded:
     def __exit__(self, *_: object) -> None:
         self._leases -= 1
         if not self._leases:
+            self.used_at = time.monotonic()
             self._unheld.set()
 
     def submit(

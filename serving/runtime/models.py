@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from serving.errors import UnknownModel
@@ -37,7 +38,7 @@ class Models:
 
         Raises:
             UnknownModel: nothing that is served is called so.
-            NotLive: it has no live version yet.
+            NotLive: it has no live version yet, or is asleep, or may be a version that is.
         """
         if not chosen:
             return self.default.lease()
@@ -51,6 +52,7 @@ class Models:
         for slot in self.slots:
             if slot.warm and wanted == _numbered(slot.warm):
                 return slot.warm
+        self._rouse(re.split("[/@]", wanted)[0])
         raise UnknownModel(f"No model {chosen[:100]!r} is served here.")
 
     def agrees(self, chosen: str, leased: Loaded) -> bool:
@@ -67,10 +69,12 @@ class Models:
 
         Raises:
             UnknownModel: it is not.
+            Asleep: it may be, once the model is awake.
         """
         for loaded in self.loaded(name):
             if loaded.version.version == version:
                 return loaded
+        self._rouse(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")
 
     def loaded(self, name: str) -> Iterator[Loaded]:
@@ -84,6 +88,12 @@ class Models:
             raise UnknownModel(f"No model {name[:100]!r} is served here.")
         for slot in slots:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
+
+    def _rouse(self, name: str) -> None:
+        """Which versions of a model on demand there are, is known once it is awake."""
+        for slot in self.slots:
+            if slot.reference.name == name and not slot.required:
+                slot.lease()
 
 
 def _called(slot: Slot) -> tuple[str, str]:

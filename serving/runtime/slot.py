@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from serving.errors import Asleep, NotLive
+from serving.errors import Asleep, NotLive, Overloaded
 from serving.reference import Reference
+from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
 from serving.runtime.replay import Recorder
+from serving.runtime.version import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The version that went live last, and the contract by which clients know the model since."""
+
+    version: Version
+    contract: Contract
 
 
 class Slot:
@@ -24,6 +37,8 @@ class Slot:
         self.reference = reference
         self.live: Loaded | None = None
         self.warm: Loaded | None = None
+        self.known: Known | None = None
+        """What went live last, whether it is loaded or not."""
         self.recorder = Recorder(recorded)
         self.filled = asyncio.Event()
         """Set once the first version is live."""
@@ -36,6 +51,11 @@ class Slot:
     def __repr__(self) -> str:
         return f"<Slot {self.reference} live={self.live} warm={self.warm}>"
 
+    @property
+    def state(self) -> str:
+        """Where it stands, in a word or two."""
+        return "live" if self.live else "not live"
+
     def lease(self) -> Loaded:
         """The live version; hold it with `with` for as long as the request is under way.
 
@@ -46,15 +66,15 @@ class Slot:
             raise NotLive(f"{self.reference} is not live: {self.reason}.")
         return self.live
 
-    def swap(self, new: Loaded, probation_seconds: float) -> tuple[Loaded | None, list[Loaded]]:
-        """Make `new` live; gives what was live before, and what is to be drained now."""
+    def swap(self, new: Loaded, probation_seconds: float) -> list[Loaded]:
+        """Make `new` live; gives what is to be drained now."""
         old, warm = self.live, self.warm
-        self.live = new
+        self.live, self.known = new, Known(new.version, new.contract)
         self.warm = old if probation_seconds else None
         self._probation_ends = time.monotonic() + probation_seconds
         self.filled.set()
         retired = [warm] if warm and warm is not new else []
-        return old, retired + ([old] if old and not probation_seconds else [])
+        return retired + ([old] if old and not probation_seconds else [])
 
     def probation_is_over(self) -> bool:
         """Whether the live version has done well for long enough."""
@@ -64,23 +84,39 @@ class Slot:
         """Have nothing live; gives what was, to be drained."""
         was = [loaded for loaded in (self.live, self.warm) if loaded]
         self.live = self.warm = None
-        self.reason = reason
+        self.reason, self.warnings = reason, ()
         return was
 
 
 class SlotOnDemand(Slot):
-    """A slot that is filled when somebody asks for its model."""
+    """A slot that is filled when somebody asks for its model; at most so many wait for that."""
 
     required = False
 
-    def __init__(self, reference: Reference, recorded: int = 0) -> None:
+    def __init__(self, reference: Reference, recorded: int, most_waiting: int) -> None:
         super().__init__(reference, recorded)
         self.reason = "it is asleep"
-        self.used_at = 0.0
-        """When it was last asked for, by the monotonic clock."""
+        self.filled_at = 0.0
+        """When it was filled last, by the monotonic clock."""
         self.wanted = asyncio.Event()
         """Set while somebody waits for it."""
-        self._waiting: list[asyncio.Future[None]] = []
+        self._most_waiting, self._waiting = most_waiting, 0
+        self._outcome: asyncio.Future[str | None] | None = None
+
+    @property
+    def state(self) -> str:
+        """Where it stands, in a word or two."""
+        return super().state if self.live else "waking" if self._outcome else "asleep"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a request is under way on it, or about to be."""
+        return self._waiting > 0 or any(loaded.is_held for loaded in (self.live, self.warm) if loaded)
+
+    @property
+    def used_at(self) -> float:
+        """When the last request to it was over, or it was filled, by the monotonic clock."""
+        return max([self.filled_at, *(loaded.used_at for loaded in (self.live, self.warm) if loaded)])
 
     def lease(self) -> Loaded:
         """The live version.
@@ -88,35 +124,40 @@ class SlotOnDemand(Slot):
         Raises:
             Asleep: there is none; it can be woken.
         """
-        self.used_at = time.monotonic()
         if self.live is None:
             raise Asleep(f"{self.reference} is not live: {self.reason}.", self.awaken)
         return self.live
 
-    async def awaken(self, seconds: float) -> None:
-        """Have it filled, and wait for that.
+    @asynccontextmanager
+    async def awaken(self, seconds: float) -> AsyncIterator[None]:
+        """Have it filled and wait for that; while the block runs it is held.
 
         Raises:
+            Overloaded: too many wait for it already.
             NotLive: it could not be filled, or not in time.
         """
-        if self.live:
-            return
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        self.wanted.set()
+        if self._waiting >= self._most_waiting:
+            raise Overloaded(f"Too many requests wait for {self.reference} to be loaded.")
+        self._waiting += 1
         try:
-            async with asyncio.timeout(seconds):
-                await waiting
-        except TimeoutError:
-            raise NotLive(f"{self.reference} is not live after {seconds:g} s: {self.reason}.") from None
+            if self.live is None:
+                await self._wait(seconds)
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def _wait(self, seconds: float) -> None:
+        self._outcome = outcome = self._outcome or asyncio.get_running_loop().create_future()
+        self.wanted.set()
+        await asyncio.wait([outcome], timeout=seconds)
+        if not outcome.done():
+            raise NotLive(f"{self.reference} is not live in time: {self.reason}.")
+        if reason := outcome.result():
+            raise NotLive(f"{self.reference} is not live: {reason}.")
 
     def answer(self, reason: str | None) -> None:
         """Tell those who wait that it is filled, or why it could not be."""
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            if each.done():
-                continue
-            if reason is None:
-                each.set_result(None)
-            else:
-                each.set_exception(NotLive(f"{self.reference} is not live: {reason}."))
+        self.wanted.clear()
+        outcome, self._outcome = self._outcome, None
+        if outcome:
+            outcome.set_result(reason)

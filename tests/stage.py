@@ -1,0 +1,61 @@
+"""Followers on a real registry with real model processes, within the test's own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from casting import Registry
+
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Follower
+from serving.registry.gate import Gate
+from serving.registry.herald import Herald
+from serving.registry.history import History
+from serving.registry.store import Store
+from serving.runtime.launcher import Launcher
+from serving.runtime.slot import Slot
+from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+
+PRODUCTION = "models:/actor/Production"
+
+
+class Stage:
+    """A registry, and followers of references in it."""
+
+    def __init__(self, uri: str, launcher: Launcher, folder: Path) -> None:
+        self.registry = Registry(uri)
+        self._launcher, self._folder = launcher, folder
+        self._followers: list[tuple[Follower, RegistryClient]] = []
+
+    def follow(
+        self, reference: str = PRODUCTION, *, shared: bool = False, slot: Slot | None = None, **settings: Any
+    ) -> Follower:
+        uri = settings.pop("tracking_uri", self.registry.uri)
+        made = Settings(
+            **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
+        )
+        client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replayed)
+        store = Store(made.store_dir, self.registry.uri)
+        gate = Gate(made, client, store, self._launcher, Metrics())
+        history = History(store.history(slot.reference.uri))
+        follower = Follower(slot, client, store, gate, Herald(client), history, made, shared=shared)
+        self._followers.append((follower, client))
+        return follower
+
+    def promote(self, stage: str = "Production", **part: Any) -> str:
+        """Register an actor as the next version and promote it."""
+        version = self.registry.add("actor", **part)
+        self.registry.promote("actor", version, stage)
+        return version
+
+    def tags(self, version: str) -> dict[str, str]:
+        found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
+        return found
+
+    async def aclose(self) -> None:
+        for follower, client in self._followers:
+            await follower.empty("the test is over")
+            client.close()
