@@ -25,6 +25,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -62,6 +65,13 @@ async def test_what_was_written_leaves_before_the_close(corked: Corked, wire: Wi
     assert (wire.writes, wire.closed) == ([b"last words"], True)
     await asyncio.sleep(0)
     assert wire.writes == [b"last words"]
+
+
+async def test_nothing_is_written_to_a_client_who_has_gone(corked: Corked, wire: Wire) -> None:
+    corked.write(b"too late")
+    wire.close()
+    await asyncio.sleep(0)
+    assert wire.writes == []
 
 
 async def test_all_else_is_the_transports_own(corked: Corked, wire: Wire) -> None:

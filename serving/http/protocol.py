@@ -36,9 +36,9 @@ class Corked:
         return getattr(self._transport, name)
 
     def _flush(self) -> None:
-        if self._pieces:
-            self._transport.write(b"".join(self._pieces))
-            self._pieces.clear()
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._transport.is_closing():  # the client may have gone in this very turn
+            self._transport.write(b"".join(pieces))
 
 
 class Protocol(HttpToolsProtocol):
