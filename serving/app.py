@@ -44,6 +44,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
     errors.Contradictory: 400,
     errors.Unauthenticated: 401,
     errors.UnknownModel: 404,
+    errors.NotStreaming: 404,
     errors.BodyTooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.Unprocessable: 422,
@@ -85,7 +86,7 @@ class Front(FastAPI):
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("request %s was not answered as it should be", scope["request_id"])
-            response = answer(scope, error, predict.respond)
+            response = answer(scope, error, scope.get("respond", predict.respond))
             model, version = scope.get("leased", ("", ""))
             self.metrics.count(model, version, response.status_code)
             await response(scope, receive, _with_id(scope, send))

@@ -17,6 +17,7 @@ ServingError
 │   ├── BodyTooLarge
 │   ├── UnsupportedMedia
 │   ├── Unprocessable           JSON that does not fit the contract
+│   ├── NotStreaming            the model can't answer bit by bit
 │   ├── Contradictory           its path and its header name different models
 │   └── UnknownModel            no such model, or a version that is not loaded
 ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
@@ -112,6 +113,10 @@ class UnsupportedMedia(RequestError):
 
 class Unprocessable(RequestError):
     """JSON that does not fit the contract."""
+
+
+class NotStreaming(RequestError):
+    """The model can't answer bit by bit."""
 
 
 class Contradictory(RequestError):

@@ -55,6 +55,7 @@ class Limits(_Group):
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
     max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
     deadline_seconds: float = Field(10.0, gt=0, description="time a request may take, in seconds")
+    stream_seconds: float = Field(300.0, gt=0, description="time a streamed answer may take, in seconds")
     cache: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="models whose answers are kept and given again, comma separated"
     )

@@ -1,20 +1,24 @@
 """A model whose part is written in its config and in the rows it is given: it answers, or it fails as asked.
 
 It is logged from this file ("models from code"). Its config may have `on_load`, acts to perform while it
-loads, and `factor`, by which `x` is multiplied. The column `act` names acts to perform on predicting.
+loads, `factor`, by which `x` is multiplied, and `streams`. The column `act` names acts to perform on
+predicting.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.models import ModelConfig
 from mlflow.pyfunc import PythonModel
 
 
@@ -43,6 +47,9 @@ def _perform(name: str, more: str) -> None:
         Path(more).write_text(str(os.getpid()))
     if name == "once":
         Path(more).touch(exist_ok=False)
+    if name == "fatal" and not Path(more).exists():
+        Path(more).touch()
+        os._exit(1)
     if name == "wait":
         # Opening a named pipe waits until the test has opened its end, reading until it has closed it.
         Path(more).read_bytes()
@@ -68,4 +75,38 @@ class Actor(PythonModel):  # type: ignore[misc]
         return answer[1:] if "drop" in set(acts) else answer
 
 
-mlflow.models.set_model(Actor())
+class Speaker(Actor):
+    """An actor that streams: a row's acts one by one, each told as `x` once it is done."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Play no part."""
+        return model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
+
+    def predict_stream(
+        self, context: Any, model_input: dict[str, Any], params: dict[str, Any] | None = None
+    ) -> Iterator[Any]:
+        """Perform, and tell of it; `say` tells a word, `for` goes on and on, `end` notes how it ended."""
+        factor = (params or self.config).get("factor", 1.0)
+        asked = model_input.get("act")
+        acts = asked.split() if isinstance(asked, str) else []
+        try:
+            for act in acts:
+                name, _, more = act.partition(":")
+                if name == "for":
+                    yield from itertools.repeat({"on": more * 1000})
+                elif name == "nan":
+                    yield {"x": np.float64("nan")}
+                elif name == "say":
+                    yield more
+                elif name != "end":
+                    perform(act)
+                    yield {"x": np.float64(model_input["x"] * factor), "act": name}
+        finally:
+            for act in acts:
+                if act.startswith("end:"):
+                    Path(act[4:]).write_text("ended")
+
+
+mlflow.models.set_model(
+    Speaker() if ModelConfig(development_config={"streams": False}).get("streams") else Actor()
+)

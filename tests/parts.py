@@ -82,7 +82,7 @@ class Hinted(PythonModel):  # type: ignore[misc]
         return [f"{message.role}: {message.content} {message.at}" for message in model_input]
 
     def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Iterator[Any]:
-        yield from str(model_input).split()
+        yield from (f"{model_input.role}: {word}" for word in model_input.content.split())
 
 
 PARTS = {part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted)}

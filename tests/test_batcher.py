@@ -44,7 +44,7 @@ class Process:
         self.killed = False
         self._done: Callable[[Outcome], None] | None = None
 
-    def ask(self, payload: bytes, done: Callable[[Outcome], None]) -> None:
+    def ask(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
         assert self.state is State.IDLE
         self.state, self._done = State.BUSY, done
         self.asked.append(json.loads(payload))

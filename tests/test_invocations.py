@@ -295,6 +295,12 @@ def test_no_such_model_is_404_in_mlflows_form(zoo_service: Service) -> None:
     assert (found.status_code, found.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
+def test_messages_of_type_hints_are_streamed_as_their_type(zoo_service: Service) -> None:
+    row = {"input": {"role": "user", "content": "hi\nthere"}}
+    found = zoo_service.client.post("/models/hinted/predict/stream", json=row)
+    assert found.text.splitlines()[:4:2] == ['data: "user: hi"', 'data: "user: there"']
+
+
 def test_mlflows_own_client(zoo_service: Service) -> None:
     client = ScoringServerClient(*zoo_service.address)
     client.wait_server_ready(timeout=10, scoring_server_proc=zoo_service.process)

@@ -78,13 +78,13 @@ def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Pre
             pyfunc_predict_fn="predict_proba",
             pip_requirements=[],
         )
-    return {enforce: process.load(folder, enforce=enforce) for enforce in (False, True)}
+    return {enforce: process.load(folder, enforce=enforce).predict for enforce in (False, True)}
 
 
 @pytest.mark.parametrize("enforce", [False, True])
 def test_parameters_have_their_defaults_and_their_types(tmp_path: Path, enforce: bool) -> None:
     params = [ParamSpec("factor", "double", 3.0)]
-    predict = process.load(actor(tmp_path, params=params), enforce=enforce)
+    predict = process.load(actor(tmp_path, params=params), enforce=enforce).predict
     frame = pd.DataFrame({"x": [1.0]})
     assert list(predict(frame, None)) == [3.0]
     assert list(predict(frame, {"factor": 5})) == [5.0]

@@ -208,7 +208,7 @@ async def test_what_a_process_says_unasked_is_passed_over(
 
 async def test_a_process_that_speaks_nonsense_is_ended(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path) as replica:
-        replica.data_received(b"\x07\0\0\0\0")
+        replica.data_received(b"\x70\0\0\0\0")
         await replica.dead
 
 

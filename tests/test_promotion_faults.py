@@ -25,7 +25,9 @@ from promotions import Callers, Model, Tracking, flip_bit, truncate
 
 from serving.registry.store import digest
 
-NAMES = [f"actor-{number}" for number in range(1, 28)]
+NAMES = [f"actor-{number}" for number in range(1, 30)]
+Asked = tuple[str, Any]
+"""A route, and the body that is sent there."""
 PROMOTIONS = 20
 
 
@@ -150,11 +152,31 @@ def test_row_4_a_breaking_contract_goes_live_once_a_person_allows_it(model: Mode
     assert model.until_told(breaking, "live")
 
 
+def typed(x: float, act: str) -> Asked:
+    return "predict", {"x": x, "act": act}
+
+
+def scored(x: float, act: str) -> Asked:
+    return "invocations", {"dataframe_records": [{"x": x, "act": act}]}
+
+
+def inferred(x: float, act: str) -> Asked:
+    inputs = [
+        {"name": "x", "shape": [1], "datatype": "FP64", "data": [x]},
+        {"name": "act", "shape": [1], "datatype": "BYTES", "data": [act]},
+    ]
+    return "infer", {"inputs": inputs}
+
+
+@pytest.mark.parametrize("ask", [typed, scored, inferred])
 def test_row_4_a_version_that_fails_on_a_recorded_live_request_does_not_go_live(
-    model: Model, tmp_path: Path
+    model: Model, tmp_path: Path, ask: Callable[[float, str], Asked]
 ) -> None:
     # An act that succeeds once: version 1 performs it live, version 2 when it is asked again.
-    assert model.predict(act=f"once:{tmp_path / 'once'}").status_code == 200
+    route, body = ask(4.0, f"once:{tmp_path / 'once'}")
+    paths = {"invocations": f"/invocations?model={model.name}", "infer": f"/v2/models/{model.name}/infer"}
+    path = paths.get(route, f"/models/{model.name}/predict")
+    assert model.service.client.post(path, json=body).status_code == 200
     bad = model.promote()
     assert "on one of the last live requests it raised FileExistsError" in model.until_refused(bad)
     assert model.is_well("1")

@@ -71,7 +71,7 @@ class Infer(Predict):
         params = {param.name for param in live.contract.params} & request.parameters.keys()
         given = live.contract.read_params({name: request.parameters[name] for name in params})
         parts += live.submit_table(rows, given, ends)
-        outputs, binary = _wanted(request, _outputs(live.contract, await live.answered(parts)))
+        outputs, binary = _wanted(request, _outputs(live.contract, await live.answered(rows, given, parts)))
         head = {"model_name": live.version.name, "model_version": live.version.version}
         head["id"] = request.id or scope["request_id"]
         pieces, length = encode(head, outputs, binary)

@@ -78,7 +78,7 @@ class Invocations(Predict):
         asked = await self._asked(live, media_type, body)
         ends = time.perf_counter() + self._seconds(scope)
         parts += live.submit_table(asked.rows, asked.params, ends)
-        found = await live.answered(parts)
+        found = await live.answered(asked.rows, asked.params, parts)
         if accepted != JSON:
             scope["answered_in"] = ((b"content-type", accepted.encode()),)
             return [await asyncio.to_thread(formats.write, accepted, found)]

@@ -92,6 +92,7 @@ class ContractDescription(BaseModel):
 
     row: dict[str, Any]
     params: dict[str, Any] | None
+    streams: bool = Field(description="whether it answers bit by bit too")
     prediction: dict[str, Any]
 
 
@@ -193,6 +194,7 @@ def describe(contract: Contract) -> ContractDescription:
     return ContractDescription(
         row=TypeAdapter(contract.row).json_schema(),
         params=TypeAdapter(contract.params_type).json_schema() if contract.params else None,
+        streams=contract.streams,
         prediction=TypeAdapter(contract.prediction).json_schema(),
     )
 

@@ -22,6 +22,7 @@ from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
 from serving.http.body import read_json
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
+from serving.runtime.contract import Row
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.replay import Recorded
 from serving.settings import Limits
@@ -46,15 +47,8 @@ class Predict:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
         began = time.perf_counter()
-        if scope["method"] != "POST":
-            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
-        body = await self._read(scope, receive)
-        try:
-            leased = self._lease(scope)
-        except Asleep as asleep:
-            leased = await self._woken(asleep, scope)
+        body, leased = await self._taken(scope, receive)
         with leased as live:
-            scope["leased"] = (live.version.name, live.version.version or live.version.model_id)
             if live.cache is None:
                 answer, timing = await self._answered(live, scope, receive, body)
                 headers = [*live.headers, (b"server-timing", timing)]
@@ -72,6 +66,18 @@ class Predict:
         await send({"type": "http.response.body", "body": answer[-1]})
         live.metrics.answered.inc()
         live.metrics.seconds.observe(time.perf_counter() - began)
+
+    async def _taken(self, scope: Scope, receive: Receive) -> tuple[bytes, Loaded]:
+        """The body, and what is leased to answer it."""
+        if scope["method"] != "POST":
+            raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
+        body = await self._read(scope, receive)
+        try:
+            leased = self._lease(scope)
+        except Asleep as asleep:
+            leased = await self._woken(asleep, scope)
+        scope["leased"] = (leased.version.name, leased.version.version or leased.version.model_id)
+        return body, leased
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:
         """What is leased once the model is awake; waiting for that is part of the request's time."""
@@ -113,16 +119,8 @@ class Predict:
         """The model's answer, in pieces, and where its time went."""
         began = time.perf_counter()
         parts: list[Part] = []
-        try:
-            with _watched(live, parts, receive):
-                answer = await self._answer(live, parts, scope, body)
-        except (ModelFailed, ProcessDied):
-            live.tally.failed += 1
-            raise
-        except DeadlineExceeded as error:
-            live.tally.failed += error.hung  # one that only waited is none of the version's fault
-            raise
-        live.tally.answered += 1
+        with tallied(live), watched(live, parts, receive):
+            answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
         first, last = parts[0][1], parts[-1][1]
         timing = b"validate;dur=%.2f, queue;dur=%.2f, model;dur=%.2f" % (
@@ -133,14 +131,23 @@ class Predict:
         return answer, timing
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
-        query = scope["query_string"].decode("latin-1")
-        params = live.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
-        rows = [live.contract.read_row(body)]
+        rows, params = asked(live, scope, body)
         parts += live.submit(rows, params, self._seconds(scope))
         ticket = parts[0][1]
         row = (await ticket.future).now().json()
         live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
         return [row[:-2] + b',"model":' + live.told + b"}"]
+
+
+def asked(live: Loaded, scope: Scope, body: bytes) -> tuple[list[Row], dict[str, Any]]:
+    """The one row of a request, and its parameters.
+
+    Raises:
+        RequestError: they do not fit the contract.
+    """
+    query = scope["query_string"].decode("latin-1")
+    params = live.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
+    return [live.contract.read_row(body)], params
 
 
 class PredictBatch(Predict):
@@ -187,7 +194,21 @@ async def _joined(piece: Piece, parts: list[Part]) -> bytes:
 
 
 @contextmanager
-def _watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]:
+def tallied(live: Loaded) -> Iterator[None]:
+    """Count how a version does."""
+    try:
+        yield
+    except (ModelFailed, ProcessDied):
+        live.tally.failed += 1
+        raise
+    except DeadlineExceeded as error:
+        live.tally.failed += error.hung  # one that only waited is none of the version's fault
+        raise
+    live.tally.answered += 1
+
+
+@contextmanager
+def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]:
     """Forget what is left of a request when the caller goes, or when it is over."""
     watch: asyncio.Task[None] | None = None
 

@@ -12,6 +12,7 @@ from serving.errors import Contradictory
 from serving.http.inference import Infer
 from serving.http.invocations import Invocations
 from serving.http.predict import Predict, PredictBatch
+from serving.http.streaming import PredictStream
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.settings import Limits
@@ -19,6 +20,7 @@ from serving.settings import Limits
 _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
     ("models", ("predict",)): Predict,
     ("models", ("predict", "batch")): PredictBatch,
+    ("models", ("predict", "stream")): PredictStream,
     ("v2", ("infer",)): Infer,
 }
 
@@ -31,12 +33,14 @@ class Routes:
         self._paths: dict[str, Predict] = {
             "/predict": Predict(self._by_header, limits),
             "/predict/batch": PredictBatch(self._by_header, limits),
+            "/predict/stream": PredictStream(self._by_header, limits),
             "/invocations": Invocations(self._by_header_or_query, limits),
         }
         for name, slot in models.named().items():
             lease = partial(self._by_path, slot.lease)
             self._paths[f"/models/{name}/predict"] = Predict(lease, limits)
             self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, limits)
+            self._paths[f"/models/{name}/predict/stream"] = PredictStream(lease, limits)
             self._paths[f"/v2/models/{name}/infer"] = Infer(lease, limits)
 
     def find(self, path: str) -> Predict | None:

@@ -17,6 +17,7 @@ from fastapi import Query
 from fastapi.routing import APIRoute
 
 from serving.http.problems import documented
+from serving.http.streaming import ServerSentEvents
 from serving.runtime.contract import Contract, Param
 from serving.runtime.models import Models
 
@@ -58,6 +59,17 @@ def _declared(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRoute
         summary=f"Predict several rows with {contract.name}",
         operation_id=f"{'pinned_' * pinned}batch_predict{suffix}",
     )
+    if contract.streams:
+        yield APIRoute(
+            f"{prefix}/predict/stream",
+            _endpoint(contract.row, contract.params, pinned),
+            methods=["POST"],
+            response_class=ServerSentEvents,
+            responses=_ERRORS,
+            tags=tags,
+            summary=f"Predict one row with {contract.name}, answered bit by bit",
+            operation_id=f"{'pinned_' * pinned}stream_predict{suffix}",
+        )
 
 
 def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from serving.registry.store import Store
 from serving.runtime.compatibility import breaking_changes
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
+from serving.runtime.replay import Recorder
 from serving.runtime.slot import Slot
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Settings
@@ -75,8 +76,9 @@ class Gate:
             )
         await loaded.start()
         try:
-            if not changes:
-                await loaded.rehearse(slot.recorder.last())
+            if changes:  # what the live version was asked need not fit this one
+                loaded.recorder = Recorder(self._settings.replayed)
+            await loaded.rehearse(loaded.recorder.last())
         except BaseException:
             loaded.close()
             raise

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import pyarrow as pa
 from pydantic import BaseModel
@@ -66,6 +67,27 @@ def decode(encoded: bytes) -> pa.RecordBatch:
 def form(table: pa.RecordBatch) -> Form:
     """What the model answered, that this table tells."""
     return Form((table.schema.metadata or {}).get(_FORM, b"values").decode())
+
+
+def text(chunk: Any) -> bytes:
+    """A bit of an answer, as JSON.
+
+    Raises:
+        TypeError: it is what JSON can't say.
+    """
+    return _text(chunk).encode()
+
+
+def retold(chunk: bytes) -> bytes:
+    """A bit of an answer, in one line.
+
+    Raises:
+        ModelFailed: it is no JSON, which has no word for what is not finite.
+    """
+    try:
+        return orjson.dumps(orjson.loads(chunk))
+    except ValueError as error:
+        raise ModelFailed("it answered what JSON can't say", str(error)) from error
 
 
 def _columns(answer: Any, rows: int) -> tuple[Form, list[str], list[pa.Array]]:

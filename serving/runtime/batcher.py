@@ -23,6 +23,7 @@ from serving.errors import (
 )
 from serving.runtime.predictions import Later, Predictions, Whole
 from serving.runtime.replica import Outcome, Replica, State
+from serving.runtime.streams import Stream
 from serving.runtime.table import Rows, joined
 
 log = logging.getLogger("serving.batcher")
@@ -30,18 +31,39 @@ log = logging.getLogger("serving.batcher")
 # moment for them, or else they would take turns with those who came meanwhile, in batches of half the size.
 _SLOW_SECONDS = 0.005
 _REST = 0.05
-
+_STREAMED = Predictions((), 1)
 
 Answer: TypeAlias = Predictions | Later | Whole
 
 
 class Ticket:
-    """One request in the batcher; settled exactly once, by `settle`."""
+    """One request in the batcher; settled exactly once, by `settle`.
 
-    __slots__ = ("_timer", "finished", "future", "key", "most_rows", "queued", "retried", "rows", "started")
+    With a `stream` it is answered bit by bit, alone.
+    """
 
-    def __init__(self, rows: Rows, key: Any, most_rows: int, future: asyncio.Future[Answer]) -> None:
-        self.rows = rows
+    __slots__ = (
+        "_timer",
+        "finished",
+        "future",
+        "key",
+        "most_rows",
+        "queued",
+        "retried",
+        "rows",
+        "started",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        rows: Rows,
+        key: Any,
+        most_rows: int,
+        future: asyncio.Future[Answer],
+        stream: Stream | None = None,
+    ) -> None:
+        self.rows, self.stream = rows, stream
         self.key = key
         self.most_rows = most_rows
         self.future = future
@@ -54,12 +76,18 @@ class Ticket:
         """Have `call` called if it is not settled within `seconds`."""
         self._timer = self.future.get_loop().call_later(seconds, call, self)
 
-    def settle(self, outcome: Answer | ServingError) -> None:
-        """Give the waiting request its predictions or its error; the first call counts."""
+    def hurry_no_more(self) -> None:
+        """Take back what `call_after` has set."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def settle(self, outcome: Answer | ServingError) -> None:
+        """Give the waiting request its predictions or its error; the first call counts."""
+        self.hurry_no_more()
         if self.future.done():
             return
+        if self.stream is not None:
+            self.stream.end()
         self.finished = time.perf_counter()
         if isinstance(outcome, ServingError):
             self.future.set_exception(outcome)
@@ -90,8 +118,10 @@ def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
     """The smaller groups in which to try a failed one again; none where that would tell nothing new.
 
     An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
-    that each request is tried once more, alone.
+    that each request is tried once more, alone; one of which the caller has heard a part can't begin anew.
     """
+    if group[0].stream is not None and group[0].stream.heard:
+        return []
     if isinstance(error, ProcessDied):
         return [[ticket] for ticket in group if not ticket.retried]
     middle = len(group) // 2
@@ -133,17 +163,19 @@ class Batcher:
         self._idle.append(replica)
         self._schedule()
 
-    def submit(self, rows: Rows, key: Any, most_rows: int, deadline: float) -> Ticket:
+    def submit(
+        self, rows: Rows, key: Any, most_rows: int, deadline: float, stream: Stream | None = None
+    ) -> Ticket:
         """Queue rows that may share a batch, of at most `most_rows`, with others of the same key.
 
-        More rows than that go alone.
+        More rows than that go alone. With a `stream` one row is answered bit by bit.
 
         Raises:
             Overloaded: as many requests as may wait are waiting.
         """
         if len(self._waiting) >= self._most_waiting:
             raise Overloaded(f"{self._most_waiting} requests wait for this model already.")
-        ticket = Ticket(rows, key, most_rows, asyncio.get_running_loop().create_future())
+        ticket = Ticket(rows, key, most_rows, asyncio.get_running_loop().create_future(), stream)
         ticket.call_after(deadline, self._expire)
         self._waiting.append(ticket)
         self._schedule()
@@ -204,6 +236,9 @@ class Batcher:
         if not table:
             self._idle.appendleft(replica)
             return
+        if stream := group[0].stream:
+            self._run_stream(replica, group[0], stream, table)
+            return
         loop = asyncio.get_running_loop()
         hanging = loop.call_later(self._deadline, replica.kill)
         started = loop.time()
@@ -218,6 +253,24 @@ class Batcher:
                 loop.call_later(took * _REST, self._free_again, replica)
 
         replica.ask(table, done)
+
+    def _run_stream(self, replica: Replica, ticket: Ticket, stream: Stream, table: bytes) -> None:
+        ticket.hurry_no_more()
+
+        def hung() -> None:
+            ticket.settle(DeadlineExceeded("The model did not go on within the deadline.", hung=True))
+            replica.kill()
+
+        def done(outcome: Outcome) -> None:
+            stream.left()
+            if isinstance(outcome, bytes):
+                ticket.settle(_STREAMED)
+            else:
+                self._fail([ticket], outcome)
+            self._free_again(replica)
+
+        replica.ask(table, done, stream.hear)
+        stream.begin(replica, hung)
 
     def _finish(self, group: Group, rows: int, outcome: Outcome) -> None:
         if isinstance(outcome, (ModelFailed, ProcessDied)):

@@ -23,6 +23,7 @@ def breaking_changes(old: Contract, new: Contract) -> list[str]:
         *_inputs(old, new),
         *_params(old, new),
         *_outputs(old, new),
+        *(["it does not stream its answers any more"] if old.streams and not new.streams else []),
     ]
 
 

@@ -62,6 +62,8 @@ class Contract:
     outputs: Outputs
     max_rows: int
     form: Form = Form.FRAME
+    streams: bool = False
+    """Whether the model can answer bit by bit."""
     answered: tuple[Value, ...] = field(default=(), compare=False)
     """The columns of the model's answer, as its signature says."""
     example: Mapping[str, Any] | None = field(default=None, compare=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
-from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -19,8 +17,9 @@ import pyarrow as pa
 from cachetools import LRUCache
 
 from serving.errors import ModelFailed
-from serving.runtime import answers, bulk, mlmodel, trial
+from serving.runtime import answers, bulk, mlmodel
 from serving.runtime.batcher import Answer, Batcher, Group, Ticket
+from serving.runtime.contract import Row
 from serving.runtime.intake import Intake
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
@@ -28,7 +27,9 @@ from serving.runtime.predictions import Later, Whole
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.scoring import Scoring
-from serving.runtime.table import Likeness, Rows
+from serving.runtime.streams import Stream
+from serving.runtime.table import Likeness, Rows, in_text
+from serving.runtime.trial import Trial
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
 from serving.telemetry.metrics import VersionMetrics
@@ -96,8 +97,7 @@ class Loaded:
         """Reads the bodies of MLflow's protocol."""
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
-        self.headers = _headers(version)
-        """The version as answers' headers tell it."""
+        self.headers = version.in_headers
         self.cache: LRUCache[Any, bytes] | None = (
             LRUCache(limits.cache_entries) if version.name in limits.cache else None
         )
@@ -111,7 +111,7 @@ class Loaded:
         self.state = State.STARTING
         self.used_at = 0.0
         """When the last request on it was over, by the monotonic clock."""
-        self._runtime = runtime
+        self._runtime, self._limits = runtime, limits
         self._leases, self._unheld = 0, asyncio.Event()
         self._batcher = Batcher(
             self._encode,
@@ -162,7 +162,7 @@ class Loaded:
         try:
             await self._pool.start()
             if self.example:
-                await trial.verify(self._answer, self.example, self._runtime.load_seconds)
+                await self._trial().verify(self.example)
         except BaseException:
             self.close()
             raise
@@ -173,28 +173,15 @@ class Loaded:
         Raises:
             VerificationFailed: it fails on one of them.
         """
-        if recorded:
-            self.comparison = await trial.rehearse(self._answer, recorded, self._runtime.load_seconds)
+        self.comparison = await self._trial().rehearse(recorded)
 
     def keep(self) -> None:
         """Take requests, and have processes that die replaced."""
         self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
         self._pool.keep()
 
-    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
-        """One prediction for each row, of the first process, which is not in use yet."""
-        told = [b""] * len(rows)
-        for _, indices, group in self.contract.layout.groups(rows):
-            encoded = self.contract.layout.encode(group, _json(params))
-            answer = await self._pool.replicas[0].answer(encoded)
-            predictions = self.contract.predictions(answers.decode(answer))
-            if len(predictions) != len(group):
-                raise ModelFailed(f"it answered {len(predictions)} rows for {len(group)}")
-            if predictions.bad:
-                raise ModelFailed("it answered a number that is not finite")
-            for place, index in enumerate(indices):
-                told[index] = predictions.row(place)
-        return told
+    def _trial(self) -> Trial:
+        return Trial(self.contract, self._pool.replicas[0], self._runtime.load_seconds)
 
     def _count_death(self) -> None:
         self.tally.deaths += 1
@@ -235,7 +222,7 @@ class Loaded:
         Raises:
             Overloaded: the queue is full.
         """
-        text, in_columns = _json(params), isinstance(rows, pa.RecordBatch)
+        text, in_columns = in_text(params), isinstance(rows, pa.RecordBatch)
         # Rows in columns are mostly a piece of a larger request.
         most_rows = _MOST_BULK_ROWS if in_columns else self._runtime.max_batch_rows
         parts: list[Part] = []
@@ -247,6 +234,17 @@ class Loaded:
             self.withdraw(parts)
             raise
         return parts
+
+    def submit_stream(self, row: Row, params: Mapping[str, Any], deadline: float) -> tuple[Part, Stream]:
+        """Queue a row to be answered bit by bit; the first bit has to come within `deadline` seconds.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        ((likeness, indices, group),) = self.contract.layout.groups([row])
+        key = Key(in_text(params), likeness, 1, in_columns=False, raw=False)
+        stream = Stream(self._limits.deadline_seconds)
+        return (indices, self._batcher.submit(group, key, 1, deadline, stream)), stream
 
     def submit_table(self, rows: pa.RecordBatch, params: Mapping[str, Any], ends: float) -> list[Part]:
         """Queue rows to be answered by the model's own tables before `ends`, by the performance counter.
@@ -262,8 +260,10 @@ class Loaded:
                 parts.append(([start + index for index in indices] if start else indices, ticket))
         return parts
 
-    async def answered(self, parts: list[Part]) -> pa.RecordBatch:
-        """What the model answered to a table, in the order of its rows.
+    async def answered(
+        self, rows: pa.RecordBatch, params: Mapping[str, Any], parts: list[Part]
+    ) -> pa.RecordBatch:
+        """What the model answered to a table that was submitted in these parts, in the order of its rows.
 
         Raises:
             ServingError: one of the parts was not answered.
@@ -273,6 +273,9 @@ class Loaded:
             answer.table for _, ticket in parts if isinstance(answer := await ticket.future, Later | Whole)
         ]
         if len(found) == 1:
+            ticket = parts[0][1]
+            if isinstance(answer := ticket.future.result(), Later):
+                self.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
             return found[0]
         try:
             joined = pa.concat_batches(found)
@@ -289,16 +292,21 @@ class Loaded:
 
     # -- drain, close
 
+    @property
+    def _drain_seconds(self) -> float:
+        streaming = self._limits.stream_seconds if self.contract.streams else 0.0
+        return max(self._runtime.drain_seconds, streaming)
+
     async def drain(self) -> None:
         """Wait until no request holds it, at most for the drain time, then end its processes."""
         self.state = State.DRAINING
         try:
-            async with asyncio.timeout(self._runtime.drain_seconds):
+            async with asyncio.timeout(self._drain_seconds):
                 while self._leases:
                     self._unheld.clear()
                     await self._unheld.wait()
         except TimeoutError:
-            log.warning("%r is still held after %g s", self, self._runtime.drain_seconds)
+            log.warning("%r is still held after %g s", self, self._drain_seconds)
         finally:
             self.close()
 
@@ -306,15 +314,3 @@ class Loaded:
         """End its processes now."""
         self.state = State.CLOSED
         self._pool.kill()
-
-
-def _json(params: Mapping[str, Any]) -> str:
-    return json.dumps(params, sort_keys=True, default=str) if params else ""
-
-
-def _headers(version: Version) -> tuple[tuple[bytes, bytes], ...]:
-    shown = version.version or version.model_id or ""
-    return (
-        (b"x-model-name", quote(version.name).encode()),
-        (b"x-model-version", quote(shown).encode()),
-    )

@@ -79,6 +79,7 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
         outputs(_specs(signature, "outputs"), task, classes),
         max_rows,
         _form(inputs, bool(described.get("is_signature_from_type_hint"))),
+        _streams(described),
         declared(_specs(signature, "outputs")),
     )
     found.compile()
@@ -135,6 +136,12 @@ def _where(loc: Sequence[str | int]) -> str:
     if len(loc) > 1 and loc[0] == "rows" and isinstance(loc[1], int):
         return ", ".join([f"row {loc[1] + 1}", *map(str, loc[2:])])
     return ", ".join(map(str, loc))
+
+
+def _streams(described: Mapping[str, Any]) -> bool:
+    """Whether the model has a `predict_stream`."""
+    flavors = _mapping(described.get("flavors") or {}, "flavors")
+    return bool(_mapping(flavors.get("python_function") or {}, "flavor").get("streamable"))
 
 
 def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> Form:

@@ -7,7 +7,8 @@ import inspect
 import json
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,33 @@ _MOST_TEXT = 8000
 Predict = Callable[[Any, dict[str, Any] | None], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a loaded model can do; both functions take the data and the parameters."""
+
+    predict: Predict
+    predict_stream: Callable[[Any, dict[str, Any] | None], Iterable[Any]]
+    """Of one row, bit by bit."""
+
+
 def serve(connection: socket.socket, folder: Path, *, enforce: bool) -> None:
     """Load the model in `folder` and answer what comes over `connection`, until the front hangs up."""
     try:
-        predict = load(folder, enforce=enforce)
+        model = load(folder, enforce=enforce)
     except (Exception, SystemExit) as error:
         connection.sendall(wire.pack(wire.Kind.FAILED, _described(error)))
         return
     connection.sendall(wire.pack(wire.Kind.READY))
     while (frame := wire.receive(connection)) is not None:
-        connection.sendall(_answered(predict, frame[1]))
+        kind, payload = frame
+        if kind is wire.Kind.PREDICT:
+            connection.sendall(_answered(model, payload))
+        elif kind is wire.Kind.STREAM:
+            connection.sendall(_streamed(model, payload, connection))
 
 
-def load(folder: Path, *, enforce: bool) -> Predict:
-    """Load a model; gives its predict function, which takes the data and the parameters.
+def load(folder: Path, *, enforce: bool) -> Model:
+    """Load a model.
 
     The contract has enforced the signature already, with the dtypes that pyfunc enforces. Unless `enforce` is
     set, the model is asked without doing that again, which would take as long as a small model itself.
@@ -44,7 +58,8 @@ def load(folder: Path, *, enforce: bool) -> Predict:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-    return predict
+    hinted = model.metadata._is_signature_from_type_hint()
+    return Model(predict, _of_hints(model) if hinted else model.predict_stream)
 
 
 def _converts(model: Any) -> bool:
@@ -76,12 +91,49 @@ def _unenforced(model: Any) -> Predict:
     return lambda frame, params: predict(frame, params=_enforce_params_schema(params, schema))
 
 
-def _answered(predict: Predict, stream: bytes) -> bytes:
+def _of_hints(model: Any) -> Predict:
+    """The function that streams; pyfunc's own refuses whatever a signature of type hints allows."""
+    from mlflow.types.type_hints import _validate_data_against_type_hint
+
+    def predict_stream(rows: Any, params: dict[str, Any] | None) -> Any:
+        hints = model.unwrap_python_model().predict_type_hints.input
+        (row,) = _validate_data_against_type_hint(rows, hints)
+        return model._model_impl.predict_stream(row, params=params)
+
+    return predict_stream
+
+
+def _answered(model: Model, asked: bytes) -> bytes:
     try:
-        data, rows, params = table.decode(stream)
-        return wire.pack(wire.Kind.ANSWER, answers.encode(predict(data, params), rows))
+        data, rows, params = table.decode(asked)
+        return wire.pack(wire.Kind.ANSWER, answers.encode(model.predict(data, params), rows))
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
+
+
+def _streamed(model: Model, asked: bytes, connection: socket.socket) -> bytes:
+    """Send each chunk as it comes, until there are no more or nobody wants them; gives the last frame."""
+    try:
+        data, _, params = table.decode(asked)
+        chunks = model.predict_stream(data, params)
+        for chunk in chunks:
+            connection.sendall(wire.pack(wire.Kind.CHUNK, answers.text(chunk)))
+            if _is_called(connection):
+                break
+        if isinstance(chunks, Generator):
+            chunks.close()
+    except (Exception, SystemExit) as error:
+        return wire.pack(wire.Kind.FAILED, _described(error))
+    return wire.pack(wire.Kind.END)
+
+
+def _is_called(connection: socket.socket) -> bool:
+    """Whether the front has something to say, or has hung up."""
+    try:
+        connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _described(error: BaseException) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from serving.errors import ModelFailed
+from serving.runtime.predictions import Later
 from serving.runtime.table import Rows
 
 _SAME = 0.01
@@ -23,9 +25,16 @@ class Recorded:
 
     rows: Rows
     params: Mapping[str, Any]
-    answer: bytes
-    """The predictions' objects, each with a comma behind it."""
+    answer: bytes | Later
+    """The predictions' objects, each with a comma behind it, or what they can be made of."""
     seconds: float
+
+    def told(self) -> bytes | None:
+        """The predictions' objects; None where JSON can't say one of them, as other protocols can."""
+        try:
+            return self.answer if isinstance(self.answer, bytes) else self.answer.now().json()
+        except ModelFailed:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ def compare(recorded: Sequence[Recorded], answers: Sequence[bytes], seconds: Seq
     pairs = [
         same(old, new)
         for each, answer in zip(recorded, answers, strict=True)
-        for old, new in zip(_read(each.answer), _read(answer), strict=True)
+        for old, new in zip(_read(each.told() or b""), _read(answer), strict=True)
     ]
     before = median(each.seconds for each in recorded)
     ratio = median(seconds) / before if before else math.inf

@@ -43,7 +43,8 @@ class Replica(asyncio.Protocol):
         self._unpacker = wire.Unpacker()
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._done: Callable[[Outcome], None] | None = None
-        self._transport: asyncio.WriteTransport | None = None
+        self._hear: Callable[[bytes], None] | None = None
+        self._transport: asyncio.Transport | None = None
         self.state = State.LOADING
         self._child: Child | None = None
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,14 +80,19 @@ class Replica(asyncio.Protocol):
                 replica.kill()
         return replica
 
-    def ask(self, payload: bytes, done: Callable[[Outcome], None]) -> None:
-        """Have an idle process answer an encoded table; `done` is called with how that ended."""
+    def ask(
+        self, payload: bytes, done: Callable[[Outcome], None], hear: Callable[[bytes], None] | None = None
+    ) -> None:
+        """Have an idle process answer an encoded table; `done` is called with how that ended.
+
+        With `hear` it answers bit by bit, and nothing at the end.
+        """
         assert self.state is State.IDLE, self
         assert self._transport is not None, self
-        self.state, self._done = State.BUSY, done
-        self._transport.write(wire.pack(wire.Kind.PREDICT, payload))
+        self.state, self._done, self._hear = State.BUSY, done, hear
+        self._transport.write(wire.pack(wire.Kind.STREAM if hear else wire.Kind.PREDICT, payload))
 
-    async def answer(self, payload: bytes) -> bytes:
+    async def answer(self, payload: bytes, hear: Callable[[bytes], None] | None = None) -> bytes:
         """As `ask`, waited for.
 
         Raises:
@@ -94,11 +100,27 @@ class Replica(asyncio.Protocol):
             ProcessDied: the process died.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.ask(payload, lambda outcome: None if future.done() else future.set_result(outcome))
+        self.ask(payload, lambda outcome: None if future.done() else future.set_result(outcome), hear)
         outcome = await future
         if isinstance(outcome, bytes):
             return outcome
         raise outcome
+
+    def stop(self) -> None:
+        """Have a process that answers bit by bit be done after the next one."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.pack(wire.Kind.STOP))
+            self._transport.resume_reading()
+
+    def pause(self) -> None:
+        """Listen no more to a process that answers bit by bit; before long that holds it up."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Listen again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def kill(self) -> None:
         """End the process now, whatever it does."""
@@ -130,7 +152,7 @@ class Replica(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is ours."""
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """Something came from the process, which is not trusted to speak sense."""
@@ -147,7 +169,7 @@ class Replica(asyncio.Protocol):
         if was is State.LOADING and not self._loaded.done():
             self._fail(ProcessDied("The model process died while loading."))
         if done := self._done:
-            self._done = None
+            self._done = self._hear = None
             done(ProcessDied("The model process died under the request."))
         if not self.dead.done():
             self.dead.set_result(None)
@@ -161,9 +183,12 @@ class Replica(asyncio.Protocol):
                 error, trace = _failure(payload)
                 log.warning("loading raised: %s", json.dumps(trace))
                 self._fail(LoadFailed(f"loading it raised {error}"))
+        elif kind is wire.Kind.CHUNK and self._hear:
+            self._hear(payload)
         elif self.state is State.BUSY and (done := self._done):
-            self.state, self._done = State.IDLE, None
-            if kind is wire.Kind.ANSWER:
+            streams = self._hear is not None
+            self.state, self._done, self._hear = State.IDLE, None, None
+            if kind is (wire.Kind.END if streams else wire.Kind.ANSWER):
                 done(payload)
             else:
                 error, trace = _failure(payload)

@@ -70,6 +70,7 @@ class Slot:
         """Make `new` live; gives what is to be drained now."""
         old, warm = self.live, self.warm
         self.live, self.known = new, Known(new.version, new.contract)
+        self.recorder = new.recorder
         self.warm = old if probation_seconds else None
         self._probation_ends = time.monotonic() + probation_seconds
         self.filled.set()

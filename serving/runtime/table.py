@@ -161,6 +161,11 @@ def _field(column: Column, array: pa.Array) -> pa.Field:
     return pa.field(column.name, array.type, metadata={_TYPE: column.type} if converts else None)
 
 
+def in_text(params: Mapping[str, Any]) -> str:
+    """Parameters as `Layout.encode` takes them; equal ones are equal texts."""
+    return json.dumps(params, sort_keys=True, default=str) if params else ""
+
+
 def joined(parts: Sequence[Rows]) -> Rows:
     """Rows one behind the other; all parts are of one form."""
     if len(parts) == 1:

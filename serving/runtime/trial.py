@@ -3,67 +3,127 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from serving.errors import ModelFailed, ProcessDied, VerificationFailed
+import pyarrow as pa
+
+from serving.errors import ModelFailed, ProcessDied, RequestError, VerificationFailed
+from serving.runtime import answers
+from serving.runtime.contract import Contract
+from serving.runtime.intake import Intake
 from serving.runtime.mlmodel import Example
+from serving.runtime.nesting import JSON, unpacked
 from serving.runtime.replay import Comparison, Recorded, compare
-from serving.runtime.table import Rows, objects
+from serving.runtime.replica import Replica
+from serving.runtime.table import Rows, in_text, joined
 
 _TIMED = 10
-
-Answer = Callable[[Rows, Mapping[str, Any]], Awaitable[list[bytes]]]
-"""Asks the version: rows and parameters to one JSON text for each row."""
+Found = TypeVar("Found")
 
 
-async def verify(answer: Answer, example: Example, seconds: float) -> None:
-    """Have the input example answered.
+class Trial:
+    """Asks a process that nobody else asks yet.
 
-    Raises:
-        VerificationFailed: it is not, or not within `seconds`.
+    Args:
+        contract: what the version promises.
+        process: has loaded it.
+        seconds: the time that each of its tasks may take.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            await answer(example.rows, example.params)
-    except TimeoutError:
-        raise VerificationFailed("it did not answer its own input example in time") from None
-    except (ModelFailed, ProcessDied) as error:
-        raise VerificationFailed(f"on its own input example {error}") from error
 
+    def __init__(self, contract: Contract, process: Replica, seconds: float) -> None:
+        self._contract, self._process, self._seconds = contract, process, seconds
 
-async def rehearse(answer: Answer, recorded: Sequence[Recorded], seconds: float) -> Comparison:
-    """Have requests answered that another version has answered, and compare.
+    async def verify(self, example: Example) -> None:
+        """Have the input example answered, and begun to be answered bit by bit if the model can do that.
 
-    Raises:
-        VerificationFailed: one of them is not, or not all within `seconds`.
-    """
-    times = []
-    try:
-        async with asyncio.timeout(seconds):
-            answers = await _together(answer, recorded[:-_TIMED])
-            for each in recorded[-_TIMED:]:
-                began = time.perf_counter()
-                answers.append(b"".join(await answer(objects(each.rows), each.params)))
-                times.append(time.perf_counter() - began)
-    except TimeoutError:
-        raise VerificationFailed("it did not answer the last live requests in time") from None
-    except (ModelFailed, ProcessDied) as error:
-        raise VerificationFailed(f"on one of the last live requests {error}") from error
-    return compare(recorded, answers, times)
+        Raises:
+            VerificationFailed: it is not, or not in time.
+        """
+        await self._within("its own input example", self._answer(example.rows, example.params))
+        if self._contract.streams:
+            await self._within("its own input example", self._begin_stream(example))
 
+    async def rehearse(self, recorded: Sequence[Recorded]) -> Comparison | None:
+        """Have requests answered that another version has answered, and compare; None if there are none.
 
-async def _together(answer: Answer, recorded: Sequence[Recorded]) -> list[bytes]:
-    """The answer for each request, asked for as batches would be: one for the same parameters."""
-    answers = [b""] * len(recorded)
-    alike: dict[str, list[int]] = {}
-    for index, each in enumerate(recorded):
-        alike.setdefault(json.dumps(each.params, sort_keys=True, default=str), []).append(index)
-    for indices in alike.values():
-        rows = [row for index in indices for row in objects(recorded[index].rows)]
-        predictions = iter(await answer(rows, recorded[indices[0]].params))
-        for index in indices:
-            answers[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
-    return answers
+        Raises:
+            VerificationFailed: one of them is not, or not all in time.
+        """
+        told = [(each, answer) for each in recorded if (answer := each.told()) is not None]
+        kept = [replace(each, answer=answer) for each, answer in told]
+        return await self._within("one of the last live requests", self._compared(kept)) if kept else None
+
+    async def _within(self, what: str, answering: Awaitable[Found]) -> Found:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await answering
+        except TimeoutError:
+            raise VerificationFailed(f"it did not answer {what} in time") from None
+        except (ModelFailed, ProcessDied, RequestError) as error:
+            raise VerificationFailed(f"on {what} {error}") from error
+
+    async def _compared(self, recorded: Sequence[Recorded]) -> Comparison:
+        times = []
+        recorded = [replace(each, rows=self._fitted(each.rows)) for each in recorded]
+        found = await self._together(recorded[:-_TIMED])
+        for each in recorded[-_TIMED:]:
+            began = time.perf_counter()
+            found.append(b"".join(await self._answer(each.rows, each.params)))
+            times.append(time.perf_counter() - began)
+        return compare(recorded, found, times)
+
+    async def _together(self, recorded: Sequence[Recorded]) -> list[bytes]:
+        """The answer for each request, asked for as batches would be: one for those that are alike."""
+        found = [b""] * len(recorded)
+        alike: dict[tuple[str, str], list[int]] = {}
+        for index, each in enumerate(recorded):
+            schema = str(each.rows.schema) if isinstance(each.rows, pa.RecordBatch) else ""
+            alike.setdefault((in_text(each.params), schema), []).append(index)
+        for indices in alike.values():
+            rows = joined([recorded[index].rows for index in indices])
+            predictions = iter(await self._answer(rows, recorded[indices[0]].params))
+            for index in indices:
+                found[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
+        return found
+
+    def _fitted(self, rows: Rows) -> Rows:
+        """Rows in columns, in the types of this version's contract."""
+        if not isinstance(rows, pa.RecordBatch):
+            return rows
+        return Intake(self._contract).take(
+            {
+                field.name: unpacked(column) if field.type == JSON else column
+                for field, column in zip(rows.schema, rows.columns, strict=True)
+            }
+        )
+
+    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
+        """One prediction for each row."""
+        told = [b""] * len(rows)
+        for _, indices, group in self._contract.layout.groups(rows):
+            encoded = self._contract.layout.encode(group, in_text(params))
+            predictions = self._contract.predictions(answers.decode(await self._process.answer(encoded)))
+            if len(predictions) != len(group):
+                raise ModelFailed(f"it answered {len(predictions)} rows for {len(group)}")
+            if predictions.bad:
+                raise ModelFailed("it answered a number that is not finite")
+            for place, index in enumerate(indices):
+                told[index] = predictions.row(place)
+        return told
+
+    async def _begin_stream(self, example: Example) -> None:
+        """Have the first row answered, and hear the first bit of that."""
+        first: list[bytes] = []
+
+        def hear(chunk: bytes) -> None:
+            if not first:
+                self._process.stop()
+            first.append(chunk)
+
+        asked = self._contract.layout.encode(example.rows[:1], in_text(example.params))
+        await self._process.answer(asked, hear)
+        for chunk in first[:1]:
+            answers.retold(chunk)

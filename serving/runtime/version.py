@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import quote
 
 
 class Outcome(StrEnum):
@@ -44,6 +45,12 @@ class Version:
     def tags_of_people(self) -> dict[str, str]:
         """Its tags but those that the serving front writes itself."""
         return {name: value for name, value in self.tags.items() if name not in TAGS_OF_FRONT}
+
+    @property
+    def in_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """As answers' headers tell it."""
+        shown = self.version or self.model_id or ""
+        return ((b"x-model-name", quote(self.name).encode()), (b"x-model-version", quote(shown).encode()))
 
     @property
     def identity(self) -> tuple[str, str | None, str]:

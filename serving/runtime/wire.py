@@ -1,7 +1,7 @@
 """Frames on the socket pair between the front and a model process.
 
 A frame is five bytes of header, its kind and the length of its payload (little endian), and the payload.
-Each side has at most one question under way, so that an answer needs no number.
+There is at most one question under way, so that an answer needs no number.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ class Kind(IntEnum):
     """The model's answer: `table.encode_answer`."""
     FAILED = 4
     """Loading or predicting raised: JSON with `error` and `traceback`."""
+    STREAM = 5
+    """A table of one row to answer bit by bit: `table.encode`."""
+    CHUNK = 6
+    """A bit of the answer: JSON."""
+    END = 7
+    """There was no more of it; no payload."""
+    STOP = 8
+    """Nobody wants more of it: the model process stops after the next chunk. No payload."""
 
 
 Frame = tuple[Kind, bytes]

@@ -1,0 +1,95 @@
+"""Answers bit by bit, as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.errors import DeadlineExceeded, NotStreaming
+from serving.http.predict import Predict, asked, tallied, watched
+from serving.http.problems import respond
+from serving.runtime.answers import retold
+from serving.runtime.batcher import Ticket
+from serving.runtime.loaded import Loaded, Part
+
+
+class ServerSentEvents(Response):
+    """Events, for the documentation."""
+
+    media_type = "text/event-stream"
+
+
+class _LastEvent(Response):
+    """The problem that ends an answer under way, whose status has been sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it behind what was sent."""
+        await send(_event(bytes(self.body), b"error", more=False))
+
+
+class PredictStream(Predict):
+    """The ASGI application of `/predict/stream`: one row, each bit of the answer as soon as it is there.
+
+    Each is an event whose data is JSON. An event `end` tells the model version that answered; where the model
+    fails under way, an event `error` tells the problem instead.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what is wrong before the first bit is raised as with any other."""
+        began = time.perf_counter()
+        body, leased = await self._taken(scope, receive)
+        parts: list[Part] = []
+        with leased as live, tallied(live), watched(live, parts, receive):
+            if not live.contract.streams:
+                raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
+            try:
+                async with asyncio.timeout(self._limits.stream_seconds):
+                    await self._stream(live, parts, scope, body, send)
+            except TimeoutError:
+                detail = f"The answer was not over after {self._limits.stream_seconds:g} s."
+                raise DeadlineExceeded(detail, hung=False) from None
+        live.metrics.rows.inc()
+        live.metrics.answered.inc()
+        live.metrics.seconds.observe(time.perf_counter() - began)
+
+    async def _stream(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes, send: Send) -> None:
+        (row,), params = asked(live, scope, body)
+        part, stream = live.submit_stream(row, params, self._seconds(scope))
+        parts.append(part)
+        async for chunk in stream.chunks():
+            told = _event(retold(chunk))
+            if "respond" not in scope:
+                await send(_head(live, scope, part[1]))
+                scope["respond"] = _last_event
+            await send(told)
+        await part[1].future
+        if "respond" not in scope:
+            await send(_head(live, scope, part[1]))
+        await send(_event(b'{"model":%s}' % live.told, b"end", more=False))
+
+
+def _head(live: Loaded, scope: Scope, ticket: Ticket) -> Message:
+    queued = (ticket.started - ticket.queued) * 1e3
+    first = (time.perf_counter() - ticket.started) * 1e3
+    headers = [
+        *live.headers,
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),  # nginx would hold events back
+        (b"server-timing", b"queue;dur=%.2f, first;dur=%.2f" % (queued, first)),
+        (b"x-request-id", scope["request_id"].encode()),
+    ]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _event(data: bytes, name: bytes = b"", *, more: bool = True) -> Message:
+    named = b"event: %s\n" % name if name else b""
+    return {"type": "http.response.body", "body": b"%sdata: %s\n\n" % (named, data), "more_body": more}
+
+
+def _last_event(*args: Any, **more: Any) -> Response:
+    return _LastEvent(respond(*args, **more).body)
