@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -130,7 +130,8 @@ def create_app(settings: Settings) -> FastAPI:
         running += [asyncio.create_task(each.run()) for each in sleepers]
         settling = asyncio.create_task(_settle(slots))
         try:
-            yield
+            async with _answering_grpc(models, settings, metrics):
+                yield
         finally:
             for task in (*running, settling):
                 task.cancel()
@@ -161,6 +162,16 @@ def create_app(settings: Settings) -> FastAPI:
     # FastAPI's documented way to extend it: made of the contracts that are live when it is asked for.
     app.openapi = lambda: document(app, models)  # type: ignore[method-assign]
     return app
+
+
+def _answering_grpc(
+    models: Models, settings: Settings, metrics: Metrics
+) -> AbstractAsyncContextManager[None]:
+    if settings.grpc_port is None:
+        return nullcontext()
+    from serving.rpc import service  # what it needs is an extra
+
+    return service.serving(models, settings, metrics, answer, _new_id)
 
 
 async def _settle(slots: Sequence[Slot]) -> None:
@@ -221,4 +232,8 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
             return str(given)
+    return _new_id()
+
+
+def _new_id() -> str:
     return f"{_PROCESS}{next(_COUNTER):016x}"

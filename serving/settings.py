@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -46,6 +47,9 @@ class Listen(_Group):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="port for gRPC, which needs the extra `grpc`; none without"
+    )
 
 
 class Limits(_Group):
@@ -127,6 +131,8 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
 
     @model_validator(mode="after")
     def _models_agree(self) -> Self:
+        if self.grpc_port is not None and not find_spec("grpc_tools"):
+            raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
         if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
             raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
         if twice := {*map(str, self.models)} & {*map(str, self.on_demand)}:

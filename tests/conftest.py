@@ -105,7 +105,8 @@ def zoo_service(
     registry = Registry(new_registry(home))
     for name, folder in zoo_folders.items():
         registry.register(name, folder)
-    with served(registry.uri, home, models=",".join(f"models:/{name}/1" for name in zoo_folders)) as service:
+    references = ",".join(f"models:/{name}/1" for name in zoo_folders)
+    with served(registry.uri, home, models=references, grpc_port=0) as service:
         service.until_ready()
         yield service
 

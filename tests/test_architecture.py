@@ -21,6 +21,7 @@ LAYERS = [
     "serving.runtime",
     "serving.registry",
     "serving.http",
+    "serving.rpc",
     "serving.check",
     "serving.app",
     "serving.cli",

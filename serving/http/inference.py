@@ -66,12 +66,8 @@ class Infer(Predict):
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         request, inputs = parse(body, scope["formats"])
-        ends = time.perf_counter() + self._seconds(scope)
-        rows = live.intake.take(_columns(live.contract, inputs))
-        params = {param.name for param in live.contract.params} & request.parameters.keys()
-        given = live.contract.read_params({name: request.parameters[name] for name in params})
-        parts += live.submit_table(rows, given, ends)
-        outputs, binary = _wanted(request, _outputs(live.contract, await live.answered(rows, given, parts)))
+        ends = time.perf_counter() + self.seconds(scope)
+        outputs, binary = await inferred(live, parts, request, inputs, ends)
         head = {"model_name": live.version.name, "model_version": live.version.version}
         head["id"] = request.id or scope["request_id"]
         pieces, length = encode(head, outputs, binary)
@@ -81,6 +77,21 @@ class Infer(Predict):
                 (_LENGTH, str(length).encode()),
             )
         return pieces
+
+
+async def inferred(
+    live: Loaded, parts: list[Part], request: InferenceRequest, inputs: list[Tensor], ends: float
+) -> tuple[list[Tensor], list[bool]]:
+    """The outputs that a request asks for, and which of them as bytes, before `ends` on the counter.
+
+    Raises:
+        ServingError: it does not fit the contract, or was not answered.
+    """
+    rows = live.intake.take(_columns(live.contract, inputs))
+    params = {param.name for param in live.contract.params} & request.parameters.keys()
+    given = live.contract.read_params({name: request.parameters[name] for name in params})
+    parts += live.submit_table(rows, given, ends)
+    return _wanted(request, _outputs(live.contract, await live.answered(rows, given, parts)))
 
 
 # -- inputs

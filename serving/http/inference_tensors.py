@@ -119,7 +119,7 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
         else:
             if not isinstance(size, int) or not 0 <= size <= len(body) - end:
                 raise Malformed(f"The binary data of input {each.name[:50]!r} are not there.")
-            flat = _from_bytes(each, body[end : end + size])
+            flat = from_bytes(each, body[end : end + size])
             end += size
         tensors.append(Tensor(each.name, tuple(each.shape), flat, each.parameters))
     if end < len(body):
@@ -130,12 +130,12 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
 
 
 def _from_json(tensor: InputTensor) -> pa.Array:
-    arrow = _type(tensor)
+    arrow = kind(tensor)
     if tensor.data is None:
-        raise _unfit(tensor, "has no data")
+        raise unfit(tensor, "has no data")
     values = [*_flattened(tensor.data, len(tensor.shape))]
     if len(values) != prod(tensor.shape):
-        raise _unfit(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
+        raise unfit(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
     try:
         # Arrow would take a boolean for a number, and of 1.5 make 1.
         kinds = {*map(type, values)}
@@ -143,7 +143,7 @@ def _from_json(tensor: InputTensor) -> pa.Array:
             raise pa.ArrowInvalid("they are of another kind")
         return pa.array(values, arrow)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        raise _unfit(tensor, f"has values that are no {tensor.datatype}") from None
+        raise unfit(tensor, f"has values that are no {tensor.datatype}") from None
 
 
 def _flattened(data: list[Any], depth: int) -> Iterator[Any]:
@@ -154,16 +154,21 @@ def _flattened(data: list[Any], depth: int) -> Iterator[Any]:
             yield each
 
 
-def _from_bytes(tensor: InputTensor, data: bytes) -> pa.Array:
-    arrow = _type(tensor)
+def from_bytes(tensor: InputTensor, data: bytes) -> pa.Array:
+    """The elements of a tensor in the protocol's bytes: little endian, or each behind its length.
+
+    Raises:
+        Unprocessable: they are not those of its shape and type.
+    """
+    arrow = kind(tensor)
     if tensor.datatype == "BYTES":
         values = [*_elements(tensor, data)]
         if len(values) != prod(tensor.shape):
-            raise _unfit(tensor, f"has {len(values)} elements, which is not the shape {tensor.shape}")
+            raise unfit(tensor, f"has {len(values)} elements, which is not the shape {tensor.shape}")
         return pa.array(values, pa.binary())
     dtype = np.dtype(arrow.to_pandas_dtype()).newbyteorder("<")
     if len(data) != prod(tensor.shape) * dtype.itemsize:
-        raise _unfit(tensor, f"has {len(data)} bytes, which is not the shape {tensor.shape}")
+        raise unfit(tensor, f"has {len(data)} bytes, which is not the shape {tensor.shape}")
     if dtype.kind == "b":
         return pa.array(np.frombuffer(data, np.uint8) != 0)
     return pa.array(np.frombuffer(data, dtype))
@@ -175,20 +180,26 @@ def _elements(tensor: InputTensor, data: bytes) -> Iterator[bytes]:
         end = start + _LENGTH.size
         size = _LENGTH.unpack_from(data, start)[0] if end <= len(data) else len(data)
         if end + size > len(data):
-            raise _unfit(tensor, "has an element that is longer than its data")
+            raise unfit(tensor, "has an element that is longer than its data")
         yield data[end : end + size]
         start = end + size
 
 
-def _type(tensor: InputTensor) -> pa.DataType:
+def kind(tensor: InputTensor) -> pa.DataType:
+    """The type of a tensor's elements in Arrow.
+
+    Raises:
+        Unprocessable: there is none, or the tensor has no elements.
+    """
     if tensor.datatype not in TYPES:
-        raise _unfit(tensor, f"is of datatype {tensor.datatype[:20]!r}: send {', '.join(TYPES)}")
+        raise unfit(tensor, f"is of datatype {tensor.datatype[:20]!r}: send {', '.join(TYPES)}")
     if not prod(tensor.shape):
-        raise _unfit(tensor, "is empty")
+        raise unfit(tensor, "is empty")
     return TYPES[tensor.datatype]
 
 
-def _unfit(tensor: InputTensor, detail: str) -> Unprocessable:
+def unfit(tensor: InputTensor, detail: str) -> Unprocessable:
+    """The error for an input."""
     return Unprocessable(f"Input {tensor.name[:50]!r} {detail}.")
 
 
@@ -237,7 +248,7 @@ def encode(
         datatype = DATATYPES.get(each.flat.type, "BYTES")
         output: dict[str, Any] = {"name": each.name, "shape": each.shape, "datatype": datatype}
         if as_bytes:
-            behind.append(_bytes(each.flat))
+            behind.append(in_bytes(each.flat))
             output["parameters"] = {"binary_data_size": len(behind[-1])}
         else:
             output["data"] = orjson.Fragment(_json(each.flat))
@@ -261,7 +272,12 @@ def _json(flat: pa.Array) -> bytes:
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _bytes(flat: pa.Array) -> bytes:
+def in_bytes(flat: pa.Array) -> bytes:
+    """Elements in the protocol's bytes.
+
+    Raises:
+        ModelFailed: there is a gap, for which they have no word.
+    """
     if pa.types.is_string(flat.type) or pa.types.is_binary(flat.type):
         values = [value.encode() if isinstance(value, str) else value or b"" for value in flat.to_pylist()]
         return b"".join(_LENGTH.pack(len(value)) + value for value in values)

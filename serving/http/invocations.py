@@ -76,7 +76,7 @@ class Invocations(Predict):
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         media_type, accepted = scope["formats"]
         asked = await self._asked(live, media_type, body)
-        ends = time.perf_counter() + self._seconds(scope)
+        ends = time.perf_counter() + self.seconds(scope)
         parts += live.submit_table(asked.rows, asked.params, ends)
         found = await live.answered(asked.rows, asked.params, parts)
         if accepted != JSON:

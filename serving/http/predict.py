@@ -72,12 +72,16 @@ class Predict:
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         body = await self._read(scope, receive)
+        return body, await self.leased(scope)
+
+    async def leased(self, scope: Scope) -> Loaded:
+        """What is leased to answer a request, woken if it was asleep."""
         try:
             leased = self._lease(scope)
         except Asleep as asleep:
             leased = await self._woken(asleep, scope)
         scope["leased"] = (leased.version.name, leased.version.version or leased.version.model_id)
-        return body, leased
+        return leased
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:
         """What is leased once the model is awake; waiting for that is part of the request's time."""
@@ -92,7 +96,7 @@ class Predict:
                     scope["seconds"] = max(0.0, ends - time.perf_counter())
                     return leased
 
-    def _seconds(self, scope: Scope) -> float:
+    def seconds(self, scope: Scope) -> float:
         """The time that is left for the model to answer."""
         left: float = scope.get("seconds", self._limits.deadline_seconds)
         return left
@@ -132,7 +136,7 @@ class Predict:
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         rows, params = asked(live, scope, body)
-        parts += live.submit(rows, params, self._seconds(scope))
+        parts += live.submit(rows, params, self.seconds(scope))
         ticket = parts[0][1]
         row = (await ticket.future).now().json()
         live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
@@ -154,7 +158,7 @@ class PredictBatch(Predict):
     """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
-        ends = time.perf_counter() + self._seconds(scope)
+        ends = time.perf_counter() + self.seconds(scope)
         asked: deque[tuple[Piece, list[Part]]] = deque()
         answer: list[bytes] = []
         ahead = 0

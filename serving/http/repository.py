@@ -84,11 +84,11 @@ def router(models: Models) -> APIRouter:
 
     @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
     async def model(name: str) -> ModelMetadata:
-        return _metadata(models, models.lease(name))
+        return metadata(models, models.lease(name))
 
     @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(404))
     async def version(name: str, version: str) -> ModelMetadata:
-        return _metadata(models, models.version(name, version))
+        return metadata(models, models.version(name, version))
 
     @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(404, 503))
     async def model_ready(name: str) -> ModelReady:
@@ -112,7 +112,8 @@ def _indexed(slot: Slot) -> Indexed:
     return Indexed(name=slot.reference.name, version=version, state=state, reason=reason)
 
 
-def _metadata(models: Models, loaded: Loaded) -> ModelMetadata:
+def metadata(models: Models, loaded: Loaded) -> ModelMetadata:
+    """What a loaded version takes and answers."""
     name, contract = loaded.version.name, loaded.contract
     versions = [each.version.version for each in models.loaded(name) if each.version.version]
     return ModelMetadata(

@@ -58,7 +58,7 @@ class PredictStream(Predict):
 
     async def _stream(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes, send: Send) -> None:
         (row,), params = asked(live, scope, body)
-        part, stream = live.submit_stream(row, params, self._seconds(scope))
+        part, stream = live.submit_stream(row, params, self.seconds(scope))
         parts.append(part)
         async for chunk in stream.chunks():
             told = _event(retold(chunk))

@@ -1,0 +1,128 @@
+"""The Open Inference Protocol, version 2, over gRPC."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import orjson
+from starlette.responses import Response
+from starlette.types import Scope
+
+from serving.errors import NotLive
+from serving.http import inference, repository
+from serving.http.predict import tallied
+from serving.rpc.messages import protos, read, services, told
+from serving.runtime.loaded import Loaded, Part
+from serving.runtime.models import Models
+from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+
+log = logging.getLogger("serving.grpc")
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+Answer = Callable[[Scope, Exception, Any], Response]
+"""The response that tells of an error over HTTP, after which it is told here."""
+
+
+@asynccontextmanager
+async def serving(
+    models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
+) -> AsyncIterator[None]:
+    """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", settings.max_body_bytes)])
+    service = _Service(models, settings, metrics, answer, new_id)
+    services.add_GRPCInferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    await server.start()
+    log.info("serving gRPC at %s:%d", settings.host, port)
+    try:
+        yield
+    finally:
+        await server.stop(settings.drain_seconds)
+
+
+class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(
+        self, models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
+    ) -> None:
+        self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
+        self._deadline = settings.deadline_seconds
+        self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings)
+
+    def _lease(self, name: str, version: str) -> Loaded:
+        return self._models.version(name, version) if version else self._models.lease(name)
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return protos.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        ready = all(slot.live for slot in self._models.slots if slot.required)
+        return protos.ServerReadyResponse(ready=ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        return protos.ServerMetadataResponse(**repository.ServerMetadata(extensions=[]).model_dump())
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        async def ready(scope: Scope) -> Any:
+            try:
+                self._lease(request.name, request.version)
+            except NotLive:
+                return protos.ModelReadyResponse(ready=False)
+            return protos.ModelReadyResponse(ready=True)
+
+        return await self._answered(context, "ModelReady", ready)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        async def metadata(scope: Scope) -> Any:
+            found = repository.metadata(self._models, self._lease(request.name, request.version))
+            return protos.ModelMetadataResponse(**found.model_dump())
+
+        return await self._answered(context, "ModelMetadata", metadata)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        async def infer(scope: Scope) -> Any:
+            began = time.perf_counter()
+            scope["asked"] = (request.model_name, request.model_version)
+            leased = await self._infer.leased(scope)
+            parts: list[Part] = []
+            with leased as live, tallied(live):
+                asked, inputs = read(request)
+                left = context.time_remaining()
+                seconds = min(self._infer.seconds(scope), self._deadline if left is None else left)
+                try:
+                    outputs, _ = await inference.inferred(live, parts, asked, inputs, began + seconds)
+                finally:
+                    live.withdraw(parts)  # the caller may have gone
+                head = {"model_name": live.version.name, "model_version": live.version.version or ""}
+                answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
+            live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
+            live.metrics.answered.inc()
+            live.metrics.seconds.observe(time.perf_counter() - began)
+            return answered
+
+        return await self._answered(context, "ModelInfer", infer)
+
+    async def _answered(self, context: Any, name: str, make: Callable[[Scope], Awaitable[Any]]) -> Any:
+        """What is made, or the status that tells why it could not be."""
+        scope: dict[str, Any] = {"request_id": self._new_id(), "path": name}
+        try:
+            return await make(scope)
+        except Exception as error:
+            response = self._answer(scope, error, inference.respond)
+            model, version = scope.get("leased", ("", ""))
+            self._metrics.count(model, version, response.status_code)
+            detail = orjson.loads(response.body)["error"]
+            await context.abort(_CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), detail)

@@ -1,0 +1,162 @@
+"""The Open Inference Protocol over gRPC: what its messages say, and how its errors are told."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served, until
+
+from serving.rpc.messages import protos, services
+
+
+@pytest.fixture(scope="module")
+def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("rpc")
+    registry = Registry(new_registry(folder))
+    registry.promote("actor", registry.add("actor"))
+    registry.promote("sleeper", registry.add("sleeper"))
+    with served(
+        registry.uri,
+        folder,
+        models="models:/actor/Production,models:/nobody/Production",
+        on_demand="models:/sleeper/Production",
+        grpc_port=0,
+        deadline_seconds=5,
+        max_body_bytes=10_000,
+    ) as service:
+        until(lambda: service.client.get("/models/actor").json()["state"] == "live")
+        yield service
+
+
+@pytest.fixture(scope="module")
+def stub(service: Service) -> Iterator[Any]:
+    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at (\S+)"))[1]) as channel:
+        yield services.GRPCInferenceServiceStub(channel)
+
+
+def asked(x: list[float], *acts: str, model: str = "actor", version: str = "", **more: Any) -> Any:
+    """Rows with the contents of each type in its place."""
+    inputs = [{"name": "x", "datatype": "FP64", "shape": [len(x)], "contents": {"fp64_contents": x}}]
+    if acts:
+        texts = {"bytes_contents": [act.encode() for act in acts]}
+        inputs.append({"name": "act", "datatype": "BYTES", "shape": [len(acts)], "contents": texts})
+    return protos.ModelInferRequest(model_name=model, model_version=version, inputs=inputs, **more)
+
+
+def test_a_request_is_answered_in_raw_contents(stub: Any) -> None:
+    found = stub.ModelInfer(asked([1.0, 2.5], id="mine"))
+    assert (found.model_name, found.model_version, found.id) == ("actor", "1", "mine")
+    (output,) = found.outputs
+    assert (output.name, output.datatype, [*output.shape]) == ("output-0", "FP64", [2])
+    assert struct.unpack("<2d", found.raw_output_contents[0]) == (1.0, 2.5)
+    assert stub.ModelInfer(asked([1.0], version="1")).id  # the server gives one where there is none
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "raw"),
+    [
+        ("FP32", "fp32_contents", "<2f"),
+        ("FP64", "fp64_contents", "<2d"),
+        ("INT8", "int_contents", "<2b"),
+        ("INT16", "int_contents", "<2h"),
+        ("INT32", "int_contents", "<2i"),
+        ("INT64", "int64_contents", "<2q"),
+        ("UINT8", "uint_contents", "<2B"),
+        ("UINT16", "uint_contents", "<2H"),
+        ("UINT32", "uint_contents", "<2I"),
+        ("UINT64", "uint64_contents", "<2Q"),
+        ("FP16", "", "<2e"),
+    ],
+)
+def test_numbers_of_each_datatype_come_in_either_contents(
+    stub: Any, datatype: str, field: str, raw: str
+) -> None:
+    plain = {"name": "x", "datatype": datatype, "shape": [2]}
+    asked = [
+        protos.ModelInferRequest(
+            model_name="actor", inputs=[plain], raw_input_contents=[struct.pack(raw, 3, 4)]
+        )
+    ]
+    if field:
+        inputs = [plain | {"contents": {field: [3, 4]}}]
+        asked.append(protos.ModelInferRequest(model_name="actor", inputs=inputs))
+    for each in asked:
+        assert struct.unpack("<2d", stub.ModelInfer(each).raw_output_contents[0]) == (3.0, 4.0)
+
+
+def refusal(call: Any, *args: Any, **more: Any) -> tuple[Any, str]:
+    with pytest.raises(grpc.RpcError) as error:
+        call(*args, **more)
+    return error.value.code(), error.value.details()
+
+
+def _input(**more: Any) -> dict[str, Any]:
+    contents = {"fp64_contents": [1.0]}
+    return {"name": "x", "datatype": "FP64", "shape": [1], "contents": contents} | more
+
+
+@pytest.mark.parametrize(
+    ("inputs", "detail"),
+    [
+        ([], "inputs"),
+        ([_input(shape=[2])], "has 1 values, which is not the shape"),
+        ([_input(shape=[])], "shape"),
+        ([_input(datatype="FP8")], "is of datatype 'FP8'"),
+        ([_input(datatype="FP16")], "raw contents only"),
+        ([_input(datatype="UINT8", contents={"uint_contents": [300]})], "has values that are no UINT8"),
+        ([_input(), _input()], "named twice"),
+        ([_input(name="y")], "has no input 'y'"),
+        ([_input(datatype="BYTES", contents={"bytes_contents": [b"one"]})], "x"),
+    ],
+)
+def test_what_does_not_fit_is_an_invalid_argument(
+    stub: Any, inputs: list[dict[str, Any]], detail: str
+) -> None:
+    code, told = refusal(stub.ModelInfer, protos.ModelInferRequest(model_name="actor", inputs=inputs))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert detail in told
+
+
+def test_raw_contents_are_one_for_each_input(stub: Any) -> None:
+    code, told = refusal(stub.ModelInfer, asked([1.0], "", raw_input_contents=[b""]))
+    assert (code, told) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "There are 1 raw contents for 2 inputs.",
+    )
+
+
+def test_each_failure_has_its_status(stub: Any, service: Service) -> None:
+    code = grpc.StatusCode
+    assert refusal(stub.ModelInfer, asked([1.0], model="no"))[0] is code.NOT_FOUND
+    assert refusal(stub.ModelInfer, asked([1.0], version="9"))[0] is code.NOT_FOUND
+    assert refusal(stub.ModelInfer, asked([1.0], model="nobody"))[0] is code.UNAVAILABLE
+    failed, detail = refusal(stub.ModelInfer, asked([1.0], "raise:secret"))
+    assert (failed, detail) == (code.INTERNAL, "The model failed on this request.")
+    assert refusal(stub.ModelInfer, asked([1.0] * 5000))[0] is code.RESOURCE_EXHAUSTED
+    assert refusal(stub.ModelInfer, asked([1.0], "hang"), timeout=0.5)[0] is code.DEADLINE_EXCEEDED
+    assert stub.ModelInfer(asked([1.0])).model_version == "1"
+    told = service.client.get("/metrics").text
+    assert re.search(r'serving_requests_total\{[^}]*"500"[^}]*\} 1', told)
+
+
+def test_a_model_on_demand_is_woken(stub: Any) -> None:
+    ready = protos.ModelReadyRequest(name="sleeper")
+    assert not stub.ModelReady(ready).ready
+    assert stub.ModelInfer(asked([1.0], model="sleeper")).model_name == "sleeper"
+    assert stub.ModelReady(ready).ready
+
+
+def test_the_server_is_ready_once_every_required_model_is(stub: Any) -> None:
+    assert stub.ServerLive(protos.ServerLiveRequest()).live
+    assert not stub.ServerReady(protos.ServerReadyRequest()).ready  # nobody is in Production
+    assert refusal(stub.ModelReady, protos.ModelReadyRequest(name="no"))[0] is grpc.StatusCode.NOT_FOUND
+    assert stub.ServerMetadata(protos.ServerMetadataRequest()).name == "mlflow-serving-front"
+    found = stub.ModelMetadata(protos.ModelMetadataRequest(name="actor"))
+    assert [(each.name, each.datatype) for each in found.inputs] == [("x", "FP64"), ("act", "BYTES")]
