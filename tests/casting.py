@@ -54,7 +54,7 @@ def actor(
             input_example=example,
             metadata=metadata,
             pip_requirements=[],
-            model_config={"streams": False} | part,
+            model_config=part,
         )
     return made
 
