@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -91,6 +92,7 @@ def run(settings: Settings) -> None:
 
     _log_to(err)
     _allow_many_connections()
+    _refuse_a_taken_port(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -115,6 +117,15 @@ def run(settings: Settings) -> None:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: sys.exit(READY))
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _refuse_a_taken_port(settings: Settings) -> None:
+    """As uvicorn does with its own, before anything is started."""
+    if settings.grpc_port:
+        try:
+            socket.create_server((settings.host, settings.grpc_port)).close()
+        except OSError as error:
+            _fail(f"SERVING_GRPC_PORT: {error}")
 
 
 @app.command()

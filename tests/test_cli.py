@@ -79,9 +79,10 @@ def test_each_wrong_setting_is_told_in_a_line(env: dict[str, str]) -> None:
     ]
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(env: dict[str, str]) -> None:
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_that_is_taken_is_told_in_a_line(env: dict[str, str], option: str) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
-        status, _, complaint = serving(env, "run", "--port", str(taken.server_port))
+        status, _, complaint = serving(env, "run", option, str(taken.server_port))
     assert status != 0
     (line,) = complaint.splitlines()
     assert "address already in use" in line.lower()

@@ -42,7 +42,8 @@ async def serving(
     models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
 ) -> AsyncIterator[None]:
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", settings.max_body_bytes)])
+    options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options)
     service = _Service(models, settings, metrics, answer, new_id)
     services.add_GRPCInferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
@@ -59,7 +60,6 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         self, models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
     ) -> None:
         self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
-        self._deadline = settings.deadline_seconds
         self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings)
 
     def _lease(self, name: str, version: str) -> Loaded:
@@ -100,12 +100,11 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             parts: list[Part] = []
             with leased as live, tallied(live):
                 asked, inputs = read(request)
-                left = context.time_remaining()
-                seconds = min(self._infer.seconds(scope), self._deadline if left is None else left)
+                ends = time.perf_counter() + self._infer.seconds(scope)
                 try:
-                    outputs, _ = await inference.inferred(live, parts, asked, inputs, began + seconds)
+                    outputs, _ = await inference.inferred(live, parts, asked, inputs, ends)
                 finally:
-                    live.withdraw(parts)  # the caller may have gone
+                    live.withdraw(parts)  # gRPC cancels this where the caller leaves, or sets a deadline
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
                 answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
