@@ -360,5 +360,5 @@ async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleepe
     async with running(sleeper):
         with await predict._woken(asleep.value, scope) as leased:
             assert leased is sleeper.slot.live
-    assert predict._seconds({}) == Limits().deadline_seconds
-    assert 0 < predict._seconds(scope) < Limits().deadline_seconds
+    assert predict.seconds({}) == Limits().deadline_seconds
+    assert 0 < predict.seconds(scope) < Limits().deadline_seconds
