@@ -1,4 +1,4 @@
-"""A service that runs: `python -m serving run` on a free port, as a person would start it."""
+"""A service that runs: `serving run` on a free port, as a person would start it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
         "SERVING_STORE_DIR": str(folder / "store"),
         "SERVING_POLL_SECONDS": "0.1",
         "COLUMNS": "200",
-        "PYTHONPATH": str(ROOT),
     }
     return os.environ | own | {f"SERVING_{name.upper()}": str(value) for name, value in settings.items()}
 
@@ -53,7 +52,7 @@ class Service:
         self.log: list[str] = []
         self._logged = Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "run", "--port", "0"],
+            [Path(sys.executable).with_name("serving"), "run", "--port", "0"],
             cwd=folder,
             env=env,
             stderr=subprocess.PIPE,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,8 +24,21 @@ from serving.http.inference_tensors import (
     unfit,
 )
 
-# Their classes are made of the protocol's definition as this is imported.
-protos, services = grpc.protos_and_services("serving/rpc/inference.proto")
+
+def _generated() -> tuple[Any, Any]:
+    """The classes of the messages and of the service, made of the protocol's definition.
+
+    It is looked up along `sys.path`, where an editable installation has no folder of its own.
+    """
+    root = str(Path(__file__).parents[2])
+    sys.path.append(root)
+    try:
+        return grpc.protos_and_services("serving/rpc/inference.proto")  # type: ignore[no-any-return]
+    finally:
+        sys.path.remove(root)
+
+
+protos, services = _generated()
 
 _CONTENTS = {
     "BOOL": "bool_contents",
