@@ -111,9 +111,9 @@ def zoo_service(
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium."""
+    """Chromium; for one module, since no coroutine can be tested in this thread meanwhile."""
     from browsers import ARGUMENTS, CHROMIUM
     from playwright.sync_api import sync_playwright
 
