@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import bulk as _bulk
 from benchmarks import heavy as _heavy
+from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
 from benchmarks import scale as _scale
@@ -101,6 +102,21 @@ def heavy(
     _heavy.show(found, out)
     _write(json_file, _heavy.raw(found), markdown_file, _heavy.markdown(found))
     _fail_if(_heavy.failures(found))
+
+
+@app.command()
+def overload(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; the settings take turns in each.")] = 3,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """More requests than a model can answer: what is answered and refused, and how soon."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
+        found = _overload.measure(Path(folder), rounds, seconds)
+    _overload.show(found, out)
+    _write(json_file, _overload.raw(found), markdown_file, _overload.markdown(found))
+    _fail_if(_overload.failures(found))
 
 
 @app.command()

@@ -58,6 +58,9 @@ class Limits(_Group):
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
     max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
+    wait_seconds: float = Field(
+        1.0, gt=0, description="time a request may have to wait for a busy model, or is refused at once"
+    )
     deadline_seconds: float = Field(10.0, gt=0, description="time a request may take, in seconds")
     stream_seconds: float = Field(300.0, gt=0, description="time a streamed answer may take, in seconds")
     cache: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def _perform(name: str, more: str) -> None:
         _perform("hang", "")
     if name == "note":
         Path(more).write_text(str(os.getpid()))
+    if name == "toil":
+        time.sleep(float(more))
     if name == "once":
         Path(more).touch(exist_ok=False)
     if name == "fatal" and not Path(more).exists():

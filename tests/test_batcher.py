@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, Overloaded, ProcessDied
-from serving.runtime.batcher import Batcher, Ticket, retries, take
+from serving.runtime.batcher import Batcher
+from serving.runtime.pace import Pace
 from serving.runtime.predictions import Predictions
 from serving.runtime.replica import Outcome, State
+from serving.runtime.tickets import Ticket, retries, take
 
 DEADLINE = 10.0
 
@@ -88,7 +90,8 @@ class Bench:
     def __init__(self, processes: int = 1, most_rows: int = 32, most_waiting: int = 1000) -> None:
         self.loop = Clockwork()
         self.processes: list[Process] = []
-        self.batcher = Batcher(encode, read, most_waiting=most_waiting, deadline=DEADLINE)
+        self.pace = Pace(1.0, max(1, processes))
+        self.batcher = Batcher(encode, read, most_waiting=most_waiting, deadline=DEADLINE, pace=self.pace)
         self.most_rows = most_rows
         for _ in range(processes):
             self.add()
@@ -497,6 +500,50 @@ def test_a_process_that_died_idle_is_not_asked(bench: Bench) -> None:
     assert results(tickets) == [[2]]
 
 
+# -- what is more than it can answer in time
+
+
+def work(bench: Bench, seconds: float) -> None:
+    """Have the process answer what it was asked, after a time."""
+    bench.advance(seconds)
+    bench.do(bench.processes[0].play)
+    bench.advance(seconds)  # a slow one rests
+
+
+def test_what_a_slow_model_could_not_answer_in_time_is_refused(bench: Bench) -> None:
+    for size in (1, 2, 4):
+        bench.submit(rows(*range(size)))
+        work(bench, 0.1 * size)
+    tickets = bench.submit(*(rows(number) for number in range(10)))
+    tickets += bench.submit(rows(10))  # no other waits
+    with pytest.raises(Overloaded, match="in time"):
+        bench.submit(rows(11))
+    work(bench, 1.0)
+    assert results(tickets) == [*([number * 2] for number in range(10)), "waits"]
+    bench.submit(rows(12))
+
+
+def test_what_no_other_waits_before_is_taken_however_slow_the_model(bench: Bench) -> None:
+    for size in (1, 2):
+        bench.submit(rows(*range(size)))
+        work(bench, 9.0 * size)
+    bench.submit(rows(1))
+    (ticket,) = bench.submit(rows(2))
+    assert result(ticket) == "waits"
+
+
+def test_a_further_part_of_a_request_is_taken_where_a_new_one_is_not(bench: Bench) -> None:
+    for size in (1, 2):
+        bench.submit(rows(*range(size)))
+        work(bench, 0.5 * size)
+    bench.submit(*(rows(number) for number in range(4)))
+    bench.submit(rows(4))
+    with pytest.raises(Overloaded):
+        bench.submit(rows(5))
+    bench.do(lambda: bench.batcher.submit(rows(5), "", 32, DEADLINE, begun=True))
+    assert bench.batcher.rows == 6
+
+
 # -- in general
 
 
@@ -522,7 +569,8 @@ class Requests(RuleBasedStateMachine):
         try:
             self.tickets += self.bench.submit(*asked, key=key, deadline=deadline)
         except Overloaded:
-            assert self.bench.batcher.waiting == 20
+            too_many = self.bench.batcher.waiting == 20
+            assert too_many or self.bench.batcher.rows >= self.bench.pace.most_rows
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), cancel=st.booleans())
@@ -581,7 +629,7 @@ class Requests(RuleBasedStateMachine):
         self.bench.advance(1.0)  # those that were slow have rested
         self.bench.play()
         assert all(ticket.future.done() for ticket in self.tickets)
-        assert self.bench.batcher.waiting == 0
+        assert self.bench.batcher.waiting == self.bench.batcher.rows == 0
         self.what_is_settled_stays_so_and_is_right()
         self.bench.close()
 

@@ -163,7 +163,8 @@ class PredictBatch(Predict):
         answer: list[bytes] = []
         ahead = 0
         for piece in live.reader.read(body):
-            submitted = live.submit(piece.rows, piece.params, max(0.0, ends - time.perf_counter()))
+            left = max(0.0, ends - time.perf_counter())
+            submitted = live.submit(piece.rows, piece.params, left, begun=bool(parts))
             parts += submitted
             asked.append((piece, submitted))
             ahead += len(piece.rows)

@@ -13,8 +13,8 @@ from serving.errors import DeadlineExceeded, NotStreaming
 from serving.http.predict import Predict, asked, tallied, watched
 from serving.http.problems import respond
 from serving.runtime.answers import retold
-from serving.runtime.batcher import Ticket
 from serving.runtime.loaded import Loaded, Part
+from serving.runtime.tickets import Ticket
 
 
 class ServerSentEvents(Response):

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from serving.errors import (
     CallerLeft,
@@ -21,10 +21,12 @@ from serving.errors import (
     ProcessDied,
     ServingError,
 )
-from serving.runtime.predictions import Later, Predictions, Whole
+from serving.runtime.pace import Pace
+from serving.runtime.predictions import Predictions
 from serving.runtime.replica import Outcome, Replica, State
 from serving.runtime.streams import Stream
 from serving.runtime.table import Rows, joined
+from serving.runtime.tickets import Answer, Group, Ticket, retries, take
 
 log = logging.getLogger("serving.batcher")
 # Callers who have just been answered are back within a millisecond or so. A model that takes long is given a
@@ -32,100 +34,6 @@ log = logging.getLogger("serving.batcher")
 _SLOW_SECONDS = 0.005
 _REST = 0.05
 _STREAMED = Predictions((), 1)
-
-Answer: TypeAlias = Predictions | Later | Whole
-
-
-class Ticket:
-    """One request in the batcher; settled exactly once, by `settle`.
-
-    With a `stream` it is answered bit by bit, alone.
-    """
-
-    __slots__ = (
-        "_timer",
-        "finished",
-        "future",
-        "key",
-        "most_rows",
-        "queued",
-        "retried",
-        "rows",
-        "started",
-        "stream",
-    )
-
-    def __init__(
-        self,
-        rows: Rows,
-        key: Any,
-        most_rows: int,
-        future: asyncio.Future[Answer],
-        stream: Stream | None = None,
-    ) -> None:
-        self.rows, self.stream = rows, stream
-        self.key = key
-        self.most_rows = most_rows
-        self.future = future
-        self.retried = False
-        self.queued = time.perf_counter()
-        self.started = self.finished = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def call_after(self, seconds: float, call: Callable[[Ticket], None]) -> None:
-        """Have `call` called if it is not settled within `seconds`."""
-        self._timer = self.future.get_loop().call_later(seconds, call, self)
-
-    def hurry_no_more(self) -> None:
-        """Take back what `call_after` has set."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def settle(self, outcome: Answer | ServingError) -> None:
-        """Give the waiting request its predictions or its error; the first call counts."""
-        self.hurry_no_more()
-        if self.future.done():
-            return
-        if self.stream is not None:
-            self.stream.end()
-        self.finished = time.perf_counter()
-        if isinstance(outcome, ServingError):
-            self.future.set_exception(outcome)
-            self.future.exception()  # seen: its request may have failed already by another part
-        else:
-            self.future.set_result(outcome)
-
-
-Group = list[Ticket]
-
-
-def take(waiting: deque[Ticket]) -> Group:
-    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it."""
-    first = waiting.popleft()
-    group, rows, passed = [first], len(first.rows), []
-    while waiting and rows < first.most_rows:
-        ticket = waiting.popleft()
-        if ticket.key == first.key and rows + len(ticket.rows) <= first.most_rows:
-            group.append(ticket)
-            rows += len(ticket.rows)
-        else:
-            passed.append(ticket)
-    waiting.extendleft(reversed(passed))
-    return group
-
-
-def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
-    """The smaller groups in which to try a failed one again; none where that would tell nothing new.
-
-    An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
-    that each request is tried once more, alone; one of which the caller has heard a part can't begin anew.
-    """
-    if group[0].stream is not None and group[0].stream.heard:
-        return []
-    if isinstance(error, ProcessDied):
-        return [[ticket] for ticket in group if not ticket.retried]
-    middle = len(group) // 2
-    return [group[:middle], group[middle:]] if middle else []
 
 
 class Batcher:
@@ -136,6 +44,7 @@ class Batcher:
         read: makes of an answered table what a group asked for, one thing for each row.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
+        pace: tells how many rows can be answered in time.
     """
 
     def __init__(
@@ -145,9 +54,11 @@ class Batcher:
         *,
         most_waiting: int,
         deadline: float,
+        pace: Pace,
     ) -> None:
         self._encode, self._read = encode, read
-        self._most_waiting, self._deadline = most_waiting, deadline
+        self._most_waiting, self._deadline, self._pace = most_waiting, deadline, pace
+        self._rows_waiting = self._rows_under_way = 0
         self._waiting: deque[Ticket] = deque()
         self._again: deque[Group] = deque()
         self._idle: deque[Replica] = deque()
@@ -158,28 +69,48 @@ class Batcher:
         """How many requests wait."""
         return len(self._waiting)
 
+    @property
+    def rows(self) -> int:
+        """How many rows wait or are under way."""
+        return self._rows_waiting + self._rows_under_way
+
     def add(self, replica: Replica) -> None:
         """Use a model process that has loaded."""
         self._idle.append(replica)
         self._schedule()
 
     def submit(
-        self, rows: Rows, key: Any, most_rows: int, deadline: float, stream: Stream | None = None
+        self,
+        rows: Rows,
+        key: Any,
+        most_rows: int,
+        deadline: float,
+        stream: Stream | None = None,
+        *,
+        begun: bool = False,
     ) -> Ticket:
         """Queue rows that may share a batch, of at most `most_rows`, with others of the same key.
 
-        More rows than that go alone. With a `stream` one row is answered bit by bit.
+        More rows than that go alone. With a `stream` one row is answered bit by bit. What is `begun` is a
+        further part of a request that was taken in.
 
         Raises:
-            Overloaded: as many requests as may wait are waiting.
+            Overloaded: as many requests as may wait are waiting, or as many as can be answered in time.
         """
-        if len(self._waiting) >= self._most_waiting:
-            raise Overloaded(f"{self._most_waiting} requests wait for this model already.")
+        if self._waiting and not begun:
+            self._refuse_too_much()
         ticket = Ticket(rows, key, most_rows, asyncio.get_running_loop().create_future(), stream)
         ticket.call_after(deadline, self._expire)
         self._waiting.append(ticket)
+        self._rows_waiting += len(rows)
         self._schedule()
         return ticket
+
+    def _refuse_too_much(self) -> None:
+        if len(self._waiting) >= self._most_waiting:
+            raise Overloaded(f"{self._most_waiting} requests wait for this model already.")
+        if self.rows >= self._pace.most_rows:
+            raise Overloaded("More is asked of this model than it can answer in time.")
 
     def withdraw(self, ticket: Ticket) -> None:
         """Forget a request whose caller has gone; if its batch is under way, that goes on."""
@@ -194,6 +125,7 @@ class Batcher:
     def _drop(self, ticket: Ticket) -> None:
         if not ticket.started:
             self._waiting.remove(ticket)
+            self._rows_waiting -= len(ticket.rows)
             ticket.started = time.perf_counter()
 
     def _schedule(self) -> None:
@@ -208,8 +140,14 @@ class Batcher:
             replica = self._free()
             if replica is None:
                 return
-            group = self._again.popleft() if self._again else take(self._waiting)
-            self._run(replica, [ticket for ticket in group if not ticket.future.done()])
+            self._run(replica, [ticket for ticket in self._next() if not ticket.future.done()])
+
+    def _next(self) -> Group:
+        if self._again:
+            return self._again.popleft()
+        group = take(self._waiting)
+        self._rows_waiting -= sum(len(ticket.rows) for ticket in group)
+        return group
 
     def _free_again(self, replica: Replica) -> None:
         if replica.state is State.IDLE:
@@ -242,11 +180,15 @@ class Batcher:
         loop = asyncio.get_running_loop()
         hanging = loop.call_later(self._deadline, replica.kill)
         started = loop.time()
+        self._rows_under_way += len(rows)
 
         def done(outcome: Outcome) -> None:
             hanging.cancel()
-            self._finish(group, len(rows), outcome)
             took = loop.time() - started
+            self._rows_under_way -= len(rows)
+            if isinstance(outcome, bytes):
+                self._pace.note(len(rows), group[0].most_rows, took)
+            self._finish(group, len(rows), outcome)
             if took < _SLOW_SECONDS:
                 self._free_again(replica)
             else:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
@@ -18,17 +18,19 @@ from cachetools import LRUCache
 
 from serving.errors import ModelFailed
 from serving.runtime import answers, bulk, mlmodel
-from serving.runtime.batcher import Answer, Batcher, Group, Ticket
+from serving.runtime.batcher import Batcher
 from serving.runtime.contract import Row
 from serving.runtime.intake import Intake
 from serving.runtime.launcher import Launcher
+from serving.runtime.pace import Pace
 from serving.runtime.pool import Pool
 from serving.runtime.predictions import Later, Whole
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.scoring import Scoring
 from serving.runtime.streams import Stream
-from serving.runtime.table import Likeness, Rows, in_text
+from serving.runtime.table import Rows, in_text
+from serving.runtime.tickets import Answer, Group, Key, Ticket
 from serving.runtime.trial import Trial
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
@@ -42,17 +44,6 @@ _MOST_ROWS_AT_ONCE = 512
 
 Part = tuple[Sequence[int], Ticket]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What the rows of one batch share."""
-
-    params: str
-    likeness: Likeness
-    most_rows: int
-    in_columns: bool
-    raw: bool
 
 
 class State(Enum):
@@ -118,6 +109,7 @@ class Loaded:
             self._read,
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
+            pace=Pace(limits.wait_seconds, runtime.replicas),
         )
         self._pool = Pool(
             launcher,
@@ -213,11 +205,18 @@ class Loaded:
             self._unheld.set()
 
     def submit(
-        self, rows: Rows, params: Mapping[str, Any], deadline: float, *, raw: bool = False
+        self,
+        rows: Rows,
+        params: Mapping[str, Any],
+        deadline: float,
+        *,
+        raw: bool = False,
+        begun: bool = False,
     ) -> list[Part]:
         """Queue rows that fit the contract, to be answered within `deadline` seconds.
 
-        The answers are predictions, or with `raw` the model's own tables, of which none are made yet.
+        The answers are predictions, or with `raw` the model's own tables, of which none are made yet. What
+        has `begun` is a further piece of a request that was taken in.
 
         Raises:
             Overloaded: the queue is full.
@@ -229,7 +228,9 @@ class Loaded:
         try:
             for likeness, indices, group in self.contract.layout.groups(rows):
                 key = Key(text, likeness, most_rows, in_columns, raw)
-                parts.append((indices, self._batcher.submit(group, key, most_rows, deadline)))
+                further = begun or bool(parts)
+                ticket = self._batcher.submit(group, key, most_rows, deadline, begun=further)
+                parts.append((indices, ticket))
         except BaseException:
             self.withdraw(parts)
             raise
@@ -256,7 +257,7 @@ class Loaded:
         for start in range(0, len(rows), _MOST_BULK_ROWS):
             piece = rows.slice(start, _MOST_BULK_ROWS)
             seconds = max(0.0, ends - time.perf_counter())
-            for indices, ticket in self.submit(piece, params, seconds, raw=True):
+            for indices, ticket in self.submit(piece, params, seconds, raw=True, begun=start > 0):
                 parts.append(([start + index for index in indices] if start else indices, ticket))
         return parts
 

@@ -1,0 +1,120 @@
+"""Requests that wait for a model, and which of them go together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from serving.errors import ModelFailed, ProcessDied, ServingError
+from serving.runtime.predictions import Later, Predictions, Whole
+from serving.runtime.streams import Stream
+from serving.runtime.table import Likeness, Rows
+
+Answer: TypeAlias = Predictions | Later | Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What the rows of one batch share."""
+
+    params: str
+    likeness: Likeness
+    most_rows: int
+    in_columns: bool
+    raw: bool
+
+
+class Ticket:
+    """One request in the batcher; settled exactly once, by `settle`.
+
+    With a `stream` it is answered bit by bit, alone.
+    """
+
+    __slots__ = (
+        "_timer",
+        "finished",
+        "future",
+        "key",
+        "most_rows",
+        "queued",
+        "retried",
+        "rows",
+        "started",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        rows: Rows,
+        key: Any,
+        most_rows: int,
+        future: asyncio.Future[Answer],
+        stream: Stream | None = None,
+    ) -> None:
+        self.rows, self.stream = rows, stream
+        self.key = key
+        self.most_rows = most_rows
+        self.future = future
+        self.retried = False
+        self.queued = time.perf_counter()
+        self.started = self.finished = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call_after(self, seconds: float, call: Callable[[Ticket], None]) -> None:
+        """Have `call` called if it is not settled within `seconds`."""
+        self._timer = self.future.get_loop().call_later(seconds, call, self)
+
+    def hurry_no_more(self) -> None:
+        """Take back what `call_after` has set."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def settle(self, outcome: Answer | ServingError) -> None:
+        """Give the waiting request its predictions or its error; the first call counts."""
+        self.hurry_no_more()
+        if self.future.done():
+            return
+        if self.stream is not None:
+            self.stream.end()
+        self.finished = time.perf_counter()
+        if isinstance(outcome, ServingError):
+            self.future.set_exception(outcome)
+            self.future.exception()  # seen: its request may have failed already by another part
+        else:
+            self.future.set_result(outcome)
+
+
+Group = list[Ticket]
+
+
+def take(waiting: deque[Ticket]) -> Group:
+    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it."""
+    first = waiting.popleft()
+    group, rows, passed = [first], len(first.rows), []
+    while waiting and rows < first.most_rows:
+        ticket = waiting.popleft()
+        if ticket.key == first.key and rows + len(ticket.rows) <= first.most_rows:
+            group.append(ticket)
+            rows += len(ticket.rows)
+        else:
+            passed.append(ticket)
+    waiting.extendleft(reversed(passed))
+    return group
+
+
+def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
+    """The smaller groups in which to try a failed one again; none where that would tell nothing new.
+
+    An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
+    that each request is tried once more, alone; one of which the caller has heard a part can't begin anew.
+    """
+    if group[0].stream is not None and group[0].stream.heard:
+        return []
+    if isinstance(error, ProcessDied):
+        return [[ticket] for ticket in group if not ticket.retried]
+    middle = len(group) // 2
+    return [group[:middle], group[middle:]] if middle else []

@@ -1,0 +1,46 @@
+"""More is asked of a model than it can answer: what is taken is answered, the rest is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+from casting import Registry
+from live import Service, served
+
+ROW = {"x": 2.0, "act": "toil:0.02"}
+WAIT_SECONDS = 0.4
+CALLERS = 100
+
+
+@pytest.mark.anyio
+async def test_what_could_not_be_answered_in_time_is_refused_at_once(registry: str, tmp_path: Path) -> None:
+    Registry(registry).add("actor")
+    limits = {"wait_seconds": WAIT_SECONDS, "deadline_seconds": 60}
+    with served(registry, tmp_path, models="models:/actor/1", **limits) as service:
+        service.until_ready()
+        for size in (1, 3, 5):  # it learns what a row costs
+            service.client.post("/predict/batch", json={"rows": [ROW] * size}).raise_for_status()
+        await _ask_too_much(service)
+        metrics = service.client.get("/metrics").text
+        assert service.client.post("/predict", json=ROW).json()["prediction"] == 2.0
+    assert 'code="503"' in metrics
+
+
+async def _ask_too_much(service: Service) -> None:
+    limits = httpx.Limits(max_connections=CALLERS)
+    async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+        answers = await asyncio.gather(*(client.post("/predict", json=ROW) for _ in range(CALLERS)))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert statuses.keys() == {200, 503}, statuses
+    # Twenty rows take 0.4 s; those that were refused while the first came in had nowhere to wait.
+    assert statuses[503] > CALLERS / 2, statuses
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.json()["prediction"] == 2.0
+        else:
+            assert answer.headers["retry-after"] == "1"
+            assert "in time" in answer.json()["detail"]
