@@ -19,6 +19,7 @@ from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
 from benchmarks import scale as _scale
+from benchmarks import soak as _soak
 from benchmarks import throughput as _throughput
 from benchmarks.bulk import WrongAnswer
 from benchmarks.client import Refused
@@ -135,6 +136,21 @@ def scale(
     _scale.show(found, out)
     _write(json_file, _scale.raw(found), markdown_file, _scale.markdown(found))
     _fail_if(_scale.failures(found))
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(help="How long; hours find what minutes do not.")] = 5,
+    seed: Annotated[int, typer.Option(help="What is done, in which order.")] = 0,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Promotions, broken versions, crashes and overload in any order, with each answer checked."""
+    with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _told_mistakes():
+        found = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
+    _soak.show(found, out)
+    _write(json_file, asdict(found), markdown_file, _soak.markdown(found))
+    _fail_if(_soak.failures(found))
 
 
 @app.command()

@@ -45,11 +45,16 @@ def children(parent: int) -> list[int]:
 def memory(front: int) -> Memory:
     """The private memory of a service's processes."""
     (fork_server,) = children(front)
-    models = [_private(pid) for pid in children(fork_server)]
-    return Memory(_private(front), _private(fork_server), tuple(models))
+    models = [private(pid) for pid in children(fork_server)]
+    return Memory(private(front), private(fork_server), tuple(models))
 
 
-def private(rollup: str) -> float:
+def private(pid: int) -> float:
+    """The private memory of a process, in MB."""
+    return private_in((_PROC / str(pid) / "smaps_rollup").read_text())
+
+
+def private_in(rollup: str) -> float:
     """Private_Clean and Private_Dirty of a `smaps_rollup`, in MB."""
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.M)) / 1024
 
@@ -72,7 +77,3 @@ def open_files(wanted: int) -> Iterator[int]:
         yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def _private(pid: int) -> float:
-    return private((_PROC / str(pid) / "smaps_rollup").read_text())

@@ -148,7 +148,7 @@ def test_percentiles_are_of_what_happened() -> None:
 
 def test_private_memory_is_both_clean_and_dirty() -> None:
     rollup = "Rss: 9000 kB\nPrivate_Clean:      512 kB\nPrivate_Dirty:     1536 kB\nPrivate_Hugetlb: 4 kB\n"
-    assert processes.private(rollup) == 2.0
+    assert processes.private_in(rollup) == 2.0
 
 
 def test_all_memory_is_that_of_every_process() -> None:
