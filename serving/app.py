@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import json
 import logging
-import os
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -23,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving import __version__, errors
 from serving.http import operations, problems, repository, webhooks
 from serving.http.documentation import document
+from serving.http.request_id import new_id, request_id
 from serving.http.routes import Routes
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
@@ -45,6 +43,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
     errors.Unauthenticated: 401,
     errors.UnknownModel: 404,
     errors.NotStreaming: 404,
+    errors.TooSlow: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.Unprocessable: 422,
@@ -56,8 +55,6 @@ STATUSES: dict[type[errors.ServingError], int] = {
 
 _MANY = 4
 """So many models look at the registry together."""
-_PROCESS, _COUNTER = os.urandom(8).hex(), itertools.count()
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Front(FastAPI):
@@ -74,7 +71,7 @@ class Front(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        scope["request_id"] = _request_id(scope)
+        scope["request_id"] = request_id(scope)
         predict = self.predictions.find(scope["path"])
         if predict is None:
             await super().__call__(scope, receive, _with_id(scope, send))
@@ -171,7 +168,7 @@ def _answering_grpc(
         return nullcontext()
     from serving.rpc import service  # what it needs is an extra
 
-    return service.serving(models, settings, metrics, answer, _new_id)
+    return service.serving(models, settings, metrics, answer, new_id)
 
 
 async def _settle(slots: Sequence[Slot]) -> None:
@@ -203,7 +200,8 @@ def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.
     if isinstance(error, errors.Unavailable):
         return respond(status, str(error), request_id, headers={"Retry-After": str(error.retry_after)})
     faults = error.faults if isinstance(error, errors.RequestError) else ()
-    return respond(status, str(error), request_id, faults=faults)
+    headers = {"Connection": "close"} if status == 408 else None
+    return respond(status, str(error), request_id, faults=faults, headers=headers)
 
 
 def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
@@ -226,14 +224,3 @@ def _with_id(scope: Scope, send: Send) -> Send:
         await send(message)
 
     return send_with_id
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
-            return str(given)
-    return _new_id()
-
-
-def _new_id() -> str:
-    return f"{_PROCESS}{next(_COUNTER):016x}"

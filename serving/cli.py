@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -97,7 +98,7 @@ def run(settings: Settings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        http=Protocol,
+        http=partial(Protocol, limits=settings),  # type: ignore[arg-type]  # whatever makes protocols
         ws="none",
         log_config=None,
         access_log=False,

@@ -15,6 +15,7 @@ ServingError
 ├── RequestError                the caller's mistake
 │   ├── Malformed               not JSON, or JSON of which two readers could read two things
 │   ├── BodyTooLarge
+│   ├── TooSlow                 it has not come whole in time
 │   ├── UnsupportedMedia
 │   ├── Unprocessable           JSON that does not fit the contract
 │   ├── NotStreaming            the model can't answer bit by bit
@@ -105,6 +106,10 @@ class Malformed(RequestError):
 
 class BodyTooLarge(RequestError):
     """The body is over the limit."""
+
+
+class TooSlow(RequestError):
+    """The request has not come whole in time."""
 
 
 class UnsupportedMedia(RequestError):

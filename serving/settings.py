@@ -56,6 +56,10 @@ class Limits(_Group):
     """What one caller may ask for."""
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
+    receive_seconds: float = Field(
+        20.0, gt=0, description="time that a request's head, or its body, may take to arrive"
+    )
+    max_connections: int = Field(10_000, ge=1, description="most connections that are open")
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
     max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
     wait_seconds: float = Field(

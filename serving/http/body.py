@@ -1,32 +1,40 @@
-"""Reads a request body: the right media type, no more bytes than the limit, no further than needed."""
+"""Reads a request: the right media type, no more bytes than the limit, no further than needed, in time."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import re
 from collections.abc import Collection
 
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
-from serving.errors import BodyTooLarge, CallerLeft, UnsupportedMedia
+from serving.errors import BodyTooLarge, CallerLeft, Malformed, TooSlow, UnsupportedMedia
 
 JSON = "application/json"
+SECONDS = 20.0
+"""The time that a body may take to arrive, where nothing else is set."""
+_DECIMAL = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-async def read_json(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
+async def read_json(scope: Scope, receive: Receive, most_bytes: int, seconds: float = SECONDS) -> bytes:
     """The body of a JSON request.
 
     Raises:
         UnsupportedMedia: it says that it is something else, or does not say what it is.
         BodyTooLarge: it is over the limit; no more of it is read.
+        TooSlow: it was not whole in time.
+        Malformed: it asks for an answer within what is no number of seconds.
         CallerLeft: the caller went before it was whole.
     """
     media_type = _head(scope, most_bytes)
     if media_type != b"application/json" and _essence(media_type) != JSON:
         raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json.")
-    return await _read(receive, most_bytes)
+    return await _read(receive, most_bytes, seconds)
 
 
 async def read_any(
-    scope: Scope, receive: Receive, most_bytes: int, media_types: Collection[str]
+    scope: Scope, receive: Receive, most_bytes: int, seconds: float, media_types: Collection[str]
 ) -> tuple[str, bytes]:
     """The media type of a request, one of these, and its body; raises as `read_json` does."""
     media_type = _essence(_head(scope, most_bytes))
@@ -34,28 +42,45 @@ async def read_any(
         raise UnsupportedMedia(
             f"Send one of {', '.join(media_types)}, and say so with the header Content-Type."
         )
-    return media_type, await _read(receive, most_bytes)
+    return media_type, await _read(receive, most_bytes, seconds)
 
 
-async def read_raw(scope: Scope, receive: Receive, most_bytes: int) -> tuple[str, bytes]:
+async def read_raw(scope: Scope, receive: Receive, most_bytes: int, seconds: float) -> tuple[str, bytes]:
     """The media type of a request, empty where it says none, and its body; raises as `read_json` does."""
-    media_type = _essence(_head(scope, most_bytes))
-    return media_type, await _read(receive, most_bytes)
+    told = _head(scope, most_bytes)
+    if told and not _essence(told):
+        raise UnsupportedMedia("Send JSON in UTF-8.")
+    return _essence(told), await _read(receive, most_bytes, seconds)
 
 
-async def _read(receive: Receive, most_bytes: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    while True:
+async def _read(receive: Receive, most_bytes: int, seconds: float) -> bytes:
+    message = await receive()
+    body = _piece(message)
+    if message.get("more_body"):
+        try:
+            async with asyncio.timeout(seconds):
+                body = await _read_on(receive, body, most_bytes)
+        except TimeoutError:
+            raise TooSlow(f"The body was not whole after {seconds:g} s.") from None
+    if len(body) > most_bytes:
+        raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
+    return body
+
+
+async def _read_on(receive: Receive, begun: bytes, most_bytes: int) -> bytes:
+    body, more = bytearray(begun), True
+    while more and len(body) <= most_bytes:
         message = await receive()
-        if message["type"] != "http.request":
-            raise CallerLeft("The caller went before the body was whole.")
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > most_bytes:
-            raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
-        if not message.get("more_body"):
-            return b"".join(pieces)
+        body += _piece(message)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _piece(message: Message) -> bytes:
+    if message["type"] != "http.request":
+        raise CallerLeft("The caller went before the body was whole.")
+    piece: bytes = message.get("body", b"")
+    return piece
 
 
 def _head(scope: Scope, most_bytes: int) -> bytes:
@@ -68,7 +93,21 @@ def _head(scope: Scope, most_bytes: int) -> bytes:
             raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise UnsupportedMedia("Compressed bodies are not taken: send it without Content-Encoding.")
+        elif name == b"x-request-timeout":
+            scope["timeout"] = _seconds(value)
     return media_type
+
+
+def _seconds(text: bytes) -> float:
+    if not _DECIMAL.fullmatch(text):
+        raise Malformed("X-Request-Timeout is no number of seconds, such as 0.5.")
+    return float(text)
+
+
+def timeout(scope: Scope) -> float:
+    """The seconds within which the caller of a request that was read wants its answer."""
+    asked: float = scope.get("timeout", math.inf)
+    return asked
 
 
 def _essence(media_type: bytes) -> str:

@@ -55,7 +55,9 @@ class Infer(Predict):
     respond = staticmethod(respond)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        media_type, body = await read_raw(scope, receive, self._limits.max_body_bytes)
+        media_type, body = await read_raw(
+            scope, receive, self._limits.max_body_bytes, self._limits.receive_seconds
+        )
         length = next((value for name, value in scope["headers"] if name == _LENGTH), None)
         if media_type not in ("", JSON, _OCTETS) or (length is None and media_type == _OCTETS):
             raise UnsupportedMedia("Send JSON, or JSON and bytes with Inference-Header-Content-Length.")

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import Malformed, ModelFailed, Unprocessable
+from serving.runtime.contract import refuse_repeats
 from serving.runtime.nesting import JSON
 from serving.runtime.tensors import fixed
 from serving.runtime.values import in_json
@@ -104,13 +105,15 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
     if end > len(body):
         raise Malformed("The body is shorter than its header says.")
     try:
-        request = InferenceRequest.model_validate(orjson.loads(body[:end]))
+        document = orjson.loads(body[:end])
+        request = InferenceRequest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise Unprocessable(f"{where or 'the request'}: {first['msg']}") from None
     except ValueError as error:
         raise Malformed(f"The body is not JSON: {error}") from None
+    refuse_repeats(body[:end], _fields(document))
     tensors: list[Tensor] = []
     for each in request.inputs:
         size = each.parameters.get("binary_data_size")
@@ -127,6 +130,12 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise Unprocessable("An input is named twice.")
     return request, tensors
+
+
+def _fields(document: Mapping[str, Any]) -> int:
+    """How many fields a request has, where its data have none."""
+    parts = [document, *document["inputs"], *document.get("outputs", ())]
+    return sum(len(part) + len(part.get("parameters", ())) for part in parts)
 
 
 def _from_json(tensor: InputTensor) -> pa.Array:

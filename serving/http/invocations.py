@@ -35,6 +35,7 @@ _ROWS_AT_ONCE = 4096
 _CODES: Mapping[int, str] = {
     400: "BAD_REQUEST",
     404: "RESOURCE_DOES_NOT_EXIST",
+    408: "BAD_REQUEST",
     413: "BAD_REQUEST",
     415: "BAD_REQUEST",
     500: "INTERNAL_ERROR",
@@ -69,7 +70,8 @@ class Invocations(Predict):
     respond = staticmethod(respond)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        media_type, body = await read_any(scope, receive, self._limits.max_body_bytes, _MEDIA_TYPES)
+        most, seconds = self._limits.max_body_bytes, self._limits.receive_seconds
+        media_type, body = await read_any(scope, receive, most, seconds, _MEDIA_TYPES)
         scope["formats"] = media_type, _accepted(scope)
         return body
 

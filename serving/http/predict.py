@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
-from serving.http.body import read_json
+from serving.http.body import read_json, timeout
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
 from serving.runtime.contract import Row
@@ -85,7 +85,7 @@ class Predict:
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:
         """What is leased once the model is awake; waiting for that is part of the request's time."""
-        ends = time.perf_counter() + self._limits.deadline_seconds
+        ends = time.perf_counter() + self.seconds(scope)
         while True:
             async with asleep.awaken(max(0.0, ends - time.perf_counter())):
                 try:
@@ -98,11 +98,12 @@ class Predict:
 
     def seconds(self, scope: Scope) -> float:
         """The time that is left for the model to answer."""
-        left: float = scope.get("seconds", self._limits.deadline_seconds)
-        return left
+        left: float | None = scope.get("seconds")
+        return min(self._limits.deadline_seconds, timeout(scope)) if left is None else left
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        return await read_json(scope, receive, self._limits.max_body_bytes)
+        limits = self._limits
+        return await read_json(scope, receive, limits.max_body_bytes, limits.receive_seconds)
 
     async def _cached(
         self, cache: LRUCache[Any, bytes], live: Loaded, scope: Scope, receive: Receive, body: bytes

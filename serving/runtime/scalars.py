@@ -105,8 +105,12 @@ class Scalar:
 
 
 def whole(value: Any) -> Any:
-    """A whole number as such, however it is written: to JSON Schema `1.0` is an integer."""
-    return int(value) if type(value) is float and value.is_integer() else value
+    """A whole number as such, however it is written: to JSON Schema `1.0` is an integer.
+
+    JSON's readers make a float of an integer beyond 64 bits, which may have come to be within them.
+    """
+    is_whole = type(value) is float and value.is_integer() and abs(value) < 2**63
+    return int(value) if is_whole else value
 
 
 def _one_of(values: tuple[Any, ...]) -> Callable[[Any], Any]:

@@ -1,0 +1,238 @@
+"""Bodies that no honest client sends: each is refused in its protocol's words, and the service goes on."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served
+
+SECRET = "hunter2"
+MOST_BYTES = 2**20
+JSON = {"Content-Type": "application/json"}
+INPUTS = "x: double, act: string?, many: long?, ok: boolean?"
+TYPES = {"x": "FP64", "act": "BYTES", "many": "INT64", "ok": "BOOL"}
+
+
+def tensors(row: dict[str, str]) -> str:
+    """A row whose values are pieces of JSON, as the protocol of inference has it."""
+    form = '{{"name": "{}", "datatype": "{}", "shape": [1], "data": [{}]}}'
+    each = (form.format(name, TYPES.get(name, "FP64"), value) for name, value in row.items())
+    return f'{{"inputs": [{", ".join(each)}]}}'
+
+
+def record(row: dict[str, str]) -> str:
+    """A row whose values are pieces of JSON."""
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in row.items()) + "}"
+
+
+BODIES: dict[str, Callable[[dict[str, str]], str]] = {
+    "/predict": record,
+    "/predict/batch": lambda row: f'{{"rows": [{record(row)}]}}',
+    "/invocations": lambda row: f'{{"dataframe_records": [{record(row)}]}}',
+    "/v2/models/actor/infer": tensors,
+}
+"""For each route, the body that asks for a row whose values are pieces of JSON."""
+TYPED = ("/predict", "/predict/batch")
+every_route = pytest.mark.parametrize("path", BODIES)
+
+
+@pytest.fixture(scope="module")
+def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("hostile")
+    registry = Registry(new_registry(folder))
+    registry.add("actor", inputs=INPUTS, factor=2.0)
+    with served(registry.uri, folder, models="models:/actor/1", max_body_bytes=MOST_BYTES) as running:
+        running.until_ready()
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def all_is_well(service: Service) -> Iterator[None]:
+    """After each test the service lives, and answers rightly."""
+    yield
+    assert service.client.get("/health").status_code == 200
+    for path, body in BODIES.items():
+        answer = service.client.post(path, content=body({"x": "21"}), headers=JSON)
+        assert answer.status_code == 200, answer.text
+        assert "42.0" in answer.text
+
+
+def refuses(answer: httpx.Response, *statuses: int) -> None:
+    """Whether an answer is the refusal that its protocol has for one of these statuses."""
+    text = answer.text
+    assert len(answer.content) <= 8192
+    assert SECRET not in text
+    assert "Traceback" not in text
+    told = answer.json()
+    if answer.request.url.path in TYPED:
+        assert answer.status_code == told["status"], text
+        assert answer.status_code in statuses, text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert told["request_id"] == answer.headers["x-request-id"]
+    else:
+        assert answer.status_code in [400 if status == 422 else status for status in statuses], text
+        assert told.get("error_code") or told.get("error"), text
+
+
+def post(service: Service, path: str, body: Any, headers: dict[str, str] = JSON) -> httpx.Response:
+    return service.client.post(path, content=body, headers=headers)
+
+
+# -- values
+
+
+@every_route
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"1"'])
+def test_row_25_what_is_no_finite_number_is_refused(service: Service, path: str, value: str) -> None:
+    refuses(post(service, path, BODIES[path]({"x": value})), 400, 422)
+
+
+@every_route
+def test_row_26_a_field_that_is_named_twice_is_refused(service: Service, path: str) -> None:
+    body = BODIES[path]({"x": "1"})
+    for name in ("x", "inputs", "dataframe_records", "rows"):
+        if (field := f'"{name}": ') in body:
+            refuses(post(service, path, body.replace(field, f"{field}1, {field}", 1)), 400)
+
+
+@pytest.mark.parametrize("path", TYPED)
+def test_row_26_an_unknown_field_is_refused_by_the_typed_routes(service: Service, path: str) -> None:
+    refuses(post(service, path, BODIES[path]({"x": "1", SECRET: "1"}).replace(SECRET, "stranger")), 422)
+
+
+@every_route
+@pytest.mark.parametrize("digits", [str(2**63), str(-(2**63) - 1), "9" * 5000], ids=["2⁶³", "-2⁶³", "5,000"])
+def test_row_27_an_integer_that_is_too_long_is_refused(service: Service, path: str, digits: str) -> None:
+    refuses(post(service, path, BODIES[path]({"x": "1", "many": digits})), 422 if len(digits) < 100 else 400)
+
+
+@every_route
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("x", "true"),
+        ("x", '"1.5"'),
+        ("x", "[1.5]"),
+        ("many", "1.9"),
+        ("many", "true"),
+        ("many", '"1"'),
+        ("ok", "1"),
+        ("ok", '"true"'),
+        ("act", "1"),
+        ("act", "true"),
+    ],
+)
+def test_row_38_only_what_the_type_means_is_taken(
+    service: Service, path: str, column: str, value: str
+) -> None:
+    refuses(post(service, path, BODIES[path]({"x": "1"} | {column: value})), 422)
+
+
+# -- JSON
+
+
+@every_route
+@pytest.mark.parametrize("opening", ["[", '{"x":', '[{"x":'], ids=["lists", "objects", "both"])
+def test_row_28_what_is_nested_without_end_is_refused(service: Service, path: str, opening: str) -> None:
+    refuses(post(service, path, opening * (250_000 // len(opening))), 400)
+    refuses(post(service, path, BODIES[path]({"x": opening * (250_000 // len(opening))})), 400)
+
+
+@every_route
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: body.replace(b"hush", b"\xff\xfe"),
+        lambda body: body.decode().encode("utf-16"),
+        lambda body: b"\xef\xbb\xbf" + body,
+        lambda body: body.replace(b"hush", b"\\ud800"),
+        lambda body: body.replace(b"hush", b"\xed\xa0\x80"),
+        lambda body: body.replace(b"hush", b"\x00"),
+        lambda body: body[:-1],
+        lambda body: body + b"{}",
+        lambda body: b"",
+    ],
+    ids=["invalid", "UTF-16", "BOM", "lone surrogate", "surrogate", "NUL", "cut off", "two", "nothing"],
+)
+def test_row_29_what_is_no_json_in_utf_8_is_refused(
+    service: Service, path: str, spoil: Callable[[bytes], bytes]
+) -> None:
+    refuses(post(service, path, spoil(BODIES[path]({"x": "1", "act": '"hush"'}).encode())), 400)
+
+
+# -- head
+
+
+@every_route
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/json; charset=utf-16"},
+        JSON | {"Content-Encoding": "gzip"},
+        JSON | {"Content-Encoding": "br"},
+        JSON | {"Content-Encoding": "made-up"},
+    ],
+    ids=str,
+)
+def test_row_30_another_type_or_encoding_is_refused(
+    service: Service, path: str, headers: dict[str, str]
+) -> None:
+    refuses(post(service, path, BODIES[path]({"x": "1"}), headers), 415)
+
+
+@every_route
+def test_row_30_a_bomb_is_not_unpacked(service: Service, path: str) -> None:
+    bomb = gzip.compress(bytes(200 * 2**20), 9)
+    refuses(post(service, path, bomb, JSON | {"Content-Encoding": "gzip"}), 415)
+
+
+@every_route
+@pytest.mark.parametrize("value", ["soon", "-1", "1e3", "", "1" * 30, "nan"])
+def test_a_timeout_that_is_no_number_is_refused(service: Service, path: str, value: str) -> None:
+    refuses(post(service, path, BODIES[path]({"x": "1"}), JSON | {"X-Request-Timeout": value}), 400)
+
+
+@every_route
+def test_a_caller_may_give_less_time_than_there_is(service: Service, path: str) -> None:
+    body = BODIES[path]({"x": "1", "act": '"toil:0.2"'})
+    refuses(post(service, path, body, JSON | {"X-Request-Timeout": "0.01"}), 504)
+    assert post(service, path, body, JSON | {"X-Request-Timeout": "60"}).status_code == 200
+
+
+# -- size
+
+
+@every_route
+def test_row_31_a_body_over_the_limit_is_refused_however_it_comes(service: Service, path: str) -> None:
+    large = b" " * (MOST_BYTES + 1)
+    refuses(post(service, path, large), 413)
+    refuses(post(service, path, (large[: 2**16] for _ in range(17))), 413)
+
+
+def test_row_28_a_million_pieces_of_a_byte_leave_no_trace(service: Service) -> None:
+    before = memory(service)
+    with socket.create_connection(service.address, timeout=60) as connection:
+        head = "Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+        connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        for _ in range(100):
+            connection.sendall(b"1\r\n \r\n" * 10_000)
+        connection.sendall(b'8\r\n{"x": 4}\r\n0\r\n\r\n')
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"prediction":8.0' in answer
+    assert memory(service) - before < 20
+
+
+def memory(service: Service) -> float:
+    """What the front holds, in MB."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
