@@ -31,7 +31,7 @@ def perform(acts: str) -> None:
 
 def _perform(name: str, more: str) -> None:
     if name == "raise":
-        raise ValueError(more)
+        raise ValueError(more.encode().decode("unicode_escape"))
     if name == "hang":
         while True:
             signal.pause()

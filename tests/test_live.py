@@ -317,35 +317,6 @@ async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Servic
     assert [response.json()["prediction"] for response in found] == [row["x"] * 2 for row in rows]
 
 
-@pytest.mark.anyio
-async def test_a_poison_row_among_good_requests_fails_alone(service: Service) -> None:
-    rows: list[dict[str, Any]] = [{"x": number} for number in range(64)]
-    rows[10]["act"] = f"raise:{SECRET}"
-    rows[20]["act"] = "quit:nothing"
-    rows[30]["act"] = "nan"
-    found = await predict_all(service, rows)
-    for number, response in enumerate(found):
-        if number in (10, 20, 30):
-            problem(response, 500)
-        else:
-            assert response.json()["prediction"] == number * 2
-
-
-def test_what_the_model_raises_is_in_one_line_of_the_log_and_not_in_the_answer(service: Service) -> None:
-    row = {"x": 1, "act": f"raise:{SECRET}"}
-    response = service.client.post("/models/actor/predict", json=row, headers={"X-Request-ID": "the-poison"})
-    assert problem(response, 500)["detail"] == "The model failed on this request."
-    line = service.logged(re.compile("the model failed: (.*the-poison.*)"))[1]
-    assert SECRET in json.loads(line)["cause"]
-
-
-def test_a_model_that_dies_is_replaced_and_the_next_is_answered(client: httpx.Client) -> None:
-    died = client.post("/models/actor/predict", json={"x": 1, "act": "kill"})
-    assert problem(died, 503)
-    assert died.headers["retry-after"] == "1"
-    assert client.post("/models/actor/predict", json={"x": 1}).json()["prediction"] == 2.0
-
-
 # -- problems
 
 
@@ -826,7 +797,7 @@ def test_what_is_cached_is_bounded(registry: str, tmp_path: Path) -> None:
         assert asked == ["miss", "miss", "miss", "hit", "miss"]
 
 
-def test_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
+def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
     registry: str, tmp_path: Path
 ) -> None:
     stage = Registry(registry)

@@ -111,6 +111,7 @@ class Loaded:
             deadline=limits.deadline_seconds,
             pace=Pace(limits.wait_seconds, runtime.replicas),
         )
+        metrics.waiting.set_function(lambda: self._batcher.waiting)
         self._pool = Pool(
             launcher,
             artifacts.folder,
@@ -313,5 +314,7 @@ class Loaded:
 
     def close(self) -> None:
         """End its processes now."""
+        if self.state is not State.CLOSED:
+            self.metrics.retire()
         self.state = State.CLOSED
         self._pool.kill()

@@ -1,0 +1,276 @@
+"""What may go wrong with a request, or with the process that answers it: no other is touched by it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served, until
+from pids import descendants
+from test_live import SECRET, problem
+
+DEADLINE_SECONDS, MOST_WAITING = 4, 40
+
+
+@pytest.fixture(scope="module")
+def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An actor with one process, and a neighbour."""
+    folder = tmp_path_factory.mktemp("faults")
+    registry = Registry(new_registry(folder))
+    for name in ("actor", "neighbour"):
+        registry.add(name, factor=2.0)
+    limits = {"deadline_seconds": DEADLINE_SECONDS, "max_waiting": MOST_WAITING, "wait_seconds": 60}
+    with served(registry.uri, folder, models="models:/actor/1,models:/neighbour/1", **limits) as running:
+        running.until_ready()
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def all_is_well(service: Service) -> Iterator[None]:
+    """After each test the service lives, and answers rightly."""
+    yield
+    assert service.client.get("/health").status_code == 200
+    assert service.client.get("/ready").status_code == 200
+    for name in ("actor", "neighbour"):
+        until(lambda name=name: predict(service, {"x": 21}, name).json().get("prediction") == 42.0)  # type: ignore[misc]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as made:
+        yield made
+
+
+def predict(service: Service, row: dict[str, Any], name: str = "actor", **headers: str) -> httpx.Response:
+    return service.client.post(f"/models/{name}/predict", json=row, headers=headers)
+
+
+def waiting(service: Service, name: str = "actor") -> float:
+    """How many requests wait for the model."""
+    sample = f'serving_waiting_requests{{model="{name}",version="1"}} '
+    lines = service.client.get("/metrics").text.splitlines()
+    return next(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
+
+
+def pipe(folder: Path) -> Path:
+    made = folder / f"pipe-{len([*folder.iterdir()])}"
+    os.mkfifo(made)
+    return made
+
+
+@contextmanager
+def held(service: Service, pool: ThreadPoolExecutor, folder: Path) -> Iterator[Future[httpx.Response]]:
+    """The model is busy with a request until the block ends."""
+    made = pipe(folder)
+    asked = pool.submit(predict, service, {"x": 0, "act": f"wait:{made}"})
+    with made.open("w"):  # as soon as the model has opened it too
+        yield asked
+    assert asked.result().json()["prediction"] == 0.0
+
+
+def queue(
+    service: Service, pool: ThreadPoolExecutor, rows: list[dict[str, Any]], **headers: str
+) -> list[Future[httpx.Response]]:
+    """Ask for these while the model is busy, and wait until all wait, in this order."""
+    asked = []
+    for row in rows:
+        before = waiting(service)
+        asked.append(pool.submit(predict, service, row, **headers))
+        until(lambda before=before: waiting(service) == before + 1)  # type: ignore[misc]
+    return asked
+
+
+def send(service: Service, row: dict[str, Any]) -> socket.socket:
+    """A connection on which this was asked."""
+    body = orjson.dumps(row)
+    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection = socket.create_connection(service.address, timeout=60)
+    connection.sendall(f"POST /models/actor/predict HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+    return connection
+
+
+# -- the queue
+
+
+def test_row_12_a_full_queue_refuses_at_once_and_answers_what_it_took(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    with held(service, pool, tmp_path) as busy:
+        asked = queue(service, pool, [{"x": number} for number in range(MOST_WAITING)])
+        refused = predict(service, {"x": 1})
+        assert problem(refused, 503)
+        assert refused.headers["retry-after"] == "1"
+        assert not busy.done()
+    assert [each.result().json()["prediction"] for each in asked] == [2.0 * x for x in range(MOST_WAITING)]
+
+
+def test_row_15_a_deadline_that_passes_in_the_queue_spares_the_model(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    with held(service, pool, tmp_path):
+        late = predict(service, {"x": 1, "act": f"note:{note}"}, **{"X-Request-Timeout": "0.05"})
+        assert problem(late, 504)
+        assert waiting(service) == 0
+    assert predict(service, {"x": 1}).status_code == 200
+    assert not note.exists()
+
+
+def test_row_16_a_caller_who_leaves_while_queued_is_dropped_from_the_batch(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    with held(service, pool, tmp_path):
+        leaving = send(service, {"x": 1, "act": f"note:{note}"})
+        until(lambda: waiting(service) == 1)
+        asked = queue(service, pool, [{"x": 5}])
+        leaving.close()
+        until(lambda: waiting(service) == 1)
+    assert asked[0].result().json()["prediction"] == 10.0
+    assert not note.exists()
+
+
+# -- in a batch
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_row_17_a_caller_who_leaves_mid_batch_leaves_the_others_their_answers(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path, position: int
+) -> None:
+    held_up = pipe(tmp_path)
+    with held(service, pool, tmp_path):
+        asked = []
+        for number in range(4):
+            row = {"x": number, "act": f"wait:{held_up}"} if number == 1 else {"x": number}
+            if number == position:
+                leaving = send(service, row)
+                until(lambda number=number: waiting(service) == number + 1)  # type: ignore[misc]
+            else:
+                asked += queue(service, pool, [row])
+    with held_up.open("w"):
+        leaving.close()
+        assert predict(service, {"x": 1}, "neighbour").json()["prediction"] == 2.0
+    found = [each.result().json()["prediction"] for each in asked]
+    assert found == [2.0 * number for number in range(4) if number != position]
+
+
+def test_row_18_a_poison_row_among_good_requests_fails_alone(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"x": number / 7} for number in range(32)]
+    alone = [predict(service, row).content for row in rows]
+    rows[10]["act"] = "raise:poison"
+    with held(service, pool, tmp_path):
+        asked = queue(service, pool, rows)
+    answers = [each.result() for each in asked]
+    assert problem(answers[10], 500)
+    for number, answer in enumerate(answers):
+        assert number == 10 or answer.content == alone[number]
+
+
+def test_row_19_a_wrong_number_of_rows_fails_all_that_could_be_misaligned(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"x": number} for number in range(8)]
+    rows[3]["act"] = "drop"
+    with held(service, pool, tmp_path):
+        asked = queue(service, pool, rows)
+    for each in asked:
+        assert problem(each.result(), 500)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/models/actor/predict", lambda row: row),
+        ("/models/actor/predict/batch", lambda row: {"rows": [{"x": 1}, row]}),
+        ("/invocations?model=actor", lambda row: {"dataframe_records": [{"x": 1}, row]}),
+        (
+            "/v2/models/actor/infer",
+            lambda row: {
+                "inputs": [
+                    {"name": name, "datatype": kind, "shape": [1], "data": [row[name]]}
+                    for name, kind in [("x", "FP64"), ("act", "BYTES")]
+                ]
+            },
+        ),
+    ],
+)
+def test_row_20_a_prediction_that_is_no_number_is_never_written_as_one(
+    service: Service, path: str, body: Callable[[dict[str, Any]], Any]
+) -> None:
+    answer = service.client.post(path, json=body({"x": 1.0, "act": "nan"}))
+    assert answer.status_code == 500
+    assert orjson.loads(answer.content)  # which takes no NaN
+
+
+# -- the process
+
+
+def pid(service: Service, folder: Path) -> int:
+    """The process that answers for the actor."""
+    note = folder / "pid"
+    assert predict(service, {"x": 1, "act": f"note:{note}"}).status_code == 200
+    return int(note.read_text())
+
+
+def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_replaced(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    before = pid(service, tmp_path)
+    hanging = pool.submit(predict, service, {"x": 1, "act": "hang"})
+    while not hanging.done():
+        assert predict(service, {"x": 1}, "neighbour").json()["prediction"] == 2.0
+    assert problem(hanging.result(), 504)
+    until(lambda: predict(service, {"x": 1}).status_code == 200)
+    after = pid(service, tmp_path)
+    assert after != before
+    assert before not in descendants(service.process.pid)
+
+
+def test_row_21_requests_of_a_process_that_is_killed_are_tried_once_more(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    before, held_up = pid(service, tmp_path), pipe(tmp_path)
+    with held(service, pool, tmp_path):
+        asked = queue(service, pool, [{"x": 1, "act": f"wait:{held_up}"}, {"x": 2}, {"x": 3}])
+    with held_up.open("w"):
+        os.kill(before, signal.SIGKILL)
+        until(lambda: before not in descendants(service.process.pid))
+    with held_up.open("w"):  # which the next process has opened again
+        pass
+    assert [each.result().json()["prediction"] for each in asked] == [2.0, 4.0, 6.0]
+    assert pid(service, tmp_path) != before
+
+
+def test_row_21_what_kills_each_process_is_refused_and_others_are_answered(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    killing = pool.submit(predict, service, {"x": 1, "act": "kill"})
+    assert problem(killing.result(), 503)
+    assert killing.result().headers["retry-after"] == "1"
+
+
+# -- what is told
+
+
+def test_row_35_what_a_model_raises_is_one_line_of_the_log_and_not_in_the_answer(service: Service) -> None:
+    act = f"raise:{SECRET}\\r\\nERROR\\x1b[31m\\u2028forged"
+    answer = predict(service, {"x": 1, "act": act}, **{"X-Request-ID": "the-poison"})
+    assert problem(answer, 500)["detail"] == "The model failed on this request."
+    line = service.logged(re.compile(".*the-poison.*"))[0]
+    assert SECRET in line
+    assert line.isprintable()
+    assert not [other for other in service.log if "forged" in other and other != line]
