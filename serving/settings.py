@@ -81,6 +81,9 @@ class Runtime(_Group):
     enforce: bool = Field(
         False, description="have pyfunc enforce the signature once more, after the contract has"
     )
+    max_process_bytes: int | None = Field(
+        None, ge=2**20, description="memory at which a model process is replaced, once another is up; none"
+    )
     load_seconds: float = Field(60.0, gt=0, description="time a version may take to load")
     drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")
 

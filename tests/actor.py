@@ -22,6 +22,9 @@ import pandas as pd
 from mlflow.models import ModelConfig
 from mlflow.pyfunc import PythonModel
 
+grown: list[bytearray] = []
+"""What is never let go."""
+
 
 def perform(acts: str) -> None:
     """Do what acts say, separated by blanks; whatever needs a word more has it after a colon."""
@@ -48,6 +51,8 @@ def _perform(name: str, more: str) -> None:
         Path(more).write_text(str(os.getpid()))
     if name == "toil":
         time.sleep(float(more))
+    if name == "grow":
+        grown.append(bytearray(os.urandom(1024) * (int(more) * 1024)))
     if name == "once":
         Path(more).touch(exist_ok=False)
     if name == "fatal" and not Path(more).exists():

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition, Thread
@@ -19,6 +19,7 @@ import httpx
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = Path(sys.executable).with_name("serving")
 _LISTENING = re.compile(r"at (http://127\.0\.0\.1:\d+)")
 _PATIENCE_SECONDS = 60
 
@@ -47,12 +48,12 @@ def until(found: Callable[[], T | None]) -> T:
 class Service:
     """A running service: its address, a client for it, and what it logs."""
 
-    def __init__(self, env: dict[str, str], folder: Path) -> None:
+    def __init__(self, env: dict[str, str], folder: Path, program: Sequence[Any] = (PROGRAM,)) -> None:
         self.env = env
         self.log: list[str] = []
         self._logged = Condition()
         self.process = subprocess.Popen(
-            [Path(sys.executable).with_name("serving"), "run", "--port", "0"],
+            [*program, "run", "--port", "0"],
             cwd=folder,
             env=env,
             stderr=subprocess.PIPE,

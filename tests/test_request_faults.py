@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from live import Service, served, until
 from pids import descendants
 from test_live import SECRET, problem
 
-DEADLINE_SECONDS, MOST_WAITING = 4, 40
+DEADLINE_SECONDS, MOST_WAITING, MOST_BYTES = 4, 40, 600 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     for name in ("actor", "neighbour"):
         registry.add(name, factor=2.0)
     limits = {"deadline_seconds": DEADLINE_SECONDS, "max_waiting": MOST_WAITING, "wait_seconds": 60}
+    limits |= {"max_process_bytes": MOST_BYTES}
     with served(registry.uri, folder, models="models:/actor/1,models:/neighbour/1", **limits) as running:
         running.until_ready()
         yield running
@@ -235,9 +237,8 @@ def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_r
         assert predict(service, {"x": 1}, "neighbour").json()["prediction"] == 2.0
     assert problem(hanging.result(), 504)
     until(lambda: predict(service, {"x": 1}).status_code == 200)
-    after = pid(service, tmp_path)
-    assert after != before
-    assert before not in descendants(service.process.pid)
+    assert pid(service, tmp_path) != before
+    until(lambda: before not in descendants(service.process.pid))
 
 
 def test_row_21_requests_of_a_process_that_is_killed_are_tried_once_more(
@@ -261,6 +262,29 @@ def test_row_21_what_kills_each_process_is_refused_and_others_are_answered(
     killing = pool.submit(predict, service, {"x": 1, "act": "kill"})
     assert problem(killing.result(), 503)
     assert killing.result().headers["retry-after"] == "1"
+
+
+def test_a_process_that_grows_too_large_is_replaced_without_a_failed_request(
+    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    before = pid(service, tmp_path)
+    grown = threading.Event()
+
+    def call() -> set[int]:
+        statuses = {predict(service, {"x": 1}).status_code}
+        while not grown.is_set():
+            statuses.add(predict(service, {"x": 1}).status_code)
+        return statuses
+
+    calling = [pool.submit(call) for _ in range(4)]
+    try:
+        assert predict(service, {"x": 1, "act": f"grow:{MOST_BYTES >> 20}"}).status_code == 200
+        until(lambda: pid(service, tmp_path) != before)
+        until(lambda: before not in descendants(service.process.pid))
+    finally:
+        grown.set()
+    assert [each.result() for each in calling] == [{200}] * 4
+    assert service.logged(re.compile("has grown to .* MB, and is replaced"))
 
 
 # -- what is told

@@ -117,6 +117,7 @@ class Loaded:
             artifacts.folder,
             count=runtime.replicas,
             load_seconds=runtime.load_seconds,
+            most_bytes=runtime.max_process_bytes,
             on_ready=self._batcher.add,
             on_death=self._count_death,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from serving.runtime.replica import Replica
 log = logging.getLogger("serving.pool")
 _STEADY_SECONDS = 30.0
 _LONGEST_PAUSE = 30.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def next_pause(pause: float, lived: float) -> float:
@@ -21,10 +24,19 @@ def next_pause(pause: float, lived: float) -> float:
     return 0.0 if lived > _STEADY_SECONDS or pause < 0 else min(max(2 * pause, 0.5), _LONGEST_PAUSE)
 
 
+def resident_bytes(pid: int | None) -> int:
+    """The memory that a process holds, what it shares with others included; 0 where nothing tells that."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
+
+
 class Pool:
     """Keeps `count` processes with the model in `folder`.
 
     `on_ready` is called with each process that can take its first table, `on_death` when one died by itself.
+    One that holds more than `most_bytes` of memory is replaced, without a request that waits for it.
     """
 
     def __init__(
@@ -34,11 +46,12 @@ class Pool:
         *,
         count: int,
         load_seconds: float,
+        most_bytes: int | None = None,
         on_ready: Callable[[Replica], None],
         on_death: Callable[[], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
-        self._count, self._load_seconds = count, load_seconds
+        self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
         self._on_ready, self._on_death = on_ready, on_death
         self._keepers: list[asyncio.Task[None]] = []
         self.replicas: list[Replica] = []
@@ -82,14 +95,31 @@ class Pool:
         loop = asyncio.get_running_loop()
         pause, started = -1.0, loop.time()
         while True:
-            await self.replicas[index].dead
+            old = self.replicas[index]
+            if await self._lives_until_too_large(old):
+                log.warning("%r has grown to %d MB, and is replaced", old, resident_bytes(old.pid) >> 20)
+                self._take(index, await self._replacement(0.0))
+                old.retire()
+                continue
             self._on_death()
             pause = next_pause(pause, loop.time() - started)
-            log.warning("%r has died; the next starts in %g s", self.replicas[index], pause)
+            log.warning("%r has died; the next starts in %g s", old, pause)
             started = loop.time()
-            replica = await self._replacement(pause)
-            self.replicas[index] = replica
-            self._on_ready(replica)
+            self._take(index, await self._replacement(pause))
+
+    def _take(self, index: int, replica: Replica) -> None:
+        self.replicas[index] = replica
+        self._on_ready(replica)
+
+    async def _lives_until_too_large(self, replica: Replica) -> bool:
+        """Wait until it has died, or has more memory than it may have: then true."""
+        if self._most_bytes is None:
+            await replica.dead
+        while not replica.dead.done():
+            if self._most_bytes is not None and resident_bytes(replica.pid) > self._most_bytes:
+                return True
+            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS)
+        return False
 
     async def _replacement(self, pause: float) -> Replica:
         while True:

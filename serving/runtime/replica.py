@@ -45,6 +45,7 @@ class Replica(asyncio.Protocol):
         self._done: Callable[[Outcome], None] | None = None
         self._hear: Callable[[bytes], None] | None = None
         self._transport: asyncio.Transport | None = None
+        self._retiring = False
         self.state = State.LOADING
         self._child: Child | None = None
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -129,6 +130,16 @@ class Replica(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def retire(self) -> None:
+        """Be asked no more, and end once what is under way is answered."""
+        self._retiring = True
+        if self.state is State.IDLE:
+            self._end()
+
+    def _end(self) -> None:
+        self.state = State.DEAD  # nobody may ask it in this very turn
+        self.kill()
+
     async def _connect(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -188,6 +199,8 @@ class Replica(asyncio.Protocol):
         elif self.state is State.BUSY and (done := self._done):
             streams = self._hear is not None
             self.state, self._done, self._hear = State.IDLE, None, None
+            if self._retiring:
+                self._end()
             if kind is (wire.Kind.END if streams else wire.Kind.ANSWER):
                 done(payload)
             else:

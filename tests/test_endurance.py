@@ -1,0 +1,119 @@
+"""Five hundred promotions leave a service as it was, and a leak that is planted is found by the same test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from casting import Registry
+from live import PROGRAM, Service, environment, until
+from pids import Watch, children, descendants
+
+WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 80
+MOST_GROWTH_MB = 6.0
+LEAKY = """
+import os
+from serving import cli
+from serving.runtime.slot import Slot
+
+swap, kept = Slot.swap, []
+
+def leak(self, new, seconds):
+    kept.append((bytearray(os.urandom(2**18)), open(os.devnull)))
+    return swap(self, new, seconds)
+
+Slot.swap = leak
+cli.main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a service holds: memory of front and fork server in MB, open files, processes, threads."""
+
+    front: float
+    fork_server: float
+    files: int
+    processes: int
+    threads: int
+
+    @classmethod
+    def of(cls, service: Service) -> Size:
+        front = service.process.pid
+        until(lambda: len(descendants(front)) == 2)  # what was live before has gone
+        (fork_server,) = children(front)
+        files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, fork_server))
+        threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, fork_server))
+        return cls(_resident(front), _resident(fork_server), files, len(descendants(front)), threads)
+
+    def has_grown_since(self, before: Size) -> bool:
+        *memory, files, processes, threads = (
+            now - then for now, then in zip(astuple(self), astuple(before), strict=True)
+        )
+        return max(memory) > MOST_GROWTH_MB or files > 5 or processes > 0 or threads > 2
+
+
+def _resident(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@contextmanager
+def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
+    """A service of two versions that take turns, of which the other is not kept warm."""
+    registry = Registry(uri)
+    for _ in range(2):
+        registry.add("actor", example=None)
+    registry.alias("actor", "best", "1")
+    settings = {"models": "models:/actor@best", "probation_seconds": 0, "poll_seconds": 0.01}
+    service = Service(environment(uri, folder, **settings), folder, program)
+    try:
+        service.until_ready()
+        yield service
+    finally:
+        service.process.kill()
+        service.stop()
+
+
+def swap(service: Service, registry: Registry, times: int) -> None:
+    for number in range(times):
+        version = str(2 - number % 2)
+        registry.alias("actor", "best", version)
+        service.until_live("actor", version)
+        assert service.client.post("/predict", json={"x": 2}).json()["prediction"] == 2.0
+
+
+@pytest.mark.timeout(300)
+def test_row_11_five_hundred_swaps_leave_the_service_as_it_was(registry: str, tmp_path: Path) -> None:
+    with swapping(registry, tmp_path, [PROGRAM]) as service:
+        swap(service, Registry(registry), WARM_UP)
+        before = Size.of(service)
+        swap(service, Registry(registry), SWAPS - WARM_UP)
+        after = Size.of(service)
+    assert not after.has_grown_since(before), (before, after)
+
+
+def test_row_11_a_leak_that_is_planted_is_found(registry: str, tmp_path: Path) -> None:
+    with swapping(registry, tmp_path, [sys.executable, "-c", LEAKY]) as service:
+        swap(service, Registry(registry), WARM_UP)
+        before = Size.of(service)
+        swap(service, Registry(registry), SWAPS_OF_THE_LEAKY - WARM_UP)
+        after = Size.of(service)
+    assert after.has_grown_since(before), (before, after)
+    assert after.front - before.front > MOST_GROWTH_MB
+    assert after.files - before.files >= SWAPS_OF_THE_LEAKY - WARM_UP
+
+
+def test_row_24_nothing_outlives_a_front_that_is_killed(registry: str, tmp_path: Path) -> None:
+    with swapping(registry, tmp_path, [PROGRAM]) as service:
+        left = descendants(service.process.pid)
+        assert len(left) == 2
+        with Watch(left) as watch:
+            service.process.kill()
+            assert not watch.left()
