@@ -14,10 +14,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import __version__, errors
+from serving.access import doors
+from serving.access.guard import Guard
 from serving.http import operations, problems, repository, webhooks
 from serving.http.documentation import document
 from serving.http.request_id import new_id, request_id
@@ -32,6 +35,7 @@ from serving.registry.store import Store
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
+from serving.runtime.version import KEPT_BY_NOBODY
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -40,7 +44,10 @@ log = logging.getLogger("serving")
 STATUSES: dict[type[errors.ServingError], int] = {
     errors.Malformed: 400,
     errors.Contradictory: 400,
+    errors.BadHost: 400,
     errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.RateExceeded: 429,
     errors.UnknownModel: 404,
     errors.NotStreaming: 404,
     errors.TooSlow: 408,
@@ -65,6 +72,9 @@ class Front(FastAPI):
 
     predictions: Routes
     metrics: Metrics
+    guard: Guard | None = None
+    hosts: tuple[str, ...] = ()
+    admin_port: int | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""
@@ -73,24 +83,51 @@ class Front(FastAPI):
             return
         scope["request_id"] = request_id(scope)
         predict = self.predictions.find(scope["path"])
-        if predict is None:
-            await super().__call__(scope, receive, _with_id(scope, send))
-            return
         try:
-            await predict(scope, receive, send)
+            if self.guard or self.hosts or self.admin_port:
+                self._let_in(scope)
+            if predict is None:
+                await super().__call__(scope, receive, _with_id(scope, send))
+            else:
+                await predict(scope, receive, send)
         except errors.CallerLeft:
             return
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("request %s was not answered as it should be", scope["request_id"])
-            response = answer(scope, error, scope.get("respond", predict.respond))
+            respond = predict.respond if predict else problems.respond
+            response = answer(scope, error, scope.get("respond", respond))
             model, version = scope.get("leased", ("", ""))
             self.metrics.count(model, version, response.status_code)
             await response(scope, receive, _with_id(scope, send))
 
+    def _let_in(self, scope: Scope) -> None:
+        path, headers = scope["path"], scope["headers"]
+        if self.hosts and path not in doors.PROBES and not doors.is_called(self.hosts, headers):
+            raise errors.BadHost("This service is not called so.")
+        if self.admin_port and doors.is_admin(path) and scope["server"][1] != self.admin_port:
+            raise HTTPException(404)
+        if self.guard and (needed := doors.needed(path)):
+            scope["key"] = self.guard.admit(headers, needed)
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application that serves the models which the settings name."""
+
+def application(settings: Settings) -> tuple[ASGIApp, Front]:
+    """What a server is given, and the application in it; pages from elsewhere may ask, if they are to."""
+    app = create_app(settings)
+    if not settings.cors_origins:
+        return app, app
+    shared = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "Retry-After", "Server-Timing")
+    asked = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID", "X-Request-Timeout")
+    origins, methods = list(settings.cors_origins), ["GET", "POST"]
+    return CORSMiddleware(app, origins, methods, asked, expose_headers=shared), app
+
+
+def create_app(settings: Settings) -> Front:
+    """The application that serves the models which the settings name.
+
+    Raises:
+        BadKeys: the file of keys can't be read.
+    """
     registry = RegistryClient(settings)
     launcher = Launcher(enforce=settings.enforce)
     store = Store(settings.store_dir, registry.uri)
@@ -127,7 +164,7 @@ def create_app(settings: Settings) -> FastAPI:
         running += [asyncio.create_task(each.run()) for each in sleepers]
         settling = asyncio.create_task(_settle(slots))
         try:
-            async with _answering_grpc(models, settings, metrics):
+            async with _answering_grpc(models, settings, metrics, guard):
                 yield
         finally:
             for task in (*running, settling):
@@ -149,6 +186,8 @@ def create_app(settings: Settings) -> FastAPI:
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.predictions, app.metrics = Routes(models, settings), metrics
+    app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
+    app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
     app.include_router(operations.router(followers, registry, metrics))
     app.include_router(repository.router(models))
     if settings.webhook_secret:
@@ -162,13 +201,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _answering_grpc(
-    models: Models, settings: Settings, metrics: Metrics
+    models: Models, settings: Settings, metrics: Metrics, guard: Guard | None
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
     from serving.rpc import service  # what it needs is an extra
 
-    return service.serving(models, settings, metrics, answer, new_id)
+    return service.serving(models, settings, metrics, answer, new_id, guard)
 
 
 async def _settle(slots: Sequence[Slot]) -> None:
@@ -200,7 +239,13 @@ def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.
     if isinstance(error, errors.Unavailable):
         return respond(status, str(error), request_id, headers={"Retry-After": str(error.retry_after)})
     faults = error.faults if isinstance(error, errors.RequestError) else ()
-    headers = {"Connection": "close"} if status == 408 else None
+    headers = {}
+    if isinstance(error, errors.TooSlow):
+        headers["Connection"] = "close"
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.RateExceeded):
+        headers["Retry-After"] = str(error.retry_after)
     return respond(status, str(error), request_id, faults=faults, headers=headers)
 
 
@@ -220,7 +265,7 @@ def _with_id(scope: Scope, send: Send) -> Send:
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), header]
+            message["headers"] = [*message.get("headers", ()), header, *KEPT_BY_NOBODY]
         await send(message)
 
     return send_with_id

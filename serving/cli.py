@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import signal
-import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
+from serving import keys
 from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
 
 # Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
@@ -30,10 +27,11 @@ app = typer.Typer(
 )
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
-# Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
-_SECONDS_KEPT_OPEN = 75
 READY, NOT_READY, NO_ANSWER = 0, 1, 2
 """Exit statuses: yes; no, with the reason; it could not be found out, or the command was wrong."""
+
+
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
@@ -86,47 +84,16 @@ def _fail(*lines: str) -> NoReturn:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models, and follow what is promoted."""
-    import uvicorn
-
-    from serving.app import create_app
-    from serving.http.protocol import Protocol
+    from serving.errors import BadKeys
+    from serving.server import CannotServe, serve
 
     _log_to(err)
-    _allow_many_connections()
-    _refuse_a_taken_port(settings)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        http=partial(Protocol, limits=settings),  # type: ignore[arg-type]  # whatever makes protocols
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_SECONDS_KEPT_OPEN,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    listening = config.bind_socket()
-    listening.listen(config.backlog)  # who calls as soon as the address is told is not refused
-    host, port = listening.getsockname()[:2]
-    served = ", ".join(map(str, settings.models))
-    log = logging.getLogger("serving")
-    log.info("serving %s at http://%s:%d (try /docs, /ready)", served, host, port)
-    # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: sys.exit(READY))
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def _refuse_a_taken_port(settings: Settings) -> None:
-    """As uvicorn does with its own, before anything is started."""
-    if settings.grpc_port:
-        try:
-            socket.create_server((settings.host, settings.grpc_port)).close()
-        except OSError as error:
-            _fail(f"SERVING_GRPC_PORT: {error}")
+    try:
+        serve(settings)
+    except BadKeys as error:
+        _fail(f"SERVING_KEYS_FILE: {error}")
+    except CannotServe as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -227,15 +194,6 @@ def webhook(
     finally:
         registry.close()
     out.print(f"[green]✓[/] MLflow tells {_plain(target)} (webhook {made})", soft_wrap=True)
-
-
-def _allow_many_connections() -> None:
-    """Have as many files open as the system allows; many set the soft limit to 1,024."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _print_contract(loaded: Any) -> None:

@@ -11,9 +11,13 @@ ServingError
 │   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
 │   ├── Breaking                clients of the live version could not go on with it
 │   └── Corrupt                 its artifacts are not those that were registered; may heal
+├── BadKeys                     the file of API keys can't be read or written
 ├── Unauthenticated             the caller does not prove who it is
+├── Forbidden                   the caller's key is not for this
+├── RateExceeded                the caller's key is used too often
 ├── RequestError                the caller's mistake
 │   ├── Malformed               not JSON, or JSON of which two readers could read two things
+│   ├── BadHost                 it calls the service by a name that is not its own
 │   ├── BodyTooLarge
 │   ├── TooSlow                 it has not come whole in time
 │   ├── UnsupportedMedia
@@ -80,8 +84,24 @@ class Corrupt(Rejected):
     """Its artifacts are not those that were registered; it may heal."""
 
 
+class BadKeys(ServingError):
+    """The file of API keys can't be read or written."""
+
+
 class Unauthenticated(ServingError):
     """The caller does not prove who it is."""
+
+
+class Forbidden(ServingError):
+    """The caller's key is not for this."""
+
+
+class RateExceeded(ServingError):
+    """The caller's key is used too often; worth another try after `retry_after` seconds."""
+
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,10 @@ class RequestError(ServingError):
 
 class Malformed(RequestError):
     """Not JSON, or JSON of which two readers could read two things."""
+
+
+class BadHost(RequestError):
+    """The request calls the service by a name that is not its own."""
 
 
 class BodyTooLarge(RequestError):

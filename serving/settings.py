@@ -52,6 +52,23 @@ class Listen(_Group):
     )
 
 
+class Access(_Group):
+    """Who may ask."""
+
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="port on which alone /metrics and histories are; the same if none"
+    )
+    keys_file: Path | None = Field(None, description="file of API keys, see serving keys; none are asked for")
+    tls_cert: Path | None = Field(None, description="certificate chain in PEM, to speak TLS")
+    tls_key: Path | None = Field(None, description="its private key in PEM")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="names of this service in URLs, *.example.org too, comma separated; any if none"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="origins of browsers' pages that may ask, comma separated"
+    )
+
+
 class Limits(_Group):
     """What one caller may ask for."""
 
@@ -127,7 +144,7 @@ class Following(_Group):
     )
 
 
-class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
+class Settings(Listen, Access, Limits, Runtime, Following, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -143,6 +160,8 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
     def _models_agree(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both, or none")
         if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
             raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
         if twice := {*map(str, self.models)} & {*map(str, self.on_demand)}:
@@ -165,7 +184,11 @@ class Settings(Listen, Limits, Runtime, Following, Registry, BaseSettings):
 
 OPTIONS = (
     *Settings.__annotations__,
-    *(name for group in (Listen, Runtime, Limits, Following, Registry) for name in group.model_fields),
+    *(
+        name
+        for group in (Listen, Access, Runtime, Limits, Following, Registry)
+        for name in group.model_fields
+    ),
 )
 """All settings, in the order in which they are told."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = Path(sys.executable).with_name("serving")
-_LISTENING = re.compile(r"at (http://127\.0\.0\.1:\d+)")
+_LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
 _PATIENCE_SECONDS = 60
 
 
@@ -33,7 +34,10 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
         "SERVING_POLL_SECONDS": "0.1",
         "COLUMNS": "200",
     }
-    return os.environ | own | {f"SERVING_{name.upper()}": str(value) for name, value in settings.items()}
+    own |= {f"SERVING_{name.upper()}": str(value) for name, value in settings.items() if name[0] != "_"}
+    # What the test's own client needs: a key, a certificate that it trusts.
+    own |= {name[1:].upper(): str(value) for name, value in settings.items() if name[0] == "_"}
+    return os.environ | own
 
 
 def until(found: Callable[[], T | None]) -> T:
@@ -63,7 +67,11 @@ class Service:
         self._reader = Thread(target=self._read, args=(self.process.stderr,))
         self._reader.start()
         self.url = self.logged(_LISTENING)[1]
-        self.client = httpx.Client(base_url=self.url, timeout=_PATIENCE_SECONDS)
+        verify: Any = ssl.create_default_context(cafile=env["CA"]) if "CA" in env else True
+        headers = {"Authorization": f"Bearer {env['KEY']}"} if "KEY" in env else {}
+        self.client = httpx.Client(
+            base_url=self.url, timeout=_PATIENCE_SECONDS, verify=verify, headers=headers
+        )
         until(self._answers)
 
     def _read(self, stream: IO[str]) -> None:

@@ -17,6 +17,7 @@ LAYERS = [
     "serving.errors",
     "serving.reference",
     "serving.settings",
+    "serving.access",
     "serving.telemetry",
     "serving.runtime",
     "serving.registry",
@@ -24,6 +25,8 @@ LAYERS = [
     "serving.rpc",
     "serving.check",
     "serving.app",
+    "serving.server",
+    "serving.keys",
     "serving.cli",
     "serving.__main__",
 ]

@@ -18,6 +18,7 @@ from cachetools import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from serving.access.guard import check_model
 from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
@@ -81,6 +82,8 @@ class Predict:
         except Asleep as asleep:
             leased = await self._woken(asleep, scope)
         scope["leased"] = (leased.version.name, leased.version.version or leased.version.model_id)
+        if key := scope.get("key"):
+            check_model(key, leased.version.name)
         return leased
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:

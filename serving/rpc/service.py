@@ -13,6 +13,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Scope
 
+from serving.access.guard import Guard
+from serving.access.keys import Scope as KeyScope
 from serving.errors import NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
@@ -27,8 +29,10 @@ log = logging.getLogger("serving.grpc")
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -39,14 +43,24 @@ Answer = Callable[[Scope, Exception, Any], Response]
 
 @asynccontextmanager
 async def serving(
-    models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
+    models: Models,
+    settings: Settings,
+    metrics: Metrics,
+    answer: Answer,
+    new_id: Callable[[], str],
+    guard: Guard | None,
 ) -> AsyncIterator[None]:
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
     options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
-    service = _Service(models, settings, metrics, answer, new_id)
+    service = _Service(models, settings, metrics, answer, new_id, guard)
     services.add_GRPCInferenceServiceServicer_to_server(service, server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    address = f"{settings.host}:{settings.grpc_port}"
+    if settings.tls_cert and settings.tls_key:
+        pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(address)
     await server.start()
     log.info("serving gRPC at %s:%d", settings.host, port)
     try:
@@ -57,8 +71,15 @@ async def serving(
 
 class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(
-        self, models: Models, settings: Settings, metrics: Metrics, answer: Answer, new_id: Callable[[], str]
+        self,
+        models: Models,
+        settings: Settings,
+        metrics: Metrics,
+        answer: Answer,
+        new_id: Callable[[], str],
+        guard: Guard | None,
     ) -> None:
+        self._guard = guard
         self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
         self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings)
 
@@ -118,6 +139,9 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         """What is made, or the status that tells why it could not be."""
         scope: dict[str, Any] = {"request_id": self._new_id(), "path": name}
         try:
+            if self._guard:
+                sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
+                scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
             return await make(scope)
         except Exception as error:
             response = self._answer(scope, error, inference.respond)
@@ -125,3 +149,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             self._metrics.count(model, version, response.status_code)
             detail = orjson.loads(response.body)["error"]
             await context.abort(_CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), detail)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value

@@ -230,9 +230,8 @@ class Loaded:
         try:
             for likeness, indices, group in self.contract.layout.groups(rows):
                 key = Key(text, likeness, most_rows, in_columns, raw)
-                further = begun or bool(parts)
-                ticket = self._batcher.submit(group, key, most_rows, deadline, begun=further)
-                parts.append((indices, ticket))
+                submitted = self._batcher.submit(group, key, most_rows, deadline, begun=begun or bool(parts))
+                parts.append((indices, submitted))
         except BaseException:
             self.withdraw(parts)
             raise

@@ -18,6 +18,8 @@ class Outcome(StrEnum):
     REVERTED = "reverted"
 
 
+KEPT_BY_NOBODY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+"""What every answer tells caches and browsers."""
 TAGS_OF_FRONT = ("serving.state", "serving.reason", "serving.since")
 
 
@@ -50,7 +52,11 @@ class Version:
     def in_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """As answers' headers tell it."""
         shown = self.version or self.model_id or ""
-        return ((b"x-model-name", quote(self.name).encode()), (b"x-model-version", quote(shown).encode()))
+        return (
+            (b"x-model-name", quote(self.name).encode()),
+            (b"x-model-version", quote(shown).encode()),
+            *KEPT_BY_NOBODY,
+        )
 
     @property
     def identity(self) -> tuple[str, str | None, str]:

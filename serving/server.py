@@ -1,0 +1,104 @@
+"""The server: uvicorn with the application on its sockets."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import ssl
+import sys
+from contextlib import suppress
+from functools import partial
+
+import uvicorn
+
+from serving.app import application
+from serving.http.protocol import Protocol
+from serving.settings import Settings
+
+log = logging.getLogger("serving")
+# Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
+_SECONDS_KEPT_OPEN = 75
+
+
+class CannotServe(Exception):
+    """A setting that the machine does not go along with; the message names it."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal comes, then drain.
+
+    Raises:
+        CannotServe: a port is taken, or a certificate can't be used.
+        BadKeys: the file of keys can't be read.
+    """
+    _allow_many_connections()
+    _check_ports(settings)
+    _check_certificate(settings)
+    app, front = application(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(Protocol, limits=settings),  # type: ignore[arg-type]  # whatever makes protocols
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        timeout_keep_alive=_SECONDS_KEPT_OPEN,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    sockets = [config.bind_socket()]
+    if settings.admin_port is not None:
+        sockets.append(socket.create_server((settings.host, settings.admin_port)))
+        front.admin_port = sockets[1].getsockname()[1]
+    for each in sockets:
+        each.listen(config.backlog)  # who calls as soon as the address is told is not refused
+    _tell(settings, sockets)
+    # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: sys.exit(0))
+    uvicorn.Server(config).run(sockets=sockets)
+
+
+def _tell(settings: Settings, sockets: list[socket.socket]) -> None:
+    scheme = "https" if settings.tls_cert else "http"
+    host, port = sockets[0].getsockname()[:2]
+    served = ", ".join(map(str, settings.models))
+    log.info("serving %s at %s://%s:%d (try /docs, /ready)", served, scheme, host, port)
+    if len(sockets) > 1:
+        log.info("metrics and histories are at %s://%s:%d", scheme, *sockets[1].getsockname()[:2])
+    if not settings.keys_file and not ipaddress.ip_address(host).is_loopback:
+        log.warning("anybody who reaches %s may ask: set SERVING_KEYS_FILE, or keep them off", host)
+
+
+def _check_ports(settings: Settings) -> None:
+    """As uvicorn does with its own, before anything is started."""
+    for name in ("grpc_port", "admin_port"):
+        if port := getattr(settings, name):
+            try:
+                socket.create_server((settings.host, port)).close()
+            except OSError as error:
+                raise CannotServe(f"SERVING_{name.upper()}: {error}") from error
+
+
+def _check_certificate(settings: Settings) -> None:
+    if settings.tls_cert and settings.tls_key:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
+        except OSError as error:
+            raise CannotServe(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
+
+
+def _allow_many_connections() -> None:
+    """Have as many files open as the system allows; many set the soft limit to 1,024."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,447 @@
+"""Who may ask for what: keys, what they open, and for how long; names and origins; TLS; a port of its own."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from line import free_port
+from live import PROGRAM, Service, environment, served, until
+from test_live import problem
+
+from serving.access import keys
+from serving.access.doors import is_called
+from serving.access.guard import Bucket, Guard
+from serving.access.keys import Scope
+from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
+
+ROW = {"x": 21}
+CHOICES: dict[str, dict[str, Any]] = {
+    "default": {"url": "/predict", "json": ROW},
+    "batch": {"url": "/predict/batch", "json": {"rows": [ROW]}},
+    "name": {"url": "/models/actor/predict", "json": ROW},
+    "version": {"url": "/models/actor/versions/1/predict", "json": ROW},
+    "alias": {"url": "/models/actor@best/predict", "json": ROW},
+    "header": {"url": "/predict", "json": ROW, "headers": {"X-Model": "actor"}},
+    "reference": {"url": "/predict", "json": ROW, "headers": {"X-Model": "actor/1"}},
+    "query": {"url": "/invocations?model=actor", "json": {"dataframe_records": [ROW]}},
+    "infer": {
+        "url": "/v2/models/actor/infer",
+        "json": {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [21.0]}]},
+    },
+}
+
+
+class Keys:
+    """A file of keys, and the commands that change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "keys.json"
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, "keys", *words, "--file", self.file], capture_output=True, text=True, check=False
+        )
+
+    def create(self, name: str, *options: str) -> str:
+        done = self.command("create", name, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def admin(ring: Keys) -> str:
+    return ring.create("ops", "--scope", "admin")
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, ring: Keys, admin: str
+) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("access")
+    registry = Registry(new_registry(folder))
+    for name in ("actor", "other"):
+        registry.add(name, factor=2.0)
+        registry.alias(name, "best", "1")
+    settings = {
+        "models": "models:/actor@best,models:/other/1",
+        "keys_file": ring.file,
+        "grpc_port": 0,
+        "webhook_secret": "hush",
+    }
+    with served(registry.uri, folder, **settings, _key=admin) as running:
+        running.until_ready()
+        yield running
+
+
+def bearing(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def ask(service: Service) -> Iterator[Callable[..., httpx.Response]]:
+    """Ask with a key, or with none."""
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+
+        def ask(
+            key: str | None, url: str, headers: dict[str, str] | None = None, **more: Any
+        ) -> httpx.Response:
+            sent = (headers or {}) | (bearing(key) if key else {})
+            return client.request("POST" if "json" in more else "GET", url, headers=sent, **more)
+
+        yield ask
+
+
+def refuses(answer: httpx.Response, status: int) -> None:
+    """Whether an answer is this refusal, in its protocol's words."""
+    if answer.request.url.path.startswith(("/invocations", "/v2/models")):
+        assert answer.status_code == status, answer.text
+        assert answer.json().keys() & {"error_code", "error"}
+    else:
+        problem(answer, status)
+
+
+# -- keys
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_row_34_without_a_key_that_is_known_nothing_is_predicted(
+    ask: Callable[..., httpx.Response], choice: str, admin: str
+) -> None:
+    wrong = f"{admin[:-1]}{'A' if admin[-1] != 'A' else 'B'}"
+    for key in (None, "hush", wrong, keys.make("stranger")[0], "é", "é" * 9):
+        answer = ask(None, **_with(CHOICES[choice], key))
+        refuses(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert not key or key not in answer.text
+    assert ask(admin, **CHOICES[choice]).status_code == 200
+
+
+def _with(request: dict[str, Any], key: str | None) -> dict[str, Any]:
+    sent = {} if key is None else {"Authorization": f"Bearer {key}".encode("latin-1")}
+    return request | {"headers": request.get("headers", {}) | sent}
+
+
+def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
+    ask: Callable[..., httpx.Response], ring: Keys, admin: str
+) -> None:
+    key = ring.create("client")
+    until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
+    for path in ("/metrics", "/models/actor/history"):
+        refuses(ask(key, path), 403)
+        refuses(ask(None, path), 401)
+        assert ask(admin, path).status_code == 200
+    for path in ("/models", "/docs", "/openapi.json", "/v2", "/version"):
+        refuses(ask(None, path), 401)
+        assert ask(key, path).status_code == 200
+
+
+def test_row_34_a_key_that_is_revoked_opens_nothing_any_more(
+    ask: Callable[..., httpx.Response], ring: Keys, admin: str
+) -> None:
+    key, other = ring.create("leaver"), ring.create("leaver")
+    until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
+    assert ask(None, "/predict", {"X-API-Key": other}, json=ROW).status_code == 200
+    assert ring.command("revoke", "leaver").returncode == 0
+    until(lambda: ask(key, **CHOICES["default"]).status_code == 401)
+    assert ask(other, **CHOICES["default"]).status_code == 401
+    assert ask(admin, **CHOICES["default"]).status_code == 200
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
+    ask: Callable[..., httpx.Response], ring: Keys, choice: str
+) -> None:
+    if not (kept := [key for key in keys.read(ring.file) if key.name == "choosy"]):
+        KEYS["choosy"] = ring.create("choosy", "--models", "other,third")
+    assert len(kept) < 2
+    key = KEYS["choosy"]
+    until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
+    refuses(ask(key, **CHOICES[choice]), 403)
+
+
+KEYS: dict[str, str] = {}
+
+
+def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
+    ask: Callable[..., httpx.Response], ring: Keys, admin: str
+) -> None:
+    key = ring.create("eager", "--rate", "0.01")
+    until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
+    for choice in CHOICES.values():
+        answer = ask(key, **choice)
+        refuses(answer, 429)
+        assert 1 <= int(answer.headers["retry-after"]) <= 100
+        assert ask(admin, **choice).status_code == 200
+
+
+def test_what_supervisors_ask_and_what_is_signed_needs_no_key(ask: Callable[..., httpx.Response]) -> None:
+    for path in ("/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert ask(None, path).status_code == 200
+    unsigned = ask(None, "/webhooks/mlflow", json={})
+    assert "not signed" in problem(unsigned, 401)["detail"]
+
+
+def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
+    from serving.rpc.messages import protos, services
+
+    port = service.logged(re.compile(r"serving gRPC at .*:(\d+)"))[1]
+    kept = ring.create("rpc", "--models", "other")
+    until(lambda: service.client.get("/models", headers=bearing(kept)).status_code == 200)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = services.GRPCInferenceServiceStub(channel)
+        assert stub.ServerLive(protos.ServerLiveRequest()).live
+        tensor = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [21.0]}}
+
+        def infer(model: str, *metadata: tuple[str, str]) -> Any:
+            return stub.ModelInfer(
+                protos.ModelInferRequest(model_name=model, inputs=[tensor]), metadata=metadata
+            )
+
+        assert infer("actor", ("authorization", f"Bearer {admin}")).model_version == "1"
+        assert infer("other", ("x-api-key", kept)).model_version == "1"
+        for metadata, code in [
+            ((), grpc.StatusCode.UNAUTHENTICATED),
+            ((("x-api-key", kept),), grpc.StatusCode.PERMISSION_DENIED),
+        ]:
+            with pytest.raises(grpc.RpcError) as error:
+                infer("actor", *metadata)
+            assert error.value.code() is code
+
+
+def test_what_is_kept_of_a_key_does_not_open_anything(ring: Keys) -> None:
+    told = ring.create("secret")
+    text = ring.file.read_text()
+    assert told not in text
+    assert told[20:] not in text
+    assert keys.digest(told) in text
+    assert stat.S_IMODE(ring.file.stat().st_mode) == 0o600
+    listed = ring.command("list").stdout
+    assert "secret" in listed
+    assert keys.digest(told)[:12] not in listed
+
+
+def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
+    assert ring.command("revoke", "nobody").returncode == 2
+    assert ring.command("create", "x", "--expires", "2001-01-01").returncode == 2
+    assert ring.command("create", "x", "--expires", "soon").returncode == 2
+    garbled = Keys(tmp_path)
+    garbled.file.write_text("[{}]")
+    done = garbled.command("list")
+    assert done.returncode == 2
+    assert "is no file of keys" in done.stderr
+
+
+def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_path: Path) -> None:
+    env = environment("sqlite:///none.db", tmp_path, keys_file=tmp_path / "none.json")
+    done = subprocess.run(
+        [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "SERVING_KEYS_FILE" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# -- in plain functions
+
+
+def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path: Path) -> None:
+    file, now = tmp_path / "keys.json", [0.0]
+    told, kept = keys.make("x")
+    keys.write(file, [kept])
+    guard = Guard(file, lambda: now[0])
+    sent = [(b"authorization", f"bearer {told}".encode())]
+    assert guard.admit(sent, Scope.PREDICT) == kept
+    with pytest.raises(Forbidden):
+        guard.admit(sent, Scope.ADMIN)
+    file.write_text("garbled")
+    now[0] += 2
+    assert guard.admit(sent, Scope.PREDICT) == kept
+    keys.write(file, [])
+    now[0] += 2
+    with pytest.raises(Unauthenticated):
+        guard.admit(sent, Scope.PREDICT)
+
+
+def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    told, kept = keys.make("x", expires=datetime.now(UTC) - timedelta(seconds=1))
+    keys.write(file, [kept])
+    with pytest.raises(Unauthenticated, match="expired"):
+        Guard(file).admit([(b"x-api-key", told.encode())], Scope.PREDICT)
+
+
+def test_a_guard_without_a_file_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadKeys):
+        Guard(tmp_path / "none")
+
+
+def test_a_bucket_lets_through_what_comes_in_a_second_at_once_and_then_the_rate() -> None:
+    bucket = Bucket(10)
+    assert [bucket.take(0.0) for _ in range(10)] == [0.0] * 10
+    assert bucket.take(0.0) == pytest.approx(0.1)
+    assert bucket.take(0.1) == 0.0
+    assert bucket.take(0.1) > 0
+    assert [bucket.take(100.0) for _ in range(11)].count(0.0) == 10
+
+
+def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
+    made = [keys.make(name, rate=1) for name in "ab"]
+    keys.write(file := tmp_path / "keys.json", [kept for _, kept in made])
+    guard = Guard(file, lambda: 0.0)
+    first, second = ([(b"x-api-key", told.encode())] for told, _ in made)
+    guard.admit(first, Scope.PREDICT)
+    with pytest.raises(RateExceeded):
+        guard.admit(first, Scope.PREDICT)
+    guard.admit(second, Scope.PREDICT)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("serving.example.org", True),
+        ("SERVING.example.org:8000", True),
+        ("a.b.example.net", True),
+        ("example.net", False),
+        ("evilexample.net", False),
+        ("serving.example.org.evil.net", False),
+        ("[::1]:8000", True),
+        ("", False),
+    ],
+)
+def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
+    names = ("serving.example.org", "*.example.net", "::1")
+    assert is_called(names, [(b"host", host.encode())]) is expected
+
+
+# -- names, origins, ports, TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for this machine, and its key."""
+    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    return cert, private
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
+) -> Iterator[Service]:
+    """A service with TLS, names, an origin and a port for its operators."""
+    folder = tmp_path_factory.mktemp("guarded")
+    registry = Registry(new_registry(folder))
+    registry.add("actor", factor=2.0)
+    settings = {
+        "models": "models:/actor/1",
+        "tls_cert": certificate[0],
+        "tls_key": certificate[1],
+        "allowed_hosts": "127.0.0.1,serving.example.org",
+        "cors_origins": "https://page.example.org",
+        "admin_port": free_port(),
+    }
+    with served(registry.uri, folder, **settings, _ca=certificate[0]) as running:
+        running.until_ready()
+        yield running
+
+
+def test_it_speaks_tls_and_nothing_else(guarded: Service) -> None:
+    assert guarded.url.startswith("https://")
+    for _ in range(3):
+        assert guarded.client.post("/predict", json=ROW).json()["prediction"] == 42.0
+    large = {"rows": [ROW] * 50_000}
+    assert len(guarded.client.post("/predict/batch", json=large).json()["predictions"]) == 50_000
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(guarded.url.replace("https", "http"))
+
+
+def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:
+    for path in ("/predict", "/models", "/"):
+        problem(guarded.client.get(path, headers={"Host": "evil.example.com"}), 400)
+    fine = guarded.client.post("/predict", json=ROW, headers={"Host": "serving.example.org:8000"})
+    assert fine.status_code == 200
+    assert guarded.client.get("/ready", headers={"Host": "10.0.0.7:8000"}).status_code == 200
+
+
+def test_pages_of_an_origin_that_is_named_may_ask_and_others_not(guarded: Service) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    for origin, allowed in [("https://page.example.org", True), ("https://evil.example.com", False)]:
+        before = guarded.client.options("/predict", headers=asked | {"Origin": origin})
+        answer = guarded.client.post("/predict", json=ROW, headers={"Origin": origin})
+        for each in (before, answer):
+            assert (each.headers.get("access-control-allow-origin") == origin) is allowed
+        assert "X-Model-Version" in answer.headers.get("access-control-expose-headers", "X-Model-Version")
+
+
+def test_what_is_for_operators_is_on_their_port_alone(guarded: Service) -> None:
+    own = guarded.logged(re.compile(r"metrics and histories are at (https://\S+)"))[1]
+    for path in ("/metrics", "/models/actor/history"):
+        problem(guarded.client.get(path), 404)
+        assert guarded.client.get(f"{own}{path}").status_code == 200
+    assert guarded.client.get(f"{own}/ready").status_code == 200
+
+
+def test_no_answer_is_kept_or_guessed_at(guarded: Service) -> None:
+    for answer in (
+        guarded.client.post("/predict", json=ROW),
+        guarded.client.post("/predict", json={}),
+        guarded.client.get("/ready"),
+        guarded.client.get("/nowhere"),
+    ):
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for cert, key in [(certificate[0], None), (certificate[1], certificate[1]), (tmp_path / "no", tmp_path)]:
+        pair = {"tls_cert": cert} | ({"tls_key": key} if key else {})
+        env = environment("sqlite:///none.db", tmp_path, **pair)
+        done = subprocess.run(
+            [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "SERVING_TLS_CERT" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_service_that_anybody_may_ask_is_warned_of(registry: str, tmp_path: Path) -> None:
+    with served(registry, tmp_path, host="0.0.0.0") as service:
+        assert service.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))
