@@ -129,7 +129,7 @@ def create_app(settings: Settings) -> Front:
         BadKeys: the file of keys can't be read.
     """
     registry = RegistryClient(settings)
-    launcher = Launcher(enforce=settings.enforce)
+    launcher = Launcher(enforce=settings.enforce, strict=settings.strict)
     store = Store(settings.store_dir, registry.uri)
     metrics = Metrics()
     gate = Gate(settings, registry, store, launcher, metrics)
@@ -196,7 +196,7 @@ def create_app(settings: Settings) -> Front:
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
     # FastAPI's documented way to extend it: made of the contracts that are live when it is asked for.
-    app.openapi = lambda: document(app, models)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app, models, has_keys=guard is not None)  # type: ignore[method-assign]
     return app
 
 

@@ -9,6 +9,7 @@ ServingError
 │   ├── Untypable               no signature, or one from which no typed endpoint can be made
 │   ├── LoadFailed              its process failed, hung or died while loading
 │   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
+│   ├── Untrusted               the operator's rules do not let it in
 │   ├── Breaking                clients of the live version could not go on with it
 │   └── Corrupt                 its artifacts are not those that were registered; may heal
 ├── BadKeys                     the file of API keys can't be read or written
@@ -74,6 +75,10 @@ class LoadFailed(Rejected):
 
 class VerificationFailed(Rejected):
     """The version doesn't answer its own input example, or live requests, as its contract says."""
+
+
+class Untrusted(Rejected):
+    """The operator's rules do not let it in."""
 
 
 class Breaking(Rejected):

@@ -126,6 +126,18 @@ class Registry(_Group):
     )
 
 
+class Trust(_Group):
+    """Which versions are let in."""
+
+    allowed_sources: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="URIs below which artifacts may be, comma separated; anywhere if none"
+    )
+    strict: bool = Field(False, description="let in no version that brings pickles or code along")
+    trusted_types: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="types that skops may load in strict mode beside its own, comma separated"
+    )
+
+
 class Following(_Group):
     """How promotions are followed."""
 
@@ -144,7 +156,7 @@ class Following(_Group):
     )
 
 
-class Settings(Listen, Access, Limits, Runtime, Following, Registry, BaseSettings):
+class Settings(Listen, Access, Limits, Runtime, Trust, Following, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -182,14 +194,8 @@ class Settings(Listen, Access, Limits, Runtime, Following, Registry, BaseSetting
     most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
-OPTIONS = (
-    *Settings.__annotations__,
-    *(
-        name
-        for group in (Listen, Access, Runtime, Limits, Following, Registry)
-        for name in group.model_fields
-    ),
-)
+_GROUPS = (Listen, Access, Runtime, Limits, Following, Trust, Registry)
+OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
 """All settings, in the order in which they are told."""
 
 

@@ -201,6 +201,12 @@ def test_what_supervisors_ask_and_what_is_signed_needs_no_key(ask: Callable[...,
     assert "not signed" in problem(unsigned, 401)["detail"]
 
 
+def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Response], admin: str) -> None:
+    document = ask(admin, "/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["security"] == [{"key": []}]
+
+
 def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
     from serving.rpc.messages import protos, services
 

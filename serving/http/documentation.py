@@ -20,8 +20,8 @@ _STRING = {"type": "string"}
 _ANY: dict[str, Any] = {}
 
 
-def document(app: FastAPI, models: Models) -> dict[str, Any]:
-    """The OpenAPI document of what is live now."""
+def document(app: FastAPI, models: Models, *, has_keys: bool) -> dict[str, Any]:
+    """The OpenAPI document of what is live now, and whether it takes a key to ask."""
     found = get_openapi(
         title=app.title,
         version=app.version,
@@ -33,6 +33,9 @@ def document(app: FastAPI, models: Models) -> dict[str, Any]:
     schemas |= problem.pop("$defs") | {"Problem": problem}
     found["paths"] |= _invocations() | _infer("") | _infer("/versions/{version}")
     _keep_longs(schemas)
+    if has_keys:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
     return found
 
 

@@ -7,7 +7,9 @@ import logging
 
 from serving.errors import Breaking, Corrupt
 from serving.registry.client import RegistryClient
+from serving.registry.policy import Policy
 from serving.registry.store import Store
+from serving.runtime import mlmodel
 from serving.runtime.compatibility import breaking_changes
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
@@ -23,9 +25,9 @@ log = logging.getLogger("serving.gate")
 class Gate:
     """Brings versions up, as far as they pass.
 
-    In this order: the artifacts are complete, and those that were registered; the signature can be typed; the
-    contract breaks no client of the live one; it loads in time; it answers its own input example; it answers
-    the last live requests.
+    In this order: the operator's rules let it in; the artifacts are complete, and those that were registered;
+    the signature can be typed; the contract breaks no client of the live one; it loads in time; it answers
+    its own input example; it answers the last live requests.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Gate:
         launcher: Launcher,
         metrics: Metrics,
     ) -> None:
-        self._settings, self._registry = settings, registry
+        self._settings, self._registry, self._policy = settings, registry, Policy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
 
     async def bring_up(self, found: Version, slot: Slot) -> Loaded:
@@ -47,6 +49,7 @@ class Gate:
             RegistryError: its artifacts could not be had.
         """
         version = await self._registry.complete(found)
+        await asyncio.to_thread(self._policy.check_source, version)
         artifacts = await self._store.fetch(version, self._registry.download)
         expected = version.tags.get("serving.digest")
         if expected and expected != artifacts.digest:
@@ -58,6 +61,8 @@ class Gate:
 
     async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
         """As `bring_up`, for artifacts that are on the disk."""
+        described = await asyncio.to_thread(mlmodel.read, artifacts.folder)
+        await asyncio.to_thread(self._policy.check_model, artifacts.folder, described)
         loaded = await asyncio.to_thread(
             Loaded,
             version,

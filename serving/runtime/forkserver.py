@@ -1,7 +1,7 @@
 """The fork server: a process with the heavy imports done, from which model processes are forked.
 
-`python -m serving.runtime.forkserver FD [enforce]` reads from the socket FD what the front asks, one JSON
-object a line:
+`python -m serving.runtime.forkserver FD [enforce] [strict]` reads from the socket FD what the front asks, one
+JSON object a line:
 
 - `{"fork": FOLDER}` with a socket attached: fork a process that serves the model in FOLDER on that socket;
   answered by `{"forked": PID}`
@@ -27,6 +27,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from serving.runtime import process
 
@@ -39,9 +40,9 @@ _NICE = 10
 class ForkServer:
     """Forks, kills and reaps model processes as the front asks."""
 
-    def __init__(self, control: socket.socket, *, enforce: bool) -> None:
+    def __init__(self, control: socket.socket, *, enforce: bool, strict: bool) -> None:
         self.control = control
-        self.enforce = enforce
+        self.enforce, self.strict = enforce, strict
         self.children: set[int] = set()
         self._woken, self._wake = os.pipe()
         self._text = b""
@@ -95,6 +96,8 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for inherited in (self.control.detach(), self._woken, self._wake):
                 os.close(inherited)
+            if self.strict:
+                sys.addaudithook(_refuse_pickles)
             process.serve(socket.socket(fileno=handle), folder, enforce=self.enforce)
             status = 0
         except (BrokenPipeError, ConnectionResetError):
@@ -120,6 +123,12 @@ def _die_with_parent() -> None:
     """Have the kernel kill this process if the fork server is killed; Linux knows how."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _refuse_pickles(event: str, _: tuple[Any, ...]) -> None:
+    """An audit hook, which whatever is loaded can't take off again."""
+    if event == "pickle.find_class":
+        raise PermissionError("strict mode lets no pickle name a class")
 
 
 def preload() -> None:
@@ -155,7 +164,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     preload()
-    ForkServer(control, enforce="enforce" in sys.argv).run()
+    ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv).run()
 
 
 if __name__ == "__main__":

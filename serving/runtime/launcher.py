@@ -33,8 +33,8 @@ class Child:
 class Launcher:
     """Starts the fork server, starts it again if it dies, and speaks with it."""
 
-    def __init__(self, *, enforce: bool = False) -> None:
-        self._enforce = enforce
+    def __init__(self, *, enforce: bool = False, strict: bool = False) -> None:
+        self._modes = ["enforce"] * enforce + ["strict"] * strict
         self._control: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -49,7 +49,7 @@ class Launcher:
         self._control.setblocking(False)
         with theirs:
             command = [sys.executable, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
-            command += ["enforce"] if self._enforce else []
+            command += self._modes
             self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         listening = self._listen(self._control, self._server)
         self._listener = asyncio.get_running_loop().create_task(listening)

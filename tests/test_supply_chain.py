@@ -1,0 +1,211 @@
+"""What is let in: sources, files, and in strict mode data alone, each refused before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from casting import Registry, actor, quiet
+from conftest import NewRegistry
+from live import served
+from mlflow.models import infer_signature
+from promotions import Model
+from sklearn.linear_model import LinearRegression
+
+from serving.errors import Untrusted
+from serving.registry.policy import Policy, is_below
+from serving.runtime.launcher import Launcher
+from serving.runtime.replica import Replica
+from serving.runtime.version import Version
+from serving.settings import Trust
+
+FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
+LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
+
+
+def noted(folder: Path) -> dict[str, str]:
+    """A part that leaves a note when it is loaded."""
+    return {"on_load": f"note:{folder / 'loaded'}"}
+
+
+def saved(folder: Path, model: Any = LINE, **options: Any) -> Path:
+    """A scikit-learn model in a new folder."""
+    made = folder / f"line-{len([*folder.iterdir()])}"
+    signature = infer_signature(FRAME, model.predict(FRAME))
+    with quiet():
+        mlflow.sklearn.save_model(model, made, signature=signature, pip_requirements=[], **options)
+    return made
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The same model with another MLmodel file."""
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    change(described)
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(new_registry(tmp_path_factory.mktemp("chain")))
+
+
+@pytest.fixture(scope="module")
+def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A strict service, which takes artifacts from one place; a line is live."""
+    folder = tmp_path_factory.mktemp("strict")
+    home.promote("line", home.register("line", saved(home.folder)))
+    rules = {"strict": True, "allowed_sources": f"s3://models/,{home.folder}/", "trusted_types": "numpy.sqrt"}
+    models = {"models": "models:/line/Production"}
+    with served(home.uri, folder, **models, **rules, poll_seconds=0.1) as service:
+        service.until_ready()
+        yield Model("line", service, home)
+
+
+@pytest.fixture(autouse=True)
+def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the version that was live before still is."""
+    yield
+    if "strict" in request.fixturenames:
+        model: Model = request.getfixturevalue("strict")
+        assert model.predict(4.0).json()["prediction"] == pytest.approx(8.0)
+        assert model.state["version"] == "1"
+
+
+def refused(model: Model, folder: Path) -> str:
+    """Why the service refuses what is saved in a folder; it is promoted, and the one before again."""
+    version = model.registry.register("line", folder)
+    model.promote(version)
+    model.until(lambda told: (told["candidate"] or {}).get("version") == version)
+    reason = model.until_told(version, "rejected")["reason"]
+    model.promote("1")
+    model.until(lambda told: told["candidate"] is None)
+    return reason
+
+
+def test_row_36_a_source_outside_the_allow_list_is_refused(strict: Model, tmp_path: Path) -> None:
+    assert "SERVING_ALLOWED_SOURCES" in refused(strict, saved(tmp_path))
+    assert "SERVING_ALLOWED_SOURCES" in refused(strict, Path(f"{strict.registry.folder}/../elsewhere"))
+
+
+@pytest.mark.parametrize("form", ["pickle", "cloudpickle"])
+def test_row_36_a_pickle_is_refused_in_strict_mode(strict: Model, form: str) -> None:
+    assert form in refused(strict, saved(strict.registry.folder, serialization_format=form))
+
+
+def test_row_36_code_is_refused_in_strict_mode(strict: Model, tmp_path: Path) -> None:
+    reason = refused(strict, actor(strict.registry.folder, **noted(tmp_path)))
+    assert "it is loaded by mlflow.pyfunc" in reason
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_row_36_a_pickle_by_another_name_is_refused_in_strict_mode(strict: Model) -> None:
+    folder = saved(strict.registry.folder)
+    pickled = saved(strict.registry.folder, serialization_format="pickle")
+    shutil.copy(pickled / "model.pkl", folder / "weights.json")
+    assert "weights.json" in refused(strict, folder)
+
+
+def test_row_36_types_that_the_operator_does_not_trust_are_refused(strict: Model) -> None:
+    folder = edited(
+        saved(strict.registry.folder),
+        lambda described: described["flavors"]["sklearn"].update(skops_trusted_types=["posix.system"]),
+    )
+    assert "posix.system" in refused(strict, folder)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "model.skops", "."])
+def test_row_36_a_link_among_the_artifacts_is_refused(strict: Model, target: str) -> None:
+    folder = saved(strict.registry.folder)
+    (folder / "extra").symlink_to(target)
+    assert "extra among its artifacts is a link" in refused(strict, folder)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../model.skops", "a/../../b", "..\\b"])
+def test_row_36_a_path_that_leads_outside_is_refused(strict: Model, path: str) -> None:
+    folder = edited(
+        saved(strict.registry.folder),
+        lambda described: described["flavors"]["python_function"].update(model_path=path),
+    )
+    assert "outside its folder" in refused(strict, folder)
+
+
+def test_what_is_trusted_goes_live_in_strict_mode(strict: Model) -> None:
+    assert strict.service.client.post("/predict", json={"x": 1.0}).json()["prediction"] == pytest.approx(2.0)
+
+
+@pytest.mark.anyio
+async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
+    launcher = Launcher(strict=True)
+    launcher.start()
+    try:
+        replica = await Replica.start(launcher, saved(tmp_path), 60)
+        replica.kill()
+        with pytest.raises(Exception, match="strict mode lets no pickle name a class"):
+            await Replica.start(launcher, saved(tmp_path, serialization_format="pickle"), 60)
+    finally:
+        await launcher.aclose()
+
+
+# -- in plain functions
+
+
+@pytest.mark.parametrize(
+    ("location", "allowed", "expected"),
+    [
+        ("s3://models/iris/1", "s3://models/", True),
+        ("s3://models/iris/1", "s3://models", True),
+        ("S3://MODELS/iris/1", "s3://models/", True),
+        ("s3://models-of-others/iris", "s3://models", False),
+        ("s3://models/iris-2/1", "s3://models/iris", False),
+        ("s3://models/iris/../../others", "s3://models/iris", False),
+        ("s3://models/iris/%2e%2e/others", "s3://models/iris", False),
+        ("s3://models/iris/%252e%252e/others", "s3://models/iris", False),
+        ("https://models/iris", "s3://models", False),
+        ("/models/iris", "/models", True),
+        ("file:///models/iris", "/models", True),
+        ("/models//./iris", "/models/iris", True),
+        ("/models/..\\iris", "/models", False),
+        ("mlflow-artifacts:/1/models/m-1/artifacts", "mlflow-artifacts:/", True),
+        ("s3://user@models/iris", "s3://models", False),
+    ],
+)
+def test_a_location_is_below_another(location: str, allowed: str, expected: bool) -> None:
+    assert is_below(location, allowed) is expected
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    version = Version(name="x", version="1", location=str(tmp_path), source="")
+    with pytest.raises(Untrusted, match="pipe among its artifacts is no file"):
+        Policy(Trust()).check_source(version)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda described: described.update(flavors=None),
+        lambda described: described["flavors"].pop("sklearn"),
+        lambda described: described["flavors"]["python_function"].update(code="code"),
+        lambda described: described["flavors"]["sklearn"].pop("serialization_format"),
+        lambda described: described["flavors"]["python_function"].update(loader_module="os"),
+        lambda described: described["flavors"]["sklearn"].update(model_class="os.system"),
+    ],
+)
+def test_what_strict_mode_does_not_know_it_does_not_let_in(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    folder = saved(tmp_path)
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    policy = Policy(Trust(strict=True))
+    policy.check_model(folder, described)
+    change(described)
+    with pytest.raises(Untrusted):
+        policy.check_model(folder, described)
