@@ -11,6 +11,7 @@ ServingError
 │   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
 │   ├── Untrusted               the operator's rules do not let it in
 │   ├── Breaking                clients of the live version could not go on with it
+│   ├── NoEnvironment           what it requires can't be installed; may heal
 │   └── Corrupt                 its artifacts are not those that were registered; may heal
 ├── BadKeys                     the file of API keys can't be read or written
 ├── Unauthenticated             the caller does not prove who it is
@@ -83,6 +84,10 @@ class Untrusted(Rejected):
 
 class Breaking(Rejected):
     """Clients of the live version could not go on with it."""
+
+
+class NoEnvironment(Rejected):
+    """What it requires can't be installed; it may heal."""
 
 
 class Corrupt(Rejected):

@@ -101,6 +101,9 @@ class Runtime(_Group):
     max_process_bytes: int | None = Field(
         None, ge=2**20, description="memory at which a model process is replaced, once another is up; none"
     )
+    environments: bool = Field(
+        False, description="run versions that require other packages in environments that uv makes for them"
+    )
     load_seconds: float = Field(60.0, gt=0, description="time a version may take to load")
     drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")
 

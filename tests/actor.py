@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def _perform(name: str, more: str) -> None:
         time.sleep(float(more))
     if name == "grow":
         grown.append(bytearray(os.urandom(1024) * (int(more) * 1024)))
+    if name == "release":
+        package, _, note = more.partition(":")
+        Path(note).write_text(version(package))
     if name == "once":
         Path(more).touch(exist_ok=False)
     if name == "fatal" and not Path(more).exists():

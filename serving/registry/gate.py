@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from serving.errors import Breaking, Corrupt
 from serving.registry.client import RegistryClient
 from serving.registry.policy import Policy
 from serving.registry.store import Store
-from serving.runtime import mlmodel
+from serving.runtime import environments, mlmodel
 from serving.runtime.compatibility import breaking_changes
+from serving.runtime.environments import Environments
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
 from serving.runtime.replay import Recorder
@@ -40,6 +42,7 @@ class Gate:
     ) -> None:
         self._settings, self._registry, self._policy = settings, registry, Policy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
+        self._environments = Environments(settings.store_dir / "environments", strict=settings.strict)
 
     async def bring_up(self, found: Version, slot: Slot) -> Loaded:
         """The version with its processes running, proven and ready to be swapped in.
@@ -67,7 +70,7 @@ class Gate:
             Loaded,
             version,
             artifacts,
-            self._launcher,
+            await self._launcher_of(artifacts.folder),
             self._settings,
             self._settings,
             slot.recorder,
@@ -89,6 +92,14 @@ class Gate:
             raise
         loaded.keep()
         return loaded
+
+    async def _launcher_of(self, folder: Path) -> Launcher:
+        if not self._settings.environments:
+            return self._launcher
+        wanted = await asyncio.to_thread(environments.requirements, folder / "requirements.txt")
+        if not await asyncio.to_thread(environments.unmet, wanted):
+            return self._launcher
+        return self._launcher.by(await self._environments.interpreter(wanted))
 
     def _may_break(self, version: Version) -> bool:
         return self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -33,13 +34,20 @@ class Child:
 class Launcher:
     """Starts the fork server, starts it again if it dies, and speaks with it."""
 
-    def __init__(self, *, enforce: bool = False, strict: bool = False) -> None:
-        self._modes = ["enforce"] * enforce + ["strict"] * strict
+    def __init__(
+        self, *, enforce: bool = False, strict: bool = False, interpreter: Path | None = None
+    ) -> None:
+        self._enforce, self._strict, self._interpreter = enforce, strict, interpreter
         self._control: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._launching: deque[asyncio.Future[Child]] = deque()
         self._children: dict[int, Child] = {}
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is for one version alone, whose interpreter it has."""
+        return self._interpreter is not None
 
     def start(self) -> None:
         """Start the fork server, if it doesn't run."""
@@ -48,9 +56,14 @@ class Launcher:
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         with theirs:
-            command = [sys.executable, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
-            command += self._modes
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            python, env = self._interpreter or sys.executable, None
+            if self._interpreter:
+                env = {**os.environ, "PYTHONPATH": str(self._interpreter.parents[1] / "front")}
+            command = [python, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
+            command += ["enforce"] * self._enforce + ["strict"] * self._strict
+            self._server = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env
+            )
         listening = self._listen(self._control, self._server)
         self._listener = asyncio.get_running_loop().create_task(listening)
 
@@ -74,10 +87,19 @@ class Launcher:
             with suppress(OSError):
                 self._control.send(json.dumps({"kill": child.pid}).encode() + b"\n")
 
-    async def aclose(self) -> None:
-        """End the fork server and with it every model process."""
+    def by(self, interpreter: Path) -> Launcher:
+        """Another one like this, whose model processes are run by an interpreter of an environment."""
+        return Launcher(enforce=self._enforce, strict=self._strict, interpreter=interpreter)
+
+    def close(self) -> None:
+        """Have the fork server end, and with it every model process."""
         if self._control is not None:
-            self._control.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+
+    async def aclose(self) -> None:
+        """As `close`, and wait for it."""
+        self.close()
         if self._listener is not None:
             await self._listener
 

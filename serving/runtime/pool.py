@@ -85,6 +85,8 @@ class Pool:
             keeper.cancel()
         for replica in self.replicas:
             replica.kill()
+        if self._launcher.is_own:
+            self._launcher.close()
 
     async def _start_one(self) -> Replica:
         replica = await Replica.start(self._launcher, self._folder, self._load_seconds)
