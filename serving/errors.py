@@ -65,6 +65,9 @@ class Unresolved(RegistryError):
 class Rejected(ServingError):
     """A version that can't serve; the message is written for the person who promoted it."""
 
+    may_heal = False
+    """Whether it is worth another try without anybody's doing."""
+
 
 class Untypable(Rejected):
     """No signature, or one from which no typed endpoint can be made."""
@@ -89,9 +92,13 @@ class Breaking(Rejected):
 class NoEnvironment(Rejected):
     """What it requires can't be installed; it may heal."""
 
+    may_heal = True
+
 
 class Corrupt(Rejected):
     """Its artifacts are not those that were registered; it may heal."""
+
+    may_heal = True
 
 
 class BadKeys(ServingError):

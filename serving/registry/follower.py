@@ -9,15 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from serving.errors import (
-    Corrupt,
-    NoEnvironment,
-    ProcessDied,
-    RegistryError,
-    RegistryUnavailable,
-    Rejected,
-    Unresolved,
-)
+from serving.errors import ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.registry.glance import Glance
@@ -224,7 +216,7 @@ class Follower:
             retry_at = loop.time() + pause(failures)
             self._note(Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1, retry_at))
         except Rejected as error:
-            again = loop.time() + pause(failures + 3) if isinstance(error, Corrupt | NoEnvironment) else None
+            again = loop.time() + pause(failures + 3) if error.may_heal else None
             self._refuse(Candidate(found, State.REJECTED, str(error), failures + 1, again))
         except Exception as error:
             log.exception("%s could not be brought up", found)

@@ -13,6 +13,7 @@ from serving.runtime.version import Outcome, Version
 
 log = logging.getLogger("serving.herald")
 _MOST_PENDING = 100
+_MOST_TOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ class Herald:
             return
         if version.version is None or self._told.get(key) == (outcome, reason):
             return
+        self._told.pop(key, None)
         self._told[key] = (outcome, reason)
+        if len(self._told) > _MOST_TOLD:
+            self._told.pop(next(iter(self._told)))
         self._pending.pop(key, None)
         self._pending[key] = Notice(version, outcome, reason, now())
         if len(self._pending) > _MOST_PENDING:

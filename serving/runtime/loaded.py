@@ -17,7 +17,7 @@ import pyarrow as pa
 from cachetools import LRUCache
 
 from serving.errors import ModelFailed
-from serving.runtime import answers, bulk, mlmodel
+from serving.runtime import answers, bulk, heap, mlmodel
 from serving.runtime.batcher import Batcher
 from serving.runtime.contract import Row
 from serving.runtime.intake import Intake
@@ -94,10 +94,10 @@ class Loaded:
         )
         """Its last answers, by what was asked; None unless the model is to have that."""
         self.from_disk = False
-        """Whether it was brought up from the copy on disk, as the registry was away."""
+        """Whether it came from the copy on disk, as the registry was away."""
         self.tally = Tally()
         self.comparison: Comparison | None = None
-        """How it answered live requests before it went live itself."""
+        """How it answered live requests before it went live."""
         self.loaded_at = datetime.now(UTC)
         self.state = State.STARTING
         self.used_at = 0.0
@@ -143,8 +143,6 @@ class Loaded:
     def is_held(self) -> bool:
         """Whether a request is under way on it."""
         return self._leases > 0
-
-    # -- start, verify
 
     async def start(self) -> None:
         """Start the model processes and have the first one answer the input example.
@@ -230,8 +228,8 @@ class Loaded:
         try:
             for likeness, indices, group in self.contract.layout.groups(rows):
                 key = Key(text, likeness, most_rows, in_columns, raw)
-                submitted = self._batcher.submit(group, key, most_rows, deadline, begun=begun or bool(parts))
-                parts.append((indices, submitted))
+                further = begun or bool(parts)
+                parts.append((indices, self._batcher.submit(group, key, most_rows, deadline, begun=further)))
         except BaseException:
             self.withdraw(parts)
             raise
@@ -311,10 +309,11 @@ class Loaded:
             log.warning("%r is still held after %g s", self, self._drain_seconds)
         finally:
             self.close()
+            heap.sweep_soon()
 
     def close(self) -> None:
         """End its processes now."""
         if self.state is not State.CLOSED:
+            self.state = State.CLOSED
             self.metrics.retire()
-        self.state = State.CLOSED
         self._pool.kill()

@@ -115,12 +115,14 @@ class Pool:
 
     async def _lives_until_too_large(self, replica: Replica) -> bool:
         """Wait until it has died, or has more memory than it may have: then true."""
-        if self._most_bytes is None:
-            await replica.dead
+        most = self._most_bytes
+        if most is not None and resident_bytes(replica.pid) > most:
+            log.error("%r has more than %d MB for its model alone, and is not replaced", replica, most >> 20)
+            most = None
         while not replica.dead.done():
-            if self._most_bytes is not None and resident_bytes(replica.pid) > self._most_bytes:
+            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS if most else None)
+            if most is not None and resident_bytes(replica.pid) > most:
                 return True
-            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS)
         return False
 
     async def _replacement(self, pause: float) -> Replica:

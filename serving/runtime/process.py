@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import socket
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import answers, table, wire
+from serving.runtime import answers, heap, table, wire
 
 _MOST_TEXT = 8000
 
@@ -54,10 +53,7 @@ def load(folder: Path, *, enforce: bool) -> Model:
 
     model = mlflow.pyfunc.load_model(str(folder))
     predict = model.predict if enforce or _converts(model) else _unenforced(model)
-    # A full collection over the heap of pandas and MLflow takes 200 ms, which would be seen at p99.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    heap.settle()
     hinted = model.metadata._is_signature_from_type_hint()
     return Model(predict, _of_hints(model) if hinted else model.predict_stream)
 

@@ -213,9 +213,9 @@ class Replica(asyncio.Protocol):
 
 
 def _failure(payload: bytes) -> tuple[str, str]:
-    """The exception in a word, and its traceback; the process is not trusted to have sent either."""
+    """The exception in a line, and its traceback; the process is not trusted to have sent either."""
     try:
         told = json.loads(payload)
-        return str(told["error"])[:1000], str(told["traceback"])
+        return " ".join(str(told["error"]).split())[:1000], str(told["traceback"])
     except (ValueError, TypeError, LookupError):
         return "an exception that could not be read", repr(payload[:1000])

@@ -6,9 +6,7 @@ Those of the last versions that are loaded no more are kept for a while, so that
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,7 +74,6 @@ class Metrics:
             registry=self.registry,
         )
         self._loaded: Count[tuple[str, str]] = Count()
-        self._codes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self._retired: list[tuple[str, str]] = []
 
     def of(self, model: str, version: str | None) -> VersionMetrics:
@@ -97,7 +94,6 @@ class Metrics:
 
     def count(self, model: str, version: str | None, code: int) -> None:
         """Count a request that was not answered with 200."""
-        self._codes[model, version or ""].add(str(code))
         self._requests.labels(model, version or "", str(code)).inc()
 
     def _retire(self, labels: tuple[str, str]) -> None:
@@ -111,9 +107,13 @@ class Metrics:
             self._forget(self._retired.pop(0))
 
     def _forget(self, labels: tuple[str, str]) -> None:
-        for code in self._codes.pop(labels, set()) | {"200"}:
-            with suppress(KeyError):
-                self._requests.remove(*labels, code)
-        for each in (self._seconds, self._rows, self._batch_rows, self._hits, self._waiting):
-            with suppress(KeyError):
-                each.remove(*labels)
+        version = dict(zip(_VERSION, labels, strict=True))
+        for each in (
+            self._requests,
+            self._seconds,
+            self._rows,
+            self._batch_rows,
+            self._hits,
+            self._waiting,
+        ):
+            each.remove_by_labels(version)
