@@ -78,7 +78,6 @@ def _head(live: Loaded, scope: Scope, ticket: Ticket) -> Message:
     headers = [
         *live.headers,
         (b"content-type", b"text/event-stream"),
-        (b"cache-control", b"no-store"),
         (b"x-accel-buffering", b"no"),  # nginx would hold events back
         (b"server-timing", b"queue;dur=%.2f, first;dur=%.2f" % (queued, first)),
         (b"x-request-id", scope["request_id"].encode()),

@@ -50,7 +50,8 @@ class Policy:
             Untrusted: it does, or is.
         """
         check_files(folder)
-        for key, path in _paths(described):
+        named = (described.get("flavors"), described.get("saved_input_example_info"))
+        for key, path in (found for each in named for found in _paths(each)):
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
                 raise Untrusted(f"its MLmodel file names a {key} outside its folder")
         if self._trust.strict:
@@ -94,7 +95,7 @@ def _paths(described: Any) -> Iterator[tuple[str, str]]:
         for key, value in described.items():
             if key in _PATHS and isinstance(value, str):
                 yield key, value
-            elif key not in ("signature", "metadata"):
+            else:
                 yield from _paths(value)
     elif isinstance(described, list):
         for each in described:
