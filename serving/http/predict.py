@@ -24,6 +24,7 @@ from serving.http.body import read_json, timeout
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
 from serving.runtime.contract import Row
+from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.replay import Recorded
 from serving.settings import Limits
@@ -42,31 +43,53 @@ class Predict:
     respond = staticmethod(respond)
     """Makes the response that tells of an error."""
 
-    def __init__(self, lease: Callable[[Scope], Loaded], limits: Limits) -> None:
-        self._lease, self._limits = lease, limits
+    def __init__(
+        self, lease: Callable[[Scope], Loaded], limits: Limits, observers: Sequence[Observer] = ()
+    ) -> None:
+        self._lease, self._limits, self._observers = lease, limits, observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
         began = time.perf_counter()
         body, leased = await self._taken(scope, receive)
+        parts: list[Part] = []
         with leased as live:
             if live.cache is None:
-                answer, timing = await self._answered(live, scope, receive, body)
+                answer, timing = await self._answered(live, parts, scope, receive, body)
                 headers = [*live.headers, (b"server-timing", timing)]
             else:
-                answer, headers = await self._cached(live.cache, live, scope, receive, body)
+                answer, headers = await self._cached(live.cache, live, parts, scope, receive, body)
         headers += [
             *scope.get("answered_in", _JSON),
             (b"content-length", str(sum(map(len, answer))).encode()),
             (b"x-request-id", scope["request_id"].encode()),
         ]
+        for observer in self._observers:
+            headers += observer.announce(scope)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in answer[:-1]:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": answer[-1]})
+        self.tell(live, scope, body, answer, parts, began)
+
+    def tell(
+        self,
+        live: Loaded,
+        scope: Scope,
+        body: bytes,
+        answer: Sequence[bytes],
+        parts: Sequence[Part],
+        began: float,
+    ) -> None:
+        """Count and time a request that was answered, and tell those who watch."""
+        ended = time.perf_counter()
         live.metrics.answered.inc()
-        live.metrics.seconds.observe(time.perf_counter() - began)
+        live.metrics.seconds.observe(ended - began)
+        if self._observers:
+            exchange = Exchange(live, scope, body, answer, parts, began, ended)
+            for observer in self._observers:
+                observer.answered(exchange)
 
     async def _taken(self, scope: Scope, receive: Receive) -> tuple[bytes, Loaded]:
         """The body, and what is leased to answer it."""
@@ -109,24 +132,29 @@ class Predict:
         return await read_json(scope, receive, limits.max_body_bytes, limits.receive_seconds)
 
     async def _cached(
-        self, cache: LRUCache[Any, bytes], live: Loaded, scope: Scope, receive: Receive, body: bytes
+        self,
+        cache: LRUCache[Any, bytes],
+        live: Loaded,
+        parts: list[Part],
+        scope: Scope,
+        receive: Receive,
+        body: bytes,
     ) -> tuple[Sequence[bytes], list[tuple[bytes, bytes]]]:
         """The answer to the very same request that the version gave before, or a new one."""
         asked = (type(self), scope["query_string"], body, scope.get("formats"))
         if found := cache.get(asked):
             live.metrics.hits.inc()
             return [found], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
-        answer, timing = await self._answered(live, scope, receive, body)
+        answer, timing = await self._answered(live, parts, scope, receive, body)
         if len(body) <= _LARGEST_CACHED and len(answer) == 1:
             cache[asked] = answer[0]
         return answer, [*live.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
 
     async def _answered(
-        self, live: Loaded, scope: Scope, receive: Receive, body: bytes
+        self, live: Loaded, parts: list[Part], scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], bytes]:
         """The model's answer, in pieces, and where its time went."""
         began = time.perf_counter()
-        parts: list[Part] = []
         with tallied(live), watched(live, parts, receive):
             answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))

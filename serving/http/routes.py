@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from urllib.parse import parse_qs
 
@@ -13,6 +13,7 @@ from serving.http.inference import Infer
 from serving.http.invocations import Invocations
 from serving.http.predict import Predict, PredictBatch
 from serving.http.streaming import PredictStream
+from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.settings import Limits
@@ -28,20 +29,21 @@ _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
 class Routes:
     """The applications that answer requests for predictions."""
 
-    def __init__(self, models: Models, limits: Limits) -> None:
-        self._models, self._limits = models, limits
+    def __init__(self, models: Models, limits: Limits, observers: Sequence[Observer] = ()) -> None:
+        self._models = models
+        self._made = limits, observers
         self._paths: dict[str, Predict] = {
-            "/predict": Predict(self._by_header, limits),
-            "/predict/batch": PredictBatch(self._by_header, limits),
-            "/predict/stream": PredictStream(self._by_header, limits),
-            "/invocations": Invocations(self._by_header_or_query, limits),
+            "/predict": Predict(self._by_header, *self._made),
+            "/predict/batch": PredictBatch(self._by_header, *self._made),
+            "/predict/stream": PredictStream(self._by_header, *self._made),
+            "/invocations": Invocations(self._by_header_or_query, *self._made),
         }
         for name, slot in models.named().items():
             lease = partial(self._by_path, slot.lease)
-            self._paths[f"/models/{name}/predict"] = Predict(lease, limits)
-            self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, limits)
-            self._paths[f"/models/{name}/predict/stream"] = PredictStream(lease, limits)
-            self._paths[f"/v2/models/{name}/infer"] = Infer(lease, limits)
+            self._paths[f"/models/{name}/predict"] = Predict(lease, *self._made)
+            self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, *self._made)
+            self._paths[f"/models/{name}/predict/stream"] = PredictStream(lease, *self._made)
+            self._paths[f"/v2/models/{name}/infer"] = Infer(lease, *self._made)
 
     def find(self, path: str) -> Predict | None:
         """The application of the route at this path, of a served model or not; None for other paths."""
@@ -56,7 +58,7 @@ class Routes:
             case _:
                 return None
         kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
-        return kind(partial(self._by_path, lease), self._limits) if kind else None
+        return kind(partial(self._by_path, lease), *self._made) if kind else None
 
     def _by_path(self, lease: Callable[[], Loaded], scope: Scope) -> Loaded:
         """The model that the path names; a header that names another is a mistake, whichever was meant."""

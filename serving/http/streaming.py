@@ -43,46 +43,51 @@ class PredictStream(Predict):
         began = time.perf_counter()
         body, leased = await self._taken(scope, receive)
         parts: list[Part] = []
+        bits: list[bytes] = []
         with leased as live, tallied(live), watched(live, parts, receive):
             if not live.contract.streams:
                 raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
             try:
                 async with asyncio.timeout(self._limits.stream_seconds):
-                    await self._stream(live, parts, scope, body, send)
+                    await self._stream(live, parts, bits, scope, body, send)
             except TimeoutError:
                 detail = f"The answer was not over after {self._limits.stream_seconds:g} s."
                 raise DeadlineExceeded(detail, hung=False) from None
         live.metrics.rows.inc()
-        live.metrics.answered.inc()
-        live.metrics.seconds.observe(time.perf_counter() - began)
+        self.tell(live, scope, body, bits, parts, began)
 
-    async def _stream(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes, send: Send) -> None:
+    async def _stream(
+        self, live: Loaded, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
+    ) -> None:
         (row,), params = asked(live, scope, body)
         part, stream = live.submit_stream(row, params, self.seconds(scope))
         parts.append(part)
         async for chunk in stream.chunks():
-            told = _event(retold(chunk))
+            bit = retold(chunk)
+            if self._observers:
+                bits.append(bit)
             if "respond" not in scope:
-                await send(_head(live, scope, part[1]))
+                await send(self._head(live, scope, part[1]))
                 scope["respond"] = _last_event
-            await send(told)
+            await send(_event(bit))
         await part[1].future
         if "respond" not in scope:
-            await send(_head(live, scope, part[1]))
+            await send(self._head(live, scope, part[1]))
         await send(_event(b'{"model":%s}' % live.told, b"end", more=False))
 
-
-def _head(live: Loaded, scope: Scope, ticket: Ticket) -> Message:
-    queued = (ticket.started - ticket.queued) * 1e3
-    first = (time.perf_counter() - ticket.started) * 1e3
-    headers = [
-        *live.headers,
-        (b"content-type", b"text/event-stream"),
-        (b"x-accel-buffering", b"no"),  # nginx would hold events back
-        (b"server-timing", b"queue;dur=%.2f, first;dur=%.2f" % (queued, first)),
-        (b"x-request-id", scope["request_id"].encode()),
-    ]
-    return {"type": "http.response.start", "status": 200, "headers": headers}
+    def _head(self, live: Loaded, scope: Scope, ticket: Ticket) -> Message:
+        queued = (ticket.started - ticket.queued) * 1e3
+        first = (time.perf_counter() - ticket.started) * 1e3
+        headers = [
+            *live.headers,
+            (b"content-type", b"text/event-stream"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold events back
+            (b"server-timing", b"queue;dur=%.2f, first;dur=%.2f" % (queued, first)),
+            (b"x-request-id", scope["request_id"].encode()),
+        ]
+        for observer in self._observers:
+            headers += observer.announce(scope)
+        return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 def _event(data: bytes, name: bytes = b"", *, more: bool = True) -> Message:

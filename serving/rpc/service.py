@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from serving.errors import NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
 from serving.rpc.messages import protos, read, services, told
+from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.models import Models
 from serving.settings import Settings
@@ -49,11 +50,12 @@ async def serving(
     answer: Answer,
     new_id: Callable[[], str],
     guard: Guard | None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[None]:
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
     options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
-    service = _Service(models, settings, metrics, answer, new_id, guard)
+    service = _Service(models, settings, metrics, answer, new_id, guard, observers)
     services.add_GRPCInferenceServiceServicer_to_server(service, server)
     address = f"{settings.host}:{settings.grpc_port}"
     if settings.tls_cert and settings.tls_key:
@@ -78,10 +80,12 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         answer: Answer,
         new_id: Callable[[], str],
         guard: Guard | None,
+        observers: Sequence[Observer],
     ) -> None:
         self._guard = guard
         self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
-        self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings)
+        self._observers = observers
+        self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings, observers)
 
     def _lease(self, name: str, version: str) -> Loaded:
         return self._models.version(name, version) if version else self._models.lease(name)
@@ -129,24 +133,25 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
                 answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
-            live.metrics.answered.inc()
-            live.metrics.seconds.observe(time.perf_counter() - began)
+            self._infer.tell(live, scope, b"", (), parts, began)
             return answered
 
         return await self._answered(context, "ModelInfer", infer)
 
     async def _answered(self, context: Any, name: str, make: Callable[[Scope], Awaitable[Any]]) -> Any:
         """What is made, or the status that tells why it could not be."""
-        scope: dict[str, Any] = {"request_id": self._new_id(), "path": name}
+        sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
+        scope: dict[str, Any] = {"request_id": self._new_id(), "path": name, "headers": sent}
         try:
             if self._guard:
-                sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
                 scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
             return await make(scope)
         except Exception as error:
             response = self._answer(scope, error, inference.respond)
             model, version = scope.get("leased", ("", ""))
             self._metrics.count(model, version, response.status_code)
+            for observer in self._observers:
+                observer.refused(scope, response.status_code, error)
             detail = orjson.loads(response.body)["error"]
             await context.abort(_CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), detail)
 

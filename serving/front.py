@@ -1,0 +1,150 @@
+"""The application that answers: who is let in, which route predicts, and what an error is in HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from serving import errors
+from serving.access import doors
+from serving.access.guard import Guard
+from serving.http import problems
+from serving.http.request_id import request_id
+from serving.http.routes import Routes
+from serving.runtime.exchange import Observer
+from serving.runtime.version import KEPT_BY_NOBODY
+from serving.telemetry.metrics import Metrics
+
+log = logging.getLogger("serving")
+
+STATUSES: dict[type[errors.ServingError], int] = {
+    errors.Malformed: 400,
+    errors.Contradictory: 400,
+    errors.BadHost: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.RateExceeded: 429,
+    errors.UnknownModel: 404,
+    errors.NotStreaming: 404,
+    errors.TooSlow: 408,
+    errors.BodyTooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.Unprocessable: 422,
+    errors.ModelFailed: 500,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+}
+"""The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
+
+
+_CALLER_LEFT = 499
+"""Nobody is answered so: it is for the metrics, as nginx counts those who left."""
+
+
+class Front(FastAPI):
+    """The application. Typed routes are answered here, around FastAPI's layers; all else by them.
+
+    Every answer carries the request's id.
+    """
+
+    predictions: Routes
+    metrics: Metrics
+    observers: Sequence[Observer] = ()
+    guard: Guard | None = None
+    hosts: tuple[str, ...] = ()
+    admin_port: int | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or run the lifespan."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope["request_id"] = request_id(scope)
+        predict = self.predictions.find(scope["path"])
+        try:
+            if self.guard or self.hosts or self.admin_port:
+                self._let_in(scope)
+            if predict is None:
+                await super().__call__(scope, receive, _with_id(scope, send))
+            else:
+                await predict(scope, receive, send)
+        except errors.CallerLeft as error:
+            self._refused(scope, _CALLER_LEFT, error)
+        except Exception as error:
+            if not isinstance(error, (errors.ServingError, HTTPException)):
+                log.exception("request %s was not answered as it should be", scope["request_id"])
+            respond = predict.respond if predict else problems.respond
+            response = answer(scope, error, scope.get("respond", respond))
+            self._refused(scope, response.status_code, error)
+            await response(scope, receive, _with_id(scope, send))
+
+    def _refused(self, scope: Scope, status: int, error: Exception) -> None:
+        model, version = scope.get("leased", ("", ""))
+        self.metrics.count(model, version, status)
+        for observer in self.observers:
+            observer.refused(scope, status, error)
+
+    def _let_in(self, scope: Scope) -> None:
+        path, headers = scope["path"], scope["headers"]
+        if self.hosts and path not in doors.PROBES and not doors.is_called(self.hosts, headers):
+            raise errors.BadHost("This service is not called so.")
+        if self.admin_port and doors.is_admin(path) and scope["server"][1] != self.admin_port:
+            raise HTTPException(404)
+        if self.guard and (needed := doors.needed(path)):
+            scope["key"] = self.guard.admit(headers, needed)
+
+
+def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.respond) -> Response:
+    """The response that tells of an error, a problem unless the protocol has another form for it."""
+    request_id = scope["request_id"]
+    if isinstance(error, HTTPException):
+        return respond(error.status_code, str(error.detail), request_id, headers=error.headers)
+    if isinstance(error, RequestValidationError):
+        misfits = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
+        return respond(422, "The request does not fit.", request_id, faults=misfits)
+    if not isinstance(error, errors.ServingError):
+        return respond(500, "The server made a mistake; its log says which.", request_id)
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    if isinstance(error, errors.ModelFailed):
+        _log_failure(scope, error)
+        return respond(status, "The model failed on this request.", request_id)
+    if isinstance(error, errors.Unavailable):
+        return respond(status, str(error), request_id, headers={"Retry-After": str(error.retry_after)})
+    faults = error.faults if isinstance(error, errors.RequestError) else ()
+    headers = {}
+    if isinstance(error, errors.TooSlow):
+        headers["Connection"] = "close"
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.RateExceeded):
+        headers["Retry-After"] = str(error.retry_after)
+    return respond(status, str(error), request_id, faults=faults, headers=headers)
+
+
+def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
+    """One line, whatever the model's exception contains."""
+    facts = {
+        "request_id": scope["request_id"],
+        "path": scope["path"],
+        "error": str(error),
+        "cause": error.cause,
+    }
+    log.error("the model failed: %s", json.dumps(facts))
+
+
+def _with_id(scope: Scope, send: Send) -> Send:
+    header = (b"x-request-id", scope["request_id"].encode())
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), header, *KEPT_BY_NOBODY]
+        await send(message)
+
+    return send_with_id

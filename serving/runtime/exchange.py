@@ -1,0 +1,46 @@
+"""A request and its answer, as those are told who watch: journal, traces, drift, shadows.
+
+Nobody is told anything before the answer is on its way, and who watches must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from serving.runtime.loaded import Loaded, Part
+
+Header: TypeAlias = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request for predictions that was answered with 200; times are of the performance counter."""
+
+    live: Loaded
+    """The version that answered."""
+    scope: MutableMapping[str, Any]
+    """The request's ASGI scope: `path`, `headers` and `request_id` among others."""
+    body: bytes
+    """The request's body as it came; empty over gRPC, where `parts` have the rows."""
+    answer: Sequence[bytes]
+    """The answer's body, in pieces; of a streamed answer the JSON of each bit, of one over gRPC nothing."""
+    parts: Sequence[Part]
+    """The rows as they were queued, when, and what the model answered; none if the answer was cached."""
+    began: float
+    ended: float
+
+
+class Observer:
+    """One who watches; whoever does not care for a moment inherits that it does nothing."""
+
+    def announce(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
+        """Headers that the answer is to carry; asked for as soon as it is there, before it is sent."""
+        return ()
+
+    def answered(self, exchange: Exchange) -> None:
+        """A request for predictions was answered."""
+
+    def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
+        """A request was not answered as meant; `scope["leased"]` has model and version, if any were."""
