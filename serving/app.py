@@ -22,6 +22,10 @@ from serving.http import operations, repository, webhooks
 from serving.http.documentation import document
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
+from serving.monitoring.canary import Canary
+from serving.monitoring.shadow import Shadow
+from serving.monitoring.trials import Trials
+from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
@@ -66,7 +70,11 @@ def create_app(settings: Settings) -> Front:
     metrics = Metrics()
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry)
-    slots = [Slot(reference, settings.replayed) for reference in settings.models]
+    slots = [
+        Slot(reference, settings.replayed, required=_is_required(reference, settings.models))
+        for reference in settings.models
+    ]
+    shadowing = [Slot(reference, settings.replayed, required=False) for reference in settings.shadow]
     on_demand = [
         SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
     ]
@@ -81,19 +89,27 @@ def create_app(settings: Settings) -> Front:
             settings,
             shared=len(slots) >= _MANY,
         )
-        for slot in (*slots, *on_demand)
+        for slot in (*slots, *shadowing, *on_demand)
     ]
     rota = Rota(settings.most_loaded)
     sleepers = [
         Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic)
-        for follower, slot in zip(followers[len(slots) :], on_demand, strict=True)
+        for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)
     ]
+    models = Models([*slots, *shadowing, *on_demand])
+    trials = Trials(
+        [Canary(split, settings, herald) for split in models.splits.values()],
+        [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
+    )
+    for watching in trials.all:
+        metrics.registry.register(watching)
+    observers: list[Observer] = [*trials.all]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         launcher.start()
-        running = [asyncio.create_task(each.run()) for each in followers[: len(slots)]]
-        running += [asyncio.create_task(each.run()) for each in sleepers]
+        always = followers[: len(followers) - len(sleepers)]
+        running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *trials.all)]
         settling = asyncio.create_task(_settle(slots))
         try:
             async with _answering_grpc(models, settings, metrics, guard, observers):
@@ -105,8 +121,6 @@ def create_app(settings: Settings) -> Front:
             await launcher.aclose()
             registry.close()
 
-    models = Models([*slots, *on_demand])
-    observers: list[Observer] = []
     app = Front(
         title="Model serving",
         version=__version__,
@@ -118,11 +132,11 @@ def create_app(settings: Settings) -> Front:
     )
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
-    app.predictions, app.metrics = Routes(models, settings, observers), metrics
+    app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
     app.observers = observers
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
-    app.include_router(operations.router(followers, registry, metrics))
+    app.include_router(operations.router(followers, registry, metrics, [trials.tell]))
     app.include_router(repository.router(models))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
@@ -132,6 +146,13 @@ def create_app(settings: Settings) -> Front:
     # FastAPI's documented way to extend it: made of the contracts that are live when it is asked for.
     app.openapi = lambda: document(app, models, has_keys=guard is not None)  # type: ignore[method-assign]
     return app
+
+
+def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
+    """Whether the service is not ready without it: of several that share a model, the first is enough."""
+    return reference.weight is None or reference is next(
+        each for each in models if each.name == reference.name
+    )
 
 
 def _answering_grpc(

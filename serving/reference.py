@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from serving.errors import InvalidReference
@@ -15,6 +15,8 @@ FORMS = (
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 
 _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<selector>[^/@:]+)|@(?P<alias>[^/@:]+))?")
+_WEIGHTED = re.compile(r"(?P<uri>.*[/@][^/@=]*)=(?P<weight>[^/@]*)")
+_WEIGHT = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
@@ -36,6 +38,22 @@ class Reference:
     name: str
     kind: Kind
     selector: str
+    weight: float | None = None
+    """Its part of the requests to its model, where several references share them."""
+
+    @classmethod
+    def parse_weighted(cls, text: str) -> Reference:
+        """Read a URI that may have a weight behind it, as in `models:/iris@challenger=5`.
+
+        Raises:
+            InvalidReference: it has none of the forms in `FORMS`.
+        """
+        match = _WEIGHTED.fullmatch(text.strip())
+        if match is None:
+            return cls.parse(text)
+        if not _WEIGHT.fullmatch(match["weight"]):
+            raise InvalidReference(f"{text!r}: a weight is a number, as in models:/iris@challenger=5")
+        return replace(cls.parse(match["uri"]), weight=float(match["weight"]))
 
     @classmethod
     def parse(cls, uri: str) -> Reference:

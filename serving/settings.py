@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -22,14 +23,25 @@ from serving.errors import InvalidReference
 from serving.reference import Reference
 
 
-def _references(value: Any) -> Any:
+def _references(value: Any, parse: Callable[[str], Reference]) -> Any:
     if not isinstance(value, str):
         return value
-    uris = [uri.strip() for uri in value.split(",") if uri.strip()]
     try:
-        return tuple(Reference.parse(uri) for uri in uris)
+        return tuple(parse(uri) for uri in map(str.strip, value.split(",")) if uri)
     except InvalidReference as error:
         raise ValueError(str(error)) from None
+
+
+def _unweighted(value: Any) -> Any:
+    return _references(value, Reference.parse)
+
+
+def _weighted(value: Any) -> Any:
+    return _references(value, Reference.parse_weighted)
+
+
+def _numbers(value: Any) -> Any:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 def _names(value: Any) -> Any:
@@ -159,7 +171,35 @@ class Following(_Group):
     )
 
 
-class Settings(Listen, Access, Limits, Runtime, Trust, Following, Registry, BaseSettings):
+class Trying(_Group):
+    """How a version is tried on live requests before it is promoted."""
+
+    shadow: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_unweighted)] = Field(
+        (), description="references that are asked what the live ones of their models were asked, to compare"
+    )
+    sticky_header: str | None = Field(
+        None,
+        description="header whose value decides which of several weighted references answers; chance if none",
+    )
+    canary_steps: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_numbers)] = Field(
+        (),
+        description="shares in percent through which the second of two weighted references rises by itself",
+    )
+    canary_seconds: float = Field(300.0, gt=0, description="time that each of these steps takes at least")
+    canary_max_failing: float = Field(
+        0.01, ge=0, lt=1, description="share of failed requests, beyond the first's, at which it gets none"
+    )
+    canary_max_latency: float = Field(
+        2.0, gt=1, description="ratio of its 95th percentile to the first's at which it gets none"
+    )
+
+    @property
+    def sticky(self) -> bytes | None:
+        """The sticky header's name, as requests have it."""
+        return self.sticky_header.lower().encode() if self.sticky_header else None
+
+
+class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -175,6 +215,12 @@ class Settings(Listen, Access, Limits, Runtime, Trust, Following, Registry, Base
     def _models_agree(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+        if mistake := _unshared(self.models, self.canary_steps):
+            raise ValueError(mistake)
+        if unknown := {each.name for each in self.shadow} - {each.name for each in self.models}:
+            raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
+        if twice := {*map(str, self.models)} & {*map(str, self.shadow)}:
+            raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both, or none")
         if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
@@ -183,12 +229,12 @@ class Settings(Listen, Access, Limits, Runtime, Trust, Following, Registry, Base
             raise ValueError(f"SERVING_ON_DEMAND: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
         return self
 
-    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
+    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_weighted)] = Field(
         (Reference.parse("models:/iris/Production"),),
         min_length=1,
-        description="model references, comma separated; the first is the default",
+        description="model references, comma separated; the first is the default; `=95` is a weight",
     )
-    on_demand: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_references)] = Field(
+    on_demand: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_unweighted)] = Field(
         (), description="more references, of models that are loaded when they are asked for"
     )
     idle_seconds: float = Field(
@@ -197,9 +243,24 @@ class Settings(Listen, Access, Limits, Runtime, Trust, Following, Registry, Base
     most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
-_GROUPS = (Listen, Access, Runtime, Limits, Following, Trust, Registry)
+_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Registry)
 OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
 """All settings, in the order in which they are told."""
+
+
+def _unshared(models: Sequence[Reference], steps: Sequence[float]) -> str | None:
+    """What is wrong with the weights of references; None if nothing is."""
+    for name in {each.name for each in models if each.weight is not None}:
+        weights = [each.weight for each in models if each.name == name]
+        if None in weights or len(weights) < 2:
+            return f"SERVING_MODELS: {name}: give each of several references to it a weight, or none"
+        if not any(weights):
+            return f"SERVING_MODELS: {name}: one of its references needs a weight above 0"
+        if steps and len(weights) != 2:
+            return f"SERVING_CANARY_STEPS: {name}: give two of its references a weight"
+    if any(not 0 < step <= 100 for step in steps) or sorted(set(steps)) != [*steps]:
+        return "SERVING_CANARY_STEPS: write rising percentages, such as 5,25,50"
+    return None
 
 
 def variable(name: str) -> str:

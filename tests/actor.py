@@ -1,8 +1,8 @@
 """A model whose part is written in its config and in the rows it is given: it answers, or it fails as asked.
 
 It is logged from this file ("models from code"). Its config may have `on_load`, acts to perform while it
-loads, `factor`, by which `x` is multiplied, and `streams`. The column `act` names acts to perform on
-predicting.
+loads, `on_large`, acts to perform on predicting where an `x` is over a hundred, `factor`, by which `x` is
+multiplied, and `streams`. The column `act` names acts to perform on predicting.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Actor(PythonModel):  # type: ignore[misc]
         acts = model_input.get("act", pd.Series("", model_input.index)).fillna("")
         for act in acts:
             perform(act)
+        if (model_input["x"] > 100).any():
+            perform(self.config.get("on_large", ""))
         answer = model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
         answer[acts == "nan"] = np.nan
         if "text" in set(acts):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -15,12 +15,14 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
 from serving.http.problems import documented
+from serving.monitoring.trials import CanaryState, ShadowState
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.history import Period
 from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
+from serving.runtime.slot import Slot
 from serving.telemetry.metrics import Metrics
 
 
@@ -66,6 +68,8 @@ class ModelState(BaseModel):
     comparison: ComparisonState | None = Field(
         None, description="how it answered the last requests of the version that was live before"
     )
+    canary: CanaryState | None = Field(None, description="of references that share a model by weight")
+    shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
     warnings: list[str] = []
 
 
@@ -108,7 +112,13 @@ class Models(BaseModel):
     models: list[ModelDescription]
 
 
-def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Metrics) -> APIRouter:
+Teller: TypeAlias = Callable[[Slot], Mapping[str, Any]]
+"""Tells fields of a reference's `ModelState` that others know."""
+
+
+def router(
+    followers: Sequence[Follower], registry: RegistryClient, metrics: Metrics, tellers: Sequence[Teller] = ()
+) -> APIRouter:
     """The routes of operators."""
     routes = APIRouter(tags=["operations"])
 
@@ -124,7 +134,7 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
     )
     @routes.get("/readyz", include_in_schema=False)
     async def ready(response: Response) -> Readiness:
-        found = readiness(followers, registry)
+        found = readiness(followers, registry, tellers)
         response.status_code = 200 if found.status == "ready" else 503
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
@@ -151,13 +161,13 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
 
     @routes.get("/models", summary="What is served, with each contract")
     async def models() -> Models:
-        return Models(models=[_description(follower) for follower in followers])
+        return Models(models=[_description(follower, tellers) for follower in followers])
 
     @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(404))
     async def model(name: str) -> ModelDescription:
         for follower in followers:
             if follower.slot.reference.name == name:
-                return _description(follower)
+                return _description(follower, tellers)
         raise UnknownModel(f"No model {name[:100]!r} is served here.")
 
     @routes.get(
@@ -174,9 +184,11 @@ def router(followers: Sequence[Follower], registry: RegistryClient, metrics: Met
     return routes
 
 
-def readiness(followers: Sequence[Follower], registry: RegistryClient) -> Readiness:
+def readiness(
+    followers: Sequence[Follower], registry: RegistryClient, tellers: Sequence[Teller] = ()
+) -> Readiness:
     """What `/ready` answers."""
-    models = [ModelState(**_state(follower)) for follower in followers]
+    models = [ModelState(**_state(follower, tellers)) for follower in followers]
     is_ready = all(follower.slot.live for follower in followers if follower.slot.required)
     return Readiness(
         status="ready" if is_ready else "not ready",
@@ -199,12 +211,12 @@ def describe(contract: Contract) -> ContractDescription:
     )
 
 
-def _description(follower: Follower) -> ModelDescription:
+def _description(follower: Follower, tellers: Sequence[Teller]) -> ModelDescription:
     live = follower.slot.live
-    return ModelDescription(**_state(follower), contract=describe(live.contract) if live else None)
+    return ModelDescription(**_state(follower, tellers), contract=describe(live.contract) if live else None)
 
 
-def _state(follower: Follower) -> dict[str, Any]:
+def _state(follower: Follower, tellers: Sequence[Teller]) -> dict[str, Any]:
     slot = follower.slot
     state: dict[str, Any] = {
         "name": slot.reference.name,
@@ -214,6 +226,8 @@ def _state(follower: Follower) -> dict[str, Any]:
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    for teller in tellers:
+        state |= teller(slot)
     return state | {"warnings": [*slot.warnings, *state.get("warnings", [])]}
 
 

@@ -15,6 +15,7 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.runtime.scalars import Scalar
 from serving.runtime.slot import Slot
+from serving.runtime.split import first
 from serving.runtime.tensors import Tensor
 from serving.runtime.values import Value
 
@@ -84,7 +85,7 @@ def router(models: Models) -> APIRouter:
 
     @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
     async def model(name: str) -> ModelMetadata:
-        return metadata(models, models.lease(name))
+        return metadata(models, models.lease(name, first))
 
     @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(404))
     async def version(name: str, version: str) -> ModelMetadata:
@@ -92,7 +93,7 @@ def router(models: Models) -> APIRouter:
 
     @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(404, 503))
     async def model_ready(name: str) -> ModelReady:
-        return ModelReady(name=models.lease(name).version.name, ready=True)
+        return ModelReady(name=models.lease(name, first).version.name, ready=True)
 
     @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(404))
     async def version_ready(name: str, version: str) -> ModelReady:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from random import random
 from urllib.parse import parse_qs
 
 from starlette.types import Scope
@@ -16,6 +17,8 @@ from serving.http.streaming import PredictStream
 from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
+from serving.runtime.slot import Slot
+from serving.runtime.split import point
 from serving.settings import Limits
 
 _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
@@ -29,8 +32,16 @@ _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
 class Routes:
     """The applications that answer requests for predictions."""
 
-    def __init__(self, models: Models, limits: Limits, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        observers: Sequence[Observer] = (),
+        sticky: bytes | None = None,
+    ) -> None:
         self._models = models
+        self._sticky = sticky
+        self._default = models.default.reference.name
         self._made = limits, observers
         self._paths: dict[str, Predict] = {
             "/predict": Predict(self._by_header, *self._made),
@@ -39,7 +50,7 @@ class Routes:
             "/invocations": Invocations(self._by_header_or_query, *self._made),
         }
         for name, slot in models.named().items():
-            lease = partial(self._by_path, slot.lease)
+            lease = partial(self._by_path, self._leasing(name, slot))
             self._paths[f"/models/{name}/predict"] = Predict(lease, *self._made)
             self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, *self._made)
             self._paths[f"/models/{name}/predict/stream"] = PredictStream(lease, *self._made)
@@ -52,32 +63,53 @@ class Routes:
     def _other(self, path: str) -> Predict | None:
         match path.removeprefix("/v2").split("/"):
             case ["", "models", name, "versions", version, *rest]:
-                lease = partial(self._models.version, name, version)
+                lease = partial(self._by_version, name, version)
             case ["", "models", name, *rest]:
-                lease = partial(self._models.lease, name)
+                lease = partial(self._by_name, name)
             case _:
                 return None
         kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
         return kind(partial(self._by_path, lease), *self._made) if kind else None
 
-    def _by_path(self, lease: Callable[[], Loaded], scope: Scope) -> Loaded:
+    def _leasing(self, name: str, slot: Slot) -> Callable[[Scope], Loaded]:
+        """How what answers requests to a model is leased: in one step, unless references share it."""
+        return partial(self._by_name, name) if name in self._models.splits else lambda _: slot.lease()
+
+    def _by_name(self, name: str, scope: Scope) -> Loaded:
+        return self._models.lease(name, partial(chance, name, scope, self._sticky))
+
+    def _by_version(self, name: str, version: str, _: Scope) -> Loaded:
+        return self._models.version(name, version)
+
+    def _by_path(self, lease: Callable[[Scope], Loaded], scope: Scope) -> Loaded:
         """The model that the path names; a header that names another is a mistake, whichever was meant."""
-        leased, named = lease(), _header(scope)
+        leased, named = lease(scope), _header(scope)
         if named and not self._models.agrees(named, leased):
             raise Contradictory("The path names one model, and X-Model another.")
         return leased
 
     def _by_header(self, scope: Scope) -> Loaded:
         """The model that the header `X-Model` names, or the default one."""
-        return self._models.lease(_header(scope))
+        return self._chosen(_header(scope), scope)
 
     def _by_header_or_query(self, scope: Scope) -> Loaded:
         named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
-        return self._models.lease(named[-1] if named else _header(scope))
+        return self._chosen(named[-1] if named else _header(scope), scope)
+
+    def _chosen(self, chosen: str | None, scope: Scope) -> Loaded:
+        if not self._models.splits:
+            return self._models.lease(chosen)
+        return self._models.lease(chosen, partial(chance, chosen or self._default, scope, self._sticky))
 
 
-def _header(scope: Scope) -> str | None:
+def chance(model: str, scope: Scope, sticky: bytes | None) -> float:
+    """What chooses among references that share a model: chance, or whom the `sticky` header names."""
+    caller = _header(scope, sticky) if sticky else None
+    return random() if caller is None else point(model, caller)  # noqa: S311 — no secret
+
+
+def _header(scope: Scope, wanted: bytes = b"x-model") -> str | None:
     for name, value in scope["headers"]:
-        if name == b"x-model":
+        if name == wanted:
             return str(value.decode("latin-1"))
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -33,6 +34,7 @@ class Herald:
         self._registry = registry
         self._pending: dict[tuple[str, str | None], Notice] = {}
         self._live: dict[str, tuple[str, str | None]] = {}
+        self._notes: dict[tuple[str, str | None, str], tuple[Version, str]] = {}
         self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
@@ -59,6 +61,13 @@ class Herald:
         if len(self._pending) > _MOST_PENDING:
             self._pending.pop(next(iter(self._pending)))
 
+    def note(self, version: Version, tag: str, text: str) -> None:
+        """Have a version carry a tag of ours that says how it does; a later one replaces an earlier one."""
+        if version.version is not None:
+            self._notes[version.name, version.version, tag] = version, text[:500]
+            if len(self._notes) > _MOST_PENDING:
+                self._notes.pop(next(iter(self._notes)))
+
     async def flush(self) -> None:
         """Write what is pending, as far as the registry takes it; nothing if that is under way already."""
         if not self._flushing.locked():
@@ -67,18 +76,29 @@ class Herald:
 
     async def _flush(self) -> None:
         for key, notice in list(self._pending.items()):
-            try:
-                await self._registry.write_tags(notice.version, _tags(notice))
-            except Unresolved:
-                log.info("%s has gone from the registry, and its tags with it", notice.version)
-            except RegistryError as error:
-                if not self._failing:
-                    log.warning("the tags of %s could not be written: %s", notice.version, error)
-                self._failing = True
+            if not await self._write(notice.version, _tags(notice)):
                 return
-            self._failing = False
             if self._pending.get(key) is notice:
                 del self._pending[key]
+        for place, noted in list(self._notes.items()):
+            if not await self._write(noted[0], {place[2]: noted[1]}):
+                return
+            if self._notes.get(place) is noted:
+                del self._notes[place]
+
+    async def _write(self, version: Version, tags: Mapping[str, str]) -> bool:
+        """Whether that is done with, as the registry took it or the version has gone."""
+        try:
+            await self._registry.write_tags(version, tags)
+        except Unresolved:
+            log.info("%s has gone from the registry, and its tags with it", version)
+        except RegistryError as error:
+            if not self._failing:
+                log.warning("the tags of %s could not be written: %s", version, error)
+            self._failing = True
+            return False
+        self._failing = False
+        return True
 
 
 def now() -> str:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,10 +19,12 @@ from serving.access.keys import Scope as KeyScope
 from serving.errors import NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
+from serving.http.routes import chance
 from serving.rpc.messages import protos, read, services, told
 from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.models import Models
+from serving.runtime.split import first
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -85,10 +88,15 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._guard = guard
         self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
         self._observers = observers
-        self._infer = inference.Infer(lambda scope: self._lease(*scope["asked"]), settings, observers)
+        self._infer = inference.Infer(self._lease_by_chance, settings, observers)
+        self._sticky = settings.sticky
 
-    def _lease(self, name: str, version: str) -> Loaded:
-        return self._models.version(name, version) if version else self._models.lease(name)
+    def _lease_by_chance(self, scope: Scope) -> Loaded:
+        name, version = scope["asked"]
+        return self._lease(name, version, partial(chance, name, scope, self._sticky))
+
+    def _lease(self, name: str, version: str, point: Callable[[], float] = first) -> Loaded:
+        return self._models.version(name, version) if version else self._models.lease(name, point)
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return protos.ServerLiveResponse(live=True)

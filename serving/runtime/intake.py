@@ -19,7 +19,9 @@ from serving.errors import BodyTooLarge, Fault
 from serving.runtime.columns import Column
 from serving.runtime.contract import Contract
 from serving.runtime.facets import NOTES
+from serving.runtime.nesting import JSON, unpacked
 from serving.runtime.scalars import Scalar
+from serving.runtime.table import Rows
 from serving.runtime.tensors import Tensor, arrays, lists
 
 Given: TypeAlias = Sequence[Any] | pa.Array
@@ -66,6 +68,15 @@ class Intake:
         if faults:
             raise self._contract.refusal(faults)
         return self._contract.layout.table(found)
+
+    def refitted(self, rows: Rows) -> Rows:
+        """Rows that another version's contract has taken, in the types of this one; raises as `take` does."""
+        if not isinstance(rows, pa.RecordBatch):
+            return rows
+        columns = zip(rows.schema, rows.columns, strict=True)
+        return self.take(
+            {field.name: unpacked(column) if field.type == JSON else column for field, column in columns}
+        )
 
     def _count(self, columns: Mapping[str, Sized]) -> int:
         known = [columns[column.name] for column in self._contract.columns if column.name in columns]

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
 
-import numpy as np
 import orjson
 import pyarrow as pa
 from cachetools import LRUCache
@@ -29,7 +28,7 @@ from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.scoring import Scoring
 from serving.runtime.streams import Stream
-from serving.runtime.table import Rows, in_text
+from serving.runtime.table import Rows, in_text, rejoined
 from serving.runtime.tickets import Answer, Group, Key, Ticket
 from serving.runtime.trial import Trial
 from serving.runtime.version import Artifacts, Version
@@ -138,6 +137,11 @@ class Loaded:
         """Take over what has changed about the version in the registry, which is there."""
         self.version = replace(version, location=self.version.location)
         self.from_disk = False
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of its processes."""
+        return [replica.pid for replica in self._pool.replicas if replica.pid is not None]
 
     @property
     def is_held(self) -> bool:
@@ -277,12 +281,7 @@ class Loaded:
             if isinstance(answer := ticket.future.result(), Later):
                 self.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
             return found[0]
-        try:
-            joined = pa.concat_batches(found)
-        except pa.ArrowInvalid as error:
-            raise ModelFailed("it answered the rows of one request in several forms", str(error)) from error
-        order = np.concatenate([indices for indices, _ in parts])
-        return joined if (np.diff(order) > 0).all() else joined.take(pa.array(np.argsort(order)))
+        return rejoined(found, [indices for indices, _ in parts])
 
     def withdraw(self, parts: list[Part]) -> None:
         """Forget a request whose caller has gone."""

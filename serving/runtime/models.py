@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from random import random
 
 from serving.errors import UnknownModel
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
+from serving.runtime.split import Split
 
 _SCHEME = "models:/"
 
 
 class Models:
-    """What is served for each reference; the first is the default."""
+    """What is served for each reference; the first is the default.
+
+    References with weights share the requests to their model: where no reference is named but the model,
+    `point` (from 0 to below 1) chooses one.
+    """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
+        weighted = [slot for slot in slots if slot.reference.weight is not None]
+        self.splits = {
+            name: Split([slot for slot in weighted if slot.reference.name == name])
+            for name in {slot.reference.name for slot in weighted}
+        }
+        """Those that are shared, by the model's name."""
 
     @property
     def default(self) -> Slot:
@@ -30,7 +42,7 @@ class Models:
             found.setdefault(slot.reference.name, slot)
         return found
 
-    def lease(self, chosen: str | None = None) -> Loaded:
+    def lease(self, chosen: str | None = None, point: Callable[[], float] = random) -> Loaded:
         """What is live for a model; hold it with `with`.
 
         `chosen` is a name, or a reference with or without `models:/`: a served one, or else an alias or a
@@ -40,6 +52,8 @@ class Models:
             UnknownModel: nothing that is served is called so.
             NotLive: it has no live version yet, or is asleep, or may be a version that is.
         """
+        if split := self.splits.get(chosen or self.default.reference.name):
+            return split.choose(point()).lease()
         if not chosen:
             return self.default.lease()
         wanted = chosen.removeprefix(_SCHEME)

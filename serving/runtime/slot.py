@@ -27,14 +27,12 @@ class Known:
 class Slot:
     """What is live for one reference; a swap changes what the next request leases, and nothing else.
 
-    The version that was live before stays `warm` while the new one is on probation.
+    The version that was live before stays `warm` while the new one is on probation. Where it is `required`,
+    the service is not ready without it.
     """
 
-    required = True
-    """Whether the service is not ready without it."""
-
-    def __init__(self, reference: Reference, recorded: int = 0) -> None:
-        self.reference = reference
+    def __init__(self, reference: Reference, recorded: int = 0, *, required: bool = True) -> None:
+        self.reference, self.required = reference, required
         self.live: Loaded | None = None
         self.warm: Loaded | None = None
         self.known: Known | None = None
@@ -92,10 +90,8 @@ class Slot:
 class SlotOnDemand(Slot):
     """A slot that is filled when somebody asks for its model; at most so many wait for that."""
 
-    required = False
-
     def __init__(self, reference: Reference, recorded: int, most_waiting: int) -> None:
-        super().__init__(reference, recorded)
+        super().__init__(reference, recorded, required=False)
         self.reason = "it is asleep"
         self.filled_at = 0.0
         """When it was filled last, by the monotonic clock."""

@@ -175,6 +175,20 @@ def joined(parts: Sequence[Rows]) -> Rows:
     return [row for part in parts for row in part]
 
 
+def rejoined(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch:
+    """Rows that were in parts, each at its place among all.
+
+    Raises:
+        ModelFailed: the parts differ in form.
+    """
+    try:
+        found = pa.concat_batches(parts)
+    except pa.ArrowInvalid as error:
+        raise ModelFailed("it answered the rows of one request in several forms", str(error)) from error
+    order = np.concatenate(places)
+    return found if (np.diff(order) > 0).all() else found.take(pa.array(np.argsort(order)))
+
+
 def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
     """Rows as objects, with nested values as JSON has them."""
     if not isinstance(rows, pa.RecordBatch):

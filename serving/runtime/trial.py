@@ -15,7 +15,6 @@ from serving.runtime import answers
 from serving.runtime.contract import Contract
 from serving.runtime.intake import Intake
 from serving.runtime.mlmodel import Example
-from serving.runtime.nesting import JSON, unpacked
 from serving.runtime.replay import Comparison, Recorded, compare
 from serving.runtime.replica import Replica
 from serving.runtime.table import Rows, in_text, joined
@@ -67,7 +66,8 @@ class Trial:
 
     async def _compared(self, recorded: Sequence[Recorded]) -> Comparison:
         times = []
-        recorded = [replace(each, rows=self._fitted(each.rows)) for each in recorded]
+        intake = Intake(self._contract)
+        recorded = [replace(each, rows=intake.refitted(each.rows)) for each in recorded]
         found = await self._together(recorded[:-_TIMED])
         for each in recorded[-_TIMED:]:
             began = time.perf_counter()
@@ -88,17 +88,6 @@ class Trial:
             for index in indices:
                 found[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
         return found
-
-    def _fitted(self, rows: Rows) -> Rows:
-        """Rows in columns, in the types of this version's contract."""
-        if not isinstance(rows, pa.RecordBatch):
-            return rows
-        return Intake(self._contract).take(
-            {
-                field.name: unpacked(column) if field.type == JSON else column
-                for field, column in zip(rows.schema, rows.columns, strict=True)
-            }
-        )
 
     async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
         """One prediction for each row."""

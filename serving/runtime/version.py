@@ -20,7 +20,7 @@ class Outcome(StrEnum):
 
 KEPT_BY_NOBODY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 """What every answer tells caches and browsers."""
-TAGS_OF_FRONT = ("serving.state", "serving.reason", "serving.since")
+TAGS_OF_FRONT = ("serving.state", "serving.reason", "serving.since", "serving.canary", "serving.shadow")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,159 @@
+"""Weighted references on a running service: who answers, steps, and back to nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served, until
+from prometheus_client.parser import text_string_to_metric_families
+from promotions import Model
+
+SETTINGS = {"sticky_header": "X-User", "canary_seconds": 0.1, "canary_steps": "25,50", "probation_seconds": 0}
+
+
+class Pair:
+    """A model whose champion and challenger share its requests."""
+
+    def __init__(self, name: str, service: Service, registry: Registry) -> None:
+        self.service, self.registry = service, registry
+        self.champion = Model(name, service, registry, "@champion")
+        self.challenger = Model(name, service, registry, "@challenger")
+
+    def challenge(self, **part: object) -> str:
+        """Register a version and let it be the challenger, which is live."""
+        version = self.champion.add(**part)
+        self.registry.alias(self.champion.name, "challenger", version)
+        self.challenger.until_live(version)
+        self.challenger.until(lambda state: state["canary"]["share"] or state["canary"]["state"] == "waiting")
+        return version
+
+    def ask(self, x: float = 1.0, user: str | None = None) -> httpx.Response:
+        headers = {} if user is None else {"X-User": user}
+        path = f"/models/{self.champion.name}/predict"
+        return self.service.client.post(path, json={"x": x}, headers=headers)
+
+    def answering(self, users: int) -> Counter[str]:
+        """Which versions answer so many users, each of whom is answered rightly."""
+        found: Counter[str] = Counter()
+        for user in range(users):
+            answer = self.ask(3.0, str(user)).json()
+            assert answer["prediction"] == 3.0 * int(answer["model"]["version"])
+            found[answer["model"]["version"]] += 1
+        return found
+
+    def until_asked(self, state: str, x: float = 1.0) -> None:
+        """Ask until the challenger stands so."""
+
+        def stands() -> bool:
+            for _ in range(20):
+                self.ask(x)
+            return bool(self.challenger.state["canary"]["state"] == state)
+
+        until(stands)
+
+
+NAMES = [f"shared-{number}" for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def pairs(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Pair]]:
+    """Models on one service, each with a champion, version 1, and nobody who challenges it."""
+    folder = tmp_path_factory.mktemp("canary")
+    registry = Registry(new_registry(folder))
+    for name in NAMES:
+        registry.alias(name, "champion", registry.add(name))
+    references = ",".join(f"models:/{name}@champion=90,models:/{name}@challenger=10" for name in NAMES)
+    with served(registry.uri, folder, models=references, **SETTINGS) as service:
+        service.until_ready()
+        yield (Pair(name, service, registry) for name in NAMES)
+
+
+@pytest.fixture
+def pair(pairs: Iterator[Pair]) -> Pair:
+    return next(pairs)
+
+
+def test_without_a_challenger_the_champion_answers_and_the_service_is_ready(pair: Pair) -> None:
+    assert pair.answering(50) == {"1": 50}
+    assert pair.champion.state["canary"] == {"share": 1.0, "state": "first", "reason": ""}
+    state = pair.challenger.state
+    assert (state["required"], state["canary"]["state"]) == (False, "waiting")
+    assert "challenger" in state["canary"]["reason"]
+    assert pair.service.client.get("/ready").status_code == 200
+
+
+def test_a_challenger_that_does_well_rises_by_steps_and_callers_stay(pair: Pair) -> None:
+    version = pair.challenge()
+    assert pair.challenger.state["canary"]["share"] == 0.25
+    with_it = {user for user in range(100) if pair.ask(user=str(user)).headers["x-model-version"] == version}
+    assert 5 <= len(with_it) <= 45
+    pair.until_asked("steady")
+    assert pair.challenger.state["canary"]["share"] == 0.5
+    found = pair.answering(200)
+    assert 60 <= found[version] <= 140
+    assert all(pair.ask(user=str(user)).headers["x-model-version"] == version for user in with_it)
+    until(lambda: pair.challenger.tags(version).get("canary", "").startswith("50 % of the requests"))
+    shares = {
+        sample.labels["uri"]: sample.value
+        for family in text_string_to_metric_families(pair.service.client.get("/metrics").text)
+        if family.name == "serving_split_share_ratio"
+        for sample in family.samples
+    }
+    assert shares[f"models:/{pair.champion.name}@challenger"] == 0.5
+    assert shares[f"models:/{pair.champion.name}@champion"] == 0.5
+
+
+def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair, tmp_path: Path) -> None:
+    version = pair.challenge(on_large="raise:unfit")
+    pair.until_asked("stopped", x=101.0)
+    state = pair.challenger.state
+    assert state["canary"]["share"] == 0.0
+    assert "requests failed on it" in state["canary"]["reason"]
+    assert pair.answering(50) == {"1": 50}
+    assert state["version"] == version
+    assert pair.challenger.predict().headers["x-model-version"] == "1"
+    until(lambda: pair.challenger.tags(version).get("canary", "").startswith("stopped at 25 %"))
+    # A front that starts later heeds what this one found.
+    references = f"models:/{pair.champion.name}@champion=50,models:/{pair.champion.name}@challenger=50"
+    with served(pair.registry.uri, tmp_path, models=references) as other:
+        other.until_ready()
+        second = Pair(pair.champion.name, other, pair.registry)
+        second.challenger.until(lambda state: state["canary"]["state"] == "stopped")
+        assert second.answering(50) == {"1": 50}
+    pair.registry.client.delete_model_version_tag(pair.champion.name, version, "serving.canary")
+    pair.challenger.until(lambda state: state["canary"]["share"] == 0.25)
+
+
+def test_a_challenger_that_would_break_clients_gets_nothing(pair: Pair) -> None:
+    version = pair.challenge(inputs="x: double, y: double", example=None)
+    state = pair.challenger.state["canary"]
+    assert (state["state"], state["reason"]) == ("waiting", "it would break clients of the first")
+    assert pair.answering(50) == {"1": 50}
+    path = f"/models/{pair.champion.name}@challenger/predict"
+    answer = pair.service.client.post(path, json={"x": 1.0, "y": 2.0})
+    assert answer.headers["x-model-version"] == version
+
+
+def test_the_other_protocols_are_shared_too(pair: Pair) -> None:
+    version = pair.challenge()
+    name = pair.champion.name
+    tensor = {"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}
+    asked = [
+        (f"/invocations?model={name}", {"dataframe_records": [{"x": 1.0}]}),
+        (f"/v2/models/{name}/infer", {"inputs": [tensor]}),
+    ]
+    for path, body in asked:
+        versions = {
+            pair.service.client.post(path, json=body, headers={"X-User": str(user)}).headers[
+                "x-model-version"
+            ]
+            for user in range(60)
+        }
+        assert versions == {"1", version}
+    assert pair.service.client.get(f"/v2/models/{name}").json()["versions"]

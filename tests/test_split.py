@@ -1,0 +1,163 @@
+"""References that share a model by weight: who answers, and when one gets more or nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from serving.errors import InvalidReference
+from serving.monitoring.canary import Sample, verdict
+from serving.reference import Reference
+from serving.runtime.columns import Column
+from serving.runtime.contract import Contract
+from serving.runtime.outputs import outputs
+from serving.runtime.slot import Slot
+from serving.runtime.split import Split, first, point
+from serving.settings import Settings, Trying, mistakes
+
+CALLERS = [f"caller {number}" for number in range(2000)]
+
+
+def contract(*names: str) -> Contract:
+    columns = tuple(Column(name, "double", required=True) for name in names)
+    return Contract("actor", columns, (), outputs([{"type": "double"}], None, ()), 10)
+
+
+@dataclass(eq=False)
+class Live:
+    """As much of a loaded version as a split looks at."""
+
+    contract: Contract = field(default_factory=lambda: contract("x"))
+
+
+def split(*weights: float) -> tuple[Split, list[Slot]]:
+    slots = [
+        Slot(Reference.parse_weighted(f"models:/actor@a{number}={weight}"))
+        for number, weight in enumerate(weights)
+    ]
+    for slot in slots:
+        slot.live = Live()  # type: ignore[assignment]
+    return Split(slots), slots
+
+
+def parts(found: Split, slots: list[Slot]) -> list[float]:
+    """The part of the callers that each reference answers."""
+    chosen = Counter(found.choose(point("actor", caller)) for caller in CALLERS)
+    return [chosen[slot] / len(CALLERS) for slot in slots]
+
+
+@pytest.mark.parametrize("weights", [(95, 5), (50, 50), (1, 1, 2), (0, 1), (7, 0)])
+def test_callers_are_spread_by_weight(weights: tuple[float, ...]) -> None:
+    found, slots = split(*weights)
+    assert parts(found, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
+
+
+def test_a_caller_stays_while_a_part_grows() -> None:
+    found, slots = split(95, 5)
+    before = {caller for caller in CALLERS if found.choose(point("actor", caller)) is slots[1]}
+    found.give(slots[1], 0.25)
+    after = {caller for caller in CALLERS if found.choose(point("actor", caller)) is slots[1]}
+    assert before < after
+    assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
+
+
+def test_one_that_is_not_live_gets_nothing() -> None:
+    found, slots = split(50, 50)
+    slots[1].live = None
+    assert parts(found, slots) == [1.0, 0.0]
+    assert found.choose(first()) is slots[0]
+
+
+def test_the_others_answer_while_the_first_is_not_live() -> None:
+    found, slots = split(50, 25, 25)
+    slots[0].live = None
+    assert parts(found, slots) == pytest.approx([0.0, 0.25, 0.75], abs=0.03)
+
+
+def test_with_nothing_live_the_first_says_so() -> None:
+    found, slots = split(50, 50)
+    slots[0].live = slots[1].live = None
+    assert found.choose(0.9) is slots[0]
+
+
+def test_one_that_would_break_clients_gets_nothing() -> None:
+    found, slots = split(50, 50)
+    slots[1].live = Live(contract("x", "y"))  # type: ignore[assignment]
+    assert not found.fits(slots[1])
+    assert parts(found, slots) == [1.0, 0.0]
+
+
+# -- what is too bad
+
+LIMITS = Trying(canary_max_failing=0.01, canary_max_latency=2.0)
+GOOD = Sample(1000, 10, 0.020)
+
+
+@pytest.mark.parametrize(
+    ("new", "reason"),
+    [
+        (GOOD, None),
+        (Sample(1000, 19, 0.020), None),
+        (Sample(1000, 21, 0.020), "21 of 1000 requests failed on it"),
+        (Sample(4, 4, 0.020), None),  # so few may be chance
+        (Sample(5, 5, 0.020), "5 of 5 requests failed on it"),
+        (Sample(1000, 0, 0.039), None),
+        (Sample(1000, 0, 0.041), "its 95th percentile is 41 ms, as against 20 ms"),
+        (Sample(99, 0, 0.5), None),
+    ],
+)
+def test_a_version_is_judged_by_the_first(new: Sample, reason: str | None) -> None:
+    assert verdict(new, GOOD, LIMITS) == reason
+
+
+def test_a_millisecond_is_no_reason() -> None:
+    assert verdict(Sample(1000, 0, 0.005), Sample(1000, 0, 0.001), LIMITS) is None
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [("models:/iris@a=95", 95.0), (" models:/iris/Staging=0.5 ", 0.5), ("models:/a=1/2", None)],
+)
+def test_a_weight_stands_behind_a_reference(text: str, weight: float | None) -> None:
+    found = Reference.parse_weighted(text)
+    assert found.weight == weight
+    assert found.uri == (text.strip() if weight is None else text.strip().rpartition("=")[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["models:/iris@a=", "models:/iris@a=x", "models:/iris=5", "models:/iris@a=-1"]
+)
+def test_what_is_no_weight_is_refused(text: str) -> None:
+    with pytest.raises(InvalidReference):
+        Reference.parse_weighted(text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"models": "models:/a@x=1"}, "give each of several references"),
+        ({"models": "models:/a@x=1,models:/a@y"}, "give each of several references"),
+        ({"models": "models:/a@x=0,models:/a@y=0"}, "needs a weight above 0"),
+        ({"models": "models:/a@x=1,models:/a@y=1,models:/a@z=1", "canary_steps": "5"}, "give two of its"),
+        ({"canary_steps": "50,5"}, "rising percentages"),
+        ({"canary_steps": "5,101"}, "rising percentages"),
+        ({"models": "models:/a/1", "shadow": "models:/b/2"}, "no such model in SERVING_MODELS"),
+        ({"models": "models:/a/1", "shadow": "models:/a/1"}, "it is in SERVING_MODELS too"),
+    ],
+)
+def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        Settings(**wrong)
+    (line,) = mistakes(caught.value)  # type: ignore[arg-type]
+    assert told in line
+    assert line.startswith("SERVING_")
+
+
+def test_steps_are_read() -> None:
+    assert Settings(canary_steps="5, 25,50").canary_steps == (5.0, 25.0, 50.0)
