@@ -22,6 +22,8 @@ from serving.http import operations, repository, webhooks
 from serving.http.documentation import document
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
+from serving.monitoring import tracing
+from serving.monitoring.access_log import AccessLog
 from serving.monitoring.canary import Canary
 from serving.monitoring.shadow import Shadow
 from serving.monitoring.trials import Trials
@@ -34,7 +36,7 @@ from serving.registry.history import History
 from serving.registry.sleeper import Rota, Sleeper
 from serving.registry.store import Store
 from serving.runtime import heap
-from serving.runtime.exchange import Observer
+from serving.runtime.exchange import Observer, Refused
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
@@ -45,6 +47,8 @@ log = logging.getLogger("serving")
 
 _MANY = 4
 """So many models look at the registry together."""
+_LEAST_SECONDS = 1.0
+"""Those who watch have this time to end, however long it took to drain."""
 
 
 def application(settings: Settings) -> tuple[ASGIApp, Front]:
@@ -54,8 +58,9 @@ def application(settings: Settings) -> tuple[ASGIApp, Front]:
         return app, app
     shared = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "Retry-After", "Server-Timing")
     asked = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID", "X-Request-Timeout")
+    traced = ("traceparent", "tracestate")
     origins, methods = list(settings.cors_origins), ["GET", "POST"]
-    return CORSMiddleware(app, origins, methods, asked, expose_headers=shared), app
+    return CORSMiddleware(app, origins, methods, asked + traced, expose_headers=shared), app
 
 
 def create_app(settings: Settings) -> Front:
@@ -63,6 +68,7 @@ def create_app(settings: Settings) -> Front:
 
     Raises:
         BadKeys: the file of keys can't be read.
+        Untraceable: traces are asked for that can't be sent.
     """
     registry = RegistryClient(settings)
     launcher = Launcher(enforce=settings.enforce, strict=settings.strict)
@@ -103,7 +109,8 @@ def create_app(settings: Settings) -> Front:
     )
     for watching in trials.all:
         metrics.registry.register(watching)
-    observers: list[Observer] = [*trials.all]
+    access = AccessLog(settings.access_log)
+    observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -112,14 +119,17 @@ def create_app(settings: Settings) -> Front:
         running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *trials.all)]
         settling = asyncio.create_task(_settle(slots))
         try:
-            async with _answering_grpc(models, settings, metrics, guard, observers):
+            async with _answering_grpc(models, settings, app.refused, guard, observers):
                 yield
         finally:
+            began = time.monotonic()
             for task in (*running, settling):
                 task.cancel()
             await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
             await launcher.aclose()
             registry.close()
+            left = max(_LEAST_SECONDS, settings.drain_seconds - (time.monotonic() - began))
+            await asyncio.gather(*(observer.aclose(left) for observer in observers))
 
     app = Front(
         title="Model serving",
@@ -133,7 +143,7 @@ def create_app(settings: Settings) -> Front:
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
-    app.observers = observers
+    app.observers, app.access = observers, access
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
     app.include_router(operations.router(followers, registry, metrics, [trials.tell]))
@@ -158,7 +168,7 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
 def _answering_grpc(
     models: Models,
     settings: Settings,
-    metrics: Metrics,
+    refused: Refused,
     guard: Guard | None,
     observers: Sequence[Observer],
 ) -> AbstractAsyncContextManager[None]:
@@ -166,7 +176,7 @@ def _answering_grpc(
         return nullcontext()
     from serving.rpc import service  # what it needs is an extra
 
-    return service.serving(models, settings, metrics, answer, new_id, guard, observers)
+    return service.serving(models, settings, refused, answer, new_id, guard, observers)
 
 
 async def _settle(slots: Sequence[Slot]) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.logging import RichHandler
 
 from serving import keys
 from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
@@ -84,15 +81,15 @@ def _fail(*lines: str) -> NoReturn:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models, and follow what is promoted."""
-    from serving.errors import BadKeys
+    from serving.errors import BadKeys, Untraceable
     from serving.server import CannotServe, serve
 
-    _log_to(err)
+    _log(settings, settings.log_level)
     try:
         serve(settings)
     except BadKeys as error:
         _fail(f"SERVING_KEYS_FILE: {error}")
-    except CannotServe as error:
+    except (CannotServe, Untraceable) as error:
         _fail(str(error))
 
 
@@ -107,7 +104,7 @@ def check(
     from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
     from serving.reference import Reference
 
-    _log_to(err, logging.ERROR)
+    _log(settings, "error")
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{reference}: …") as status:
@@ -215,12 +212,8 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _log_to(console: Console, level: int = logging.INFO) -> None:
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("serving").setLevel(level)
+def _log(settings: Settings, level: str) -> None:
+    from serving.telemetry import logs
+
+    secret = settings.webhook_secret
+    logs.configure(settings.log_format, level, [secret.get_secret_value()] if secret else [])

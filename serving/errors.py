@@ -14,6 +14,7 @@ ServingError
 │   ├── NoEnvironment           what it requires can't be installed; may heal
 │   └── Corrupt                 its artifacts are not those that were registered; may heal
 ├── BadKeys                     the file of API keys can't be read or written
+├── Untraceable                 traces are asked for that can't be sent
 ├── Unauthenticated             the caller does not prove who it is
 ├── Forbidden                   the caller's key is not for this
 ├── RateExceeded                the caller's key is used too often
@@ -103,6 +104,10 @@ class Corrupt(Rejected):
 
 class BadKeys(ServingError):
     """The file of API keys can't be read or written."""
+
+
+class Untraceable(ServingError):
+    """Traces are asked for that can't be sent; the message names the variable."""
 
 
 class Unauthenticated(ServingError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import time
 from collections.abc import Sequence
 
 from fastapi import FastAPI
@@ -18,8 +18,10 @@ from serving.access.guard import Guard
 from serving.http import problems
 from serving.http.request_id import request_id
 from serving.http.routes import Routes
+from serving.monitoring.access_log import AccessLog
 from serving.runtime.exchange import Observer
 from serving.runtime.version import KEPT_BY_NOBODY
+from serving.telemetry.logs import of_request
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
@@ -57,6 +59,7 @@ class Front(FastAPI):
     predictions: Routes
     metrics: Metrics
     observers: Sequence[Observer] = ()
+    access: AccessLog
     guard: Guard | None = None
     hosts: tuple[str, ...] = ()
     admin_port: int | None = None
@@ -66,30 +69,37 @@ class Front(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        scope["request_id"] = request_id(scope)
+        scope["request_id"], scope["began"] = request_id(scope), time.perf_counter()
         predict = self.predictions.find(scope["path"])
+        if predict:
+            for observer in self.observers:
+                observer.begun(scope)
         try:
             if self.guard or self.hosts or self.admin_port:
                 self._let_in(scope)
             if predict is None:
                 await super().__call__(scope, receive, _with_id(scope, send))
+                self.access.ended(scope, scope.get("status", _CALLER_LEFT))
             else:
                 await predict(scope, receive, send)
         except errors.CallerLeft as error:
-            self._refused(scope, _CALLER_LEFT, error)
+            self.refused(scope, _CALLER_LEFT, error)
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
-                log.exception("request %s was not answered as it should be", scope["request_id"])
+                log.exception("a request was not answered as it should be", extra=of_request(scope))
             respond = predict.respond if predict else problems.respond
             response = answer(scope, error, scope.get("respond", respond))
-            self._refused(scope, response.status_code, error)
-            await response(scope, receive, _with_id(scope, send))
+            self.refused(scope, response.status_code, error)
+            if "status" not in scope:  # FastAPI's layers raise what they have answered with 500, too
+                await response(scope, receive, _with_id(scope, send))
 
-    def _refused(self, scope: Scope, status: int, error: Exception) -> None:
+    def refused(self, scope: Scope, status: int, error: Exception) -> None:
+        """Count a request that was not answered as meant, and tell those who watch."""
         model, version = scope.get("leased", ("", ""))
         self.metrics.count(model, version, status)
         for observer in self.observers:
             observer.refused(scope, status, error)
+        self.access.ended(scope, status)
 
     def _let_in(self, scope: Scope) -> None:
         path, headers = scope["path"], scope["headers"]
@@ -129,14 +139,8 @@ def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.
 
 
 def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
-    """One line, whatever the model's exception contains."""
-    facts = {
-        "request_id": scope["request_id"],
-        "path": scope["path"],
-        "error": str(error),
-        "cause": error.cause,
-    }
-    log.error("the model failed: %s", json.dumps(facts))
+    more = {"path": scope["path"], "cause": error.cause}
+    log.error("the model failed: %s", error, extra=of_request(scope) | more)
 
 
 def _with_id(scope: Scope, send: Send) -> Send:
@@ -144,6 +148,7 @@ def _with_id(scope: Scope, send: Send) -> Send:
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
+            scope["status"] = message["status"]
             message["headers"] = [*message.get("headers", ()), header, *KEPT_BY_NOBODY]
         await send(message)
 

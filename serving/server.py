@@ -32,6 +32,7 @@ def serve(settings: Settings) -> None:
     Raises:
         CannotServe: a port is taken, or a certificate can't be used.
         BadKeys: the file of keys can't be read.
+        Untraceable: traces are asked for that can't be sent.
     """
     _allow_many_connections()
     _check_ports(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import (
@@ -48,6 +48,10 @@ def _names(value: Any) -> Any:
     return (
         tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
     )
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 class _Group(BaseModel):
@@ -199,7 +203,21 @@ class Trying(_Group):
         return self.sticky_header.lower().encode() if self.sticky_header else None
 
 
-class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Registry, BaseSettings):
+class Logs(_Group):
+    """What is logged."""
+
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="how: json, console, or auto, which is json unless on a terminal"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        "info", description="the least that is logged: debug, info, warning, error"
+    )
+    access_log: float = Field(
+        0.0, ge=0, le=1, description="share of requests that are logged; failures (5xx) always are"
+    )
+
+
+class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Logs, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -243,7 +261,7 @@ class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Regist
     most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
-_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Registry)
+_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Logs, Registry)
 OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
 """All settings, in the order in which they are told."""
 

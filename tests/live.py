@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import re
 import signal
 import ssl
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition, Thread
 from typing import IO, Any, TypeVar
@@ -52,19 +54,21 @@ def until(found: Callable[[], T | None]) -> T:
 class Service:
     """A running service: its address, a client for it, and what it logs."""
 
-    def __init__(self, env: dict[str, str], folder: Path, program: Sequence[Any] = (PROGRAM,)) -> None:
+    def __init__(
+        self,
+        env: dict[str, str],
+        folder: Path,
+        program: Sequence[Any] = (PROGRAM,),
+        *,
+        on_terminal: bool = False,
+    ) -> None:
         self.env = env
         self.log: list[str] = []
         self._logged = Condition()
-        self.process = subprocess.Popen(
-            [*program, "run", "--port", "0"],
-            cwd=folder,
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr
-        self._reader = Thread(target=self._read, args=(self.process.stderr,))
+        ours, theirs = pty.openpty() if on_terminal else os.pipe()
+        self.process = subprocess.Popen([*program, "run", "--port", "0"], cwd=folder, env=env, stderr=theirs)
+        os.close(theirs)
+        self._reader = Thread(target=self._read, args=(os.fdopen(ours),))
         self._reader.start()
         self.url = self.logged(_LISTENING)[1]
         verify: Any = ssl.create_default_context(cafile=env["CA"]) if "CA" in env else True
@@ -75,7 +79,7 @@ class Service:
         until(self._answers)
 
     def _read(self, stream: IO[str]) -> None:
-        with stream:
+        with stream, suppress(OSError):  # as a terminal ends
             for line in stream:
                 with self._logged:
                     self.log.append(line.rstrip("\n"))
@@ -98,6 +102,18 @@ class Service:
             match = found()
         assert match
         return match
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far, of which each line is an object in JSON."""
+        return [json.loads(line) for line in list(self.log)]
+
+    def told(self, **facts: Any) -> dict[str, Any]:
+        """The first line of the log that tells these facts, waited for."""
+
+        def found() -> dict[str, Any] | None:
+            return next((line for line in self.lines() if facts.items() <= line.items()), None)
+
+        return until(found)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -133,7 +149,7 @@ def served(uri: str, folder: Path, **settings: Any) -> Iterator[Service]:
     try:
         yield service
         assert service.stop() == 0
-        assert not [line for line in service.log if line.startswith("Traceback")], "\n".join(service.log)
+        assert not [line for line in service.lines() if "exception" in line], "\n".join(service.log)
     finally:
         service.process.kill()
         service.process.wait()

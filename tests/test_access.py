@@ -416,7 +416,7 @@ def test_pages_of_an_origin_that_is_named_may_ask_and_others_not(guarded: Servic
 
 
 def test_what_is_for_operators_is_on_their_port_alone(guarded: Service) -> None:
-    own = guarded.logged(re.compile(r"metrics and histories are at (https://\S+)"))[1]
+    own = guarded.logged(re.compile(r"metrics and histories are at (https://[\d.:]+)"))[1]
     for path in ("/metrics", "/models/actor/history"):
         problem(guarded.client.get(path), 404)
         assert guarded.client.get(f"{own}{path}").status_code == 200

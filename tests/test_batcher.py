@@ -141,7 +141,7 @@ class Bench:
                 self.add()
 
 
-def encode(rows: Any, key: Any) -> bytes:
+def encode(rows: Any, key: Any, carried: Any) -> bytes:
     if any(row.get("misfit") for row in rows):
         raise ModelFailed("the rows do not fit")
     return json.dumps(rows).encode()

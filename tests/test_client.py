@@ -21,9 +21,10 @@ from signatures import columns
 
 from serving.errors import RegistryUnavailable, Unresolved
 from serving.reference import Reference
-from serving.registry.client import RegistryClient, without_passwords
+from serving.registry.client import RegistryClient
 from serving.runtime.version import Version
 from serving.settings import Settings
+from serving.telemetry.redaction import without_secrets
 
 pytestmark = pytest.mark.anyio
 
@@ -254,13 +255,13 @@ async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catal
     ],
 )
 async def test_passwords_are_never_shown(uri: str, shown: str) -> None:
-    assert without_passwords(uri) == shown
-    assert without_passwords(shown) == shown
+    assert without_secrets(uri) == shown
+    assert without_secrets(shown) == shown
 
 
 @given(st.text("abc:@?=&%", min_size=1).filter(lambda text: not text.startswith("@")))
 def test_no_part_of_a_password_is_shown(password: str) -> None:
-    assert without_passwords(f"http://alice:{password}@host/path") == "http://***@host/path"
+    assert without_secrets(f"http://alice:{password}@host/path") == "http://***@host/path"
 
 
 async def test_a_registry_of_its_own_goes_before_the_tracking_server(tmp_path: Path, registry: str) -> None:

@@ -55,7 +55,7 @@ def scored(service: Service, model: str, frame: pd.DataFrame) -> Any:
 
 def grpc_address(service: Service) -> str:
     """Where it listens for gRPC."""
-    return service.logged(re.compile(r"serving gRPC at (\S+)"))[1]
+    return service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
 
 
 @pytest.mark.parametrize("client", ["triton", "triton_grpc"])

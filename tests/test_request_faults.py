@@ -294,7 +294,7 @@ def test_row_35_what_a_model_raises_is_one_line_of_the_log_and_not_in_the_answer
     act = f"raise:{SECRET}\\r\\nERROR\\x1b[31m\\u2028forged"
     answer = predict(service, {"x": 1, "act": act}, **{"X-Request-ID": "the-poison"})
     assert problem(answer, 500)["detail"] == "The model failed on this request."
-    line = service.logged(re.compile(".*the-poison.*"))[0]
-    assert SECRET in line
-    assert line.isprintable()
-    assert not [other for other in service.log if "forged" in other and other != line]
+    failed = service.told(request_id="the-poison", level="error")
+    assert SECRET in failed["event"]
+    assert all(line.isprintable() for line in service.log)
+    assert [line for line in service.lines() if "forged" in str(line)] == [failed]

@@ -59,7 +59,7 @@ def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list
     """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
-        frame, count, params = table.decode(made.layout.encode(group, ""))
+        frame, count, params, _ = table.decode(made.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
             found[index] = row
@@ -132,7 +132,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
     rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    _, _, given_ = table.decode(made.layout.encode(rows, text))
+    given_ = table.decode(made.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _enforce_params_schema(given_, schema)

@@ -17,7 +17,7 @@ from serving.access import keys
 from serving.access.keys import Key, Scope
 from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
 
-log = logging.getLogger("serving.access")
+log = logging.getLogger("serving.guard")
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NOBODY = "0" * 64
 _SEND_ONE = "Send a key, as Authorization: Bearer … or as X-API-Key."

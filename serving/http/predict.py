@@ -50,7 +50,6 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
-        began = time.perf_counter()
         body, leased = await self._taken(scope, receive)
         parts: list[Part] = []
         with leased as live:
@@ -71,7 +70,7 @@ class Predict:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": answer[-1]})
-        self.tell(live, scope, body, answer, parts, began)
+        self.tell(live, scope, body, answer, parts)
 
     def tell(
         self,
@@ -80,10 +79,9 @@ class Predict:
         body: bytes,
         answer: Sequence[bytes],
         parts: Sequence[Part],
-        began: float,
     ) -> None:
         """Count and time a request that was answered, and tell those who watch."""
-        ended = time.perf_counter()
+        began, ended = scope["began"], time.perf_counter()
         live.metrics.answered.inc()
         live.metrics.seconds.observe(ended - began)
         if self._observers:
@@ -104,6 +102,7 @@ class Predict:
             leased = self._lease(scope)
         except Asleep as asleep:
             leased = await self._woken(asleep, scope)
+        scope["taken"] = time.perf_counter()
         scope["leased"] = (leased.version.name, leased.version.version or leased.version.model_id)
         if key := scope.get("key"):
             check_model(key, leased.version.name)
@@ -154,13 +153,12 @@ class Predict:
         self, live: Loaded, parts: list[Part], scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], bytes]:
         """The model's answer, in pieces, and where its time went."""
-        began = time.perf_counter()
         with tallied(live), watched(live, parts, receive):
             answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
         first, last = parts[0][1], parts[-1][1]
         timing = b"validate;dur=%.2f, queue;dur=%.2f, model;dur=%.2f" % (
-            (first.queued - began) * 1e3,
+            (first.queued - scope["taken"]) * 1e3,
             (first.started - first.queued) * 1e3,
             (last.finished - first.started) * 1e3,
         )

@@ -40,7 +40,6 @@ class PredictStream(Predict):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what is wrong before the first bit is raised as with any other."""
-        began = time.perf_counter()
         body, leased = await self._taken(scope, receive)
         parts: list[Part] = []
         bits: list[bytes] = []
@@ -54,7 +53,7 @@ class PredictStream(Predict):
                 detail = f"The answer was not over after {self._limits.stream_seconds:g} s."
                 raise DeadlineExceeded(detail, hung=False) from None
         live.metrics.rows.inc()
-        self.tell(live, scope, body, bits, parts, began)
+        self.tell(live, scope, body, bits, parts)
 
     async def _stream(
         self, live: Loaded, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send

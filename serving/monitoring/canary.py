@@ -208,7 +208,7 @@ class _Challenger:
             watch.begin()
         if self._loaded:
             told = f"{100 * self._steps[self._step]:.4g} % of the requests, as {self.slot.reference}"
-            log.info("%s gets %s", self._loaded.version, told)
+            log.info("%s gets %s", self._loaded.version, told, extra=self._loaded.version.in_logs)
             self._herald.note(self._loaded.version, TAG, told)
 
     def _is_due(self, new: Sample, now: float) -> bool:
@@ -229,7 +229,8 @@ class _Challenger:
     def _stop(self, live: Loaded, reason: str) -> None:
         share = self._split.share(self.slot)
         reason = f"{STOPPED} at {100 * share:.4g} % of the requests: {reason}"
-        log.error("%s is out of the requests to %s: %s", live.version, self.slot.reference.name, reason)
+        said = "%s is out of the requests to %s: %s"
+        log.error(said, live.version, self.slot.reference.name, reason, extra=self.slot.in_logs)
         self._set_aside(reason)
         self._herald.note(live.version, TAG, reason)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from serving.errors import RegistryUnavailable, ServingError, Unresolved
 from serving.reference import Kind, Reference
 from serving.runtime.version import Version
 from serving.settings import Registry
+from serving.telemetry.redaction import without_secrets
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class RegistryClient:
     def uri(self) -> str:
         """Where the registry is, without passwords."""
         uri = self._settings.registry_uri or self._settings.tracking_uri
-        return without_passwords(uri)
+        return without_secrets(uri)
 
     async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         """The version that the reference names now, and lower ones in the same stage, which are not served.
@@ -232,12 +232,6 @@ class RegistryClient:
             )
 
 
-def without_passwords(text: str) -> str:
-    """A text in which addresses have no passwords."""
-    text = re.sub(r"//[^/\s]+@", "//***@", text)
-    return re.sub(r"(?i)((?:password|token|secret)=)[^&\s]+", r"\1***", text)
-
-
 @contextmanager
 def _translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
     try:
@@ -246,7 +240,7 @@ def _translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
         # MLflow tells the whole address of a server that is away.
-        reason = without_passwords(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
+        reason = without_secrets(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
         if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
             raise Unresolved(f"{what} names nothing in the registry ({reason})") from error
         raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error

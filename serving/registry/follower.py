@@ -64,7 +64,7 @@ class Follower:
             try:
                 await self.tick()
             except Exception:  # a mistake in here must not end the following
-                log.exception("%s: a look at the registry failed", self.slot.reference)
+                log.exception("a look at the registry failed", extra=self.slot.in_logs)
             seconds = self._settings.poll_seconds
             if self._misses:
                 seconds = max(seconds, pause(self._misses, _LONGEST_LOOK))
@@ -203,7 +203,7 @@ class Follower:
     def _warn(self, warnings: tuple[str, ...]) -> None:
         for warning in warnings:
             if warning not in self.slot.warnings:
-                log.warning("%s: %s", self.slot.reference, warning)
+                log.warning("%s", warning, extra=self.slot.in_logs)
         self.slot.warnings = warnings
 
     # -- bringing up
@@ -219,7 +219,7 @@ class Follower:
             again = loop.time() + pause(failures + 3) if error.may_heal else None
             self._refuse(Candidate(found, State.REJECTED, str(error), failures + 1, again))
         except Exception as error:
-            log.exception("%s could not be brought up", found)
+            log.exception("%s could not be brought up", found, extra=found.in_logs)
             reason = f"{type(error).__name__} in the serving front; see its log"
             self._refuse(Candidate(found, State.REJECTED, reason))
         else:
@@ -250,7 +250,7 @@ class Follower:
         retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
         new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
-        log.info("%s is live as %s%s", new.version, self.slot.reference, f": {reason}" if reason else "")
+        log.info("%s is live%s", new.version, f": {reason}" if reason else "", extra=self.slot.in_logs)
         for loaded in retired:
             self._in_background(loaded.drain())
         if old and old.version.identity != new.version.identity:
@@ -269,7 +269,7 @@ class Follower:
                 self._in_background(warm.drain())
                 self.slot.warm = None
             return
-        log.error("%s is reverted: %s", live.version, reason)
+        log.error("%s is reverted: %s", live.version, reason, extra=self.slot.in_logs)
         bad = live.version
         self._swap(warm, f"{bad} was reverted: {reason}")
         if self.slot.warm:
@@ -302,8 +302,9 @@ class Follower:
     def _tell(self, reason: str) -> None:
         if reason != self.slot.reason:
             self.slot.reason = reason
+            told = self.slot.in_logs | (self.candidate.version.in_logs if self.candidate else {})
             loading = self.candidate is not None and self.candidate.state is State.LOADING
-            log.log(logging.INFO if loading else logging.WARNING, "%s: %s", self.slot.reference, reason)
+            log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=told)
 
     # -- tasks
 

@@ -91,10 +91,11 @@ class Herald:
         try:
             await self._registry.write_tags(version, tags)
         except Unresolved:
-            log.info("%s has gone from the registry, and its tags with it", version)
+            log.info("%s has gone from the registry, and its tags with it", version, extra=version.in_logs)
         except RegistryError as error:
             if not self._failing:
-                log.warning("the tags of %s could not be written: %s", version, error)
+                said = "the tags of %s could not be written: %s"
+                log.warning(said, version, error, extra=version.in_logs)
             self._failing = True
             return False
         self._failing = False

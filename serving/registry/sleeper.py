@@ -84,7 +84,7 @@ class Sleeper:
                 if await self.wake():
                     await self._follow()
             except Exception:  # a mistake in here must not end the waking
-                log.exception("%s could not be woken", self.slot.reference)
+                log.exception("%s could not be woken", self.slot.reference, extra=self.slot.in_logs)
                 self._fail("the serving front made a mistake; see its log")
             await self.sleep()
 

@@ -66,7 +66,8 @@ class Store:
             async with self._remembering:  # one after the other, so that the last that went live stands first
                 await asyncio.to_thread(self._remember, reference, version, artifacts)
         except OSError as error:
-            log.warning("%s could not be noted as last known good: %s", version, error)
+            said = "%s could not be noted as last known good: %s"
+            log.warning(said, version, error, extra=version.in_logs)
 
     async def recall(self, reference: str) -> tuple[Version, Artifacts] | None:
         """The version that went live last for the reference, if it is still here and whole."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import orjson
@@ -21,12 +22,11 @@ from serving.http import inference, repository
 from serving.http.predict import tallied
 from serving.http.routes import chance
 from serving.rpc.messages import protos, read, services, told
-from serving.runtime.exchange import Observer
+from serving.runtime.exchange import Observer, Refused
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.models import Models
 from serving.runtime.split import first
 from serving.settings import Settings
-from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.grpc")
 
@@ -49,7 +49,7 @@ Answer = Callable[[Scope, Exception, Any], Response]
 async def serving(
     models: Models,
     settings: Settings,
-    metrics: Metrics,
+    refused: Refused,
     answer: Answer,
     new_id: Callable[[], str],
     guard: Guard | None,
@@ -58,7 +58,7 @@ async def serving(
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
     options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
-    service = _Service(models, settings, metrics, answer, new_id, guard, observers)
+    service = _Service(models, settings, refused, answer, new_id, guard, observers)
     services.add_GRPCInferenceServiceServicer_to_server(service, server)
     address = f"{settings.host}:{settings.grpc_port}"
     if settings.tls_cert and settings.tls_key:
@@ -79,15 +79,14 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         self,
         models: Models,
         settings: Settings,
-        metrics: Metrics,
+        refused: Refused,
         answer: Answer,
         new_id: Callable[[], str],
         guard: Guard | None,
         observers: Sequence[Observer],
     ) -> None:
-        self._guard = guard
-        self._models, self._metrics, self._answer, self._new_id = models, metrics, answer, new_id
-        self._observers = observers
+        self._guard, self._observers = guard, observers
+        self._models, self._refused, self._answer, self._new_id = models, refused, answer, new_id
         self._infer = inference.Infer(self._lease_by_chance, settings, observers)
         self._sticky = settings.sticky
 
@@ -127,7 +126,6 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         async def infer(scope: Scope) -> Any:
-            began = time.perf_counter()
             scope["asked"] = (request.model_name, request.model_version)
             leased = await self._infer.leased(scope)
             parts: list[Part] = []
@@ -141,7 +139,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
                 answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
-            self._infer.tell(live, scope, b"", (), parts, began)
+            self._infer.tell(live, scope, b"", (), parts)
             return answered
 
         return await self._answered(context, "ModelInfer", infer)
@@ -150,18 +148,24 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         """What is made, or the status that tells why it could not be."""
         sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
         scope: dict[str, Any] = {"request_id": self._new_id(), "path": name, "headers": sent}
+        scope |= {"began": time.perf_counter(), "client": (_host(context.peer()), None)}
+        if name == "ModelInfer":
+            for observer in self._observers:
+                observer.begun(scope)
         try:
             if self._guard:
                 scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
             return await make(scope)
         except Exception as error:
             response = self._answer(scope, error, inference.respond)
-            model, version = scope.get("leased", ("", ""))
-            self._metrics.count(model, version, response.status_code)
-            for observer in self._observers:
-                observer.refused(scope, response.status_code, error)
+            self._refused(scope, response.status_code, error)
             detail = orjson.loads(response.body)["error"]
             await context.abort(_CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), detail)
+
+
+def _host(peer: str) -> str:
+    """The address in what gRPC calls a peer: `ipv4:10.0.0.1:4711`, `ipv6:%5B::1%5D:4711`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _bytes(value: str | bytes) -> bytes:

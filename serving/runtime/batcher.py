@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from serving.errors import (
@@ -26,7 +27,8 @@ from serving.runtime.predictions import Predictions
 from serving.runtime.replica import Outcome, Replica, State
 from serving.runtime.streams import Stream
 from serving.runtime.table import Rows, joined
-from serving.runtime.tickets import Answer, Group, Ticket, retries, take
+from serving.runtime.tickets import Answer, Group, Ticket, called, retries, take
+from serving.runtime.trace import Call, current
 
 log = logging.getLogger("serving.batcher")
 # Callers who have just been answered are back within a millisecond or so. A model that takes long is given a
@@ -40,23 +42,25 @@ class Batcher:
     """Hands waiting requests to the model processes of one version.
 
     Args:
-        encode: makes a table of rows and a group's key.
+        encode: makes a table of rows, a group's key and, where that is traced, what is to be carried along.
         read: makes of an answered table what a group asked for, one thing for each row.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
         pace: tells how many rows can be answered in time.
+        told: what lines of the log tell of the version.
     """
 
     def __init__(
         self,
-        encode: Callable[[Rows, Any], bytes],
+        encode: Callable[[Rows, Any, Mapping[bytes, str] | None], bytes],
         read: Callable[[bytes, Group], Answer],
         *,
         most_waiting: int,
         deadline: float,
         pace: Pace,
+        told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._encode, self._read = encode, read
+        self._encode, self._read, self._told = encode, read, told
         self._most_waiting, self._deadline, self._pace = most_waiting, deadline, pace
         self._rows_waiting = self._rows_under_way = 0
         self._waiting: deque[Ticket] = deque()
@@ -99,7 +103,10 @@ class Batcher:
         """
         if self._waiting and not begun:
             self._refuse_too_much()
-        ticket = Ticket(rows, key, most_rows, asyncio.get_running_loop().create_future(), stream)
+        trace, future = current.get(), asyncio.get_running_loop().create_future()
+        ticket = Ticket(rows, key, most_rows, future, stream, trace)
+        if trace:
+            trace.queued = trace.queued or ticket.queued
         ticket.call_after(deadline, self._expire)
         self._waiting.append(ticket)
         self._rows_waiting += len(rows)
@@ -166,8 +173,9 @@ class Batcher:
         for ticket in group:
             ticket.started = now
         rows = joined([ticket.rows for ticket in group])
+        call = called(group, len(rows), now)
         try:
-            table = self._encode(rows, group[0].key) if group else b""
+            table = self._encode(rows, group[0].key, call.metadata if call else None) if group else b""
         except ModelFailed as error:
             self._settle(group, error)
             table = b""
@@ -175,7 +183,7 @@ class Batcher:
             self._idle.appendleft(replica)
             return
         if stream := group[0].stream:
-            self._run_stream(replica, group[0], stream, table)
+            self._run_stream(replica, group[0], stream, table, call)
             return
         loop = asyncio.get_running_loop()
         hanging = loop.call_later(self._deadline, replica.kill)
@@ -185,6 +193,8 @@ class Batcher:
         def done(outcome: Outcome) -> None:
             hanging.cancel()
             took = loop.time() - started
+            if call:
+                call.end(failed=not isinstance(outcome, bytes))
             self._rows_under_way -= len(rows)
             if isinstance(outcome, bytes):
                 self._pace.note(len(rows), group[0].most_rows, took)
@@ -196,7 +206,9 @@ class Batcher:
 
         replica.ask(table, done)
 
-    def _run_stream(self, replica: Replica, ticket: Ticket, stream: Stream, table: bytes) -> None:
+    def _run_stream(
+        self, replica: Replica, ticket: Ticket, stream: Stream, table: bytes, call: Call | None
+    ) -> None:
         ticket.hurry_no_more()
 
         def hung() -> None:
@@ -205,6 +217,8 @@ class Batcher:
 
         def done(outcome: Outcome) -> None:
             stream.left()
+            if call:
+                call.end(failed=not isinstance(outcome, bytes))
             if isinstance(outcome, bytes):
                 ticket.settle(_STREAMED)
             else:
@@ -239,7 +253,7 @@ class Batcher:
         again = retries(group, error)
         self._again.extendleft(reversed(again))
         if isinstance(error, ProcessDied):
-            log.warning("a model process died; requests that it had: %d", len(group))
+            log.warning("a model process died; requests that it had: %d", len(group), extra=self._told)
         trying = [ticket for smaller in again for ticket in smaller]
         self._settle([ticket for ticket in group if ticket not in trying], error)
         for ticket in trying:

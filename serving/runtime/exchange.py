@@ -5,13 +5,15 @@ Nobody is told anything before the answer is on its way, and who watches must no
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from serving.runtime.loaded import Loaded, Part
 
 Header: TypeAlias = tuple[bytes, bytes]
+Refused: TypeAlias = Callable[[MutableMapping[str, Any], int, Exception], None]
+"""Is called with a request that was not answered as meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Exchange:
 class Observer:
     """One who watches; whoever does not care for a moment inherits that it does nothing."""
 
+    def begun(self, scope: MutableMapping[str, Any]) -> None:
+        """A request for predictions has come; what it asks for is not known yet, nor who asks."""
+
     def announce(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
         """Headers that the answer is to carry; asked for as soon as it is there, before it is sent."""
         return ()
@@ -44,3 +49,6 @@ class Observer:
 
     def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
         """A request was not answered as meant; `scope["leased"]` has model and version, if any were."""
+
+    async def aclose(self, seconds: float) -> None:
+        """The service stops, and nothing more will come: be done with what is left, within this time."""

@@ -3,8 +3,8 @@
 `python -m serving.runtime.forkserver FD [enforce] [strict]` reads from the socket FD what the front asks, one
 JSON object a line:
 
-- `{"fork": FOLDER}` with a socket attached: fork a process that serves the model in FOLDER on that socket;
-  answered by `{"forked": PID}`
+- `{"fork": FOLDER}` with a socket and a pipe attached: fork a process that serves the model in FOLDER on that
+  socket, and whose output goes to that pipe; answered by `{"forked": PID}`
 - `{"kill": PID}`: kill that process, if it still lives
 
 and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has
@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import io
 import json
 import os
 import select
@@ -74,23 +75,25 @@ class ForkServer:
         for line in lines:
             request = json.loads(line)
             if "fork" in request:
-                self._fork(handles.pop(0), Path(request["fork"]))
+                self._fork(handles.pop(0), handles.pop(0), Path(request["fork"]))
             elif request["kill"] in self.children:
                 os.kill(request["kill"], signal.SIGKILL)
         return bool(data)
 
-    def _fork(self, handle: int, folder: Path) -> None:
+    def _fork(self, handle: int, output: int, folder: Path) -> None:
         pid = os.fork()
         if pid == 0:
-            self._become_model_process(handle, folder)
+            self._become_model_process(handle, output, folder)
         os.close(handle)
+        os.close(output)
         self.children.add(pid)
         self._tell({"forked": pid})
 
-    def _become_model_process(self, handle: int, folder: Path) -> None:
+    def _become_model_process(self, handle: int, output: int, folder: Path) -> None:
         status = 1
         try:
             _die_with_parent()
+            _print_to(output)
             os.nice(_NICE)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -123,6 +126,16 @@ def _die_with_parent() -> None:
     """Have the kernel kill this process if the fork server is killed; Linux knows how."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _print_to(output: int) -> None:
+    """Have all that is printed, by C libraries too, go to `output` as soon as a line is whole."""
+    for standard in (sys.stdout, sys.stderr):
+        standard.flush()
+        os.dup2(output, standard.fileno())
+    os.close(output)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _refuse_pickles(event: str, _: tuple[Any, ...]) -> None:

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ProcessDied
+from serving.runtime.output import Output
 
 log = logging.getLogger("serving.launcher")
 
@@ -43,6 +45,7 @@ class Launcher:
         self._listener: asyncio.Task[None] | None = None
         self._launching: deque[asyncio.Future[Child]] = deque()
         self._children: dict[int, Child] = {}
+        self._outputs: set[Output] = set()
 
     @property
     def is_own(self) -> bool:
@@ -61,24 +64,36 @@ class Launcher:
                 env = {**os.environ, "PYTHONPATH": str(self._interpreter.parents[1] / "front")}
             command = [python, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
             command += ["enforce"] * self._enforce + ["strict"] * self._strict
-            self._server = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env
-            )
+            with self._output({"process": "fork server"}) as output:
+                self._server = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=env,
+                )
         listening = self._listen(self._control, self._server)
         self._listener = asyncio.get_running_loop().create_task(listening)
 
-    def launch(self, folder: Path, connection: socket.socket) -> asyncio.Future[Child]:
+    def launch(
+        self, folder: Path, connection: socket.socket, told: Mapping[str, Any]
+    ) -> asyncio.Future[Child]:
         """Have a model process serve the model in `folder` on `connection`.
 
-        What it returns raises `ProcessDied` where the fork server dies before that.
+        What the process prints becomes lines of the log, which tell what is `told` of it. What this returns
+        raises `ProcessDied` where the fork server dies before that.
         """
         self.start()
         assert self._control is not None
         launched: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._launching.append(launched)
         line = json.dumps({"fork": str(folder)}).encode() + b"\n"
-        with suppress(OSError):  # the listener sees that the fork server has gone, and says so
-            socket.send_fds(self._control, [line], [connection.fileno()])
+        with (
+            self._output(told) as output,
+            suppress(OSError),
+        ):  # the listener sees that it has gone, and says so
+            socket.send_fds(self._control, [line], [connection.fileno(), output])
         return launched
 
     def kill(self, child: Child) -> None:
@@ -118,6 +133,18 @@ class Launcher:
         for pid in list(self._children):
             self._hear({"ended": pid, "status": None})
         await asyncio.to_thread(server.wait)
+        for output in list(self._outputs):
+            output.close()
+
+    @contextmanager
+    def _output(self, told: Mapping[str, Any]) -> Iterator[int]:
+        """The end of a pipe to give to a process, for the block in which that is done."""
+        output = Output(told, self._outputs.discard)
+        self._outputs.add(output)
+        try:
+            yield output.theirs
+        finally:
+            os.close(output.theirs)
 
     def _hear(self, fact: dict[str, Any]) -> None:
         if "ended" in fact:

@@ -72,8 +72,7 @@ class Loaded:
         recorder: Recorder,
         metrics: VersionMetrics,
     ) -> None:
-        self.version, self.artifacts = version, artifacts
-        self.metrics, self.recorder = metrics, recorder
+        self.version, self.artifacts, self.metrics, self.recorder = version, artifacts, metrics, recorder
         described = mlmodel.read(artifacts.folder)
         self.contract = mlmodel.contract(described, version.name, limits.max_rows)
         self.example = mlmodel.example(artifacts.folder, described, self.contract)
@@ -98,8 +97,7 @@ class Loaded:
         self.comparison: Comparison | None = None
         """How it answered live requests before it went live."""
         self.loaded_at = datetime.now(UTC)
-        self.state = State.STARTING
-        self.used_at = 0.0
+        self.state, self.used_at = State.STARTING, 0.0
         """When the last request on it was over, by the monotonic clock."""
         self._runtime, self._limits = runtime, limits
         self._leases, self._unheld = 0, asyncio.Event()
@@ -109,6 +107,7 @@ class Loaded:
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
             pace=Pace(limits.wait_seconds, runtime.replicas),
+            told=version.in_logs,
         )
         metrics.waiting.set_function(lambda: self._batcher.waiting)
         self._pool = Pool(
@@ -117,6 +116,7 @@ class Loaded:
             count=runtime.replicas,
             load_seconds=runtime.load_seconds,
             most_bytes=runtime.max_process_bytes,
+            told=version.in_logs,
             on_ready=self._batcher.add,
             on_death=self._count_death,
         )
@@ -182,9 +182,9 @@ class Loaded:
     def _count_death(self) -> None:
         self.tally.deaths += 1
 
-    def _encode(self, rows: Rows, key: Key) -> bytes:
+    def _encode(self, rows: Rows, key: Key, carried: Mapping[bytes, str] | None) -> bytes:
         self.metrics.batch_rows.observe(len(rows))
-        return self.contract.layout.encode(rows, key.params)
+        return self.contract.layout.encode(rows, key.params, carried)
 
     def _read(self, answer: bytes, group: Group) -> Answer:
         found, key = answers.decode(answer), group[0].key
@@ -305,7 +305,7 @@ class Loaded:
                     self._unheld.clear()
                     await self._unheld.wait()
         except TimeoutError:
-            log.warning("%r is still held after %g s", self, self._drain_seconds)
+            log.warning("%r is still held and is ended", self, extra=self.version.in_logs)
         finally:
             self.close()
             heap.sweep_soon()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from serving.errors import LoadFailed, ProcessDied
 from serving.runtime.launcher import Launcher
@@ -36,7 +38,8 @@ class Pool:
     """Keeps `count` processes with the model in `folder`.
 
     `on_ready` is called with each process that can take its first table, `on_death` when one died by itself.
-    One that holds more than `most_bytes` of memory is replaced, without a request that waits for it.
+    One that holds more than `most_bytes` of memory is replaced, without a request that waits for it. Lines of
+    the log on them tell what is `told`.
     """
 
     def __init__(
@@ -47,12 +50,13 @@ class Pool:
         count: int,
         load_seconds: float,
         most_bytes: int | None = None,
+        told: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
         on_death: Callable[[], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
-        self._on_ready, self._on_death = on_ready, on_death
+        self._on_ready, self._on_death, self._told = on_ready, on_death, told
         self._keepers: list[asyncio.Task[None]] = []
         self.replicas: list[Replica] = []
 
@@ -89,7 +93,7 @@ class Pool:
             self._launcher.close()
 
     async def _start_one(self) -> Replica:
-        replica = await Replica.start(self._launcher, self._folder, self._load_seconds)
+        replica = await Replica.start(self._launcher, self._folder, self._load_seconds, self._told)
         self.replicas.append(replica)
         return replica
 
@@ -99,13 +103,14 @@ class Pool:
         while True:
             old = self.replicas[index]
             if await self._lives_until_too_large(old):
-                log.warning("%r has grown to %d MB, and is replaced", old, resident_bytes(old.pid) >> 20)
+                megabytes = resident_bytes(old.pid) >> 20
+                log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._told)
                 self._take(index, await self._replacement(0.0))
                 old.retire()
                 continue
             self._on_death()
             pause = next_pause(pause, loop.time() - started)
-            log.warning("%r has died; the next starts in %g s", old, pause)
+            log.warning("%r has died; the next starts in %g s", old, pause, extra=self._told)
             started = loop.time()
             self._take(index, await self._replacement(pause))
 
@@ -117,7 +122,8 @@ class Pool:
         """Wait until it has died, or has more memory than it may have: then true."""
         most = self._most_bytes
         if most is not None and resident_bytes(replica.pid) > most:
-            log.error("%r has more than %d MB for its model alone, and is not replaced", replica, most >> 20)
+            said = "%r has more than %d MB for its model alone, and is not replaced"
+            log.error(said, replica, most >> 20, extra=self._told)
             most = None
         while not replica.dead.done():
             await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS if most else None)
@@ -129,7 +135,8 @@ class Pool:
         while True:
             await asyncio.sleep(pause)
             try:
-                return await Replica.start(self._launcher, self._folder, self._load_seconds)
+                return await Replica.start(self._launcher, self._folder, self._load_seconds, self._told)
             except (LoadFailed, ProcessDied) as error:
                 pause = next_pause(pause, 0.0)
-                log.error("no new model process: %s; the next try is in %g s", error, pause)
+                said = "no new model process: %s; the next try is in %g s"
+                log.error(said, error, pause, extra=self._told)

@@ -7,13 +7,15 @@ import json
 import socket
 import traceback
 from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import answers, heap, table, wire
+from serving.runtime import answers, heap, table, trace, wire
 
 _MOST_TEXT = 8000
+_UNTRACED = nullcontext()
 
 Predict = Callable[[Any, dict[str, Any] | None], Any]
 
@@ -101,8 +103,10 @@ def _of_hints(model: Any) -> Predict:
 
 def _answered(model: Model, asked: bytes) -> bytes:
     try:
-        data, rows, params = table.decode(asked)
-        return wire.pack(wire.Kind.ANSWER, answers.encode(model.predict(data, params), rows))
+        data, rows, params, carried = table.decode(asked)
+        with trace.continued(carried) if carried else _UNTRACED:
+            answer = model.predict(data, params)
+        return wire.pack(wire.Kind.ANSWER, answers.encode(answer, rows))
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
 
@@ -110,14 +114,15 @@ def _answered(model: Model, asked: bytes) -> bytes:
 def _streamed(model: Model, asked: bytes, connection: socket.socket) -> bytes:
     """Send each chunk as it comes, until there are no more or nobody wants them; gives the last frame."""
     try:
-        data, _, params = table.decode(asked)
-        chunks = model.predict_stream(data, params)
-        for chunk in chunks:
-            connection.sendall(wire.pack(wire.Kind.CHUNK, answers.text(chunk)))
-            if _is_called(connection):
-                break
-        if isinstance(chunks, Generator):
-            chunks.close()
+        data, _, params, carried = table.decode(asked)
+        with trace.continued(carried) if carried else _UNTRACED:
+            chunks = model.predict_stream(data, params)
+            for chunk in chunks:
+                connection.sendall(wire.pack(wire.Kind.CHUNK, answers.text(chunk)))
+                if _is_called(connection):
+                    break
+            if isinstance(chunks, Generator):
+                chunks.close()
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
     return wire.pack(wire.Kind.END)

@@ -7,10 +7,11 @@ import json
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
 from serving.runtime import wire
@@ -38,8 +39,8 @@ class Replica(asyncio.Protocol):
     `dead` is done when the process has gone, whoever ended it.
     """
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: Launcher, told: Mapping[str, Any]) -> None:
+        self._launcher, self._told = launcher, told
         self._unpacker = wire.Unpacker()
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._done: Callable[[Outcome], None] | None = None
@@ -59,14 +60,16 @@ class Replica(asyncio.Protocol):
         return self._child.pid if self._child else None
 
     @classmethod
-    async def start(cls, launcher: Launcher, folder: Path, seconds: float) -> Replica:
-        """Start a process and load the model in `folder`, within `seconds`.
+    async def start(
+        cls, launcher: Launcher, folder: Path, seconds: float, told: Mapping[str, Any] = MappingProxyType({})
+    ) -> Replica:
+        """Start a process and load the model in `folder`, within `seconds`; `told` is of it in the log.
 
         Raises:
             LoadFailed: it raised, died or was not done in time.
             ProcessDied: it died through no fault of its own, with the fork server.
         """
-        replica = cls(launcher)
+        replica = cls(launcher, told)
         try:
             await replica._connect(folder)  # a fork server that warms up is no fault of the version
             async with asyncio.timeout(seconds):
@@ -144,7 +147,7 @@ class Replica(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            launched = self._launcher.launch(folder, theirs)
+            launched = self._launcher.launch(folder, theirs, self._told)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         self._child = await launched
 
@@ -171,7 +174,7 @@ class Replica(asyncio.Protocol):
             for kind, payload in self._unpacker.feed(data):
                 self._heard(kind, payload)
         except ValueError:
-            log.error("model process %s sent what is no frame, and is stopped", self.pid)
+            log.error("model process %s sent what is no frame, and is stopped", self.pid, extra=self._told)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -192,7 +195,7 @@ class Replica(asyncio.Protocol):
                 self._loaded.set_result(None)
             else:
                 error, trace = _failure(payload)
-                log.warning("loading raised: %s", json.dumps(trace))
+                log.warning("loading raised %s", error, extra={**self._told, "cause": trace})
                 self._fail(LoadFailed(f"loading it raised {error}"))
         elif kind is wire.Kind.CHUNK and self._hear:
             self._hear(payload)

@@ -64,6 +64,12 @@ class Slot:
             raise NotLive(f"{self.reference} is not live: {self.reason}.")
         return self.live
 
+    @property
+    def in_logs(self) -> dict[str, str | None]:
+        """As lines of the log tell it."""
+        told = self.live.version.in_logs if self.live else {"model": self.reference.name}
+        return {"reference": self.reference.uri, **told}
+
     def swap(self, new: Loaded, probation_seconds: float) -> list[Loaded]:
         """Make `new` live; gives what is to be drained now."""
         old, warm = self.live, self.warm

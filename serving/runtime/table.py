@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from serving.errors import ModelFailed
+from serving.runtime import trace
 from serving.runtime.columns import Column
 from serving.runtime.nesting import JSON, Nested, revived, unpacked
 from serving.runtime.scalars import Scalar
@@ -100,8 +101,10 @@ class Layout:
         fields = [_field(column, array) for column, array in zip(self.columns, found, strict=True)]
         return pa.RecordBatch.from_arrays(found, schema=pa.schema(fields))
 
-    def encode(self, rows: Rows, params: str) -> bytes:
+    def encode(self, rows: Rows, params: str, carried: Mapping[bytes, str] | None = None) -> bytes:
         """Rows that are alike as an Arrow stream of one batch. `params` is JSON, or empty.
+
+        Of the trace that the batch belongs to, if to any, is `carried` along what `Call.metadata` has.
 
         Raises:
             ModelFailed: a value is not of its column's type, which a contract does not let happen.
@@ -111,6 +114,8 @@ class Layout:
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ModelFailed("the rows do not fit its signature", str(error)) from error
         metadata = {_PARAMS: params} if params else {}
+        if carried:
+            metadata.update(carried)
         if self.form is not Form.FRAME:
             metadata[_FORM] = self.form
         return stream(batch.replace_schema_metadata(metadata) if metadata else batch)
@@ -197,13 +202,25 @@ def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def decode(encoded: bytes) -> tuple[Any, int, dict[str, Any] | None]:
-    """What pyfunc takes, with the dtypes that it enforces; the number of rows, and the parameters."""
+class Asked(NamedTuple):
+    """What a model is asked."""
+
+    data: Any
+    """What pyfunc takes, with the dtypes that it enforces."""
+    rows: int
+    params: dict[str, Any] | None
+    carried: dict[str, str]
+    """Of the trace that this belongs to, if to any."""
+
+
+def decode(encoded: bytes) -> Asked:
+    """What was encoded, for the model."""
     batch = pa.ipc.open_stream(encoded).read_next_batch()
     metadata = batch.schema.metadata or {}
     params = metadata.get(_PARAMS)
     taken = _taken(batch, Form(metadata.get(_FORM, b"frame").decode()))
-    return taken, batch.num_rows, json.loads(params) if params else None
+    read = json.loads(params) if params else None
+    return Asked(taken, batch.num_rows, read, trace.carried(metadata) if metadata else {})
 
 
 def _taken(batch: pa.RecordBatch, form: Form) -> Any:

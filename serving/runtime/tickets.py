@@ -13,6 +13,7 @@ from serving.errors import ModelFailed, ProcessDied, ServingError
 from serving.runtime.predictions import Later, Predictions, Whole
 from serving.runtime.streams import Stream
 from serving.runtime.table import Likeness, Rows
+from serving.runtime.trace import Call, Trace
 
 Answer: TypeAlias = Predictions | Later | Whole
 
@@ -45,6 +46,7 @@ class Ticket:
         "rows",
         "started",
         "stream",
+        "trace",
     )
 
     def __init__(
@@ -54,6 +56,7 @@ class Ticket:
         most_rows: int,
         future: asyncio.Future[Answer],
         stream: Stream | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.rows, self.stream = rows, stream
         self.key = key
@@ -62,6 +65,7 @@ class Ticket:
         self.retried = False
         self.queued = time.perf_counter()
         self.started = self.finished = 0.0
+        self.trace = trace
         self._timer: asyncio.TimerHandle | None = None
 
     def call_after(self, seconds: float, call: Callable[[Ticket], None]) -> None:
@@ -118,3 +122,14 @@ def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
         return [[ticket] for ticket in group if not ticket.retried]
     middle = len(group) // 2
     return [group[:middle], group[middle:]] if middle else []
+
+
+def called(group: Group, rows: int, now: float) -> Call | None:
+    """The call of the model that begins with this batch, noted with each request of it that is traced."""
+    if not group or group[0].trace is None:
+        return None
+    traces = list(dict.fromkeys(ticket.trace for ticket in group if ticket.trace))
+    call = Call(traces, rows, now)
+    for trace in traces:
+        trace.calls.append(call)
+    return call

@@ -59,6 +59,11 @@ class Version:
         )
 
     @property
+    def in_logs(self) -> dict[str, str | None]:
+        """As lines of the log tell it."""
+        return {"model": self.name, "version": self.version or self.model_id}
+
+    @property
     def identity(self) -> tuple[str, str | None, str]:
         """What tells two versions apart, whatever stage, aliases and tags they have at present."""
         return self.name, self.version, self.source

@@ -1,0 +1,154 @@
+"""How the log is written: a line of JSON for each record, or something readable on a terminal.
+
+Modules ask for their loggers as ever (`logging.getLogger`); structlog renders what they, uvicorn, MLflow and
+Python's warnings say. Whatever a line contains, it is one line, has no secret and does nothing to a terminal.
+A line on a request has its `request_id`, and `trace_id` where it is traced; one on a version `model` and
+`version`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import structlog
+
+from serving.telemetry.redaction import Redaction, is_secret, of_environment, printable
+
+log = logging.getLogger("serving")
+_MOST_TEXT = 16_000
+_LONG = ("exception", "stack", "cause")
+"""Fields of several lines, of which the end tells most."""
+_OURS = frozenset({"level", "logger", "timestamp"})
+_GUTTER = "    | "
+Line = MutableMapping[str, Any]
+
+
+def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
+    """Have everything that is logged in this process written to standard error.
+
+    Args:
+        form: `json`, `console`, or `auto`: readable on a terminal, and JSON elsewhere.
+        level: the least that this package's loggers tell; others tell warnings.
+        secrets: what must not be told, beside the secrets in the environment and what looks like one.
+    """
+    on_terminal = sys.stderr.isatty()
+    readable = form == "console" or (form == "auto" and on_terminal)
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper("%H:%M:%S" if readable else "iso", utc=not readable),
+                structlog.processors.format_exc_info,
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                Clean(Redaction([*secrets, *of_environment()])),
+                *(
+                    _for_people(colours=on_terminal and "NO_COLOR" not in os.environ)
+                    if readable
+                    else _FOR_MACHINES
+                ),
+            ],
+        )
+    )
+    # MLflow, which is imported later, would write its lines itself.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("serving").setLevel(level.upper())
+    _tell_all()
+
+
+def of_request(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line on a request tells of it, for `extra`."""
+    told = {"request_id": scope["request_id"]}
+    if "leased" in scope:
+        told["model"], told["version"] = scope["leased"]
+    if trace := scope.get("trace"):
+        told["trace_id"] = trace.trace_id
+    return told
+
+
+class Clean:
+    """A processor that takes out of all values what must not be told, and makes each a text of one line."""
+
+    def __init__(self, redaction: Redaction) -> None:
+        self._redacted = redaction
+
+    def __call__(self, logger: Any, method: str, line: Line) -> Line:
+        """The line, clean."""
+        return {
+            printable(name): value if name in _OURS else self._clean(name, value)
+            for name, value in line.items()
+            if name != "color_message"  # uvicorn's, the event once more
+        }
+
+    def _clean(self, name: str, value: Any) -> Any:
+        if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() < 64):
+            return value
+        if is_secret(name):
+            return "***"
+        text = value if type(value) is str else str(value)
+        if name in _LONG:
+            return "\n".join(map(printable, self._redacted(text[-_MOST_TEXT:]).rstrip().split("\n")))
+        return printable(self._redacted(text[:_MOST_TEXT]))
+
+
+def _in_json(line: Line, **_: Any) -> str:
+    return orjson.dumps(line).decode()
+
+
+_FOR_MACHINES = [structlog.processors.JSONRenderer(serializer=_in_json)]
+
+
+def _for_people(*, colours: bool) -> list[Any]:
+    plain = structlog.dev.plain_traceback
+    return [
+        _with_gutter,
+        structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, exception_formatter=plain),
+    ]
+
+
+def _with_gutter(logger: Any, method: str, line: Line) -> Line:
+    """Fields of several lines stand below, behind a mark that no line of the log begins with."""
+    below = [text for name in _LONG if (text := line.pop(name, None))]
+    if below:
+        line["exception"] = "\n".join(_GUTTER + each for text in below for each in text.split("\n"))
+    return line
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes lines to a stream; one that can't be told is a line too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        told = f"a line of {record.name} could not be told: {type(sys.exception()).__name__}"
+        with suppress(Exception):  # it may be the stream that has gone
+            self.stream.write(self.format(logging.LogRecord("serving", logging.ERROR, "", 0, told, (), None)))
+            self.stream.write(self.terminator)
+
+
+def _tell_all() -> None:
+    """Have warnings, and exceptions that nobody catches, be lines of the log as well."""
+    logging.captureWarnings(True)
+    warnings.formatwarning = _warning
+    sys.excepthook = lambda *error: log.critical("nobody caught an exception", exc_info=error)
+    threading.excepthook = lambda args: log.error(
+        "nobody caught an exception in a thread", exc_info=args.exc_value
+    )
+    sys.unraisablehook = lambda args: log.error("an exception is passed over", exc_info=args.exc_value)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__}: {message} ({filename}:{lineno})"

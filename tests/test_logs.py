@@ -1,0 +1,375 @@
+"""What the service logs: a line each, whatever is in it, and no secret in any."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from hypothesis import given
+from hypothesis import strategies as st
+from live import ROOT, Service, environment, served, until
+
+from serving.monitoring.access_log import AccessLog
+from serving.telemetry.ration import Ration
+from serving.telemetry.redaction import Redaction, is_secret, printable, without_secrets
+
+WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
+LEFT_OUT = re.compile(r"lines that were left out: (\d+)")
+KEY = f"sk_{'0' * 16}_{'a' * 43}"
+# What would clear a terminal, and what readers of logs take for the end of a line.
+HOSTILE = "\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
+ESCAPED = r"\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
+
+
+@pytest.fixture(scope="module")
+def registry_of_actor(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    registry = Registry(new_registry(tmp_path_factory.mktemp("logs")))
+    registry.add("actor", factor=2.0)
+    return registry
+
+
+@pytest.fixture(scope="module")
+def service(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An actor whose every request is logged."""
+    settings = {"models": "models:/actor/1", "access_log": 1, "webhook_secret": WEBHOOK_SECRET}
+    passwords = {"_mlflow_tracking_password": PASSWORD}
+    folder = tmp_path_factory.mktemp("service")
+    with served(registry_of_actor.uri, folder, **settings, **passwords) as running:
+        running.until_ready()
+        yield running
+
+
+def predict(service: Service, act: str = "", **headers: str) -> httpx.Response:
+    """A prediction for which the actor does this."""
+    return service.client.post("/predict", json={"x": 1, "act": act}, headers=headers)
+
+
+def of(service: Service, request_id: str) -> list[dict[str, Any]]:
+    """The lines on a request."""
+    return [line for line in service.lines() if line.get("request_id") == request_id]
+
+
+# -- lines
+
+
+def test_each_line_tells_when_how_grave_and_who(service: Service) -> None:
+    for line in service.lines():
+        assert {"event", "timestamp", "level", "logger"} <= line.keys()
+
+
+def test_a_line_on_a_request_tells_its_id_and_the_version(service: Service) -> None:
+    assert predict(service, "raise:it", **{"X-Request-ID": "a-failure"}).status_code == 500
+    service.told(request_id="a-failure", logger="serving.access")
+    failed, asked = of(service, "a-failure")
+    for line in (failed, asked):
+        assert (line["model"], line["version"], line["path"]) == ("actor", "1", "/predict")
+    assert failed["event"] == "the model failed: it raised ValueError: it"
+    assert failed["cause"].splitlines()[-1] == "ValueError: it"
+
+
+def test_a_line_on_a_version_tells_which(service: Service) -> None:
+    live = service.told(event="actor version 1 is live")
+    assert (live["model"], live["version"], live["reference"]) == ("actor", "1", "models:/actor/1")
+
+
+def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
+    text = HOSTILE.encode("unicode_escape").decode()
+    assert predict(service, f"raise:{text}", **{"X-Request-ID": "a-forger"}).status_code == 500
+    failed = service.told(request_id="a-forger", level="error")
+    assert r"\x1b[2J\x9b2J" in failed["event"]
+    assert all(each.isprintable() for each in failed["cause"].split("\n"))
+    assert all(line.isprintable() for line in service.log)
+
+
+@pytest.mark.parametrize("act", ["print", "write"])
+def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(service: Service, act: str) -> None:
+    forged = json.dumps(
+        {"event": f"the service was hacked by {act}", "level": "critical", "logger": "serving"}
+    )
+    text = f"{forged}{HOSTILE}\n".encode("unicode_escape").decode().replace(" ", r"\x20")
+    assert predict(service, f"{act}:{text}").status_code == 200
+    # A newline begins another line, which tells whose it is as well.
+    whole = service.told(event=forged + r"\r", level="info")
+    rest = service.told(event=ESCAPED.removeprefix(r"\r\n"))
+    for line in (whole, rest):
+        assert (line["logger"], line["model"], line["version"]) == ("serving.output", "actor", "1")
+    assert all(line.isprintable() for line in service.log)
+
+
+def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
+    assert predict(service, "flood:200000").status_code == 200
+    assert predict(service, "print:after").status_code == 200
+
+    def left_out() -> int:
+        told = [line["event"] for line in service.lines() if line["logger"] == "serving.output"]
+        numbers = [
+            event.rpartition(": ")[2] for event in told if event.startswith("lines that were left out")
+        ]
+        return sum(map(int, numbers)) + told.count("flood")
+
+    def next_line() -> bool:  # by which what was left out before is told
+        return predict(service, "print:after").status_code == 200 and left_out() >= 200_000
+
+    until(next_line)
+    assert sum(line["event"] == "flood" for line in service.lines()) <= 2000
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        f"password={PASSWORD}",
+        PASSWORD,
+        WEBHOOK_SECRET,
+        f"postgresql://alice:{PASSWORD}@db/mlflow",
+        KEY,
+        f"Authorization:\\x20Bearer\\x20{KEY}",
+        f"{{'token':\\x20'{PASSWORD}'}}",
+    ],
+)
+def test_no_secret_is_logged_whoever_tells_it(service: Service, secret: str) -> None:
+    assert predict(service, f"print:tell\\x20{secret} raise:tell\\x20{secret}").status_code == 500
+    until(lambda: [line for line in service.lines() if line["event"].startswith("tell")])
+    log = "\n".join(service.log)
+    for each in (PASSWORD, WEBHOOK_SECRET, KEY):
+        assert each not in log
+
+
+# -- the access log
+
+
+def test_each_request_is_a_line_where_that_is_set(service: Service) -> None:
+    predict(service, **{"X-Request-ID": "good"})
+    service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
+    service.client.get("/models", headers={"X-Request-ID": "a-look"})
+    service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
+    found = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
+    assert [line["event"] for line in found] == [
+        "POST /predict 200",
+        "POST /predict 422",
+        "GET /models 200",
+        "GET /metrics 200",
+    ]
+    good = found[0]
+    assert {
+        "logger": "serving.access",
+        "method": "POST",
+        "path": "/predict",
+        "status": 200,
+    }.items() <= good.items()
+    assert {"model": "actor", "version": "1", "client": "127.0.0.1"}.items() <= good.items()
+    assert good["duration_ms"] > 0
+
+
+def test_a_path_can_forge_no_line(service: Service) -> None:
+    path = "/" + "".join(f"%{byte:02x}" for byte in HOSTILE.encode())
+    assert service.client.get(path, headers={"X-Request-ID": "a-path"}).status_code == 404
+    line = service.told(request_id="a-path")
+    assert line["path"] == f"/{ESCAPED}"
+    assert all(line.isprintable() for line in service.log)
+
+
+def logged(
+    share: float, path: str, status: int, caplog: pytest.LogCaptureFixture, times: int = 1
+) -> list[Any]:
+    """The lines of an access log of this share."""
+    access = AccessLog(share)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "serving.access"):
+        for _ in range(times):
+            access.ended({"path": path, "method": "GET", "began": 0.0, "request_id": "one"}, status)
+    return list(caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("share", "path", "status", "lines"),
+    [
+        (0, "/predict", 200, 0),
+        (0, "/predict", 422, 0),
+        (0, "/predict", 500, 1),
+        (0, "/predict", 503, 1),
+        (0, "/ready", 503, 0),
+        (0.999999, "/ready", 503, 0),
+        (0.999999, "/metrics", 200, 0),
+        (1, "/metrics", 200, 1),
+        (1, "/ready", 503, 1),
+    ],
+)
+def test_failures_are_always_told_and_probes_only_where_everything_is(
+    caplog: pytest.LogCaptureFixture, share: float, path: str, status: int, lines: int
+) -> None:
+    assert len(logged(share, path, status, caplog)) == lines
+
+
+def test_a_share_of_requests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert 350 < len(logged(0.5, "/predict", 200, caplog, 1000)) < 650
+
+
+def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    access, now = AccessLog(0), [0.0]
+    access._failures = Ration(100, lambda: now[0])
+    scope = {"path": "/predict", "method": "POST", "began": 0.0, "request_id": "one"}
+    for _ in range(1000):
+        access.ended(scope, 503)
+    assert len(caplog.records) == 100
+    now[0] = 1.0
+    access.ended(scope, 503)
+    assert caplog.records[-1].left_out == 900  # type: ignore[attr-defined]
+
+
+# -- on a terminal
+
+
+def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_terminal(
+    registry_of_actor: Registry, tmp_path: Path
+) -> None:
+    env = environment(registry_of_actor.uri, tmp_path, models="models:/actor/1") | {"NO_COLOR": "1"}
+    service = Service(env, tmp_path, on_terminal=True)
+    try:
+        service.until_ready()
+        assert service.logged(
+            re.compile(r"^\d\d:\d\d:\d\d \[info +\] actor version 1 is live +\[serving\.follower\]")
+        )
+        assert predict(service, "", **{"X-Request-ID": "good"}).status_code == 200
+        text = f"{HOSTILE}\n12:00:00 [info] forged".encode("unicode_escape").decode().replace(" ", r"\x20")
+        assert predict(service, f"raise:{text}", **{"X-Request-ID": "bad"}).status_code == 500
+        # Failures are told though the access log is off, and what is behind the mark is the model's.
+        service.logged(re.compile(r"POST /predict 500 +\[serving\.access\].* request_id=bad"))
+    finally:
+        assert service.stop() == 0
+    begun = [line for line in service.log if not line.startswith("    | ")]
+    assert all(re.match(r"\d\d:\d\d:\d\d \[\w+ *\] ", line) for line in begun)
+    assert not [line for line in begun if "forged" in line and "request_id=bad" not in line]
+    assert any(line.startswith("    | ValueError: ") for line in service.log)
+    assert all(line.isprintable() for line in service.log)
+    assert not [line for line in service.log if "request_id=good" in line]
+
+
+def test_colours_are_the_only_thing_that_a_terminal_is_told() -> None:
+    ours, theirs = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", SAYING, HOSTILE], stderr=theirs, cwd=ROOT) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while piece := os.read(ours, 65536):
+                said += piece
+        except OSError:  # as a terminal ends
+            os.close(ours)
+    assert process.returncode == 1
+    assert b"\x1b[" in said
+    plain = re.sub(rb"\x1b\[\d+m", b"", said).decode()
+    assert all(line.isprintable() for line in plain.split("\r\n"))
+
+
+# -- what others say
+
+SAYING = """
+import logging, sys, threading, warnings
+from serving.telemetry import logs
+
+logs.configure("auto", "info")
+text = sys.argv[1]
+more = {"field": text, text: {"nested": [text]}, "token": text}
+logging.getLogger("serving.test").info("%s", text, extra=more)
+logging.getLogger("serving.test").info("%d", "no number")
+logging.getLogger("mlflow.store").warning("of mlflow: %s", text)
+logging.getLogger("uvicorn.error").error("of uvicorn", exc_info=ValueError(text))
+warnings.warn("of python: " + text)
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+if "mlflow" in sys.argv:
+    import mlflow
+    logging.getLogger("mlflow.tracking").warning("of mlflow once it is there")
+raise RuntimeError(text)
+"""
+
+
+def test_whoever_says_something_says_it_in_a_line() -> None:
+    command = [sys.executable, "-c", SAYING, HOSTILE, "mlflow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stderr.split("\n")[:-1]]
+    assert [(line["logger"], line["level"]) for line in lines] == [
+        ("serving.test", "info"),
+        ("serving", "error"),
+        ("mlflow.store", "warning"),
+        ("uvicorn.error", "error"),
+        ("py.warnings", "warning"),
+        ("serving", "error"),
+        ("mlflow.tracking", "warning"),
+        ("serving", "critical"),
+    ]
+    first, untold, _, _, warned, in_thread, _, last = lines
+    assert first["event"] == first["field"] == ESCAPED
+    assert first["token"] == "***"
+    assert ESCAPED in first
+    assert untold["event"] == "a line of serving.test could not be told: TypeError"
+    assert warned["event"].startswith(f"UserWarning: of python: {ESCAPED} (")
+    assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
+    assert last["exception"].startswith("Traceback (most recent call last):\n")
+    assert done.stderr.replace("\n", "").isprintable()
+
+
+def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
+    program = (
+        "import logging; from serving.telemetry import logs; logs.configure('console', 'error');"
+        "log = logging.getLogger('serving.test'); log.warning('less'); log.error('more')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[error +\] more +\[serving\.test\]\n", done.stderr)
+
+
+# -- what is taken out
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abc.def", "Authorization: ***"),
+        ("(b'authorization', b'Basic abc==')", "(b'authorization', b***)"),
+        ("{'x-api-key': 'a b', 'x': 1}", "{'x-api-key': ***, 'x': 1}"),
+        ('{"client_secret":"a \\" b","x":1}', '{"client_secret":***,"x":1}'),
+        ("AWS_SECRET_ACCESS_KEY=abc/def x", "AWS_SECRET_ACCESS_KEY=*** x"),
+        ("sent bearer abcdefgh to it", "sent bearer *** to it"),
+        (f"key {KEY}.", "key sk_***."),
+        ("https://bucket/x?X-Amz-Signature=abc&y=1", "https://bucket/x?X-Amz-Signature=***&y=1"),
+        ("max_tokens=5, the tokenizer: fast", "max_tokens=5, the tokenizer: fast"),
+        ("a bearer token and basic authentication", "a bearer token and basic authentication"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+    assert without_secrets(shown) == shown
+
+
+@pytest.mark.parametrize("name", ["token", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "Authorization"])
+def test_secrets_are_known_by_their_names(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["tokens", "PWD", "TOKENIZERS_PARALLELISM", "path", "request_id"])
+def test_what_is_no_secret_is_told(name: str) -> None:
+    assert not is_secret(name)
+
+
+@given(before=st.text(), after=st.text())
+def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> None:
+    assert "hunter2 & co" not in Redaction(["hunter2 & co"])(f"{before}hunter2 & co{after}")
+
+
+@given(st.text())
+def test_whatever_is_told_can_be_printed(text: str) -> None:
+    assert printable(text).isprintable()
+    assert not text.isprintable() or printable(text) == text

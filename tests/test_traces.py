@@ -1,0 +1,423 @@
+"""What a collector is told of requests, over real OTLP, and that model code continues the trace."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import PROGRAM, Service, environment, served, until
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from serving.errors import Untraceable
+from serving.monitoring import tracing
+from serving.monitoring.traces import Traces
+from serving.rpc.messages import protos, services
+from serving.runtime.table import Layout
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+class Collector:
+    """Takes spans over OTLP, as a collector does."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.resource: dict[str, Any] = {}
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                collector.take(ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def take(self, request: ExportTraceServiceRequest) -> None:
+        for of_resource in request.resource_spans:
+            self.resource = attributes(of_resource.resource)
+            for scope in of_resource.scope_spans:
+                self.spans += scope.spans
+
+    def trace(self, trace_id: str) -> dict[str, list[Span]]:
+        """The spans of a trace by name, once its request's span, which is sent last, is there."""
+
+        def found() -> list[Span]:
+            spans = [span for span in self.spans if span.trace_id.hex() == trace_id]
+            return spans if any(span.kind == Span.SPAN_KIND_SERVER for span in spans) else []
+
+        by_name: dict[str, list[Span]] = {}
+        for span in until(found):
+            by_name.setdefault("server" if span.kind == Span.SPAN_KIND_SERVER else span.name, []).append(span)
+        return by_name
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    thread = Thread(target=made.server.serve_forever)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def service(
+    collector: Collector, new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """An actor and one that streams, whose requests are traced."""
+    folder = tmp_path_factory.mktemp("traces")
+    registry = Registry(new_registry(folder))
+    registry.add("actor", factor=2.0)
+    registry.add("speaker", streams=True, factor=2.0)
+    variables = {f"_{ENDPOINT}": collector.url, "_otel_bsp_schedule_delay": 50}
+    variables |= {"_otel_resource_attributes": "deployment.environment.name=test"}
+    models = "models:/actor/1,models:/speaker/1"
+    with served(registry.uri, folder, models=models, grpc_port=0, **variables) as running:
+        running.until_ready()
+        yield running
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as made:
+        yield made
+
+
+def attributes(of: Any) -> dict[str, Any]:
+    """What a span or a resource tells."""
+    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in of.attributes}
+
+
+def parent(number: int, flags: str = "01") -> str:
+    """A caller's `traceparent`."""
+    return f"00-{number:032x}-{number:016x}-{flags}"
+
+
+def predict(
+    service: Service, number: int, act: str = "", flags: str = "01", **headers: str
+) -> httpx.Response:
+    """A prediction in the trace of this number."""
+    sent = {"traceparent": parent(number, flags)} | headers
+    return service.client.post("/predict", json={"x": 1, "act": act}, headers=sent)
+
+
+def noted(note: Path) -> list[list[str]]:
+    """What model code has seen of its trace, each time: trace id, span id, state."""
+    return [line.split(" ") for line in note.read_text().splitlines()]
+
+
+def linked(span: Span) -> list[tuple[str, str]]:
+    return [(link.trace_id.hex(), link.span_id.hex()) for link in span.links]
+
+
+# -- one request
+
+
+def test_a_request_is_a_span_in_its_callers_trace_and_its_parts_are_below(
+    service: Service, collector: Collector
+) -> None:
+    assert predict(service, 1, **{"X-Request-ID": "the-first"}).status_code == 200
+    found = collector.trace(f"{1:032x}")
+    (server,), (validate,), (queue,), (infer,) = (
+        found[name] for name in ("server", "validate", "queue", "infer")
+    )
+    assert server.name == "POST /predict"
+    assert server.parent_span_id.hex() == f"{1:016x}"
+    told = attributes(server)
+    assert {
+        "http.request.method": "POST",
+        "http.route": "/predict",
+        "url.path": "/predict",
+    }.items() <= told.items()
+    assert {"http.response.status_code": 200, "client.address": "127.0.0.1"}.items() <= told.items()
+    assert {"serving.model.name": "actor", "serving.model.version": "1"}.items() <= told.items()
+    assert {"serving.rows": 1, "serving.request_id": "the-first"}.items() <= told.items()
+    assert attributes(infer) == {"serving.batch.rows": 1, "serving.batch.requests": 1}
+    assert {each.parent_span_id for each in (validate, queue, infer)} == {server.span_id}
+    moments = [server.start_time_unix_nano]
+    for each in (validate, queue, infer):
+        moments += [each.start_time_unix_nano, each.end_time_unix_nano]
+    assert moments == sorted(moments)
+    assert moments[-1] <= server.end_time_unix_nano
+    assert server.status.code == Status.STATUS_CODE_UNSET
+
+
+def test_who_sends_them_is_told_as_the_variables_say(service: Service, collector: Collector) -> None:
+    predict(service, 2)
+    collector.trace(f"{2:032x}")
+    assert collector.resource["service.name"] == "serving"
+    assert collector.resource["deployment.environment.name"] == "test"
+
+
+def test_model_code_continues_the_trace(service: Service, collector: Collector, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    predict(service, 3, f"trace:{note}", tracestate="shop=a,other=b")
+    (infer,) = collector.trace(f"{3:032x}")["infer"]
+    assert noted(note) == [[f"{3:032x}", infer.span_id.hex(), "shop=a,other=b"]]
+
+
+def test_a_request_without_a_trace_begins_one(service: Service, collector: Collector, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    service.client.post(
+        "/predict", json={"x": 1, "act": f"trace:{note}"}, headers={"traceparent": "00-nonsense"}
+    )
+    ((trace_id, span_id, _),) = noted(note)
+    found = collector.trace(trace_id)
+    assert found["server"][0].parent_span_id == b""
+    assert found["infer"][0].span_id.hex() == span_id
+
+
+def test_a_trace_that_is_not_recorded_is_passed_on_and_not_sent(
+    service: Service, collector: Collector, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    predict(service, 4, f"trace:{note}", flags="00")
+    assert noted(note)[0][0] == f"{4:032x}"
+    predict(service, 5)
+    collector.trace(f"{5:032x}")  # which is sent later
+    assert not [span for span in collector.spans if span.trace_id.hex() == f"{4:032x}"]
+
+
+def test_an_answer_bit_by_bit_is_traced_too(service: Service, collector: Collector, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    row = {"x": 1, "act": f"trace:{note}"}
+    path, headers = "/models/speaker/predict/stream", {"traceparent": parent(6)}
+    assert service.client.post(path, json=row, headers=headers).status_code == 200
+    found = collector.trace(f"{6:032x}")
+    assert found["server"][0].name == "POST /models/{name}/predict/stream"
+    assert noted(note) == [[f"{6:032x}", found["infer"][0].span_id.hex(), ""]]
+
+
+def test_grpc_is_traced_too(service: Service, collector: Collector, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    address = service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
+    tensors = [
+        protos.ModelInferRequest.InferInputTensor(
+            name="x", datatype="FP64", shape=[1], contents={"fp64_contents": [1.0]}
+        ),
+        protos.ModelInferRequest.InferInputTensor(
+            name="act", datatype="BYTES", shape=[1], contents={"bytes_contents": [f"trace:{note}".encode()]}
+        ),
+    ]
+    with grpc.insecure_channel(address) as channel:
+        stub = services.GRPCInferenceServiceStub(channel)
+        request = protos.ModelInferRequest(model_name="actor", inputs=tensors)
+        stub.ModelInfer(request, metadata=[("traceparent", parent(7))])
+        unknown = protos.ModelInferRequest(model_name="nobody", inputs=tensors)
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(unknown, metadata=[("traceparent", parent(8))])
+    found = collector.trace(f"{7:032x}")
+    assert found["server"][0].name == "inference.GRPCInferenceService/ModelInfer"
+    told = attributes(found["server"][0])
+    assert {
+        "rpc.system": "grpc",
+        "rpc.method": "ModelInfer",
+        "client.address": "127.0.0.1",
+    }.items() <= told.items()
+    assert noted(note)[0][:2] == [f"{7:032x}", found["infer"][0].span_id.hex()]
+    assert attributes(collector.trace(f"{8:032x}")["server"][0])["error.type"] == "UnknownModel"
+
+
+# -- what fails
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "act", "status", "error", "code"),
+    [
+        (10, "/predict", 1, 422, "Unprocessable", Status.STATUS_CODE_UNSET),
+        (11, "/models/nobody/versions/1/predict", "", 404, "UnknownModel", Status.STATUS_CODE_UNSET),
+        (12, "/predict", "raise:hunter2", 500, "ModelFailed", Status.STATUS_CODE_ERROR),
+    ],
+)
+def test_a_refused_request_is_a_span_with_what_went_wrong(
+    service: Service,
+    collector: Collector,
+    number: int,
+    path: str,
+    act: Any,
+    status: int,
+    error: str,
+    code: Any,
+) -> None:
+    headers = {"traceparent": parent(number), "X-Request-ID": f"number-{number}"}
+    assert service.client.post(path, json={"x": 1, "act": act}, headers=headers).status_code == status
+    found = collector.trace(f"{number:032x}")
+    (server,) = found["server"]
+    told = attributes(server)
+    assert (told["http.response.status_code"], told["error.type"]) == (status, error)
+    assert server.status.code == code
+    assert "hunter2" not in str(server)
+    assert "nobody" not in told["http.route"]
+    assert ("infer" in found) == (status == 500)
+    assert all(span.status.code == code for span in found.get("infer", ()))
+
+
+def test_lines_of_the_log_tell_the_trace(service: Service) -> None:
+    predict(service, 13, "raise:it", **{"X-Request-ID": "traced"})
+    for logger in ("serving", "serving.access"):
+        assert service.told(request_id="traced", logger=logger)["trace_id"] == f"{13:032x}"
+
+
+# -- several requests in one batch
+
+
+def together(
+    service: Service, pool: ThreadPoolExecutor, folder: Path, first: int, acts: Sequence[str]
+) -> list[int]:
+    """Statuses of requests in traces of these numbers that wait for the model and leave in one batch."""
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    busy = pool.submit(predict, service, first - 1, f"wait:{pipe}")
+    with pipe.open("w"):
+        asked = []
+        for number, act in enumerate(acts):
+            asked.append(pool.submit(predict, service, first + number, act))
+            until(lambda number=number: waiting(service) == number + 1)  # type: ignore[misc]
+    assert busy.result().status_code == 200
+    return [each.result().status_code for each in asked]
+
+
+def waiting(service: Service) -> float:
+    sample = 'serving_waiting_requests{model="actor",version="1"} '
+    lines = service.client.get("/metrics").text.splitlines()
+    return next(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
+
+
+def test_a_batch_continues_the_first_trace_and_refers_to_the_others(
+    service: Service, collector: Collector, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    assert together(service, pool, tmp_path, 21, ["", f"trace:{note}", ""]) == [200] * 3
+    first, second, third = (collector.trace(f"{number:032x}") for number in (21, 22, 23))
+    (home,) = first["infer"]
+    assert noted(note) == [[f"{21:032x}", home.span_id.hex(), ""]]
+    assert linked(home) == [
+        (f"{number:032x}", found["server"][0].span_id.hex()) for number, found in ((22, second), (23, third))
+    ]
+    for found in (first, second, third):
+        (infer,) = found["infer"]
+        assert attributes(infer) == {"serving.batch.rows": 3, "serving.batch.requests": 3}
+        assert infer.start_time_unix_nano >= found["queue"][0].end_time_unix_nano - 1000
+    for found in (second, third):
+        assert linked(found["infer"][0]) == [(f"{21:032x}", home.span_id.hex())]
+
+
+def test_a_batch_that_is_tried_again_is_a_span_each_time(
+    service: Service, collector: Collector, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    assert together(service, pool, tmp_path, 31, ["", "raise:it"]) == [200, 500]
+    good, poison = (collector.trace(f"{number:032x}") for number in (31, 32))
+    failed, unset = Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET
+    assert [(each.status.code, attributes(each)["serving.batch.rows"]) for each in good["infer"]] == [
+        (failed, 2),
+        (unset, 1),
+    ]
+    assert [each.status.code for each in poison["infer"]] == [failed, failed]
+    assert [each.status.code for each in (good["server"][0], poison["server"][0])] == [unset, failed]
+
+
+# -- the end
+
+
+def asked(number: int) -> dict[str, Any]:
+    """The scope of a request in the trace of this number."""
+    return {
+        "method": "POST",
+        "path": "/predict",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"traceparent", parent(number).encode())],
+        "request_id": "one",
+        "began": time.perf_counter(),
+    }
+
+
+@pytest.mark.anyio
+async def test_what_was_not_sent_is_sent_at_the_end(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENDPOINT, collector.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    (traces,) = tracing.observers()
+    scope = asked(41)
+    traces.begun(scope)
+    traces.refused(scope, 503, RuntimeError("it"))
+    await traces.aclose(30)
+    assert [span for span in collector.spans if span.trace_id.hex() == f"{41:032x}"]
+
+
+@pytest.mark.anyio
+async def test_a_collector_that_is_silent_holds_no_stop_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        traces = Traces()
+        scope = asked(42)
+        traces.begun(scope)
+        traces.refused(scope, 503, RuntimeError("it"))
+        await traces.aclose(0.1)
+        assert "traces could not be sent within 0.1 s" in caplog.text
+
+
+# -- off
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {ENDPOINT: ""},
+        {ENDPOINT: "http://127.0.0.1:9", "OTEL_SDK_DISABLED": "TRUE"},
+        {ENDPOINT: "http://127.0.0.1:9", "OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:9"},
+    ],
+)
+def test_nobody_traces_unless_that_is_asked_for(variables: dict[str, str]) -> None:
+    assert tracing.observers(variables) == []
+
+
+def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
+    assert b"trace" not in Layout(()).encode([{}], '{"x": 1}')
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {"OTEL_TRACES_EXPORTER": "zipkin"}],
+)
+def test_a_way_to_send_them_that_is_not_known_is_a_mistake(variables: dict[str, str]) -> None:
+    with pytest.raises(Untraceable, match=f"^{next(iter(variables))}: .* but .* is$"):
+        tracing.observers({ENDPOINT: "http://127.0.0.1:9"} | variables)
+
+
+def test_an_extra_that_is_missing_is_told_at_the_start(registry: str, tmp_path: Path) -> None:
+    missing = "import sys; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None"
+    (tmp_path / "sitecustomize.py").write_text(missing)
+    env = environment(registry, tmp_path) | {ENDPOINT: "http://127.0.0.1:9", "PYTHONPATH": str(tmp_path)}
+    command = [PROGRAM, "run", "--port", "0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"✗ {ENDPOINT}: tracing is not installed: pip install '.[tracing]'\n"
