@@ -20,6 +20,7 @@ from serving.access.guard import Guard
 from serving.front import Front, answer
 from serving.http import operations, repository, webhooks
 from serving.http.documentation import document
+from serving.http.exposition import State
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
 from serving.monitoring import tracing
@@ -41,6 +42,7 @@ from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
 from serving.settings import Settings
+from serving.telemetry import lag
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
@@ -107,8 +109,8 @@ def create_app(settings: Settings) -> Front:
         [Canary(split, settings, herald) for split in models.splits.values()],
         [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
     )
-    for watching in trials.all:
-        metrics.registry.register(watching)
+    for told in (State(followers, registry, settings), *trials.all):
+        metrics.registry.register(told)
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
 
@@ -117,6 +119,7 @@ def create_app(settings: Settings) -> Front:
         launcher.start()
         always = followers[: len(followers) - len(sleepers)]
         running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *trials.all)]
+        running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
         settling = asyncio.create_task(_settle(slots))
         try:
             async with _answering_grpc(models, settings, app.refused, guard, observers):

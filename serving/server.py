@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from serving.app import application
 from serving.http.protocol import Protocol
@@ -35,6 +36,8 @@ def serve(settings: Settings) -> None:
         Untraceable: traces are asked for that can't be sent.
     """
     _allow_many_connections()
+    # A series more for each counter and histogram, of which nothing is made.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
     _check_ports(settings)
     _check_certificate(settings)
     app, front = application(settings)

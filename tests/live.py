@@ -125,6 +125,12 @@ class Service:
         found: dict[str, Any] = self.client.get("/ready").json()
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """What `/metrics` tells, by name and labels."""
+        text = self.client.get("/metrics").raise_for_status().text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
     def until_ready(self) -> None:
         """Wait until every model is live."""
         until(lambda: self.client.get("/ready").is_success)

@@ -55,6 +55,8 @@ class Process:
         self.killed = True
         self.loop.call_soon(self.die)
 
+    give_up = kill
+
     def answer(self, predictions: list[Any] | None = None) -> None:
         """Answer what was asked; each row is predicted as twice its `x` unless something else is given."""
         rows = self.asked[-1]
@@ -91,7 +93,15 @@ class Bench:
         self.loop = Clockwork()
         self.processes: list[Process] = []
         self.pace = Pace(1.0, max(1, processes))
-        self.batcher = Batcher(encode, read, most_waiting=most_waiting, deadline=DEADLINE, pace=self.pace)
+        self.calls: list[tuple[int, float, float]] = []
+        self.batcher = Batcher(
+            encode,
+            read,
+            most_waiting=most_waiting,
+            deadline=DEADLINE,
+            pace=self.pace,
+            note=lambda *call: self.calls.append(call),
+        )
         self.most_rows = most_rows
         for _ in range(processes):
             self.add()

@@ -724,13 +724,6 @@ def test_as_many_connections_may_be_open_as_the_system_allows(registry: str, tmp
 # -- metrics, cache
 
 
-def metrics(service: Service) -> dict[str, float]:
-    """What `/metrics` tells, by name and labels."""
-    text = service.client.get("/metrics").text
-    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in lines}
-
-
 def test_requests_are_counted_by_version_and_status(registry: str, tmp_path: Path) -> None:
     stage = Registry(registry)
     stage.promote("actor", stage.add("actor", factor=2.0))
@@ -745,7 +738,7 @@ def test_requests_are_counted_by_version_and_status(registry: str, tmp_path: Pat
             assert service.client.post("/predict", json=body).status_code == code
         service.client.post("/predict/batch", json={"rows": [{"x": 1}] * 5})
         service.client.post("/models/nobody/predict", json={})
-        found = metrics(service)
+        found = service.metrics()
         version = 'model="actor",version="1"'
         assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
         assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
@@ -781,7 +774,7 @@ def test_the_very_same_request_is_answered_from_the_cache(registry: str, tmp_pat
         answers = [service.client.post("/predict/batch", json=batch) for _ in range(2)]
         assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
         assert answers[0].content == answers[1].content
-        assert metrics(service)['serving_cache_hits_total{model="actor",version="1"}'] == 2
+        assert service.metrics()['serving_cache_hits_total{model="actor",version="1"}'] == 2
         stage.promote("actor", stage.add("actor", factor=3.0))
         until(lambda: service.ready()["models"][0]["version"] == "2")
         assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]

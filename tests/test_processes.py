@@ -24,6 +24,7 @@ from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool, next_pause
 from serving.runtime.replica import Replica, State
 from serving.runtime.wire import Kind, pack
+from serving.telemetry.metrics import Ending
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = contract("x: double, act: string?").layout
@@ -238,10 +239,8 @@ class Hall:
 
     def __init__(self) -> None:
         self.ready: asyncio.Queue[Replica] = asyncio.Queue()
-        self.deaths = 0
-
-    def count(self) -> None:
-        self.deaths += 1
+        self.deaths: list[Ending] = []
+        self.restarts: list[Ending] = []
 
     def pool(self, launcher: Launcher, folder: Path, count: int = 1) -> Pool:
         return Pool(
@@ -250,7 +249,8 @@ class Hall:
             count=count,
             load_seconds=60,
             on_ready=self.ready.put_nowait,
-            on_death=self.count,
+            on_death=self.deaths.append,
+            on_restart=self.restarts.append,
         )
 
 
@@ -267,7 +267,8 @@ async def test_a_process_that_is_killed_is_replaced(launcher: Launcher, tmp_path
         assert third.pid not in (first.pid, second.pid)
         assert await answer(third, 1.0) == [1.0]
         assert await answer(second, 1.0) == [1.0]
-        assert hall.deaths == 1
+        assert hall.deaths == hall.restarts == [Ending.CRASH]
+        assert len([held for held in pool.memory() if held]) == 2
     finally:
         pool.kill()
 
@@ -282,7 +283,7 @@ async def test_none_is_left_of_a_pool_that_ends(launcher: Launcher, tmp_path: Pa
     with Watch([pid for pid in pids if pid]) as watch:
         pool.kill()
         assert await all_ended(watch)
-    assert hall.deaths == 0
+    assert hall.deaths == []
 
 
 async def test_none_is_left_of_a_pool_that_cannot_start(launcher: Launcher, tmp_path: Path) -> None:
@@ -340,8 +341,10 @@ from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
 
 async def main(folder, table):
-    launcher, ready = Launcher(), asyncio.Queue()
-    pool = Pool(launcher, Path(folder), count=2, load_seconds=60, on_ready=ready.put_nowait, on_death=list)
+    launcher = Launcher()
+    ready = asyncio.Queue()
+    calls = {"on_ready": ready.put_nowait, "on_death": print, "on_restart": print}
+    pool = Pool(launcher, Path(folder), count=2, load_seconds=60, **calls)
     await pool.start()
     pool.keep()
     pids = [replica.pid for replica in pool.replicas]

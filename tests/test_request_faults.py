@@ -61,9 +61,16 @@ def predict(service: Service, row: dict[str, Any], name: str = "actor", **header
 
 def waiting(service: Service, name: str = "actor") -> float:
     """How many requests wait for the model."""
-    sample = f'serving_waiting_requests{{model="{name}",version="1"}} '
-    lines = service.client.get("/metrics").text.splitlines()
-    return next(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
+    return service.metrics()[f'serving_waiting_requests{{model="{name}",version="1"}}']
+
+
+def ended(service: Service, reason: str) -> float:
+    """How many model processes of the actor have ended so, after each of which another came."""
+    labels = f'model="actor",reason="{reason}",version="1"'
+    deaths = f"serving_process_deaths_total{{{labels}}}"
+    restarts = f"serving_process_restarts_total{{{labels}}}"
+    until(lambda: (found := service.metrics())[deaths] == found[restarts])
+    return service.metrics()[deaths]
 
 
 def pipe(folder: Path) -> Path:
@@ -231,7 +238,7 @@ def pid(service: Service, folder: Path) -> int:
 def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_replaced(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    before = pid(service, tmp_path)
+    before, hung = pid(service, tmp_path), ended(service, "hang")
     hanging = pool.submit(predict, service, {"x": 1, "act": "hang"})
     while not hanging.done():
         assert predict(service, {"x": 1}, "neighbour").json()["prediction"] == 2.0
@@ -239,6 +246,7 @@ def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_r
     until(lambda: predict(service, {"x": 1}).status_code == 200)
     assert pid(service, tmp_path) != before
     until(lambda: before not in descendants(service.process.pid))
+    assert ended(service, "hang") == hung + 1
 
 
 def test_row_21_requests_of_a_process_that_is_killed_are_tried_once_more(
@@ -285,6 +293,7 @@ def test_a_process_that_grows_too_large_is_replaced_without_a_failed_request(
         grown.set()
     assert [each.result() for each in calling] == [{200}] * 4
     assert service.logged(re.compile("has grown to .* MB, and is replaced"))
+    assert ended(service, "memory") == 1
 
 
 # -- what is told

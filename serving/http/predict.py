@@ -103,7 +103,7 @@ class Predict:
         except Asleep as asleep:
             leased = await self._woken(asleep, scope)
         scope["taken"] = time.perf_counter()
-        scope["leased"] = (leased.version.name, leased.version.version or leased.version.model_id)
+        scope["leased"] = (leased.version.name, leased.version.label)
         if key := scope.get("key"):
             check_model(key, leased.version.name)
         return leased

@@ -42,7 +42,8 @@ _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 class RegistryClient:
     """Asks the registry that the settings name.
 
-    `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded.
+    `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded;
+    `failures` how many did not.
     """
 
     def __init__(self, settings: Registry) -> None:
@@ -51,6 +52,7 @@ class RegistryClient:
         self._downloads = ThreadPoolExecutor(2, thread_name_prefix="download")
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
+        self.failures = 0
         self._marking: asyncio.Future[Marker] | None = None
         self._marked_at = 0.0
 
@@ -70,7 +72,7 @@ class RegistryClient:
         try:
             found = await self._call(self._calls, self._resolve, reference)
         except RegistryUnavailable:
-            self.reachable = False
+            self.reachable, self.failures = False, self.failures + 1
             raise
         except Unresolved:
             self._reached()

@@ -74,7 +74,7 @@ class Gate:
             self._settings,
             self._settings,
             slot.recorder,
-            self._metrics.of(version.name, version.version or version.model_id),
+            self._metrics,
         )
         changes = breaking_changes(slot.known.contract, loaded.contract) if slot.known else []
         if changes and not self._may_break(version):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -48,9 +48,12 @@ class History:
         self._file = file
         self._writing = asyncio.Lock()
         self._events: deque[Event] = deque(_read(file), maxlen=_MOST_EVENTS)
+        self.outcomes: Counter[Outcome] = Counter()
+        """How many events this process has seen of each kind."""
 
     async def add(self, event: Event) -> None:
         """Record an event, unless it repeats the last one, as a restart makes it."""
+        self.outcomes[event.outcome] += 1
         last = self._events[-1] if self._events else None
         if last and (last.version, last.outcome, last.reason) == (event.version, event.outcome, event.reason):
             return

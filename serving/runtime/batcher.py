@@ -48,6 +48,8 @@ class Batcher:
         deadline: seconds a batch may run before its process is killed.
         pace: tells how many rows can be answered in time.
         told: what lines of the log tell of the version.
+        note: called after each call of the model: its rows, and the seconds that the first of its requests
+            had waited, and that it took.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Batcher:
         most_waiting: int,
         deadline: float,
         pace: Pace,
+        note: Callable[[int, float, float], None],
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._encode, self._read, self._told = encode, read, told
-        self._most_waiting, self._deadline, self._pace = most_waiting, deadline, pace
+        self._most_waiting, self._deadline, self._pace, self._note = most_waiting, deadline, pace, note
         self._rows_waiting = self._rows_under_way = 0
         self._waiting: deque[Ticket] = deque()
         self._again: deque[Group] = deque()
@@ -186,7 +189,7 @@ class Batcher:
             self._run_stream(replica, group[0], stream, table, call)
             return
         loop = asyncio.get_running_loop()
-        hanging = loop.call_later(self._deadline, replica.kill)
+        hanging = loop.call_later(self._deadline, replica.give_up)
         started = loop.time()
         self._rows_under_way += len(rows)
 
@@ -196,6 +199,7 @@ class Batcher:
             if call:
                 call.end(failed=not isinstance(outcome, bytes))
             self._rows_under_way -= len(rows)
+            self._note(len(rows), now - group[0].queued, time.perf_counter() - now)
             if isinstance(outcome, bytes):
                 self._pace.note(len(rows), group[0].most_rows, took)
             self._finish(group, len(rows), outcome)
@@ -213,12 +217,13 @@ class Batcher:
 
         def hung() -> None:
             ticket.settle(DeadlineExceeded("The model did not go on within the deadline.", hung=True))
-            replica.kill()
+            replica.give_up()
 
         def done(outcome: Outcome) -> None:
             stream.left()
             if call:
                 call.end(failed=not isinstance(outcome, bytes))
+            self._note(1, ticket.started - ticket.queued, time.perf_counter() - ticket.started)
             if isinstance(outcome, bytes):
                 ticket.settle(_STREAMED)
             else:

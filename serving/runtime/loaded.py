@@ -33,7 +33,7 @@ from serving.runtime.tickets import Answer, Group, Key, Ticket
 from serving.runtime.trial import Trial
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Limits, Runtime
-from serving.telemetry.metrics import VersionMetrics
+from serving.telemetry.metrics import Ending, Gauges, Metrics, VersionMetrics
 
 log = logging.getLogger("serving.model")
 
@@ -70,9 +70,10 @@ class Loaded:
         limits: Limits,
         runtime: Runtime,
         recorder: Recorder,
-        metrics: VersionMetrics,
+        metrics: Metrics,
     ) -> None:
-        self.version, self.artifacts, self.metrics, self.recorder = version, artifacts, metrics, recorder
+        self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
+        self.metrics: VersionMetrics  # once it takes requests
         described = mlmodel.read(artifacts.folder)
         self.contract = mlmodel.contract(described, version.name, limits.max_rows)
         self.example = mlmodel.example(artifacts.folder, described, self.contract)
@@ -102,14 +103,14 @@ class Loaded:
         self._runtime, self._limits = runtime, limits
         self._leases, self._unheld = 0, asyncio.Event()
         self._batcher = Batcher(
-            self._encode,
+            lambda rows, key, carried: self.contract.layout.encode(rows, key.params, carried),
             self._read,
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
             pace=Pace(limits.wait_seconds, runtime.replicas),
             told=version.in_logs,
+            note=lambda *call: self.metrics.called(*call),
         )
-        metrics.waiting.set_function(lambda: self._batcher.waiting)
         self._pool = Pool(
             launcher,
             artifacts.folder,
@@ -119,6 +120,7 @@ class Loaded:
             told=version.in_logs,
             on_ready=self._batcher.add,
             on_death=self._count_death,
+            on_restart=lambda ending: self.metrics.restarts[ending].inc(),
         )
 
     def __repr__(self) -> str:
@@ -174,17 +176,16 @@ class Loaded:
     def keep(self) -> None:
         """Take requests, and have processes that die replaced."""
         self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
+        gauges = Gauges(lambda: self._batcher.waiting, lambda: self._leases, self._pool.memory)
+        self.metrics = self._metrics.of(self.version.name, self.version.label, gauges)
         self._pool.keep()
 
     def _trial(self) -> Trial:
         return Trial(self.contract, self._pool.replicas[0], self._runtime.load_seconds)
 
-    def _count_death(self) -> None:
-        self.tally.deaths += 1
-
-    def _encode(self, rows: Rows, key: Key, carried: Mapping[bytes, str] | None) -> bytes:
-        self.metrics.batch_rows.observe(len(rows))
-        return self.contract.layout.encode(rows, key.params, carried)
+    def _count_death(self, ending: Ending) -> None:
+        self.metrics.deaths[ending].inc()
+        self.tally.deaths += ending is not Ending.MEMORY
 
     def _read(self, answer: bytes, group: Group) -> Answer:
         found, key = answers.decode(answer), group[0].key
@@ -312,7 +313,7 @@ class Loaded:
 
     def close(self) -> None:
         """End its processes now."""
-        if self.state is not State.CLOSED:
-            self.state = State.CLOSED
+        if self.state in (State.LIVE, State.DRAINING):
             self.metrics.retire()
+        self.state = State.CLOSED
         self._pool.kill()

@@ -12,7 +12,8 @@ from typing import Any
 
 from serving.errors import LoadFailed, ProcessDied
 from serving.runtime.launcher import Launcher
-from serving.runtime.replica import Replica
+from serving.runtime.replica import Replica, State
+from serving.telemetry.metrics import Ending
 
 log = logging.getLogger("serving.pool")
 _STEADY_SECONDS = 30.0
@@ -37,9 +38,9 @@ def resident_bytes(pid: int | None) -> int:
 class Pool:
     """Keeps `count` processes with the model in `folder`.
 
-    `on_ready` is called with each process that can take its first table, `on_death` when one died by itself.
-    One that holds more than `most_bytes` of memory is replaced, without a request that waits for it. Lines of
-    the log on them tell what is `told`.
+    `on_ready` is called with each process that can take its first table, `on_death` when one has ended that
+    should not have, and `on_restart` when another has taken its place. One that holds more than `most_bytes`
+    of memory is replaced, without a request that waits for it. Lines of the log on them tell what is `told`.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Pool:
         most_bytes: int | None = None,
         told: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
-        on_death: Callable[[], None],
+        on_death: Callable[[Ending], None],
+        on_restart: Callable[[Ending], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
-        self._on_ready, self._on_death, self._told = on_ready, on_death, told
+        self._on_ready, self._on_death, self._on_restart = on_ready, on_death, on_restart
+        self._told = told
         self._keepers: list[asyncio.Task[None]] = []
         self.replicas: list[Replica] = []
 
@@ -76,6 +79,12 @@ class Pool:
                 raise error.exceptions[0] from None
             raise
         self.replicas = [task.result() for task in starting]
+
+    def memory(self) -> list[int | None]:
+        """The resident bytes of each process, None of one that is not up."""
+        return [
+            None if replica.state is State.DEAD else resident_bytes(replica.pid) for replica in self.replicas
+        ]
 
     def keep(self) -> None:
         """Hand out the processes, and from now on replace those that die."""
@@ -105,17 +114,19 @@ class Pool:
             if await self._lives_until_too_large(old):
                 megabytes = resident_bytes(old.pid) >> 20
                 log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._told)
-                self._take(index, await self._replacement(0.0))
+                self._take(index, await self._replacement(0.0), Ending.MEMORY)
                 old.retire()
+                self._on_death(Ending.MEMORY)
                 continue
-            self._on_death()
+            self._on_death(old.ending)
             pause = next_pause(pause, loop.time() - started)
             log.warning("%r has died; the next starts in %g s", old, pause, extra=self._told)
             started = loop.time()
-            self._take(index, await self._replacement(pause))
+            self._take(index, await self._replacement(pause), old.ending)
 
-    def _take(self, index: int, replica: Replica) -> None:
+    def _take(self, index: int, replica: Replica, ending: Ending) -> None:
         self.replicas[index] = replica
+        self._on_restart(ending)
         self._on_ready(replica)
 
     async def _lives_until_too_large(self, replica: Replica) -> bool:

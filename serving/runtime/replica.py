@@ -16,6 +16,7 @@ from typing import Any, cast
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
 from serving.runtime import wire
 from serving.runtime.launcher import Child, Launcher
+from serving.telemetry.metrics import Ending
 
 log = logging.getLogger("serving.replica")
 _SECONDS_TO_REAP = 5
@@ -48,6 +49,8 @@ class Replica(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._retiring = False
         self.state = State.LOADING
+        self.ending = Ending.CRASH
+        """Why it ended, once it has, unless its version was closed."""
         self._child: Child | None = None
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -132,6 +135,11 @@ class Replica(asyncio.Protocol):
             self._launcher.kill(self._child)
         if self._transport is not None:
             self._transport.abort()
+
+    def give_up(self) -> None:
+        """End the process now, as it does not answer in time."""
+        self.ending = Ending.HANG
+        self.kill()
 
     def retire(self) -> None:
         """Be asked no more, and end once what is under way is answered."""

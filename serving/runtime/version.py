@@ -44,6 +44,11 @@ class Version:
         return f"{self.name} version {self.version}" if self.version else f"model {self.model_id}"
 
     @property
+    def label(self) -> str:
+        """What tells it apart among those of its model: its number, or the logged model's id."""
+        return self.version or self.model_id or ""
+
+    @property
     def tags_of_people(self) -> dict[str, str]:
         """Its tags but those that the serving front writes itself."""
         return {name: value for name, value in self.tags.items() if name not in TAGS_OF_FRONT}
@@ -51,17 +56,16 @@ class Version:
     @property
     def in_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """As answers' headers tell it."""
-        shown = self.version or self.model_id or ""
         return (
             (b"x-model-name", quote(self.name).encode()),
-            (b"x-model-version", quote(shown).encode()),
+            (b"x-model-version", quote(self.label).encode()),
             *KEPT_BY_NOBODY,
         )
 
     @property
     def in_logs(self) -> dict[str, str | None]:
         """As lines of the log tell it."""
-        return {"model": self.name, "version": self.version or self.model_id}
+        return {"model": self.name, "version": self.label}
 
     @property
     def identity(self) -> tuple[str, str | None, str]:

@@ -1,0 +1,421 @@
+"""What Prometheus is told, by a real service; and that dashboard, alerts and README go by just that."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import promql
+import pytest
+import yaml
+from casting import Registry
+from conftest import NewRegistry
+from line import free_port
+from live import served, until
+from pids import descendants
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from promotions import Model
+
+from serving.registry.plan import State
+from serving.telemetry import lag
+from serving.telemetry.metrics import Ending, Gauges, Metrics
+
+ROOT = Path(__file__).parent.parent
+OF_PROMETHEUS = {"job", "instance"}
+"""Labels that it adds to all that it scrapes."""
+
+
+@pytest.fixture(scope="module")
+def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """An actor whose first version is live, beside a model that sleeps."""
+    folder = tmp_path_factory.mktemp("metrics")
+    registry = Registry(new_registry(folder))
+    registry.promote("actor", registry.add("actor", factor=1.0))
+    settings = {"models": "models:/actor/Production", "on_demand": "models:/rose/Production"}
+    settings |= {"probation_seconds": "0", "max_process_bytes": str(2**40), "replayed": "0"}
+    with served(registry.uri, folder, **settings) as service:
+        found = Model("actor", service, registry)
+        found.until_live("1")
+        yield found
+
+
+def sample(name: str, **labels: str) -> str:
+    """A sample's name and labels, as they are told."""
+    told = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{told}}}" if told else name
+
+
+def of(model: Model, name: str, **labels: str) -> str:
+    """As `sample`, of what is live."""
+    return sample(name, model=model.name, version=model.state["version"], **labels)
+
+
+@contextmanager
+def moved(model: Model) -> Iterator[dict[str, float]]:
+    """By how much what is told of the model has moved by the end of the block, but for times."""
+    before, found = model.service.metrics(), {}
+    yield found
+    for name, value in model.service.metrics().items():
+        counted = 'model="actor"' in name and not re.search(r"_bucket|seconds_sum|_bytes|timestamp", name)
+        if counted and (by := value - before.get(name, 0)):
+            found[name] = by
+
+
+# -- what moves
+
+
+def test_a_request_is_counted_and_timed_and_so_is_each_call_of_the_model(model: Model) -> None:
+    with moved(model) as found:
+        assert model.predict().status_code == 200
+        rows = {"rows": [{"x": 1.0}] * 5}
+        assert model.service.client.post("/predict/batch", json=rows).status_code == 200
+    assert found == {
+        of(model, "serving_requests_total", code="200"): 2,
+        of(model, "serving_request_duration_seconds_count"): 2,
+        of(model, "serving_rows_total"): 6,
+        of(model, "serving_batch_rows_sum"): 6,
+        of(model, "serving_batch_rows_count"): 2,
+        of(model, "serving_queue_duration_seconds_count"): 2,
+        of(model, "serving_model_duration_seconds_count"): 2,
+    }
+
+
+def test_a_request_that_does_not_fit_is_counted_and_nothing_else_moves(model: Model) -> None:
+    with moved(model) as found:
+        assert model.service.client.post("/predict", json={"x": "one"}).status_code == 422
+    assert found == {of(model, "serving_requests_total", code="422"): 1}
+
+
+def test_what_a_model_raises_is_timed_too(model: Model) -> None:
+    with moved(model) as found:
+        assert model.predict(1.0, "raise:oh").status_code == 500
+    assert found[of(model, "serving_requests_total", code="500")] == 1
+    assert found[of(model, "serving_model_duration_seconds_count")] == 1
+
+
+def test_time_in_the_queue_and_time_in_the_model_are_told_apart(model: Model, tmp_path: Path) -> None:
+    queued, took = (of(model, f"serving_{each}_duration_seconds_sum") for each in ("queue", "model"))
+    waiting, in_flight = of(model, "serving_waiting_requests"), of(model, "serving_inflight_requests")
+    before, pipe = model.service.metrics(), tmp_path / "pipe"
+    assert (before[waiting], before[in_flight]) == (0, 0)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(model.predict, 1.0, f"wait:{pipe}")
+        with pipe.open("w"):  # as soon as the model has opened it too
+            began = time.perf_counter()
+            waits = pool.submit(model.predict)
+            until(lambda: model.service.metrics()[waiting] == 1)
+            assert model.service.metrics()[in_flight] == 2
+            seconds = time.perf_counter() - began
+        assert [held.result().status_code, waits.result().status_code] == [200, 200]
+    after = model.service.metrics()
+    assert (after[waiting], after[in_flight]) == (0, 0)
+    assert after[took] - before[took] >= seconds / 2
+    assert after[queued] - before[queued] > 0
+
+
+def test_a_promotion_moves_what_is_told_of_what_is_live(model: Model) -> None:
+    def live() -> list[tuple[str, ...]]:
+        told = [name for name in model.service.metrics() if name.startswith("serving_model_info")]
+        return [tuple(re.findall(r'(?:version|uri|digest)="(.*?)"', name)) for name in told]
+
+    def facts() -> tuple[str, ...]:
+        return model.state["digest"], model.state["uri"], model.state["version"]
+
+    before = model.service.metrics()
+    went_live = sample("serving_promotions_total", model="actor", uri=model.state["uri"], outcome="live")
+    old = of(model, "serving_inflight_requests")
+    assert live() == [facts()]
+    promoted = model.promote()
+    model.until_live(promoted)
+    after = model.service.metrics()
+    assert live() == [facts()]
+    assert facts()[2] == promoted
+    assert after[went_live] == before[went_live] + 1
+    loaded = of(model, "serving_model_loaded_timestamp_seconds", uri=model.state["uri"])
+    assert after[loaded] > max(value for name, value in before.items() if "loaded_timestamp" in name)
+    until(lambda: old not in model.service.metrics())  # it has drained
+    assert model.is_well(promoted)
+
+
+def test_a_version_that_is_refused_is_told_until_another_is_promoted(model: Model) -> None:
+    uri, live = model.state["uri"], model.state["version"]
+    refused = sample("serving_promotions_total", model="actor", uri=uri, outcome="rejected")
+    before = model.service.metrics()[refused]
+    bad = model.promote(on_load="raise:oh")
+    model.until_refused(bad)
+    told = sample("serving_candidate_info", model="actor", uri=uri, version=bad, state="rejected")
+    after = model.service.metrics()
+    assert (after[told], after[refused]) == (1, before + 1)
+    assert not [name for name in after if f'version="{bad}"' in name and name != told]
+    model.promote(live)
+    until(lambda: told not in model.service.metrics())
+    assert model.service.metrics()[refused] == before + 1
+
+
+def test_a_process_that_is_killed_is_counted_and_so_is_the_one_in_its_place(
+    model: Model, tmp_path: Path
+) -> None:
+    up, held = of(model, "serving_processes"), of(model, "serving_process_resident_memory_bytes", process="0")
+    assert model.service.metrics()[up] == 1
+    assert model.service.metrics()[held] > 2**20
+    with moved(model) as found:
+        assert model.predict(1.0, f"note:{tmp_path / 'pid'}").status_code == 200
+        killed = int((tmp_path / "pid").read_text())
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: killed not in descendants(model.service.process.pid))
+        restarted = of(model, "serving_process_restarts_total", reason="crash")
+        until(lambda: model.service.metrics()[restarted])
+        assert model.predict().status_code == 200
+    assert found[of(model, "serving_process_deaths_total", reason="crash")] == 1
+    assert found[restarted] == 1
+    assert model.service.metrics()[up] == 1
+
+
+def test_a_registry_that_is_away_is_told(model: Model) -> None:
+    reached, failed = "serving_registry_reachable", "serving_registry_failures_total"
+    at = "serving_registry_last_success_timestamp_seconds"
+    before = model.service.metrics()
+    assert before[reached] == 1
+    database = Path(model.registry.uri.removeprefix("sqlite:///"))
+    content = database.read_bytes()
+    try:
+        database.write_bytes(b"nonsense" * (len(content) // 8))
+        until(lambda: model.service.metrics()[reached] == 0)
+        away = model.service.metrics()
+        assert away[failed] > before[failed]
+        until(lambda: model.service.metrics()[failed] > away[failed])
+        assert model.service.metrics()[at] == away[at]
+    finally:
+        database.write_bytes(content)
+    until(lambda: model.service.metrics()[reached] == 1)
+    assert model.service.metrics()[at] > away[at]
+
+
+def test_a_model_that_sleeps_is_not_ready_and_need_not_be(model: Model) -> None:
+    found = model.service.metrics()
+    ready = {"uri": model.state["uri"], "model": "actor", "required": "true"}
+    asleep = {"uri": "models:/rose/Production", "model": "rose", "required": "false"}
+    assert found[sample("serving_model_ready", **ready)] == 1
+    assert found[sample("serving_model_ready", **asleep)] == 0
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_is_held_up_is_seen_to_lag() -> None:
+    late: asyncio.Queue[float] = asyncio.Queue()
+    measuring = asyncio.create_task(lag.measure(late.put_nowait))
+    await asyncio.sleep(0)
+    time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
+    assert await late.get() > 0.2
+    measuring.cancel()
+
+
+# -- what is bounded, and added up
+
+
+def told(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def test_versions_that_are_loaded_no_more_are_forgotten_in_the_end() -> None:
+    metrics = Metrics()
+    for number in range(50):
+        version = metrics.of("iris", str(number), Gauges(lambda: 0, lambda: 0, lambda: [1]))
+        version.answered.inc()
+        version.retire()
+    left = {*re.findall(r'version="(\d+)"', told(metrics))}
+    assert left == {str(number) for number in range(30, 50)}
+    assert "serving_processes{" not in told(metrics)
+
+
+def test_a_version_that_is_live_for_two_references_is_told_once() -> None:
+    metrics, labels = Metrics(), '{model="iris",version="1"}'
+    first, second = (
+        metrics.of("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
+    )
+    assert f"serving_waiting_requests{labels} 4.0" in told(metrics)
+    assert f"serving_inflight_requests{labels} 6.0" in told(metrics)
+    assert f"serving_processes{labels} 4.0" in told(metrics)
+    assert re.findall(r'memory_bytes\{model="iris",process="(\d)".*\} (\S+)', told(metrics)) == [
+        ("0", "5.0"),
+        ("2", "7.0"),
+        ("3", "5.0"),
+        ("5", "7.0"),
+    ]
+    first.retire()
+    assert f"serving_waiting_requests{labels} 2.0" in told(metrics)
+    second.retire()
+    assert "serving_waiting_requests{" not in told(metrics)
+
+
+# -- what goes by the metrics
+
+
+@pytest.fixture(scope="module")
+def exposed(model: Model) -> str:
+    """What a service tells that has answered, failed, and refused a version."""
+    model.predict()
+    model.predict(1.0, "raise:oh")
+    model.until_refused(model.promote(on_load="raise:oh"))
+    return model.service.client.get("/metrics").text
+
+
+def test_the_table_in_the_readme_is_what_is_exposed(exposed: str) -> None:
+    found = []
+    for family in text_string_to_metric_families(exposed):
+        if family.name.startswith("serving_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = sorted({label for each in family.samples for label in each.labels} - {"le"})
+            named = ", ".join(f"`{label}`" for label in labels)
+            found.append(f"| `{name}` | {family.type} | {named} | {family.documentation} |")
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
+    assert sorted(table.strip().splitlines()[2:]) == sorted(found)
+
+
+@pytest.mark.parametrize("asked", [*promql.of_dashboard(), *promql.of_alerts()], ids=lambda each: each.expr)
+def test_what_dashboard_and_alerts_ask_for_is_exposed(exposed: str, asked: promql.Asked) -> None:
+    labels: dict[str, set[str]] = {"up": set()}
+    for family in text_string_to_metric_families(exposed):
+        for each in family.samples:
+            labels.setdefault(each.name, set()).update(each.labels)
+    assert asked.names <= labels.keys()
+    assert asked.labels <= OF_PROMETHEUS.union(*(labels[name] for name in asked.names))
+    for name, label, _ in asked.matched:
+        assert label in labels[name] | OF_PROMETHEUS, name
+
+
+def test_the_values_that_alerts_wait_for_are_ones_that_there_are() -> None:
+    values = {"state": {each.value for each in State}, "reason": {*Ending}, "required": {"true", "false"}}
+    found = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
+    told = {(label, each) for label, value in found if label in values for each in value.split("|")}
+    assert len(told) > 5
+    assert not [each for each in told if each[1] not in values[each[0]]]
+
+
+def test_each_alert_says_what_to_do_and_is_tried_where_it_fires_and_where_it_does_not() -> None:
+    fires: dict[str, set[str]] = {}
+    rests: set[str] = set()
+    for case in promql.cases():
+        times = [each["exp_samples"] for each in case["promql_expr_test"]]
+        fired = [dict(re.findall(r'(\w+)="(.*?)"', each["labels"])) for at in times for each in at]
+        for labels in fired:
+            fires.setdefault(labels["alertname"], set()).update(labels)
+        if [] in times:
+            rests |= {labels["alertname"] for labels in fired}
+    for rule in promql.rules():
+        assert rule["alert"] in rests, rule
+        assert {*rule["annotations"]} == {"summary", "description"}, rule
+        assert rule["labels"]["severity"] in ("critical", "warning"), rule
+        assert promql.in_words(rule) <= fires[rule["alert"]], rule
+
+
+def test_the_panels_of_the_dashboard_have_a_place_of_their_own() -> None:
+    places = [
+        (x, y)
+        for each in promql.panels()
+        for at in [each["gridPos"]]
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(places) == len({*places})
+    assert max(x for x, _ in places) < 24
+    ids = [panel["id"] for panel in promql.panels()]
+    assert len(ids) == len({*ids})
+
+
+# -- Prometheus itself
+
+
+def promtool(*command: str, given: str | None = None) -> str:
+    """What promtool says, which must find nothing wrong."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    done = subprocess.run(["promtool", *command], input=given, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+def test_promtool_finds_nothing_wrong_with_names_and_units(exposed: str) -> None:
+    assert promtool("check", "metrics", given=exposed) == ""
+
+
+def test_promtool_takes_rules_and_the_example_of_a_configuration() -> None:
+    assert f"{len(promql.rules())} rules found" in promtool("check", "rules", str(promql.ALERTS))
+    promtool("check", "config", str(promql.PROMETHEUS / "prometheus.yaml"))
+
+
+def test_alerts_fire_when_they_are_to_and_only_then() -> None:
+    promtool("test", "rules", str(promql.PROMETHEUS / "alerts_test.yaml"))
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    model: Model, exposed: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """Prometheus with the example of a configuration, which has looked at the service a few times."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    config: dict[str, Any] = yaml.safe_load((promql.PROMETHEUS / "prometheus.yaml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(promql.ALERTS)]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [model.service.url.removeprefix("http://")]}]
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}", "--log.level=error"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
+    with (
+        subprocess.Popen(command) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60) as client,
+    ):
+        try:
+            until(lambda: found(client, "count_over_time(serving_requests_total[1m]) > 2"))
+            until(lambda: all(rule["health"] == "ok" for rule in evaluated(client)))
+            yield client
+        finally:
+            process.terminate()
+
+
+def found(client: httpx.Client, expr: str) -> list[Any]:
+    """What Prometheus answers to an expression."""
+    try:
+        answer = client.get("/query", params={"query": expr})
+    except httpx.ConnectError:
+        return []
+    assert answer.status_code in (200, 503), answer.text
+    results: list[Any] = answer.json()["data"]["result"] if answer.is_success else []
+    return results
+
+
+def evaluated(client: httpx.Client) -> list[dict[str, Any]]:
+    """The rules, as Prometheus sees them."""
+    return [rule for group in client.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
+
+
+def test_each_panel_shows_something(prometheus: httpx.Client) -> None:
+    empty = [
+        (panel["title"], target["expr"])
+        for panel in promql.panels()
+        for target in panel["targets"]
+        if not found(prometheus, promql.filled(target["expr"]))
+    ]
+    assert empty == []
+
+
+def test_a_real_prometheus_fires_for_a_version_that_is_refused(prometheus: httpx.Client) -> None:
+    pending = {alert["labels"]["alertname"] for alert in prometheus.get("/alerts").json()["data"]["alerts"]}
+    assert "ServingVersionRefused" in pending
+    assert "ServingNotReady" not in pending
