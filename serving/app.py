@@ -26,6 +26,7 @@ from serving.http.routes import Routes
 from serving.monitoring import tracing
 from serving.monitoring.access_log import AccessLog
 from serving.monitoring.canary import Canary
+from serving.monitoring.drift import Drift
 from serving.monitoring.shadow import Shadow
 from serving.monitoring.trials import Trials
 from serving.reference import Reference
@@ -109,10 +110,12 @@ def create_app(settings: Settings) -> Front:
         [Canary(split, settings, herald) for split in models.splits.values()],
         [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
     )
-    for told in (State(followers, registry, settings), *trials.all):
+    drift = Drift(settings.drift_psi)
+    for told in (State(followers, registry, settings), *trials.all, drift):
         metrics.registry.register(told)
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
+    observers += [drift] if settings.drift_psi else []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -120,6 +123,7 @@ def create_app(settings: Settings) -> Front:
         always = followers[: len(followers) - len(sleepers)]
         running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *trials.all)]
         running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
+        running += [asyncio.create_task(drift.run())] if drift in observers else []
         settling = asyncio.create_task(_settle(slots))
         try:
             async with _answering_grpc(models, settings, app.refused, guard, observers):
@@ -149,7 +153,9 @@ def create_app(settings: Settings) -> Front:
     app.observers, app.access = observers, access
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
-    app.include_router(operations.router(followers, registry, metrics, [trials.tell]))
+    tellers = [trials.tell, drift.tell]
+    probe_tellers = [trials.tell, drift.tell_in_brief] if guard else tellers
+    app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers))
     app.include_router(repository.router(models))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()

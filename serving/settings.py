@@ -203,9 +203,12 @@ class Trying(_Group):
         return self.sticky_header.lower().encode() if self.sticky_header else None
 
 
-class Logs(_Group):
-    """What is logged."""
+class Monitoring(_Group):
+    """What is watched and told."""
 
+    drift_psi: float = Field(
+        0.25, ge=0, description="PSI above which an input or output is told to have drifted; 0 watches none"
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="how: json, console, or auto, which is json unless on a terminal"
     )
@@ -217,7 +220,7 @@ class Logs(_Group):
     )
 
 
-class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Logs, Registry, BaseSettings):
+class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Monitoring, Registry, BaseSettings):
     """All groups at once: whatever asks for one group is handed this."""
 
     model_config = SettingsConfigDict(
@@ -261,7 +264,7 @@ class Settings(Listen, Access, Limits, Runtime, Trust, Following, Trying, Logs, 
     most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
-_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Logs, Registry)
+_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Monitoring, Registry)
 OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
 """All settings, in the order in which they are told."""
 

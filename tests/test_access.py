@@ -30,6 +30,7 @@ from serving.access.keys import Scope
 from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
 
 ROW = {"x": 21}
+PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}}
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {"url": "/predict", "json": ROW},
     "batch": {"url": "/predict/batch", "json": {"rows": [ROW]}},
@@ -80,7 +81,7 @@ def service(
     folder = tmp_path_factory.mktemp("access")
     registry = Registry(new_registry(folder))
     for name in ("actor", "other"):
-        registry.add(name, factor=2.0)
+        registry.add(name, factor=2.0, metadata={"serving": {"profile": PROFILE}})
         registry.alias(name, "best", "1")
     settings = {
         "models": "models:/actor@best,models:/other/1",
@@ -199,6 +200,15 @@ def test_what_supervisors_ask_and_what_is_signed_needs_no_key(ask: Callable[...,
         assert ask(None, path).status_code == 200
     unsigned = ask(None, "/webhooks/mlflow", json={})
     assert "not signed" in problem(unsigned, 401)["detail"]
+
+
+def test_columns_that_have_drifted_are_not_told_without_a_key(ask: Any, admin: str) -> None:
+    assert ask(admin, "/models/other/predict/batch", json={"rows": [ROW] * 200}).is_success
+    told = until(lambda: ask(admin, "/models/other").json()["drift"])
+    assert [each["column"] for each in told] == ["x"]
+    _, other = ask(None, "/ready").json()["models"]
+    assert other["drift"] is None
+    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other tells which"]
 
 
 def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Response], admin: str) -> None:

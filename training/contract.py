@@ -1,4 +1,4 @@
-"""What a signature can't say about a model: its task, its classes, and the limits of its inputs.
+"""What a signature can't say about a model: its task, its classes, the limits of its inputs, its profile.
 
 It travels in the metadata of the logged model, under `serving`, in the words of JSON Schema.
 """
@@ -39,7 +39,7 @@ _WORDS: Mapping[str, _Kinds] = {
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A model's task, the names of its classes, and the words on its columns.
+    """A model's task, the names of its classes, the words on its columns, and its reference profile.
 
     The task is `classification`, `regression`, or none where the answer is neither.
     """
@@ -47,10 +47,16 @@ class Contract:
     task: str | None
     classes: Sequence[str] | None = None
     inputs: Mapping[str, Words] = field(default_factory=dict)
+    profile: Mapping[str, Any] | None = None
 
     def metadata(self) -> dict[str, Any]:
         """The `serving` entry of a model's metadata, in plain values; nothing that is empty."""
-        said = {"task": self.task, "classes": self.classes, "inputs": self.inputs}
+        said = {
+            "task": self.task,
+            "classes": self.classes,
+            "inputs": self.inputs,
+            "profile": self.profile,
+        }
         filled = {name: value for name, value in said.items() if value}
         return {"serving": json.loads(json.dumps(filled, default=_plain))}
 

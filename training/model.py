@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from training import digest
+from training import digest, profile
 from training.contract import Contract, Words
 from training.requirements import pinned
 
@@ -37,6 +37,7 @@ def log_model(
     task: str | None = None,
     classes: Sequence[str] | None = None,
     inputs: Mapping[str, Words] | None = None,
+    with_profile: bool = True,
     **options: Any,
 ) -> Logged:
     """Log a fitted scikit-learn-like model with all that a typed endpoint is made from.
@@ -45,6 +46,10 @@ def log_model(
     where they have been altered or cut off.
 
     A classifier is logged with `predict_proba` where it has that, anything else with `predict`.
+    Where there are 100 rows or more, how they and the model's answers are distributed is logged with
+    it (of at most 10,000 of them), by which a serving front tells drift. It holds values: deciles of
+    numbers, and texts that one row in a hundred has.
+
     Whole-number columns stay whole numbers, which can't be null when served; one in which `table`
     has missing values is logged as `double`, which can.
 
@@ -56,6 +61,7 @@ def log_model(
         task: `classification` or `regression`; default: what scikit-learn takes the model for.
         classes: Names of the classes, in the order of `model.classes_`, which are the default.
         inputs: JSON Schema's words on columns: `{"age": {"minimum": 0, "unit": "years"}}`.
+        with_profile: Whether to log the distributions.
         options: Anything else that `mlflow.sklearn.log_model` takes, such as `code_paths` or
             `skops_trusted_types`. By default the requirements are the installed versions of what
             the model is made of.
@@ -73,6 +79,8 @@ def log_model(
     predict, contract = _describe(model, task, classes, inputs or {})
     signature = _signature(table, getattr(model, predict)(table.head(_EXAMPLE_ROWS)))
     contract.check({column.name: column.type.name for column in signature.inputs})
+    if with_profile and len(table) >= profile.LEAST_ROWS:
+        contract = replace(contract, profile=_profile(model, predict, contract, table))
     if not options.keys() & {"pip_requirements", "extra_pip_requirements", "conda_env"}:
         options["pip_requirements"] = pinned(model)
     info = mlflow.sklearn.log_model(
@@ -94,6 +102,13 @@ def log_model(
         registered_model_name,
         None if version is None else str(version),
     )
+
+
+def _profile(model: Any, predict: str, contract: Contract, table: Any) -> dict[str, Any]:
+    if len(table) > profile.MOST_ROWS:
+        table = table.sample(profile.MOST_ROWS, random_state=0)
+    classes = contract.classes if contract.task == "classification" else None
+    return profile.profile(table, getattr(model, predict)(table), classes)
 
 
 def _servable(table: Any) -> Any:

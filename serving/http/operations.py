@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
 from serving.http.problems import documented
+from serving.monitoring.drift import DriftState
 from serving.monitoring.trials import CanaryState, ShadowState
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
@@ -70,6 +71,9 @@ class ModelState(BaseModel):
     )
     canary: CanaryState | None = Field(None, description="of references that share a model by weight")
     shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
+    drift: list[DriftState] | None = Field(
+        None, description="the columns that have drifted most; null without a profile or before enough rows"
+    )
     warnings: list[str] = []
 
 
@@ -117,9 +121,13 @@ Teller: TypeAlias = Callable[[Slot], Mapping[str, Any]]
 
 
 def router(
-    followers: Sequence[Follower], registry: RegistryClient, metrics: Metrics, tellers: Sequence[Teller] = ()
+    followers: Sequence[Follower],
+    registry: RegistryClient,
+    metrics: Metrics,
+    tellers: Sequence[Teller],
+    probe_tellers: Sequence[Teller],
 ) -> APIRouter:
-    """The routes of operators."""
+    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health", summary="Does the process live?")
@@ -134,7 +142,7 @@ def router(
     )
     @routes.get("/readyz", include_in_schema=False)
     async def ready(response: Response) -> Readiness:
-        found = readiness(followers, registry, tellers)
+        found = readiness(followers, registry, probe_tellers)
         response.status_code = 200 if found.status == "ready" else 503
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
@@ -185,7 +193,7 @@ def router(
 
 
 def readiness(
-    followers: Sequence[Follower], registry: RegistryClient, tellers: Sequence[Teller] = ()
+    followers: Sequence[Follower], registry: RegistryClient, tellers: Sequence[Teller]
 ) -> Readiness:
     """What `/ready` answers."""
     models = [ModelState(**_state(follower, tellers)) for follower in followers]
@@ -226,9 +234,12 @@ def _state(follower: Follower, tellers: Sequence[Teller]) -> dict[str, Any]:
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    warnings = [*slot.warnings, *state.get("warnings", [])]
     for teller in tellers:
-        state |= teller(slot)
-    return state | {"warnings": [*slot.warnings, *state.get("warnings", [])]}
+        told = teller(slot)
+        state |= told
+        warnings += told.get("warnings", ())
+    return state | {"warnings": warnings}
 
 
 def _facts(live: Loaded) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
-from cachetools import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -25,7 +24,7 @@ from serving.http.problems import respond
 from serving.runtime.bulk import Piece
 from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.loaded import Cache, Loaded, Part
 from serving.runtime.replay import Recorded
 from serving.settings import Limits
 
@@ -132,7 +131,7 @@ class Predict:
 
     async def _cached(
         self,
-        cache: LRUCache[Any, bytes],
+        cache: Cache,
         live: Loaded,
         parts: list[Part],
         scope: Scope,
@@ -143,10 +142,11 @@ class Predict:
         asked = (type(self), scope["query_string"], body, scope.get("formats"))
         if found := cache.get(asked):
             live.metrics.hits.inc()
-            return [found], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
+            told, scope["answered_before"] = found
+            return [told], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
         answer, timing = await self._answered(live, parts, scope, receive, body)
         if len(body) <= _LARGEST_CACHED and len(answer) == 1:
-            cache[asked] = answer[0]
+            cache[asked] = answer[0], parts if live.contract.profile else ()
         return answer, [*live.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
 
     async def _answered(

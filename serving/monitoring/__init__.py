@@ -1,1 +1,1 @@
-"""What is watched while requests are answered: versions that are tried, beside those that are live."""
+"""What is watched while requests are answered: drift, and versions that are tried beside live ones."""

@@ -17,6 +17,7 @@ from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unproces
 from serving.runtime.columns import Column
 from serving.runtime.outputs import Outputs
 from serving.runtime.predictions import Predictions
+from serving.runtime.profile import Profile
 from serving.runtime.scalars import SCALARS
 from serving.runtime.table import Form, Layout
 from serving.runtime.values import Value
@@ -66,6 +67,10 @@ class Contract:
     """Whether the model can answer bit by bit."""
     answered: tuple[Value, ...] = field(default=(), compare=False)
     """The columns of the model's answer, as its signature says."""
+    profile: Profile | None = field(default=None, compare=False)
+    """What its inputs and predictions were like in training."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What is wrong with its metadata that does not keep it from being served."""
     example: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def with_example(self, row: Row) -> Contract:

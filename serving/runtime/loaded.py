@@ -43,6 +43,7 @@ _MOST_ROWS_AT_ONCE = 512
 
 Part = tuple[Sequence[int], Ticket]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
+Cache = LRUCache[Any, tuple[bytes, Sequence[Part]]]
 
 
 class State(Enum):
@@ -88,10 +89,8 @@ class Loaded:
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
         self.headers = version.in_headers
-        self.cache: LRUCache[Any, bytes] | None = (
-            LRUCache(limits.cache_entries) if version.name in limits.cache else None
-        )
-        """Its last answers, by what was asked; None unless the model is to have that."""
+        self.cache: Cache | None = LRUCache(limits.cache_entries) if version.name in limits.cache else None
+        """Its last answers and their parts, by what was asked; None unless the model is to have that."""
         self.from_disk = False
         """Whether it came from the copy on disk, as the registry was away."""
         self.tally = Tally()
@@ -133,7 +132,7 @@ class Loaded:
             f"{self.version} has no input example in rows, so it went live unproven: {mlmodel.HOW_TO_LOG}"
         )
         disk = "it was brought up from the copy on disk, as the registry was away"
-        return [unproven] * (self.example is None) + [disk] * self.from_disk
+        return [unproven] * (self.example is None) + [disk] * self.from_disk + [*self.contract.warnings]
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""

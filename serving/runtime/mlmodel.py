@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from serving.errors import RequestError, Untypable, VerificationFailed
+from serving.runtime import profile
 from serving.runtime.columns import UNNAMED, Column, column
 from serving.runtime.contract import Contract, Param, Row
 from serving.runtime.intake import Intake
-from serving.runtime.outputs import declared, outputs
+from serving.runtime.outputs import Outputs, declared, outputs
+from serving.runtime.profile import Profile
 from serving.runtime.scalars import SCALARS
 from serving.runtime.scoring import FORMS, Scoring
 from serving.runtime.table import Form, objects
@@ -25,7 +27,7 @@ HOW_TO_LOG = (
     "with named columns, and input_example=inputs.head()"
 )
 _TASKS = (None, "classification", "regression")
-_SERVING = {"task", "classes", "inputs", "description"}
+_SERVING = {"task", "classes", "inputs", "description", "profile"}
 _MOST_EXAMPLE_ROWS = 100
 
 
@@ -72,15 +74,18 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     if classes and task != "classification":
         raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
     inputs = _specs(signature, "inputs")
+    columns = _columns(inputs, serving.get("inputs") or {})
+    answer = outputs(_specs(signature, "outputs"), task, classes)
     found = Contract(
         name,
-        _columns(inputs, serving.get("inputs") or {}),
+        columns,
         tuple(_param(spec) for spec in _specs(signature, "params")),
-        outputs(_specs(signature, "outputs"), task, classes),
+        answer,
         max_rows,
         _form(inputs, bool(described.get("is_signature_from_type_hint"))),
         _streams(described),
         declared(_specs(signature, "outputs")),
+        *_profile(serving.get("profile"), columns, answer),
     )
     found.compile()
     return found
@@ -167,6 +172,16 @@ def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, .
         column({**spec, "name": name}, _mapping(words.get(name) or {}, f"metadata serving.inputs.{name}"))
         for name, spec in zip(names, specs, strict=True)
     )
+
+
+def _profile(told: Any, columns: Sequence[Column], answer: Outputs) -> tuple[Profile | None, tuple[str, ...]]:
+    """The reference profile, or why there is none: it says nothing about how the model is asked."""
+    if told is None:
+        return None, ()
+    try:
+        return profile.read(told, columns, answer.fields), ()
+    except ValueError as error:
+        return None, (f"drift can't be told, since its metadata serving.profile can't be read: {error}",)
 
 
 def _classes(named: Any) -> tuple[str, ...]:

@@ -1,0 +1,197 @@
+"""The population stability index beside scipy's, what chance makes of it, and what a sketch keeps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from serving.monitoring.sketch import Sketch, contributions, least_rows
+from serving.runtime.columns import Column
+from serving.runtime.profile import Distribution, read
+
+COLUMNS = [Column("x", "double"), Column("name", "string"), Column("at", "datetime")]
+NUMBERS = Distribution(edges=(1.5, 2.5), shares=(0.5, 0.25, 0.15), missing=0.1)
+FLAGS = Distribution(categories=(True, False), shares=(0.5, 0.5, 0))
+COLOURS = Distribution(categories=("red", "blue"), shares=(0.6, 0.3, 0.1))
+counts = st.lists(st.integers(2, 1000), min_size=2, max_size=12)
+
+
+# -- the index
+
+
+@given(counts, st.data())
+def test_the_index_is_the_divergence_both_ways(then: list[int], data: st.DataObject) -> None:
+    now = data.draw(st.lists(st.integers(2, 1000), min_size=len(then), max_size=len(then)))
+    found = contributions(np.array(then) / sum(then), 10**6, np.array(now) * 1e6)
+    assert found.sum() == pytest.approx(stats.entropy(now, then) + stats.entropy(then, now))
+    assert (found >= 0).all()
+
+
+def test_the_index_of_two_bins_as_a_person_counts_it() -> None:
+    found = contributions(np.array([0.5, 0.5]), 1000, np.array([80.0, 20.0]))
+    assert found.tolist() == pytest.approx([0.3 * math.log(1.6), -0.3 * math.log(0.4)])
+
+
+@given(counts)
+def test_what_has_not_changed_has_no_index(then: list[int]) -> None:
+    assert contributions(np.array(then) / sum(then), sum(then), np.array(then, float)).sum() == 0
+
+
+@pytest.mark.parametrize(("rows", "least"), [(50, 0.01), (1000, 0.0005), (10**6, 0.0001)])
+def test_an_empty_bin_is_half_a_row_of_the_smaller_sample(rows: int, least: float) -> None:
+    found = contributions(np.array([1.0, 0.0, 0.0]), rows, np.array([9e6, 1e6, 0.0]))
+    assert found[1] == pytest.approx((0.1 - least) * math.log(0.1 / least))
+    assert found[2] == 0
+
+
+# -- chance
+
+
+@pytest.mark.parametrize("bins", range(2, 25))
+def test_enough_rows_are_those_at_which_chi_square_says_so(bins: int) -> None:
+    exact = 0.25 / stats.chi2.ppf(0.9999, bins - 1) - 1 / 1000
+    assert least_rows(np.full(bins, 1 / bins), 1000, 0.25) == pytest.approx(1 / exact, rel=0.08)
+
+
+def test_a_reference_of_too_few_rows_never_tells() -> None:
+    assert least_rows(np.full(10, 0.1), 100, 0.25) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [
+        (100, [1, 1, 1]),
+        (112, [0.33, 0.33, 0.33, 0.01]),
+        (112, [0.95, 0.05]),
+        (300, [0.1] * 10),
+        (300, [0.5, 0.3, 0.13, 0.05, 0.02]),
+        (600, [0.06] * 15 + [0.05, 0.03, 0.01, 0.01]),
+        (10_000, [0.1] * 10),
+    ],
+)
+def test_chance_alone_does_not_reach_the_threshold(rows: int, shares: list[float]) -> None:
+    chance, trials = np.random.default_rng(0), 5000
+    share = np.array(shares) / sum(shares)
+    alarms = 0
+    for _ in range(trials):
+        then = chance.multinomial(rows, share) / rows
+        now = chance.multinomial(math.ceil(least_rows(then, rows, 0.25)), share)
+        alarms += contributions(then, rows, now).sum() > 0.25
+    assert alarms <= trials / 1000
+
+
+# -- counting
+
+
+@pytest.mark.parametrize(
+    ("reference", "values", "expected"),
+    [
+        (NUMBERS, [1.0, 1.5, 2.0, 2.5, 1e300, -1e300, 3], [2, 2, 3, 0]),
+        (NUMBERS, [None, "1.0", math.nan, [1.0]], [0, 0, 0, 4]),
+        (Distribution(edges=(), shares=(1.0,)), [1.0, 2.0, None], [2, 1]),
+        (COLOURS, ["red", "blue", "green", "", "red"], [2, 1, 2, 0]),
+        (COLOURS, [None, ["red"], {}], [0, 0, 0, 3]),
+        (
+            Distribution(categories=(True, False), shares=(0.5, 0.5, 0)),
+            [True, False, False, None],
+            [1, 2, 0, 1],
+        ),
+        (Distribution(categories=(3, 7), shares=(0.5, 0.5, 0)), [3, 7, 7, 5], [1, 2, 1, 0]),
+    ],
+)
+def test_each_value_is_counted_in_its_bin(
+    reference: Distribution, values: list[Any], expected: list[int]
+) -> None:
+    sketch = Sketch(reference, 1000, 0.25)
+    sketch.count(values)
+    assert sketch.counts.tolist() == expected
+
+
+@given(st.lists(st.integers(0, 1000), max_size=60))
+def test_no_more_than_ten_thousand_rows_weigh(sizes: list[int]) -> None:
+    sketch = Sketch(NUMBERS, 1000, 0.25)
+    for size in sizes:
+        sketch.count([1.0] * size)
+    assert sketch.rows <= 10_000
+    assert sketch.rows >= min(5000, sum(sizes))
+
+
+def test_what_was_is_forgotten() -> None:
+    sketch = Sketch(NUMBERS, 1000, 0.25)
+    for value in (1.0, 2.0):
+        for _ in range(60):
+            sketch.count([value] * 1000)
+    assert sketch.counts[1] / sketch.counts.sum() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("reference", "values", "told"),
+    [
+        (NUMBERS, [1.0] * 90 + [2.0] * 10, "90% of its values are below 1.5, as against 50%"),
+        (NUMBERS, [2.0] * 100, "100% of its values are from 1.5 to 2.5, as against 25%"),
+        (NUMBERS, [7.0] * 100, "100% of its values are 2.5 or more, as against 15%"),
+        (NUMBERS, [None] * 100, "100% of its values are missing, as against 10%"),
+        (COLOURS, ["blue"] * 100, "100% of its values are 'blue', as against 30%"),
+        (
+            COLOURS,
+            ["new"] * 100,
+            "100% of its values are none of the frequent ones, as against 10%",
+        ),
+    ],
+)
+def test_a_change_is_told_in_words(reference: Distribution, values: list[Any], told: str) -> None:
+    sketch = Sketch(reference, 1000, 0.25)
+    sketch.count(values)
+    assert sketch.change() == f"{told} in training"
+
+
+# -- reading
+
+
+def told(**more: Any) -> dict[str, Any]:
+    return {"rows": 100, "inputs": {"x": {"edges": [1.5], "shares": [0.5, 0.5], "missing": 0.0} | more}}
+
+
+def test_a_profile_in_its_form_is_read() -> None:
+    assert read(told(), COLUMNS, {}).inputs["x"].edges == (1.5,)
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [
+        ("all of it", "should be a valid dictionary"),
+        ({"inputs": {}}, "rows: Field required"),
+        ({"rows": 0}, "rows: Input should be greater"),
+        (told(shares=[1.0]), r"inputs\.x: .*write 2 shares"),
+        (told(shares=[0.5, 0.2]), "should be 1 together"),
+        (told(missing=0.5), "should be 1 together"),
+        (told(categories=["a"]), "write edges, or categories"),
+        (told(edges=None), "write edges, or categories"),
+        (told(edges=[2.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
+        (told(edges=[1.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
+        (told(edges=[math.nan]), "finite number"),
+        (told(edges=[float(each) for each in range(51)]), "at most 50 items"),
+        (told(colour="red"), "Extra inputs are not permitted"),
+        (told(edges=None, categories=["a"]), r"inputs\.x is no column, or not one of such values"),
+        (
+            {"rows": 9, "inputs": {"name": told()["inputs"]["x"]}},
+            "inputs.name is no column, or not one of such",
+        ),
+        ({"rows": 9, "inputs": {"at": told()["inputs"]["x"]}}, "inputs.at is no column, or not"),
+        ({"rows": 9, "inputs": {"y": told()["inputs"]["x"]}}, "inputs.y is no column"),
+        ({"rows": 9, "outputs": {"label": told()["inputs"]["x"]}}, "outputs.label is none of prediction"),
+        (
+            {"rows": 9, "inputs": dict.fromkeys(map(str, range(201)), told()["inputs"]["x"])},
+            "at most 200 items",
+        ),
+    ],
+)
+def test_a_profile_in_another_form_is_refused_with_a_reason(profile: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read(profile, COLUMNS, {"prediction": float})
