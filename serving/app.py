@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from serving import __version__, errors
 from serving.access.guard import Guard
 from serving.front import Front, answer
-from serving.http import operations, repository, webhooks
+from serving.http import operations, page, repository, status, webhooks
 from serving.http.documentation import document
 from serving.http.exposition import State
 from serving.http.request_id import new_id
@@ -28,6 +28,7 @@ from serving.monitoring.access_log import AccessLog
 from serving.monitoring.canary import Canary
 from serving.monitoring.drift import Drift
 from serving.monitoring.shadow import Shadow
+from serving.monitoring.timeline import Timeline
 from serving.monitoring.trials import Trials
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> Front:
     launcher = Launcher(enforce=settings.enforce, strict=settings.strict)
     store = Store(settings.store_dir, registry.uri)
     metrics = Metrics()
+    timeline = Timeline(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry)
     slots = [
@@ -121,9 +123,9 @@ def create_app(settings: Settings) -> Front:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         launcher.start()
         always = followers[: len(followers) - len(sleepers)]
-        running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *trials.all)]
+        watching = [*trials.all, timeline, *([drift] if drift in observers else [])]
+        running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *watching)]
         running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
-        running += [asyncio.create_task(drift.run())] if drift in observers else []
         settling = asyncio.create_task(_settle(slots))
         try:
             async with _answering_grpc(models, settings, app.refused, guard, observers):
@@ -156,6 +158,8 @@ def create_app(settings: Settings) -> Front:
     tellers = [trials.tell, drift.tell]
     probe_tellers = [trials.tell, drift.tell_in_brief] if guard else tellers
     app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers))
+    app.include_router(status.router(followers, registry, timeline, tellers))
+    app.include_router(page.router())
     app.include_router(repository.router(models))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()

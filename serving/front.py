@@ -105,7 +105,7 @@ class Front(FastAPI):
         path, headers = scope["path"], scope["headers"]
         if self.hosts and path not in doors.PROBES and not doors.is_called(self.hosts, headers):
             raise errors.BadHost("This service is not called so.")
-        if self.admin_port and doors.is_admin(path) and scope["server"][1] != self.admin_port:
+        if self.admin_port and doors.is_operators(path) and scope["server"][1] != self.admin_port:
             raise HTTPException(404)
         if self.guard and (needed := doors.needed(path)):
             scope["key"] = self.guard.admit(headers, needed)
@@ -149,7 +149,9 @@ def _with_id(scope: Scope, send: Send) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             scope["status"] = message["status"]
-            message["headers"] = [*message.get("headers", ()), header, *KEPT_BY_NOBODY]
+            headers = [*message.get("headers", ())]
+            said = {name for name, _ in headers}
+            message["headers"] = [*headers, header, *(each for each in KEPT_BY_NOBODY if each[0] not in said)]
         await send(message)
 
     return send_with_id

@@ -74,9 +74,11 @@ def _tell(settings: Settings, sockets: list[socket.socket]) -> None:
     scheme = "https" if settings.tls_cert else "http"
     host, port = sockets[0].getsockname()[:2]
     served = ", ".join(map(str, settings.models))
-    log.info("serving %s at %s://%s:%d (try /docs, /ready)", served, scheme, host, port)
+    log.info("serving %s at %s://%s:%d (a status page; try /docs, /ready)", served, scheme, host, port)
     if len(sockets) > 1:
-        log.info("metrics and histories are at %s://%s:%d", scheme, *sockets[1].getsockname()[:2])
+        log.info(
+            "the status page, metrics and histories are at %s://%s:%d", scheme, *sockets[1].getsockname()[:2]
+        )
     if not settings.keys_file and not ipaddress.ip_address(host).is_loopback:
         log.warning("anybody who reaches %s may ask: set SERVING_KEYS_FILE, or keep them off", host)
 

@@ -72,7 +72,7 @@ class Access(_Group):
     """Who may ask."""
 
     admin_port: int | None = Field(
-        None, ge=0, le=65535, description="port on which alone /metrics and histories are; the same if none"
+        None, ge=0, le=65535, description="port on which alone what operators ask is; the same if none"
     )
     keys_file: Path | None = Field(None, description="file of API keys, see serving keys; none are asked for")
     tls_cert: Path | None = Field(None, description="certificate chain in PEM, to speak TLS")

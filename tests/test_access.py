@@ -147,7 +147,7 @@ def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
 ) -> None:
     key = ring.create("client")
     until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
-    for path in ("/metrics", "/models/actor/history"):
+    for path in ("/metrics", "/status", "/models/actor/history"):
         refuses(ask(key, path), 403)
         refuses(ask(None, path), 401)
         assert ask(admin, path).status_code == 200

@@ -10,19 +10,21 @@ from serving.access.keys import Scope
 PROBES = frozenset({"/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """What a supervisor asks, without a key and by whatever name of the host."""
 _SIGNED = "/webhooks/mlflow"
-_ADMIN = re.compile(r"/metrics|/models/[^/]+/history")
+_ADMIN = re.compile(r"/metrics|/status|/models/[^/]+/history")
+_PAGE = re.compile(r"/|/page/[^/]+")
+"""What the status page is made of: it tells nothing by itself, and asks for a key."""
 
 
-def is_admin(path: str) -> bool:
+def is_operators(path: str) -> bool:
     """Whether a path is for those who run the service."""
-    return _ADMIN.fullmatch(path) is not None
+    return _ADMIN.fullmatch(path) is not None or _PAGE.fullmatch(path) is not None
 
 
 def needed(path: str) -> Scope | None:
     """What a key has to open for this path; None where none is needed."""
-    if path in PROBES or path == _SIGNED:
+    if path in PROBES or path == _SIGNED or _PAGE.fullmatch(path):
         return None
-    return Scope.ADMIN if is_admin(path) else Scope.PREDICT
+    return Scope.ADMIN if _ADMIN.fullmatch(path) else Scope.PREDICT
 
 
 def is_called(hosts: Iterable[str], headers: Iterable[tuple[bytes, bytes]]) -> bool:

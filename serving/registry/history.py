@@ -62,9 +62,9 @@ class History:
             with suppress(OSError):
                 await asyncio.to_thread(_write, self._file, tuple(self._events))
 
-    def periods(self) -> list[Period]:
-        """The events with their ends, the newest first."""
-        return periods(tuple(self._events))
+    def periods(self, most: int = _MOST_EVENTS) -> list[Period]:
+        """The last events with their ends, the newest first."""
+        return periods(tuple(self._events)[-most:])
 
 
 def periods(events: Sequence[Event]) -> list[Period]:

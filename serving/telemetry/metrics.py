@@ -5,7 +5,7 @@ Those of the last versions that are loaded no more are kept for a while, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 
 _VERSION = ("model", "version")
 _ENDING = (*_VERSION, "reason")
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Bounds of the buckets for times."""
 _MOST_RETIRED = 20
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 
@@ -116,8 +117,10 @@ class Metrics(Collector):
             "serving_event_loop_lag_seconds",
             "Time by which a timer of the event loop was late: while it is, no request is answered.",
             registry=self.registry,
-            buckets=_SECONDS,
+            buckets=SECONDS,
         )
+        self.versions: dict[tuple[str, str], VersionMetrics] = {}
+        """Those of each model and version that is counted."""
         self._loaded: dict[tuple[str, str], list[Gauges]] = {}
         self._retired: list[tuple[str, str]] = []
         self.registry.register(self)
@@ -125,7 +128,7 @@ class Metrics(Collector):
     def _counter(self, name: str, told: str, labels: tuple[str, ...] = _VERSION) -> Counter:
         return Counter(name, told, labels, registry=self.registry)
 
-    def _histogram(self, name: str, told: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+    def _histogram(self, name: str, told: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         return Histogram(name, told, _VERSION, registry=self.registry, buckets=buckets)
 
     def of(self, model: str, version: str | None, gauges: Gauges) -> VersionMetrics:
@@ -134,7 +137,7 @@ class Metrics(Collector):
         self._loaded[labels] = [*self._loaded.get(labels, []), gauges]
         if labels in self._retired:
             self._retired.remove(labels)
-        return VersionMetrics(
+        self.versions[labels] = VersionMetrics(
             answered=self._requests.labels(*labels, "200"),
             seconds=self._seconds.labels(*labels),
             rows=self._rows.labels(*labels),
@@ -146,6 +149,15 @@ class Metrics(Collector):
             restarts={ending: self._restarts.labels(*labels, ending) for ending in Ending},
             retire=partial(self._retire, labels, gauges),
         )
+        return self.versions[labels]
+
+    def requests(self) -> Iterator[tuple[str, str, str, float]]:
+        """Model, version and status of requests, and how many there were."""
+        for metric in self._requests.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    labels = sample.labels
+                    yield labels["model"], labels["version"], labels["code"], sample.value
 
     def count(self, model: str, version: str | None, code: int) -> None:
         """Count a request that was not answered with 200."""
@@ -188,6 +200,7 @@ class Metrics(Collector):
 
     def _forget(self, labels: tuple[str, str]) -> None:
         version = dict(zip(_VERSION, labels, strict=True))
+        del self.versions[labels]
         for each in (
             self._requests,
             self._seconds,
