@@ -445,7 +445,7 @@ def locked(
     settings = {"models": "models:/moved/1", "keys_file": ring.file, "admin_port": free_port()}
     with served(registry.uri, folder, **settings, _key=key) as running:
         running.until_ready()
-        yield running, running.logged(re.compile(r"status page, .* at (http://\S+)"))[1], key
+        yield running, running.logged(re.compile(r"status page, .* at (http://[\d.:]+)"))[1], key
 
 
 def test_with_keys_it_asks_for_one_and_keeps_it_to_its_tab(

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from serving.monitoring.timeline import STEP_SECONDS, Lately, Timeline
-from serving.telemetry.metrics import Metrics, VersionMetrics
+from serving.telemetry.metrics import Gauges, Metrics, VersionMetrics
 
 
 class Watched:
@@ -19,7 +19,7 @@ class Watched:
         self.timeline = Timeline(self.metrics, lambda: self.now)
 
     def of(self, model: str, version: str = "1") -> VersionMetrics:
-        return self.metrics.of(model, version)
+        return self.metrics.of(model, version, Gauges(lambda: 0, lambda: 0, lambda: []))
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
