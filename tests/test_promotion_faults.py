@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ NAMES = [f"actor-{number}" for number in range(1, 30)]
 Asked = tuple[str, Any]
 """A route, and the body that is sent there."""
 PROMOTIONS = 20
+_LAST_SUCCESS = "serving_registry_last_success_timestamp_seconds"
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +385,8 @@ def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) ->
 
 @pytest.mark.parametrize("mode", [*Mode][1:], ids=lambda mode: mode.value)
 def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model, line: Line) -> None:
-    service, before = distant.service, distant.state["version"]
+    service, before, told = distant.service, distant.state["version"], distant.service.metrics()
+    assert told["serving_registry_reachable"] == 1
     with Callers(distant) as callers:
         with line.cut(mode):
             until(lambda: service.ready()["registry"]["reachable"] is False)
@@ -391,6 +394,9 @@ def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model
             promoted = distant.promote()
             callers.until_more()
             assert service.ready()["registry"] == stale
+            assert (away := service.metrics())["serving_registry_reachable"] == 0
+            assert away["serving_registry_failures_total"] > told["serving_registry_failures_total"]
+            assert away[_LAST_SUCCESS] == datetime.fromisoformat(stale["checked_at"]).timestamp()
             assert service.client.get("/ready").status_code == 200
             assert distant.is_well(before)
         distant.until_live(promoted)
@@ -398,6 +404,7 @@ def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model
         until(lambda: service.ready()["registry"]["reachable"])
     assert callers.faults == []
     assert service.ready()["registry"]["checked_at"] > stale["checked_at"]
+    assert service.metrics()[_LAST_SUCCESS] > away[_LAST_SUCCESS]
     assert distant.is_well(promoted)
     assert distant.until_told(promoted, "live")
 

@@ -19,7 +19,7 @@ class Watched:
         self.timeline = Timeline(self.metrics, lambda: self.now)
 
     def of(self, model: str, version: str = "1") -> VersionMetrics:
-        return self.metrics.of(model, version, Gauges(lambda: 0, lambda: 0, lambda: []))
+        return self.metrics.of(model, version, Gauges(lambda: 0, lambda: 0, list))
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
