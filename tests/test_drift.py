@@ -232,7 +232,7 @@ def over_grpc(service: Service, table: pd.DataFrame) -> None:
     for each in tensors(table):
         data = [value.encode() if isinstance(value, str) else value for value in each.pop("data")]
         inputs.append(each | {"contents": {f"{CONTENTS[each['datatype']]}_contents": data}})
-    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at (\S+)"))[1]) as channel:
+    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
         stub = services.GRPCInferenceServiceStub(channel)
         stub.ModelInfer(protos.ModelInferRequest(model_name="protocols", inputs=inputs))
 

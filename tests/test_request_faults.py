@@ -286,7 +286,8 @@ def test_a_process_that_grows_too_large_is_replaced_without_a_failed_request(
 
     calling = [pool.submit(call) for _ in range(4)]
     try:
-        assert predict(service, {"x": 1, "act": f"grow:{MOST_BYTES >> 20}"}).status_code == 200
+        for _ in range(6):  # at once it takes a busy machine longer than the deadline
+            assert predict(service, {"x": 1, "act": f"grow:{MOST_BYTES // 6 >> 20}"}).status_code == 200
         until(lambda: pid(service, tmp_path) != before)
         until(lambda: before not in descendants(service.process.pid))
     finally:
