@@ -220,7 +220,7 @@ def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Res
 def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
     from serving.rpc.messages import protos, services
 
-    port = service.logged(re.compile(r"serving gRPC at .*:(\d+)"))[1]
+    port = service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     kept = ring.create("rpc", "--models", "other")
     until(lambda: service.client.get("/models", headers=bearing(kept)).status_code == 200)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
