@@ -88,7 +88,7 @@ export class Chart {
     new ResizeObserver(() => this.#draw()).observe(this.plot);
   }
 
-  /** Show these series, with a mark where a version went live: `{at, label}`. */
+  /** Show these series, with a mark where a version went live: `{at, label}`, the newest first. */
   update(series, marks) {
     this.series = series;
     this.marks = marks;
@@ -113,7 +113,9 @@ export class Chart {
     this.svg.replaceChildren(
       ...ticks.map((value) => this.#across(value, width)),
       ...tens(end).map((time) => this.#upright(time)),
-      ...this.marks.filter(({ at }) => at > end - SPAN).map((mark) => this.#mark(mark, width)),
+      ...this.marks
+        .filter(({ at }) => at > end - SPAN)
+        .map((mark, index) => this.#mark(mark, width, this.marks[index - 1])),
       ...this.lines
         .filter(({ key }) => this.#isDrawn(key))
         .map(({ key }) => s("path", { class: `line ${key}`, d: this.#path(key) })),
@@ -140,11 +142,13 @@ export class Chart {
     return s("g", { class: "grid" }, tick, s("text", { x, y: HEIGHT - 4, class: "middle" }, label));
   }
 
-  #mark({ at, label }, width) {
+  /** A line where a version went live, and its label unless that of the one after it is in its place. */
+  #mark({ at, label }, width, next) {
     const x = this.x(at);
-    const left = x > width - 60;
-    const text = s("text", { x: left ? x - 4 : x + 4, y: 10, class: left ? "end" : "" }, label);
-    return s("g", { class: "mark" }, s("path", { d: `M${x} 2V${HEIGHT - MARGIN.bottom}` }), text);
+    const isLast = x > width - 60;
+    const isFree = !next || this.x(next.at) - x > 28;
+    const text = s("text", { x: isLast ? x - 4 : x + 4, y: 10, class: isLast ? "end" : "" }, label);
+    return s("g", { class: "mark" }, s("path", { d: `M${x} 2V${HEIGHT - MARGIN.bottom}` }), isFree && text);
   }
 
   /** A line of nothing but zeros, in the colour of a failure, would only look like one. */

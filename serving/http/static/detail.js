@@ -15,13 +15,13 @@ export class Detail {
     this.ask = ask;
     this.charts = [
       new Chart({
-        title: "Requests",
+        title: "Requests/s",
         lines: [
           { key: "requests", label: "all" },
           { key: "refused", label: "4xx" },
           { key: "failed", label: "5xx" },
         ],
-        write: perSecond,
+        write: number,
         scale: linear(1),
         note: "4xx are the callers' faults, and callers who left; 5xx the service's and the models'.",
       }),
@@ -111,8 +111,6 @@ export class Detail {
     this.form.update(path, described?.contract, isAsleep(model));
   }
 }
-
-const perSecond = (value) => (value == null ? "–" : `${number(value)}/s`);
 
 // -- what waits, and what somebody should know
 
