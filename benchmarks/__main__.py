@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import bulk as _bulk
+from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
@@ -136,6 +137,19 @@ def scale(
     _scale.show(found, out)
     _write(json_file, _scale.raw(found), markdown_file, _scale.markdown(found))
     _fail_if(_scale.failures(found))
+
+
+@app.command()
+def fleet(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or a few times that.")] = 3,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Many fronts on one registry: what a call costs, what fronts ask, and simulated fleets."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
+        found = _fleet.measure(Path(folder), seconds, lambda told: status.update(f"{told} …"))
+    _fleet.show(found, out)
+    _write(json_file, _fleet.raw(found), markdown_file, _fleet.markdown(found))
 
 
 @app.command()

@@ -50,6 +50,8 @@ def drive(
 ) -> Measured:
     """POST `body` as JSON to `url` over this many connections for this long; to `paths` there in turn.
 
+    Without a body they are asked by GET.
+
     Raises:
         NoWrk: wrk is not installed.
     """
@@ -58,7 +60,8 @@ def drive(
     script = folder / "post.lua"
     # A JSON text in a JSON string is a string in Lua, too, as long as it has no escapes but quotes.
     in_turn = _IN_TURN.format(paths=" ".join(paths)) if paths else ""
-    script.write_text(_SCRIPT.format(body=json.dumps(json.dumps(body))) + in_turn)
+    posting = "" if body is None else _SCRIPT.format(body=json.dumps(json.dumps(body)))
+    script.write_text(posting + in_turn)
     command = [
         "wrk",
         "-t1",

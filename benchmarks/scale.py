@@ -79,7 +79,7 @@ def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, id
     registry = make_registry(folder)
     client = registry_client(registry)
     names = [f"m{number:02}" for number in range(max(counts))]
-    _register(client, names)
+    register(client, names)
     fronts, idles, files = [], [], 0
     for number in range(rounds):
         for count in counts:
@@ -114,7 +114,7 @@ def failures(found: Found) -> int:
     return sum(each.failed for each in driven)
 
 
-def _register(client: Any, names: Sequence[str]) -> None:
+def register(client: Any, names: Sequence[str]) -> None:
     """The iris model's artifacts once more under each name, with the digest, and promoted."""
     iris = client.get_model_version("iris", "1")
     for name in names:

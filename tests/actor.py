@@ -68,6 +68,8 @@ def _perform(name: str, more: str) -> None:
         span = trace.get_current_span().get_span_context()
         with Path(more).open("a") as file:
             print(f"{span.trace_id:032x} {span.span_id:016x} {span.trace_state.to_header()}", file=file)
+    if name == "needs" and more not in os.environ:
+        raise LookupError(f"{more} is not there")
     if name == "once":
         Path(more).touch(exist_ok=False)
     if name == "fatal" and not Path(more).exists():

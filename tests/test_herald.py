@@ -91,6 +91,78 @@ async def test_several_fronts_that_tell_the_same_write_it_once(
     assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
 
 
+REFUSED = "live, but not on every front: it needs weights"
+
+
+@pytest.mark.parametrize("refused_first", [True, False], ids=["refused first", "live first"])
+async def test_what_is_live_on_one_front_no_other_calls_rejected(
+    client: RegistryClient, catalogue: Registry, clock: object, refused_first: bool
+) -> None:
+    able, unable, one = Herald(client), Herald(client), await version(client, "1")
+    able.tell(PRODUCTION, one, Outcome.LIVE, "")
+    unable.tell(PRODUCTION, one, Outcome.REJECTED, "it needs weights")
+    for herald in (unable, able) if refused_first else (able, unable):
+        await herald.flush()
+    told = tags(catalogue, "1")
+    assert told["serving.state"] == "live"
+    assert told["serving.reason"] == ("" if refused_first else REFUSED)
+
+
+async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
+    client: RegistryClient, catalogue: Registry, clock: object
+) -> None:
+    able, unable, one = Herald(client), Herald(client), await version(client, "1")
+    able.tell(PRODUCTION, one, Outcome.LIVE, "")
+    await able.flush()
+    for outcome, reason, told in [
+        (Outcome.REJECTED, "it needs weights", REFUSED),
+        (Outcome.LIVE, "", ""),
+    ]:
+        unable.tell(PRODUCTION, one, outcome, reason)
+        await unable.flush()
+        assert tags(catalogue, "1") == {
+            "serving.state": "live",
+            "serving.reason": told,
+            "serving.since": "2026-01-01T00:00:00+00:00",
+        }
+
+
+async def test_how_it_compares_on_another_front_is_no_news(
+    client: RegistryClient, catalogue: Registry, clock: object
+) -> None:
+    for reason in ("0.98 as fast", "1.02 as fast", "1.01 as fast"):
+        herald = Herald(client)
+        herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, reason)
+        await herald.flush()
+    assert tags(catalogue, "1")["serving.reason"] == "0.98 as fast"
+    assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("other", [Outcome.REJECTED, Outcome.SUPERSEDED])
+async def test_a_front_that_sees_its_live_version_called_something_else_tells_it_once_more(
+    client: RegistryClient, catalogue: Registry, other: Outcome
+) -> None:
+    herald = Herald(client)
+    herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
+    await herald.flush()
+    herald.remind(await version(client, "1"))
+    assert not herald._pending
+    catalogue.client.set_model_version_tag("iris", "1", "serving.state", other)
+    herald.remind(await version(client, "1"))
+    await herald.flush()
+    assert tags(catalogue, "1")["serving.state"] == "live"
+
+
+async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, catalogue: Registry) -> None:
+    here, there, one = Herald(client), Herald(client), await version(client, "1")
+    for herald, outcome in ((here, Outcome.LIVE), (there, Outcome.REVERTED)):
+        herald.tell(PRODUCTION, one, outcome, "")
+        await herald.flush()
+    here.remind(await version(client, "1"))
+    await here.flush()
+    assert tags(catalogue, "1")["serving.state"] == "reverted"
+
+
 async def test_another_outcome_replaces_the_one_before(
     client: RegistryClient, catalogue: Registry, clock: object
 ) -> None:

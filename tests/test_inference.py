@@ -13,12 +13,14 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from live import Service
 from zoo import HOUSES, IRIS
 
 from benchmarks.peers.environments import FOLDER, environment
 
 CLIENTS = Path(__file__).parent / "clients"
+MANIFESTS = CLIENTS.parent.parent / "deploy" / "kubernetes" / "kserve"
 REQUIREMENTS = {
     "triton": ["tritonclient[http]==2.73.0", "numpy==2.4.6"],
     "triton_grpc": ["tritonclient[grpc]==2.73.0", "numpy==2.4.6"],
@@ -88,6 +90,16 @@ def test_kserves_client(zoo_service: Service) -> None:
     found = told_by("kserve_rest", zoo_service.url)
     answer = ["mine", "classifier", scored(zoo_service, "classifier", FLOWERS)]
     assert found == {"live": True, "ready": True, "model ready": True, "in JSON": answer, "in bytes": answer}
+
+
+def test_kserves_own_models_know_every_field_of_its_manifests() -> None:
+    kinds = {"serving-runtime": "V1alpha1ServingRuntime", "inference-service": "V1beta1InferenceService"}
+    asked = [(kind, yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text())) for name, kind in kinds.items()]
+    asked += [(kind, manifest | {"spec": {"wrong": 1}}) for kind, manifest in asked]
+    python = environment(FOLDER.parent / "clients", "kserve_rest", REQUIREMENTS["kserve_rest"])
+    command = [str(python), str(CLIENTS / "kserve_runtime.py"), json.dumps(asked)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(told.splitlines()[-1]) == [[], [], [".spec.wrong"], [".spec.wrong"]]
 
 
 def test_mlservers_codecs(zoo_service: Service) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from serving.registry.store import Store, digest
+from serving.registry.store import Store, digest, write_whole
 from serving.runtime.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
@@ -64,3 +65,16 @@ async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: 
         await asyncio.gather(*(store.remember("iris", version(number), kept[number]) for number in order))
         recalled = await store.recall("iris")
         assert recalled == (version(last), Artifacts(kept[last].folder, digest(kept[last].folder)))
+
+
+def test_fronts_that_note_at_the_same_moment_leave_one_whole_note(tmp_path: Path) -> None:
+    note, texts = tmp_path / "live" / "note.json", [str(number) * 10_000 for number in range(10)]
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            write_whole(note, text)
+            assert note.read_text() in texts
+
+    with ThreadPoolExecutor(len(texts)) as fronts:
+        assert [*fronts.map(write, texts)] == [None] * len(texts)
+    assert [*note.parent.iterdir()] == [note]

@@ -209,7 +209,7 @@ class _Challenger:
         if self._loaded:
             told = f"{100 * self._steps[self._step]:.4g} % of the requests, as {self.slot.reference}"
             log.info("%s gets %s", self._loaded.version, told, extra=self._loaded.version.in_logs)
-            self._herald.note(self._loaded.version, TAG, told)
+            self._herald.note(self._loaded.version, TAG, told, spare=STOPPED)
 
     def _is_due(self, new: Sample, now: float) -> bool:
         held = now - self._since >= self._limits.canary_seconds and new.requests >= _FEWEST_REQUESTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ WEBHOOK_EVENTS = [
 ]
 _MARKING = 5
 Marker: TypeAlias = tuple[tuple[str, str, int], ...]
+News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str]]
+"""What is to be written over the tags that are there."""
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -43,7 +46,7 @@ class RegistryClient:
     """Asks the registry that the settings name.
 
     `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded;
-    `failures` how many did not.
+    `failures` how many did not; `waited` how many seconds the last call took.
     """
 
     def __init__(self, settings: Registry) -> None:
@@ -52,7 +55,7 @@ class RegistryClient:
         self._downloads = ThreadPoolExecutor(2, thread_name_prefix="download")
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
-        self.failures = 0
+        self.failures, self.waited = 0, 0.0
         self._marking: asyncio.Future[Marker] | None = None
         self._marked_at = 0.0
 
@@ -70,7 +73,7 @@ class RegistryClient:
             RegistryUnavailable: the registry gave no sensible answer.
         """
         try:
-            found = await self._call(self._calls, self._resolve, reference)
+            found = await self._ask(self._resolve, reference)
         except RegistryUnavailable:
             self.reachable, self.failures = False, self.failures + 1
             raise
@@ -91,7 +94,7 @@ class RegistryClient:
         now = asyncio.get_running_loop().time()
         if self._marking is None or now - self._marked_at > max_age:
             self._marked_at = now
-            self._marking = asyncio.ensure_future(self._call(self._calls, self._mark))
+            self._marking = asyncio.ensure_future(self._ask(self._mark))
         marker = await asyncio.shield(self._marking)
         self._reached()
         return marker
@@ -102,11 +105,11 @@ class RegistryClient:
         Raises:
             RegistryUnavailable: the registry gave no sensible answer.
         """
-        return await self._call(self._calls, self._aliases, version)
+        return await self._ask(self._aliases, version)
 
     async def complete(self, version: Version) -> Version:
         """The version with its aliases and the location of its artifacts, which take calls of their own."""
-        return await self._call(self._calls, self._complete, version)
+        return await self._ask(self._complete, version)
 
     async def download(self, version: Version, folder: Path) -> Path:
         """Download the version's artifacts below `folder`; gives where they lie.
@@ -114,19 +117,21 @@ class RegistryClient:
         Raises:
             RegistryUnavailable: the artifact store gave no sensible answer.
         """
-        return await self._call(self._downloads, self._download, version, folder)
+        return await self._in_thread(self._downloads, self._download, version, folder)
 
-    async def write_tags(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Have the version carry these tags; those that say when are left where the others say the same.
+    async def write_tags(
+        self, version: Version, news: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> None:
+        """Write the tags that `news` gives for those which the version has now, in that order.
 
         Raises:
             RegistryUnavailable: the registry did not take them.
         """
-        await self._call(self._calls, self._write_tags, version, tags)
+        await self._ask(self._write_tags, version, news)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Have the registry send its events on versions and aliases to `url`; gives the webhook's id."""
-        return await self._call(self._calls, self._create_webhook, name, url, secret)
+        return await self._ask(self._create_webhook, name, url, secret)
 
     def close(self) -> None:
         """Make no further calls."""
@@ -136,10 +141,21 @@ class RegistryClient:
     def _reached(self) -> None:
         self.reachable, self.checked_at = True, datetime.now(UTC)
 
-    async def _call(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
+    async def _ask(self, call: Callable[..., T], *args: Any) -> T:
+        return await self._in_thread(self._calls, self._timed, call, *args)
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
 
     # -- in the registry's threads
+
+    def _timed(self, call: Callable[..., T], *args: Any) -> T:
+        began = time.monotonic()
+        try:
+            return call(*args)
+        finally:
+            if self.checked_at:  # the first call imports MLflow, for which the registry can do nothing
+                self.waited = time.monotonic() - began
 
     @cached_property
     def _client(self) -> Any:
@@ -207,14 +223,11 @@ class RegistryClient:
             location = self._client.get_model_version_download_uri(version.name, version.version)
         return replace(version, aliases=self._aliases(version), location=location)
 
-    def _write_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+    def _write_tags(self, version: Version, news: News) -> None:
         with _translated(str(version)):
             present = self._client.get_model_version(version.name, version.version).tags
-            changed = {tag for tag, value in tags.items() if present.get(tag) != value}
-            if changed <= {"serving.since"} and "serving.since" in present:
-                return  # another front has told it already
-            for tag in tags:
-                self._client.set_model_version_tag(version.name, version.version, tag, tags[tag])
+            for tag, value in news(present).items():
+                self._client.set_model_version_tag(version.name, version.version, tag, value)
 
     def _create_webhook(self, name: str, url: str, secret: str) -> str:
         with _translated("the webhook"):

@@ -15,7 +15,7 @@ from serving.registry.gate import Gate
 from serving.registry.glance import Glance
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, trap
+from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, rest, trap
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally, verdict
@@ -59,16 +59,15 @@ class Follower:
 
     async def run(self) -> None:
         """Tick until cancelled."""
+        seconds = 0.0
         while True:
             self._woken.clear()
             try:
                 await self.tick()
             except Exception:  # a mistake in here must not end the following
                 log.exception("a look at the registry failed", extra=self.slot.in_logs)
-            seconds = self._settings.poll_seconds
-            if self._misses:
-                seconds = max(seconds, pause(self._misses, _LONGEST_LOOK))
-            await self._rest(seconds)
+            seconds = rest(self._settings.poll_seconds, self._registry.waited, seconds)
+            await self._rest(max(seconds, pause(self._misses, _LONGEST_LOOK) if self._misses else 0))
 
     async def _rest(self, seconds: float) -> None:
         """Wait for the next look, and judge meanwhile: a version on probation can't wait for the registry."""
@@ -156,6 +155,7 @@ class Follower:
         )
         self._take(step, found)
         if live and live.version.identity == found.identity:
+            self._herald.remind(found)
             await self._refresh(live, found)
 
     async def _refresh(self, live: Loaded, found: Version) -> None:

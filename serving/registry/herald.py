@@ -1,4 +1,8 @@
-"""Tells in the registry what became of a version, by tags that the MLflow UI shows to who promoted it."""
+"""Tells in the registry what became of a version, by tags that the MLflow UI shows to who promoted it.
+
+Several fronts tell of the same version. The tags say how far it came with any of them: what is live on one
+front, another that can't load it does not call rejected.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,29 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from serving.errors import RegistryError, Unresolved
-from serving.registry.client import RegistryClient
+from serving.registry.client import News, RegistryClient
 from serving.runtime.version import Outcome, Version
 
 log = logging.getLogger("serving.herald")
 _MOST_PENDING = 100
 _MOST_TOLD = 1000
+_LONGEST_REASON = 500
+
+Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is to be told of a version."""
+    """What is to be told of a version; `refusal` is why this front had refused it before, if it had."""
 
     version: Version
     outcome: Outcome
     reason: str
     since: str
+    refusal: str = ""
 
 
 class Herald:
@@ -32,10 +41,10 @@ class Herald:
 
     def __init__(self, registry: RegistryClient) -> None:
         self._registry = registry
-        self._pending: dict[tuple[str, str | None], Notice] = {}
-        self._live: dict[str, tuple[str, str | None]] = {}
-        self._notes: dict[tuple[str, str | None, str], tuple[Version, str]] = {}
-        self._told: dict[tuple[str, str | None], tuple[Outcome, str]] = {}
+        self._pending: dict[Key, Notice] = {}
+        self._live: dict[str, Key] = {}
+        self._notes: dict[tuple[str, str, str], tuple[Version, News]] = {}
+        self._told: dict[Key, Notice] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
 
@@ -50,21 +59,34 @@ class Herald:
         elsewhere = [live for other, live in self._live.items() if other != reference]
         if outcome is Outcome.SUPERSEDED and key in elsewhere:
             return
-        if version.version is None or self._told.get(key) == (outcome, reason):
+        told = self._told.get(key)
+        if version.version is None or (told and (told.outcome, told.reason) == (outcome, reason)):
             return
-        self._told.pop(key, None)
-        self._told[key] = (outcome, reason)
-        if len(self._told) > _MOST_TOLD:
-            self._told.pop(next(iter(self._told)))
-        self._pending.pop(key, None)
-        self._pending[key] = Notice(version, outcome, reason, now())
-        if len(self._pending) > _MOST_PENDING:
-            self._pending.pop(next(iter(self._pending)))
+        refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
+        notice = Notice(version, outcome, reason, now(), refusal)
+        _keep(self._told, key, notice, _MOST_TOLD)
+        _keep(self._pending, key, notice, _MOST_PENDING)
 
-    def note(self, version: Version, tag: str, text: str) -> None:
-        """Have a version carry a tag of ours that says how it does; a later one replaces an earlier one."""
+    def remind(self, found: Version) -> None:
+        """Tell once more that a version is live, where its tags, as the registry has them now, say otherwise.
+
+        Fronts that write at the same moment undo each other; this makes it good.
+        """
+        key = (found.name, found.version)
+        told, state = self._told.get(key), found.tags.get("serving.state")
+        if not told or told.outcome is not Outcome.LIVE or state in (Outcome.LIVE, Outcome.REVERTED):
+            return
+        if key not in self._pending:
+            _keep(self._pending, key, told, _MOST_PENDING)
+
+    def note(self, version: Version, tag: str, text: str, spare: str = "") -> None:
+        """Have a version carry a tag of ours that says how it does; a later one replaces an earlier one.
+
+        What another front has written and begins with `spare` stays.
+        """
         if version.version is not None:
-            self._notes[version.name, version.version, tag] = version, text[:500]
+            edit = partial(_noted, tag, text[:_LONGEST_REASON], spare)
+            self._notes[version.name, version.version, tag] = version, edit
             if len(self._notes) > _MOST_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
@@ -76,20 +98,20 @@ class Herald:
 
     async def _flush(self) -> None:
         for key, notice in list(self._pending.items()):
-            if not await self._write(notice.version, _tags(notice)):
+            if not await self._write(notice.version, partial(news, notice)):
                 return
             if self._pending.get(key) is notice:
                 del self._pending[key]
         for place, noted in list(self._notes.items()):
-            if not await self._write(noted[0], {place[2]: noted[1]}):
+            if not await self._write(*noted):
                 return
             if self._notes.get(place) is noted:
                 del self._notes[place]
 
-    async def _write(self, version: Version, tags: Mapping[str, str]) -> bool:
+    async def _write(self, version: Version, told: News) -> bool:
         """Whether that is done with, as the registry took it or the version has gone."""
         try:
-            await self._registry.write_tags(version, tags)
+            await self._registry.write_tags(version, told)
         except Unresolved:
             log.info("%s has gone from the registry, and its tags with it", version, extra=version.in_logs)
         except RegistryError as error:
@@ -107,9 +129,39 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _tags(notice: Notice) -> dict[str, str]:
-    return {  # the state last: who sees it finds its reason
-        "serving.reason": notice.reason[:500],
-        "serving.since": notice.since,
-        "serving.state": notice.outcome.value,
-    }
+def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
+    """The tags to write, in this order, for a version to tell this; `present` are those that it has."""
+    state, reason = present.get("serving.state"), notice.reason[:_LONGEST_REASON]
+    if state == Outcome.LIVE and notice.outcome is Outcome.REJECTED:
+        return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
+    if state != notice.outcome or "serving.since" not in present:
+        # The state last: who sees it finds its reason.
+        return {
+            "serving.reason": reason,
+            "serving.since": notice.since,
+            "serving.state": notice.outcome.value,
+        }
+    if state == Outcome.LIVE and present.get("serving.reason") != _not_everywhere(notice.refusal):
+        return {}  # how it compares differs from front to front, and the first has told
+    return _if_new({"serving.reason": reason}, present)
+
+
+def _noted(tag: str, text: str, spare: str, present: Mapping[str, str]) -> dict[str, str]:
+    is_spared = spare and present.get(tag, "").startswith(spare)
+    return {} if is_spared else _if_new({tag: text}, present)
+
+
+def _not_everywhere(refusal: str) -> str:
+    return f"live, but not on every front: {refusal}"[:_LONGEST_REASON]
+
+
+def _if_new(tags: dict[str, str], present: Mapping[str, str]) -> dict[str, str]:
+    return {tag: value for tag, value in tags.items() if present.get(tag) != value}
+
+
+def _keep(notices: dict[Key, Notice], key: Key, notice: Notice, most: int) -> None:
+    """Put a notice last; the oldest goes where there are too many."""
+    notices.pop(key, None)
+    notices[key] = notice
+    if len(notices) > most:
+        notices.pop(next(iter(notices)))

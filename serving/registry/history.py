@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from serving.registry.store import write_whole
 from serving.runtime.version import Outcome
 
 _MOST_EVENTS = 1000
@@ -89,7 +90,4 @@ def _read(file: Path) -> list[Event]:
 
 
 def _write(file: Path, events: Sequence[Event]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_text("".join(json.dumps(asdict(event)) + "\n" for event in events))
-    new.replace(file)
+    write_whole(file, "".join(json.dumps(asdict(event)) + "\n" for event in events))

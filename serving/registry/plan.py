@@ -10,6 +10,7 @@ from enum import Enum
 from serving.runtime.version import Version
 
 _LONGEST_PAUSE = 30.0
+_RESTRAINT, _FORGOTTEN = 4.0, 0.8
 
 
 class State(Enum):
@@ -66,6 +67,16 @@ def decide(
 def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
     """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
     return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
+
+
+def rest(poll: float, waited: float, before: float) -> float:
+    """Seconds until the next look, where the registry took `waited` to answer and the last rest was `before`.
+
+    Many fronts together may ask more than a registry can answer, and what they give up costs it as much as
+    what they hear. So each waits for it a fifth of its time at most, and comes back by and by, not all at
+    once. `python -m benchmarks fleet` shows what becomes of that.
+    """
+    return max(poll, min(_LONGEST_PAUSE, max(_RESTRAINT * waited, _FORGOTTEN * before)))
 
 
 def in_vain(rival: Version, found: Version, stage: str) -> str:

@@ -85,10 +85,7 @@ class Store:
         note = self._note(reference)
         live = [fact for fact in _noted(note) if fact["place"] != artifacts.folder.parent.name]
         live.insert(0, {"place": artifacts.folder.parent.name, "version": asdict(version)})
-        note.parent.mkdir(parents=True, exist_ok=True)
-        new = note.with_suffix(".new")
-        new.write_text(json.dumps(live[:_MOST_KEPT]))
-        new.replace(note)
+        write_whole(note, json.dumps(live[:_MOST_KEPT]))
         self._prune()
 
     def _recall(self, reference: str) -> tuple[Version, Artifacts] | None:
@@ -128,6 +125,15 @@ class Store:
                     return kept
                 raise
         return Artifacts(place / "artifacts", found)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Have the file hold this text or what it held before, whoever else writes it and whenever this ends."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix="writing-") as folder:
+        new = Path(folder) / file.name
+        new.write_text(text)
+        new.replace(file)
 
 
 def _noted(note: Path) -> list[dict[str, Any]]:

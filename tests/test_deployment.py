@@ -1,0 +1,290 @@
+"""What is under deploy/: linted, rendered by kustomize, valid, and in accord with the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.app import create_app
+from serving.settings import OPTIONS, Settings, variable
+
+ROOT = Path(__file__).parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+RENDERED = ["base", "overlays/postgres"]
+VERSIONS = ["1.30", "1.33", "1.37"]
+# Of operators that a cluster need not have: their schemas are not Kubernetes's.
+OF_OPERATORS = {"ServiceMonitor", "ServingRuntime", "InferenceService"}
+OURS = "mlflow-serving-front"
+Manifest = dict[str, Any]
+
+
+def tool(name: str, *arguments: object) -> str:
+    """What a tool of the environment prints; it must have nothing to complain of."""
+    command = [Path(sys.executable).with_name(name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@cache
+def rendered(folder: str) -> list[Manifest]:
+    """What kustomize makes of a folder."""
+    return [*yaml.safe_load_all(tool("kubectl", "kustomize", KUBERNETES / folder))]
+
+
+def kserve() -> list[Manifest]:
+    return [yaml.safe_load(file.read_text()) for file in sorted((KUBERNETES / "kserve").glob("*.yaml"))]
+
+
+def every_manifest() -> list[Manifest]:
+    return [*(each for folder in RENDERED for each in rendered(folder)), *kserve()]
+
+
+def of_kind(kind: str, manifests: list[Manifest]) -> list[Manifest]:
+    return [each for each in manifests if each["kind"] == kind]
+
+
+def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    """The name and the specification of each pod that is made."""
+    for each in manifests:
+        if each["kind"] in ("StatefulSet", "Deployment"):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+        if each["kind"] == "ServingRuntime":
+            yield each["metadata"]["name"], each["spec"]
+
+
+def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    for _, pod in pods(manifests):
+        yield from ((pod, container) for container in pod["containers"])
+
+
+def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
+    """The pod, the container and the environment of each front."""
+    found = []
+    for manifests in (*map(rendered, RENDERED), kserve()):
+        maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", manifests)}
+        for pod, container in containers(manifests):
+            if OURS not in container["image"] or "command" in container:
+                continue
+            env = {each["name"]: each["value"] for each in container.get("env", [])}
+            for source in container.get("envFrom", []):
+                env |= maps[source["configMapRef"]["name"]]
+            found.append((pod, container, env))
+    return found
+
+
+# -- the image
+
+
+def test_hadolint_finds_nothing() -> None:
+    assert tool("hadolint", ROOT / "deploy" / "Dockerfile") == ""
+
+
+def test_the_image_is_made_of_files_that_are_there_and_sent() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source.removeprefix('./')}" in ignored, source
+
+
+def test_the_image_runs_as_nobody_special_and_is_asked_whether_it_lives() -> None:
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001"]
+    (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    (path,) = re.findall(r"\}(/\w+)'", json.loads(check)[-1])
+    assert status(path) == 200
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
+    assert json.loads(entry) == ["tini", "--", "serving"]
+
+
+def test_the_image_sets_what_can_be_set() -> None:
+    named = set(re.findall(r"\b(SERVING_\w+)=", DOCKERFILE))
+    assert named
+    assert named <= {*map(variable, OPTIONS)}
+
+
+def test_the_image_has_what_every_extra_needs() -> None:
+    locked = (ROOT / "constraints.txt").read_text() + (ROOT / "constraints-extras.txt").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in ("environments", "grpc", "postgres", "registry", "tracing"):
+        (listed,) = re.findall(rf"^{extra} = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+        for name in re.findall(r'"([\w-]+)', listed):
+            assert re.search(rf"^{name}==", locked, re.MULTILINE), name
+
+
+# -- Kubernetes
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("folder", RENDERED)
+def test_what_kustomize_renders_is_valid(folder: str, version: str) -> None:
+    for each in rendered(folder):
+        if each["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_pod_of_kserves_runtime_is_valid(version: str) -> None:
+    (runtime,) = of_kind("ServingRuntime", kserve())
+    spec = {name: runtime["spec"][name] for name in ("containers", "volumes")}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "it"}, "spec": spec}
+    kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_the_components_can_be_added(tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    lists = {
+        "resources": ["kubernetes/base"],
+        "components": ["kubernetes/components/keys", "kubernetes/components/monitoring"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(lists))
+    made = [*yaml.safe_load_all(tool("kubectl", "kustomize", tmp_path))]
+    ((pod, container),) = containers(made)
+    assert {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"} in container["env"]
+    assert "keys" in {each["name"] for each in pod["volumes"]}
+    assert of_kind("ServiceMonitor", made)
+    for each in made:
+        if each["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+
+
+def test_containers_have_no_rights_and_have_limits() -> None:
+    found = [*containers(every_manifest())]
+    assert len(found) == 5
+    for pod, container in found:
+        context = pod.get("securityContext", {}) | container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["runAsUser"] > 0
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for bound in ("requests", "limits"):
+            assert {"cpu", "memory"} <= {*container["resources"][bound]}
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= {*container}
+        assert re.search(r":[\d.]+", container["image"]), "an image without a version"
+
+
+def test_no_pod_has_a_token() -> None:
+    for name, pod in pods([each for folder in RENDERED for each in rendered(folder)]):
+        assert pod["automountServiceAccountToken"] is False, name
+
+
+def test_passwords_are_in_secrets_alone() -> None:
+    for _, container in containers(every_manifest()):
+        for each in container.get("env", []):
+            assert "PASSWORD" not in each["name"] or "secretKeyRef" in each["valueFrom"]
+    assert not of_kind("Secret", every_manifest())
+
+
+def test_what_selects_finds_pods() -> None:
+    manifests = rendered("overlays/postgres")
+    workloads = [each for each in manifests if each["kind"] in ("StatefulSet", "Deployment")]
+    labels = [each["spec"]["template"]["metadata"]["labels"] for each in workloads]
+    services, policies = of_kind("Service", manifests), of_kind("NetworkPolicy", manifests)
+    (budget,) = of_kind("PodDisruptionBudget", manifests)
+    selectors = [each["spec"]["selector"] for each in services]
+    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in policies]
+    for selector in (*selectors, budget["spec"]["selector"]["matchLabels"]):
+        assert any(selector.items() <= each.items() for each in labels), selector
+    (monitor,) = of_kind("ServiceMonitor", manifests)
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    assert [
+        each["metadata"]["name"]
+        for each in services
+        if wanted.items() <= each["metadata"].get("labels", {}).items()
+    ] == ["serving-pods"]
+    (scaler,) = of_kind("HorizontalPodAutoscaler", manifests)
+    target = scaler["spec"]["scaleTargetRef"]
+    assert target["name"] in {each["metadata"]["name"] for each in of_kind(target["kind"], manifests)}
+
+
+def test_a_scaled_down_set_is_not_scaled_up_by_applying_it_again() -> None:
+    (fronts,) = of_kind("StatefulSet", rendered("base"))
+    assert "replicas" not in fronts["spec"]
+
+
+# -- in accord with the service
+
+
+@cache
+def status(path: str) -> int:
+    """How a service that has nothing live yet answers an operator's question."""
+    app = create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db"))
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+            return (await client.get(path)).status_code
+
+    return asyncio.run(ask())
+
+
+def test_there_is_a_front_in_each() -> None:
+    assert len(fronts()) == 3
+
+
+def test_fronts_are_set_as_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, _, env in fronts():
+        assert {*env} <= {*map(variable, OPTIONS)}
+        for name, value in env.items():
+            monkeypatch.setenv(name, value.replace("{{.Name}}", "iris"))
+        made = Settings()
+        assert made.host == "0.0.0.0"
+        assert str(made.models[0]) == "models:/iris/Production"
+
+
+def test_ports_and_probes_are_those_of_the_service() -> None:
+    assert (status("/livez"), status("/readyz"), status("/metrics")) == (200, 503, 200)
+    for _, container, env in fronts():
+        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        main, admin = int(env["SERVING_PORT"]), int(env["SERVING_ADMIN_PORT"])
+        assert main in ports.values()
+        assert ports.get("admin", admin) == admin
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[probe]["httpGet"]
+            assert ports.get(asked["port"], asked["port"]) == main
+            assert asked["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
+
+
+def test_there_is_time_to_drain() -> None:
+    (service,) = of_kind("InferenceService", kserve())
+    for pod, container, env in fronts():
+        hook = container["lifecycle"]["preStop"]["exec"]["command"]
+        needed = float(hook[-1]) + float(env["SERVING_DRAIN_SECONDS"])
+        of_whom = pod if "terminationGracePeriodSeconds" in pod else service["spec"]["predictor"]
+        assert of_whom["terminationGracePeriodSeconds"] >= needed + 10
+
+
+def test_what_has_to_be_written_is_on_volumes() -> None:
+    for _, container, env in fronts():
+        assert {"/tmp", "/var/lib/serving"} <= {each["mountPath"] for each in container["volumeMounts"]}
+        assert env.get("SERVING_STORE_DIR", "/var/lib/serving/store").startswith("/var/lib/serving/")
+
+
+def test_pods_keep_what_was_live_last() -> None:
+    (found,) = of_kind("StatefulSet", rendered("base"))
+    claims = {each["metadata"]["name"] for each in found["spec"]["volumeClaimTemplates"]}
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    assert {
+        each["name"] for each in container["volumeMounts"] if each["mountPath"] == "/var/lib/serving"
+    } == claims
+
+
+def test_readme_tells_of_folders_that_are_there() -> None:
+    for path in re.findall(r"deploy/[\w/.-]+\w", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path

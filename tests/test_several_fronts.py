@@ -1,0 +1,206 @@
+"""Several fronts on one registry: they come to the same version, and tell one story of it.
+
+Three services, an `mlflow server` with its database in PostgreSQL, and a trigger there that notes each time a
+tag is written, so that none goes unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import psycopg
+import pytest
+from live import Service, served, until
+from postgres import postgres
+from promotions import Callers, Model, ServedRegistry, Tracking
+
+# An MLflow server on a new database and three fronts take their time to start where tests share two cores.
+pytestmark = pytest.mark.timeout(300)
+
+AUDIT = """
+CREATE TABLE noted (number serial, name text, version int, tag text, value text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO noted (name, version, tag, value) VALUES (NEW.name, NEW.version, NEW.key, NEW.value);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON model_version_tags FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Fronts that serve one model by the same reference, which is in one registry."""
+
+    models: list[Model]
+    registry: ServedRegistry
+    database: str
+
+    @property
+    def name(self) -> str:
+        return self.models[0].name
+
+    def promote(self, version: str = "", **part: object) -> str:
+        """Have the reference mean a version, by default a new one that plays a part."""
+        version = version or self.models[0].add(**part)
+        if self.models[0].selector.startswith("@"):
+            self.registry.alias(self.name, self.models[0].selector[1:], version)
+        else:
+            self.registry.promote(self.name, version)
+        return version
+
+    def until_live(self, version: str) -> None:
+        for model in self.models:
+            model.until_live(version)
+
+    def settled(self) -> str:
+        """A new version, live on every front, and told to be so."""
+        version = self.promote()
+        self.until_live(version)
+        self.models[0].until_told(version, "live")
+        return version
+
+    def noted(self, version: str, tag: str) -> list[str]:
+        """What a tag of a version has been so far; fronts that say the same at the same moment are one."""
+        asked = "SELECT value FROM noted WHERE (name, version, tag) = (%s, %s, %s) ORDER BY number"
+        with closing(psycopg.connect(self.database)) as connection:
+            found = connection.execute(asked, (self.name, int(version), f"serving.{tag}")).fetchall()
+        return [value for (value,), _ in groupby(found)]
+
+
+def looks_until_seen(model: Model, version: str) -> int:
+    """How many looks at the registry had ended, as a front tells, before it knew of a version."""
+    looks: set[str] = set()
+
+    def seen() -> bool:
+        told = model.service.ready()
+        state = told["models"][0]
+        if version in (state["version"], (state["candidate"] or {}).get("version")):
+            return True
+        looks.add(told["registry"]["checked_at"])
+        return False
+
+    until(seen)
+    return len(looks)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres(tmp_path_factory.mktemp("database")) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def registry(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedRegistry]:
+    # With psycopg 3, MLflow compares integers with texts when it archives, which PostgreSQL refuses.
+    uri = database.replace("postgresql:", "postgresql+psycopg2:")
+    with Tracking(tmp_path_factory.mktemp("tracking"), uri) as server:
+        with closing(psycopg.connect(database, autocommit=True)) as connection:
+            connection.execute(AUDIT)
+        yield server.registry
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    request: pytest.FixtureRequest,
+    registry: ServedRegistry,
+    database: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Fleet]:
+    """Three fronts with a first version live; the last one lacks what some versions need."""
+    name, places = f"crew-{request.param[1:].lower()}", [tmp_path_factory.mktemp("front") for _ in range(3)]
+    has: list[dict[str, str]] = [{"_weights": "there"}, {"_weights": "there"}, {}]
+
+    def start(place: Path, own: dict[str, str]) -> Service:
+        uri, model = registry.uri, f"models:/{name}{request.param}"
+        return stack.enter_context(served(uri, place, models=model, poll_seconds=0.3, **own))
+
+    with ExitStack() as stack, ThreadPoolExecutor(3) as starting:
+        services = [*starting.map(start, places, has)]
+        models = [Model(name, service, registry, request.param) for service in services]
+        made = Fleet(models, registry, database)
+        made.settled()
+        yield made
+
+
+BY_ALL = pytest.mark.parametrize("fleet", ["/Production", "@champion"], indirect=True)
+BY_STAGE = pytest.mark.parametrize("fleet", ["/Production"], indirect=True)
+
+
+@BY_ALL
+def test_fronts_that_look_see_what_was_promoted_and_no_request_fails(fleet: Fleet) -> None:
+    first = fleet.settled()
+    second = fleet.models[0].add()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(Callers(model, count=1)) for model in fleet.models]
+        for version in (second, first, second):
+            fleet.promote(version)
+            for model in fleet.models:
+                # One that had been told before, and one that was under way.
+                assert looks_until_seen(model, version) <= 2
+            fleet.until_live(version)
+            for each in callers:
+                each.until_answered_by(version)
+    for each in callers:
+        assert each.faults == []
+        assert each.versions == [int(first), int(second)]
+
+
+@BY_ALL
+def test_what_became_of_a_version_is_written_once_for_all_of_them(fleet: Fleet) -> None:
+    first = fleet.settled()
+    second = fleet.settled()
+    fleet.models[0].until_told(first, "superseded")
+    fleet.promote(first)
+    fleet.until_live(first)
+    for model in fleet.models:
+        model.until_told(second, "superseded")
+        model.until_told(first, "live")
+    assert fleet.noted(first, "state") == ["live", "superseded", "live"]
+    assert fleet.noted(second, "state") == ["live", "superseded"]
+
+
+@BY_STAGE
+def test_fronts_that_refuse_a_version_for_the_same_reason_agree(fleet: Fleet) -> None:
+    fleet.settled()
+    bad = fleet.promote(on_load="raise:no_weights")
+    reasons = {model.until_refused(bad) for model in fleet.models}
+    told = fleet.models[0].until_told(bad, "rejected")
+    assert {told["reason"]} == reasons
+    assert fleet.noted(bad, "state") == ["rejected"]
+    assert fleet.noted(bad, "reason") == [told["reason"]]
+
+
+@BY_STAGE
+def test_what_one_front_can_not_load_and_others_can_is_told_as_live(fleet: Fleet) -> None:
+    before = fleet.settled()
+    demanding = fleet.promote(on_load="needs:WEIGHTS")
+    *able, unable = fleet.models
+    for model in able:
+        model.until_live(demanding)
+    reason = unable.until_refused(demanding)
+    assert "WEIGHTS is not there" in reason
+    assert unable.is_well(before)
+    until(lambda: reason in unable.tags(demanding).get("reason", ""))
+    told = unable.until_told(demanding, "live")
+    assert fleet.noted(demanding, "state") in (["live"], ["rejected", "live"])
+    assert told["since"]
+    assert unable.tags(before)["state"] == "superseded"
+    fleet.settled()
+
+
+@BY_STAGE
+def test_each_front_has_the_same_history(fleet: Fleet) -> None:
+    first = fleet.settled()
+    bad = fleet.promote(on_load="raise:broken")
+    for model in fleet.models:
+        model.until_refused(bad)
+    last = fleet.settled()
+    wanted = [(last, "live"), (bad, "rejected"), (first, "live")]
+    for model in fleet.models:
+        told = model.service.client.get(f"/models/{fleet.name}/history").json()
+        assert [(each["version"], each["state"]) for each in told[:3]] == wanted
