@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks import bulk as _bulk
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
+from benchmarks import journal as _journal
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
@@ -119,6 +120,22 @@ def overload(
     _overload.show(found, out)
     _write(json_file, _overload.raw(found), markdown_file, _overload.markdown(found))
     _fail_if(_overload.failures(found))
+
+
+@app.command()
+def journal(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; the journals take turns in each.")] = 5,
+    connections: Annotated[int, typer.Option(help="Number of connections.")] = 64,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """What recording every prediction costs, on SQLite and on PostgreSQL."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
+        found, counts = _journal.measure(Path(folder), connections, rounds, seconds)
+    _journal.show(found, counts, out)
+    _write(json_file, _journal.raw(found, counts), markdown_file, _journal.markdown(found, counts))
+    _fail_if(_journal.failures(found))
 
 
 @app.command()

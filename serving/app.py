@@ -18,11 +18,13 @@ from starlette.types import ASGIApp
 from serving import __version__, errors
 from serving.access.guard import Guard
 from serving.front import Front, answer
-from serving.http import operations, page, repository, status, webhooks
+from serving.http import feedback, operations, page, repository, status, webhooks
 from serving.http.documentation import document
 from serving.http.exposition import State
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
+from serving.journal.journal import Journal
+from serving.journal.reporter import Reporter
 from serving.monitoring import tracing
 from serving.monitoring.access_log import AccessLog
 from serving.monitoring.canary import Canary
@@ -60,7 +62,8 @@ def application(settings: Settings) -> tuple[ASGIApp, Front]:
     app = create_app(settings)
     if not settings.cors_origins:
         return app, app
-    shared = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "Retry-After", "Server-Timing")
+    of_models = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
+    shared = (*of_models, "Retry-After", "Server-Timing")
     asked = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID", "X-Request-Timeout")
     traced = ("traceparent", "tracestate")
     origins, methods = list(settings.cors_origins), ["GET", "POST"]
@@ -118,6 +121,8 @@ def create_app(settings: Settings) -> Front:
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
     observers += [drift] if settings.drift_psi else []
+    journal = _journal(settings, metrics)
+    observers += [journal] if journal else []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,7 +133,8 @@ def create_app(settings: Settings) -> Front:
         running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
         settling = asyncio.create_task(_settle(slots))
         try:
-            async with _answering_grpc(models, settings, app.refused, guard, observers):
+            answering = _answering_grpc(models, settings, app.refused, guard, observers)
+            async with _recording(journal, registry), answering:
                 yield
         finally:
             began = time.monotonic()
@@ -155,11 +161,12 @@ def create_app(settings: Settings) -> Front:
     app.observers, app.access = observers, access
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
-    tellers = [trials.tell, drift.tell]
-    probe_tellers = [trials.tell, drift.tell_in_brief] if guard else tellers
+    tellers = [trials.tell, drift.tell, *([journal.tell] if journal else [])]
+    probe_tellers = [drift.tell_in_brief if guard and each == drift.tell else each for each in tellers]
     app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers))
     app.include_router(status.router(followers, registry, timeline, tellers))
     app.include_router(page.router())
+    app.include_router(feedback.router(journal, settings))
     app.include_router(repository.router(models))
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
@@ -176,6 +183,30 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
     return reference.weight is None or reference is next(
         each for each in models if each.name == reference.name
     )
+
+
+def _journal(settings: Settings, metrics: Metrics) -> Journal | None:
+    url = settings.journal_url
+    return Journal(url.get_secret_value(), settings, metrics) if url else None
+
+
+@asynccontextmanager
+async def _recording(journal: Journal | None, registry: RegistryClient) -> AsyncIterator[None]:
+    """Record predictions for as long as the block runs, and then what has not been written yet."""
+    if journal is None:
+        yield
+        return
+    reporter = Reporter(registry)
+    journal.on_quality = reporter.tell
+    journal.start()
+    reporting = asyncio.create_task(reporter.run())
+    try:
+        yield
+    finally:
+        await journal.flush()
+        await journal.end()
+        reporting.cancel()
+        await reporter.flush(now=True)
 
 
 def _answering_grpc(

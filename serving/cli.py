@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from serving import keys
+from serving.journal import commands as journal
 from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
 
 # Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
@@ -29,6 +30,7 @@ READY, NOT_READY, NO_ANSWER = 0, 1, 2
 
 
 app.add_typer(keys.app, name="keys")
+app.add_typer(journal.app, name="journal")
 
 
 def main() -> None:

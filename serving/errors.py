@@ -27,11 +27,13 @@ ServingError
 │   ├── Unprocessable           JSON that does not fit the contract
 │   ├── NotStreaming            the model can't answer bit by bit
 │   ├── Contradictory           its path and its header name different models
-│   └── UnknownModel            no such model, or a version that is not loaded
+│   ├── UnknownModel            no such model, or a version that is not loaded
+│   └── UnknownPrediction       feedback on a prediction that is not in the journal
 ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
 │   ├── NotLive                 the model has no live version yet
 │   │   └── Asleep              it is loaded when it is asked for, and can be woken
 │   ├── Overloaded              the queue is full
+│   ├── JournalAway             the journal of predictions can't be asked now
 │   └── ProcessDied             the model process died under the request, twice
 ├── CallerLeft                  nobody waits for the answer any more
 ├── DeadlineExceeded            no answer within the request's deadline
@@ -178,6 +180,10 @@ class UnknownModel(RequestError):
     """No such model, or a version that is not loaded."""
 
 
+class UnknownPrediction(RequestError):
+    """Feedback on a prediction that is not in the journal."""
+
+
 class Unavailable(ServingError):
     """Not this caller's mistake, and worth another try after `retry_after` seconds."""
 
@@ -198,6 +204,12 @@ class Asleep(NotLive):
 
 class Overloaded(Unavailable):
     """The queue of the model is full."""
+
+
+class JournalAway(Unavailable):
+    """The journal of predictions can't be asked now."""
+
+    retry_after = 5
 
 
 class ProcessDied(Unavailable):

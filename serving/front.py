@@ -34,6 +34,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
     errors.Forbidden: 403,
     errors.RateExceeded: 429,
     errors.UnknownModel: 404,
+    errors.UnknownPrediction: 404,
     errors.NotStreaming: 404,
     errors.TooSlow: 408,
     errors.BodyTooLarge: 413,

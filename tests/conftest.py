@@ -111,6 +111,15 @@ def zoo_service(
         yield service
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL for all tests."""
+    from benchmarks.postgres import Postgres
+
+    with Postgres() as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium; for one module, since no coroutine can be tested in this thread meanwhile."""

@@ -88,6 +88,7 @@ def service(
         "keys_file": ring.file,
         "grpc_port": 0,
         "webhook_secret": "hush",
+        "journal_url": f"sqlite:///{folder}/journal.db",
     }
     with served(registry.uri, folder, **settings, _key=admin) as running:
         running.until_ready()
@@ -181,6 +182,18 @@ def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
 
 
 KEYS: dict[str, str] = {}
+
+
+def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
+    ask: Callable[..., httpx.Response], ring: Keys, admin: str
+) -> None:
+    key = ring.create("critic", "--models", "other")
+    until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
+    for name, asker, status in [("actor", key, 403), ("other", key, 200), ("actor", admin, 200)]:
+        answer = ask(admin, f"/models/{name}/predict", json=ROW)
+        told = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
+        assert ask(asker, "/feedback", json=told).status_code == status
+        refuses(ask(None, "/feedback", json=told), 401)
 
 
 def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(

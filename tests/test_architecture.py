@@ -16,6 +16,7 @@ LAYERS = [
     "serving",
     "serving.errors",
     "serving.reference",
+    "serving.groups",
     "serving.settings",
     "serving.access",
     "serving.telemetry",

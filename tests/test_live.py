@@ -139,6 +139,13 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
 # -- operations
 
 
+def test_without_a_journal_feedback_is_told_how_to_have_one(client: httpx.Client) -> None:
+    told = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
+    assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=told), 404)["detail"]
+    assert "x-prediction-id" not in client.post("/predict", json=ROW).headers
+    assert "serving_journal" not in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("path", ["/health", "/livez"])
 def test_a_process_that_lives_is_healthy(client: httpx.Client, path: str) -> None:
     response = client.get(path)

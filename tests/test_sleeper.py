@@ -20,11 +20,11 @@ from pids import descendants
 from stage import Stage
 
 from serving.errors import Asleep, NotLive
+from serving.groups import Limits
 from serving.http.predict import Predict
 from serving.reference import Reference
 from serving.registry.sleeper import Rota, Sleeper
 from serving.runtime.slot import SlotOnDemand
-from serving.settings import Limits
 
 
 @pytest.fixture

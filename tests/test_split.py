@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving.errors import InvalidReference
+from serving.groups import Trying
 from serving.monitoring.canary import Sample, verdict
 from serving.reference import Reference
 from serving.runtime.columns import Column
@@ -16,7 +17,7 @@ from serving.runtime.contract import Contract
 from serving.runtime.outputs import outputs
 from serving.runtime.slot import Slot
 from serving.runtime.split import Split, first, point
-from serving.settings import Settings, Trying, mistakes
+from serving.settings import Settings, mistakes
 
 CALLERS = [f"caller {number}" for number in range(2000)]
 

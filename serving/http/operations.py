@@ -49,6 +49,15 @@ class ComparisonState(BaseModel):
     latency: float = Field(description="its median time as a ratio to the other version's")
 
 
+class QualityState(BaseModel):
+    """How right a version is, by the feedback on it; null what does not apply to its answers."""
+
+    feedback: int = Field(description="outcomes that came")
+    accuracy: float | None
+    mean_absolute_error: float | None
+    root_mean_squared_error: float | None
+
+
 class ModelState(BaseModel):
     """What is live for one reference."""
 
@@ -74,6 +83,7 @@ class ModelState(BaseModel):
     drift: list[DriftState] | None = Field(
         None, description="the columns that have drifted most; null without a profile or before enough rows"
     )
+    quality: QualityState | None = Field(None, description="by the feedback that came; null without")
     warnings: list[str] = []
 
 

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.access.guard import check_model
 from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
+from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
@@ -26,7 +27,6 @@ from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Cache, Loaded, Part
 from serving.runtime.replay import Recorded
-from serving.settings import Limits
 
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05

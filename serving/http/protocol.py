@@ -15,9 +15,9 @@ from typing import Any
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.groups import Limits
 from serving.http.problems import respond
 from serving.http.request_id import new_id
-from serving.settings import Limits
 
 _SECONDS_TO_SAY_GOODBYE = 1.0
 _MOST_HEAD_BYTES = 65536

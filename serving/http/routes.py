@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from starlette.types import Scope
 
 from serving.errors import Contradictory
+from serving.groups import Limits
 from serving.http.inference import Infer
 from serving.http.invocations import Invocations
 from serving.http.predict import Predict, PredictBatch
@@ -19,7 +20,6 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot
 from serving.runtime.split import point
-from serving.settings import Limits
 
 _KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
     ("models", ("predict",)): Predict,

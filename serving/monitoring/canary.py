@@ -13,12 +13,12 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from serving.groups import Trying
 from serving.registry.herald import Herald
 from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.runtime.split import Split
-from serving.settings import Trying
 
 log = logging.getLogger("serving.canary")
 TAG = "serving.canary"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
+from serving.groups import Registry
 from serving.reference import Kind, Reference
 from serving.runtime.version import Version
-from serving.settings import Registry
 from serving.telemetry.redaction import without_secrets
 
 T = TypeVar("T")
@@ -129,6 +129,15 @@ class RegistryClient:
         """
         await self._ask(self._write_tags, version, news)
 
+    async def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
+        """Have a run carry these metrics, at a time in milliseconds; the very same points are kept once.
+
+        Raises:
+            Unresolved: there is no such run.
+            RegistryUnavailable: the tracking server did not take them.
+        """
+        await self._ask(self._log_metrics, run_id, metrics, step, at)
+
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Have the registry send its events on versions and aliases to `url`; gives the webhook's id."""
         return await self._ask(self._create_webhook, name, url, secret)
@@ -228,6 +237,13 @@ class RegistryClient:
             present = self._client.get_model_version(version.name, version.version).tags
             for tag, value in news(present).items():
                 self._client.set_model_version_tag(version.name, version.version, tag, value)
+
+    def _log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
+        with _translated(f"run {run_id}"):
+            from mlflow.entities import Metric
+
+            points = [Metric(name, value, at, step) for name, value in metrics.items()]
+            self._client.log_batch(run_id, points)
 
     def _create_webhook(self, name: str, url: str, secret: str) -> str:
         with _translated("the webhook"):

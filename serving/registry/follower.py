@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from serving.errors import ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
+from serving.groups import Following
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.registry.glance import Glance
@@ -21,7 +22,6 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally, verdict
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
-from serving.settings import Following
 
 log = logging.getLogger("serving.follower")
 _LONGEST_LOOK = 10.0

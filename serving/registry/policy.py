@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from serving.errors import Untrusted
+from serving.groups import Trust
 from serving.runtime.version import Version
-from serving.settings import Trust
 
 # In strict mode: the flavors whose files hold data alone, and what those files are called.
 _LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "onnx")}

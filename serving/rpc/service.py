@@ -139,6 +139,10 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
                 answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
+            if headers := [header for observer in self._observers for header in observer.announce(scope)]:
+                await context.send_initial_metadata(
+                    [(name.decode(), value.decode()) for name, value in headers]
+                )
             self._infer.tell(live, scope, b"", (), parts)
             return answered
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cachetools import LRUCache
 
 from serving.errors import ModelFailed
+from serving.groups import Limits, Runtime
 from serving.runtime import answers, bulk, heap, mlmodel
 from serving.runtime.batcher import Batcher
 from serving.runtime.contract import Row
@@ -32,7 +33,6 @@ from serving.runtime.table import Rows, in_text, rejoined
 from serving.runtime.tickets import Answer, Group, Key, Ticket
 from serving.runtime.trial import Trial
 from serving.runtime.version import Artifacts, Version
-from serving.settings import Limits, Runtime
 from serving.telemetry.metrics import Ending, Gauges, Metrics, VersionMetrics
 
 log = logging.getLogger("serving.model")

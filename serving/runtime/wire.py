@@ -71,15 +71,16 @@ class Unpacker:
 
 def receive(connection: socket.socket) -> Frame | None:
     """The next frame, waited for; None where the other side has gone."""
-    header = _exactly(connection, _HEADER.size)
+    header = exactly(connection, _HEADER.size)
     if header is None:
         return None
     kind, length = _HEADER.unpack(header)
-    payload = _exactly(connection, length)
+    payload = exactly(connection, length)
     return None if payload is None else (Kind(kind), bytes(payload))
 
 
-def _exactly(connection: socket.socket, size: int) -> bytearray | None:
+def exactly(connection: socket.socket, size: int) -> bytearray | None:
+    """So many bytes, waited for; None where the other side goes before that."""
     data = bytearray(size)
     view = memoryview(data)
     while view:

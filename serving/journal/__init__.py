@@ -1,0 +1,1 @@
+"""The journal of predictions, and the feedback on them."""

@@ -1,0 +1,48 @@
+"""What is counted of the journal, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from serving.journal.quality import Quality
+
+
+class JournalMetrics:
+    """The metrics of one journal."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        records = Counter(
+            "serving_journal_records_total",
+            "Predictions, by what became of them: written, or dropped. Those that wait are not among them.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.written, self.dropped = records.labels("written"), records.labels("dropped")
+        self.pending = Gauge(
+            "serving_journal_pending_records", "Predictions that wait for the database.", registry=registry
+        )
+        self.written_at = Gauge(
+            "serving_journal_last_write_timestamp_seconds",
+            "When predictions were written.",
+            registry=registry,
+        )
+        self.failing = Gauge(
+            "serving_journal_failing", "1 while the database can't be asked.", registry=registry
+        )
+        self.feedback = Counter("serving_feedback_total", "Outcomes that were taken.", registry=registry)
+        self._quality = Gauge(
+            "serving_quality",
+            "How right a version is, by the feedback on it: accuracy, mean_absolute_error, …",
+            ("model", "version", "metric"),
+            registry=registry,
+        )
+
+    def tell(self, qualities: Iterable[Quality]) -> None:
+        """Show how right versions are: these, and no others."""
+        self._quality.clear()
+        for each in qualities:
+            version = each.version or each.model_id or ""
+            for name, value in (each.metrics | {"feedback_count": each.feedback}).items():
+                self._quality.labels(each.model, version, name).set(value)

@@ -1,0 +1,13 @@
+"""Run by Alembic, within the transaction that `database.upgrade` has begun."""
+
+from alembic import context
+
+from serving.journal.database import VERSION_TABLE
+from serving.journal.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+)
+context.run_migrations()

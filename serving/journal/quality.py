@@ -1,0 +1,31 @@
+"""How right a version is, as the journal's process tells the front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How right a version was, by all feedback that came; what does not apply to its answers is None."""
+
+    model: str
+    version: str | None
+    model_id: str | None
+    run_id: str | None
+    at: int
+    """When feedback last came, in milliseconds since 1970."""
+    feedback: int
+    accuracy: float | None
+    mean_absolute_error: float | None
+    root_mean_squared_error: float | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name, without those that do not apply."""
+        found = {
+            "accuracy": self.accuracy,
+            "mean_absolute_error": self.mean_absolute_error,
+            "root_mean_squared_error": self.root_mean_squared_error,
+        }
+        return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,74 @@
+"""The tables of the journal, as the migrations make them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+metadata = MetaData()
+_ID = String(36).with_variant(UUID(as_uuid=False), "postgresql")
+_MOMENT = DateTime(timezone=True)
+
+versions = Table(
+    "versions",
+    metadata,
+    # Of the facts on the version, so that all fronts that share the database agree without asking it.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("model", String, nullable=False),
+    Column("version", String),
+    Column("model_id", String),
+    Column("run_id", String),
+    Column("source", String, nullable=False),
+    Column("task", String),
+    Column("outputs", Text, nullable=False),
+    # Sums over the feedback, changed with it in one transaction.
+    Column("feedback_at", DateTime(timezone=True)),
+    Column("feedback", Integer, nullable=False, server_default="0"),
+    Column("classed", Integer, nullable=False, server_default="0"),
+    Column("correct", Integer, nullable=False, server_default="0"),
+    Column("measured", Integer, nullable=False, server_default="0"),
+    Column("absolute", Float, nullable=False, server_default="0"),
+    Column("squared", Float, nullable=False, server_default="0"),
+)
+"""Model versions that have answered, how their answers are read, and how right they were."""
+
+predictions = Table(
+    "predictions",
+    metadata,
+    # A UUIDv7, which begins with the time: ids are in the order of time.
+    Column("id", _ID, primary_key=True),
+    Column("at", _MOMENT, nullable=False),
+    Column("version", BigInteger, ForeignKey("versions.id"), nullable=False),
+    Column("protocol", String, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("inputs", Text, nullable=False),
+    Column("params", Text),
+    Column("outputs", Text, nullable=False),
+    Column("latency", Float, nullable=False),
+    Column("request_id", String, nullable=False),
+)
+"""Requests that were answered; `inputs` and `outputs` are JSON arrays of one thing a row, times are UTC."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("prediction", _ID, ForeignKey("predictions.id", ondelete="CASCADE"), primary_key=True),
+    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("at", _MOMENT, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("correct", Boolean),
+    Column("error", Float),
+)
+"""True outcomes, as JSON; `correct` of classes, `error` (predicted less true) of numbers."""

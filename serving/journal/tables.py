@@ -1,0 +1,49 @@
+"""Tables that came in other protocols, and what models answered, in the JSON of the typed routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from serving.errors import ModelFailed
+from serving.runtime import answers
+from serving.runtime.nesting import unpacked
+from serving.runtime.outputs import Outputs, Values
+from serving.runtime.table import objects
+from serving.runtime.values import Value, in_json
+
+_NOTHING = b'{"prediction":null}'
+
+
+def in_words(record: Mapping[str, Any], outputs: Outputs) -> tuple[bytes, bytes]:
+    """The rows of a record and its predictions: JSON arrays, in the order in which they were asked for.
+
+    What JSON can't say of a prediction is null. One thing that was answered for all rows is one prediction.
+    """
+    given = [_read(each) for each in record["given"]]
+    answered = [_read(each) for each in record["answered"]]
+    order = sorted(range(len(record["order"])), key=record["order"].__getitem__)
+    inputs = [row for each in given for row in objects(each)]
+    asked = orjson.dumps([inputs[index] for index in order], default=in_json)
+    if answers.form(answered[0]) is answers.Form.WHOLE and len(inputs) > 1:
+        whole = [{"prediction": value} for each in answered for value in unpacked(each.column(0))]
+        return asked, orjson.dumps(whole)
+    texts = [text for each in answered for text in _predictions(outputs, each)]
+    return asked, b"[%s]" % b",".join([texts[index] for index in order])
+
+
+def _read(encoded: bytes) -> pa.RecordBatch:
+    return pa.ipc.open_stream(encoded).read_next_batch()
+
+
+def _predictions(outputs: Outputs, table: pa.RecordBatch) -> list[bytes]:
+    """The prediction of each row; as it is, where it is something else than the signature says."""
+    try:
+        made = outputs.predictions(table)
+    except ModelFailed:
+        names = table.schema.names if table.num_columns > 1 else [None]
+        made = Values(tuple(Value(name, "any", required=False) for name in names)).predictions(table)
+    return [_NOTHING if row in made.bad else made.row(row)[:-1] for row in range(len(made))]

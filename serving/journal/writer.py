@@ -1,0 +1,221 @@
+"""The journal's process: takes records from the front and writes them to the database.
+
+`python -m serving.journal.writer FD`, started by `link.py`. All work with SQL and JSON is done here, so that
+the front has none of it. It ends when the front closes the socket, or dies: what has come is written, if the
+database takes it within a few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Connection, Engine, delete
+from sqlalchemy import select as choose
+
+from serving.errors import JournalAway
+from serving.journal import database, outcomes
+from serving.journal.database import Refused, transaction
+from serving.journal.frames import Frame, Kind, receive
+from serving.journal.quality import Quality
+from serving.journal.rows import unpack
+from serving.journal.schema import feedback, predictions, versions
+
+T = TypeVar("T")
+log = logging.getLogger("serving.journal")
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_SWEEPS = 60.0
+_SECONDS_TO_END = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_SWEPT_AT_ONCE = 1000
+_NICE = 5
+
+
+class Gone(Exception):
+    """The front has gone, and the database has been away for too long since."""
+
+
+class Writer:
+    """Answers one front."""
+
+    def __init__(self, connection: socket.socket, url: str, days: int) -> None:
+        self._connection, self._days = connection, days
+        self._engine: Engine = database.connect(url)
+        self._poll = select.poll()
+        self._poll.register(connection, 0)  # which tells that the other side has gone, and nothing else
+        self._is_upgraded = False
+        self._failing = ""
+        self._told: list[Quality] = []
+        self._look_at = self._sweep_at = 0.0
+
+    def run(self) -> None:
+        """Do what frames say until the front has gone, and what is to be done from time to time."""
+        with suppress(Gone):
+            self._insist(self._upgrade)
+            while True:
+                if self._is_asked():
+                    frame = receive(self._connection)
+                    if frame is None:
+                        return
+                    self._hear(frame)
+                self._do_what_is_due()
+
+    def _is_asked(self) -> bool:
+        patience = max(0.0, self._look_at - time.monotonic())
+        return bool(select.select([self._connection], [], [], patience)[0])
+
+    def _hear(self, frame: Frame) -> None:
+        if frame.kind is Kind.RECORDS:
+            lost = self._insist(partial(self._write, frame.payload))
+            self._tell(Kind.WRITTEN, {"lost": lost}, frame.number)
+        else:
+            asked = orjson.loads(frame.payload)
+            try:
+                answer = self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
+            except Refused as error:  # a prediction was deleted in this moment
+                answer = {"refused": str(error)}
+            self._look_at = 0.0
+            self._do_what_is_due()  # whoever is answered sees what has become of it
+            self._tell(Kind.ANSWER, answer, frame.number)
+
+    # -- the database
+
+    def _upgrade(self) -> None:
+        if not self._is_upgraded:
+            database.upgrade(self._engine)
+            self._is_upgraded = True
+
+    def _in_transaction(self, do: Callable[[Connection], T]) -> T:
+        with transaction(self._engine) as connection:
+            return do(connection)
+
+    def _write(self, payload: bytes) -> int:
+        """Write records; gives how many of them the database refused."""
+        rows = unpack(payload)
+        try:
+            self._insert(rows.versions, rows.predictions)
+        except Refused:
+            return rows.lost + sum(not self._takes(rows.versions, each) for each in rows.predictions)
+        return rows.lost
+
+    def _takes(self, of: list[dict[str, Any]], prediction: dict[str, Any]) -> bool:
+        try:
+            self._insert(of, [prediction])
+        except Refused as error:
+            log.error("prediction %s is not recorded: %s", prediction["id"], error)
+            return False
+        return True
+
+    def _insert(self, of: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        with transaction(self._engine) as connection:
+            database.insert(connection, versions, of)
+            database.insert(connection, predictions, rows)
+
+    def _insist(self, do: Callable[[], T]) -> T:
+        """What `do` gives, tried until the database goes along.
+
+        Raises:
+            Gone: the front has gone, and it was tried for some seconds more.
+        """
+        pause, ends = _FIRST_PAUSE, float("inf")
+        while True:
+            try:
+                found = do()
+            except JournalAway as error:
+                self._say(str(error))
+            else:
+                self._say("")
+                return found
+            if self._poll.poll(pause * 1000):
+                ends = min(ends, time.monotonic() + _SECONDS_TO_END)
+                time.sleep(pause)
+            if time.monotonic() > ends:
+                raise Gone
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    # -- from time to time
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        try:
+            self._look()
+            if self._days and now >= self._sweep_at:
+                is_done = self._in_transaction(self._sweep)
+                self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS if is_done else 0.0
+        except JournalAway as error:
+            self._say(str(error))
+        else:
+            self._say("")
+        self._look_at = now + _SECONDS_BETWEEN_LOOKS if self._sweep_at else 0.0
+
+    def _look(self) -> None:
+        """Tell the front how right versions are by now, as other fronts may have heard of it too."""
+        found = self._in_transaction(outcomes.qualities)
+        if found != self._told:
+            self._told = found
+            self._tell(Kind.QUALITY, [asdict(each) for each in found])
+
+    def _sweep(self, connection: Connection) -> bool:
+        """Delete some of the records that are too old; gives whether there are no more."""
+        oldest = datetime.now(UTC) - timedelta(days=self._days)
+        bound = str(UUID(int=int(oldest.timestamp() * 1000) << 80))
+        ids = choose(predictions.c.id).where(predictions.c.id < bound).order_by(predictions.c.id)
+        old = [*connection.execute(ids.limit(_SWEPT_AT_ONCE)).scalars()]
+        if old:
+            connection.execute(delete(feedback).where(feedback.c.prediction.in_(old)))
+            connection.execute(delete(predictions).where(predictions.c.id.in_(old)))
+        return len(old) < _SWEPT_AT_ONCE
+
+    # -- the front
+
+    def _say(self, failing: str) -> None:
+        if bool(failing) != bool(self._failing):
+            self._tell(Kind.STATE, {"failing": failing})
+        self._failing = failing
+
+    def _tell(self, kind: Kind, payload: Any, number: int = 0) -> None:
+        with suppress(OSError):  # it is written all the same, if the front has gone
+            for piece in Frame(kind, number, orjson.dumps(payload)).pack():
+                self._connection.sendall(piece)
+
+
+def main(descriptor: int) -> None:
+    """Serve the front on a socket that was inherited."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # who stops a whole group of processes means the front
+        signal.signal(each, signal.SIG_IGN)
+    os.nice(_NICE)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    connection = socket.socket(fileno=descriptor)
+    if opened := receive(connection):
+        asked = orjson.loads(opened.payload)
+        threading.Thread(target=_end_with_the_front, args=(connection,), daemon=True).start()
+        Writer(connection, asked["url"], asked["days"]).run()
+
+
+def _end_with_the_front(connection: socket.socket) -> None:
+    """Whatever the database's driver waits for, nothing outlives the front for long."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    poll.poll()
+    time.sleep(2 * _SECONDS_TO_END)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""What stands in a journal's database, read beside the service that writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+from live import Service, until
+from sqlalchemy import func, select
+
+from serving.journal import database
+from serving.journal.database import transaction
+from serving.journal.schema import feedback, predictions, versions
+from serving.settings import journal_url
+
+
+class Ledger:
+    """The tables of the journal at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = database.connect(journal_url(url))
+
+    def prediction(self, identity: str) -> dict[str, Any]:
+        """A prediction, with the facts on its version, as soon as it is there."""
+        facts = (versions.c.model, versions.c.version.label("number"), versions.c.run_id, versions.c.task)
+        asked = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
+
+        def found() -> Any:
+            with transaction(self.engine) as connection:
+                return connection.execute(asked).mappings().one_or_none()
+
+        row = dict(until(found))
+        return row | {name: json.loads(row[name]) for name in ("inputs", "outputs")}
+
+    def ids(self) -> list[str]:
+        """The ids of all predictions, in their order."""
+        with transaction(self.engine) as connection:
+            return [*connection.execute(select(predictions.c.id).order_by(predictions.c.id)).scalars()]
+
+    def count(self) -> int:
+        """How many predictions there are."""
+        with transaction(self.engine) as connection:
+            return connection.execute(select(func.count()).select_from(predictions)).scalar_one()
+
+    def outcomes(self, identity: str) -> dict[int, Any]:
+        """The outcomes of a prediction, by row."""
+        asked = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
+        with transaction(self.engine) as connection:
+            return {row: json.loads(outcome) for row, outcome in connection.execute(asked)}
+
+
+def recorded(answer: httpx.Response) -> str:
+    """The id of the prediction that an answer tells."""
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-prediction-id"]
+
+
+def measured(service: Service, *names: str) -> Iterable[int]:
+    """Metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
+    text = service.client.get("/metrics").text
+    samples = {
+        "written": 'serving_journal_records_total{outcome="written"} ',
+        "dropped": 'serving_journal_records_total{outcome="dropped"} ',
+        "pending": "serving_journal_pending_records ",
+        "failing": "serving_journal_failing ",
+    }
+    for name in names:
+        lines = (line for line in text.splitlines() if line.startswith(samples[name]))
+        yield int(float(next(lines).removeprefix(samples[name])))

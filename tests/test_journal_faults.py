@@ -1,0 +1,236 @@
+"""Whatever becomes of the journal's database or of a process: predictions go on, each accounted for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from ledger import Ledger, measured, recorded
+from line import Line, Mode
+from live import Service, environment, served, until
+from pids import Watch, children
+from test_live import SECRET, problem
+
+from benchmarks.postgres import Postgres
+
+Trouble = Callable[[], AbstractContextManager[None]]
+ROW = {"x": 21}
+
+
+@pytest.fixture(scope="module")
+def registry_of_actor(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    made = Registry(new_registry(tmp_path_factory.mktemp("actor")))
+    made.add("actor", factor=2.0)
+    return made
+
+
+@contextmanager
+def journaling(registry: Registry, folder: Path, url: str) -> Iterator[Service]:
+    """A service that has begun to record."""
+    with served(registry.uri, folder, models="models:/actor/1", journal_url=url, deadline_seconds=5) as made:
+        made.until_ready()
+        recorded(predict(made))
+        until(lambda: next(iter(measured(made, "written"))))
+        yield made
+
+
+def predict(service: Service, row: dict[str, Any] = ROW) -> Any:
+    answer = service.client.post("/predict", json=row)
+    assert answer.json()["prediction"] == 42.0
+    return answer
+
+
+class Stand:
+    """A service, its journal's database, and ways to get at that."""
+
+    def __init__(
+        self, service: Service, ledger: Ledger, troubles: dict[str, Trouble], answered: int = 1
+    ) -> None:
+        self.service, self.ledger, self.troubles = service, ledger, troubles
+        self.answered = answered
+
+    def predict(self, count: int, row: dict[str, Any] = ROW) -> list[str]:
+        """Have so many predictions answered; gives their ids."""
+        with ThreadPoolExecutor(8) as pool:
+            answers = [*pool.map(lambda _: predict(self.service, row), range(count))]
+        self.answered += count
+        return [*map(recorded, answers)]
+
+    def until_counted(self) -> tuple[int, int]:
+        """How many of the answered predictions were written and dropped, once none waits."""
+
+        def settled() -> tuple[int, int] | None:
+            written, dropped, pending = measured(self.service, "written", "dropped", "pending")
+            assert written + dropped + pending == self.answered
+            return None if pending else (written, dropped)
+
+        return until(settled)
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    folder = tmp_path_factory.mktemp("sqlite")
+    file = folder / "journal.db"
+    ledger = Ledger(f"sqlite:///{file}")
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            yield
+
+    with journaling(registry_of_actor, folder, f"sqlite:///{file}") as service:
+        yield Stand(service, ledger, {"locked": locked})
+
+
+@pytest.fixture(scope="module")
+def on_postgres(
+    registry_of_actor: Registry, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stand]:
+    url = postgres.create("faults")
+    ledger = Ledger(url)
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with psycopg.connect(url) as connection:
+            connection.execute("LOCK TABLE predictions")
+            yield
+
+    @contextmanager
+    def stopped() -> Iterator[None]:
+        ledger.engine.dispose()
+        postgres.stop()
+        yield
+        postgres.start()
+
+    with Line(f"http://127.0.0.1:{postgres.port}") as line:
+        through = f"postgresql://serving:{SECRET}@127.0.0.1:{line.url.rpartition(':')[2]}/faults"
+        folder = tmp_path_factory.mktemp("postgres")
+        with journaling(registry_of_actor, folder, through) as service:
+            troubles: dict[str, Trouble] = {
+                "slow": locked,
+                "stopped": stopped,
+                "refused": lambda: line.cut(Mode.REFUSED),
+                "black-holed": lambda: line.cut(Mode.BLACK_HOLED),
+            }
+            yield Stand(service, ledger, troubles)
+            assert SECRET not in "\n".join(service.log) + service.client.get("/ready").text
+    ledger.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("where", "trouble"),
+    [
+        ("on_sqlite", "locked"),
+        ("on_postgres", "slow"),
+        ("on_postgres", "stopped"),
+        ("on_postgres", "refused"),
+        ("on_postgres", "black-holed"),
+    ],
+)
+def test_row_23_predictions_wait_for_a_database_in_trouble_and_none_is_lost(
+    request: pytest.FixtureRequest, where: str, trouble: str
+) -> None:
+    stand: Stand = request.getfixturevalue(where)
+    service = stand.service
+    _, dropped = stand.until_counted()
+    with stand.troubles[trouble]():
+        identities = stand.predict(100)
+        assert [*measured(service, "pending")] == [100]
+        answer = service.client.post("/feedback", json={"prediction_id": identities[0], "outcome": 1.0})
+        assert problem(answer, 503)
+        assert answer.headers["retry-after"] == "5"
+        if trouble != "slow":
+            until(lambda: next(iter(measured(service, "failing"))))
+        assert service.client.get("/ready").status_code == 200
+    written = stand.answered - dropped
+    assert stand.until_counted() == (written, dropped)
+    assert {*identities} <= {*stand.ledger.ids()}
+    assert stand.ledger.count() == written
+    assert [*measured(service, "failing")] == [0]
+    answer = service.client.post("/feedback", json={"prediction_id": identities[0], "outcome": 1.0})
+    assert answer.json() == {"recorded": 1}
+
+
+def test_the_journals_process_is_killed_and_nothing_is_lost(on_sqlite: Stand) -> None:
+    _, dropped = on_sqlite.until_counted()
+    identities: list[str] = []
+    for _ in range(3):
+        killed = writer(on_sqlite.service)
+        identities += on_sqlite.predict(50)
+        os.kill(killed, signal.SIGKILL)
+        identities += on_sqlite.predict(50)
+        until(lambda killed=killed: writer(on_sqlite.service) not in (0, killed))  # type: ignore[misc]
+    written = on_sqlite.answered - dropped
+    assert on_sqlite.until_counted() == (written, dropped)
+    assert len({*identities}) == 300
+    assert {*identities} <= {*on_sqlite.ledger.ids()}
+    assert on_sqlite.ledger.count() == written
+
+
+def writer(service: Service) -> int:
+    """The journal's process, or 0."""
+    for pid in children(service.process.pid):
+        try:
+            if b"serving.journal.writer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        except OSError:  # it has ended meanwhile
+            continue
+    return 0
+
+
+def test_row_23_what_does_not_fit_into_the_queue_is_dropped_and_counted_exactly(on_sqlite: Stand) -> None:
+    written, dropped = on_sqlite.until_counted()
+    with on_sqlite.troubles["locked"]():
+        identities = {*on_sqlite.predict(24, ROW | {"act": "a" * 4 * 2**20})}
+        (pending,) = measured(on_sqlite.service, "pending")
+        assert pending == 15  # as many as fit into 64 MB
+    assert on_sqlite.until_counted() == (written + 15, dropped + 9)
+    lost = identities - {*on_sqlite.ledger.ids()}
+    assert len(lost) == 9
+    told = {"prediction_id": lost.pop(), "outcome": 1.0}
+    assert problem(on_sqlite.service.client.post("/feedback", json=told), 404)
+    on_sqlite.predict(3)
+    assert on_sqlite.until_counted() == (written + 18, dropped + 9)
+
+
+def test_row_22_a_stop_writes_all_that_was_answered(on_sqlite: Stand) -> None:
+    _, dropped = on_sqlite.until_counted()
+    with Watch([writer(on_sqlite.service)]) as watch:
+        identities = on_sqlite.predict(200)
+        assert on_sqlite.service.stop() == 0
+        assert not watch.left()
+    assert {*identities} <= {*on_sqlite.ledger.ids()}
+    assert on_sqlite.ledger.count() == on_sqlite.answered - dropped
+
+
+def test_row_24_a_front_that_is_killed_leaves_no_process_and_loses_what_was_not_yet_sent(
+    registry_of_actor: Registry, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    env = environment(registry_of_actor.uri, tmp_path, models="models:/actor/1", journal_url=url)
+    service = Service(env, tmp_path)
+    try:
+        service.until_ready()
+        stand = Stand(service, Ledger(url), {}, answered=0)
+        sent = stand.predict(100)
+        assert stand.until_counted() == (100, 0)
+        with Watch([writer(service)]) as watch:
+            unsent = stand.predict(20)
+            service.process.kill()
+            assert not watch.left()
+        found = stand.ledger.ids()
+        assert {*sent} <= {*found} <= {*sent, *unsent}
+    finally:
+        service.process.kill()
+        service.stop()
