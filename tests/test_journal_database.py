@@ -24,6 +24,7 @@ from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
 from serving.errors import JournalAway
+from serving.groups import journal_url
 from serving.journal import database
 from serving.journal.database import VERSION_TABLE, transaction
 from serving.journal.frames import Frame, Kind
@@ -35,7 +36,7 @@ from serving.journal.verdict import Misfit, Verdict, judge
 from serving.registry.client import RegistryClient
 from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
 from serving.runtime.values import Value
-from serving.settings import Settings, journal_url
+from serving.settings import Settings
 
 NewDatabase = Callable[[], str]
 
