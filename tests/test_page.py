@@ -51,7 +51,12 @@ def service(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
         inputs="x: double, act: string?, rooms: long, garden: boolean, built: datetime",
         example=HOUSE,
         params=[ParamSpec("factor", "double", 2.0)],
-        metadata={"serving": {"inputs": {"x": {"minimum": 0, "maximum": 10, "unit": "m²"}}}},
+        metadata={
+            "serving": {
+                "inputs": {"x": {"minimum": 0, "maximum": 10, "unit": "m²"}},
+                "profile": {"rows": 1000, "inputs": {"x": {"edges": [5.0], "shares": [0.5, 0.5]}}},
+            }
+        },
     )
     for name, version in (
         ("house", house),
@@ -212,6 +217,17 @@ def test_traffic_is_seen_with_its_figures(look: Callable[..., Viewer], service: 
     table = detail(page).get_by_role("group", name="Requests/s, as a table").get_by_role("table")
     assert "4xx" in table.get_by_role("row").first.inner_text()
     assert detail(page).get_by_role("slider", name="Time to answer").inner_text()
+
+
+def test_drift_is_seen_by_column(look: Callable[..., Viewer], service: Service) -> None:
+    page = look().open("house/Production")
+    expect(detail(page).get_by_role("slider").first).to_be_visible()
+    row = {"x": 1, "rooms": 1, "garden": True, "built": "2020-01-01T00:00:00"}
+    service.client.post("/predict/batch", json={"rows": [row] * 1000}).raise_for_status()
+    told = detail(page).get_by_role("region", name="Drift").get_by_role("row")
+    expect(told.nth(1)).to_contain_text(re.compile(r"x input.*much.*1,0\d\d"))
+    expect(detail(page).locator(".callout")).to_contain_text("The input x has drifted")
+    assert faults(page) == []
 
 
 # -- «Try it»
