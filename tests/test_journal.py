@@ -84,7 +84,7 @@ def ledger(url: str, service: Service) -> Iterator[Ledger]:
 
 @pytest.fixture(scope="module")
 def stub(service: Service) -> Iterator[Any]:
-    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at (\S+)"))[1]) as channel:
+    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
         yield services.GRPCInferenceServiceStub(channel)
 
 
