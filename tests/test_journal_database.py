@@ -122,7 +122,8 @@ def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
 async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
     """The journal's process, and what it tells."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
-    link = Link(orjson.dumps({"url": journal_url(url), "days": days}), heard.put_nowait)
+    opening = {"url": journal_url(url), "days": days, "logged": ["json", "info"]}
+    link = Link(orjson.dumps(opening), heard.put_nowait)
     link.start()
     yield heard
     await link.aclose()

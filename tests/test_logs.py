@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from live import ROOT, Service, environment, served, until
 
 from serving.monitoring.access_log import AccessLog
+from serving.telemetry.logs import Clean
 from serving.telemetry.ration import Ration
 from serving.telemetry.redaction import Redaction, is_secret, printable, without_secrets
 
@@ -367,6 +368,16 @@ def test_what_is_no_secret_is_told(name: str) -> None:
 @given(before=st.text(), after=st.text())
 def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> None:
     assert "hunter2 & co" not in Redaction(["hunter2 & co"])(f"{before}hunter2 & co{after}")
+
+
+@pytest.mark.parametrize("field", ["event", "cause"])
+@pytest.mark.parametrize("before", range(15_980, 16_010, 5))
+def test_no_part_of_a_secret_is_told_where_a_text_is_cut_off(field: str, before: int) -> None:
+    secret = "0123456789abcdefghij"
+    around = ["-" * before, secret, "-" * before]
+    told = Clean(Redaction([secret]))(None, "", {field: "".join(around)})[field]
+    assert len(told) == 16_000
+    assert not re.search("[0-9a-j]", told)
 
 
 @given(st.text())

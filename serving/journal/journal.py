@@ -49,7 +49,8 @@ class Journal(Observer):
     """Records the predictions of one front."""
 
     def __init__(self, url: str, settings: Settings, metrics: Metrics) -> None:
-        opening = orjson.dumps({"url": url, "days": settings.journal_days})
+        logged = [settings.log_format, settings.log_level]
+        opening = orjson.dumps({"url": url, "days": settings.journal_days, "logged": logged})
         self._link = Link(opening, self._hear)
         self._pending: list[Exchange] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0

@@ -57,18 +57,19 @@ class Reporter:
             try:
                 await self._registry.log_metrics(run_id, metrics, quality.feedback, quality.at)
             except Unresolved:
-                log.info("run %s has gone, and what is told of its model with it", run_id)
+                said = "run %s has gone, and what is told of its model with it"
+                log.info(said, run_id, extra=_in_logs(quality))
             except RegistryError as error:
                 if not self._failing:
-                    log.warning(
-                        "how right version %s of %s is could not be told: %s",
-                        quality.version,
-                        quality.model,
-                        error,
-                    )
+                    said = "how right version %s of %s is could not be told: %s"
+                    log.warning(said, quality.version, quality.model, error, extra=_in_logs(quality))
                 self._failing = True
                 return
             self._failing = False
             self._told[run_id], self._told_at[run_id] = quality, self._clock()
             if self._pending.get(run_id) is quality:
                 del self._pending[run_id]
+
+
+def _in_logs(quality: Quality) -> dict[str, str | None]:
+    return {"model": quality.model, "version": quality.version or quality.model_id}

@@ -34,6 +34,7 @@ from serving.journal.frames import Frame, Kind, receive
 from serving.journal.quality import Quality
 from serving.journal.rows import unpack
 from serving.journal.schema import feedback, predictions, versions
+from serving.telemetry import logs
 
 T = TypeVar("T")
 log = logging.getLogger("serving.journal")
@@ -200,10 +201,10 @@ def main(descriptor: int) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):  # who stops a whole group of processes means the front
         signal.signal(each, signal.SIG_IGN)
     os.nice(_NICE)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
         asked = orjson.loads(opened.payload)
+        logs.configure(*asked["logged"])
         threading.Thread(target=_end_with_the_front, args=(connection,), daemon=True).start()
         Writer(connection, asked["url"], asked["days"]).run()
 

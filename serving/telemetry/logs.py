@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -24,6 +25,8 @@ from serving.telemetry.redaction import Redaction, is_secret, of_environment, pr
 
 log = logging.getLogger("serving")
 _MOST_TEXT = 16_000
+# Most values are told again and again: paths, models, versions, clients.
+_SHORT, _KEPT = 100, 1000
 _LONG = ("exception", "stack", "cause")
 """Fields of several lines, of which the end tells most."""
 _OURS = frozenset({"level", "logger", "timestamp"})
@@ -84,6 +87,7 @@ class Clean:
 
     def __init__(self, redaction: Redaction) -> None:
         self._redacted = redaction
+        self._short = lru_cache(_KEPT)(self._in_line)
 
     def __call__(self, logger: Any, method: str, line: Line) -> Line:
         """The line, clean."""
@@ -100,8 +104,13 @@ class Clean:
             return "***"
         text = value if type(value) is str else str(value)
         if name in _LONG:
-            return "\n".join(map(printable, self._redacted(text[-_MOST_TEXT:]).rstrip().split("\n")))
-        return printable(self._redacted(text[:_MOST_TEXT]))
+            # Twice as much as is told: a secret through which this cuts is not told.
+            kept = self._redacted(text[-2 * _MOST_TEXT :])[-_MOST_TEXT:]
+            return "\n".join(map(printable, kept.rstrip().split("\n")))
+        return self._short(text) if len(text) < _SHORT else self._in_line(text)
+
+    def _in_line(self, text: str) -> str:
+        return printable(self._redacted(text[: 2 * _MOST_TEXT])[:_MOST_TEXT])
 
 
 def _in_json(line: Line, **_: Any) -> str:

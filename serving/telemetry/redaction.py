@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 _HIDDEN = "***"
 _WORDS = r"(?:pass(?:word|wd|phrase)|secret|token|(?:api|access|account|private)[-_]?key)"
@@ -50,6 +51,7 @@ _SHORTEST = 6
 """What is shorter than that is no secret, and taking it out would spoil what is none."""
 
 
+@lru_cache(1000)
 def is_secret(name: str) -> bool:
     """Whether something of this name is a secret: a field, or a variable of the environment."""
     return _NAMED_SECRET.search(name) is not None
