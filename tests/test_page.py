@@ -68,7 +68,8 @@ def service(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "models": "models:/house/Production,models:/moved/Production",
         "on_demand": ",".join(f"models:/{name}/Production" for name in MANY),
     }
-    with served(registry.uri, tmp_path_factory.mktemp("served"), **settings) as running:
+    folder = tmp_path_factory.mktemp("served")
+    with served(registry.uri, folder, **settings, journal_url=f"sqlite:///{folder}/journal.db") as running:
         running.until_ready()
         yield running
 
@@ -219,14 +220,18 @@ def test_traffic_is_seen_with_its_figures(look: Callable[..., Viewer], service: 
     assert detail(page).get_by_role("slider", name="Time to answer").inner_text()
 
 
-def test_drift_is_seen_by_column(look: Callable[..., Viewer], service: Service) -> None:
+def test_drift_and_live_quality_are_seen(look: Callable[..., Viewer], service: Service) -> None:
     page = look().open("house/Production")
     expect(detail(page).get_by_role("slider").first).to_be_visible()
     row = {"x": 1, "rooms": 1, "garden": True, "built": "2020-01-01T00:00:00"}
-    service.client.post("/predict/batch", json={"rows": [row] * 1000}).raise_for_status()
+    answer = service.client.post("/predict/batch", json={"rows": [row] * 1000}).raise_for_status()
     told = detail(page).get_by_role("region", name="Drift").get_by_role("row")
     expect(told.nth(1)).to_contain_text(re.compile(r"x input.*much.*1,0\d\d"))
     expect(detail(page).locator(".callout")).to_contain_text("The input x has drifted")
+    outcome = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 1.25}
+    until(lambda: service.client.post("/feedback", json=outcome).is_success)
+    quality = detail(page).get_by_role("region", name="Live quality")
+    expect(quality).to_contain_text("mean absolute error0.75")
     assert faults(page) == []
 
 
@@ -349,8 +354,7 @@ def test_everything_is_reached_with_the_keyboard_alone(look: Callable[..., Viewe
     expect(row(page, "house/Production").get_by_role("link")).to_be_focused()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 1400), ("dark", 390)])
 def test_nothing_is_in_the_way_of_a_reader_in_light_dark_and_on_a_phone(
     look: Callable[..., Viewer], service: Service, scheme: Any, width: int
 ) -> None:

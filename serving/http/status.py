@@ -24,7 +24,10 @@ _MOST_PERIODS = 50
 
 
 class ModelStatus(ModelState):
-    """What is live for one reference, and the traffic of all references to that model."""
+    """What is live for one reference, and the traffic of all references to that model.
+
+    Its drift by column is told where one model is asked for.
+    """
 
     lately: Lately
     trend: list[float] = Field(
@@ -99,6 +102,8 @@ def _told(state: ModelState, follower: Follower, timeline: Timeline, *, in_full:
     told = ModelStatus(**dict(state), lately=lately, trend=trend)
     if in_full:
         told.series, told.history = timeline.series(state.name), follower.history.periods(_MOST_PERIODS)
+    else:
+        told.drift = None  # so many columns of so many models; what has drifted stands in the warnings
     return told
 
 

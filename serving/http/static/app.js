@@ -328,6 +328,8 @@ addEventListener("hashchange", async () => {
   if (!model && before) table.link(called(before))?.focus();
 });
 
+addEventListener("online", () => paused || document.hidden || look());
+
 document.addEventListener("visibilitychange", () =>
   document.hidden ? clearTimeout(timer) : paused || look(),
 );
