@@ -17,6 +17,7 @@ from benchmarks import bulk as _bulk
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
 from benchmarks import journal as _journal
+from benchmarks import on_ray as _on_ray
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
@@ -182,6 +183,21 @@ def soak(
     _soak.show(found, out)
     _write(json_file, asdict(found), markdown_file, _soak.markdown(found))
     _fail_if(_soak.failures(found))
+
+
+@app.command()
+def ray(
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; systems and replicas take turns in each.")] = 3,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Heavy models in replicas on Ray, beside plain fronts; a promotion and deaths under callers."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
+        found = _on_ray.measure(Path(folder), rounds, seconds, lambda told: status.update(f"{told} …"))
+    _on_ray.show(found, out)
+    _write(json_file, _on_ray.raw(found), markdown_file, _on_ray.markdown(found))
+    _fail_if(_on_ray.failures(found))
 
 
 @app.command()

@@ -50,7 +50,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> Found:
         NotStarted: a service does not start.
     """
     registry = make_registry(folder)
-    _register(registry)
+    register(registry)
     found = Found([], [])
     with ExitStack() as stack:
         urls = {count: stack.enter_context(_serving(registry, folder, count)) for count in REPLICAS}
@@ -99,7 +99,8 @@ def _drive(model: str, replicas: int, url: str, folder: Path, prober: Prober, se
     return Driven(model, replicas, driven, health.result())
 
 
-def _register(registry: str) -> None:
+def register(registry: str) -> None:
+    """Log both models in a registry, and promote them."""
     client = registry_client(registry)
     import mlflow
     from mlflow.models import infer_signature

@@ -22,7 +22,7 @@ from benchmarks.toiler import SECONDS_A_ROW
 
 LOADS = (0.5, 2, 10)
 _WAITS = {"0.1": "0.1 s", "1": "1 s, the default", "3600": "for ever: no shedding"}
-_NAME = "toiler"
+NAME = "toiler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> list[Driven]:
         NotStarted: a service does not start.
     """
     registry = make_registry(folder)
-    _register(registry)
+    register(registry)
     found = []
     with ExitStack() as stack:
         urls = {wait: stack.enter_context(_serving(registry, folder, wait)) for wait in _WAITS}
@@ -83,7 +83,7 @@ def failures(found: Sequence[Driven]) -> int:
 def _serving(registry: str, folder: Path, wait: str) -> Any:
     place = folder / f"wait-{wait}"
     place.mkdir()
-    env = {"SERVING_MODELS": f"models:/{_NAME}/1", "SERVING_WAIT_SECONDS": wait}
+    env = {"SERVING_MODELS": f"models:/{NAME}/1", "SERVING_WAIT_SECONDS": wait}
     return service.serving(registry, place, env=env)
 
 
@@ -99,7 +99,8 @@ def _with(arrivals: Sequence[Arrival], status: int) -> list[float]:
     return [each.seconds * 1e3 for each in arrivals if each.status == status]
 
 
-def _register(registry: str) -> None:
+def register(registry: str) -> None:
+    """Log the model in a registry."""
     registry_client(registry)
     import mlflow
     import pandas as pd
@@ -108,12 +109,12 @@ def _register(registry: str) -> None:
     flowers = pd.DataFrame([ROW])
     mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
     mlflow.pyfunc.log_model(
-        name=_NAME,
+        name=NAME,
         python_model=str(Path(__file__).with_name("toiler.py")),
         signature=infer_signature(flowers, [0.0]),
         input_example=flowers,
         pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
-        registered_model_name=_NAME,
+        registered_model_name=NAME,
     )
 
 

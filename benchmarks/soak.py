@@ -27,8 +27,8 @@ from benchmarks.promotion import registry_client
 from benchmarks.sheet import Sheet
 from benchmarks.throughput import make_registry
 
-_NAME = "multiplier"
-_FACTORS = (1.0, 2.0, 3.0)
+NAME = "multiplier"
+FACTORS = (1.0, 2.0, 3.0)
 _CALLERS = 4
 _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_CRASHES = 35.0
@@ -93,14 +93,14 @@ class Soak:
 
     def promote(self) -> None:
         """A version that can serve goes live."""
-        self._live = self._numbers.choice([str(round(factor)) for factor in _FACTORS])
+        self._live = self._numbers.choice([str(round(factor)) for factor in FACTORS])
         self._to_production(self._live)
         self._until(lambda model: model["version"] == self._live)
         self.found.done["promotions"] += 1
 
     def promote_a_broken_one(self) -> None:
         """One that can't serve is refused, and the one before goes on."""
-        broken = str(len(_FACTORS) + 1)
+        broken = str(len(FACTORS) + 1)
         self._to_production(broken)
         self._until(lambda model: model["candidate"] and model["candidate"]["version"] == broken)
         self._to_production(self._live)
@@ -145,7 +145,7 @@ class Soak:
         return ()
 
     def _to_production(self, version: str) -> None:
-        self._client.transition_model_version_stage(_NAME, version, "Production", True)
+        self._client.transition_model_version_stage(NAME, version, "Production", True)
 
     def _until(self, seen: Callable[[dict[str, Any]], object]) -> None:
         ends = time.monotonic() + _PATIENCE_SECONDS
@@ -183,7 +183,7 @@ class Soak:
                         self.found.wrong.append(f"{type(error).__name__}: {error}")
                     continue
                 self.found.answered += 1
-                if told["prediction"] != x * _FACTORS[int(told["model"]["version"]) - 1]:
+                if told["prediction"] != x * FACTORS[int(told["model"]["version"]) - 1]:
                     self.found.wrong.append(f"{x:g} gave {told}")
                 time.sleep(0.002)  # it leaves the machine time for something else than calls
 
@@ -196,9 +196,9 @@ def measure(folder: Path, seconds: float, seed: int, tell: Callable[[str], None]
     """
     registry = make_registry(folder)
     client = registry_client(registry)
-    _register(folder)
-    client.transition_model_version_stage(_NAME, "1", "Production")
-    env = {"SERVING_MODELS": f"models:/{_NAME}/Production", "SERVING_PROBATION_SECONDS": "0"}
+    register(folder)
+    client.transition_model_version_stage(NAME, "1", "Production")
+    env = {"SERVING_MODELS": f"models:/{NAME}/Production", "SERVING_PROBATION_SECONDS": "0"}
     env |= {"SERVING_POLL_SECONDS": "0.2", "SERVING_WAIT_SECONDS": "0.05", "SERVING_DEADLINE_SECONDS": "60"}
     with ExitStack() as stack:
         url = stack.enter_context(service.serving(registry, folder, env=env))
@@ -222,21 +222,22 @@ def failures(found: Found) -> int:
     return len(found.wrong)
 
 
-def _register(folder: Path) -> None:
+def register(folder: Path) -> None:
+    """Log a version for each factor, and a broken one, in the registry that is MLflow's."""
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
 
     mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
     example = pd.DataFrame({"x": [1.0, 2.0]})
-    for config in (*({"factor": factor} for factor in _FACTORS), {"broken": True}):
+    for config in (*({"factor": factor} for factor in FACTORS), {"broken": True}):
         mlflow.pyfunc.log_model(
-            name=_NAME,
+            name=NAME,
             python_model=str(Path(__file__).with_name("multiplier.py")),
             model_config=config,
             signature=infer_signature(example, [0.0]),
             pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
-            registered_model_name=_NAME,
+            registered_model_name=NAME,
         )
 
 

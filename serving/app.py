@@ -21,6 +21,7 @@ from serving.front import Front, answer
 from serving.http import feedback, operations, page, repository, status, webhooks
 from serving.http.documentation import document
 from serving.http.exposition import State
+from serving.http.replicas import Fleet, common
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
 from serving.journal.journal import Journal
@@ -34,10 +35,10 @@ from serving.monitoring.timeline import Timeline
 from serving.monitoring.trials import Trials
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.registry.follower import Follower
 from serving.registry.gate import Gate
 from serving.registry.herald import Herald
 from serving.registry.history import History
+from serving.registry.joining import Joining
 from serving.registry.sleeper import Rota, Sleeper
 from serving.registry.store import Store
 from serving.runtime import heap
@@ -57,9 +58,9 @@ _LEAST_SECONDS = 1.0
 """Those who watch have this time to end, however long it took to drain."""
 
 
-def application(settings: Settings) -> tuple[ASGIApp, Front]:
+def application(settings: Settings, fleet: Fleet | None = None) -> tuple[ASGIApp, Front]:
     """What a server is given, and the application in it; pages from elsewhere may ask, if they are to."""
-    app = create_app(settings)
+    app = create_app(settings, fleet)
     if not settings.cors_origins:
         return app, app
     of_models = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
@@ -70,8 +71,8 @@ def application(settings: Settings) -> tuple[ASGIApp, Front]:
     return CORSMiddleware(app, origins, methods, asked + traced, expose_headers=shared), app
 
 
-def create_app(settings: Settings) -> Front:
-    """The application that serves the models which the settings name.
+def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
+    """The application that serves the models which the settings name, alone or as one of a fleet.
 
     Raises:
         BadKeys: the file of keys can't be read.
@@ -93,7 +94,7 @@ def create_app(settings: Settings) -> Front:
         SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
     ]
     followers = [
-        Follower(
+        Joining(
             slot,
             registry,
             store,
@@ -127,6 +128,8 @@ def create_app(settings: Settings) -> Front:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         launcher.start()
+        if fleet:
+            await _begin_as(fleet, followers[: len(slots)])
         always = followers[: len(followers) - len(sleepers)]
         watching = [*trials.all, timeline, *([drift] if drift in observers else [])]
         running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *watching)]
@@ -158,12 +161,13 @@ def create_app(settings: Settings) -> Front:
     # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
+    app.slots = models.slots
     app.observers, app.access = observers, access
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
     tellers = [trials.tell, drift.tell, *([journal.tell] if journal else [])]
     probe_tellers = [drift.tell_in_brief if guard and each == drift.tell else each for each in tellers]
-    app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers))
+    app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers, fleet))
     app.include_router(status.router(followers, registry, timeline, tellers))
     app.include_router(page.router())
     app.include_router(feedback.router(journal, settings))
@@ -221,6 +225,14 @@ def _answering_grpc(
     from serving.rpc import service  # what it needs is an extra
 
     return service.serving(models, settings, refused, answer, new_id, guard, observers)
+
+
+async def _begin_as(fleet: Fleet, followers: Sequence[Joining]) -> None:
+    """Have live what the others in the fleet have, if there are any."""
+    live = common(await fleet.look())
+    await asyncio.gather(
+        *(each.begin(live[uri]) for each in followers if (uri := each.slot.reference.uri) in live)
+    )
 
 
 async def _settle(slots: Sequence[Slot]) -> None:

@@ -145,6 +145,9 @@ def status(
         _fail(f"{url} does not answer as a serving front does: {str(error) or type(error).__name__}")
     out.print(table)
     out.print(f"registry {where}: {reach}", soft_wrap=True)
+    for replica in ready.get("replicas", ()):
+        versions = ", ".join(f"{uri} version {version}" for uri, version in replica["models"].items())
+        out.print(_plain(f"replica {replica['id']} on {replica['node'][:12]}: {versions}"), soft_wrap=True)
     raise typer.Exit(READY if is_ready else NOT_READY)
 
 

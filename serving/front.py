@@ -20,6 +20,7 @@ from serving.http.request_id import request_id
 from serving.http.routes import Routes
 from serving.monitoring.access_log import AccessLog
 from serving.runtime.exchange import Observer
+from serving.runtime.slot import Slot
 from serving.runtime.version import KEPT_BY_NOBODY
 from serving.telemetry.logs import of_request
 from serving.telemetry.metrics import Metrics
@@ -61,6 +62,7 @@ class Front(FastAPI):
     metrics: Metrics
     observers: Sequence[Observer] = ()
     access: AccessLog
+    slots: Sequence[Slot] = ()
     guard: Guard | None = None
     hosts: tuple[str, ...] = ()
     admin_port: int | None = None

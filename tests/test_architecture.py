@@ -30,6 +30,7 @@ LAYERS = [
     "serving.check",
     "serving.app",
     "serving.server",
+    "serving.on_ray",
     "serving.keys",
     "serving.cli",
     "serving.__main__",

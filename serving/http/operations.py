@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
 from serving.http.problems import documented
+from serving.http.replicas import Fleet, ReplicaState, agree
 from serving.monitoring.drift import DriftState
 from serving.monitoring.trials import CanaryState, ShadowState
 from serving.registry.client import RegistryClient
@@ -24,6 +26,7 @@ from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
+from serving.telemetry.merged import Merged
 from serving.telemetry.metrics import Metrics
 
 
@@ -105,6 +108,13 @@ class Readiness(BaseModel):
     registry: RegistryState
 
 
+class FleetReadiness(Readiness):
+    """The same of a replica, and which versions all replicas have."""
+
+    replicas: list[ReplicaState]
+    replicas_agree: bool = Field(description="whether every replica has every required model in one version")
+
+
 class ContractDescription(BaseModel):
     """The types of a live version's endpoints, as JSON Schema."""
 
@@ -136,9 +146,14 @@ def router(
     metrics: Metrics,
     tellers: Sequence[Teller],
     probe_tellers: Sequence[Teller],
+    fleet: Fleet | None = None,
 ) -> APIRouter:
-    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key."""
+    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
+
+    Those of one replica of a fleet tell of the others too.
+    """
     routes = APIRouter(tags=["operations"])
+    told = FleetReadiness if fleet else Readiness
 
     @routes.get("/health", summary="Does the process live?")
     @routes.get("/livez", include_in_schema=False)
@@ -148,11 +163,14 @@ def router(
     @routes.get(
         "/ready",
         summary="Is every model live, and in which version?",
-        responses={503: {"model": Readiness}},
+        response_model=told,
+        responses={503: {"model": told}},
     )
-    @routes.get("/readyz", include_in_schema=False)
+    @routes.get("/readyz", response_model=told, include_in_schema=False)
     async def ready(response: Response) -> Readiness:
         found = readiness(followers, registry, probe_tellers)
+        if fleet:
+            found = await _with_fleet(found, fleet)
         response.status_code = 200 if found.status == "ready" else 503
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
@@ -173,9 +191,10 @@ def router(
         return PlainTextResponse(metadata.version("mlflow"))
 
     @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
-    def measured(request: Request) -> Response:
+    async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(render(metrics.registry), media_type=media_type)
+        collected: Any = Merged(await fleet.measure()) if fleet else metrics.registry
+        return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
     @routes.get("/models", summary="What is served, with each contract")
     async def models() -> Models:
@@ -217,6 +236,12 @@ def readiness(
             uri=registry.uri, reachable=registry.reachable, checked_at=registry.checked_at
         ),
     )
+
+
+async def _with_fleet(own: Readiness, fleet: Fleet) -> FleetReadiness:
+    seen = await fleet.look()
+    required = [model.uri for model in own.models if model.required]
+    return FleetReadiness(**dict(own), replicas=[*seen.replicas], replicas_agree=agree(seen, required))
 
 
 def describe(contract: Contract) -> ContractDescription:
