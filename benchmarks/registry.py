@@ -123,12 +123,11 @@ def herd(url: str, fronts: int, seconds: float, *, restrained: bool) -> Herd:
 
     Only the last two thirds of the time count. Without restraint they rest for a second however slow it is.
     """
+    _until_free(url)
     looks: list[Look] = []
     began = time.monotonic()
-    threads = [
-        Thread(target=_follow, args=(url, number, began + seconds, restrained, looks))
-        for number in range(fronts)
-    ]
+    shared = (began + seconds, restrained, looks)
+    threads = [Thread(target=_follow, args=(url, number, *shared)) for number in range(fronts)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,6 +160,16 @@ def _follow(url: str, number: int, ends: float, restrained: bool, looks: list[Lo
         seconds = rest(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
         time.sleep(max(seconds, pause(misses, _LONGEST_LOOK) if misses else 0))
     connection.close()
+
+
+def _until_free(url: str) -> None:
+    """Wait until the server has done with what others have given up."""
+    quick = 0
+    while quick < 5:
+        began = time.monotonic()
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+        quick = quick + 1 if _look(connection) and time.monotonic() - began < 0.1 else 0
+        connection.close()
 
 
 def _look(connection: HTTPConnection) -> bool:

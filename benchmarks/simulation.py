@@ -1,15 +1,15 @@
 """A fleet of fronts that looks at one registry, simulated: what that is asked, and how stale the fronts are.
 
 What a front does is as in `serving.registry`: a look for each model that it follows, or from four models on a
-glance that all share and a look at each model now and then; three seconds of patience; rests and pauses, which
-are the product's own functions. The server has workers, each of which answers one call at a time, in turn; a call
-that its caller has given up costs it as much as any other.
+glance that all share and a look at each model now and then; three seconds of patience; rests and pauses, for
+which the product's own functions are called. The server has workers, each of which answers one call at a
+time, in turn; a call that its caller has given up costs it as much as any other.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -54,7 +54,7 @@ class Plan:
     poll: float = 1.0
     seconds: float = 60.0
     bringing_up: float = 0.4
-    files: int = 8
+    files: int = 9
     restrained: bool = True
     aliases_every: float = 5.0
     jitter: float = 0.0
@@ -69,9 +69,9 @@ class Outcome:
     """What came of it.
 
     `asked`, `in_vain`, `busy` and `waits` are of the time after warming up: calls by kind, those given up or
-    refused, the workers' seconds, and the seconds of each call that was answered. `stale` are the seconds from the
-    promotion to the swap of each front that got there, `moments` when calls were made, and `back` when each front
-    was first answered again after the registry had been away.
+    refused, the workers' seconds, and the seconds of each call that was answered. `stale` are the seconds
+    from the promotion to the swap of each front that got there, `moments` when calls were made, and `back`
+    when each front was first answered again after the registry had been away.
     """
 
     plan: Plan
@@ -122,7 +122,7 @@ def simulate(plan: Plan) -> Outcome:
     return outcome
 
 
-def quantile(values: list[float], share: float) -> float:
+def quantile(values: Sequence[float], share: float) -> float:
     """The value below which this share of them is."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
@@ -195,9 +195,8 @@ class _Front:
             follower.pace = rest(plan.poll, waited, follower.pace if plan.restrained else 0.0)
             seconds = max(follower.pace, pause(follower.misses, LONGEST_LOOK) if follower.misses else 0)
             follower.woken = env.event()
-            yield (
-                env.timeout(seconds * self._chance.uniform(1 - plan.jitter, 1 + plan.jitter)) | follower.woken
-            )
+            jitter = self._chance.uniform(1 - plan.jitter, 1 + plan.jitter)
+            yield env.timeout(seconds * jitter) | follower.woken
 
     def _is_due(self, follower: _Follower) -> Steps:
         if self._plan.models < SHARED_FROM:
