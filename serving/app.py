@@ -25,7 +25,6 @@ from serving.http.replicas import Fleet, common
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
 from serving.journal.journal import Journal
-from serving.journal.reporter import Reporter
 from serving.monitoring import tracing
 from serving.monitoring.access_log import AccessLog
 from serving.monitoring.canary import Canary
@@ -122,8 +121,9 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
     observers += [drift] if settings.drift_psi else []
-    journal = _journal(settings, metrics)
-    observers += [journal] if journal else []
+    journal = Journal(settings, metrics, registry) if settings.journal_url else None
+    journals = [journal] if journal else []
+    observers += journals
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -131,13 +131,12 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         if fleet:
             await _begin_as(fleet, followers[: len(slots)])
         always = followers[: len(followers) - len(sleepers)]
-        watching = [*trials.all, timeline, *([drift] if drift in observers else [])]
+        watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
         running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *watching)]
         running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
         settling = asyncio.create_task(_settle(slots))
         try:
-            answering = _answering_grpc(models, settings, app.refused, guard, observers)
-            async with _recording(journal, registry), answering:
+            async with _answering_grpc(models, settings, app.refused, guard, observers):
                 yield
         finally:
             began = time.monotonic()
@@ -145,9 +144,9 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
                 task.cancel()
             await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
             await launcher.aclose()
-            registry.close()
             left = max(_LEAST_SECONDS, settings.drain_seconds - (time.monotonic() - began))
             await asyncio.gather(*(observer.aclose(left) for observer in observers))
+            registry.close()
 
     app = Front(
         title="Model serving",
@@ -165,8 +164,9 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     app.observers, app.access = observers, access
     app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
     app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
-    tellers = [trials.tell, drift.tell, *([journal.tell] if journal else [])]
-    probe_tellers = [drift.tell_in_brief if guard and each == drift.tell else each for each in tellers]
+    telling = [trials.tell, *(journal.tell for journal in journals)]
+    tellers = [*telling, drift.tell]
+    probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
     app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers, fleet))
     app.include_router(status.router(followers, registry, timeline, tellers))
     app.include_router(page.router())
@@ -187,30 +187,6 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
     return reference.weight is None or reference is next(
         each for each in models if each.name == reference.name
     )
-
-
-def _journal(settings: Settings, metrics: Metrics) -> Journal | None:
-    url = settings.journal_url
-    return Journal(url.get_secret_value(), settings, metrics) if url else None
-
-
-@asynccontextmanager
-async def _recording(journal: Journal | None, registry: RegistryClient) -> AsyncIterator[None]:
-    """Record predictions for as long as the block runs, and then what has not been written yet."""
-    if journal is None:
-        yield
-        return
-    reporter = Reporter(registry)
-    journal.on_quality = reporter.tell
-    journal.start()
-    reporting = asyncio.create_task(reporter.run())
-    try:
-        yield
-    finally:
-        await journal.flush()
-        await journal.end()
-        reporting.cancel()
-        await reporter.flush(now=True)
 
 
 def _answering_grpc(

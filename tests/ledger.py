@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -57,15 +56,15 @@ def recorded(answer: httpx.Response) -> str:
     return answer.headers["x-prediction-id"]
 
 
-def measured(service: Service, *names: str) -> Iterable[int]:
+_SAMPLES = {
+    "written": 'serving_journal_records_total{outcome="written"}',
+    "dropped": 'serving_journal_records_total{outcome="dropped"}',
+    "pending": "serving_journal_pending_records",
+    "failing": "serving_journal_failing",
+}
+
+
+def measured(service: Service, *names: str) -> list[int]:
     """Metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
-    text = service.client.get("/metrics").text
-    samples = {
-        "written": 'serving_journal_records_total{outcome="written"} ',
-        "dropped": 'serving_journal_records_total{outcome="dropped"} ',
-        "pending": "serving_journal_pending_records ",
-        "failing": "serving_journal_failing ",
-    }
-    for name in names:
-        lines = (line for line in text.splitlines() if line.startswith(samples[name]))
-        yield int(float(next(lines).removeprefix(samples[name])))
+    found = service.metrics()
+    return [int(found[_SAMPLES[name]]) for name in names]

@@ -77,7 +77,7 @@ def ledger(url: str, service: Service) -> Iterator[Ledger]:
     made = Ledger(url)
     until(lambda: "serving_journal_failing 0.0" in service.client.get("/metrics").text)
     recorded(service.client.post("/predict", json=ROW))
-    until(lambda: next(iter(measured(service, "written"))))
+    until(lambda: measured(service, "written")[0])
     yield made
     made.engine.dispose()
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from serving.errors import UnknownModel
 from serving.http.problems import documented
 from serving.http.replicas import Fleet, ReplicaState, agree
+from serving.journal.quality import QualityState
 from serving.monitoring.drift import DriftState
 from serving.monitoring.trials import CanaryState, ShadowState
 from serving.registry.client import RegistryClient
@@ -50,15 +51,6 @@ class ComparisonState(BaseModel):
     requests: int
     agreement: float = Field(description="share of rows with the same answer, numbers within one percent")
     latency: float = Field(description="its median time as a ratio to the other version's")
-
-
-class QualityState(BaseModel):
-    """How right a version is, by the feedback on it; null what does not apply to its answers."""
-
-    feedback: int = Field(description="outcomes that came")
-    accuracy: float | None
-    mean_absolute_error: float | None
-    root_mean_squared_error: float | None
 
 
 class ModelState(BaseModel):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,9 +24,10 @@ from serving.journal.link import Link
 from serving.journal.metrics import JournalMetrics
 from serving.journal.quality import Quality
 from serving.journal.records import pack, size
+from serving.journal.reporter import Reporter
+from serving.registry.client import RegistryClient
 from serving.runtime.exchange import Exchange, Header, Observer
 from serving.runtime.slot import Slot
-from serving.runtime.version import Version
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -34,7 +36,6 @@ MOST_RECORDS, MOST_BYTES = 100_000, 64 * 2**20
 """What may wait for the database."""
 _SECONDS_BETWEEN_MESSAGES = 0.1
 _MOST_BYTES_OF_MESSAGE = 2**20
-_SECONDS_TO_FLUSH = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,15 @@ class Batch:
 class Journal(Observer):
     """Records the predictions of one front."""
 
-    def __init__(self, url: str, settings: Settings, metrics: Metrics) -> None:
-        logged = [settings.log_format, settings.log_level]
-        opening = orjson.dumps({"url": url, "days": settings.journal_days, "logged": logged})
-        self._link = Link(opening, self._hear)
+    def __init__(self, settings: Settings, metrics: Metrics, registry: RegistryClient) -> None:
+        assert settings.journal_url
+        opening = {
+            "url": settings.journal_url.get_secret_value(),
+            "days": settings.journal_days,
+            "logged": [settings.log_format, settings.log_level],
+        }
+        self._link = Link(orjson.dumps(opening), self._hear)
+        self._reporter = Reporter(registry)
         self._pending: list[Exchange] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
         self._sent: dict[int, Batch] = {}
@@ -59,17 +65,16 @@ class Journal(Observer):
         self._packing: asyncio.Handle | None = None
         self._is_empty = asyncio.Event()
         self._seconds = settings.deadline_seconds
-        self._qualities: dict[tuple[str, str | None], Quality] = {}
+        self._qualities: dict[tuple[str, str], Quality] = {}
         self._failing = ""
-        self.on_quality: Callable[[Sequence[Quality]], None] = lambda found: None
-        """Called with how right versions are, whenever that has changed."""
         self.metrics = JournalMetrics(metrics.registry)
         self.metrics.pending.set_function(lambda: self._waiting)
         self.metrics.failing.set_function(lambda: bool(self._failing))
 
-    def start(self) -> None:
-        """Start the journal's process."""
+    async def run(self) -> None:
+        """Start the journal's process, and tell in MLflow how right versions are, for ever."""
         self._link.start()
+        await self._reporter.run()
 
     # -- predictions
 
@@ -126,14 +131,10 @@ class Journal(Observer):
         self.metrics.feedback.inc(found.get("recorded", 0))
         return found
 
-    def quality(self, version: Version) -> Quality | None:
-        """How right a version was; None without feedback."""
-        return self._qualities.get((version.name, version.version or version.model_id))
-
-    def tell(self, slot: Slot) -> dict[str, Any]:
-        """How right the live version was, as `/ready` tells it."""
-        quality = self.quality(slot.live.version) if slot.live else None
-        return {"quality": asdict(quality) if quality else None}
+    def tell(self, slot: Slot) -> Mapping[str, Any]:
+        """How right what is live for a reference is, by the feedback that came."""
+        found = self._qualities.get((slot.live.version.name, slot.live.version.label)) if slot.live else None
+        return {"quality": found and asdict(found)}
 
     # -- what the process tells
 
@@ -149,9 +150,9 @@ class Journal(Observer):
                 self._turn(told["failing"])
             case Kind.QUALITY:
                 found = [Quality(**each) for each in told]
-                self._qualities = {(each.model, each.version or each.model_id): each for each in found}
+                self._qualities = {(each.model, each.label): each for each in found}
                 self.metrics.tell(found)
-                self.on_quality(found)
+                self._reporter.tell(found)
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):
@@ -173,19 +174,20 @@ class Journal(Observer):
             if failing and not answer.done():
                 answer.set_exception(JournalAway("The journal's database can't be asked now."))
 
-    async def flush(self) -> None:
-        """Wait until what was answered is written, but not for long."""
+    # -- the end
+
+    async def aclose(self, seconds: float) -> None:
+        """Have what was answered written, and MLflow told of the last feedback, within this time each."""
         self._pack()
         try:
-            async with asyncio.timeout(_SECONDS_TO_FLUSH):
+            async with asyncio.timeout(seconds):
                 while self._sent:
                     self._is_empty.clear()
                     await self._is_empty.wait()
         except TimeoutError:
-            self._link.kill()  # what is counted as dropped now is not written after all
-            self.metrics.dropped.inc(self._waiting)
-            log.error("%d predictions are not recorded, as the database is away", self._waiting)
-
-    async def end(self) -> None:
-        """End the journal's process, once that has written what it has."""
+            self._link.kill()  # whatever it waits for
+            log.error("%d predictions could not be recorded before the stop", self._waiting)
         await self._link.aclose()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._reporter.flush(now=True)

@@ -43,6 +43,5 @@ class JournalMetrics:
         """Show how right versions are: these, and no others."""
         self._quality.clear()
         for each in qualities:
-            version = each.version or each.model_id or ""
             for name, value in (each.metrics | {"feedback_count": each.feedback}).items():
-                self._quality.labels(each.model, version, name).set(value)
+                self._quality.labels(each.model, each.label, name).set(value)

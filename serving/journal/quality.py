@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import BaseModel, Field
+
+
+class QualityState(BaseModel):
+    """How right a version is, by the feedback on it; null what does not apply to its answers."""
+
+    feedback: int = Field(description="outcomes that came")
+    accuracy: float | None
+    mean_absolute_error: float | None
+    root_mean_squared_error: float | None
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
@@ -19,6 +30,11 @@ class Quality:
     accuracy: float | None
     mean_absolute_error: float | None
     root_mean_squared_error: float | None
+
+    @property
+    def label(self) -> str:
+        """The version, as metrics and headers tell it."""
+        return self.version or self.model_id or ""
 
     @property
     def metrics(self) -> dict[str, float]:
