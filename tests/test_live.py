@@ -182,6 +182,10 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
         "reason": None,
         "candidate": None,
         "comparison": None,
+        "canary": None,
+        "shadow": None,
+        "drift": None,
+        "quality": None,
         "warnings": [],
     }
     assert [(model["name"], model["version"], model["state"]) for model in others[:3]] == [

@@ -22,7 +22,7 @@ from serving.http.request_id import new_id
 _SECONDS_TO_SAY_GOODBYE = 1.0
 _MOST_HEAD_BYTES = 65536
 # What a client may go on to send once it has its answer; one that is cut off at once may never read that.
-_MOST_LEFT_BYTES = 2**20
+_MOST_LEFT_BYTES = 2**21
 
 
 class _HeadTooLarge(Exception):
