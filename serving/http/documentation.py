@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.http import problems
+from serving.http import feedback, problems
 from serving.http.formats import ARROW, CSV, PARQUET
 from serving.http.inference_tensors import InferenceRequest
 from serving.http.typed import typed_routes
@@ -30,7 +30,7 @@ def document(app: FastAPI, models: Models, *, has_keys: bool) -> dict[str, Any]:
     )
     problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= problem.pop("$defs") | {"Problem": problem}
+    schemas |= problem.pop("$defs") | {"Problem": problem} | feedback.COMPONENTS
     found["paths"] |= _invocations() | _infer("") | _infer("/versions/{version}")
     _keep_longs(schemas)
     if has_keys:

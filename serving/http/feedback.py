@@ -45,15 +45,15 @@ class Taken(BaseModel):
     recorded: int = Field(description="how many outcomes")
 
 
-_ASKED: TypeAdapter[Outcome | Outcomes] = TypeAdapter(Outcome | Outcomes)
+_BODY = TypeAdapter(Outcome | Outcomes).json_schema(ref_template="#/components/schemas/{model}")
+COMPONENTS = _BODY.pop("$defs")
+"""The schemas that the body's refers to, for `/openapi.json`."""
 
 
 def router(journal: Journal | None, limits: Limits) -> APIRouter:
     """The route of feedback."""
     routes = APIRouter(tags=["feedback"])
-    schema = _ASKED.json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs")
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    body = {"required": True, "content": {"application/json": {"schema": _BODY}}}
 
     @routes.post(
         "/feedback",
