@@ -19,7 +19,7 @@ _MOST = 10_000
 _MOST_FAULTS = 20
 
 
-class Outcome(BaseModel):
+class Feedback(BaseModel):
     """The true outcome for one row of a prediction."""
 
     model_config = ConfigDict(extra="forbid")
@@ -31,12 +31,12 @@ class Outcome(BaseModel):
     )
 
 
-class Outcomes(BaseModel):
+class FeedbackList(BaseModel):
     """Several outcomes, which are taken all or none."""
 
     model_config = ConfigDict(extra="forbid")
 
-    feedback: Annotated[list[Outcome], Field(min_length=1, max_length=_MOST)]
+    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST)]
 
 
 class Taken(BaseModel):
@@ -45,7 +45,7 @@ class Taken(BaseModel):
     recorded: int = Field(description="how many outcomes")
 
 
-_BODY = TypeAdapter(Outcome | Outcomes).json_schema(ref_template="#/components/schemas/{model}")
+_BODY = TypeAdapter(Feedback | FeedbackList).json_schema(ref_template="#/components/schemas/{model}")
 COMPONENTS = _BODY.pop("$defs")
 """The schemas that the body's refers to, for `/openapi.json`."""
 
@@ -68,24 +68,24 @@ def router(journal: Journal | None, limits: Limits) -> APIRouter:
                 "Predictions are not recorded here: the operator sets SERVING_JOURNAL_URL."
             )
         asked = _read(sent)
-        listed = asked.feedback if isinstance(asked, Outcomes) else [asked]
+        listed = asked.feedback if isinstance(asked, FeedbackList) else [asked]
         key = request.scope.get("key")
         found = await journal.feed_back(
             [each.model_dump(mode="json") for each in listed], key.models or None if key else None
         )
-        return Taken(recorded=_recorded(found, isinstance(asked, Outcomes)))
+        return Taken(recorded=_recorded(found, isinstance(asked, FeedbackList)))
 
     return routes
 
 
-def _read(body: bytes) -> Outcome | Outcomes:
+def _read(body: bytes) -> Feedback | FeedbackList:
     try:
         given = from_json(body, allow_inf_nan=False)
     except ValueError:
         raise Malformed("The body is no JSON.") from None
     if not isinstance(given, dict):
         raise Unprocessable("Send an object.")
-    kind = Outcomes if "feedback" in given else Outcome
+    kind = FeedbackList if "feedback" in given else Feedback
     try:
         return kind.model_validate(given)
     except ValidationError as error:
