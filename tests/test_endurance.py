@@ -89,7 +89,7 @@ def swap(service: Service, registry: Registry, times: int) -> None:
         assert service.client.post("/predict", json={"x": 2}).json()["prediction"] == 2.0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_row_11_five_hundred_swaps_leave_the_service_as_it_was(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         swap(service, Registry(registry), WARM_UP)
