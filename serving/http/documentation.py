@@ -30,7 +30,7 @@ def document(app: FastAPI, models: Models, *, has_keys: bool) -> dict[str, Any]:
     )
     problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= problem.pop("$defs") | {"Problem": problem} | feedback.COMPONENTS
+    schemas |= problem.pop("$defs") | {"Problem": problem} | feedback.SCHEMAS
     found["paths"] |= _invocations() | _infer("") | _infer("/versions/{version}")
     _keep_longs(schemas)
     if has_keys:

@@ -31,7 +31,7 @@ class Feedback(BaseModel):
     )
 
 
-class FeedbackList(BaseModel):
+class FeedbackBatch(BaseModel):
     """Several outcomes, which are taken all or none."""
 
     model_config = ConfigDict(extra="forbid")
@@ -45,15 +45,15 @@ class Taken(BaseModel):
     recorded: int = Field(description="how many outcomes")
 
 
-_BODY = TypeAdapter(Feedback | FeedbackList).json_schema(ref_template="#/components/schemas/{model}")
-COMPONENTS = _BODY.pop("$defs")
-"""The schemas that the body's refers to, for `/openapi.json`."""
+_SCHEMA = TypeAdapter(Feedback | FeedbackBatch).json_schema(ref_template="#/components/schemas/{model}")
+SCHEMAS: dict[str, Any] = _SCHEMA.pop("$defs")
+"""What the documentation of the route refers to."""
 
 
 def router(journal: Journal | None, limits: Limits) -> APIRouter:
     """The route of feedback."""
     routes = APIRouter(tags=["feedback"])
-    body = {"required": True, "content": {"application/json": {"schema": _BODY}}}
+    body = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
 
     @routes.post(
         "/feedback",
@@ -68,24 +68,24 @@ def router(journal: Journal | None, limits: Limits) -> APIRouter:
                 "Predictions are not recorded here: the operator sets SERVING_JOURNAL_URL."
             )
         asked = _read(sent)
-        listed = asked.feedback if isinstance(asked, FeedbackList) else [asked]
+        listed = asked.feedback if isinstance(asked, FeedbackBatch) else [asked]
         key = request.scope.get("key")
         found = await journal.feed_back(
             [each.model_dump(mode="json") for each in listed], key.models or None if key else None
         )
-        return Taken(recorded=_recorded(found, isinstance(asked, FeedbackList)))
+        return Taken(recorded=_recorded(found, isinstance(asked, FeedbackBatch)))
 
     return routes
 
 
-def _read(body: bytes) -> Feedback | FeedbackList:
+def _read(body: bytes) -> Feedback | FeedbackBatch:
     try:
         given = from_json(body, allow_inf_nan=False)
     except ValueError:
         raise Malformed("The body is no JSON.") from None
     if not isinstance(given, dict):
         raise Unprocessable("Send an object.")
-    kind = FeedbackList if "feedback" in given else Feedback
+    kind = FeedbackBatch if "feedback" in given else Feedback
     try:
         return kind.model_validate(given)
     except ValidationError as error:

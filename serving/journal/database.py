@@ -100,20 +100,20 @@ def _reason(error: SQLAlchemyError) -> str:
     return f"{type(told).__name__}: {' '.join(str(told).split())[:300]}"
 
 
-def insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows, but for those that are there already; all have the same columns.
+def insert(
+    connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert rows of these columns, but for those that are there already.
 
     It goes round SQLAlchemy's handling of each value, which takes longer than SQLite does.
     """
-    if not rows:
-        return
-    names = tuple(column.name for column in table.columns if column.name in rows[0])
     statement = _statement(connection.dialect, table, names)
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(statement, [*rows])
+        connection.exec_driver_sql(statement, [dict(zip(names, row, strict=True)) for row in rows])
         return
-    columns = [_in_sqlite([row[name] for row in rows]) for name in names]
-    connection.exec_driver_sql(statement, [*zip(*columns, strict=True)])
+    for place in [place for place, value in enumerate(rows[0]) if isinstance(value, datetime)]:
+        rows = [(*row[:place], _in_sqlite(row[place]), *row[place + 1 :]) for row in rows]
+    connection.exec_driver_sql(statement, [*rows])
 
 
 @lru_cache
@@ -122,8 +122,7 @@ def _statement(dialect: Dialect, table: Table, names: tuple[str, ...]) -> str:
     return str(made.on_conflict_do_nothing().compile(dialect=dialect, column_keys=names))
 
 
-def _in_sqlite(values: list[Any]) -> list[Any]:
-    """A column, in which moments, which are UTC, are as SQLAlchemy reads them."""
-    if not isinstance(values[0], datetime):
-        return values
-    return [moment.isoformat(" ", "microseconds").removesuffix("+00:00") for moment in values]
+@lru_cache(maxsize=1024)
+def _in_sqlite(moment: datetime) -> str:
+    """A moment, which is UTC, as SQLAlchemy reads it."""
+    return moment.replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -23,7 +23,7 @@ from serving.journal.frames import Frame, Kind
 from serving.journal.link import Link
 from serving.journal.metrics import JournalMetrics
 from serving.journal.quality import Quality
-from serving.journal.records import pack, size
+from serving.journal.records import Record, pack, record
 from serving.journal.reporter import Reporter
 from serving.registry.client import RegistryClient
 from serving.runtime.exchange import Exchange, Header, Observer
@@ -58,7 +58,7 @@ class Journal(Observer):
         }
         self._link = Link(orjson.dumps(opening), self._hear)
         self._reporter = Reporter(registry)
-        self._pending: list[Exchange] = []
+        self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
         self._sent: dict[int, Batch] = {}
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -85,14 +85,15 @@ class Journal(Observer):
 
     def answered(self, exchange: Exchange) -> None:
         """Have it written, if there is room for it."""
-        bytes_of_it = size(exchange)
-        if self._waiting >= MOST_RECORDS or self._waiting_bytes + bytes_of_it > MOST_BYTES:
+        kept = record(exchange)
+        size = kept.size
+        if self._waiting >= MOST_RECORDS or self._waiting_bytes + size > MOST_BYTES:
             self.metrics.dropped.inc()
             return
-        self._pending.append(exchange)
+        self._pending.append(kept)
         self._waiting += 1
-        self._waiting_bytes += bytes_of_it
-        self._pending_bytes += bytes_of_it
+        self._waiting_bytes += size
+        self._pending_bytes += size
         if self._packing is None:
             self._packing = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_MESSAGES, self._pack)
         if self._pending_bytes > _MOST_BYTES_OF_MESSAGE:
@@ -102,10 +103,16 @@ class Journal(Observer):
         if self._packing is not None:
             self._packing.cancel()
             self._packing = None
-        if self._pending:
-            number = self._link.send(Kind.RECORDS, pack(self._pending))
-            self._sent[number] = Batch(len(self._pending), self._pending_bytes)
-            self._pending, self._pending_bytes = [], 0
+        pending, batch = self._pending, Batch(len(self._pending), self._pending_bytes)
+        self._pending, self._pending_bytes = [], 0
+        if pending:
+            try:
+                packed = pack(pending)
+            except Exception:  # whatever it is, it is counted, and the front goes on
+                log.exception("predictions could not be packed")
+                self._settle(batch, lost=batch.records)
+            else:
+                self._sent[self._link.send(Kind.RECORDS, packed)] = batch
 
     # -- feedback
 
@@ -156,13 +163,16 @@ class Journal(Observer):
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):
-            self.metrics.written.inc(batch.records - lost)
-            self.metrics.dropped.inc(lost)
             self.metrics.written_at.set(time.time())
-            self._waiting -= batch.records
-            self._waiting_bytes -= batch.bytes
+            self._settle(batch, lost)
         if not self._sent:
             self._is_empty.set()
+
+    def _settle(self, batch: Batch, lost: int) -> None:
+        self.metrics.written.inc(batch.records - lost)
+        self.metrics.dropped.inc(lost)
+        self._waiting -= batch.records
+        self._waiting_bytes -= batch.bytes
 
     def _turn(self, failing: str) -> None:
         if failing:

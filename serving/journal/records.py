@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -18,10 +18,10 @@ import orjson
 import pyarrow as pa
 
 from serving.runtime.exchange import Exchange
-from serving.runtime.loaded import Loaded
+from serving.runtime.loaded import Loaded, Part
 from serving.runtime.outputs import Labels, Probabilities, Regression
 from serving.runtime.predictions import Later, Whole
-from serving.runtime.table import Rows, in_text, stream
+from serving.runtime.table import in_text, stream
 
 _PROTOCOLS = {
     "predict": "predict",
@@ -35,51 +35,54 @@ _PROTOCOLS = {
 _TYPED = frozenset({"predict", "batch", "stream"})
 """Those whose bodies and answers are JSON of rows."""
 _OVERHEAD = 600
-_TABLES = {"given": pa.list_(pa.binary()), "answered": pa.list_(pa.binary()), "order": pa.list_(pa.int32())}
-"""The columns of those that came in tables."""
+_BINARIES, _NUMBERS = pa.list_(pa.binary()), pa.list_(pa.int32())
 
 
-def size(exchange: Exchange) -> int:
-    """The bytes that it takes to keep an exchange, about."""
-    if _is_in_tables(exchange):
-        tables = [(ticket.rows, _answer(ticket.future.result())) for _, ticket in exchange.parts]
-        return _OVERHEAD + sum([_bytes(rows) + _bytes(answer) for rows, answer in tables])
-    return _OVERHEAD + len(exchange.body) + sum(map(len, exchange.answer))
+class Record(NamedTuple):
+    """What is kept of one exchange, and nothing of what it was made with.
 
-
-def pack(exchanges: Sequence[Exchange]) -> bytes:
-    """What is kept of exchanges, as an Arrow stream of one batch; its metadata tells of their versions.
-
-    Each has its id in the scope, as `prediction_id`.
+    To hold on to requests until they are packed would take longer than all else here: their memory could not
+    be used again at once, and the garbage collector would look at it.
     """
-    places: dict[Loaded, int] = {}
-    for each in exchanges:
-        places.setdefault(each.live, len(places))
-    protocols = [_protocol(each.scope["path"]) for each in exchanges]
-    texts = [_texts(each) for each in exchanges]
-    columns = {
-        "id": pa.array([each.scope["prediction_id"] for each in exchanges], pa.string()),
-        "version": pa.array([places[each.live] for each in exchanges], pa.int32()),
-        "protocol": pa.array(protocols, pa.string()),
-        "rows": pa.array([sum([len(rows) for rows, _ in each.parts]) for each in exchanges], pa.int32()),
-        "params": pa.array([_params(each) for each in exchanges], pa.string()),
-        "body": pa.array([body for body, _ in texts], pa.large_binary()),
-        "answer": pa.array([answer for _, answer in texts], pa.large_binary()),
-        "latency": pa.array([each.ended - each.began for each in exchanges], pa.float64()),
-        "request_id": pa.array([each.scope["request_id"] for each in exchanges], pa.string()),
-    }
-    if any(map(_is_in_tables, exchanges)):
-        tables = [_tables(each) for each in exchanges]
-        for index, (name, kind) in enumerate(_TABLES.items()):
-            columns[name] = pa.array([each[index] for each in tables], kind)
-    facts = orjson.dumps([_facts(live) for live in places])
-    batch = pa.RecordBatch.from_arrays([*columns.values()], names=[*columns])
-    return stream(batch.replace_schema_metadata({"versions": facts}))
+
+    id: str
+    live: Loaded
+    protocol: str
+    rows: int
+    params: str | None
+    body: bytes
+    answer: bytes
+    given: Sequence[bytes] | None
+    """Where rows and what the model answered are tables, of which body and answer were made: those."""
+    answered: Sequence[bytes] | None
+    order: Any
+    """Where the rows of all tables stood in the request."""
+    latency: float
+    request_id: str
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes, about."""
+        tables = sum(map(len, [*self.given, *self.answered])) if self.given and self.answered else 0
+        return _OVERHEAD + len(self.body) + len(self.answer) + tables
 
 
-def _is_in_tables(exchange: Exchange) -> bool:
-    """Whether rows and what the model answered are tables, of which body and answer were made."""
-    return bool(exchange.parts) and _protocol(exchange.scope["path"]) not in _TYPED
+def record(exchange: Exchange) -> Record:
+    """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
+    scope, parts, answer = exchange.scope, exchange.parts, exchange.answer
+    protocol = _protocol(scope["path"])
+    seconds = exchange.ended - exchange.began
+    ends = scope["prediction_id"], exchange.live, protocol
+    if parts and protocol not in _TYPED:
+        rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
+        params, tables = parts[0][1].key.params or None, (_given(parts), _answered(parts), rows)
+        return Record(*ends, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
+    told = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
+    if parts:
+        count, params = sum([len(rows) for rows, _ in parts]), parts[0][1].key.params or None
+    else:
+        count, params = 0, _params(exchange, protocol)
+    return Record(*ends, count, params, exchange.body, told, None, None, None, seconds, scope["request_id"])
 
 
 @lru_cache(maxsize=1024)
@@ -87,41 +90,50 @@ def _protocol(path: str) -> str:
     return _PROTOCOLS[path.rpartition("/")[2]]
 
 
-def _bytes(rows: Rows) -> int:
-    return int(rows.nbytes) if isinstance(rows, pa.RecordBatch) else 0
+def _given(parts: Sequence[Part]) -> list[bytes]:
+    return [stream(ticket.rows) for _, ticket in parts]
 
 
-def _texts(exchange: Exchange) -> tuple[bytes, bytes]:
-    if _is_in_tables(exchange):
-        return b"", b""
-    if len(exchange.answer) == 1:
-        return exchange.body, exchange.answer[0]
-    between = b"," if _protocol(exchange.scope["path"]) == "stream" else b""
-    return exchange.body, between.join(exchange.answer)
+def _answered(parts: Sequence[Part]) -> list[bytes]:
+    found = [ticket.future.result() for _, ticket in parts]
+    return [stream(answer.table) for answer in found if isinstance(answer, Later | Whole)]
 
 
-def _tables(exchange: Exchange) -> tuple[Any, Any, Any]:
-    """Each part's rows and answer, and where its rows stood in the request; nothing of typed routes."""
-    if not _is_in_tables(exchange):
-        return None, None, None
-    given = [stream(ticket.rows) for _, ticket in exchange.parts]
-    answered = [stream(_answer(ticket.future.result())) for _, ticket in exchange.parts]
-    return given, answered, np.concatenate([np.asarray(rows, np.int32) for rows, _ in exchange.parts])
-
-
-def _answer(answer: Any) -> pa.RecordBatch:
-    assert isinstance(answer, Later | Whole)
-    return answer.table
-
-
-def _params(exchange: Exchange) -> str | None:
-    if exchange.parts:
-        return exchange.parts[0][1].key.params or None
+def _params(exchange: Exchange, protocol: str) -> str | None:
+    """The parameters of what the cache answered, so that they fit."""
     query = exchange.scope["query_string"]
-    if query and _protocol(exchange.scope["path"]) == "predict":  # answered from the cache, so that they fit
-        asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-        return in_text(exchange.live.contract.read_query(asked)) or None
-    return None
+    if not query or protocol != "predict":
+        return None
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    return in_text(exchange.live.contract.read_query(asked)) or None
+
+
+def pack(records: Sequence[Record]) -> bytes:
+    """Records as an Arrow stream of one batch; its metadata tells of their versions."""
+    columns = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
+    places = {live: place for place, live in enumerate(dict.fromkeys(columns["live"]))}
+    columns["live"] = tuple(map(places.__getitem__, columns["live"]))
+    arrays = [pa.array(columns[name], kind) for name, kind in _KINDS.items()]
+    facts = orjson.dumps([_facts(live) for live in places])
+    batch = pa.RecordBatch.from_arrays(arrays, names=[*_KINDS])
+    return stream(batch.replace_schema_metadata({"versions": facts}))
+
+
+_KINDS = {
+    "id": pa.string(),
+    "live": pa.int32(),
+    "protocol": pa.string(),
+    "rows": pa.int32(),
+    "params": pa.string(),
+    "body": pa.large_binary(),
+    "answer": pa.large_binary(),
+    "given": _BINARIES,
+    "answered": _BINARIES,
+    "order": _NUMBERS,
+    "latency": pa.float64(),
+    "request_id": pa.string(),
+}
+"""The columns of a batch; `live` is a place among the versions."""
 
 
 def _facts(live: Loaded) -> dict[str, Any]:

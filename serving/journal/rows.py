@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import orjson
@@ -23,11 +25,27 @@ _FORMS: Mapping[str, TypeAdapter[Outputs]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is to be inserted, and how many records nothing could be made of."""
+    """What is to be inserted, by the columns of the tables, and how many records nothing could be made of."""
 
-    versions: list[dict[str, Any]]
-    predictions: list[dict[str, Any]]
+    versions: list[tuple[Any, ...]]
+    predictions: list[tuple[Any, ...]]
     lost: int
+
+
+VERSION = ("id", "model", "version", "model_id", "run_id", "source", "task", "outputs")
+PREDICTION = (
+    "id",
+    "at",
+    "version",
+    "protocol",
+    "rows",
+    "inputs",
+    "params",
+    "outputs",
+    "latency",
+    "request_id",
+)
+"""The columns in which they are."""
 
 
 def outputs(told: str) -> Outputs:
@@ -42,19 +60,27 @@ def unpack(payload: bytes) -> Rows:
     versions = orjson.loads(batch.schema.metadata[b"versions"])
     tails = [_tail(version) for version in versions]
     found, lost = [], 0
-    for record in _each(batch):
+    for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _each(batch):
         try:
-            found.append(_row(record, versions[record["version"]], tails[record["version"]]))
+            if tables[0] is not None:
+                inputs, answered = _in_words(tables, versions[live])
+            else:
+                read = _READERS.get(protocol, _as_it_came)
+                rows, params, inputs, answered = read(params, body, answer, tails[live])
+            at = _moment(identity[:13])
+            told = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
+            found.append((identity, at, *told, latency, request_id))
         except Exception:  # whatever it is, the others are written
             log.exception("a record could not be read")
             lost += 1
-    return Rows(versions, found, lost)
+    return Rows([tuple(version[name] for name in VERSION) for version in versions], found, lost)
 
 
-def _each(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = batch.schema.names
-    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-        yield dict(zip(names, values, strict=True))
+def _each(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    columns = (
+        repeat(None) if column.null_count == len(column) else column.to_pylist() for column in batch.columns
+    )
+    return zip(*columns)  # noqa: B905  # what repeats has no length
 
 
 def _tail(version: Mapping[str, Any]) -> int:
@@ -63,31 +89,17 @@ def _tail(version: Mapping[str, Any]) -> int:
     return len(b',"model":%s}' % model)
 
 
-def _row(record: Mapping[str, Any], version: Mapping[str, Any], tail: int) -> dict[str, Any]:
-    if record.get("given") is not None:
-        from serving.journal.tables import in_words  # heavy, and mostly not needed
-
-        rows, params = record["rows"], record["params"]
-        given, answered = in_words(record, outputs(version["outputs"]))
-    else:
-        rows, params, given, answered = _READERS.get(record["protocol"], _as_it_came)(record, tail)
-    return {
-        "id": record["id"],
-        "at": moment(record["id"]),
-        "version": version["id"],
-        "protocol": record["protocol"],
-        "rows": rows,
-        "inputs": given.decode(),
-        "params": params,
-        "outputs": answered.decode(),
-        "latency": record["latency"],
-        "request_id": record["request_id"],
-    }
+@lru_cache(maxsize=1024)
+def _moment(prefix: str) -> datetime:
+    """The time with which an id begins; that of many is the same."""
+    return datetime.fromtimestamp(int(prefix[:8] + prefix[9:], 16) / 1000, UTC)
 
 
-def moment(identity: str) -> datetime:
-    """The time in an id."""
-    return datetime.fromtimestamp(int(identity[:8] + identity[9:13], 16) / 1000, UTC)
+def _in_words(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    from serving.journal.tables import in_words  # heavy, and mostly not needed
+
+    rows, answers, places = tables
+    return in_words(rows, answers, places, outputs(version["outputs"]))
 
 
 # -- what typed routes take and answer; rows are not counted by the front where the cache answered
@@ -95,24 +107,23 @@ def moment(identity: str) -> datetime:
 _Read = tuple[int, str | None, bytes, bytes]
 
 
-def _one(record: Mapping[str, Any], tail: int) -> _Read:
-    return 1, record["params"], b"[%s]" % record["body"], b"[%s}]" % record["answer"][:-tail]
+def _one(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
+    return 1, params, b"[%s]" % body, b"[%s}]" % answer[:-tail]
 
 
-def _batch(record: Mapping[str, Any], tail: int) -> _Read:
-    asked = orjson.loads(record["body"])
-    params = orjson.dumps(asked["params"]).decode() if asked.get("params") else None
-    answered = record["answer"][len(b'{"predictions":') : -tail]
-    return len(asked["rows"]), params, orjson.dumps(asked["rows"]), answered
+def _batch(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
+    asked = orjson.loads(body)
+    told = orjson.dumps(asked["params"]).decode() if asked.get("params") else None
+    return len(asked["rows"]), told, orjson.dumps(asked["rows"]), answer[len(b'{"predictions":') : -tail]
 
 
-def _stream(record: Mapping[str, Any], tail: int) -> _Read:
-    return 1, record["params"], b"[%s]" % record["body"], b"[[%s]]" % record["answer"]
+def _stream(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
+    return 1, params, b"[%s]" % body, b"[[%s]]" % answer
 
 
-def _as_it_came(record: Mapping[str, Any], tail: int) -> _Read:
+def _as_it_came(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
     """Of another protocol, from the cache: the whole body and the whole answer, as one thing."""
-    return 1, None, b"[%s]" % _as_json(record["body"]), b"[%s]" % _as_json(record["answer"])
+    return 1, None, b"[%s]" % _as_json(body), b"[%s]" % _as_json(answer)
 
 
 def _as_json(body: bytes) -> bytes:

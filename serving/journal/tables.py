@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import orjson
 import pyarrow as pa
@@ -18,14 +17,16 @@ from serving.runtime.values import Value, in_json
 _NOTHING = b'{"prediction":null}'
 
 
-def in_words(record: Mapping[str, Any], outputs: Outputs) -> tuple[bytes, bytes]:
-    """The rows of a record and its predictions: JSON arrays, in the order in which they were asked for.
+def in_words(
+    rows: Sequence[bytes], answer: Sequence[bytes], places: Sequence[int], outputs: Outputs
+) -> tuple[bytes, bytes]:
+    """The rows of a record and its predictions: JSON arrays, in the order of their places in the request.
 
     What JSON can't say of a prediction is null. One thing that was answered for all rows is one prediction.
     """
-    given = [_read(each) for each in record["given"]]
-    answered = [_read(each) for each in record["answered"]]
-    order = sorted(range(len(record["order"])), key=record["order"].__getitem__)
+    given = [_read(each) for each in rows]
+    answered = [_read(each) for each in answer]
+    order = sorted(range(len(places)), key=places.__getitem__)
     inputs = [row for each in given for row in objects(each)]
     asked = orjson.dumps([inputs[index] for index in order], default=in_json)
     if answers.form(answered[0]) is answers.Form.WHOLE and len(inputs) > 1:

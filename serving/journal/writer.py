@@ -32,7 +32,7 @@ from serving.journal import database, outcomes
 from serving.journal.database import Refused, transaction
 from serving.journal.frames import Frame, Kind, receive
 from serving.journal.quality import Quality
-from serving.journal.rows import unpack
+from serving.journal.rows import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, predictions, versions
 from serving.telemetry import logs
 
@@ -113,18 +113,19 @@ class Writer:
             return rows.lost + sum(not self._takes(rows.versions, each) for each in rows.predictions)
         return rows.lost
 
-    def _takes(self, of: list[dict[str, Any]], prediction: dict[str, Any]) -> bool:
+    def _takes(self, of: list[tuple[Any, ...]], prediction: tuple[Any, ...]) -> bool:
         try:
             self._insert(of, [prediction])
         except Refused as error:
-            log.error("prediction %s is not recorded: %s", prediction["id"], error)
+            log.error("prediction %s is not recorded: %s", prediction[0], error)
             return False
         return True
 
-    def _insert(self, of: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    def _insert(self, of: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> None:
         with transaction(self._engine) as connection:
-            database.insert(connection, versions, of)
-            database.insert(connection, predictions, rows)
+            database.insert(connection, versions, VERSION, of)
+            if rows:
+                database.insert(connection, predictions, PREDICTION, rows)
 
     def _insist(self, do: Callable[[], T]) -> T:
         """What `do` gives, tried until the database goes along.
