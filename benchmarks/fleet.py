@@ -19,6 +19,7 @@ from rich.console import Console
 
 from benchmarks import registry, service, sheet
 from benchmarks.fleets import Fleet, Return, fleets, outages
+from benchmarks.postgres import Postgres
 from benchmarks.promotion import more_versions, registry_client, seconds_to_answer
 from benchmarks.registry import Cost, Herd
 from benchmarks.scale import register
@@ -67,8 +68,7 @@ def measure(folder: Path, seconds: float, say: Callable[[str], None]) -> Found:
         NoWrk: wrk is not installed.
         NotStarted: a server did not come up, or a version did not go live.
     """
-    folder.chmod(0o755)  # PostgreSQL does not run as root
-    with registry.database(folder) as uri, registry.server(folder, uri, 1) as url:
+    with Postgres() as postgres, registry.server(folder, uri := postgres.url(), 1) as url:
         say("what a call costs")
         costs = []
         for models in (FEW, MANY):

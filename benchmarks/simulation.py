@@ -207,10 +207,12 @@ class _Front:
         shown = yield self._glance
         if shown is None:
             return True
-        if shown == follower.shown and self._env.now < follower.due and not follower.is_unsettled:
+        is_news = follower.shown is None or (follower.promoted and shown != follower.shown)
+        if not is_news and self._env.now < follower.due and not follower.is_unsettled:
             return False
         follower.shown = shown
-        follower.due = self._env.now + BETWEEN_LOOKS * self._chance.uniform(0.8, 1.2)
+        between = max(BETWEEN_LOOKS, 10 * self._plan.poll)
+        follower.due = self._env.now + between * self._chance.uniform(0.8, 1.2)
         return True
 
     def _look(self, follower: _Follower) -> Steps:

@@ -53,6 +53,8 @@ log = logging.getLogger("serving")
 
 _MANY = 4
 """So many models look at the registry together."""
+_LONGEST_SPREAD = 1.0
+"""Within so many seconds, at random, each front tells the registry what became of a version."""
 _LEAST_SECONDS = 1.0
 """Those who watch have this time to end, however long it took to drain."""
 
@@ -83,7 +85,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     metrics = Metrics()
     timeline = Timeline(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
-    herald = Herald(registry)
+    herald = Herald(registry, min(settings.poll_seconds, _LONGEST_SPREAD))
     slots = [
         Slot(reference, settings.replayed, required=_is_required(reference, settings.models))
         for reference in settings.models

@@ -268,3 +268,12 @@ async def test_a_registry_of_its_own_goes_before_the_tracking_server(tmp_path: P
     settings: dict[str, Any] = {"tracking_uri": "http://tracking", "registry_uri": registry}
     with closing(RegistryClient(Settings(**settings))) as client:
         assert client.uri == registry
+
+
+async def test_how_long_the_registry_took_is_told_but_not_what_importing_mlflow_did(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    await resolved(client, "models:/iris/1")
+    assert client.waited == 0
+    await resolved(client, "models:/iris/1")
+    assert client.waited > 0

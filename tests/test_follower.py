@@ -20,7 +20,7 @@ from stage import Stage
 from serving.errors import NotLive
 from serving.reference import Reference
 from serving.registry.follower import Follower
-from serving.registry.plan import Candidate, State, Step, decide, pause
+from serving.registry.plan import Candidate, State, Step, decide, pause, rest
 from serving.runtime.loaded import Loaded
 from serving.runtime.version import Version
 
@@ -77,6 +77,27 @@ async def test_what_a_look_leads_to(
 async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
     assert 0.4 <= pause(failures) <= 36
     assert pause(failures) < pause(failures + 3) or failures >= 5
+
+
+@pytest.mark.parametrize(
+    ("waited", "before", "seconds"),
+    [
+        (0.02, 1.0, 1.0),
+        (0.5, 1.0, 2.0),  # a fifth of the time is waiting
+        (3.0, 1.0, 12.0),
+        (0.02, 10.0, 8.0),  # what was slow once is not asked at once as often as before
+        (600.0, 1.0, 30.0),
+    ],
+    ids=["quick", "slow", "too slow", "quick again", "hopeless"],
+)
+async def test_a_registry_that_is_slow_is_looked_at_less_often(
+    waited: float, before: float, seconds: float
+) -> None:
+    assert rest(1.0, waited, before) == seconds
+
+
+async def test_a_longer_poll_is_kept_however_slow_the_registry_is() -> None:
+    assert rest(60.0, 600.0, 0.0) == 60.0
 
 
 # -- flows

@@ -54,6 +54,29 @@ async def test_a_look_is_due_at_first_and_after_each_change(
         assert not await glance.shows_change(FRESH)
 
 
+async def test_what_becomes_of_another_model_makes_no_look_due(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    glance = Glance(client, PRODUCTION, shared=True)
+    assert await glance.shows_change(FRESH)
+    for _ in range(3):
+        catalogue.promote("rose", catalogue.register("rose", Path("/nowhere")))
+        assert not await glance.shows_change(FRESH)
+    catalogue.promote("iris", "2")
+    assert await glance.shows_change(FRESH)
+
+
+async def test_more_changes_than_are_seen_at_once_may_concern_anybody(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    glance = Glance(client, PRODUCTION, shared=True)
+    assert await glance.shows_change(FRESH)
+    catalogue.promote("iris", "2")
+    for _ in range(5):
+        catalogue.register("rose", Path("/nowhere"))
+    assert await glance.shows_change(FRESH)
+
+
 async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Registry) -> None:
     glances = [Glance(client, PRODUCTION, shared=True) for _ in range(50)]
     asked, mark = [], client._mark
@@ -63,8 +86,8 @@ async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Reg
         return mark()
 
     client._mark = counted  # type: ignore[method-assign, assignment]
-    assert all([await glance.shows_change(60) for glance in glances])
-    assert not any([await glance.shows_change(60) for glance in glances])
+    assert all([await glance.shows_change(120) for glance in glances])
+    assert not any([await glance.shows_change(120) for glance in glances])
     assert len(asked) == 1
     assert client.reachable
 

@@ -127,6 +127,18 @@ async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
         }
 
 
+async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    one, patient, prompt = await version(client, "1"), Herald(client, spread=1e9), Herald(client)
+    for herald in (patient, prompt):
+        herald.tell(PRODUCTION, one, Outcome.REJECTED, "it is broken")
+    await patient.flush()
+    assert "serving.state" not in tags(catalogue, "1")
+    await prompt.flush()
+    assert tags(catalogue, "1")["serving.state"] == "rejected"
+
+
 async def test_how_it_compares_on_another_front_is_no_news(
     client: RegistryClient, catalogue: Registry, clock: object
 ) -> None:
@@ -161,6 +173,17 @@ async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, cata
     here.remind(await version(client, "1"))
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "reverted"
+
+
+async def test_what_one_front_has_stopped_another_does_not_go_on_with(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    one = await version(client, "1")
+    for text, told in [("10 %", "10 %"), ("stopped: slow", "stopped: slow"), ("25 %", "stopped: slow")]:
+        herald = Herald(client)
+        herald.note(one, "serving.canary", text, spare="stopped")
+        await herald.flush()
+        assert tags(catalogue, "1")["serving.canary"] == told
 
 
 async def test_another_outcome_replaces_the_one_before(

@@ -16,8 +16,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from live import Service, served, until
-from postgres import postgres
 from promotions import Callers, Model, ServedRegistry, Tracking
+
+from benchmarks.postgres import Postgres
 
 # An MLflow server on a new database and three fronts take their time to start where tests share two cores.
 pytestmark = pytest.mark.timeout(300)
@@ -89,9 +90,8 @@ def looks_until_seen(model: Model, version: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres(tmp_path_factory.mktemp("database")) as uri:
-        yield uri
+def database(postgres: Postgres) -> str:
+    return postgres.create("mlflow")
 
 
 @pytest.fixture(scope="module")

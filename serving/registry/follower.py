@@ -70,7 +70,7 @@ class Follower:
             await self._rest(max(seconds, pause(self._misses, _LONGEST_LOOK) if self._misses else 0))
 
     async def _rest(self, seconds: float) -> None:
-        """Wait for the next look, and judge meanwhile: a version on probation can't wait for the registry."""
+        """Wait for the next look, and judge and tell meanwhile: neither can wait that long."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
         while not self._woken.is_set() and (left := ends - loop.time()) > 0:
@@ -78,6 +78,8 @@ class Follower:
                 async with asyncio.timeout(min(left, _SECONDS_BETWEEN_VERDICTS)):
                     await self._woken.wait()
             self._judge()
+            if self._herald.is_due:
+                await self._herald.flush()
 
     def wake(self) -> None:
         """Tick now."""
@@ -91,7 +93,7 @@ class Follower:
         if not settled:
             self._glance.forget()
         if not (self.slot.live and self.slot.reference.is_fixed) and await self._glance.shows_change(
-            self._settings.poll_seconds / 2
+            self._settings.poll_seconds
         ):
             await self._look()
         await self._herald.flush()

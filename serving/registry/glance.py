@@ -9,7 +9,7 @@ from serving.errors import RegistryError
 from serving.reference import Kind, Reference
 from serving.registry.client import Marker, RegistryClient
 
-# What a marker does not tell (a tag, a server whose clock is behind) is seen by then.
+# What a marker does not tell (a tag, a server whose clock is behind) is seen by then, or after ten polls.
 _SECONDS_BETWEEN_LOOKS = 10.0
 
 
@@ -21,25 +21,40 @@ class Glance:
     """
 
     def __init__(self, registry: RegistryClient, reference: Reference, *, shared: bool) -> None:
-        self._registry = registry
+        self._registry, self._name = registry, reference.name
         self._shared = shared and reference.kind in (Kind.STAGE, Kind.LATEST)
         self._marker: Marker | None = None
         self._due = 0.0
 
-    async def shows_change(self, max_age: float) -> bool:
-        """Whether a look is due; what it goes by may be `max_age` seconds old."""
+    async def shows_change(self, poll: float) -> bool:
+        """Whether a look is due, asked every `poll` seconds; what it goes by may be half as old."""
         if not self._shared:
             return True
         try:
-            marker = await self._registry.marker(max_age)
+            marker = await self._registry.marker(poll / 2)
         except RegistryError:
             return True  # the look says what is wrong
-        now = asyncio.get_running_loop().time()
-        if marker == self._marker and now < self._due:
+        now, before, self._marker = asyncio.get_running_loop().time(), self._marker, marker
+        if now < self._due and not may_concern(self._name, marker, before):
             return False
-        self._marker, self._due = marker, now + _SECONDS_BETWEEN_LOOKS * random.uniform(0.8, 1.2)  # noqa: S311
+        between = max(_SECONDS_BETWEEN_LOOKS, 10 * poll)
+        self._due = now + between * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
         return True
 
     def forget(self) -> None:
         """Have a look be due, whatever the registry shows."""
         self._marker = None
+
+
+def may_concern(name: str, marker: Marker, before: Marker | None) -> bool:
+    """Whether versions of the model may have changed since the marker was `before`.
+
+    What changed stands before what did not: as long as anything of `before` is seen, nothing is missed.
+    """
+    if marker == before:
+        return False
+    if not before or not {*marker} & {*before}:
+        return True
+    # Those that were pushed out at the end have not changed.
+    oldest = marker[-1][2] if len(marker) >= len(before) else 0
+    return any(changed == name and at >= oldest for changed, _, at in {*marker} ^ {*before})

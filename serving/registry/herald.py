@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,20 +29,27 @@ Key = tuple[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is to be told of a version; `refusal` is why this front had refused it before, if it had."""
+    """What is to be told of a version, from `due` on; `refusal` is why this front had refused it before."""
 
     version: Version
     outcome: Outcome
     reason: str
     since: str
     refusal: str = ""
+    due: float = 0.0
 
 
 class Herald:
-    """Writes notices as tags; what the registry does not take is tried again, and is never fatal."""
+    """Writes notices as tags; what the registry does not take is tried again, and is never fatal.
 
-    def __init__(self, registry: RegistryClient) -> None:
-        self._registry = registry
+    Args:
+        registry: where they are written.
+        spread: seconds of which each notice waits some, at random: of several fronts that have the same to
+            tell at the same moment, one then writes it, and the others find it written.
+    """
+
+    def __init__(self, registry: RegistryClient, spread: float = 0.0) -> None:
+        self._registry, self._spread = registry, spread
         self._pending: dict[Key, Notice] = {}
         self._live: dict[str, Key] = {}
         self._notes: dict[tuple[str, str, str], tuple[Version, News]] = {}
@@ -63,7 +72,8 @@ class Herald:
         if version.version is None or (told and (told.outcome, told.reason) == (outcome, reason)):
             return
         refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
-        notice = Notice(version, outcome, reason, now(), refusal)
+        due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
+        notice = Notice(version, outcome, reason, now(), refusal, due)
         _keep(self._told, key, notice, _MOST_TOLD)
         _keep(self._pending, key, notice, _MOST_PENDING)
 
@@ -90,6 +100,11 @@ class Herald:
             if len(self._notes) > _MOST_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to write, and the registry took what was written before."""
+        return not self._failing and any(each.due <= time.monotonic() for each in self._pending.values())
+
     async def flush(self) -> None:
         """Write what is pending, as far as the registry takes it; nothing if that is under way already."""
         if not self._flushing.locked():
@@ -97,7 +112,8 @@ class Herald:
                 await self._flush()
 
     async def _flush(self) -> None:
-        for key, notice in list(self._pending.items()):
+        due = [each for each in self._pending.items() if each[1].due <= time.monotonic()]
+        for key, notice in due:
             if not await self._write(notice.version, partial(news, notice)):
                 return
             if self._pending.get(key) is notice:
