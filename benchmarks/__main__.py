@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from benchmarks import bulk as _bulk
+from benchmarks import features as _features
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
-from benchmarks import journal as _journal
 from benchmarks import on_ray as _on_ray
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
@@ -124,19 +124,19 @@ def overload(
 
 
 @app.command()
-def journal(
+def features(
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; the journals take turns in each.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; the services take turns in each.")] = 5,
     connections: Annotated[int, typer.Option(help="Number of connections.")] = 64,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """What recording every prediction costs, on SQLite and on PostgreSQL."""
+    """What drift, journal, shadow, access log and traces cost, each alone and all together."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found, counts = _journal.measure(Path(folder), connections, rounds, seconds)
-    _journal.show(found, counts, out)
-    _write(json_file, _journal.raw(found, counts), markdown_file, _journal.markdown(found, counts))
-    _fail_if(_journal.failures(found))
+        found, counts = _features.measure(Path(folder), connections, rounds, seconds)
+    _features.show(found, counts, out)
+    _write(json_file, _features.raw(found, counts), markdown_file, _features.markdown(found, counts))
+    _fail_if(_features.failures(found))
 
 
 @app.command()

@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from casting import Registry
+from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
 from pids import descendants
@@ -26,158 +27,175 @@ from serving.reference import Reference
 from serving.registry.sleeper import Rota, Sleeper
 from serving.runtime.slot import SlotOnDemand
 
+KINDS: dict[str, dict[str, Any]] = {
+    "patient": {"idle_seconds": 3600, "most_loaded": 50},
+    "sleepy": {"idle_seconds": 0.2, "most_loaded": 50, "max_waiting": 2, "deadline_seconds": 30},
+    "narrow": {"idle_seconds": 3600, "most_loaded": 1},
+    "hasty": {"idle_seconds": 3600, "most_loaded": 50, "deadline_seconds": 0.5},
+}
+MOST_TESTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A service of a model `one`, and two on demand: they multiply by 1, 2 and 3."""
+
+    service: Service
+    stock: Registry
+    two: str
+    three: str
+
+    def ask(self, name: str, x: float = 5.0, **more: Any) -> httpx.Response:
+        return self.service.client.post(f"/models/{name}/predict", json={"x": x}, **more)
+
+    def state(self, name: str) -> tuple[bool, str]:
+        """Whether it has to be live, and how it is."""
+        found = self.service.client.get("/ready")
+        assert found.status_code == 200
+        return next(
+            (each["required"], each["state"]) for each in found.json()["models"] if each["name"] == name
+        )
+
+    def until_asleep(self, name: str) -> None:
+        until(lambda: self.state(name) == (False, "asleep"))
+
+    def promote(self, name: str, **part: Any) -> None:
+        self.stock.promote(name, self.stock.add(name, **part))
+
+    def processes(self) -> int:
+        return len(descendants(self.service.process.pid))
+
+
+@pytest.fixture(scope="module")
+def places(
+    new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Iterator[Place]]:
+    """A service of a kind for all tests, with models of its own for each: it takes seconds to start."""
+    folder = tmp_path_factory.mktemp(request.param)
+    stock = Registry(new_registry(folder))
+    stock.promote("one", stock.add("one"))
+    two, three = (actor(stock.folder, factor=factor) for factor in (2.0, 3.0))
+    on_demand = ["models:/nobody/Production"]
+    for number in range(MOST_TESTS):
+        stock.promote(f"two-{number}", stock.register(f"two-{number}", two))
+        stock.alias(f"three-{number}", "best", stock.register(f"three-{number}", three))
+        on_demand += [f"models:/two-{number}/Production", f"models:/three-{number}@best"]
+    settings = KINDS[request.param] | {"models": "models:/one/Production", "on_demand": ",".join(on_demand)}
+    with served(stock.uri, folder, **settings) as service:
+        service.until_ready()
+        yield (Place(service, stock, f"two-{number}", f"three-{number}") for number in range(MOST_TESTS))
+
 
 @pytest.fixture
-def stock(new_registry: NewRegistry, tmp_path: Path) -> Registry:
-    """A registry with three models that multiply by 1, 2 and 3."""
-    registry = Registry(new_registry(tmp_path))
-    for number, name in enumerate(("one", "two", "three"), 1):
-        registry.promote(name, registry.add(name, factor=float(number)))
-    return registry
+def place(places: Iterator[Place]) -> Place:
+    return next(places)
 
 
-@pytest.fixture
-def service(stock: Registry, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """A service of the first one, the others on demand."""
-    settings = {"idle_seconds": 3600, "most_loaded": 2} | getattr(request, "param", {})
-    on_demand = "models:/two/Production,models:/three@best"
-    stock.alias("three", "best", "1")
-    with served(
-        stock.uri, tmp_path, models="models:/one/Production", on_demand=on_demand, **settings
-    ) as found:
-        found.until_ready()
-        yield found
+def on(kind: str) -> pytest.MarkDecorator:
+    """A test on a service of this kind."""
+    return pytest.mark.parametrize("places", [kind], indirect=True)
 
 
-def ask(service: Service, name: str, x: float = 5.0, **more: Any) -> httpx.Response:
-    return service.client.post(f"/models/{name}/predict", json={"x": x}, **more)
-
-
-def states(service: Service) -> dict[str, Any]:
-    found = service.client.get("/ready")
-    assert found.status_code == 200
-    return {each["name"]: (each["required"], each["state"]) for each in found.json()["models"]}
-
-
-def processes(service: Service) -> int:
-    return len(descendants(service.process.pid))
-
-
-def test_a_model_on_demand_is_loaded_by_whoever_asks_first(service: Service) -> None:
-    before = processes(service)
-    assert states(service) == {"one": (True, "live"), "two": (False, "asleep"), "three": (False, "asleep")}
+@on("patient")
+def test_a_model_on_demand_is_loaded_by_whoever_asks_first(place: Place) -> None:
+    before = place.processes()
+    assert [place.state(name) for name in ("one", place.two, place.three)] == [
+        (True, "live"),
+        (False, "asleep"),
+        (False, "asleep"),
+    ]
     with ThreadPoolExecutor(20) as pool:
-        answers = [*pool.map(lambda x: ask(service, "two", x), range(20))]
+        answers = [*pool.map(lambda x: place.ask(place.two, x), range(20))]
     assert [answer.json()["prediction"] for answer in answers] == [x * 2.0 for x in range(20)]
-    assert states(service)["two"] == (False, "live")
-    assert processes(service) == before + 1
-    assert "/models/two/predict" in service.client.get("/openapi.json").json()["paths"]
-    assert "/models/three/predict" not in service.client.get("/openapi.json").json()["paths"]
+    assert place.state(place.two) == (False, "live")
+    assert place.processes() == before + 1
+    paths = place.service.client.get("/openapi.json").json()["paths"]
+    assert f"/models/{place.two}/predict" in paths
+    assert f"/models/{place.three}/predict" not in paths
 
 
-def test_every_protocol_wakes_it_by_name_or_reference(service: Service) -> None:
-    header = {"X-Model": "three@best"}
-    assert service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
+@on("patient")
+def test_every_protocol_wakes_it_by_name_or_reference(place: Place) -> None:
+    header = {"X-Model": f"{place.three}@best"}
+    assert place.service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
     body = {"dataframe_records": [{"x": 1}]}
-    assert service.client.post("/invocations?model=two", json=body).json() == {"predictions": [2.0]}
+    url = f"/invocations?model={place.two}"
+    assert place.service.client.post(url, json=body).json() == {"predictions": [2.0]}
 
 
-@pytest.mark.parametrize("service", [{"idle_seconds": 0.2}], indirect=True)
-def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhile(
-    service: Service, stock: Registry
-) -> None:
-    before = processes(service)
-    assert ask(service, "two").json()["model"]["version"] == "1"
-    until(lambda: states(service)["two"] == (False, "asleep"))
-    until(lambda: processes(service) == before)
-    stock.promote("two", stock.add("two", factor=20.0))
-    answer = ask(service, "two").json()
+@on("patient")
+def test_a_promotion_is_followed_while_it_is_awake(place: Place) -> None:
+    assert place.ask(place.two).json()["prediction"] == 10.0
+    place.promote(place.two, factor=20.0)
+    until(lambda: place.ask(place.two).json()["prediction"] == 100.0)
+
+
+@on("patient")
+def test_one_that_cannot_load_says_why_and_is_tried_again(place: Place) -> None:
+    place.promote(place.two, on_load="raise:no_such_thing")
+    for name, reason in ((place.two, "loading it raised"), ("nobody", "nobody")):
+        refused = place.ask(name)
+        assert refused.status_code == 503
+        assert reason in refused.json()["detail"]
+    assert place.state(place.two) == (False, "asleep")
+    place.promote(place.two, factor=7.0)
+    until(lambda: place.ask(place.two).status_code == 200)
+
+
+@on("patient")
+@pytest.mark.parametrize("chosen", ["{}/1", "models:/{}/1", "{}@best"])
+def test_it_is_woken_by_whatever_may_mean_it(place: Place, chosen: str) -> None:
+    header = {"X-Model": chosen.format(place.three)}
+    answer = place.service.client.post("/predict", json={"x": 1}, headers=header)
+    assert answer.json()["model"] == {"name": place.three, "version": "1"}
+
+
+@on("patient")
+def test_a_version_is_looked_for_in_what_is_asleep(place: Place) -> None:
+    assert place.ask(f"{place.two}/versions/7").status_code == 404
+    assert place.state(place.two) == (False, "live")
+    found = place.ask(f"{place.three}/versions/1").json()["model"]
+    assert found == {"name": place.three, "version": "1"}
+    assert place.ask("one/versions/7").status_code == 404
+
+
+@on("patient")
+def test_a_header_that_contradicts_the_path_is_refused_once_it_is_awake(place: Place) -> None:
+    assert place.ask(place.two, headers={"X-Model": "one"}).status_code == 400
+    assert place.ask(place.two, headers={"X-Model": f"{place.two}/1"}).status_code == 200
+
+
+@on("sleepy")
+def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhile(place: Place) -> None:
+    before = place.processes()
+    assert place.ask(place.two).json()["model"]["version"] == "1"
+    place.until_asleep(place.two)
+    until(lambda: place.processes() <= before)
+    place.promote(place.two, factor=20.0)
+    answer = place.ask(place.two).json()
     assert (answer["prediction"], answer["model"]["version"]) == (100.0, "2")
 
 
-def test_a_promotion_is_followed_while_it_is_awake(service: Service, stock: Registry) -> None:
-    assert ask(service, "two").json()["prediction"] == 10.0
-    stock.promote("two", stock.add("two", factor=20.0))
-    until(lambda: ask(service, "two").json()["prediction"] == 100.0)
-
-
-@pytest.mark.parametrize("service", [{"most_loaded": 1}], indirect=True)
-def test_one_that_is_idle_makes_room_for_another(service: Service) -> None:
-    before = processes(service)
-    for name, prediction in (("two", 10.0), ("three", 15.0), ("two", 10.0)):
-        assert ask(service, name).json()["prediction"] == prediction
-        assert processes(service) <= before + 1
-
-
-@pytest.mark.parametrize("service", [{"most_loaded": 1}], indirect=True)
-def test_one_that_is_busy_does_not(service: Service, tmp_path: Path) -> None:
-    ask(service, "two")
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with ThreadPoolExecutor(1) as pool:
-        url = f"{service.url}/models/two/predict"
-        busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # which the model has opened by now, and reads to its end
-            refused = ask(service, "three")
-        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-        assert "busy" in refused.json()["detail"]
-        assert busy.result().json()["prediction"] == 2.0
-    assert ask(service, "three").json()["prediction"] == 15.0
-
-
-def test_one_that_cannot_load_says_why_and_is_tried_again(stock: Registry, tmp_path: Path) -> None:
-    stock.promote("two", stock.add("two", on_load="raise:no_such_thing"))
-    on_demand = "models:/two/Production,models:/nobody/Production"
-    with served(stock.uri, tmp_path, models="models:/one/Production", on_demand=on_demand) as service:
-        service.until_ready()
-        for name, reason in (("two", "loading it raised"), ("nobody", "nobody")):
-            refused = ask(service, name)
-            assert refused.status_code == 503
-            assert reason in refused.json()["detail"]
-        assert states(service)["two"] == (False, "asleep")
-        stock.promote("two", stock.add("two", factor=7.0))
-        until(lambda: ask(service, "two").status_code == 200)
-
-
-@pytest.mark.parametrize("chosen", ["three/1", "models:/three/1", "three@best"])
-def test_it_is_woken_by_whatever_may_mean_it(service: Service, chosen: str) -> None:
-    answer = service.client.post("/predict", json={"x": 1}, headers={"X-Model": chosen})
-    assert answer.json()["model"] == {"name": "three", "version": "1"}
-
-
-def test_a_version_is_looked_for_in_what_is_asleep(service: Service) -> None:
-    assert ask(service, "two/versions/7").status_code == 404
-    assert states(service)["two"] == (False, "live")
-    assert ask(service, "three/versions/1").json()["model"] == {"name": "three", "version": "1"}
-    assert ask(service, "one/versions/7").status_code == 404
-
-
-def test_a_header_that_contradicts_the_path_is_refused_once_it_is_awake(service: Service) -> None:
-    assert ask(service, "two", headers={"X-Model": "one"}).status_code == 400
-    assert ask(service, "two", headers={"X-Model": "two/1"}).status_code == 200
-
-
-@pytest.mark.parametrize("service", [{"idle_seconds": 0.3}], indirect=True)
-def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(service: Service) -> None:
+@on("sleepy")
+def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(place: Place) -> None:
     def is_ready() -> bool:
-        return service.client.get("/v2/models/two/ready").status_code == 200
+        return place.service.client.get(f"/v2/models/{place.two}/ready").status_code == 200
 
     assert not is_ready()
-    assert states(service)["two"] == (False, "asleep")
-    assert ask(service, "two").status_code == 200
+    assert place.state(place.two) == (False, "asleep")
+    assert place.ask(place.two).status_code == 200
     until(lambda: not is_ready())
-    assert service.client.get("/v2/health/ready").status_code == 200
+    assert place.service.client.get("/v2/health/ready").status_code == 200
 
 
-@pytest.mark.parametrize("service", [{"idle_seconds": 0.2}], indirect=True)
-def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(
-    service: Service, stock: Registry
-) -> None:
-    ask(service, "two")
-    until(lambda: states(service)["two"] == (False, "asleep"))
-    stock.promote("two", stock.add("two", factor=20.0))
-    assert ask(service, "two").json()["model"]["version"] == "2"
-    until(lambda: stock.client.get_model_version("two", "1").tags["serving.state"] == "superseded")
+@on("sleepy")
+def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(place: Place) -> None:
+    place.ask(place.two)
+    place.until_asleep(place.two)
+    place.promote(place.two, factor=20.0)
+    assert place.ask(place.two).json()["model"]["version"] == "2"
+    first = place.stock.client.get_model_version
+    until(lambda: first(place.two, "1").tags["serving.state"] == "superseded")
 
 
 BROKEN = {
@@ -186,50 +204,72 @@ BROKEN = {
 }
 
 
+@on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("service", [{"idle_seconds": 0.2}], indirect=True)
 def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
-    service: Service, stock: Registry, part: dict[str, Any]
+    place: Place, part: dict[str, Any]
 ) -> None:
-    ask(service, "two")
-    until(lambda: states(service)["two"] == (False, "asleep"))
-    stock.promote("two", stock.add("two", **part))
+    place.ask(place.two)
+    place.until_asleep(place.two)
+    place.promote(place.two, **part)
     for _ in range(2):
-        assert ask(service, "two").json()["model"]["version"] == "1"
-        candidate = service.client.get("/models/two").json()["candidate"]
+        assert place.ask(place.two).json()["model"]["version"] == "1"
+        candidate = place.service.client.get(f"/models/{place.two}").json()["candidate"]
         assert (candidate["version"], candidate["state"]) == ("2", "rejected")
-        until(lambda: states(service)["two"] == (False, "asleep"))
-    assert stock.client.get_model_version("two", "2").tags["serving.state"] == "rejected"
-    stock.promote("two", stock.add("two", factor=20.0))
-    assert ask(service, "two").json()["model"]["version"] == "3"
+        place.until_asleep(place.two)
+    assert place.stock.client.get_model_version(place.two, "2").tags["serving.state"] == "rejected"
+    place.promote(place.two, factor=20.0)
+    assert place.ask(place.two).json()["model"]["version"] == "3"
 
 
-@pytest.mark.parametrize("service", [{"max_waiting": 2, "deadline_seconds": 30}], indirect=True)
-def test_only_so_many_wait_for_it(service: Service, stock: Registry, tmp_path: Path) -> None:
+@on("sleepy")
+def test_only_so_many_wait_for_it(place: Place, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    stock.promote("two", stock.add("two", factor=2.0, on_load=f"wait:{pipe}"))
+    place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
     with ThreadPoolExecutor(5) as pool:
-        asked = [pool.submit(ask, service, "two") for _ in range(5)]
+        asked = [pool.submit(place.ask, place.two) for _ in range(5)]
         until(lambda: sum(each.done() for each in asked) == 3)
-        assert states(service)["two"] == (False, "waking")
+        assert place.state(place.two) == (False, "waking")
         pipe.write_bytes(b"")
         assert sorted(each.result().status_code for each in asked) == [200, 200, 503, 503, 503]
 
 
-@pytest.mark.parametrize("service", [{"deadline_seconds": 0.5}], indirect=True)
-def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(
-    service: Service, stock: Registry, tmp_path: Path
-) -> None:
+@on("narrow")
+def test_one_that_is_idle_makes_room_for_another(place: Place) -> None:
+    before = place.processes()
+    for name, prediction in ((place.two, 10.0), (place.three, 15.0), (place.two, 10.0)):
+        assert place.ask(name).json()["prediction"] == prediction
+        assert place.processes() <= before + 1
+
+
+@on("narrow")
+def test_one_that_is_busy_does_not(place: Place, tmp_path: Path) -> None:
+    place.ask(place.two)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    stock.promote("two", stock.add("two", factor=2.0, on_load=f"wait:{pipe}"))
-    refused = ask(service, "two")
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{place.service.url}/models/{place.two}/predict"
+        busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
+        with pipe.open("wb"):  # which the model has opened by now, and reads to its end
+            refused = place.ask(place.three)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert "busy" in refused.json()["detail"]
+        assert busy.result().json()["prediction"] == 2.0
+    assert place.ask(place.three).json()["prediction"] == 15.0
+
+
+@on("hasty")
+def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(place: Place, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
+    refused = place.ask(place.two)
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert "is loading" in refused.json()["detail"]
     pipe.write_bytes(b"")
-    until(lambda: states(service)["two"] == (False, "live"))
-    assert ask(service, "two").json()["prediction"] == 10.0
+    until(lambda: place.state(place.two) == (False, "live"))
+    assert place.ask(place.two).json()["prediction"] == 10.0
 
 
 # -- by the clock
