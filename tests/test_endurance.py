@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from casting import Registry
+from casting import Registry, actor
 from live import PROGRAM, Service, environment, until
 from pids import Watch, children, descendants
 
+NAMES = ("lead", "foil", "extra", "double")
+"""Models that are swapped at the same time."""
 WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 80
 MOST_GROWTH_MB = 6.0
 LEAKY = """
@@ -46,7 +48,7 @@ class Size:
     @classmethod
     def of(cls, service: Service) -> Size:
         front = service.process.pid
-        until(lambda: len(descendants(front)) == 2)  # what was live before has gone
+        until(lambda: len(descendants(front)) == 1 + len(NAMES))  # what was live before has gone
         (fork_server,) = children(front)
         files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, fork_server))
         threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, fork_server))
@@ -66,12 +68,15 @@ def _resident(pid: int) -> float:
 
 @contextmanager
 def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
-    """A service of two versions that take turns, of which the other is not kept warm."""
+    """A service of models with two versions that take turns, of which the other is not kept warm."""
     registry = Registry(uri)
-    for _ in range(2):
-        registry.add("actor", example=None)
-    registry.alias("actor", "best", "1")
-    settings = {"models": "models:/actor@best", "probation_seconds": 0, "poll_seconds": 0.01}
+    folder_of_all = actor(registry.folder, example=None)
+    for name in NAMES:
+        for _ in range(2):
+            registry.register(name, folder_of_all)
+        registry.alias(name, "best", "1")
+    models = ",".join(f"models:/{name}@best" for name in NAMES)
+    settings = {"models": models, "probation_seconds": 0, "poll_seconds": 0.01}
     service = Service(environment(uri, folder, **settings), folder, program)
     try:
         service.until_ready()
@@ -82,11 +87,14 @@ def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
 
 
 def swap(service: Service, registry: Registry, times: int) -> None:
-    for number in range(times):
+    for number in range(times // len(NAMES)):
         version = str(2 - number % 2)
-        registry.alias("actor", "best", version)
-        service.until_live("actor", version)
-        assert service.client.post("/predict", json={"x": 2}).json()["prediction"] == 2.0
+        for name in NAMES:
+            registry.alias(name, "best", version)
+        for name in NAMES:
+            service.until_live(name, version)
+            answer = service.client.post(f"/models/{name}/predict", json={"x": 2}).json()
+            assert (answer["prediction"], answer["model"]["version"]) == (2.0, version)
 
 
 @pytest.mark.timeout(600)
@@ -113,7 +121,7 @@ def test_row_11_a_leak_that_is_planted_is_found(registry: str, tmp_path: Path) -
 def test_row_24_nothing_outlives_a_front_that_is_killed(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         left = descendants(service.process.pid)
-        assert len(left) == 2
+        assert len(left) == 1 + len(NAMES)
         with Watch(left) as watch:
             service.process.kill()
             assert not watch.left()

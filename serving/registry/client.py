@@ -46,7 +46,7 @@ class RegistryClient:
     """Asks the registry that the settings name.
 
     `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded;
-    `failures` how many did not; `waited` how many seconds the last call took.
+    `failures` how many did not; `waited` how many seconds it took.
     """
 
     def __init__(self, settings: Registry) -> None:
@@ -73,7 +73,7 @@ class RegistryClient:
             RegistryUnavailable: the registry gave no sensible answer.
         """
         try:
-            found = await self._ask(self._resolve, reference)
+            found = await self._ask(self._timed, self._resolve, reference)
         except RegistryUnavailable:
             self.reachable, self.failures = False, self.failures + 1
             raise
@@ -94,7 +94,7 @@ class RegistryClient:
         now = asyncio.get_running_loop().time()
         if self._marking is None or now - self._marked_at > max_age:
             self._marked_at = now
-            self._marking = asyncio.ensure_future(self._ask(self._mark))
+            self._marking = asyncio.ensure_future(self._ask(self._timed, self._mark))
         marker = await asyncio.shield(self._marking)
         self._reached()
         return marker
@@ -151,7 +151,7 @@ class RegistryClient:
         self.reachable, self.checked_at = True, datetime.now(UTC)
 
     async def _ask(self, call: Callable[..., T], *args: Any) -> T:
-        return await self._in_thread(self._calls, self._timed, call, *args)
+        return await self._in_thread(self._calls, call, *args)
 
     async def _in_thread(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
@@ -163,7 +163,7 @@ class RegistryClient:
         try:
             return call(*args)
         finally:
-            if self.checked_at:  # the first call imports MLflow, for which the registry can do nothing
+            if self.checked_at:  # the first look imports MLflow, for which the registry can do nothing
                 self.waited = time.monotonic() - began
 
     @cached_property
