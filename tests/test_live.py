@@ -29,6 +29,7 @@ from mlflow.types import ParamSpec
 from pids import Watch, descendants
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
+from test_cli import serving
 
 SECRET = "hunter2"
 CLASSES = ["setosa", "versicolor", "virginica"]
@@ -710,13 +711,14 @@ def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registr
 
 @pytest.fixture(scope="module")
 def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of a model that has no version yet, started where few files may be open."""
+    """A service of models that have no version yet, started where few files may be open."""
     folder = tmp_path_factory.mktemp("unpromoted")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
         try:
-            starting = served(new_registry(folder), folder, models="models:/actor/Production")
+            models = "models:/actor/Production,models:/missing/Production"
+            starting = served(new_registry(folder), folder, models=models)
             running = stack.enter_context(starting)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -729,8 +731,11 @@ def test_as_many_connections_may_be_open_as_the_system_allows(unpromoted: Servic
     assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (hard, hard)  # type: ignore[union-attr]
 
 
-def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(unpromoted: Service) -> None:
-    stage, client = Registry(unpromoted.env["MLFLOW_TRACKING_URI"]), unpromoted.client
+def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_told(
+    unpromoted: Service,
+) -> None:
+    uri, client = unpromoted.env["MLFLOW_TRACKING_URI"], unpromoted.client
+    stage = Registry(uri)
     reason = "the registry has no version of a model 'actor'"
     until(lambda: unpromoted.ready()["models"][0]["reason"] == reason)
     assert client.get("/health").status_code == 200
@@ -743,9 +748,17 @@ def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(unpromoted: Serv
     assert refused.headers["retry-after"] == "1"
     assert "/predict" not in client.get("/openapi.json").json()["paths"]
     stage.promote("actor", stage.add("actor", factor=2.0))
-    unpromoted.until_ready()
+    unpromoted.until_live("actor", "1")
     assert client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
     assert "/predict" in client.get("/openapi.json").json()["paths"]
+    status, printed, _ = serving(unpromoted.env, "status", unpromoted.url)
+    assert status == 1
+    assert re.search(r"models:/actor/Production +1 +live +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", printed)
+    assert re.search(r"models:/missing/Production +– +not live +– +the registry has no version", printed)
+    assert f"registry {uri}: reachable" in printed
+    stage.promote("missing", stage.add("missing"))
+    unpromoted.until_ready()
+    assert serving(unpromoted.env, "status", f"{unpromoted.url}/")[0] == 0
 
 
 # -- metrics, cache
