@@ -99,14 +99,14 @@ def zoo_service(
 ) -> Iterator[Any]:
     """A service of all of them, each in its first version."""
     from casting import Registry
-    from live import served
+    from live import SELDOM, served
 
     home = tmp_path_factory.mktemp("zoo-service")
     registry = Registry(new_registry(home))
     for name, folder in zoo_folders.items():
         registry.register(name, folder)
     references = ",".join(f"models:/{name}/1" for name in zoo_folders)
-    with served(registry.uri, home, models=references, grpc_port=0) as service:
+    with served(registry.uri, home, models=references, grpc_port=0, poll_seconds=SELDOM) as service:
         service.until_ready()
         yield service
 

@@ -26,6 +26,9 @@ PROGRAM = Path(sys.executable).with_name("serving")
 _LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
 _PATIENCE_SECONDS = 60
 
+SELDOM = 5
+"""Seconds between two looks at the registry where a test promotes nothing: each look costs."""
+
 
 def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
     """The environment in which a command serves from the registry at `uri`, and keeps to `folder`."""

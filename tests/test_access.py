@@ -20,9 +20,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from line import free_port
-from live import PROGRAM, Service, environment, served, until
+from live import PROGRAM, SELDOM, Service, environment, served, until
 from test_live import problem
+from typer.testing import CliRunner
 
+from serving import keys as commands
 from serving.access import keys
 from serving.access.doors import is_called
 from serving.access.guard import Bucket, Guard
@@ -59,8 +61,9 @@ class Keys:
         )
 
     def create(self, name: str, *options: str) -> str:
-        done = self.command("create", name, *options)
-        assert done.returncode == 0, done.stderr
+        """A new key, by the command, run within this process: there are many."""
+        done = CliRunner().invoke(commands.app, ["create", name, *options, "--file", str(self.file)])
+        assert done.exit_code == 0, done.stderr
         return done.stdout.strip()
 
 
@@ -89,6 +92,7 @@ def service(
         "grpc_port": 0,
         "webhook_secret": "hush",
         "journal_url": f"sqlite:///{folder}/journal.db",
+        "poll_seconds": SELDOM,
     }
     with served(registry.uri, folder, **settings, _key=admin) as running:
         running.until_ready()
@@ -378,7 +382,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("0.0.0.0"))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     cert, private = folder / "cert.pem", folder / "key.pem"
@@ -393,7 +397,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def guarded(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
 ) -> Iterator[Service]:
-    """A service with TLS, names, an origin and a port for its operators."""
+    """A service with TLS, names, an origin and a port for its operators, which anybody may ask."""
     folder = tmp_path_factory.mktemp("guarded")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -401,9 +405,11 @@ def guarded(
         "models": "models:/actor/1",
         "tls_cert": certificate[0],
         "tls_key": certificate[1],
-        "allowed_hosts": "127.0.0.1,serving.example.org",
+        "host": "0.0.0.0",
+        "allowed_hosts": "0.0.0.0,serving.example.org",
         "cors_origins": "https://page.example.org",
         "admin_port": free_port(),
+        "poll_seconds": SELDOM,
     }
     with served(registry.uri, folder, **settings, _ca=certificate[0]) as running:
         running.until_ready()
@@ -471,6 +477,5 @@ def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_service_that_anybody_may_ask_is_warned_of(registry: str, tmp_path: Path) -> None:
-    with served(registry, tmp_path, host="0.0.0.0") as service:
-        assert service.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))
+def test_a_service_that_anybody_may_ask_is_warned_of(guarded: Service) -> None:
+    assert guarded.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from casting import Registry
-from live import environment, served
+from live import environment
 
 from serving.settings import OPTIONS, variable
 
@@ -175,22 +175,6 @@ def answering(body: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-def test_the_status_of_a_service_is_told(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    stage.promote("actor", stage.add("actor"))
-    models = "models:/actor/Production,models:/missing/Production"
-    with served(registry, tmp_path, models=models) as service:
-        service.until_live("actor", "1")
-        status, printed, _ = serving(service.env, "status", service.url)
-        assert status == 1
-        assert re.search(r"models:/actor/Production +1 +live +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", printed)
-        assert re.search(r"models:/missing/Production +– +not live +– +the registry has no version", printed)
-        assert f"registry {registry}: reachable" in printed
-        stage.promote("missing", stage.add("missing"))
-        service.until_ready()
-        assert serving(service.env, "status", f"{service.url}/")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def service(models: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
         idle_seconds=3,
         cache="coloured",
         grpc_port=0,
+        poll_seconds=1,
     ) as service:
         service.until_ready()
         yield service

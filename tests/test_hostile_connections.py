@@ -12,7 +12,7 @@ import orjson
 import pytest
 from casting import Registry
 from conftest import NewRegistry
-from live import Service, served, until
+from live import SELDOM, Service, served, until
 
 IDLE, BUSY, MOST = 5000, 64, 5100
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -24,7 +24,12 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("connections")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
-    limits = {"receive_seconds": 1, "max_connections": MOST, "max_body_bytes": 100_000}
+    limits = {
+        "receive_seconds": 1,
+        "max_connections": MOST,
+        "max_body_bytes": 100_000,
+        "poll_seconds": SELDOM,
+    }
     with served(registry.uri, folder, models="models:/actor/1", **limits) as running:
         running.until_ready()
         yield running
@@ -201,17 +206,28 @@ def test_row_33_what_is_no_http_is_refused(service: Service, sent: bytes) -> Non
 # -- many
 
 
-def test_row_37_many_idle_connections_hold_nobody_up(service: Service) -> None:
+@pytest.fixture(scope="module")
+def crowd(service: Service) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+    """Many connections that are idle and a few that are busy: it takes seconds to make them."""
     with connected(service, IDLE, asking=True) as idle, connected(service, BUSY, asking=True) as busy:
-        for _ in range(5):
-            for connection in busy:
-                connection.sendall(HEAD + b'Content-Length: 8\r\n\r\n{"x": 2}')
-            assert all(b'"prediction":4.0' in connection.recv(65536) for connection in busy)
-        assert all(b"42.0" in ask(connection) for connection in idle[::100])
+        yield idle, busy
 
 
+def test_row_37_many_idle_connections_hold_nobody_up(
+    crowd: tuple[list[socket.socket], list[socket.socket]],
+) -> None:
+    idle, busy = crowd
+    for _ in range(5):
+        for connection in busy:
+            connection.sendall(HEAD + b'Content-Length: 8\r\n\r\n{"x": 2}')
+        assert all(b'"prediction":4.0' in connection.recv(65536) for connection in busy)
+    assert all(b"42.0" in ask(connection) for connection in idle[::100])
+
+
+@pytest.mark.usefixtures("crowd")
 def test_more_connections_than_may_be_open_are_told_so(service: Service) -> None:
-    with connected(service, MOST - 1, asking=True), connected(service, 2) as further:
+    rest = MOST - 1 - IDLE - BUSY
+    with connected(service, rest, asking=True), connected(service, 2) as further:
         refused = answered(further[1])
         assert problem(refused, 503)
         assert b"retry-after: 1" in refused.lower()

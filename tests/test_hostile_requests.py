@@ -12,7 +12,7 @@ import httpx
 import pytest
 from casting import Registry
 from conftest import NewRegistry
-from live import Service, served
+from live import SELDOM, Service, served
 
 SECRET = "hunter2"
 MOST_BYTES = 2**20
@@ -49,7 +49,8 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("hostile")
     registry = Registry(new_registry(folder))
     registry.add("actor", inputs=INPUTS, factor=2.0)
-    with served(registry.uri, folder, models="models:/actor/1", max_body_bytes=MOST_BYTES) as running:
+    settings = {"models": "models:/actor/1", "max_body_bytes": MOST_BYTES, "poll_seconds": SELDOM}
+    with served(registry.uri, folder, **settings) as running:
         running.until_ready()
         yield running
 

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlflow.types import ParamSpec
 from pids import Watch, descendants
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
+from test_cli import serving
 
 SECRET = "hunter2"
 CLASSES = ["setosa", "versicolor", "virginica"]
@@ -85,6 +87,10 @@ ODD = [
 ]
 
 
+COUNTED = ("counted", "cached", "other", "bounded")
+"""Models for one test each, of what is counted and kept of their answers."""
+
+
 @pytest.fixture(scope="module")
 def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """A registry with a model of each kind."""
@@ -97,8 +103,8 @@ def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPath
     made.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
     made.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
     made.add("odd-one", inputs="x: double, y: double?")
-    made.add("moving", factor=2.0)
-    made.promote("moving", "1")
+    for name in ("moving", *COUNTED):
+        made.promote(name, made.add(name, factor=2.0))
     return made
 
 
@@ -106,11 +112,12 @@ def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPath
 def service(registry_of_all: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = (
         "models:/iris/Production,models:/diabetes@best,models:/actor/1,models:/odd one/latest,"
-        "models:/odd-one/1,models:/moving/Production"
-    )
+        "models:/odd-one/1,models:/moving/Production,"
+    ) + ",".join(f"models:/{name}/Production" for name in COUNTED)
     folder = tmp_path_factory.mktemp("service")
     limits = {"max_body_bytes": 100_000, "max_rows": 1000, "deadline_seconds": 30, "probation_seconds": 0}
-    with served(registry_of_all.uri, folder, models=models, **limits) as running:
+    kept = {"cache": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
+    with served(registry_of_all.uri, folder, models=models, **limits, **kept) as running:
         running.until_ready()
         yield running
 
@@ -204,6 +211,7 @@ def test_every_model_is_described_with_its_contract(client: httpx.Client) -> Non
         "odd one",
         "odd-one",
         "moving",
+        *COUNTED,
     ]
     for model in models[:5]:
         assert client.get(f"/models/{model['name']}").json() == model
@@ -701,104 +709,115 @@ def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registr
 # -- start and stop
 
 
-def test_nothing_promoted_is_not_ready_and_a_promotion_heals_it(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    with served(registry, tmp_path, models="models:/actor/Production") as service:
-        reason = "the registry has no version of a model 'actor'"
-        until(lambda: service.ready()["models"][0]["reason"] == reason)
-        assert service.client.get("/health").status_code == 200
-        response = service.client.get("/ready")
-        assert response.status_code == 503
-        assert response.headers["retry-after"] == "1"
-        assert response.json()["status"] == "not ready"
-        refused = service.client.post("/predict", json={"x": 1})
-        assert reason in problem(refused, 503)["detail"]
-        assert refused.headers["retry-after"] == "1"
-        assert "/predict" not in service.client.get("/openapi.json").json()["paths"]
-        stage.promote("actor", stage.add("actor", factor=2.0))
-        service.until_ready()
-        assert service.client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
-        assert "/predict" in service.client.get("/openapi.json").json()["paths"]
-
-
-def test_as_many_connections_may_be_open_as_the_system_allows(registry: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of models that have no version yet, started where few files may be open."""
+    folder = tmp_path_factory.mktemp("unpromoted")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    try:
-        with served(registry, tmp_path, models="models:/actor/Production") as service:
-            limits = Path(f"/proc/{service.process.pid}/limits").read_text()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (str(hard), str(hard))  # type: ignore[union-attr]
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        try:
+            models = "models:/actor/Production,models:/missing/Production"
+            starting = served(new_registry(folder), folder, models=models)
+            running = stack.enter_context(starting)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        yield running
+
+
+def test_as_many_connections_may_be_open_as_the_system_allows(unpromoted: Service) -> None:
+    limits = Path(f"/proc/{unpromoted.process.pid}/limits").read_text()
+    hard = str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (hard, hard)  # type: ignore[union-attr]
+
+
+def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_told(
+    unpromoted: Service,
+) -> None:
+    uri, client = unpromoted.env["MLFLOW_TRACKING_URI"], unpromoted.client
+    stage = Registry(uri)
+    reason = "the registry has no version of a model 'actor'"
+    until(lambda: unpromoted.ready()["models"][0]["reason"] == reason)
+    assert client.get("/health").status_code == 200
+    response = client.get("/ready")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["status"] == "not ready"
+    refused = client.post("/predict", json={"x": 1})
+    assert reason in problem(refused, 503)["detail"]
+    assert refused.headers["retry-after"] == "1"
+    assert "/predict" not in client.get("/openapi.json").json()["paths"]
+    stage.promote("actor", stage.add("actor", factor=2.0))
+    unpromoted.until_live("actor", "1")
+    assert client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
+    assert "/predict" in client.get("/openapi.json").json()["paths"]
+    status, printed, _ = serving(unpromoted.env, "status", unpromoted.url)
+    assert status == 1
+    assert re.search(r"models:/actor/Production +1 +live +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", printed)
+    assert re.search(r"models:/missing/Production +– +not live +– +the registry has no version", printed)
+    assert f"registry {uri}: reachable" in printed
+    stage.promote("missing", stage.add("missing"))
+    unpromoted.until_ready()
+    assert serving(unpromoted.env, "status", f"{unpromoted.url}/")[0] == 0
 
 
 # -- metrics, cache
 
 
-def test_requests_are_counted_by_version_and_status(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    stage.promote("actor", stage.add("actor", factor=2.0))
-    with served(registry, tmp_path, models="models:/actor/Production") as service:
-        service.until_ready()
-        for body, code in (
-            ({"x": 1}, 200),
-            ({"x": 2}, 200),
-            ({"x": "a"}, 422),
-            ({"x": 1, "act": "raise"}, 500),
-        ):
-            assert service.client.post("/predict", json=body).status_code == code
-        service.client.post("/predict/batch", json={"rows": [{"x": 1}] * 5})
-        service.client.post("/models/nobody/predict", json={})
-        found = service.metrics()
-        version = 'model="actor",version="1"'
-        assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
-        assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
-        assert found[f'serving_requests_total{{code="500",{version}}}'] == 1
-        assert found['serving_requests_total{code="404",model="",version=""}'] == 1
-        assert found[f"serving_rows_total{{{version}}}"] == 7
-        assert found[f"serving_request_duration_seconds_count{{{version}}}"] == 3
-        assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
+def test_requests_are_counted_by_version_and_status(service: Service) -> None:
+    client, path, before = service.client, "/models/counted/predict", service.metrics()
+    for body, code in (
+        ({"x": 1}, 200),
+        ({"x": 2}, 200),
+        ({"x": "a"}, 422),
+        ({"x": 1, "act": "raise"}, 500),
+    ):
+        assert client.post(path, json=body).status_code == code
+    client.post(f"{path}/batch", json={"rows": [{"x": 1}] * 5})
+    client.post("/models/nobody/predict", json={})
+    found = service.metrics()
+    version, unknown = 'model="counted",version="1"', 'serving_requests_total{code="404",model="",version=""}'
+    assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
+    assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
+    assert found[f'serving_requests_total{{code="500",{version}}}'] == 1
+    assert found[unknown] - before.get(unknown, 0) == 1
+    assert found[f"serving_rows_total{{{version}}}"] == 7
+    assert found[f"serving_request_duration_seconds_count{{{version}}}"] == 3
+    assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
 
 
-def test_the_very_same_request_is_answered_from_the_cache(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    for name in ("actor", "other"):
-        stage.promote(name, stage.add(name, factor=2.0))
-    settings = {"models": "models:/actor/Production,models:/other/Production", "cache": "actor"}
-    with served(registry, tmp_path, **settings) as service:
-        service.until_ready()
+def test_the_very_same_request_is_answered_from_the_cache(
+    service: Service, registry_of_all: Registry
+) -> None:
+    client, path = service.client, "/models/cached/predict"
 
-        def ask(x: float, path: str = "/predict") -> tuple[Any, str | None, str]:
-            response = service.client.post(path, json={"x": x})
-            told = response.json()
-            return (
-                told.get("prediction"),
-                response.headers.get("x-cache"),
-                response.headers["x-model-version"],
-            )
+    def ask(x: float, path: str = path) -> tuple[Any, str | None, str]:
+        response = client.post(path, json={"x": x})
+        told = response.json()
+        return (
+            told.get("prediction"),
+            response.headers.get("x-cache"),
+            response.headers["x-model-version"],
+        )
 
-        assert [ask(1), ask(1), ask(2)] == [(2.0, "miss", "1"), (2.0, "hit", "1"), (4.0, "miss", "1")]
-        assert ask(1, "/models/other/predict") == (2.0, None, "1")
-        bad = [service.client.post("/predict", json={"x": "a"}) for _ in range(2)]
-        assert [response.status_code for response in bad] == [422, 422]
-        batch = {"rows": [{"x": 1}, {"x": 2}]}
-        answers = [service.client.post("/predict/batch", json=batch) for _ in range(2)]
-        assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-        assert answers[0].content == answers[1].content
-        assert service.metrics()['serving_cache_hits_total{model="actor",version="1"}'] == 2
-        stage.promote("actor", stage.add("actor", factor=3.0))
-        until(lambda: service.ready()["models"][0]["version"] == "2")
-        assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]
+    assert [ask(1), ask(1), ask(2)] == [(2.0, "miss", "1"), (2.0, "hit", "1"), (4.0, "miss", "1")]
+    assert ask(1, "/models/other/predict") == (2.0, None, "1")
+    bad = [client.post(path, json={"x": "a"}) for _ in range(2)]
+    assert [response.status_code for response in bad] == [422, 422]
+    batch = {"rows": [{"x": 1}, {"x": 2}]}
+    answers = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
+    assert answers[0].content == answers[1].content
+    assert service.metrics()['serving_cache_hits_total{model="cached",version="1"}'] == 2
+    registry_of_all.promote("cached", registry_of_all.add("cached", factor=3.0))
+    service.until_live("cached", "2")
+    assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]
 
 
-def test_what_is_cached_is_bounded(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    stage.promote("actor", stage.add("actor", factor=2.0))
-    settings = {"models": "models:/actor/Production", "cache": "actor", "cache_entries": 2}
-    with served(registry, tmp_path, **settings) as service:
-        service.until_ready()
-        asked = [service.client.post("/predict", json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
-        assert asked == ["miss", "miss", "miss", "hit", "miss"]
+def test_what_is_cached_is_bounded(client: httpx.Client) -> None:
+    path = "/models/bounded/predict"
+    asked = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
+    assert asked == ["miss", "miss", "miss", "hit", "miss"]
 
 
 def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(

@@ -18,7 +18,7 @@ from casting import Registry
 from conftest import NewRegistry
 from hypothesis import given
 from hypothesis import strategies as st
-from live import ROOT, Service, environment, served, until
+from live import ROOT, SELDOM, Service, environment, served, until
 
 from serving.monitoring.access_log import AccessLog
 from serving.telemetry.logs import Clean
@@ -46,7 +46,7 @@ def service(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactor
     settings = {"models": "models:/actor/1", "access_log": 1, "webhook_secret": WEBHOOK_SECRET}
     passwords = {"_mlflow_tracking_password": PASSWORD}
     folder = tmp_path_factory.mktemp("service")
-    with served(registry_of_actor.uri, folder, **settings, **passwords) as running:
+    with served(registry_of_actor.uri, folder, **settings, **passwords, poll_seconds=SELDOM) as running:
         running.until_ready()
         yield running
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from casting import Registry
-from live import Service, served
+from live import SELDOM, Service, served
 
 ROW = {"x": 2.0, "act": "toil:0.02"}
 WAIT_SECONDS = 0.4
@@ -19,7 +19,7 @@ CALLERS = 100
 @pytest.mark.anyio
 async def test_what_could_not_be_answered_in_time_is_refused_at_once(registry: str, tmp_path: Path) -> None:
     Registry(registry).add("actor")
-    limits = {"wait_seconds": WAIT_SECONDS, "deadline_seconds": 60}
+    limits = {"wait_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
     with served(registry, tmp_path, models="models:/actor/1", **limits) as service:
         service.until_ready()
         for size in (1, 3, 5):  # it learns what a row costs

@@ -17,7 +17,7 @@ from browsers import CHROMIUM
 from casting import Registry
 from conftest import NewRegistry
 from line import free_port
-from live import Service, served, until
+from live import SELDOM, Service, served, until
 from mlflow.types import ParamSpec
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from test_access import Keys
@@ -69,7 +69,9 @@ def service(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "on_demand": ",".join(f"models:/{name}/Production" for name in MANY),
     }
     folder = tmp_path_factory.mktemp("served")
-    with served(registry.uri, folder, **settings, journal_url=f"sqlite:///{folder}/journal.db") as running:
+    # Fifty models are much to look for: at each look for a promotion, and all the while.
+    settings |= {"journal_url": f"sqlite:///{folder}/journal.db", "poll_seconds": 0.5}
+    with served(registry.uri, folder, **settings) as running:
         running.until_ready()
         yield running
 
@@ -465,6 +467,7 @@ def locked(
     registry.add("moved")
     key = ring.create("ops", "--scope", "admin")
     settings = {"models": "models:/moved/1", "keys_file": ring.file, "admin_port": free_port()}
+    settings |= {"poll_seconds": SELDOM}
     with served(registry.uri, folder, **settings, _key=key) as running:
         running.until_ready()
         yield running, running.logged(re.compile(r"status page, .* at (http://[\d.:]+)"))[1], key

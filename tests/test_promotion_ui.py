@@ -24,8 +24,9 @@ pytestmark = [
 class Registry:
     """The MLflow UI, open on a model's versions."""
 
-    def __init__(self, page: Page, url: str, shots: Path) -> None:
-        self.page, self._url, self._shots = page, url, shots
+    def __init__(self, page: Page, tracking: Tracking, shots: Path) -> None:
+        self.page, self._url, self._shots = page, tracking.url, shots
+        self._client = tracking.registry.client
 
     def open(self, version: str) -> None:
         """Go to a version's page, as it is now."""
@@ -60,6 +61,9 @@ class Registry:
     def until_told(self, version: str, state: str, *texts: str) -> None:
         """Look at a version's page until its tags tell this state and these texts; keeps a picture."""
 
+        def tagged() -> bool:
+            return self._client.get_model_version(NAME, version).tags.get("serving.state") == state
+
         def told() -> bool:
             self.open(version)
             self.page.get_by_text("Tags").first.wait_for()
@@ -67,6 +71,7 @@ class Registry:
             states = [row.split()[1:] for row in rows if row.split()[:1] == ["serving.state"]]
             return states == [[state]] and all(any(text in row for row in rows) for text in texts)
 
+        until(tagged)  # before which no look at the page, which takes seconds, is worth it
         until(told)
         self.picture(f"version-{version}-{state}")
 
@@ -86,7 +91,7 @@ def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Cal
         contexts.append(context)
         if stages:
             context.add_init_script(_STAGES)
-        return Registry(context.new_page(), tracking.url, tmp_path)
+        return Registry(context.new_page(), tracking, tmp_path)
 
     yield open_view
     for context in contexts:
@@ -97,7 +102,7 @@ def test_clicks_in_the_registry_move_what_clients_are_answered_by(
     tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
 ) -> None:
     references = f"models:/{NAME}/Production,models:/{NAME}@champion"
-    with served(tracking.url, tmp_path, models=references) as service:
+    with served(tracking.url, tmp_path, models=references, poll_seconds=0.5) as service:
         model = Model(NAME, service, tracking.registry)
         champion = Model(NAME, service, tracking.registry, "@champion")
         first, second, third = model.add(), model.add(), model.add()

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from casting import Registry
 from conftest import NewRegistry
-from live import Service, served, until
+from live import SELDOM, Service, served, until
 from pids import descendants
 from test_live import SECRET, problem
 
@@ -33,7 +33,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     for name in ("actor", "neighbour"):
         registry.add(name, factor=2.0)
     limits = {"deadline_seconds": DEADLINE_SECONDS, "max_waiting": MOST_WAITING, "wait_seconds": 60}
-    limits |= {"max_process_bytes": MOST_BYTES}
+    limits |= {"max_process_bytes": MOST_BYTES, "poll_seconds": SELDOM}
     with served(registry.uri, folder, models="models:/actor/1,models:/neighbour/1", **limits) as running:
         running.until_ready()
         yield running

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from casting import Registry
 from conftest import NewRegistry
-from live import Service, served, until
+from live import SELDOM, Service, served, until
 
 from serving.rpc.messages import protos, services
 
@@ -28,6 +28,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
         models="models:/actor/Production,models:/nobody/Production",
         on_demand="models:/sleeper/Production",
         grpc_port=0,
+        poll_seconds=SELDOM,
         deadline_seconds=5,
         max_body_bytes=10_000,
     ) as service:

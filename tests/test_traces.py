@@ -19,7 +19,7 @@ import httpx
 import pytest
 from casting import Registry
 from conftest import NewRegistry
-from live import PROGRAM, Service, environment, served, until
+from live import PROGRAM, SELDOM, Service, environment, served, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -95,7 +95,9 @@ def service(
     variables = {f"_{ENDPOINT}": collector.url, "_otel_bsp_schedule_delay": 50}
     variables |= {"_otel_resource_attributes": "deployment.environment.name=test"}
     models = "models:/actor/1,models:/speaker/1"
-    with served(registry.uri, folder, models=models, grpc_port=0, **variables) as running:
+    with served(
+        registry.uri, folder, models=models, grpc_port=0, poll_seconds=SELDOM, **variables
+    ) as running:
         running.until_ready()
         yield running
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def _coded(
     return save
 
 
+@cache
 def zoo() -> dict[str, Animal]:
     """All of them, by name."""
     flower = IRIS.iloc[0].to_dict()

@@ -1,6 +1,11 @@
 """What fits our schemas and yet is refused, for want of a word in JSON Schema."""
 
+import hypothesis
 import schemathesis
+
+# Half of the cases would be the others made smaller, in search of answers with 200, which there are enough of
+# as it is; and that search takes longer than the cases. All are to be new ones instead.
+hypothesis.target = lambda *observed, **label: None
 
 
 @schemathesis.hook
