@@ -11,7 +11,6 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ DISTANT = {
     "idle_seconds": 5,
     "deadline_seconds": 60,  # of which a model that wakes on a busy machine may take many
 }
+PAST = [("3", "live", True), ("2", "rejected", False), ("1", "live", False)]
+"""What became of the first versions there, the newest first, and whether that still holds."""
 _LAST_SUCCESS = "serving_registry_last_success_timestamp_seconds"
 
 
@@ -84,17 +85,19 @@ def steady(constant: Model) -> Iterator[Model]:
 
 def promote_under_load(model: Model) -> None:
     with Callers(model) as callers:
-        shown = [(0.0, 1)]
+        first = int(model.state["version"])
+        shown = [(0.0, first)]
         for _ in range(PROMOTIONS):
             version = model.promote()
             model.until_live(version)
             shown.append((time.monotonic(), int(version)))
             callers.until_answered_by(version)
     assert callers.faults == []
-    assert callers.versions == list(range(1, PROMOTIONS + 2))
+    assert callers.versions == [version for _, version in shown]
+    assert len(shown) == PROMOTIONS + 1
     for call in callers.calls:
         assert call.version >= max(version for moment, version in shown if moment < call.sent)
-    assert model.is_well(str(PROMOTIONS + 1))
+    assert model.is_well(str(first + PROMOTIONS))
 
 
 def test_row_1_no_request_fails_under_20_promotions_over_sqlite(model: Model) -> None:
@@ -382,7 +385,7 @@ def line(tracking: Tracking) -> Iterator[Line]:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a service keeps on its disk where a version is live, as a stage and as an alias."""
+    """What a service keeps on its disk where version 3 is live, as a stage and as an alias."""
     return tmp_path_factory.mktemp("kept") / "store"
 
 
@@ -395,8 +398,11 @@ def distant(
     with served(line.url, folder, **DISTANT, poll_seconds=0.3) as service:
         model = Model("distant", service, tracking.registry)
         model.until_live(model.promote())
-        model.registry.alias("distant", "champion", "1")
+        model.until_refused(model.promote(on_load="raise:no_weights"))
+        model.until_live(model.promote())
+        model.registry.alias("distant", "champion", "3")
         assert wakes(service)
+        assert told(service) == PAST
         until(lambda: len([*folder.glob("store/*/live/*.json")]) == 2)
         shutil.copytree(folder / "store", kept)
         yield model
@@ -405,7 +411,14 @@ def distant(
 def wakes(service: Service) -> bool:
     """Whether the model on demand answers."""
     answer = service.client.post("/models/distant@champion/predict", json={"x": 2.0})
-    return bool(answer.json() == {"prediction": 2.0, "model": {"name": "distant", "version": "1"}})
+    return bool(answer.json() == {"prediction": 6.0, "model": {"name": "distant", "version": "3"}})
+
+
+def told(service: Service) -> list[tuple[str, str, bool]]:
+    """What became of versions, and whether that still holds."""
+    periods = service.client.get("/models/distant/history").json()
+    assert "no_weights" in periods[1]["reason"]
+    return [(each["version"], each["state"], each["until"] is None) for each in periods]
 
 
 def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) -> None:
@@ -421,7 +434,7 @@ def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model
     service, before, told = distant.service, distant.state["version"], distant.service.metrics()
     promoted = distant.add()
     assert told["serving_registry_reachable"] == 1
-    with Callers(distant) as callers:
+    with Callers(distant, count=2) as callers:
         with line.cut(mode):
             until(lambda: service.ready()["registry"]["reachable"] is False)
             stale = service.ready()["registry"]
@@ -461,17 +474,18 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
     distant: Model, kept: Path, line: Line, tmp_path: Path
 ) -> None:
     shutil.copytree(kept, tmp_path / "store")
+    second = distant.add()
     with line.cut(Mode.REFUSED), served(line.url, tmp_path, **DISTANT) as service:
         model = Model(distant.name, service, distant.registry)
-        assert model.until_live("1")["warnings"] == [
+        assert model.until_live("3")["warnings"] == [
             "it was brought up from the copy on disk, as the registry was away"
         ]
         assert service.client.get("/ready").status_code == 200
         registry = service.ready()["registry"]
         assert (registry["reachable"], registry["checked_at"]) == (False, None)
-        assert model.is_well("1")
+        assert model.is_well("3")
         assert wakes(service)
-        second = model.promote()
+        model.promote(second)
         line.switch(Mode.OPEN)
         assert model.until_live(second)["warnings"] == []
         assert model.is_well(second)
@@ -481,74 +495,52 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
 def test_rows_9_and_10_a_cold_start_with_no_copy_or_a_corrupted_one_recovers_unaided(
     distant: Model, kept: Path, line: Line, tmp_path: Path
 ) -> None:
-    distant.promote("1")
+    distant.promote("3")
     distant.registry.promote("unseen", distant.registry.add("unseen"))
     shutil.copytree(kept, tmp_path / "store")
-    (copy,) = tmp_path.glob("store/*/*/artifacts/actor.py")
-    truncate(copy)
+    copies = [*tmp_path.glob("store/*/*/artifacts/actor.py")]
+    for copy in copies:
+        truncate(copy)
     models = "models:/distant/Production,models:/unseen/Production"
     with line.cut(Mode.REFUSED), served(line.url, tmp_path, models=models) as service:
         both = [Model(name, service, distant.registry) for name in ("distant", "unseen")]
-        until(lambda: not copy.exists())
+        until(lambda: not all(copy.exists() for copy in copies))
         for model in both:
             until_away(model)
         line.switch(Mode.OPEN)
-        for model in both:
-            assert model.until_live("1")["warnings"] == []
-            assert model.is_well("1")
+        for model, version in zip(both, ("3", "1"), strict=True):
+            assert model.until_live(version)["warnings"] == []
+            assert model.is_well(version)
         assert service.client.get("/ready").status_code == 200
 
 
 # -- after a restart, and 3, 10: with little time to load, with no room on the disk
 
 
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """A service that was stopped and started again, and what it told of a model's versions before."""
-
-    service: Service
-    registry: Registry
-    history: list[tuple[str, str, bool, str]]
-
-    def model(self, name: str) -> Model:
-        return Model(name, self.service, self.registry)
-
-
-def told(service: Service) -> list[tuple[str, str, bool, str]]:
-    """What became of versions, whether that still holds, and why."""
-    periods = service.client.get("/models/hung/history").json()
-    return [(each["version"], each["state"], each["until"] is None, each["reason"]) for each in periods]
-
-
 @pytest.fixture(scope="module")
-def restarted(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
-    """It serves two models, of which one has a version, and leaves versions little time to load."""
-    folder, models = tmp_path_factory.mktemp("restarted"), "models:/hung/Production,models:/full/Production"
-    with served(tracking.url, folder, models=models) as service:
-        model = Model("hung", service, tracking.registry)
-        model.until_live(model.promote())
-        model.until_refused(model.promote(on_load="raise:no_weights"))
-        model.until_live(model.promote())
-        history = told(service)
-    with served(tracking.url, folder, models=models, load_seconds=6) as service:
-        Model("hung", service, tracking.registry).until_live("3")
-        yield Restarted(service, tracking.registry, history)
+def restarted(
+    distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service of what was live when it was stopped, and of two models without a version."""
+    distant.promote("3")
+    folder = tmp_path_factory.mktemp("restarted")
+    shutil.copytree(kept, folder / "store")
+    models = ",".join(f"models:/{name}/Production" for name in ("distant", "hung", "full"))
+    with served(line.url, folder, models=models, load_seconds=6) as service:
+        yield service
 
 
-def test_what_became_of_versions_is_told_after_a_restart(restarted: Restarted) -> None:
-    periods = told(restarted.service)
-    assert periods == restarted.history
-    assert [each[:3] for each in periods] == [
-        ("3", "live", True),
-        ("2", "rejected", False),
-        ("1", "live", False),
-    ]
-    assert "no_weights" in periods[1][3]
+def test_what_became_of_versions_is_told_after_a_restart(restarted: Service, distant: Model) -> None:
+    Model("distant", restarted, distant.registry).until_live("3")
+    assert told(restarted) == PAST
 
 
-def test_row_3_a_version_that_hangs_on_loading_is_stopped(restarted: Restarted, tmp_path: Path) -> None:
-    model = restarted.model("hung")
-    first = model.state["version"]
+def test_row_3_a_version_that_hangs_on_loading_is_stopped(
+    restarted: Service, distant: Model, tmp_path: Path
+) -> None:
+    model = Model("hung", restarted, distant.registry)
+    first = model.promote()
+    model.until_live(first)
     bad = model.promote(on_load=f"note:{tmp_path / 'pid'} hang")
     with Watch([noted(tmp_path / "pid")]) as watch:
         assert "it had not loaded after 6 s, and was stopped" in model.until_refused(bad)
@@ -565,9 +557,9 @@ def fill_disk(service: Service, full: bool) -> None:
 
 
 def test_row_10_a_disk_that_is_full_holds_up_new_versions_and_nothing_else(
-    restarted: Restarted,
+    restarted: Service, distant: Model
 ) -> None:
-    service, model = restarted.service, restarted.model("full")
+    service, model = restarted, Model("full", restarted, distant.registry)
     fill_disk(service, full=True)
     first = model.promote()
     assert "File too large" in model.until_refused(first, "waiting")
