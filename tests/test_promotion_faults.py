@@ -492,26 +492,40 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
         assert model.until_told(second, "live")
 
 
-def test_rows_9_and_10_a_cold_start_with_no_copy_or_a_corrupted_one_recovers_unaided(
-    distant: Model, kept: Path, line: Line, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def bereft(
+    distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Model]]:
+    """Models that were brought up with a registry that came late: no copy was there, or a corrupted one."""
+    folder, registry = tmp_path_factory.mktemp("bereft"), distant.registry
     distant.promote("3")
-    distant.registry.promote("unseen", distant.registry.add("unseen"))
-    shutil.copytree(kept, tmp_path / "store")
-    copies = [*tmp_path.glob("store/*/*/artifacts/actor.py")]
+    registry.promote("unseen", registry.add("unseen"))
+    shutil.copytree(kept, folder / "store")
+    copies = [*folder.glob("store/*/*/artifacts/actor.py")]
     for copy in copies:
         truncate(copy)
-    models = "models:/distant/Production,models:/unseen/Production"
-    with line.cut(Mode.REFUSED), served(line.url, tmp_path, models=models) as service:
-        both = [Model(name, service, distant.registry) for name in ("distant", "unseen")]
+    models = "models:/unseen/Production,models:/distant/Production"
+    with line.cut(Mode.REFUSED), served(line.url, folder, models=models) as service:
+        made = {name: Model(name, service, registry) for name in ("unseen", "distant")}
         until(lambda: not all(copy.exists() for copy in copies))
-        for model in both:
+        for model in made.values():
             until_away(model)
         line.switch(Mode.OPEN)
-        for model, version in zip(both, ("3", "1"), strict=True):
-            assert model.until_live(version)["warnings"] == []
-            assert model.is_well(version)
-        assert service.client.get("/ready").status_code == 200
+        yield made
+
+
+def test_row_9_a_cold_start_with_neither_registry_nor_copy_recovers_unaided(bereft: dict[str, Model]) -> None:
+    model = bereft["unseen"]
+    assert model.until_live("1")["warnings"] == []
+    assert model.is_well("1")
+
+
+def test_row_10_a_corrupted_copy_is_not_served_and_the_service_lives_on(bereft: dict[str, Model]) -> None:
+    model = bereft["distant"]
+    assert model.until_live("3")["warnings"] == []
+    assert model.is_well("3")
+    bereft["unseen"].until_live("1")
+    assert model.service.client.get("/ready").status_code == 200
 
 
 # -- after a restart, and 3, 10: with little time to load, with no room on the disk
