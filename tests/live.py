@@ -45,12 +45,12 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
     return os.environ | own
 
 
-def until(found: Callable[[], T | None]) -> T:
-    """What `found` gives, as soon as it gives something."""
+def until(found: Callable[[], T | None], pause: float = 0.02) -> T:
+    """What `found` gives, as soon as it gives something, asked with a pause between."""
     ends = time.monotonic() + _PATIENCE_SECONDS
     while not (result := found()):
         assert time.monotonic() < ends, f"{found} has not come true"
-        time.sleep(0.02)
+        time.sleep(pause)
     return result
 
 

@@ -26,7 +26,9 @@ from cryptography.fernet import Fernet
 from line import free_port
 from live import Service, until
 
-_BREATH_SECONDS = 0.004
+_BREATH_SECONDS = 0.02
+# A look is dear where many models are served, and takes time from what is waited for.
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Model:
         self.registry.promote(self.name, version, archive=archive)
         return version
 
+    def settle(self) -> None:
+        """Promote what is live: what was refused would be looked at again and again."""
+        self.promote(str(self.state["version"]))
+        self.until(lambda state: state["candidate"] is None)
+
     def until(self, seen: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """What `/ready` tells of it, once `seen` is true of that."""
         state: dict[str, Any] = {}
@@ -71,7 +78,7 @@ class Model:
             return seen(state)
 
         try:
-            until(look)
+            until(look, _PAUSE_SECONDS)
         except AssertionError as error:
             last = "\n".join([f"at the last look: {state}", *self.service.log[-40:]])
             raise AssertionError(last) from error

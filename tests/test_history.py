@@ -1,4 +1,7 @@
-"""What was live, refused or reverted is known after a restart; a disk that refuses costs only that."""
+"""What was live, refused or reverted is known after a restart; a disk that refuses costs only that.
+
+That a service tells of it after a restart is shown in `test_promotion_faults.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from casting import Registry
-from live import Service, served
-from promotions import Model
 
 from serving.registry.history import Event, History, Period, periods
 from serving.runtime.version import Outcome
@@ -103,23 +103,3 @@ async def test_it_is_bounded(tmp_path: Path) -> None:
     history._events.extend(Event(str(number), Outcome.LIVE, FIRST.at) for number in range(1500))
     await history.add(SECOND)
     assert len(History(tmp_path / "history.jsonl").periods()) == 1000
-
-
-def test_it_is_told_after_a_restart(registry: str, tmp_path: Path) -> None:
-    catalogue = Registry(registry)
-
-    def told(service: Service) -> list[tuple[str, str, bool]]:
-        periods = service.client.get("/models/actor/history").json()
-        return [(each["version"], each["state"], each["until"] is None) for each in periods]
-
-    for start in range(2):
-        with served(registry, tmp_path, models="models:/actor/Production") as service:
-            model = Model("actor", service, catalogue)
-            if start == 0:
-                model.until_live(model.promote())
-                assert "no_weights" in model.until_refused(model.promote(on_load="raise:no_weights"))
-                model.until_live(model.promote())
-            model.until_live("3")
-            assert told(service) == [("3", "live", True), ("2", "rejected", False), ("1", "live", False)]
-            refused = service.client.get("/models/actor/history").json()[1]
-            assert "no_weights" in refused["reason"]

@@ -30,6 +30,8 @@ pytestmark = pytest.mark.timeout(300)  # of which the cluster takes up to a minu
 
 ACTOR, SPEAKER = "models:/actor/Production", "models:/speaker/1"
 MOST_BYTES = 2**20
+PAUSE = 0.2
+"""Between two looks at what all replicas tell, for which each is asked."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,12 @@ class Cluster(rays.Cluster):
 
 @pytest.fixture(scope="module")
 def cluster(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    settings = {"models": f"{ACTOR},{SPEAKER}", "probation_seconds": 0, "max_body_bytes": MOST_BYTES}
+    settings = {
+        "models": f"{ACTOR},{SPEAKER}",
+        "probation_seconds": 0,
+        "max_body_bytes": MOST_BYTES,
+        "poll_seconds": 0.3,
+    }
     with Cluster(registry.uri, tmp_path_factory.mktemp("ray"), **settings) as running, running.client:
         running.deploy(2)
         yield running
@@ -212,7 +219,7 @@ def test_a_promotion_is_followed_by_all_replicas_without_a_failed_request(
     with Callers(model) as callers:
         callers.until_more(50)
         version = model.promote()
-        until(lambda: agreed(cluster, version))
+        until(lambda: agreed(cluster, version), PAUSE)
         all_have_it = time.monotonic()
         callers.until_more(100)
     assert callers.faults == []
@@ -243,9 +250,9 @@ def test_with_a_replica_dies_what_was_under_way_on_it_and_its_successor_has_what
             os.kill(replica, signal.SIGKILL)
             assert not dying.left()
         assert under_way.result().status_code == 500
-        until(lambda: agreed(cluster, "2", count=1))
+        until(lambda: agreed(cluster, "2", count=1), PAUSE)
         gone = time.monotonic()
-        until(lambda: agreed(cluster, "2"))
+        until(lambda: agreed(cluster, "2"), PAUSE)
         callers.until_more(100)
     assert callers.versions == [2]
     assert all(call.fault.startswith("500") and call.sent < gone for call in callers.faults)
@@ -265,7 +272,7 @@ def test_with_a_node_dies_what_was_under_way_on_it_and_the_other_goes_on(
             cluster.worker.kill()
             assert not dying.left()
         assert under_way.result().status_code == 500
-        until(lambda: agreed(cluster, "2", count=1))
+        until(lambda: agreed(cluster, "2", count=1), PAUSE)
         gone = time.monotonic()
         callers.until_more(100)
     assert callers.versions == [2]

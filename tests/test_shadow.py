@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from casting import Registry
+from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,11 +52,13 @@ def trials(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     """Models on one service, each with version 1 in Production."""
     folder = tmp_path_factory.mktemp("shadow")
     registry = Registry(new_registry(folder))
+    first = actor(folder, factor=1.0)
     for name in NAMES:
-        registry.promote(name, registry.add(name))
+        registry.promote(name, registry.register(name, first))
     models = ",".join(f"models:/{name}/Production" for name in NAMES)
     shadow = ",".join(f"models:/{name}/Staging" for name in NAMES)
-    with served(registry.uri, folder, models=models, shadow=shadow, probation_seconds=0) as service:
+    settings = {"models": models, "shadow": shadow, "probation_seconds": 0, "poll_seconds": 0.5}
+    with served(registry.uri, folder, **settings) as service:
         service.until_ready()
         yield (Tried(name, service, registry) for name in NAMES)
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
-from casting import Registry
+from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
 from pids import Watch, descendants
@@ -22,7 +22,7 @@ from promotions import Model
 from serving.runtime.streams import Stream
 
 Event = tuple[str, Any]
-SPEAKERS = [f"speaker-{number}" for number in range(1, 25)]
+SPEAKERS = [f"speaker-{number}" for number in range(1, 13)]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,10 @@ def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def service(registry: Registry) -> Iterator[Service]:
     """Speakers, and an actor that can't stream, each with one process."""
-    for name in ("actor", *SPEAKERS):
-        registry.promote(name, registry.add(name, streams=name != "actor", factor=1.0))
+    registry.promote("actor", registry.add("actor", factor=1.0))
+    speaker = actor(registry.folder, streams=True, factor=1.0)
+    for name in SPEAKERS:
+        registry.promote(name, registry.register(name, speaker))
     with served(
         registry.uri,
         registry.folder,
@@ -47,17 +49,33 @@ def service(registry: Registry) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def names() -> Iterator[str]:
-    return iter(SPEAKERS)
+def speakers(service: Service, registry: Registry) -> Iterator[Model]:
+    return (Model(name, service, registry) for name in SPEAKERS)
+
+
+def well(speaker: Model) -> Iterator[Model]:
+    """A speaker that is well after the test too."""
+    yield speaker
+    found = speaker.predict(3.0).json()
+    assert found["prediction"] == 3.0 * float(found["model"]["version"])
 
 
 @pytest.fixture
-def speaker(service: Service, registry: Registry, names: Iterator[str]) -> Iterator[Model]:
+def speaker(speakers: Iterator[Model]) -> Iterator[Model]:
     """A speaker whose process nobody else has tried."""
-    made = Model(next(names), service, registry)
-    yield made
-    found = service.client.post(f"/models/{made.name}/predict", json={"x": 3.0})
-    assert found.json()["prediction"] == 3.0 * float(found.json()["model"]["version"])
+    yield from well(next(speakers))
+
+
+@pytest.fixture(scope="module")
+def patient(speakers: Iterator[Model]) -> Model:
+    return next(speakers)
+
+
+@pytest.fixture
+def steady(patient: Model) -> Iterator[Model]:
+    """A speaker for all tests that end neither its process nor its time as the live version."""
+    yield from well(patient)
+    patient.settle()
 
 
 @contextmanager
@@ -85,9 +103,9 @@ def told(speaker: Model, act: str) -> list[Event]:
         return [*events(response)]
 
 
-def test_each_bit_comes_as_soon_as_it_is_there(speaker: Model, tmp_path: Path) -> None:
+def test_each_bit_comes_as_soon_as_it_is_there(steady: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with stream(speaker, f"say:hello wait:{tmp_path / 'pipe'} say:you") as response:
+    with stream(steady, f"say:hello wait:{tmp_path / 'pipe'} say:you") as response:
         assert response.headers["content-type"] == "text/event-stream"
         assert response.headers["x-model-version"] == "1"
         assert response.headers["cache-control"] == "no-store"
@@ -98,22 +116,22 @@ def test_each_bit_comes_as_soon_as_it_is_there(speaker: Model, tmp_path: Path) -
         assert [*heard] == [
             ("", {"x": 2.0, "act": "wait"}),
             ("", "you"),
-            ("end", {"model": {"name": speaker.name, "version": "1"}}),
+            ("end", {"model": {"name": steady.name, "version": "1"}}),
         ]
 
 
-def test_a_model_is_asked_by_path_version_and_header(speaker: Model) -> None:
+def test_a_model_is_asked_by_path_version_and_header(steady: Model) -> None:
     for path, headers in (
-        (f"/models/{speaker.name}/versions/1/predict/stream", {}),
-        ("/predict/stream", {"X-Model": speaker.name}),
+        (f"/models/{steady.name}/versions/1/predict/stream", {}),
+        ("/predict/stream", {"X-Model": steady.name}),
     ):
         row = {"x": 2.0, "act": "say:a"}
-        with speaker.service.client.stream("POST", path, json=row, headers=headers) as response:
+        with steady.service.client.stream("POST", path, json=row, headers=headers) as response:
             assert next(events(response)) == ("", "a")
 
 
-def test_nothing_to_tell_is_an_answer(speaker: Model) -> None:
-    assert [name for name, _ in told(speaker, "")] == ["end"]
+def test_nothing_to_tell_is_an_answer(steady: Model) -> None:
+    assert [name for name, _ in told(steady, "")] == ["end"]
 
 
 @pytest.mark.parametrize(
@@ -150,23 +168,23 @@ def test_a_process_that_dies_before_the_first_bit_is_not_seen(speaker: Model, tm
     assert told(speaker, f"fatal:{tmp_path / 'once'} say:again")[0] == ("", {"x": 2.0, "act": "fatal"})
 
 
-def test_a_caller_who_leaves_stops_the_model(speaker: Model, tmp_path: Path) -> None:
-    with Watch(descendants(speaker.service.process.pid)) as processes:
-        with stream(speaker, f"for:on end:{tmp_path / 'end'}") as response:
+def test_a_caller_who_leaves_stops_the_model(steady: Model, tmp_path: Path) -> None:
+    with Watch(descendants(steady.service.process.pid)) as processes:
+        with stream(steady, f"for:on end:{tmp_path / 'end'}") as response:
             assert next(events(response)) == ("", {"on": "on" * 1000})
         until((tmp_path / "end").exists)
-        assert told(speaker, "say:next")[0] == ("", "next")
-        assert processes.left(0) == descendants(speaker.service.process.pid)
+        assert told(steady, "say:next")[0] == ("", "next")
+        assert processes.left(0) == descendants(steady.service.process.pid)
 
 
-def test_a_caller_who_leaves_the_queue_is_forgotten(speaker: Model, tmp_path: Path) -> None:
-    with stream(speaker, "for:on") as response:
+def test_a_caller_who_leaves_the_queue_is_forgotten(steady: Model, tmp_path: Path) -> None:
+    with stream(steady, "for:on") as response:
         heard = events(response)
         assert next(heard) == ("", {"on": "on" * 1000})
-        waiting = threading.Thread(target=give_up, args=(speaker, f"note:{tmp_path / 'called'}"))
+        waiting = threading.Thread(target=give_up, args=(steady, f"note:{tmp_path / 'called'}"))
         waiting.start()
         waiting.join()
-    assert told(speaker, "say:next")[0] == ("", "next")
+    assert told(steady, "say:next")[0] == ("", "next")
     assert not (tmp_path / "called").exists()
 
 
@@ -194,14 +212,14 @@ def test_a_promotion_does_not_touch_an_answer_under_way(speaker: Model, tmp_path
     ("act", "reason"),
     [("raise:unfit", "it raised ValueError: unfit"), ("nan", "it answered what JSON can't say")],
 )
-def test_a_version_whose_first_bit_fails_does_not_go_live(speaker: Model, act: str, reason: str) -> None:
-    bad = speaker.promote(streams=True, example=pd.DataFrame({"x": [1.0], "act": [act]}))
-    assert f"on its own input example {reason}" in speaker.until_refused(bad)
+def test_a_version_whose_first_bit_fails_does_not_go_live(steady: Model, act: str, reason: str) -> None:
+    bad = steady.promote(streams=True, example=pd.DataFrame({"x": [1.0], "act": [act]}))
+    assert f"on its own input example {reason}" in steady.until_refused(bad)
 
 
-def test_a_version_that_streams_no_more_would_break_clients(speaker: Model) -> None:
-    bad = speaker.promote(streams=False)
-    assert "it does not stream its answers any more" in speaker.until_refused(bad)
+def test_a_version_that_streams_no_more_would_break_clients(steady: Model) -> None:
+    bad = steady.promote(streams=False)
+    assert "it does not stream its answers any more" in steady.until_refused(bad)
 
 
 def test_a_model_that_cannot_stream_says_so(service: Service) -> None:

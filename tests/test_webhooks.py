@@ -6,15 +6,14 @@ import hmac
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pandas as pd
 import pytest
-from casting import Registry
-from live import environment, served
+from live import Service, environment, served
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from promotions import Callers, Model, Tracking
 
@@ -161,65 +160,64 @@ async def test_a_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None
     assert read < 2**24
 
 
-# -- a service that hears them
+# -- a service that hears them, and looks at nothing else
+
+
+@pytest.fixture(scope="module")
+def service(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    registry = tracking.registry
+    registry.promote("hinted", registry.add("hinted"))
+    registry.alias("hooked", "champion", registry.add("hooked"))
+    models = "models:/hinted/Production,models:/hooked@champion"
+    settings = {"models": models, "poll_seconds": 3600, "webhook_secret": SECRET}
+    with served(tracking.url, tmp_path_factory.mktemp("hooked"), **settings) as service:
+        service.until_ready()
+        yield service
 
 
 def test_a_hint_has_it_look_at_once_and_a_version_that_fails_is_reverted_between_two_looks(
-    registry: str, tmp_path: Path
+    service: Service, tracking: Tracking
 ) -> None:
-    settings = {"models": "models:/actor/Production", "poll_seconds": 3600, "webhook_secret": SECRET}
-    catalogue = Registry(registry)
-    catalogue.promote("actor", catalogue.add("actor"))
-    with served(registry, tmp_path, **settings) as service:
-        model = Model("actor", service, catalogue)
-        model.until_live("1")
-        bad = model.promote()
-        json = {"content-type": "application/json"}
-        hint = service.client.post("/webhooks/mlflow", content=BODY, headers=headers(at=time.time()) | json)
-        assert hint.json() == {"status": "ok"}
-        model.until_live(bad)
-        for _ in range(2):
-            assert model.predict(act="kill").status_code == 503
-        assert "its process died" in model.until_refused(bad, "reverted")
-        assert model.is_well("1")
-        assert model.until_told(bad, "reverted")
-        assert model.until_told("1", "live")
-
-
-# -- an MLflow server that sends them
+    model = Model("hinted", service, tracking.registry)
+    bad = model.promote()
+    json = {"content-type": "application/json"}
+    hint = service.client.post("/webhooks/mlflow", content=BODY, headers=headers(at=time.time()) | json)
+    assert hint.json() == {"status": "ok"}
+    model.until_live(bad)
+    for _ in range(2):
+        assert model.predict(act="kill").status_code == 503
+    assert "its process died" in model.until_refused(bad, "reverted")
+    assert model.is_well("1")
+    assert model.until_told(bad, "reverted")
+    assert model.until_told("1", "live")
 
 
 def test_an_alias_that_moves_and_a_tag_that_is_set_are_seen_by_webhook_alone(
-    tracking: Tracking, tmp_path: Path
+    service: Service, tracking: Tracking, tmp_path: Path
 ) -> None:
-    settings = {"models": "models:/hooked@champion", "poll_seconds": 3600, "webhook_secret": SECRET}
-    registry = tracking.registry
-    registry.alias("hooked", "champion", registry.add("hooked"))
-    with served(tracking.url, tmp_path, **settings) as service:
-        model = Model("hooked", service, registry, "@champion")
-        model.until_live("1")
-        command = [sys.executable, "-m", "serving", "webhook", service.url, "--name", "hooked"]
-        told = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
-        assert told.returncode == 0, told.stderr
-        assert f"✓ MLflow tells {service.url}/webhooks/mlflow" in told.stdout
-        (made,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
-        try:
-            with Callers(model) as callers:
-                for _ in range(3):
-                    version = model.add()
-                    registry.alias("hooked", "champion", version)
-                    model.until_live(version)
-                    callers.until_answered_by(version)
-            assert callers.faults == []
-            assert callers.versions == [1, 2, 3, 4]
-            breaking = model.add(inputs="x: double", example=pd.DataFrame({"x": [1.0]}))
-            registry.alias("hooked", "champion", breaking)
-            model.until_refused(breaking)
-            registry.client.set_model_version_tag("hooked", breaking, "serving.allow_breaking", "true")
-            model.until_live(breaking)
-            assert model.is_well(breaking)
-        finally:
-            registry.client.delete_webhook(made.webhook_id)
+    registry, model = tracking.registry, Model("hooked", service, tracking.registry, "@champion")
+    command = [sys.executable, "-m", "serving", "webhook", service.url, "--name", "hooked"]
+    told = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert f"✓ MLflow tells {service.url}/webhooks/mlflow" in told.stdout
+    (made,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
+    try:
+        with Callers(model) as callers:
+            for _ in range(3):
+                version = model.add()
+                registry.alias("hooked", "champion", version)
+                model.until_live(version)
+                callers.until_answered_by(version)
+        assert callers.faults == []
+        assert callers.versions == [1, 2, 3, 4]
+        breaking = model.add(inputs="x: double", example=pd.DataFrame({"x": [1.0]}))
+        registry.alias("hooked", "champion", breaking)
+        model.until_refused(breaking)
+        registry.client.set_model_version_tag("hooked", breaking, "serving.allow_breaking", "true")
+        model.until_live(breaking)
+        assert model.is_well(breaking)
+    finally:
+        registry.client.delete_webhook(made.webhook_id)
 
 
 def test_without_a_secret_no_webhook_is_registered(tracking: Tracking, tmp_path: Path) -> None:
