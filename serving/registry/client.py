@@ -73,7 +73,7 @@ class RegistryClient:
             RegistryUnavailable: the registry gave no sensible answer.
         """
         try:
-            found = await self._ask(self._timed, self._resolve, reference)
+            found = await self._look(self._resolve, reference)
         except RegistryUnavailable:
             self.reachable, self.failures = False, self.failures + 1
             raise
@@ -94,7 +94,7 @@ class RegistryClient:
         now = asyncio.get_running_loop().time()
         if self._marking is None or now - self._marked_at > max_age:
             self._marked_at = now
-            self._marking = asyncio.ensure_future(self._ask(self._timed, self._mark))
+            self._marking = asyncio.ensure_future(self._look(self._mark))
         marker = await asyncio.shield(self._marking)
         self._reached()
         return marker
@@ -149,6 +149,9 @@ class RegistryClient:
 
     def _reached(self) -> None:
         self.reachable, self.checked_at = True, datetime.now(UTC)
+
+    async def _look(self, call: Callable[..., T], *args: Any) -> T:
+        return await self._in_thread(self._calls, self._timed, call, *args)
 
     async def _ask(self, call: Callable[..., T], *args: Any) -> T:
         return await self._in_thread(self._calls, call, *args)
