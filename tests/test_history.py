@@ -6,6 +6,7 @@ That a service tells of it after a restart is shown in `test_promotion_faults.py
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,19 @@ async def test_it_survives_a_restart(tmp_path: Path) -> None:
 
 async def test_a_restart_on_the_same_version_is_no_event(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
-    await History(file).add(FIRST)
+    for event in (FIRST, BAD):
+        await History(file).add(event)
     again = History(file)
-    await again.add(Event("1", Outcome.LIVE, SECOND.at))
-    assert [period.since for period in again.periods()] == [FIRST.at]
+    for event in (replace(FIRST, at=SECOND.at, reason="from the copy on disk"), replace(BAD, at=SECOND.at)):
+        await again.add(event)
+    assert [period.since for period in again.periods()] == [BAD.at, FIRST.at]
+
+
+async def test_a_version_that_goes_live_once_more_is_an_event(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    for event in (FIRST, SECOND, FIRST):
+        await history.add(event)
+    assert [period.version for period in history.periods()] == ["1", "3", "1"]
 
 
 async def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -53,15 +53,21 @@ class History:
         """How many events this process has seen of each kind."""
 
     async def add(self, event: Event) -> None:
-        """Record an event, unless it repeats the last one, as a restart makes it."""
+        """Record an event, unless it repeats what is known, as a restart makes it."""
         self.outcomes[event.outcome] += 1
-        last = self._events[-1] if self._events else None
-        if last and (last.version, last.outcome, last.reason) == (event.version, event.outcome, event.reason):
+        if self._is_known(event):
             return
         self._events.append(event)
         async with self._writing:  # one after the other, so that what is written last is the whole
             with suppress(OSError):
                 await asyncio.to_thread(_write, self._file, tuple(self._events))
+
+    def _is_known(self, event: Event) -> bool:
+        if event.outcome is Outcome.LIVE:  # whatever was refused since, and however it compares now
+            live = [each.version for each in self._events if each.outcome is Outcome.LIVE]
+            return live[-1:] == [event.version]
+        last = self._events[-1] if self._events else None
+        return last is not None and replace(event, at="") == replace(last, at="")
 
     def periods(self, most: int = _MOST_EVENTS) -> list[Period]:
         """The last events with their ends, the newest first."""
