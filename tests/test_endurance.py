@@ -76,7 +76,7 @@ def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
             registry.register(name, folder_of_all)
         registry.alias(name, "best", "1")
     models = ",".join(f"models:/{name}@best" for name in NAMES)
-    settings = {"models": models, "probation_seconds": 0, "poll_seconds": 0.01}
+    settings = {"models": models, "probation_seconds": 0, "poll_seconds": 0.05}
     service = Service(environment(uri, folder, **settings), folder, program)
     try:
         service.until_ready()
