@@ -126,7 +126,7 @@ def overload(
 @app.command()
 def features(
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; the services take turns in each.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which two services take turns.")] = 5,
     connections: Annotated[int, typer.Option(help="Number of connections.")] = 64,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,19 +23,19 @@ from benchmarks.postgres import Postgres
 from benchmarks.sheet import Sheet, range_of
 from benchmarks.throughput import ROW, make_registry
 
-OFF = "nothing but metrics"
+_OFF = {"SERVING_DRIFT_PSI": "0"}
+"""Nothing but metrics."""
 _SHARE = "0.01"
 _RECORDS = re.compile(r'^serving_journal_records_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 
-Rounds = dict[str, list[Measured]]
-"""By what is on: a measurement a round."""
+Rounds = dict[str, list[tuple[Measured, Measured]]]
+"""By what is on: measurements without it and with it, a round."""
 Counts = dict[str, dict[str, int]]
 """By what is on, where a journal is: how many predictions were written and dropped."""
 
 
 def variants(folder: Path, postgres: str, collector: str) -> dict[str, dict[str, str]]:
     """The environment of each service, by what is on."""
-    off = {"SERVING_DRIFT_PSI": "0"}
     shadow = {"SERVING_SHADOW": "models:/iris/Staging"}
     traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_TRACES_SAMPLER": "traceidratio"}
     share = {"SERVING_ACCESS_LOG": _SHARE, "OTEL_TRACES_SAMPLER_ARG": _SHARE}
@@ -45,39 +45,42 @@ def variants(folder: Path, postgres: str, collector: str) -> dict[str, dict[str,
         return {"SERVING_JOURNAL_URL": f"sqlite:///{folder / name}.db"}
 
     return {
-        OFF: off,
         "drift, as it comes": {},
-        "journal on SQLite": off | journal("alone"),
-        "journal on PostgreSQL": off | {"SERVING_JOURNAL_URL": postgres},
-        "a shadow": off | shadow,
-        "access log and traces, 1 in 100": off | traced | share,
-        "access log and traces, each request": off | traced | each,
+        "journal on SQLite": _OFF | journal("alone"),
+        "journal on PostgreSQL": _OFF | {"SERVING_JOURNAL_URL": postgres},
+        "a shadow": _OFF | shadow,
+        "access log and traces, 1 in 100": _OFF | traced | share,
+        "access log and traces, each request": _OFF | traced | each,
         "all, 1 in 100 logged and traced": shadow | journal("all") | traced | share,
         "all, each request logged and traced": shadow | journal("each") | traced | each,
     }
 
 
 def measure(folder: Path, connections: int, rounds: int, seconds: float) -> tuple[Rounds, Counts]:
-    """Drive the services in turn, round by round, and count what became of the predictions."""
+    """Drive each service in turn with one that has nothing on, and count what became of the predictions.
+
+    No other service runs meanwhile: ten that idle would take their share of the cores.
+    """
     registry = make_registry(folder)
     _shadow(registry)
-    with ExitStack() as stack:
-        postgres = stack.enter_context(Postgres())
-        settings = variants(folder, postgres.create("journal"), stack.enter_context(_collector()))
-        systems = {
-            name: stack.enter_context(service.serving(registry, folder, env=env))
-            for name, env in settings.items()
-        }
-        for url in systems.values():
-            drive(f"{url}/predict", ROW, folder, connections=connections, seconds=1)
-        found: Rounds = {name: [] for name in systems}
-        for _ in range(rounds):
-            for name, url in systems.items():
-                measured = drive(f"{url}/predict", ROW, folder, connections=connections, seconds=seconds)
-                found[name].append(measured)
-                _drain(url)
-        counts = {name: _counts(systems[name]) for name in systems if "SERVING_JOURNAL_URL" in settings[name]}
-        return found, counts
+    found: Rounds = {}
+    counts: Counts = {}
+    with Postgres() as postgres, _collector() as collector:
+        for name, env in variants(folder, postgres.create("journal"), collector).items():
+            off = service.serving(registry, folder, env=_OFF)
+            with off as without, service.serving(registry, folder, env=env) as watched:
+                for url in (without, watched):
+                    drive(f"{url}/predict", ROW, folder, connections=connections, seconds=1)
+                for _ in range(rounds):
+                    pair = [
+                        drive(f"{url}/predict", ROW, folder, connections=connections, seconds=seconds)
+                        for url in (without, watched)
+                    ]
+                    found.setdefault(name, []).append((pair[0], pair[1]))
+                    _drain(watched)
+                if "SERVING_JOURNAL_URL" in env:
+                    counts[name] = _counts(watched)
+    return found, counts
 
 
 def _shadow(registry: str) -> None:
@@ -120,7 +123,7 @@ def _counts(url: str) -> dict[str, int]:
 
 def ratios(found: Rounds, name: str) -> list[float]:
     """Requests a second with what is on to those without, each of the same round."""
-    return [ours.rate / off.rate for ours, off in zip(found[name], found[OFF], strict=True)]
+    return [watched.rate / off.rate for off, watched in found[name]]
 
 
 def sheets(found: Rounds, counts: Counts) -> list[Sheet]:
@@ -128,13 +131,17 @@ def sheets(found: Rounds, counts: Counts) -> list[Sheet]:
     rows = [
         (
             name,
-            *(range_of([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
+            *(
+                range_of([getattr(each[on], value) for each in pairs])
+                for value in ("rate", "p99")
+                for on in (0, 1)
+            ),
             range_of(ratios(found, name)),
             *(f"{counts[name][outcome]:,}" if name in counts else "–" for outcome in ("written", "dropped")),
         )
-        for name, rounds in found.items()
+        for name, pairs in found.items()
     ]
-    columns = ("on", "requests/s", "p50 ms", "p99 ms", "ratio to the first", "written", "dropped")
+    columns = ("on", "requests/s without", "with", "p99 ms without", "with", "ratio", "written", "dropped")
     return [Sheet("`/predict`, one row, 64 connections: least / median / most", columns, tuple(rows))]
 
 
@@ -150,9 +157,10 @@ def markdown(found: Rounds, counts: Counts) -> str:
 
 def raw(found: Rounds, counts: Counts) -> dict[str, Any]:
     """All measurements, for JSON."""
-    return {name: [asdict(each) for each in rounds] for name, rounds in found.items()} | {"records": counts}
+    pairs = {name: [[asdict(each) for each in pair] for pair in rounds] for name, rounds in found.items()}
+    return pairs | {"records": counts}
 
 
 def failures(found: Rounds) -> int:
     """How many requests failed in all."""
-    return sum(each.failed for rounds in found.values() for each in rounds)
+    return sum(each.failed for rounds in found.values() for pair in rounds for each in pair)

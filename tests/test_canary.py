@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from browsers import CHROMIUM
 from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
+from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
@@ -153,6 +155,18 @@ def test_a_front_that_starts_later_heeds_what_another_one_found(pairs: list[Pair
     assert "5 of 9 requests failed on it" in state["canary"]["reason"]
     assert failing.answering(50) == {"1": 50}
     assert failing.challenger.predict().headers["x-model-version"] == "1"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_why_a_challenger_gets_nothing_is_seen_on_the_page(pairs: list[Pair], browser: Browser) -> None:
+    failing = pairs[-1]
+    failing.challenger.until(lambda state: state["canary"]["state"] == "stopped")
+    page = browser.new_page()
+    page.goto(f"{failing.service.url}/#{failing.champion.name}@challenger")
+    card = page.get_by_role("region", name="Canary")
+    expect(card.locator("div", has_text="Meant to get").locator("dd")).to_have_text("0%")
+    expect(card).to_contain_text("5 of 9 requests failed on it")
+    page.close()
 
 
 def test_a_challenger_that_would_break_clients_gets_nothing(pair: Pair) -> None:

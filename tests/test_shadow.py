@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import CHROMIUM
 from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
+from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
 from serving.monitoring.likeness import Tally, difference
 
-NAMES = [f"tried-{number}" for number in range(5)]
+NAMES = [f"tried-{number}" for number in range(6)]
 
 
 class Tried:
@@ -93,6 +95,20 @@ def test_a_shadow_that_agrees_is_told_of_everywhere(tried: Tried) -> None:
     assert samples["serving_shadow_rows", "failed"] == 0
     assert samples["serving_shadow_difference_ratio_bucket", "0.0"] == 200
     assert samples["serving_shadow_difference_ratio_count", None] == 200
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_how_a_shadow_does_is_seen_on_the_page(tried: Tried, browser: Browser) -> None:
+    tried.stage(factor=1.25)
+    tried.ask()
+    tried.until_compared()
+    page = browser.new_page()
+    page.goto(f"{tried.service.url}/#{tried.live.name}/Staging")
+    card = page.get_by_role("region", name="Shadow")
+    for name, value in (("Beside version", "1"), ("Rows compared", "200"), ("The same, within 1 %", "0%")):
+        expect(card.locator("div", has_text=name).locator("dd")).to_have_text(value)
+    expect(card).to_contain_text("Half differ by up to20%")
+    page.close()
 
 
 def test_a_shadow_that_differs_answers_nobody(tried: Tried) -> None:

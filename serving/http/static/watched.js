@@ -2,6 +2,22 @@
 
 import { badge, h, number } from "./elements.js";
 
+/** How what is tried is called; the rest by its own name. */
+const NAMES = {
+  share: "Meant to get",
+  live: "Beside version",
+  rows: "Rows compared",
+  agreement: "The same, within 1 %",
+  "differences p50": "Half differ by up to",
+  "differences p95": "95 % differ by up to",
+  "differences p99": "99 % differ by up to",
+  "differences p100": "The most",
+  latency: "Time it takes",
+  failed: "Rows it failed on",
+  dropped: "Rows left out",
+};
+const SHARES = /^(share|agreement|accuracy|differences .*)$/;
+
 /** A card for each thing that is told of; none for what is not. */
 export function watched({ drift, quality, canary, shadow }) {
   return [
@@ -18,7 +34,7 @@ function figures(id, title, found) {
   if (!listed.some((each) => each.length)) return null;
   const rows = (each) =>
     each.map(([name, value]) =>
-      h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, written(value))),
+      h("div", {}, h("dt", {}, NAMES[name] ?? name.replaceAll("_", " ")), h("dd", {}, written(name, value))),
     );
   return h(
     "section",
@@ -35,10 +51,12 @@ function* flat(found, before = "") {
   }
 }
 
-function written(value) {
-  return typeof value === "number"
-    ? value.toLocaleString(undefined, { maximumSignificantDigits: 4 })
-    : String(value);
+function written(name, value) {
+  if (typeof value !== "number") return String(value);
+  const rounded = { maximumSignificantDigits: 4 };
+  if (SHARES.test(name)) return value.toLocaleString(undefined, { style: "percent", ...rounded });
+  const told = value.toLocaleString(undefined, rounded);
+  return name === "latency" ? `${told} times the live one's` : told;
 }
 
 /** Population stability index: by the usual rule little below 0.1, much above 0.25. */
