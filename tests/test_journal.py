@@ -240,14 +240,17 @@ def test_an_answer_from_the_cache_is_a_prediction_of_its_own(
     assert json.loads(second["params"]) == {"factor": 3.0}
 
 
-def test_what_the_cache_kept_of_another_protocol_is_recorded_as_it_came(
+def test_what_the_cache_kept_of_another_protocol_is_recorded_as_its_rows(
     service: Service, ledger: Ledger
 ) -> None:
-    sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [9.0]}]}
+    sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [9.0, 8.0]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
     found = ledger.prediction(recorded(answers[1]))
-    assert (found["inputs"], found["outputs"]) == ([sent], [answers[1].json()])
+    assert found["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
+    first = ledger.prediction(recorded(answers[0]))
+    told = ("inputs", "outputs", "params", "rows", "protocol")
+    assert [first[name] for name in told] == [found[name] for name in told]
 
 
 def test_what_is_refused_or_fails_is_no_prediction(service: Service, ledger: Ledger) -> None:
@@ -336,7 +339,8 @@ def test_feedback_is_written_to_the_run_of_the_version(
         "mean_absolute_error": pytest.approx(2.0),
         "root_mean_squared_error": pytest.approx(5.0**0.5),
     }
-    run_id = stock.client.get_model_version("diabetes", "1").run_id
+    version = stock.client.get_model_version("diabetes", "1")
+    run_id, model_id = version.run_id, version.source.removeprefix("models:/")
 
     def told() -> Any:
         points = stock.client.get_metric_history(run_id, "serving.mean_absolute_error")
@@ -346,6 +350,10 @@ def test_feedback_is_written_to_the_run_of_the_version(
     metrics = stock.client.get_run(run_id).data.metrics
     assert metrics["serving.root_mean_squared_error"] == pytest.approx(5.0**0.5)
     assert metrics["serving.feedback_count"] == 2.0
+    of_model = stock.client.get_logged_model(model_id).metrics
+    assert {each.key: each.value for each in of_model}.items() >= metrics.items() & {
+        (name, value) for name, value in metrics.items() if name.startswith("serving.")
+    }
 
 
 def test_feedback_on_other_protocols_means_the_same(service: Service, ledger: Ledger) -> None:
@@ -353,6 +361,14 @@ def test_feedback_on_other_protocols_means_the_same(service: Service, ledger: Le
         identity = recorded(service.client.post(path, **sent))
         assert feed_back(service, {"prediction_id": identity, "row": 1, "outcome": "versicolor"}).is_success
         assert ledger.outcomes(identity) == {1: "versicolor"}
+
+
+def test_feedback_on_an_answer_from_the_cache_counts(service: Service, ledger: Ledger) -> None:
+    sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [2.5, 3.5]}]}
+    answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
+    assert answers[1].headers["x-cache"] == "hit"
+    assert feed_back(service, {"prediction_id": recorded(answers[1]), "row": 1, "outcome": 6.0}).is_success
+    assert quality(service, "kept")["mean_absolute_error"] == 1.0  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +381,7 @@ def test_feedback_on_other_protocols_means_the_same(service: Service, ledger: Le
         ("iris", ROW, None),
         ("diabetes", PATIENT, "high"),
         ("diabetes", PATIENT, None),
+        ("diabetes", PATIENT, 1e200),
         ("actor", {"x": 1.0}, "high"),
         ("texts", {"input": "a"}, 1),
         ("nested", zoo()["nested"].row, {"sum": 1.0}),
@@ -403,6 +420,8 @@ def test_one_wrong_outcome_among_several_has_none_taken(service: Service, ledger
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1, "row": -1}', 422),
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1, "row": true}', 422),
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1, "more": 1}', 422),
+        (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": [1e400]}', 422),
+        (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 18446744073709551616}', 422),
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}', 404),
     ],
 )

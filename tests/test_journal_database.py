@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -20,19 +24,22 @@ from ledger import Ledger
 from live import PROGRAM, until
 from mlflow import MlflowClient
 from promotions import Tracking
+from pyarrow import parquet
 from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
 from serving.errors import JournalAway
 from serving.groups import journal_url
-from serving.journal import database
+from serving.journal import database, outcomes
 from serving.journal.database import VERSION_TABLE, transaction
+from serving.journal.export import Choice, export
 from serving.journal.frames import Frame, Kind
 from serving.journal.link import Link
 from serving.journal.quality import Quality
 from serving.journal.reporter import Reporter
 from serving.journal.schema import feedback, metadata, predictions, versions
 from serving.journal.verdict import Misfit, Verdict, judge
+from serving.journal.writer import Writer
 from serving.registry.client import RegistryClient
 from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
 from serving.runtime.values import Value
@@ -98,6 +105,20 @@ def test_the_migrations_make_the_tables_that_the_code_has(ledger: Ledger) -> Non
         assert compare_metadata(context, metadata) == []
 
 
+def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
+    database.upgrade(ledger.engine, "0001")
+    names = "id, model, source, outputs, feedback_at, feedback, measured, absolute, squared"
+    rows = ("1, 'a', 'a', '', '2026-01-31', 2, 2, 3.0, 6.5", "2, 'b', 'b', '', '2026-01-30', 1, 1, 1.0, -8.0")
+    with transaction(ledger.engine) as connection:
+        for row in rows:
+            connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
+    database.upgrade(ledger.engine)
+    with transaction(ledger.engine) as connection:
+        found = [each.metrics for each in outcomes.qualities(connection)]
+    errors = ("mean_absolute_error", "root_mean_squared_error")
+    assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
+
+
 def test_several_that_begin_at_once_migrate_one_after_the_other(ledger: Ledger, url: str) -> None:
     command = [PROGRAM, "journal", "upgrade", "--journal-url", url]
     with ThreadPoolExecutor() as pool:
@@ -143,8 +164,8 @@ def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
         told = {"version": 1, "protocol": "predict", "rows": 1, "inputs": "[]", "outputs": "[]"}
         told |= {"latency": 0.1, "request_id": "mine"}
         connection.execute(insert(predictions), [told | {"id": each, "at": at} for each, at in made])
-        outcomes = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in made]
-        connection.execute(insert(feedback), outcomes)
+        known = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in made]
+        connection.execute(insert(feedback), known)
     return [each for each, _ in made]
 
 
@@ -168,12 +189,95 @@ async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> 
             summed = {"feedback": count, "classed": count, "correct": 1, "feedback_at": at}
             with transaction(ledger.engine) as connection:
                 connection.execute(update(versions).values(summed))
-            frame = await asyncio.wait_for(heard.get(), 60)
-            assert frame.kind is Kind.QUALITY
+            while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not Kind.QUALITY:
+                assert orjson.loads(frame.payload) == {"failing": ""}
             (told,) = orjson.loads(frame.payload)
             assert Quality(**told).metrics == {"accuracy": 1 / count}
             assert told["at"] == at.timestamp() * 1000
     assert ledger.count() == 1  # which is kept for ever
+
+
+@pytest.mark.parametrize("days", [0, 30])
+def test_between_two_looks_the_database_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    ours, theirs = socket.socketpair()
+    patience: list[float] = []
+
+    def wait(reads: list[Any], writes: list[Any], errors: list[Any], seconds: float) -> tuple[list[Any], ...]:
+        """Nothing comes, thrice; then the front goes."""
+        patience.append(seconds)
+        if len(patience) == 3:
+            ours.close()
+        return reads if len(patience) == 3 else [], [], []
+
+    monkeypatch.setattr("serving.journal.writer.select", SimpleNamespace(select=wait, poll=select.poll))
+    with theirs:
+        Writer(theirs, f"sqlite:///{tmp_path}/journal.db", days).run()
+    assert patience[0] == 0  # the first look is due
+    assert 0 < patience[2] <= patience[1] <= 1
+
+
+def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str, tmp_path: Path) -> None:
+    ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
+    file, now = tmp_path / "journal.parquet", datetime.now(UTC)
+    reading = database.connect(journal_url(url), reads=True)
+    choice = Choice(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
+    with transaction(ledger.engine) as writing:
+        writing.execute(update(predictions).values(request_id="another"))
+        assert export(reading, file, choice) == 1
+    with transaction(reading) as connection:
+        assert len([*connection.execute(predictions.select())]) == 3
+        fill_one = insert(versions).values(id=2, model="other", source="there", outputs="{}")
+        with transaction(ledger.engine) as writing:
+            writing.execute(fill_one)
+    reading.dispose()
+    (line,) = parquet.read_table(file).to_pylist()
+    assert (line["id"], line["request_id"]) == (ids[1], "mine")
+
+
+# -- feedback
+
+
+def regress(ledger: Ledger, predicted: list[float]) -> str:
+    """A prediction of numbers by a version; gives its id."""
+    database.upgrade(ledger.engine)
+    identity, form = str(uuid7()), orjson.dumps({"form": "Regression", "name": None}).decode()
+    with transaction(ledger.engine) as connection:
+        facts = {"id": 1, "model": "diabetes", "version": "1", "source": "here", "outputs": form}
+        connection.execute(insert(versions), facts)
+        outputs = orjson.dumps([{"prediction": each} for each in predicted]).decode()
+        told = {"version": 1, "protocol": "batch", "rows": len(predicted), "inputs": "[]", "outputs": outputs}
+        told |= {"id": identity, "at": datetime.now(UTC), "latency": 0.1, "request_id": "mine"}
+        connection.execute(insert(predictions), told)
+    return identity
+
+
+def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dict[str, Any]:
+    """Tell outcomes of rows."""
+    given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
+    with transaction(ledger.engine) as connection:
+        return outcomes.take(connection, {"feedback": given, "models": None})
+
+
+def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> None:
+    predicted = [7, *(0.1 * number for number in range(1, 400))]
+    identity = regress(ledger, predicted)
+    feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
+    with transaction(ledger.engine) as connection:
+        (before,) = outcomes.qualities(connection)
+    for wrong in (1754000000000, 1e150):
+        # Of two for one row the last counts, whether they come together or not.
+        assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
+        with transaction(ledger.engine) as connection:
+            (now,) = outcomes.qualities(connection)
+        assert now.mean_absolute_error == pytest.approx(wrong / 400)
+        feed_back(ledger, identity, [(0, 7 + 1.3)])
+    with transaction(ledger.engine) as connection:
+        (after,) = outcomes.qualities(connection)
+    assert after.metrics == before.metrics
+    assert after.root_mean_squared_error == pytest.approx(1.3)
+    assert after.feedback == 400
 
 
 # -- verdicts
@@ -228,7 +332,7 @@ def test_what_the_prediction_could_not_be_is_no_outcome(
 
 
 def quality(run_id: str | None, count: int, accuracy: float) -> Quality:
-    return Quality("iris", "1", None, run_id, 1000 * count, count, accuracy, None, None)
+    return Quality("iris", "1", None, run_id, f"of-{run_id}", 1000 * count, count, accuracy, None, None)
 
 
 @pytest.mark.anyio
@@ -260,6 +364,22 @@ async def test_metrics_are_written_once_a_minute_and_at_the_end(registry: str) -
     another.tell([quality(run_id, 3, 1.0)])
     await another.flush()
     assert len(written()) == 3
+    told.close()
+
+
+@pytest.mark.anyio
+async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    told = RegistryClient(Settings(tracking_uri=registry))
+    reporter = Reporter(told)
+    of_no_model = replace(quality(run_id, 9, 0.0), version="0", model_id="m-none")
+    of_one_run = replace(quality(run_id, 2, 0.5), model="another")
+    reporter.tell([of_no_model, quality(run_id, 1, 1.0), of_one_run])
+    for _ in range(2):
+        await reporter.flush()
+    points = client.get_metric_history(run_id, "serving.accuracy")
+    assert {(point.step, point.value) for point in points} >= {(1, 1.0), (2, 0.5)}
     told.close()
 
 

@@ -180,6 +180,21 @@ def test_the_journals_process_is_killed_and_nothing_is_lost(on_sqlite: Stand) ->
     assert on_sqlite.ledger.count() == written
 
 
+def test_a_process_that_is_killed_while_its_database_is_away_leaves_no_trouble_behind(
+    on_sqlite: Stand,
+) -> None:
+    service = on_sqlite.service
+    with on_sqlite.troubles["locked"]():
+        (identity,) = on_sqlite.predict(1)
+        until(lambda: measured(service, "failing")[0])
+        killed = writer(service)
+        os.kill(killed, signal.SIGSTOP)
+    os.kill(killed, signal.SIGKILL)  # before it could say that the database is back
+    until(lambda: not measured(service, "failing")[0])
+    answer = service.client.post("/feedback", json={"prediction_id": identity, "outcome": 1.0})
+    assert answer.json() == {"recorded": 1}
+
+
 def writer(service: Service) -> int:
     """The journal's process, or 0."""
     for pid in children(service.process.pid):

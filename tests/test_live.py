@@ -808,7 +808,21 @@ def test_the_very_same_request_is_answered_from_the_cache(
     answers = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
     assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
     assert answers[0].content == answers[1].content
-    assert service.metrics()['serving_cache_hits_total{model="cached",version="1"}'] == 2
+    inputs = [{"name": "x", "datatype": "FP64", "shape": [2], "data": [1, 2]}]
+    asked: dict[str, dict[str, Any]] = {
+        "/v2/models/cached/infer": {"json": {"inputs": inputs, "parameters": {"binary_data_output": True}}},
+        "/v2/models/cached/versions/1/infer": {"json": {"inputs": inputs}},
+    }
+    own = {"x-cache", "x-request-id", "server-timing", "date"}
+    for route, sent in asked.items():
+        answers = [client.post(route, **sent) for _ in range(2)]
+        assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
+        assert answers[0].content == answers[1].content
+        first, second = (dict(answer.headers) for answer in answers)
+        assert {name: first[name] for name in first.keys() - own} == {
+            name: second[name] for name in second.keys() - own
+        }
+    assert service.metrics()['serving_cache_hits_total{model="cached",version="1"}'] == 4
     registry_of_all.promote("cached", registry_of_all.add("cached", factor=3.0))
     service.until_live("cached", "2")
     assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError, from_json
 
 from serving.errors import Fault, Forbidden, JournalAway, Malformed, UnknownPrediction, Unprocessable
 from serving.groups import Limits
@@ -29,6 +31,14 @@ class Feedback(BaseModel):
     row: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = Field(
         0, description="which row of the request, from 0 on"
     )
+
+    @field_validator("outcome")
+    @classmethod
+    def _is_kept(cls, outcome: Any) -> Any:
+        with suppress(TypeError):  # a whole number of more than 64 bits
+            if orjson.loads(orjson.dumps(outcome)) == outcome:
+                return outcome
+        raise PydanticCustomError("outcome", "Input should have finite numbers only, of 64 bits")
 
 
 class FeedbackBatch(BaseModel):

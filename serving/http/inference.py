@@ -71,7 +71,8 @@ class Infer(Predict):
         ends = time.perf_counter() + self.seconds(scope)
         outputs, binary = await inferred(live, parts, request, inputs, ends)
         head = {"model_name": live.version.name, "model_version": live.version.version}
-        head["id"] = request.id or scope["request_id"]
+        if request.id or live.cache is None:  # an answer that others get again has no id of its own
+            head["id"] = request.id or scope["request_id"]
         pieces, length = encode(head, outputs, binary)
         if length is not None:
             scope["answered_in"] = (

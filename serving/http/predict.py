@@ -31,7 +31,7 @@ from serving.runtime.replay import Recorded
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05
 _JSON = ((b"content-type", b"application/json"),)
-_LARGEST_CACHED = 4096
+_LARGEST_CACHED, _LARGEST_CACHED_ANSWER = 4096, 65_536
 # Rows of one request that may be read ahead of its answers.
 _MOST_AHEAD = 8192
 
@@ -142,11 +142,12 @@ class Predict:
         asked = (type(self), scope["query_string"], body, scope.get("formats"))
         if found := cache.get(asked):
             live.metrics.hits.inc()
-            told, scope["answered_before"] = found
+            told, scope["answered_before"], scope["answered_in"] = found
             return [told], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
         answer, timing = await self._answered(live, parts, scope, receive, body)
-        if len(body) <= _LARGEST_CACHED and len(answer) == 1:
-            cache[asked] = answer[0], parts if live.contract.profile else ()
+        if len(body) <= _LARGEST_CACHED and sum(map(len, answer)) <= _LARGEST_CACHED_ANSWER:
+            answer = [b"".join(answer)]
+            cache[asked] = answer[0], parts, scope.get("answered_in", _JSON)
         return answer, [*live.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
 
     async def _answered(

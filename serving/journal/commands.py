@@ -39,7 +39,7 @@ def export(
     from serving.journal.export import export as write
 
     choice = Choice(_moment(since), _moment(until), model or None, version or None)
-    with _opened(url) as engine:
+    with _opened(url, reads=True) as engine:
         count = write(engine, file, choice)
     err.print(f"[green]✓[/] {count:,} rows in {file}", soft_wrap=True)
 
@@ -55,11 +55,11 @@ def upgrade(url: Url) -> None:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Any]:
+def _opened(url: str, *, reads: bool = False) -> Iterator[Any]:
     from serving.journal import database
 
     try:
-        engine = database.connect(journal_url(url))
+        engine = database.connect(journal_url(url), reads=reads)
     except ValueError as error:
         _fail(f"SERVING_JOURNAL_URL: {error}")
     try:

@@ -27,24 +27,30 @@ _PATIENCE = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "options": "-c statement_timeout=30000 -c timezone=UTC",
 }
+_LONGEST_STATEMENT = " -c statement_timeout=30000"
 
 
 class Refused(Exception):
     """The database does not take these values, and never will."""
 
 
-def connect(url: str) -> Engine:
-    """An engine for the database at `url`; nothing is asked of that yet."""
+def connect(url: str, *, reads: bool = False) -> Engine:
+    """An engine for the database at `url`; nothing is asked of that yet.
+
+    One that only `reads` holds up nobody who writes, and may take its time.
+    """
     made = make_url(url)
     if made.get_backend_name() == "postgresql":
-        own = {name: value for name, value in _PATIENCE.items() if name not in made.query}
+        options = "-c timezone=UTC" + ("" if reads else _LONGEST_STATEMENT)
+        all_own = _PATIENCE | {"options": options}
+        own = {name: value for name, value in all_own.items() if name not in made.query}
         return create_engine(made, connect_args=own, pool_size=1)
     engine = create_engine(made, connect_args={"timeout": _BUSY_MS / 1000}, pool_size=1)
     event.listen(engine, "connect", _prepare)
-    # All that is done here may write; a transaction that begins by reading could not wait for its turn then.
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    # What may write asks for its turn at once: a transaction that begins by reading could not wait for it.
+    begin = "BEGIN" if reads else "BEGIN IMMEDIATE"
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 
 
@@ -54,7 +60,7 @@ def _prepare(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {setting}")
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the tables to what this release needs; one after the other where several begin at once.
 
     Raises:
@@ -72,7 +78,7 @@ def upgrade(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         config.attributes["connection"] = connection
         try:
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
         except CommandError as error:
             raise JournalAway(f"its tables are those of another release: {error}") from error
 

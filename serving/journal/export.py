@@ -14,7 +14,7 @@ from pyarrow import parquet
 from sqlalchemy import ColumnElement, Connection, Engine, func, select
 
 from serving.journal.database import transaction
-from serving.journal.schema import feedback, predictions, versions
+from serving.journal.schema import feedback, first_id, predictions, versions
 
 SCHEMA = pa.schema(
     [
@@ -55,12 +55,12 @@ class Choice:
 
     @property
     def conditions(self) -> list[ColumnElement[bool]]:
-        """As SQL has it."""
+        """As SQL has it: times by the ids, which are in their order, and looked up."""
         found: list[ColumnElement[bool]] = []
         if self.since:
-            found.append(predictions.c.at >= self.since)
+            found.append(predictions.c.id >= first_id(self.since))
         if self.until:
-            found.append(predictions.c.at < self.until)
+            found.append(predictions.c.id < first_id(self.until))
         if self.model:
             found.append(versions.c.model == self.model)
         if self.version:

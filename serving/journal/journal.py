@@ -65,7 +65,7 @@ class Journal(Observer):
         self._packing: asyncio.Handle | None = None
         self._is_empty = asyncio.Event()
         self._seconds = settings.deadline_seconds
-        self._qualities: dict[tuple[str, str], Quality] = {}
+        self._qualities: dict[tuple[str, str, str], Quality] = {}
         self._failing = ""
         self.metrics = JournalMetrics(metrics.registry)
         self.metrics.pending.set_function(lambda: self._waiting)
@@ -140,7 +140,8 @@ class Journal(Observer):
 
     def tell(self, slot: Slot) -> Mapping[str, Any]:
         """How right what is live for a reference is, by the feedback that came."""
-        found = self._qualities.get((slot.live.version.name, slot.live.version.label)) if slot.live else None
+        version = slot.live.version if slot.live else None
+        found = version and self._qualities.get((version.name, version.label, version.source))
         return {"quality": found and asdict(found)}
 
     # -- what the process tells
@@ -157,7 +158,7 @@ class Journal(Observer):
                 self._turn(told["failing"])
             case Kind.QUALITY:
                 found = [Quality(**each) for each in told]
-                self._qualities = {(each.model, each.label): each for each in found}
+                self._qualities = {each.key: each for each in found}
                 self.metrics.tell(found)
                 self._reporter.tell(found)
 

@@ -109,7 +109,9 @@ class Link:
         with suppress(ConnectionError):  # the reader sees it too
             while True:
                 while self._unsent:
-                    writer.writelines(self._unsent.popleft().pack())
-                    await writer.drain()
+                    frame = self._unsent.popleft()
+                    if frame is self._opening or frame.number in self._asked:
+                        writer.writelines(frame.pack())
+                        await writer.drain()
                 self._more.clear()
                 await self._more.wait()

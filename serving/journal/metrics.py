@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -39,9 +39,9 @@ class JournalMetrics:
             registry=registry,
         )
 
-    def tell(self, qualities: Iterable[Quality]) -> None:
-        """Show how right versions are: these, and no others."""
+    def tell(self, qualities: Sequence[Quality]) -> None:
+        """Show how right versions are: these, and no others; of two with one name and number, the first."""
         self._quality.clear()
-        for each in qualities:
+        for each in reversed(qualities):
             for name, value in (each.metrics | {"feedback_count": each.feedback}).items():
                 self._quality.labels(each.model, each.label, name).set(value)

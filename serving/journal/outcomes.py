@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from math import sqrt
@@ -15,9 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from serving.journal import rows
 from serving.journal.quality import Quality
 from serving.journal.schema import feedback, predictions, versions
+from serving.journal.sums import Sums
 from serving.journal.verdict import Misfit, Verdict, judge
 
-_SUMS = ("feedback", "classed", "correct", "measured", "absolute", "squared")
 _MOST_TOLD = 100
 _outputs = lru_cache(maxsize=64)(rows.outputs)
 
@@ -31,16 +32,18 @@ def qualities(connection: Connection) -> list[Quality]:
 
 def _quality(row: Row[Any]) -> Quality:
     at = row.feedback_at if row.feedback_at.tzinfo else row.feedback_at.replace(tzinfo=UTC)
+    sums = Sums.of(row)
     return Quality(
         row.model,
         row.version,
         row.model_id,
         row.run_id,
+        row.source,
         int(at.timestamp() * 1000),
-        row.feedback,
-        row.correct / row.classed if row.classed else None,
-        row.absolute / row.measured if row.measured else None,
-        sqrt(max(0.0, row.squared) / row.measured) if row.measured else None,
+        sums.feedback,
+        sums.correct / sums.classed if sums.classed else None,
+        float(sums.absolute_errors / sums.measured) if sums.measured else None,
+        sqrt(sums.squared_errors / sums.measured) if sums.measured else None,
     )
 
 
@@ -69,16 +72,7 @@ def take(connection: Connection, asked: Mapping[str, Any]) -> dict[str, Any]:
             misfits.append([index, "row" if place >= found[identity].rows else "outcome", str(error)])
     if misfits:
         return {"misfits": misfits}
-    # In one order, so that two who write at once do not wait for each other.
-    touched = sorted({row.version for row in found.values()})
-    connection.execute(
-        select(versions.c.id)
-        .where(versions.c.id.in_(touched))
-        .order_by(versions.c.id)
-        .with_for_update(key_share=True)
-    ).all()
-    for each, verdict in zip(given, verdicts, strict=True):
-        _put(connection, each, found[each["prediction_id"]].version, verdict)
+    _put(connection, given, [found[each["prediction_id"]].version for each in given], verdicts)
     return {"recorded": len(given)}
 
 
@@ -87,10 +81,8 @@ def _found(connection: Connection, identities: set[str]) -> dict[str, Row[Any]]:
     joined = predictions.join(versions, predictions.c.version == versions.c.id)
     asked = select(*columns, versions.c.model, versions.c.outputs.label("form")).select_from(joined)
     found: dict[str, Row[Any]] = {}
-    listed = sorted(identities)
-    for start in range(0, len(listed), 500):
-        some = asked.where(predictions.c.id.in_(listed[start : start + 500]))
-        found |= {row.id: row for row in connection.execute(some)}
+    for some in _portions(identities):
+        found |= {row.id: row for row in connection.execute(asked.where(predictions.c.id.in_(some)))}
     return found
 
 
@@ -102,30 +94,57 @@ def _judged(row: Row[Any], predicted: list[Any], place: int, outcome: Any) -> Ve
     return judge(_outputs(row.form), predicted[place], outcome)
 
 
-def _put(connection: Connection, given: Mapping[str, Any], version: int, verdict: Verdict) -> None:
-    """Have this outcome be the one of its row, and the sums of the version those with it."""
+def _put(
+    connection: Connection,
+    given: Sequence[Mapping[str, Any]],
+    versions_of: Sequence[int],
+    verdicts: Sequence[Verdict],
+) -> None:
+    """Have these outcomes be those of their rows, and the sums of the versions those with them."""
     now = datetime.now(UTC)
-    key = {"prediction": given["prediction_id"], "row": given["row"]}
-    at_row = (feedback.c.prediction == key["prediction"]) & (feedback.c.row == key["row"])
-    before = connection.execute(select(feedback.c.correct, feedback.c.error).where(at_row)).one_or_none()
-    values = {
-        "at": now,
-        "outcome": orjson.dumps(given["outcome"]).decode(),
-        "correct": verdict.correct,
-        "error": verdict.error,
-    }
+    sums = _sums(connection, {*versions_of})
+    known = _known(connection, {each["prediction_id"] for each in given})
+    made: dict[_Place, dict[str, Any]] = {}
+    for each, version, verdict in zip(given, versions_of, verdicts, strict=True):
+        place = each["prediction_id"], each["row"]
+        if before := known.get(place):
+            sums[version].add(before, -1)
+        sums[version].add(verdict)
+        known[place] = verdict
+        told = {"at": now, "outcome": orjson.dumps(each["outcome"]).decode()}
+        made[place] = dict(zip(_PLACE, place, strict=True)) | told | asdict(verdict)
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
-    made = dialect.insert(feedback).values(**key, **values)
-    connection.execute(made.on_conflict_do_update(index_elements=["prediction", "row"], set_=values))
-    old = _share(Verdict(before.correct, before.error)) if before else (0,) * len(_SUMS)
-    changes = {name: new - was for name, new, was in zip(_SUMS, _share(verdict), old, strict=True)}
-    summed = {name: versions.c[name] + change for name, change in changes.items() if change}
-    connection.execute(update(versions).where(versions.c.id == version).values(feedback_at=now, **summed))
+    insert = dialect.insert(feedback)
+    changed = {name: insert.excluded[name] for name in ("at", "outcome", "correct", "error")}
+    connection.execute(insert.on_conflict_do_update(index_elements=_PLACE, set_=changed), [*made.values()])
+    for version, summed in sums.items():
+        new = update(versions).where(versions.c.id == version)
+        connection.execute(new.values(feedback_at=now, **summed.columns))
 
 
-def _share(verdict: Verdict) -> tuple[float, ...]:
-    """What a verdict adds to the sums."""
-    error = verdict.error
-    is_classed, is_measured = verdict.correct is not None, error is not None
-    size = abs(error or 0.0)
-    return 1, int(is_classed), int(bool(verdict.correct)), int(is_measured), size, size * size
+_Place = tuple[str, int]
+_PLACE = ("prediction", "row")
+
+
+def _sums(connection: Connection, of: set[int]) -> dict[int, Sums]:
+    """The sums of versions, which nobody else changes in this transaction."""
+    # In one order, so that two who write at once do not wait for each other.
+    asked = select(versions).where(versions.c.id.in_(of)).order_by(versions.c.id)
+    found = connection.execute(asked.with_for_update(key_share=True))
+    return {row.id: Sums.of(row) for row in found}
+
+
+def _known(connection: Connection, identities: set[str]) -> dict[_Place, Verdict]:
+    """What was said of these predictions before, by row."""
+    columns = select(feedback.c.prediction, feedback.c.row, feedback.c.correct, feedback.c.error)
+    found: dict[_Place, Verdict] = {}
+    for some in _portions(identities):
+        for row in connection.execute(columns.where(feedback.c.prediction.in_(some))):
+            found[row.prediction, row.row] = Verdict(row.correct, row.error)
+    return found
+
+
+def _portions(identities: set[str]) -> Iterator[list[str]]:
+    """As many at once as a database takes."""
+    listed = sorted(identities)
+    return (listed[start : start + 500] for start in range(0, len(listed), 500))

@@ -24,12 +24,19 @@ class Quality:
     version: str | None
     model_id: str | None
     run_id: str | None
+    source: str
+    """Where the version's artifacts are, which tells it from others that had its name and number."""
     at: int
     """When feedback last came, in milliseconds since 1970."""
     feedback: int
     accuracy: float | None
     mean_absolute_error: float | None
     root_mean_squared_error: float | None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells the version apart from all others that the journal has."""
+        return self.model, self.label, self.source
 
     @property
     def label(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
 
 import numpy as np
 import orjson
@@ -21,7 +20,7 @@ from serving.runtime.exchange import Exchange
 from serving.runtime.loaded import Loaded, Part
 from serving.runtime.outputs import Labels, Probabilities, Regression
 from serving.runtime.predictions import Later, Whole
-from serving.runtime.table import in_text, stream
+from serving.runtime.table import stream
 
 _PROTOCOLS = {
     "predict": "predict",
@@ -69,19 +68,18 @@ class Record(NamedTuple):
 
 def record(exchange: Exchange) -> Record:
     """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
-    scope, parts, answer = exchange.scope, exchange.parts, exchange.answer
+    scope, answer = exchange.scope, exchange.answer
+    parts: Sequence[Part] = exchange.parts or scope["answered_before"]
     protocol = _protocol(scope["path"])
     seconds = exchange.ended - exchange.began
     ends = scope["prediction_id"], exchange.live, protocol
-    if parts and protocol not in _TYPED:
+    params = parts[0][1].key.params or None
+    if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
-        params, tables = parts[0][1].key.params or None, (_given(parts), _answered(parts), rows)
+        tables = _given(parts), _answered(parts), rows
         return Record(*ends, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
     told = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
-    if parts:
-        count, params = sum([len(rows) for rows, _ in parts]), parts[0][1].key.params or None
-    else:
-        count, params = 0, _params(exchange, protocol)
+    count = sum([len(rows) for rows, _ in parts])
     return Record(*ends, count, params, exchange.body, told, None, None, None, seconds, scope["request_id"])
 
 
@@ -97,15 +95,6 @@ def _given(parts: Sequence[Part]) -> list[bytes]:
 def _answered(parts: Sequence[Part]) -> list[bytes]:
     found = [ticket.future.result() for _, ticket in parts]
     return [stream(answer.table) for answer in found if isinstance(answer, Later | Whole)]
-
-
-def _params(exchange: Exchange, protocol: str) -> str | None:
-    """The parameters of what the cache answered, so that they fit."""
-    query = exchange.scope["query_string"]
-    if not query or protocol != "predict":
-        return None
-    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    return in_text(exchange.live.contract.read_query(asked)) or None
 
 
 def pack(records: Sequence[Record]) -> bytes:

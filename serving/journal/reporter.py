@@ -12,29 +12,30 @@ from serving.journal.quality import Quality
 from serving.registry.client import RegistryClient
 
 log = logging.getLogger("serving.journal")
+Key = tuple[str, str, str]
 _SECONDS_BETWEEN = 60.0
 _SECONDS_BETWEEN_TRIES = 5.0
 
 
 class Reporter:
-    """Writes metrics once a minute for each run at most; what the registry does not take is tried again.
+    """Writes metrics once a minute for each version at most; what the registry does not take is tried again.
 
-    Fronts that share a journal write the same points, which MLflow keeps once.
+    Fronts that share a journal may each write a point a minute; what is the same, MLflow keeps once.
     """
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._clock = registry, clock
-        self._pending: dict[str, Quality] = {}
-        self._told: dict[str, Quality] = {}
-        self._told_at: dict[str, float] = {}
+        self._pending: dict[Key, Quality] = {}
+        self._told: dict[Key, Quality] = {}
+        self._told_at: dict[Key, float] = {}
         self._more = asyncio.Event()
-        self._failing = False
+        self._failing: set[Key] = set()
 
     def tell(self, qualities: Sequence[Quality]) -> None:
         """Have this written to the runs; what is told later replaces it."""
         for each in qualities:
-            if each.run_id and self._told.get(each.run_id) != each:
-                self._pending[each.run_id] = each
+            if each.run_id and self._told.get(each.key) != each:
+                self._pending[each.key] = each
         self._more.set()
 
     async def run(self) -> None:
@@ -49,27 +50,39 @@ class Reporter:
 
     async def flush(self, *, now: bool = False) -> None:
         """Write what is due, or all of it `now`, as far as the registry takes it."""
-        for run_id, quality in list(self._pending.items()):
-            if not now and self._clock() - self._told_at.get(run_id, -_SECONDS_BETWEEN) < _SECONDS_BETWEEN:
+        for key, quality in list(self._pending.items()):
+            if not now and self._clock() - self._told_at.get(key, -_SECONDS_BETWEEN) < _SECONDS_BETWEEN:
                 continue
-            named = quality.metrics | {"feedback_count": quality.feedback}
-            metrics = {f"serving.{name}": float(value) for name, value in named.items()}
             try:
-                await self._registry.log_metrics(run_id, metrics, quality.feedback, quality.at)
-            except Unresolved:
-                said = "run %s has gone, and what is told of its model with it"
-                log.info(said, run_id, extra=_in_logs(quality))
+                await self._write(quality)
             except RegistryError as error:
-                if not self._failing:
-                    said = "how right version %s of %s is could not be told: %s"
-                    log.warning(said, quality.version, quality.model, error, extra=_in_logs(quality))
-                self._failing = True
-                return
-            self._failing = False
-            self._told[run_id], self._told_at[run_id] = quality, self._clock()
-            if self._pending.get(run_id) is quality:
-                del self._pending[run_id]
+                self._complain(quality, error)
+                self._pending[key] = self._pending.pop(key)  # others come first when it is tried again
+                if not now:
+                    return
+            else:
+                self._failing.discard(key)
+                self._told[key], self._told_at[key] = quality, self._clock()
+                if self._pending.get(key) is quality:
+                    del self._pending[key]
+
+    async def _write(self, quality: Quality) -> None:
+        assert quality.run_id
+        named = quality.metrics | {"feedback_count": quality.feedback}
+        metrics = {f"serving.{name}": float(value) for name, value in named.items()}
+        of = quality.run_id, quality.model_id
+        try:
+            await self._registry.log_metrics(*of, metrics, quality.feedback, quality.at)
+        except Unresolved:
+            said = "run %s has gone, and what is told of its model with it"
+            log.info(said, quality.run_id, extra=_in_logs(quality))
+
+    def _complain(self, quality: Quality, error: RegistryError) -> None:
+        if quality.key not in self._failing:
+            self._failing.add(quality.key)
+            said = "how right version %s of %s is could not be told: %s"
+            log.warning(said, quality.label, quality.model, error, extra=_in_logs(quality))
 
 
-def _in_logs(quality: Quality) -> dict[str, str | None]:
-    return {"model": quality.model, "version": quality.version or quality.model_id}
+def _in_logs(quality: Quality) -> dict[str, str]:
+    return {"model": quality.model, "version": quality.label}

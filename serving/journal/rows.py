@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,8 +64,7 @@ def unpack(payload: bytes) -> Rows:
             if tables[0] is not None:
                 inputs, answered = _in_words(tables, versions[live])
             else:
-                read = _READERS.get(protocol, _as_it_came)
-                rows, params, inputs, answered = read(params, body, answer, tails[live])
+                inputs, answered = _READERS[protocol](body, answer, tails[live])
             at = _moment(identity[:13])
             told = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
             found.append((identity, at, *told, latency, request_id))
@@ -102,35 +100,19 @@ def _in_words(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, byt
     return in_words(rows, answers, places, outputs(version["outputs"]))
 
 
-# -- what typed routes take and answer; rows are not counted by the front where the cache answered
-
-_Read = tuple[int, str | None, bytes, bytes]
+# -- what typed routes take and answer
 
 
-def _one(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
-    return 1, params, b"[%s]" % body, b"[%s}]" % answer[:-tail]
+def _one(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+    return b"[%s]" % body, b"[%s}]" % answer[:-tail]
 
 
-def _batch(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
-    asked = orjson.loads(body)
-    told = orjson.dumps(asked["params"]).decode() if asked.get("params") else None
-    return len(asked["rows"]), told, orjson.dumps(asked["rows"]), answer[len(b'{"predictions":') : -tail]
+def _batch(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+    return orjson.dumps(orjson.loads(body)["rows"]), answer[len(b'{"predictions":') : -tail]
 
 
-def _stream(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
-    return 1, params, b"[%s]" % body, b"[[%s]]" % answer
-
-
-def _as_it_came(params: str | None, body: bytes, answer: bytes, tail: int) -> _Read:
-    """Of another protocol, from the cache: the whole body and the whole answer, as one thing."""
-    return 1, None, b"[%s]" % _as_json(body), b"[%s]" % _as_json(answer)
-
-
-def _as_json(body: bytes) -> bytes:
-    try:
-        return orjson.dumps(orjson.loads(body))
-    except ValueError:
-        return orjson.dumps(base64.b64encode(body).decode())
+def _stream(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+    return b"[%s]" % body, b"[[%s]]" % answer
 
 
 _READERS = {"predict": _one, "batch": _batch, "stream": _stream}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
+from uuid import UUID as Identity
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -39,8 +43,9 @@ versions = Table(
     Column("classed", Integer, nullable=False, server_default="0"),
     Column("correct", Integer, nullable=False, server_default="0"),
     Column("measured", Integer, nullable=False, server_default="0"),
-    Column("absolute", Float, nullable=False, server_default="0"),
-    Column("squared", Float, nullable=False, server_default="0"),
+    # Exact, as fractions: a float could not give back a large error that is corrected.
+    Column("absolute_errors", Text, nullable=False, server_default="0"),
+    Column("squared_errors", Text, nullable=False, server_default="0"),
 )
 """Model versions that have answered, how their answers are read, and how right they were."""
 
@@ -72,3 +77,8 @@ feedback = Table(
     Column("error", Float),
 )
 """True outcomes, as JSON; `correct` of classes, `error` (predicted less true) of numbers."""
+
+
+def first_id(moment: datetime) -> str:
+    """The least id that a prediction can have which was made at this moment or later."""
+    return str(Identity(int=math.ceil(moment.timestamp() * 1000) << 80))

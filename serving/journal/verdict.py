@@ -36,14 +36,21 @@ def judge(outputs: Outputs, prediction: Any, outcome: Any) -> Verdict:
     if isinstance(outputs, Regression):
         if not _is_number(outcome):
             raise Misfit("Input should be a finite number")
-        return Verdict(error=predicted - outcome) if _is_number(predicted) else Verdict()
+        return _measured(predicted, outcome) if _is_number(predicted) else Verdict()
     if not _is_alike(predicted, outcome):
         raise Misfit(f"Input should have the shape of the prediction, {_shape(predicted)}")
     if _is_number(predicted) and _is_number(outcome):
-        return Verdict(error=predicted - outcome)
+        return _measured(predicted, outcome)
     if isinstance(predicted, str | bool):
         return Verdict(correct=predicted == outcome)
     return Verdict()
+
+
+def _measured(predicted: Any, outcome: Any) -> Verdict:
+    error = float(predicted) - float(outcome)
+    if not math.isfinite(error * error):
+        raise Misfit("Input should be a number whose error can be squared")
+    return Verdict(error=error)
 
 
 def _judge_class(classes: tuple[str, ...], predicted: Any, outcome: Any) -> Verdict:

@@ -21,7 +21,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
-from uuid import UUID
 
 import orjson
 from sqlalchemy import Connection, Engine, delete
@@ -33,7 +32,7 @@ from serving.journal.database import Refused, transaction
 from serving.journal.frames import Frame, Kind, receive
 from serving.journal.quality import Quality
 from serving.journal.rows import PREDICTION, VERSION, unpack
-from serving.journal.schema import feedback, predictions, versions
+from serving.journal.schema import feedback, first_id, predictions, versions
 from serving.telemetry import logs
 
 T = TypeVar("T")
@@ -59,7 +58,7 @@ class Writer:
         self._poll = select.poll()
         self._poll.register(connection, 0)  # which tells that the other side has gone, and nothing else
         self._is_upgraded = False
-        self._failing = ""
+        self._failing: str | None = None  # nothing was told yet
         self._told: list[Quality] = []
         self._look_at = self._sweep_at = 0.0
 
@@ -84,14 +83,22 @@ class Writer:
             lost = self._insist(partial(self._write, frame.payload))
             self._tell(Kind.WRITTEN, {"lost": lost}, frame.number)
         else:
-            asked = orjson.loads(frame.payload)
-            try:
-                answer = self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
-            except Refused as error:  # a prediction was deleted in this moment
-                answer = {"refused": str(error)}
+            answer = self._take(orjson.loads(frame.payload))
             self._look_at = 0.0
             self._do_what_is_due()  # whoever is answered sees what has become of it
             self._tell(Kind.ANSWER, answer, frame.number)
+
+    def _take(self, asked: Any) -> dict[str, Any]:
+        """What became of feedback."""
+        try:
+            return self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
+        except Gone:
+            raise
+        except Refused as error:  # a prediction was deleted in this moment
+            return {"refused": str(error)}
+        except Exception:  # whatever it is, records go on
+            log.exception("feedback could not be taken")
+            return {"refused": "it could not be read"}
 
     # -- the database
 
@@ -155,16 +162,18 @@ class Writer:
         now = time.monotonic()
         if now < self._look_at:
             return
+        self._look_at = now + _SECONDS_BETWEEN_LOOKS
         try:
             self._look()
             if self._days and now >= self._sweep_at:
-                is_done = self._in_transaction(self._sweep)
-                self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS if is_done else 0.0
+                if self._in_transaction(self._sweep):
+                    self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS
+                else:
+                    self._look_at = 0.0  # go on as soon as the front asks for nothing
         except JournalAway as error:
             self._say(str(error))
         else:
             self._say("")
-        self._look_at = now + _SECONDS_BETWEEN_LOOKS if self._sweep_at else 0.0
 
     def _look(self) -> None:
         """Tell the front how right versions are by now, as other fronts may have heard of it too."""
@@ -175,8 +184,7 @@ class Writer:
 
     def _sweep(self, connection: Connection) -> bool:
         """Delete some of the records that are too old; gives whether there are no more."""
-        oldest = datetime.now(UTC) - timedelta(days=self._days)
-        bound = str(UUID(int=int(oldest.timestamp() * 1000) << 80))
+        bound = first_id(datetime.now(UTC) - timedelta(days=self._days))
         ids = choose(predictions.c.id).where(predictions.c.id < bound).order_by(predictions.c.id)
         old = [*connection.execute(ids.limit(_SWEPT_AT_ONCE)).scalars()]
         if old:
@@ -187,7 +195,7 @@ class Writer:
     # -- the front
 
     def _say(self, failing: str) -> None:
-        if bool(failing) != bool(self._failing):
+        if self._failing is None or bool(failing) != bool(self._failing):
             self._tell(Kind.STATE, {"failing": failing})
         self._failing = failing
 

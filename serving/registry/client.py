@@ -129,14 +129,18 @@ class RegistryClient:
         """
         await self._ask(self._write_tags, version, news)
 
-    async def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
-        """Have a run carry these metrics, at a time in milliseconds; the very same points are kept once.
+    async def log_metrics(
+        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
+    ) -> None:
+        """Have a run, and the model that it logged, carry these metrics, at a time in milliseconds.
+
+        The very same points are kept once.
 
         Raises:
             Unresolved: there is no such run.
             RegistryUnavailable: the tracking server did not take them.
         """
-        await self._ask(self._log_metrics, run_id, metrics, step, at)
+        await self._ask(self._log_metrics, run_id, model_id, metrics, step, at)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Have the registry send its events on versions and aliases to `url`; gives the webhook's id."""
@@ -241,11 +245,13 @@ class RegistryClient:
             for tag, value in news(present).items():
                 self._client.set_model_version_tag(version.name, version.version, tag, value)
 
-    def _log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int) -> None:
+    def _log_metrics(
+        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
+    ) -> None:
         with _translated(f"run {run_id}"):
             from mlflow.entities import Metric
 
-            points = [Metric(name, value, at, step) for name, value in metrics.items()]
+            points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
             self._client.log_batch(run_id, points)
 
     def _create_webhook(self, name: str, url: str, secret: str) -> str:

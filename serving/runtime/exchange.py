@@ -30,9 +30,9 @@ class Exchange(NamedTuple):
     answer: Sequence[bytes]
     """The answer's body, in pieces; of a streamed answer the JSON of each bit, of one over gRPC nothing."""
     parts: Sequence[Part]
-    """The rows as they were queued, when, and what the model answered; none if the answer was cached.
+    """The rows as they were queued, when, and what the model answered.
 
-    Where the version has a profile, `scope["answered_before"]` then has those of the request before.
+    There are none if the answer was cached; `scope["answered_before"]` has those of the request before then.
     """
     began: float
     ended: float

@@ -43,7 +43,7 @@ _MOST_ROWS_AT_ONCE = 512
 
 Part = tuple[Sequence[int], Ticket]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
-Cache = LRUCache[Any, tuple[bytes, Sequence[Part]]]
+Cache = LRUCache[Any, tuple[bytes, Sequence[Part], Sequence[tuple[bytes, bytes]]]]
 
 
 class State(Enum):
