@@ -254,7 +254,7 @@ def test_a_version_that_is_live_for_two_references_is_told_once() -> None:
 
 @pytest.fixture(scope="module")
 def exposed(model: Model) -> str:
-    """What a service tells that has answered, failed, refused a version, asked a shadow, looked for drift."""
+    """What a service tells that has answered, failed, refused a version, asked a shadow, heard of outcomes."""
 
     def watched() -> bool:
         rows = {"rows": [{"x": -1.0}, {"x": 1.0}] * 500}
@@ -262,7 +262,9 @@ def exposed(model: Model) -> str:
         found = model.service.client.get("/metrics").text
         return "serving_shadow_rows{" in found and "serving_drift_psi{" in found
 
-    model.predict()
+    answer = model.predict()
+    told = {"prediction_id": answer.headers["X-Prediction-ID"], "outcome": 2.0}
+    assert model.service.client.post("/feedback", json=told).status_code == 200
     model.predict(1.0, "raise:oh")
     model.until_refused(model.promote(on_load="raise:oh"))
     until(watched)
