@@ -378,6 +378,19 @@ def test_nothing_is_asked_where_all_callers_have_gone(bench: Bench) -> None:
     assert bench.batcher.waiting == 0
 
 
+def test_a_caller_that_is_cancelled_is_withdrawn_before_or_after_its_batch_leaves(bench: Bench) -> None:
+    bench.submit(rows(0))
+    before, after = bench.submit(rows(1), rows(2))
+    for ticket in (before, after):
+        ticket.future.cancel()
+    bench.withdraw(before)
+    assert bench.batcher.waiting == 1
+    bench.play()
+    bench.withdraw(after)
+    assert (bench.batcher.waiting, bench.batcher.rows) == (0, 0)
+    assert bench.processes[0].asked == [rows(0)]
+
+
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("leaving", ["withdraws", "cancels"])
 def test_a_caller_that_goes_mid_batch_leaves_the_neighbours_their_answers(

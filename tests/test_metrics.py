@@ -254,7 +254,7 @@ def test_a_version_that_is_live_for_two_references_is_told_once() -> None:
 
 @pytest.fixture(scope="module")
 def exposed(model: Model) -> str:
-    """What a service tells that has answered, failed, refused a version, asked a shadow, heard of outcomes."""
+    """What a service tells that has answered, failed, refused a version, asked a shadow, heard outcomes."""
 
     def watched() -> bool:
         rows = {"rows": [{"x": -1.0}, {"x": 1.0}] * 500}

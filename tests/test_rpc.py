@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -101,6 +104,22 @@ def refusal(call: Any, *args: Any, **more: Any) -> tuple[Any, str]:
 def _input(**more: Any) -> dict[str, Any]:
     contents = {"fp64_contents": [1.0]}
     return {"name": "x", "datatype": "FP64", "shape": [1], "contents": contents} | more
+
+
+def test_a_caller_who_leaves_is_counted(stub: Any, service: Service, tmp_path: Path) -> None:
+    left = 'serving_requests_total{code="499",model="actor",version="1"}'
+    before, pipe = service.metrics().get(left, 0), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(stub.ModelInfer, asked([1.0], f"wait:{pipe}"))
+        with pipe.open("w"):  # as soon as the model has opened it too
+            assert refusal(stub.ModelInfer, asked([2.0]), timeout=0.1)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+            cancelled = stub.ModelInfer.future(asked([3.0]))
+            until(lambda: service.metrics()['serving_waiting_requests{model="actor",version="1"}'] == 1)
+            assert cancelled.cancel()
+            until(lambda: service.metrics().get(left, 0) == before + 2)
+            assert service.metrics()['serving_waiting_requests{model="actor",version="1"}'] == 0
+        assert held.result().model_version == "1"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from starlette.types import Scope
 
 from serving.access.guard import Guard
 from serving.access.keys import Scope as KeyScope
-from serving.errors import NotLive
+from serving.errors import CallerLeft, NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
 from serving.http.routes import chance
@@ -30,6 +31,7 @@ from serving.settings import Settings
 
 log = logging.getLogger("serving.grpc")
 
+_CALLER_LEFT = 499
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -160,6 +162,9 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             if self._guard:
                 scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
             return await make(scope)
+        except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
+            self._refused(scope, _CALLER_LEFT, CallerLeft("The caller has gone."))
+            raise
         except Exception as error:
             response = self._answer(scope, error, inference.respond)
             self._refused(scope, response.status_code, error)

@@ -150,7 +150,7 @@ class Batcher:
             replica = self._free()
             if replica is None:
                 return
-            self._run(replica, [ticket for ticket in self._next() if not ticket.future.done()])
+            self._run(replica, self._next())
 
     def _next(self) -> Group:
         if self._again:
@@ -175,6 +175,7 @@ class Batcher:
         now = time.perf_counter()
         for ticket in group:
             ticket.started = now
+        group = [ticket for ticket in group if not ticket.future.done()]
         rows = joined([ticket.rows for ticket in group])
         call = called(group, len(rows), now)
         try:

@@ -286,7 +286,7 @@ class Loaded:
     def withdraw(self, parts: list[Part]) -> None:
         """Forget a request whose caller has gone."""
         for _, ticket in parts:
-            if not ticket.future.done():
+            if not ticket.finished:  # its future may be done, cancelled with the one who awaited it
                 self._batcher.withdraw(ticket)
 
     # -- drain, close

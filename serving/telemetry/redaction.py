@@ -30,8 +30,9 @@ def _rule(hints: str, pattern: str, hidden: str = rf"\1{_HIDDEN}") -> _Rule:
 
 
 _RULES = (
-    # The user and the password of an address, whatever is in them but a slash.
-    _rule("//", r"//[^/\s]+@", f"//{_HIDDEN}@"),
+    # The user and the password of an address, whatever is in them; in one of HTTP not a slash behind a port.
+    _rule("//", r"//(?:[^/\s]+|[^/\s:@]*:(?!\d+/)\S{1,256})@", f"//{_HIDDEN}@"),
+    _rule("//", r"(?<!http:)(?<!https:)//[^/\s:@]*:\S{1,256}@", f"//{_HIDDEN}@"),
     # Headers, as text or as Python shows them in pairs.
     _rule(
         "authorization x-api-key cookie",
