@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -45,8 +44,7 @@ class Ids(RandomIdGenerator):
         return given or super().generate_span_id()
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """A request that is traced; `epoch` is when the performance counter was 0, in nanoseconds since 1970."""
 
     span: Span
@@ -151,9 +149,8 @@ class Traces(Observer):
         home, links = call.home, [_link(call.home, call.span_id)]
         if request.trace is home:
             self._ids.given = int(call.span_id, 16)
-            others = [each for each in call.traces if each is not home and each.is_recorded]
-            links = [_link(each, each.span_id) for each in others]
-        told = {"serving.batch.rows": call.rows, "serving.batch.requests": len(call.traces)}
+            links = [_link(each, each.span_id) for each in call.traces if each is not home]
+        told = {"serving.batch.rows": call.rows, "serving.batch.requests": call.requests}
         failed = call.failed or not call.finished
         self._make(request, "infer", call.started, call.finished or ended, told, links, failed=failed)
 

@@ -125,11 +125,11 @@ def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
 
 
 def called(group: Group, rows: int, now: float) -> Call | None:
-    """The call of the model that begins with this batch, noted with each request of it that is traced."""
+    """The call of the model that begins with this batch, noted with each request of it that is recorded."""
     if not group or group[0].trace is None:
         return None
-    traces = list(dict.fromkeys(ticket.trace for ticket in group if ticket.trace))
-    call = Call(traces, rows, now)
+    traces = dict.fromkeys(ticket.trace for ticket in group if ticket.trace and ticket.trace.is_recorded)
+    call = Call([*traces] or [group[0].trace], len(group), rows, now)
     for trace in traces:
         trace.calls.append(call)
     return call

@@ -40,9 +40,13 @@ class Trace:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of the model, with the rows of these requests; times are of the performance counter."""
+    """One call of the model; times are of the performance counter.
+
+    `traces` are those of its requests that are recorded, or else one that is not.
+    """
 
     traces: Sequence[Trace]
+    requests: int
     rows: int
     started: float
     finished: float = 0.0
@@ -56,7 +60,7 @@ class Call:
     @property
     def home(self) -> Trace:
         """The trace that model code continues."""
-        return next((each for each in self.traces if each.is_recorded), self.traces[0])
+        return self.traces[0]
 
     @property
     def metadata(self) -> dict[bytes, str]:
