@@ -17,7 +17,7 @@ from pids import Watch, children, descendants
 
 NAMES = ("lead", "foil", "extra", "double")
 """Models that are swapped at the same time."""
-WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 80
+WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 64
 MOST_GROWTH_MB = 6.0
 LEAKY = """
 import os
@@ -27,7 +27,7 @@ from serving.runtime.slot import Slot
 swap, kept = Slot.swap, []
 
 def leak(self, new, seconds):
-    kept.append((bytearray(os.urandom(2**18)), open(os.devnull)))
+    kept.append((bytearray(os.urandom(2**19)), open(os.devnull)))
     return swap(self, new, seconds)
 
 Slot.swap = leak
