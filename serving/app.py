@@ -45,6 +45,7 @@ from serving.runtime.exchange import Observer, Refused
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
+from serving.runtime.upkeep import kept_up
 from serving.settings import Settings
 from serving.telemetry import lag
 from serving.telemetry.metrics import Metrics
@@ -134,7 +135,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
             await _begin_as(fleet, followers[: len(slots)])
         always = followers[: len(followers) - len(sleepers)]
         watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
-        running = [asyncio.create_task(each.run()) for each in (*always, *sleepers, *watching)]
+        running = [asyncio.create_task(kept_up(each.run)) for each in (*always, *sleepers, *watching)]
         running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
         settling = asyncio.create_task(_settle(slots))
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from casting import Registry, actor
+from live import until
 from pids import Watch
 from stage import Stage
 
@@ -22,6 +23,7 @@ from serving.reference import Reference
 from serving.registry.follower import Follower
 from serving.registry.plan import Candidate, State, Step, decide, pause, rest
 from serving.runtime.loaded import Loaded
+from serving.runtime.upkeep import kept_up
 from serving.runtime.version import Version
 
 pytestmark = pytest.mark.anyio
@@ -171,6 +173,30 @@ async def test_the_next_version_takes_over_and_the_old_one_ends(stage: Stage) ->
         assert live(follower) == "2"
         assert await predict(follower) == 3.0
         assert not await asyncio.to_thread(old.left)
+
+
+async def test_a_mistake_in_the_front_does_not_end_the_following(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = stage.follow(poll_seconds=0.05)
+    stage.promote(factor=2.0)
+    rest_, failed = follower._rest, asyncio.Event()
+
+    async def fail(seconds: float) -> None:
+        """As it would for something that nobody has thought of."""
+        follower._rest = rest_  # type: ignore[method-assign]
+        failed.set()
+        raise KeyError("oh")
+
+    follower._rest = fail  # type: ignore[method-assign]
+    following = asyncio.create_task(kept_up(follower.run))
+    await failed.wait()
+    await asyncio.sleep(0)
+    assert "Follower.run failed, and begins anew" in caplog.text
+    stage.promote(factor=3.0)
+    await asyncio.to_thread(until, lambda: live(follower) == "2")
+    following.cancel()
+    assert await predict(follower) == 3.0
 
 
 async def test_a_request_that_began_on_the_old_version_ends_on_it(stage: Stage, tmp_path: Path) -> None:

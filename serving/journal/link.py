@@ -33,8 +33,8 @@ class Link:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process."""
-        self._running = asyncio.get_running_loop().create_task(self._run())
+        """Start the process, unless it was started."""
+        self._running = self._running or asyncio.get_running_loop().create_task(self._run())
 
     def send(self, kind: Kind, payload: bytes) -> int:
         """Have this sent, in the order of the calls; gives its number, by which it is answered."""
