@@ -22,7 +22,8 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
         Rejected: it would not go live.
         RegistryError: it could not be found out.
     """
-    registry, launcher = RegistryClient(settings), Launcher(enforce=settings.enforce, strict=settings.strict)
+    registry = RegistryClient(settings)
+    launcher = Launcher(preload=settings.preload, enforce=settings.enforce, strict=settings.strict)
     gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:

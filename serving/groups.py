@@ -145,6 +145,11 @@ class Runtime(Group):
     enforce: bool = Field(
         False, description="have pyfunc enforce the signature once more, after the contract has"
     )
+    preload: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_names)] = Field(
+        None,
+        examples=["what sklearn models need"],
+        description="modules that are imported once, ahead of all models: xgboost, comma separated",
+    )
     max_process_bytes: int | None = Field(
         None, ge=2**20, description="memory at which a model process is replaced, once another is up; none"
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,25 @@ hypothesis.settings.load_profile("untimed")
 # What the service's registry client sets, so that its calls end soon.
 _SET_BY_CLIENT = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
+_MOST_SECONDS_OF_COROUTINE = 110
+
 NewRegistry = Callable[[Path], str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have coroutines fail where they hang: the signal of pytest-timeout does not get through to uvloop."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _in_time(item.obj)
+
+
+def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def timed(*args: Any, **fixtures: Any) -> None:
+        async with asyncio.timeout(_MOST_SECONDS_OF_COROUTINE):
+            await test(*args, **fixtures)
+
+    return timed
 
 
 @pytest.fixture(scope="session")
@@ -99,14 +120,15 @@ def zoo_service(
 ) -> Iterator[Any]:
     """A service of all of them, each in its first version."""
     from casting import Registry
-    from live import SELDOM, served
+    from live import FOR_SKLEARN, SELDOM, served
 
     home = tmp_path_factory.mktemp("zoo-service")
     registry = Registry(new_registry(home))
     for name, folder in zoo_folders.items():
         registry.register(name, folder)
     references = ",".join(f"models:/{name}/1" for name in zoo_folders)
-    with served(registry.uri, home, models=references, grpc_port=0, poll_seconds=SELDOM) as service:
+    settings = {"models": references, "grpc_port": 0, "poll_seconds": SELDOM, "preload": FOR_SKLEARN}
+    with served(registry.uri, home, **settings) as service:
         service.until_ready()
         yield service
 

@@ -26,6 +26,9 @@ PROGRAM = Path(sys.executable).with_name("serving")
 _LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
 _PATIENCE_SECONDS = 60
 
+FOR_SKLEARN = "mlflow.sklearn,sklearn.pipeline,sklearn.ensemble,skops.io"
+"""What a service imports ahead that serves models of sklearn, as it does where nobody says otherwise."""
+
 SELDOM = 5
 """Seconds between two looks at the registry where a test promotes nothing: each look costs."""
 
@@ -37,6 +40,8 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_STORE_DIR": str(folder / "store"),
         "SERVING_POLL_SECONDS": "0.1",
+        # What sklearn models need takes two seconds to import, and few tests have one.
+        "SERVING_PRELOAD": "",
         "COLUMNS": "200",
     }
     own |= {f"SERVING_{name.upper()}": str(value) for name, value in settings.items() if name[0] != "_"}

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from casting import Registry, quiet
 from conftest import NewRegistry
-from live import Service, served, until
+from live import FOR_SKLEARN, Service, served, until
 from shop import customers, payer, rows
 from stage import Stage
 
@@ -68,6 +68,7 @@ def service(models: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
         models=",".join([*numbered, "models:/promoted/Production"]),
         on_demand="models:/asleep/1",
         idle_seconds=3,
+        preload=FOR_SKLEARN,
         cache="coloured",
         grpc_port=0,
         poll_seconds=1,

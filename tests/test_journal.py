@@ -19,7 +19,7 @@ import pytest
 from casting import Registry, quiet
 from conftest import NewRegistry
 from ledger import Ledger, measured, recorded
-from live import PROGRAM, Service, served, until
+from live import FOR_SKLEARN, PROGRAM, Service, served, until
 from mlflow.types import ParamSpec
 from pyarrow import parquet
 from test_live import DIABETES, IRIS, ROW, log_diabetes, log_iris, problem
@@ -67,6 +67,7 @@ def service(stock: Registry, url: str, tmp_path_factory: pytest.TempPathFactory)
     names = ("actor", "speaker", "kept", "bytes", *ODD)
     models = ",".join(["models:/iris@champion", "models:/diabetes@best", *(f"models:/{n}/1" for n in names)])
     settings = {"models": models, "cache": "kept", "grpc_port": 0, "journal_url": url, "poll_seconds": 5}
+    settings["preload"] = FOR_SKLEARN
     with served(stock.uri, tmp_path_factory.mktemp("service"), **settings) as running:
         running.until_ready()
         yield running

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 from casting import Registry, quiet
 from conftest import NewRegistry
-from live import Service, served, until
+from live import FOR_SKLEARN, Service, served, until
 from mlflow.models import infer_signature
 from mlflow.types import ParamSpec
 from pids import Watch, descendants
@@ -117,7 +117,7 @@ def service(registry_of_all: Registry, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("service")
     limits = {"max_body_bytes": 100_000, "max_rows": 1000, "deadline_seconds": 30, "probation_seconds": 0}
     kept = {"cache": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
-    with served(registry_of_all.uri, folder, models=models, **limits, **kept) as running:
+    with served(registry_of_all.uri, folder, models=models, preload=FOR_SKLEARN, **limits, **kept) as running:
         running.until_ready()
         yield running
 

@@ -14,7 +14,7 @@ import pytest
 from browsers import CHROMIUM
 from casting import Registry, quiet
 from conftest import NewRegistry
-from live import ROOT, SELDOM, Service, served
+from live import FOR_SKLEARN, ROOT, SELDOM, Service, served
 from playwright.sync_api import Browser
 from test_live import ROW, log_iris
 from zoo import zoo
@@ -38,7 +38,7 @@ def service(
     for name in ("pipeline", "texts"):
         registry.promote(name, registry.register(name, zoo_folders[name]))
     models = ",".join(f"models:/{name}/Production" for name in ("iris", "pipeline", "texts"))
-    with served(registry.uri, home, models=models, poll_seconds=SELDOM) as found:
+    with served(registry.uri, home, models=models, preload=FOR_SKLEARN, poll_seconds=SELDOM) as found:
         found.until_ready()
         yield found
 

@@ -308,6 +308,26 @@ async def test_processes_that_die_young_are_replaced_ever_more_slowly(
 # -- the fork server, and the front
 
 
+async def test_modules_are_imported_ahead_and_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    note = "import os, pathlib\npathlib.Path(__file__).with_name('pids').open('a').write(f'{os.getpid()} ')"
+    (tmp_path / "ahead.py").write_text(note)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own, hall = Launcher(preload=["nowhere", "ahead"]), Hall()
+    pool = hall.pool(own, actor(tmp_path), count=2)
+    try:
+        await pool.start()
+        pool.keep()
+        servers = {parent((await hall.ready.get()).pid or 0) for _ in range(2)}
+    finally:
+        pool.kill()
+        await own.aclose()
+    assert (tmp_path / "pids").read_text().split() == [str(server) for server in servers]
+    assert "nowhere can't be imported ahead of models: ModuleNotFoundError" in caplog.text
+
+
 async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> None:
     own, hall = Launcher(), Hall()
     own.start()

@@ -1,7 +1,8 @@
 """The fork server: a process with the heavy imports done, from which model processes are forked.
 
-`python -m serving.runtime.forkserver FD [enforce] [strict]` reads from the socket FD what the front asks, one
-JSON object a line:
+`python -m serving.runtime.forkserver FD MODULES [enforce] [strict]` imports the modules, whose names are
+separated by commas, or for `-` those that models commonly need. It reads from the socket FD what the front
+asks, one JSON object a line:
 
 - `{"fork": FOLDER}` with a socket and a pipe attached: fork a process that serves the model in FOLDER on that
   socket, and whose output goes to that pipe; answered by `{"forked": PID}`
@@ -26,13 +27,15 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from serving.runtime import process
 
-PRELOAD = ("mlflow.pyfunc", "mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
+PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
+"""What models commonly need."""
 _PR_SET_PDEATHSIG = 1
 # Where models keep every core busy, the front comes first: it has little to do, and everybody waits for it.
 _NICE = 10
@@ -144,16 +147,22 @@ def _refuse_pickles(event: str, _: tuple[Any, ...]) -> None:
         raise PermissionError("strict mode lets no pickle name a class")
 
 
-def preload() -> None:
-    """Import what models commonly need, and use it once; what isn't installed, no model here can need."""
-    for name in PRELOAD:
-        with suppress(ImportError):
+def preload(modules: Sequence[str] | None) -> None:
+    """Import these modules beside what every model needs, and use that once.
+
+    None are those that models commonly need; what of them isn't installed, no model here can need.
+    """
+    for name in ("mlflow.pyfunc", *(PRELOAD if modules is None else modules)):
+        try:
             importlib.import_module(name)
+        except Exception as error:  # whatever it is, models that do not need it can be served
+            if modules is not None:
+                print(f"{name} can't be imported ahead of models: {error!r}", file=sys.stderr)
     # MLflow compares a model's requirements with what is installed, and looks that up once a process: 0.2 s.
     with suppress(ImportError, AttributeError):
         requirements = importlib.import_module("mlflow.utils.requirements_utils")
         requirements.warn_dependency_requirement_mismatches(["mlflow"])
-    with suppress(ImportError):
+    if "sklearn" in sys.modules:
         _predict_once()
     gc.collect()
     gc.freeze()
@@ -176,7 +185,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
-    preload()
+    preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
     ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv).run()
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,20 @@ class Child:
 
 
 class Launcher:
-    """Starts the fork server, starts it again if it dies, and speaks with it."""
+    """Starts the fork server, starts it again if it dies, and speaks with it.
+
+    `preload` are the modules that it imports ahead of models; None for those that they commonly need.
+    """
 
     def __init__(
-        self, *, enforce: bool = False, strict: bool = False, interpreter: Path | None = None
+        self,
+        *,
+        preload: Sequence[str] | None = None,
+        enforce: bool = False,
+        strict: bool = False,
+        interpreter: Path | None = None,
     ) -> None:
-        self._enforce, self._strict, self._interpreter = enforce, strict, interpreter
+        self._preload, self._enforce, self._strict, self._interpreter = preload, enforce, strict, interpreter
         self._control: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -63,8 +71,9 @@ class Launcher:
             if self._interpreter:
                 env = {**os.environ, "PYTHONPATH": str(self._interpreter.parents[1] / "front")}
             command = [python, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
+            command += ["-" if self._preload is None else ",".join(self._preload)]
             command += ["enforce"] * self._enforce + ["strict"] * self._strict
-            with self._output({"process": "fork server"}) as output:
+            with self._output({"child": "fork server"}) as output:
                 self._server = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],
@@ -104,7 +113,9 @@ class Launcher:
 
     def by(self, interpreter: Path) -> Launcher:
         """Another one like this, whose model processes are run by an interpreter of an environment."""
-        return Launcher(enforce=self._enforce, strict=self._strict, interpreter=interpreter)
+        return Launcher(
+            preload=self._preload, enforce=self._enforce, strict=self._strict, interpreter=interpreter
+        )
 
     def close(self) -> None:
         """Have the fork server end, and with it every model process."""
