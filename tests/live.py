@@ -39,7 +39,7 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_STORE_DIR": str(folder / "store"),
-        "SERVING_POLL_SECONDS": "0.1",
+        "SERVING_POLL_SECONDS": "0.25",
         # What sklearn models need takes two seconds to import, and few tests have one.
         "SERVING_PRELOAD": "",
         "COLUMNS": "200",

@@ -19,7 +19,7 @@ from conftest import NewRegistry
 from line import free_port
 from live import SELDOM, Service, served, until
 from mlflow.types import ParamSpec
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from test_access import Keys
 from test_live import problem
 
@@ -264,6 +264,29 @@ def test_the_form_predicts_as_the_command_beside_it_does(
     again = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
     assert again.json()["prediction"] == 10.0
     assert "9223372036854775807" in body
+
+
+def test_nothing_can_be_sent_before_it_is_known_what_to_ask(
+    look: Callable[..., Viewer], service: Service
+) -> None:
+    viewer = look()
+    held: list[Route] = []
+    viewer.page.route("**/models/*", lambda route: held.append(route))  # noqa: PLW0108  # which it marks
+    page = viewer.open("house/Production")
+    button = page.get_by_role("button", name="Predict")
+    expect(detail(page).get_by_role("heading", level=2)).to_have_text("house/Production")
+    expect(detail(page).get_by_role("heading", name="History")).to_be_visible()
+    expect(button).to_be_hidden()
+    assert len(held) == 1
+    held.pop().continue_()
+    expect(button).to_be_visible()
+    button.click()
+    expect(detail(page).locator(".answer .said")).to_be_visible()
+    # Nor is another model shown with what was asked and answered before.
+    page.goto(f"{service.url}/#moved/Production")
+    expect(detail(page).get_by_role("heading", level=2)).to_have_text("moved/Production")
+    expect(button).to_be_hidden()
+    expect(detail(page).locator(".answer .said")).to_be_hidden()
 
 
 def test_what_does_not_fit_is_told_beside_its_field(look: Callable[..., Viewer], service: Service) -> None:

@@ -95,6 +95,8 @@ export class Detail {
     const wanted = `${model.uri} ${model.version} ${model.loaded_at} ${isAsleep(model)}`;
     if (this.tried === wanted) return;
     this.tried = wanted;
+    if (this.offered !== model.uri) this.form.close();
+    this.offered = model.uri;
     const isFirst = others[0]?.uri === model.uri;
     const answer = await this.ask(isFirst ? `models/${encodeURIComponent(model.name)}` : "models").catch(
       () => null,

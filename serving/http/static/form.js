@@ -38,6 +38,14 @@ export class Form {
       this.answer,
       this.details,
     );
+    this.close();
+  }
+
+  /** Show nothing, until it is known what to ask. */
+  close() {
+    this.path = null;
+    this.form.hidden = this.details.hidden = this.wait.hidden = true;
+    this.answer.replaceChildren();
   }
 
   /**
@@ -122,6 +130,8 @@ export class Form {
     if (wrong.length) return this.#refuse(wrong.length, wrong);
     this.button.setAttribute("aria-disabled", "true");
     const began = performance.now();
+    const { path } = this;
+    const show = (...found) => this.path === path && this.answer.replaceChildren(...found);
     try {
       const answer = await this.ask(url, {
         method: "POST",
@@ -130,9 +140,9 @@ export class Form {
       });
       const text = await answer.text();
       const seconds = (performance.now() - began) / 1000;
-      this.answer.replaceChildren(...(answer.ok ? told(answer, text, seconds) : this.#problem(answer, text)));
+      show(...(answer.ok ? told(answer, text, seconds) : this.#problem(answer, text)));
     } catch (error) {
-      this.answer.replaceChildren(h("p", {}, badge("bad", `The service did not answer: ${error.message}`)));
+      show(h("p", {}, badge("bad", `The service did not answer: ${error.message}`)));
     } finally {
       this.button.removeAttribute("aria-disabled");
     }
