@@ -271,7 +271,7 @@ def test_nothing_can_be_sent_before_it_is_known_what_to_ask(
 ) -> None:
     viewer = look()
     held: list[Route] = []
-    viewer.page.route("**/models/*", lambda route: held.append(route))  # noqa: PLW0108  # which it marks
+    viewer.page.route("**/models/*", lambda route: held.append(route))
     page = viewer.open("house/Production")
     button = page.get_by_role("button", name="Predict")
     expect(detail(page).get_by_role("heading", level=2)).to_have_text("house/Production")
