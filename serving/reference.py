@@ -77,8 +77,8 @@ class Reference:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the version it names can never change."""
-        return self.kind in (Kind.VERSION, Kind.MODEL_ID)
+        """Whether nothing that the registry tells of it later can matter: of what is tried, tags do."""
+        return self.kind in (Kind.VERSION, Kind.MODEL_ID) and self.weight is None
 
     def __str__(self) -> str:
         return self.uri

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -66,7 +67,7 @@ class Pair:
         until(stands)
 
 
-NAMES = [f"shared-{number}" for number in range(6)]
+NAMES = [f"shared-{number}" for number in range(7)]
 TOLD = "stopped at 25 %"
 
 
@@ -146,6 +147,22 @@ def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair)
     pair.challenger.until(lambda state: "seen" in state["aliases"])
     pair.registry.client.delete_model_version_tag(pair.champion.name, version, "serving.canary")
     pair.challenger.until(lambda state: state["canary"]["share"] == 0.25)
+
+
+def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, tmp_path: Path) -> None:
+    pair.challenge(on_load=f"once:{tmp_path / 'loaded'}", on_large="exit:1")
+    path, hurried = f"/models/{pair.champion.name}/predict", {"X-Request-Timeout": "0.1"}
+
+    def stands() -> bool:
+        for _ in range(20):
+            pair.service.client.post(
+                f"/models/{pair.champion.name}/predict", json={"x": 101.0}, headers=hurried
+            )
+        return bool(pair.challenger.state["canary"]["state"] == "stopped")
+
+    until(stands)
+    assert "requests failed on it" in pair.challenger.state["canary"]["reason"]
+    assert pair.answering(50) == {"1": 50}
 
 
 def test_a_front_that_starts_later_heeds_what_another_one_found(pairs: list[Pair]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from prometheus_client import Metric
@@ -65,6 +66,8 @@ class Watch:
 
     loaded: Loaded
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_TIMES))
+    refused: int = 0
+    """Requests that were leased it and got a 5xx, for want of time or of a process, too."""
     _answered: int = 0
     _failed: int = 0
 
@@ -74,14 +77,14 @@ class Watch:
     def begin(self) -> None:
         """Count from now on."""
         self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.failed
+        self.refused = 0
         self.seconds.clear()
 
     def sample(self) -> Sample:
         """What there was since."""
-        answered, failed = (
-            self.loaded.tally.answered - self._answered,
-            self.loaded.tally.failed - self._failed,
-        )
+        answered = self.loaded.tally.answered - self._answered
+        # A stream may break off behind its status.
+        failed = max(self.loaded.tally.failed - self._failed, self.refused)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
         return Sample(answered + failed, failed, p95)
 
@@ -123,6 +126,12 @@ class Canary(Observer, Collector):
         """Note how long a request took."""
         if watch := self._watches.get(exchange.live):
             watch.seconds.append(exchange.ended - exchange.began)
+
+    def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
+        """Note a request that a version has failed on, by whatever fault of its own or of its processes."""
+        if status >= 500 and "leased" in scope:
+            for live, watch in self._watches.items():
+                watch.refused += scope["leased"] == (live.version.name, live.version.label)
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class Tally:
         self.agreeing += agrees
         self.total += found
         self.last.append(found)
-        self.buckets[int(np.searchsorted(BOUNDS, found))] += 1
+        self.buckets[bisect_left(BOUNDS, found)] += 1
 
     @property
     def agreement(self) -> float | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -73,6 +74,7 @@ class Shadow(Observer, Collector):
         self._rows_waiting = 0
         self._wanted = asyncio.Event()
         self._tag_due = 0.0
+        self._lowered: set[int] = set()
 
     # -- on the way of a request
 
@@ -101,9 +103,10 @@ class Shadow(Observer, Collector):
 
     async def tick(self) -> float:
         """Ask the shadow what waits, as far as it is one batch, and compare; gives how long to rest then."""
-        group, pair = self._take(), self._paired()
+        pair, group = self._paired(), self._take()
         if pair is None:
             return 0.0
+        self._lower(pair.shadow)
         began = time.perf_counter()
         with pair.shadow:
             asked = [(ticket, self._submit(pair.shadow, ticket)) for ticket in group]
@@ -138,9 +141,18 @@ class Shadow(Observer, Collector):
 
     def _begin(self, pair: Pair) -> None:
         self._pair, self.tally, self._tag_due = pair, Tally(), 0.0
+        while self._waiting:  # what waits was answered by another version
+            self._take()
         changes = breaking_changes(pair.live.contract, pair.shadow.contract)
         self.reason = f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
-        _lower(pair.shadow)
+
+    def _lower(self, shadow: Loaded) -> None:
+        """Give its processes the lowest priority, all of their threads, as soon as there are new ones."""
+        if (pids := {*shadow.pids}) != self._lowered:
+            self._lowered = pids
+            for thread in [path.name for pid in pids for path in Path(f"/proc/{pid}/task").glob("*")]:
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, int(thread), _LOWEST_PRIORITY)
 
     def _submit(self, shadow: Loaded, ticket: Ticket) -> list[Part] | None:
         """Queue what a request had asked of the live version; None where the shadow does not take it."""
@@ -227,10 +239,3 @@ def _predictions(ticket: Ticket) -> Predictions | None:
         return ticket.future.result().now()
     except ServingError:
         return None
-
-
-def _lower(shadow: Loaded) -> None:
-    """Give its processes the lowest priority."""
-    for pid in shadow.pids:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)

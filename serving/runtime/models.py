@@ -8,7 +8,7 @@ from random import random
 
 from serving.errors import UnknownModel
 from serving.runtime.loaded import Loaded
-from serving.runtime.slot import Slot
+from serving.runtime.slot import Slot, SlotOnDemand
 from serving.runtime.split import Split
 
 _SCHEME = "models:/"
@@ -106,7 +106,7 @@ class Models:
     def _rouse(self, name: str) -> None:
         """Which versions of a model on demand there are, is known once it is awake."""
         for slot in self.slots:
-            if slot.reference.name == name and not slot.required:
+            if slot.reference.name == name and isinstance(slot, SlotOnDemand):
                 slot.lease()
 
 
