@@ -246,6 +246,8 @@ async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catal
         ("http://alice@mlflow:5000", "http://***@mlflow:5000"),
         ("http://alice:hun@ter2@mlflow", "http://***@mlflow"),
         ("postgresql://alice:hunter2@db/mlflow", "postgresql://***@db/mlflow"),
+        ("postgresql://alice:hun/ter2@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),
+        ("postgresql://alice@srv:hun/ter2@srv.db/mlflow", "postgresql://***@srv.db/mlflow"),
         (
             "postgresql://db/mlflow?user=a&password=hunter2&x=1",
             "postgresql://db/mlflow?user=a&password=***&x=1",
@@ -257,6 +259,8 @@ async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catal
 async def test_passwords_are_never_shown(uri: str, shown: str) -> None:
     assert without_secrets(uri) == shown
     assert without_secrets(shown) == shown
+    with closing(RegistryClient(Settings(tracking_uri=uri))) as client:
+        assert client.uri == shown
 
 
 @given(st.text("abc:@?=&%", min_size=1).filter(lambda text: not text.startswith("@")))

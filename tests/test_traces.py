@@ -213,24 +213,24 @@ def test_an_answer_bit_by_bit_is_traced_too(service: Service, collector: Collect
     assert noted(note) == [[f"{6:032x}", found["infer"][0].span_id.hex(), ""]]
 
 
-def test_grpc_is_traced_too(service: Service, collector: Collector, tmp_path: Path) -> None:
+@pytest.fixture
+def stub(service: Service) -> Iterator[Any]:
+    with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
+        yield services.GRPCInferenceServiceStub(channel)
+
+
+def inferred(model: str, act: str = "") -> Any:
+    """What asks a model over gRPC."""
+    x = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [1.0]}}
+    told = {"name": "act", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [act.encode()]}}
+    return protos.ModelInferRequest(model_name=model, inputs=[x, told])
+
+
+def test_grpc_is_traced_too(service: Service, collector: Collector, stub: Any, tmp_path: Path) -> None:
     note = tmp_path / "note"
-    address = service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
-    tensors = [
-        protos.ModelInferRequest.InferInputTensor(
-            name="x", datatype="FP64", shape=[1], contents={"fp64_contents": [1.0]}
-        ),
-        protos.ModelInferRequest.InferInputTensor(
-            name="act", datatype="BYTES", shape=[1], contents={"bytes_contents": [f"trace:{note}".encode()]}
-        ),
-    ]
-    with grpc.insecure_channel(address) as channel:
-        stub = services.GRPCInferenceServiceStub(channel)
-        request = protos.ModelInferRequest(model_name="actor", inputs=tensors)
-        stub.ModelInfer(request, metadata=[("traceparent", parent(7))])
-        unknown = protos.ModelInferRequest(model_name="nobody", inputs=tensors)
-        with pytest.raises(grpc.RpcError):
-            stub.ModelInfer(unknown, metadata=[("traceparent", parent(8))])
+    stub.ModelInfer(inferred("actor", f"trace:{note}"), metadata=[("traceparent", parent(7))])
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(inferred("nobody"), metadata=[("traceparent", parent(8))])
     found = collector.trace(f"{7:032x}")
     assert found["server"][0].name == "inference.GRPCInferenceService/ModelInfer"
     told = attributes(found["server"][0])
@@ -241,6 +241,22 @@ def test_grpc_is_traced_too(service: Service, collector: Collector, tmp_path: Pa
     }.items() <= told.items()
     assert noted(note)[0][:2] == [f"{7:032x}", found["infer"][0].span_id.hex()]
     assert attributes(collector.trace(f"{8:032x}")["server"][0])["error.type"] == "UnknownModel"
+
+
+def test_a_caller_of_grpc_who_leaves_is_traced(
+    service: Service, collector: Collector, stub: Any, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = pool.submit(predict, service, 90, f"wait:{pipe}")
+    with pipe.open("w"):  # as soon as the model has opened it too
+        leaving = stub.ModelInfer.future(inferred("actor"), metadata=[("traceparent", parent(91))])
+        until(lambda: waiting(service) == 1)
+        assert leaving.cancel()
+        found = collector.trace(f"{91:032x}")
+    assert held.result().status_code == 200
+    assert attributes(found["server"][0])["error.type"] == "CallerLeft"
+    assert "infer" not in found
 
 
 # -- what fails

@@ -14,6 +14,9 @@ _NAME = rf"(?:{_WORDS}(?:[-_](?:access[-_])?key)?|\bpwd(?==))"
 _IS = r"""["']?\s{0,8}[:=]\s{0,8}(?:b(?=["'*]))?+"""
 _VALUE = r"""(?!\*\*\*)(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^&\s]+)"""
 _SCHEME = r"(?:(?:bearer|basic|digest|negotiate)\s+)"
+_USER = r"[^/\s:@\[]*"
+_SLASHED = r":(?!\d+/)\S{1,256}"
+"""A password that may have slashes in it, and is no port before a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,9 @@ def _rule(hints: str, pattern: str, hidden: str = rf"\1{_HIDDEN}") -> _Rule:
 
 
 _RULES = (
-    # The user and the password of an address, whatever is in them; in one of HTTP not a slash behind a port.
-    _rule("//", r"//(?:[^/\s]+|[^/\s:@]*:(?!\d+/)\S{1,256})@", f"//{_HIDDEN}@"),
+    # The user, whose name may have an at sign in it, and the password of an address, whatever is in them; in
+    # one of HTTP not a slash behind a port.
+    _rule("//", rf"//(?:{_USER}@{_USER}{_SLASHED}|[^/\s]+|{_USER}{_SLASHED})@", f"//{_HIDDEN}@"),
     _rule("//", r"(?<!http:)(?<!https:)//[^/\s:@]*:\S{1,256}@", f"//{_HIDDEN}@"),
     # Headers, as text or as Python shows them in pairs.
     _rule(
