@@ -155,9 +155,7 @@ def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, 
 
     def stands() -> bool:
         for _ in range(20):
-            pair.service.client.post(
-                f"/models/{pair.champion.name}/predict", json={"x": 101.0}, headers=hurried
-            )
+            pair.service.client.post(path, json={"x": 101.0}, headers=hurried)
         return bool(pair.challenger.state["canary"]["state"] == "stopped")
 
     until(stands)

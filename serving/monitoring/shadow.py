@@ -70,7 +70,7 @@ class Shadow(Observer, Collector):
         self._pair: Pair | None = None
         self.reason = ""
         """Why nothing is compared, where nothing is."""
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[tuple[Loaded, Ticket]] = deque()
         self._rows_waiting = 0
         self._wanted = asyncio.Event()
         self._tag_due = 0.0
@@ -86,7 +86,7 @@ class Shadow(Observer, Collector):
             if self._rows_waiting + len(ticket.rows) > _MOST_WAITING_ROWS:
                 self.tally.dropped += len(ticket.rows)
             elif ticket.stream is None:
-                self._waiting.append(ticket)
+                self._waiting.append((exchange.live, ticket))
                 self._rows_waiting += len(ticket.rows)
         self._wanted.set()
 
@@ -103,9 +103,10 @@ class Shadow(Observer, Collector):
 
     async def tick(self) -> float:
         """Ask the shadow what waits, as far as it is one batch, and compare; gives how long to rest then."""
-        pair, group = self._paired(), self._take()
+        pair, taken = self._paired(), self._take()
         if pair is None:
             return 0.0
+        group = [ticket for live, ticket in taken if live is pair.live]
         self._lower(pair.shadow)
         began = time.perf_counter()
         with pair.shadow:
@@ -118,13 +119,13 @@ class Shadow(Observer, Collector):
         self._tell(pair)
         return max(_REST * (answered - began), _PAUSE * (time.perf_counter() - answered))
 
-    def _take(self) -> list[Ticket]:
-        """What is asked next: one batch, or one large request."""
-        group: list[Ticket] = []
+    def _take(self) -> list[tuple[Loaded, Ticket]]:
+        """What is asked next, and who answered it: one batch, or one large request."""
+        group: list[tuple[Loaded, Ticket]] = []
         rows = 0
-        while self._waiting and (not group or rows + len(self._waiting[0].rows) <= _MOST_ROWS_AT_ONCE):
+        while self._waiting and (not group or rows + len(self._waiting[0][1].rows) <= _MOST_ROWS_AT_ONCE):
             group.append(self._waiting.popleft())
-            rows += len(group[-1].rows)
+            rows += len(group[-1][1].rows)
         self._rows_waiting -= rows
         return group
 
@@ -141,8 +142,6 @@ class Shadow(Observer, Collector):
 
     def _begin(self, pair: Pair) -> None:
         self._pair, self.tally, self._tag_due = pair, Tally(), 0.0
-        while self._waiting:  # what waits was answered by another version
-            self._take()
         changes = breaking_changes(pair.live.contract, pair.shadow.contract)
         self.reason = f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
 
