@@ -72,6 +72,9 @@ def tried(trials: Iterator[Tried]) -> Tried:
 
 
 def test_a_shadow_that_agrees_is_told_of_everywhere(tried: Tried) -> None:
+    # With nothing in Staging a version that is not loaded is unknown, and none to wait for.
+    path = f"/models/{tried.live.name}/versions/9/predict"
+    assert tried.service.client.post(path, json={"x": 1.0}).status_code == 404
     version = tried.stage(factor=1.0)
     tried.ask()
     found = tried.until_compared()
