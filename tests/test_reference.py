@@ -91,6 +91,7 @@ def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
 )
 def test_only_a_version_and_a_model_id_are_fixed(uri: str, fixed: bool) -> None:
     assert Reference.parse(uri).is_fixed is fixed
+    assert not Reference.parse_weighted(f"{uri}=5").is_fixed  # how it does is told in its tags
 
 
 @given(st.text() | st.from_regex(r"models:/[^/@:]*[/@]?[^/@:]*", fullmatch=True))
