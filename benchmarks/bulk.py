@@ -112,7 +112,7 @@ def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> 
                         answer = caller.ask(body)
                         found.answer_bytes[count][name] = len(answer)
                         check(name, answer, count, bare.answers(count))
-                        _note(found, count, name, repeat(lambda: caller.ask(body), seconds))  # noqa: B023
+                        _note(found, count, name, repeat(lambda: caller.ask(body), seconds))  # noqa: B023  # called at once
                 _note(found, count, BARE, bare.seconds(count, seconds))
         with Prober() as prober:
             for _ in range(rounds):

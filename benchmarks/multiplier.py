@@ -1,5 +1,7 @@
 """A model that multiplies by what its configuration says, or does not load: logged as code by `soak`."""
 
+from typing import Any
+
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -7,7 +9,7 @@ from mlflow.pyfunc.model import PythonModel
 class Multiplier(PythonModel):
     """Tells by its answers which version it is."""
 
-    def load_context(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def load_context(self, context: Any) -> None:
         """Take the factor; a version without one is broken."""
         self.factor = context.model_config["factor"]
 

@@ -47,6 +47,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     _, *parameters_of = inspect.signature(command, eval_str=True).parameters.values()
     parameters = {parameter.name: parameter for parameter in parameters_of}
+    # Typer reads the options there.
     run.__signature__ = inspect.Signature([*parameters_of, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run

@@ -48,10 +48,6 @@ STATUSES: dict[type[errors.ServingError], int] = {
 """The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
 
 
-_CALLER_LEFT = 499
-"""Nobody is answered so: it is for the metrics, as nginx counts those who left."""
-
-
 class Front(FastAPI):
     """The application. Typed routes are answered here, around FastAPI's layers; all else by them.
 
@@ -82,11 +78,11 @@ class Front(FastAPI):
                 self._let_in(scope)
             if predict is None:
                 await super().__call__(scope, receive, _with_id(scope, send))
-                self.access.ended(scope, scope.get("status", _CALLER_LEFT))
+                self.access.ended(scope, scope.get("status", problems.CALLER_LEFT))
             else:
                 await predict(scope, receive, send)
         except errors.CallerLeft as error:
-            self.refused(scope, _CALLER_LEFT, error)
+            self.refused(scope, problems.CALLER_LEFT, error)
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
                 log.exception("a request was not answered as it should be", extra=of_request(scope))

@@ -19,6 +19,8 @@ from typing import IO, Any, TypeVar
 
 import httpx
 
+from serving.runtime.forkserver import PRELOAD
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,7 @@ PROGRAM = Path(sys.executable).with_name("serving")
 _LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
 _PATIENCE_SECONDS = 60
 
-FOR_SKLEARN = "mlflow.sklearn,sklearn.pipeline,sklearn.ensemble,skops.io"
+FOR_SKLEARN = ",".join(PRELOAD)
 """What a service imports ahead that serves models of sklearn, as it does where nobody says otherwise."""
 
 SELDOM = 5

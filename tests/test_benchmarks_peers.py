@@ -80,7 +80,7 @@ def test_what_a_peer_pins_stands_above_the_model_s() -> None:
             "Because there is no x==9, it fails.",
         ),
         ("ERROR: No x==9 (from versions: 1, 2)\nERROR: nothing", "No x==9"),
-        ("error: Failed to fetch https://example.org/simple/x/ at /tmp/here", "Failed to fetch … at …"),
+        ("error: Failed to fetch https://example.org/x/ at /some/where", "Failed to fetch … at …"),
         ("", "no reason given"),
     ],
 )

@@ -13,6 +13,8 @@ from starlette.responses import Response
 from serving.errors import Fault
 
 MEDIA_TYPE = "application/problem+json"
+CALLER_LEFT = 499
+"""Nobody is answered so: it is for the metrics, as nginx counts those who left."""
 _MOST_BYTES = 8192
 
 

@@ -70,7 +70,7 @@ class Protocol(HttpToolsProtocol):
         self._chunk_bytes = self._unread_bytes = self._head_bytes = self._left_bytes = 0
         self._look_again: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client has connected."""
         super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]  # by duck type
         if len(self.connections) > self._limits.max_connections:

@@ -86,6 +86,7 @@ def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[...,
         )
         for index, param in enumerate(params)
     ]
+    # FastAPI reads the parameters there.
     declared.__signature__ = inspect.Signature([*named, _parameter("body", body), *queries])  # type: ignore[attr-defined]
     return declared
 

@@ -43,8 +43,8 @@ def connect(url: str, *, reads: bool = False) -> Engine:
     made = make_url(url)
     if made.get_backend_name() == "postgresql":
         options = "-c timezone=UTC" + ("" if reads else _LONGEST_STATEMENT)
-        all_own = _PATIENCE | {"options": options}
-        own = {name: value for name, value in all_own.items() if name not in made.query}
+        patience = _PATIENCE | {"options": options}
+        own = {name: value for name, value in patience.items() if name not in made.query}
         return create_engine(made, connect_args=own, pool_size=1)
     engine = create_engine(made, connect_args={"timeout": _BUSY_MS / 1000}, pool_size=1)
     event.listen(engine, "connect", _prepare)

@@ -69,7 +69,7 @@ class Record(NamedTuple):
 def record(exchange: Exchange) -> Record:
     """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
     scope, answer = exchange.scope, exchange.answer
-    parts: Sequence[Part] = exchange.parts or scope["answered_before"]
+    parts = exchange.answered_by
     protocol = _protocol(scope["path"])
     seconds = exchange.ended - exchange.began
     ends = scope["prediction_id"], exchange.live, protocol

@@ -87,7 +87,7 @@ class Watch:
 
     def add(self, exchange: Exchange) -> None:
         """Put a request aside, or every so many of its rows."""
-        tickets = [ticket for _, ticket in exchange.parts or exchange.scope.get("answered_before", ())]
+        tickets = [ticket for _, ticket in exchange.answered_by]
         rows = sum(len(ticket.rows) for ticket in tickets)
         step = math.ceil(rows / self.left) or 1
         self._samples += [Sample(ticket.rows, ticket.future.result(), step) for ticket in tickets]

@@ -21,6 +21,7 @@ from serving.access.keys import Scope as KeyScope
 from serving.errors import CallerLeft, NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
+from serving.http.problems import CALLER_LEFT
 from serving.http.routes import chance
 from serving.rpc.messages import protos, read, services, told
 from serving.runtime.exchange import Observer, Refused
@@ -31,7 +32,6 @@ from serving.settings import Settings
 
 log = logging.getLogger("serving.grpc")
 
-_CALLER_LEFT = 499
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -163,7 +163,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
             return await make(scope)
         except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
-            self._refused(scope, _CALLER_LEFT, CallerLeft("The caller has gone."))
+            self._refused(scope, CALLER_LEFT, CallerLeft("The caller has gone."))
             raise
         except Exception as error:
             response = self._answer(scope, error, inference.respond)

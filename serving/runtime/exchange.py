@@ -37,6 +37,11 @@ class Exchange(NamedTuple):
     began: float
     ended: float
 
+    @property
+    def answered_by(self) -> Sequence[Part]:
+        """The parts from which its answer was made: its own, or those of the request before."""
+        return self.parts or self.scope.get("answered_before", ())
+
 
 class Observer:
     """One who watches; whoever does not care for a moment inherits that it does nothing."""
