@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,8 @@ def test_row_11_a_leak_that_is_planted_is_found(registry: str, tmp_path: Path) -
         before = Size.of(service)
         swap(service, Registry(registry), SWAPS_OF_THE_LEAKY - WARM_UP)
         after = Size.of(service)
-    assert after.has_grown_since(before), (before, after)
-    assert after.front - before.front > MOST_GROWTH_MB
-    assert after.files - before.files >= SWAPS_OF_THE_LEAKY - WARM_UP
+    for leaked in (replace(before, front=after.front), replace(before, files=after.files)):
+        assert leaked.has_grown_since(before), (before, after)  # by each of the two leaks alone
 
 
 def test_row_24_nothing_outlives_a_front_that_is_killed(registry: str, tmp_path: Path) -> None:

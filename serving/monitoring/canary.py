@@ -218,7 +218,9 @@ class _Challenger:
         if self._loaded:
             told = f"{100 * self._steps[self._step]:.4g} % of the requests, as {self.slot.reference}"
             log.info("%s gets %s", self._loaded.version, told, extra=self._loaded.version.in_logs)
-            self._herald.note(self._loaded.version, TAG, told, spare=STOPPED)
+            self._herald.note(
+                self._loaded.version, TAG, lambda said: said if said.startswith(STOPPED) else told
+            )
 
     def _is_due(self, new: Sample, now: float) -> bool:
         held = now - self._since >= self._limits.canary_seconds and new.requests >= _FEWEST_REQUESTS
@@ -241,7 +243,7 @@ class _Challenger:
         said = "%s is out of the requests to %s: %s"
         log.error(said, live.version, self.slot.reference.name, reason, extra=self.slot.in_logs)
         self._set_aside(reason)
-        self._herald.note(live.version, TAG, reason)
+        self._herald.note(live.version, TAG, lambda _: reason)
 
     def _set_aside(self, reason: str) -> None:
         self._stopped = reason

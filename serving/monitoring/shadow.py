@@ -198,7 +198,8 @@ class Shadow(Observer, Collector):
         now = time.monotonic()
         if self.tally.rows >= _FEWEST_ROWS and now >= self._tag_due:
             self._tag_due = now + _SECONDS_BETWEEN_TAGS
-            self._herald.note(pair.shadow.version, TAG, self.told())
+            told = self.told()
+            self._herald.note(pair.shadow.version, TAG, lambda _: told)
 
     def collect(self) -> Iterator[Metric]:
         """How the pair compares, for Prometheus; what is told is of the present pair of versions."""

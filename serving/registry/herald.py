@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -89,14 +89,13 @@ class Herald:
         if key not in self._pending:
             _keep(self._pending, key, told, _MOST_PENDING)
 
-    def note(self, version: Version, tag: str, text: str, spare: str = "") -> None:
-        """Have a version carry a tag of ours that says how it does; a later one replaces an earlier one.
+    def note(self, version: Version, tag: str, says: Callable[[str], str]) -> None:
+        """Have a version carry a tag of ours that says how it does; a later note replaces an earlier one.
 
-        What another front has written and begins with `spare` stays.
+        `says` is given what the tag says now, maybe as another front has written it, or nothing.
         """
         if version.version is not None:
-            edit = partial(_noted, tag, text[:_LONGEST_REASON], spare)
-            self._notes[version.name, version.version, tag] = version, edit
+            self._notes[version.name, version.version, tag] = version, partial(_noted, tag, says)
             if len(self._notes) > _MOST_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
@@ -162,9 +161,8 @@ def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
     return _if_new({"serving.reason": reason}, present)
 
 
-def _noted(tag: str, text: str, spare: str, present: Mapping[str, str]) -> dict[str, str]:
-    is_spared = spare and present.get(tag, "").startswith(spare)
-    return {} if is_spared else _if_new({tag: text}, present)
+def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str]:
+    return _if_new({tag: says(present.get(tag, ""))[:_LONGEST_REASON]}, present)
 
 
 def _not_everywhere(refusal: str) -> str:
