@@ -34,10 +34,10 @@ from serving.monitoring.timeline import Timeline
 from serving.monitoring.trials import Trials
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
+from serving.registry.follower import Follower
 from serving.registry.gate import Gate
 from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.joining import Joining
 from serving.registry.sleeper import Rota, Sleeper
 from serving.registry.store import Store
 from serving.runtime import heap
@@ -96,7 +96,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
     ]
     followers = [
-        Joining(
+        Follower(
             slot,
             registry,
             store,
@@ -206,7 +206,7 @@ def _answering_grpc(
     return service.serving(models, settings, refused, answer, new_id, guard, observers)
 
 
-async def _begin_as(fleet: Fleet, followers: Sequence[Joining]) -> None:
+async def _begin_as(fleet: Fleet, followers: Sequence[Follower]) -> None:
     """Have live what the others in the fleet have, if there are any."""
     live = common(await fleet.look())
     await asyncio.gather(

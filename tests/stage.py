@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,20 @@ class Stage:
         for follower, client in self._followers:
             await follower.empty("the test is over")
             client.close()
+
+
+async def settle(follower: Follower) -> None:
+    """Look once, wait for what follows, and have it told."""
+    await follower.tick()
+    await follower.settled()
+    await follower.tick()
+
+
+def live(follower: Follower) -> str | None:
+    return follower.slot.live.version.version if follower.slot.live else None
+
+
+async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
+    with follower.slot.lease() as leased:
+        ((_, ticket),) = leased.submit([{"x": x, "act": act}], {}, 30)
+        return json.loads((await ticket.future).now().json()[:-1])["prediction"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ import pytest
 from casting import Registry, actor
 from live import until
 from pids import Watch
-from stage import Stage
+from stage import Stage, live, predict, settle
 
 from serving.errors import NotLive
 from serving.reference import Reference
-from serving.registry.follower import Follower
 from serving.registry.plan import Candidate, State, Step, decide, pause, rest
 from serving.runtime.loaded import Loaded
 from serving.runtime.upkeep import kept_up
@@ -105,26 +103,9 @@ async def test_a_longer_poll_is_kept_however_slow_the_registry_is() -> None:
 # -- flows
 
 
-async def settle(follower: Follower) -> None:
-    """Look once, wait for what follows, and have it told."""
-    await follower.tick()
-    await follower.settled()
-    await follower.tick()
-
-
-def live(follower: Follower) -> str | None:
-    return follower.slot.live.version.version if follower.slot.live else None
-
-
 def pids(loaded: Loaded | None) -> list[int]:
     assert loaded
     return [replica.pid for replica in loaded._pool.replicas if replica.pid]
-
-
-async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
-    with follower.slot.lease() as leased:
-        ((_, ticket),) = leased.submit([{"x": x, "act": act}], {}, 30)
-        return json.loads((await ticket.future).now().json()[:-1])["prediction"]
 
 
 async def test_a_promotion_goes_live(stage: Stage) -> None:

@@ -15,7 +15,7 @@ from serving.reference import Reference
 from serving.registry import herald as heralds
 from serving.registry.client import RegistryClient
 from serving.registry.herald import Herald
-from serving.runtime.version import Outcome, Version
+from serving.runtime.version import Outcome, Version, is_live_as
 from serving.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +124,7 @@ async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
             "serving.state": "live",
             "serving.reason": told,
             "serving.since": "2026-01-01T00:00:00+00:00",
+            "serving.live_as": PRODUCTION,
         }
 
 
@@ -216,6 +217,41 @@ async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
     assert await go_live(CHAMPION, one, None) == ["live", ""]
     assert await go_live(PRODUCTION, two, one) == ["live", "live"]
     assert await go_live(CHAMPION, two, one) == ["superseded", "live"]
+
+
+async def test_a_version_carries_the_references_as_which_it_is_live(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    one, two = [await version(client, number) for number in "12"]
+    here, there = Herald(client), Herald(client)
+    for herald, reference in ((here, PRODUCTION), (there, CHAMPION), (there, PRODUCTION)):
+        herald.tell(reference, one, Outcome.LIVE, "")
+        await herald.flush()
+    assert tags(catalogue, "1")["serving.live_as"] == f"{PRODUCTION}, {CHAMPION}"
+    here.tell(PRODUCTION, two, Outcome.LIVE, "")
+    here.tell(PRODUCTION, one, Outcome.SUPERSEDED, "2 went live")
+    await here.flush()
+    here.tell(PRODUCTION, one, Outcome.LIVE, "")
+    await here.flush()
+    assert tags(catalogue, "1")["serving.live_as"] == PRODUCTION
+    for number, live in (("1", True), ("2", True), ("3", False)):
+        assert is_live_as(PRODUCTION, tags(catalogue, number)) is live
+        assert not is_live_as(CHAMPION, tags(catalogue, number))
+
+
+async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_live(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    one, here, there = await version(client, "1"), Herald(client), Herald(client)
+    there.tell(PRODUCTION, one, Outcome.REVERTED, "it failed")
+    await there.flush()
+    here.tell(PRODUCTION, one, Outcome.LIVE, "")
+    await here.flush()
+    assert tags(catalogue, "1")["serving.state"] == "reverted"
+    again = await version(client, "1")  # as a person has promoted it once more
+    here.tell(PRODUCTION, again, Outcome.LIVE, "once more")
+    await here.flush()
+    assert tags(catalogue, "1")["serving.state"] == "live"
 
 
 async def test_what_is_told_while_the_registry_is_away_is_written_later(

@@ -198,6 +198,21 @@ def test_what_one_front_can_not_load_and_others_can_is_told_as_live(fleet: Fleet
 
 
 @BY_STAGE
+def test_a_front_that_starts_later_refuses_what_the_others_have_refused(fleet: Fleet, tmp_path: Path) -> None:
+    """It has nothing to compare with but what they tell in the registry."""
+    before = fleet.settled()
+    breaking = fleet.promote(inputs="x: double, y: double", example=None)
+    reasons = {model.until_refused(breaking) for model in fleet.models}
+    fleet.models[0].until_told(breaking, "rejected")
+    with served(fleet.registry.uri, tmp_path, models=f"models:/{fleet.name}/Production") as service:
+        later = Model(fleet.name, service, fleet.registry, "/Production")
+        reasons.add(later.until_refused(breaking))
+        assert later.is_well(before)
+    assert len(reasons) == 1
+    fleet.settled()
+
+
+@BY_STAGE
 def test_each_front_has_the_same_history(fleet: Fleet) -> None:
     first = fleet.settled()
     bad = fleet.promote(on_load="raise:broken")

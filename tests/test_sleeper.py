@@ -195,7 +195,7 @@ def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(place: 
     place.promote(place.two, factor=20.0)
     assert place.ask(place.two).json()["model"]["version"] == "2"
     first = place.stock.client.get_model_version
-    until(lambda: first(place.two, "1").tags["serving.state"] == "superseded")
+    until(lambda: first(place.two, "1").tags.get("serving.state") == "superseded")
 
 
 BROKEN = {

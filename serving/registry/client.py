@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
 from serving.groups import Registry
 from serving.reference import Kind, Reference
-from serving.runtime.version import Version
+from serving.runtime.version import Version, is_live_as
 from serving.telemetry.redaction import without_secrets
 
 T = TypeVar("T")
@@ -82,6 +82,14 @@ class RegistryClient:
             raise
         self._reached()
         return found
+
+    async def last_live(self, reference: Reference) -> Version | None:
+        """The version that went live last as the reference on any front, as the tags of fronts tell.
+
+        Raises:
+            RegistryUnavailable: the registry gave no sensible answer.
+        """
+        return await self._ask(self._last_live, reference)
 
     async def marker(self, max_age: float) -> Marker:
         """What is another one as soon as a version is made, moved to another stage or deleted: a cheap look.
@@ -195,9 +203,7 @@ class RegistryClient:
             return [client.get_model_version(name, reference.selector)]
         if reference.kind is Kind.ALIAS:
             return [client.get_model_version_by_alias(name, reference.selector)]
-        quote = '"' if "'" in name else "'"
-        versions = client.search_model_versions(f"name={quote}{name}{quote}")
-        versions.sort(key=lambda each: int(each.version), reverse=True)
+        versions = sorted(self._versions(name), key=lambda each: int(each.version), reverse=True)
         if not versions:
             raise Unresolved(f"the registry has no version of a model {name!r}")
         if reference.kind is Kind.LATEST:
@@ -206,6 +212,16 @@ class RegistryClient:
         if not staged:
             raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
         return staged
+
+    def _versions(self, name: str) -> list[Any]:
+        quote = '"' if "'" in name else "'"
+        return list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
+
+    def _last_live(self, reference: Reference) -> Version | None:
+        with _translated(str(reference)):
+            live = [each for each in self._versions(reference.name) if is_live_as(reference.uri, each.tags)]
+            last = max(live, key=lambda each: str(each.tags.get("serving.since")), default=None)
+            return _version(last) if last else None
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from serving.errors import ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
 from serving.groups import Following
+from serving.registry.chronicle import Chronicle
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.registry.glance import Glance
-from serving.registry.herald import Herald, now
-from serving.registry.history import Event, History
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, rest, trap
+from serving.registry.herald import Herald
+from serving.registry.history import History
+from serving.registry.last_good import LastGood
+from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, refusal, rest, trap
 from serving.registry.store import Store
+from serving.runtime.errands import Errands
 from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally, verdict
 from serving.runtime.slot import Slot
@@ -48,9 +49,11 @@ class Follower:
         self.candidate: Candidate | None = None
         self._registry, self._store, self._gate = registry, store, gate
         self._herald, self._settings = herald, settings
+        self._last_good = LastGood(slot, registry, store, gate)
         self._glance = Glance(registry, slot.reference, shared=shared)
         self._starting: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
+        self._chronicle = Chronicle(slot, herald, history, self._errands)
         self._woken = asyncio.Event()
         self._misses = 0
         self._aliases_due = 0.0
@@ -103,18 +106,21 @@ class Follower:
         if self._starting:
             await asyncio.gather(self._starting, return_exceptions=True)
 
+    async def begin(self, number: str) -> None:
+        """Bring up the version with this number, which other replicas serve, as far as that is possible."""
+        if loaded := await self._last_good.numbered(number):
+            self._swap(loaded, "it is live on other replicas")
+
     async def fill(self) -> None:
         """Look once, and wait until a version is live, or the slot's reason says why none is.
 
-        What went live last serves where what is promoted now can't, as if it had been live all the time.
-        Where nothing can, the next call tries again.
+        Where nothing can serve, the next call tries again.
         """
         await self._look()
         await self.settled()
-        before, known = self.candidate, self.slot.known
-        if before and known and not self.slot.live and known.version.identity != before.version.identity:
-            await self._bring_up_from_disk(f"{before.version} can't serve")
-        self.candidate = before if self.slot.live else None
+        if (candidate := self.candidate) and not self.slot.live:
+            await self._fall_back(candidate.version, candidate.reason)
+        self.candidate = self.candidate if self.slot.live else None
 
     async def empty(self, reason: str) -> None:
         """Have nothing live: what loads is dropped, what is live drains. Another tick begins anew.
@@ -127,8 +133,8 @@ class Follower:
             self.candidate = None
         self._glance.forget()
         for loaded in self.slot.clear(reason):
-            self._in_background(loaded.drain())
-        await asyncio.gather(*self._background, return_exceptions=True)
+            self._errands.start(loaded.drain())
+        await self._errands.done()
 
     # -- what the registry says
 
@@ -142,7 +148,7 @@ class Follower:
         except RegistryUnavailable as error:
             self._misses += 1
             self._glance.forget()
-            self._tell(f"the registry is away: {error}")
+            self._chronicle.says(f"the registry is away: {error}", self.candidate)
             self._recall()
             return
         self._misses = 0
@@ -188,7 +194,7 @@ class Follower:
     def _unresolved(self, reason: str) -> None:
         self._drop()
         self.candidate = None
-        self._tell(reason)
+        self._chronicle.says(reason, None)
         if self.slot.live:
             self.slot.live.refresh(replace(self.slot.live.version, stage=None))
             self.slot.warnings = (f"{reason}: {self.slot.live.version} is served until another is promoted",)
@@ -199,25 +205,33 @@ class Follower:
         # What is live was not promoted in vain: it gives way once the higher number has proved itself.
         rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
         for rival in rivals:
-            self._tell_of(rival, Outcome.SUPERSEDED, in_vain(rival, found, stage))
-        self._warn((trap(rivals, found, stage),) if rivals else ())
-
-    def _warn(self, warnings: tuple[str, ...]) -> None:
-        for warning in warnings:
-            if warning not in self.slot.warnings:
-                log.warning("%s", warning, extra=self.slot.in_logs)
-        self.slot.warnings = warnings
+            self._chronicle.superseded(rival, in_vain(rival, found, stage))
+        self._chronicle.warns(*([trap(rivals, found, stage)] if rivals else []))
 
     # -- bringing up
 
     async def _bring_up(self, found: Version, failures: int) -> None:
+        """Bring up a version; one that was refused before, here or elsewhere, after what served instead."""
+        refused = None if self.slot.live else refusal(found)
+        if refused:
+            await self._fall_back(found, f"{found} was {refused.value} before")
+        if refused is Outcome.REVERTED and self.slot.live:
+            reason = found.tags.get("serving.reason", "")
+            self._note(Candidate(found, State.REVERTED, f"{found} was reverted: {reason}"))
+        else:
+            await self._try(found, failures)
+        self.wake()
+
+    async def _try(self, found: Version, failures: int) -> None:
         loop = asyncio.get_running_loop()
         try:
             loaded = await self._gate.bring_up(found, self.slot)
         except (RegistryError, ProcessDied) as error:
+            await self._fall_back(found, f"{found} waits: {error}")
             retry_at = loop.time() + pause(failures)
             self._note(Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1, retry_at))
         except Rejected as error:
+            await self._fall_back(found, f"{found} is refused: {error}")
             again = loop.time() + pause(failures + 3) if error.may_heal else None
             self._refuse(Candidate(found, State.REJECTED, str(error), failures + 1, again))
         except Exception as error:
@@ -226,24 +240,26 @@ class Follower:
             self._refuse(Candidate(found, State.REJECTED, reason))
         else:
             self._swap(loaded, str(loaded.comparison or ""))
-        self.wake()
+
+    async def _fall_back(self, found: Version, why: str) -> None:
+        """Where nothing is live, begin with what served last, as if it had been live all the time."""
+        if self.slot.live:
+            return
+        self._chronicle.says(why, self.candidate)
+        if loaded := await self._last_good.bring_up(found):
+            candidate = self.candidate
+            self._swap(loaded, f"it served last, and {why}")
+            self.candidate = candidate
 
     def _recall(self) -> None:
         """With nothing live, and nobody to ask: bring up the last known good version from the disk."""
         if not self.slot.live and (self._starting is None or self._starting.done()):
-            self._starting = asyncio.create_task(self._bring_up_from_disk("the registry is away"))
+            self._starting = asyncio.create_task(self._begin_from_disk())
 
-    async def _bring_up_from_disk(self, why: str) -> None:
-        kept = await self._store.recall(self.slot.reference.uri)
-        if kept is None:
-            return
-        try:
-            loaded = await self._gate.prove(*kept, self.slot)
-        except (Rejected, ProcessDied) as error:
-            self._tell(f"{why}, and the copy on disk of {kept[0]} can't serve: {error}")
-            return
-        loaded.from_disk = self._misses > 0
-        self._swap(loaded, f"from the copy on disk, as {why}")
+    async def _begin_from_disk(self) -> None:
+        if loaded := await self._last_good.kept():
+            loaded.from_disk = self._misses > 0
+            self._swap(loaded, "from the copy on disk, as the registry is away")
 
     # -- what is live
 
@@ -252,14 +268,10 @@ class Follower:
         retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
         new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
-        log.info("%s is live%s", new.version, f": {reason}" if reason else "", extra=self.slot.in_logs)
         for loaded in retired:
-            self._in_background(loaded.drain())
-        if old and old.version.identity != new.version.identity:
-            self._tell_of(old.version, Outcome.SUPERSEDED, f"{new.version} went live")
-        self._tell_of(new.version, Outcome.LIVE, reason)
-        self._record(new.version, Outcome.LIVE, reason)
-        self._in_background(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
+            self._errands.start(loaded.drain())
+        self._chronicle.live(new.version, old.version if old else None, reason)
+        self._errands.start(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
 
     def _judge(self) -> None:
         """Go back to the old version where the new one fails; let the old one go when it does not."""
@@ -268,53 +280,29 @@ class Follower:
             return
         if (reason := verdict(live.tally, warm.tally)) is None:
             if self.slot.probation_is_over():
-                self._in_background(warm.drain())
+                self._errands.start(warm.drain())
                 self.slot.warm = None
             return
         log.error("%s is reverted: %s", live.version, reason, extra=self.slot.in_logs)
         bad = live.version
         self._swap(warm, f"{bad} was reverted: {reason}")
         if self.slot.warm:
-            self._in_background(self.slot.warm.drain())
+            self._errands.start(self.slot.warm.drain())
             self.slot.warm = None
         self.candidate = Candidate(bad, State.REVERTED, f"{bad} was reverted: {reason}")
-        self._tell_of(bad, Outcome.REVERTED, reason)
-        self._record(bad, Outcome.REVERTED, reason)
+        self._chronicle.refused(bad, Outcome.REVERTED, reason)
         self.wake()
 
-    # -- telling
-
     def _refuse(self, candidate: Candidate) -> None:
-        self._tell_of(candidate.version, Outcome.REJECTED, candidate.reason)
-        self._record(candidate.version, Outcome.REJECTED, candidate.reason)
+        self._chronicle.refused(candidate.version, Outcome.REJECTED, candidate.reason)
         self._note(candidate)
-
-    def _tell_of(self, version: Version, outcome: Outcome, reason: str) -> None:
-        self._herald.tell(self.slot.reference.uri, version, outcome, reason)
-
-    def _record(self, version: Version, outcome: Outcome, reason: str) -> None:
-        event = Event(version.version or version.model_id, outcome, now(), reason)
-        self._in_background(self.history.add(event))
 
     def _note(self, candidate: Candidate) -> None:
         self.candidate = candidate
         refused = candidate.state is State.REJECTED
-        self._tell(f"{candidate.version} is refused: {candidate.reason}" if refused else candidate.reason)
-
-    def _tell(self, reason: str) -> None:
-        if reason != self.slot.reason:
-            self.slot.reason = reason
-            told = self.slot.in_logs | (self.candidate.version.in_logs if self.candidate else {})
-            loading = self.candidate is not None and self.candidate.state is State.LOADING
-            log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=told)
-
-    # -- tasks
+        reason = f"{candidate.version} is refused: {candidate.reason}" if refused else candidate.reason
+        self._chronicle.says(reason, candidate)
 
     def _drop(self) -> None:
         if self._starting and not self._starting.done():
             self._starting.cancel()
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)

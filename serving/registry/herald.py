@@ -17,7 +17,7 @@ from functools import partial
 
 from serving.errors import RegistryError, Unresolved
 from serving.registry.client import News, RegistryClient
-from serving.runtime.version import Outcome, Version
+from serving.runtime.version import Outcome, Version, live_as
 
 log = logging.getLogger("serving.herald")
 _MOST_PENDING = 100
@@ -35,6 +35,7 @@ class Notice:
     outcome: Outcome
     reason: str
     since: str
+    live_as: frozenset[str] = frozenset()
     refusal: str = ""
     due: float = 0.0
 
@@ -68,12 +69,14 @@ class Herald:
         elsewhere = [live for other, live in self._live.items() if other != reference]
         if outcome is Outcome.SUPERSEDED and key in elsewhere:
             return
-        told = self._told.get(key)
-        if version.version is None or (told and (told.outcome, told.reason) == (outcome, reason)):
+        told, live_as = self._told.get(key), frozenset(uri for uri, of in self._live.items() if of == key)
+        if version.version is None or (
+            told and (told.outcome, told.reason, told.live_as) == (outcome, reason, live_as)
+        ):
             return
         refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
         due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
-        notice = Notice(version, outcome, reason, now(), refusal, due)
+        notice = Notice(version, outcome, reason, now(), live_as, refusal, due)
         _keep(self._told, key, notice, _MOST_TOLD)
         _keep(self._pending, key, notice, _MOST_PENDING)
 
@@ -146,19 +149,27 @@ def now() -> str:
 
 def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
     """The tags to write, in this order, for a version to tell this; `present` are those that it has."""
-    state, reason = present.get("serving.state"), notice.reason[:_LONGEST_REASON]
-    if state == Outcome.LIVE and notice.outcome is Outcome.REJECTED:
+    state, outcome, reason = present.get("serving.state"), notice.outcome, notice.reason[:_LONGEST_REASON]
+    if state == Outcome.LIVE and outcome is Outcome.REJECTED:
         return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
-    if state != notice.outcome or "serving.since" not in present:
+    if outcome is Outcome.LIVE and state == Outcome.REVERTED != notice.version.tags.get("serving.state"):
+        return {}  # another front has gone back from it while it went live here
+    names = _names(notice, present) if outcome is Outcome.LIVE else {}
+    if state != outcome or "serving.since" not in present:
         # The state last: who sees it finds its reason.
-        return {
+        return names | {
             "serving.reason": reason,
             "serving.since": notice.since,
-            "serving.state": notice.outcome.value,
+            "serving.state": outcome.value,
         }
     if state == Outcome.LIVE and present.get("serving.reason") != _not_everywhere(notice.refusal):
-        return {}  # how it compares differs from front to front, and the first has told
-    return _if_new({"serving.reason": reason}, present)
+        return _if_new(names, present)  # how it compares differs from front to front, and the first has told
+    return _if_new(names | {"serving.reason": reason}, present)
+
+
+def _names(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
+    elsewhere = live_as(present) if present.get("serving.state") == Outcome.LIVE else set()
+    return {"serving.live_as": ", ".join(sorted(elsewhere | notice.live_as))}
 
 
 def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str]:

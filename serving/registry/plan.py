@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from serving.runtime.version import Version
+from serving.runtime.version import Outcome, Version
 
 _LONGEST_PAUSE = 30.0
 _RESTRAINT, _FORGOTTEN = 4.0, 0.8
@@ -62,6 +62,12 @@ def decide(
     changed = candidate.version.tags_of_people != found.tags_of_people
     due = candidate.retry_at is not None and now >= candidate.retry_at
     return Step.START if changed or due else Step.NOTHING
+
+
+def refusal(found: Version) -> Outcome | None:
+    """How fronts have refused a version, as its tags tell; None if they have not."""
+    state = found.tags.get("serving.state")
+    return next((each for each in (Outcome.REJECTED, Outcome.REVERTED) if each == state), None)
 
 
 def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:

@@ -20,7 +20,24 @@ class Outcome(StrEnum):
 
 KEPT_BY_NOBODY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 """What every answer tells caches and browsers."""
-TAGS_OF_FRONT = ("serving.state", "serving.reason", "serving.since", "serving.canary", "serving.shadow")
+TAGS_OF_FRONT = (
+    "serving.state",
+    "serving.reason",
+    "serving.since",
+    "serving.live_as",
+    "serving.canary",
+    "serving.shadow",
+)
+
+
+def is_live_as(reference: str, tags: Mapping[str, str]) -> bool:
+    """Whether a version's tags tell that it is live as this reference."""
+    return tags.get("serving.state") == Outcome.LIVE and reference in live_as(tags)
+
+
+def live_as(tags: Mapping[str, str]) -> set[str]:
+    """The references as which a version is, or was, live, as its tags tell."""
+    return {*tags.get("serving.live_as", "").split(", ")} - {""}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""What becomes of versions, told wherever somebody looks: in MLflow, the history, the log and `/ready`."""
+
+from __future__ import annotations
+
+import logging
+
+from serving.registry.herald import Herald, now
+from serving.registry.history import Event, History
+from serving.registry.plan import Candidate, State
+from serving.runtime.errands import Errands
+from serving.runtime.slot import Slot
+from serving.runtime.version import Outcome, Version
+
+log = logging.getLogger("serving.follower")
+
+
+class Chronicle:
+    """Tells what becomes of the versions of one reference."""
+
+    def __init__(self, slot: Slot, herald: Herald, history: History, errands: Errands) -> None:
+        self._slot, self._herald, self._history, self._errands = slot, herald, history, errands
+
+    def live(self, new: Version, old: Version | None, reason: str) -> None:
+        """Tell that a version is live, and that the one before is not."""
+        log.info("%s is live%s", new, f": {reason}" if reason else "", extra=self._slot.in_logs)
+        if old and old.identity != new.identity:
+            self.superseded(old, f"{new} went live")
+        self._tell(new, Outcome.LIVE, reason)
+
+    def superseded(self, version: Version, reason: str) -> None:
+        """Tell that another serves in a version's place; the history tells it by the other."""
+        self._herald.tell(self._slot.reference.uri, version, Outcome.SUPERSEDED, reason)
+
+    def refused(self, version: Version, outcome: Outcome, reason: str) -> None:
+        """Tell that a version does not go live, or no longer is."""
+        self._tell(version, outcome, reason)
+
+    def says(self, reason: str, candidate: Candidate | None) -> None:
+        """Tell why nothing is live, or not what is promoted."""
+        if reason != self._slot.reason:
+            self._slot.reason = reason
+            told = self._slot.in_logs | (candidate.version.in_logs if candidate else {})
+            loading = candidate is not None and candidate.state is State.LOADING
+            log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=told)
+
+    def warns(self, *warnings: str) -> None:
+        """Tell what a person should look at, though a version is live; of what was told before, nothing."""
+        for warning in warnings:
+            if warning not in self._slot.warnings:
+                log.warning("%s", warning, extra=self._slot.in_logs)
+        self._slot.warnings = warnings
+
+    def _tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+        self._herald.tell(self._slot.reference.uri, version, outcome, reason)
+        self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))

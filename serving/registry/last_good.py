@@ -1,0 +1,66 @@
+"""What a slot begins with that has nothing live, where what is promoted can't serve or was refused before."""
+
+from __future__ import annotations
+
+import logging
+
+from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.gate import Gate
+from serving.registry.store import Store
+from serving.runtime.loaded import Loaded
+from serving.runtime.slot import Slot
+from serving.runtime.version import Version
+
+log = logging.getLogger("serving.last_good")
+
+
+class LastGood:
+    """Brings up what served a reference last: on other fronts, as its tags tell, or here, as the disk has it.
+
+    Whether a version may go live depends on the one before it, whose contract it must not break. A front
+    that began with what the registry names now might take a version that all others have refused.
+    """
+
+    def __init__(self, slot: Slot, registry: RegistryClient, store: Store, gate: Gate) -> None:
+        self._slot, self._registry, self._store, self._gate = slot, registry, store, gate
+
+    async def bring_up(self, but: Version) -> Loaded | None:
+        """What served last, other than `but`; None if there is nothing that can."""
+        return await self._told(but) or await self.kept(but)
+
+    async def kept(self, but: Version | None = None) -> Loaded | None:
+        """What went live last on this disk, other than `but`, proven without the registry."""
+        kept = await self._store.recall(self._slot.reference.uri)
+        if kept is None or (but and kept[0].identity == but.identity):
+            return None
+        try:
+            return await self._gate.prove(*kept, self._slot)
+        except (Rejected, ProcessDied) as error:
+            self._warn(f"the copy on disk of {kept[0]} can't serve: {error}")
+            return None
+
+    async def numbered(self, number: str) -> Loaded | None:
+        """The version with this number, which is live on other replicas."""
+        try:
+            found, _ = await self._registry.resolve(
+                Reference.parse(f"models:/{self._slot.reference.name}/{number}")
+            )
+            return await self._gate.bring_up(found, self._slot)
+        except (InvalidReference, RegistryError, Rejected, ProcessDied) as error:
+            self._warn(f"can't begin with version {number}: {error}")
+            return None
+
+    async def _told(self, but: Version) -> Loaded | None:
+        try:
+            found = await self._registry.last_live(self._slot.reference)
+            if found is None or found.identity == but.identity:
+                return None
+            return await self._gate.bring_up(found, self._slot)
+        except (RegistryError, Rejected, ProcessDied) as error:
+            self._warn(f"what is live on other fronts can't serve here: {error}")
+            return None
+
+    def _warn(self, said: str) -> None:
+        log.warning("%s: %s", self._slot.reference, said, extra=self._slot.in_logs)
