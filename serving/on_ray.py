@@ -203,7 +203,11 @@ class Replica:
             raise NotLive(f"not live after {self._start_seconds:g} s: {reason}") from None
 
     async def _obstacle(self) -> str | None:
-        """Why this replica can't serve yet."""
+        """Why this replica can't serve yet.
+
+        Who tells nothing in time does not keep it out: replicas that are busy are why it is started, and what
+        they have refused it has from the registry's tags.
+        """
         required = [slot for slot in self._slots if slot.required]
         for slot in required:
             if not slot.live:
