@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from typing import Any
 import httpx
 import kubernetes_validate
 import pytest
+import scraping
 import yaml
+from line import free_port
+from live import Service, served, until
 
+from serving.access import keys
+from serving.access.keys import Scope
 from serving.app import create_app
 from serving.settings import OPTIONS, Settings, variable
 
@@ -102,13 +107,24 @@ def test_the_image_is_made_of_files_that_are_there_and_sent() -> None:
             assert f"!{source.removeprefix('./')}" in ignored, source
 
 
-def test_the_image_runs_as_nobody_special_and_is_asked_whether_it_lives() -> None:
+def test_the_image_runs_as_nobody_special() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001"]
-    (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
-    (path,) = re.findall(r"\}(/\w+)'", json.loads(check)[-1])
-    assert status(path) == 200
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
     assert json.loads(entry) == ["tini", "--", "serving"]
+
+
+def is_healthy(service: Service, **settings: object) -> bool:
+    """What the image's health check comes to where the service runs; test_access asks one with TLS."""
+    (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    of_image = {"PATH": str(Path(sys.executable).parent), "SERVING_PORT": str(service.address[1])}
+    env = service.env | of_image | {f"SERVING_{name.upper()}": str(each) for name, each in settings.items()}
+    return subprocess.run(json.loads(check), env=env, check=False).returncode == 0
+
+
+def test_the_health_check_is_passed_where_the_service_listens_and_nowhere_else(keyed: Service) -> None:
+    assert is_healthy(keyed)
+    assert not is_healthy(keyed, port=free_port())
+    assert not is_healthy(keyed, tls_cert="cert.pem")
 
 
 def test_the_image_sets_what_can_be_set() -> None:
@@ -145,21 +161,47 @@ def test_the_pod_of_kserves_runtime_is_valid(version: str) -> None:
     kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_the_components_can_be_added(tmp_path: Path) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+def composed(folder: Path, base: str, components: Sequence[str]) -> str:
+    """A kustomization of a folder of ours and components, as somebody would write it."""
+    shutil.copytree(KUBERNETES, folder / "kubernetes")
     lists = {
-        "resources": ["kubernetes/base"],
-        "components": ["kubernetes/components/keys", "kubernetes/components/monitoring"],
+        "resources": [f"kubernetes/{base}"],
+        "components": [f"kubernetes/components/{each}" for each in components],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(lists))
-    made = [*yaml.safe_load_all(tool("kubectl", "kustomize", tmp_path))]
-    ((pod, container),) = containers(made)
-    assert {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"} in container["env"]
-    assert "keys" in {each["name"] for each in pod["volumes"]}
-    assert of_kind("ServiceMonitor", made)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(lists))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("base", "components"),
+    [
+        ("base", ["keys"]),
+        ("base", ["monitoring"]),
+        ("base", ["monitoring", "keys"]),
+        ("overlays/postgres", ["keys"]),  # it has the other
+    ],
+)
+def test_components_can_be_added_alone_and_together(base: str, components: list[str], tmp_path: Path) -> None:
+    made = rendered(composed(tmp_path, base, components))
     for each in made:
         if each["kind"] not in OF_OPERATORS:
             kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+    (front,) = of_kind("StatefulSet", [each for each in made if each["metadata"]["name"] == "serving"])
+    ((pod, container),) = containers([front])
+    keys = {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"}
+    assert (keys in container.get("env", [])) is ("keys" in components)
+    assert ("keys" in {each["name"] for each in pod["volumes"]}) is ("keys" in components)
+    monitors = of_kind("ServiceMonitor", made)
+    assert len(monitors) == ("monitoring" in components or base != "base")
+    for monitor in monitors:
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert ("authorization" in endpoint) is ("keys" in components)
+
+
+def test_keys_that_would_leave_the_monitor_without_one_are_refused(tmp_path: Path) -> None:
+    folder = composed(tmp_path, "base", ["keys", "monitoring"])
+    with pytest.raises(AssertionError, match="list keys after monitoring"):
+        rendered(folder)
 
 
 def test_containers_have_no_rights_and_have_limits() -> None:
@@ -283,6 +325,64 @@ def test_pods_keep_what_was_live_last() -> None:
     assert {
         each["name"] for each in container["volumeMounts"] if each["mountPath"] == "/var/lib/serving"
     } == claims
+
+
+# -- what Prometheus asks, and is answered
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys and a port for its operators, as the components have it; no registry is there."""
+    folder = tmp_path_factory.mktemp("keyed")
+    told, kept = keys.make("prometheus", Scope.ADMIN)
+    keys.write(folder / "keys.json", [kept])
+    settings = {"keys_file": folder / "keys.json", "admin_port": free_port(), "_key": told}
+    with served("http://127.0.0.1:1", folder, **settings) as service:
+        yield service
+
+
+def scraping_as(monitor: Manifest, services: list[Manifest], service: Service) -> Manifest:
+    """The job that the operator makes of a ServiceMonitor, of the services that it selects."""
+    spec = monitor["spec"]
+    (endpoint,) = spec["endpoints"]
+    (selected,) = (
+        each for each in services if spec["selector"]["matchLabels"].items() <= labels_of(each).items()
+    )
+    (port,) = (each for each in selected["spec"]["ports"] if each["name"] == endpoint["port"])
+    assert port["targetPort"] == "admin"
+    job = {"job_name": labels_of(selected)[spec["jobLabel"]], "metrics_path": endpoint["path"]}
+    if sent := endpoint.get("authorization"):
+        assert {*sent["credentials"]} == {"name", "key"}
+        job["authorization"] = {"type": sent["type"], "credentials": service.env["KEY"]}
+    return job | {"static_configs": [{"targets": [f"127.0.0.1:{service.env['SERVING_ADMIN_PORT']}"]}]}
+
+
+def labels_of(manifest: Manifest) -> dict[str, str]:
+    found: dict[str, str] = manifest["metadata"].get("labels", {})
+    return found
+
+
+def test_prometheus_gets_metrics_of_a_service_with_keys_where_the_monitor_sends_one(
+    keyed: Service, tmp_path: Path
+) -> None:
+    jobs = []
+    for components in (["monitoring"], ["monitoring", "keys"]):
+        made = rendered(composed(tmp_path / components[-1], "base", components))
+        (monitor,) = of_kind("ServiceMonitor", made)
+        job = scraping_as(monitor, of_kind("Service", made), keyed)
+        assert job["job_name"] == "serving"
+        jobs.append(job | {"job_name": components[-1]})
+    with scraping.prometheus(tmp_path, {"scrape_configs": jobs}) as client:
+        ups = until(lambda: len(found := scraping.found(client, "up")) == 2 and found)
+        assert {up["metric"]["job"]: up["value"][1] for up in ups} == {"monitoring": "0", "keys": "1"}
+        told = {each["scrapePool"]: each["lastError"] for each in targets(client)}
+    assert "401" in told["monitoring"]
+    assert told["keys"] == ""
+
+
+def targets(client: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/targets").json()["data"]["activeTargets"]
+    return found
 
 
 def test_readme_tells_of_folders_that_are_there() -> None:
