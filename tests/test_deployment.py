@@ -18,9 +18,11 @@ import kubernetes_validate
 import pytest
 import scraping
 import yaml
+from fastapi import FastAPI
 from line import free_port
 from live import Service, served, until
 
+from benchmarks.postgres import Postgres
 from serving.access import keys
 from serving.access.keys import Scope
 from serving.app import create_app
@@ -73,8 +75,9 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """Each container and its pod, what runs before the others included."""
     for _, pod in pods(manifests):
-        yield from ((pod, container) for container in pod["containers"])
+        yield from ((pod, each) for each in (*pod.get("initContainers", ()), *pod["containers"]))
 
 
 def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
@@ -87,7 +90,8 @@ def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
                 continue
             env = {each["name"]: each["value"] for each in container.get("env", [])}
             for source in container.get("envFrom", []):
-                env |= maps[source["configMapRef"]["name"]]
+                if "configMapRef" in source:
+                    env |= maps[source["configMapRef"]["name"]]
             found.append((pod, container, env))
     return found
 
@@ -179,6 +183,7 @@ def composed(folder: Path, base: str, components: Sequence[str]) -> str:
         ("base", ["monitoring"]),
         ("base", ["monitoring", "keys"]),
         ("overlays/postgres", ["keys"]),  # it has the other
+        ("overlays/postgres", ["grpc", "keys"]),
     ],
 )
 def test_components_can_be_added_alone_and_together(base: str, components: list[str], tmp_path: Path) -> None:
@@ -198,6 +203,19 @@ def test_components_can_be_added_alone_and_together(base: str, components: list[
         assert ("authorization" in endpoint) is ("keys" in components)
 
 
+def test_grpc_is_let_through_where_it_listens(tmp_path: Path) -> None:
+    made = rendered(composed(tmp_path, "base", ["grpc"]))
+    ((_, container),) = containers(made)
+    assert {"name": "SERVING_GRPC_PORT", "value": "8001"} in container["env"]
+    assert {"name": "grpc", "containerPort": 8001, "protocol": "TCP"}.items() >= container["ports"][0].items()
+    (policy,) = of_kind("NetworkPolicy", made)
+    asked, _ = policy["spec"]["ingress"]
+    assert [each["port"] for each in asked["ports"]] == ["http", "grpc"]
+    (service,) = (each for each in of_kind("Service", made) if each["metadata"]["name"] == "serving-grpc")
+    assert [each["targetPort"] for each in service["spec"]["ports"]] == ["grpc"]
+    assert not service["spec"].get("publishNotReadyAddresses")
+
+
 def test_keys_that_would_leave_the_monitor_without_one_are_refused(tmp_path: Path) -> None:
     folder = composed(tmp_path, "base", ["keys", "monitoring"])
     with pytest.raises(AssertionError, match="list keys after monitoring"):
@@ -206,7 +224,7 @@ def test_keys_that_would_leave_the_monitor_without_one_are_refused(tmp_path: Pat
 
 def test_containers_have_no_rights_and_have_limits() -> None:
     found = [*containers(every_manifest())]
-    assert len(found) == 5
+    assert len(found) == 6
     for pod, container in found:
         context = pod.get("securityContext", {}) | container["securityContext"]
         assert context["runAsNonRoot"]
@@ -216,20 +234,32 @@ def test_containers_have_no_rights_and_have_limits() -> None:
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         for bound in ("requests", "limits"):
-            assert {"cpu", "memory"} <= {*container["resources"][bound]}
-        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= {*container}
+            assert {"cpu", "memory", "ephemeral-storage"} == {*container["resources"][bound]}
+        if container not in pod.get("initContainers", ()):
+            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= {*container}
         assert re.search(r":[\d.]+", container["image"]), "an image without a version"
 
 
-def test_no_pod_has_a_token() -> None:
-    for name, pod in pods([each for folder in RENDERED for each in rendered(folder)]):
+def test_what_a_pod_writes_is_bounded_and_fits_what_it_may() -> None:
+    for name, pod in pods(every_manifest()):
+        scratch = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
+        limits = [each["resources"]["limits"] for each in pod["containers"]]
+        assert scratch, name
+        assert sum(size(each["sizeLimit"]) for each in scratch) < size(limits[0]["ephemeral-storage"]), name
+
+
+def test_no_pod_has_a_token_or_variables_that_services_make() -> None:
+    (service,) = of_kind("InferenceService", kserve())
+    of_ours = pods([each for folder in RENDERED for each in rendered(folder)])
+    for name, pod in (*of_ours, ("KServe's", service["spec"]["predictor"])):
         assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
 
 
 def test_passwords_are_in_secrets_alone() -> None:
     for _, container in containers(every_manifest()):
         for each in container.get("env", []):
-            assert "PASSWORD" not in each["name"] or "secretKeyRef" in each["valueFrom"]
+            assert not re.search("PASSWORD|_KEY$", each["name"]) or "secretKeyRef" in each["valueFrom"]
     assert not of_kind("Secret", every_manifest())
 
 
@@ -255,6 +285,28 @@ def test_what_selects_finds_pods() -> None:
     assert target["name"] in {each["metadata"]["name"] for each in of_kind(target["kind"], manifests)}
 
 
+def test_what_is_secret_has_a_place_and_need_not_be_there() -> None:
+    for _, container, _ in fronts():
+        (secret,) = (each["secretRef"] for each in container["envFrom"] if "secretRef" in each)
+        assert secret == {"name": "serving-secrets", "optional": True}
+
+
+def test_a_disruption_leaves_enough_of_the_fewest_pods() -> None:
+    (scaler,) = of_kind("HorizontalPodAutoscaler", rendered("base"))
+    (budget,) = of_kind("PodDisruptionBudget", rendered("base"))
+    assert scaler["spec"]["minReplicas"] - budget["spec"]["maxUnavailable"] >= 2
+
+
+def test_names_are_found_where_nodes_answer_for_them_too() -> None:
+    policies = [each for each in of_kind("NetworkPolicy", every_manifest()) if each["spec"].get("egress")]
+    assert len(policies) == 3
+    for policy in policies:
+        udp, tcp = ({"port": 53, "protocol": each} for each in ("UDP", "TCP"))
+        (rule,) = (each for each in policy["spec"]["egress"] if udp in each["ports"])
+        assert tcp in rule["ports"]
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"], policy["metadata"]["name"]
+
+
 def test_a_scaled_down_set_is_not_scaled_up_by_applying_it_again() -> None:
     (fronts,) = of_kind("StatefulSet", rendered("base"))
     assert "replicas" not in fronts["spec"]
@@ -266,11 +318,15 @@ def test_a_scaled_down_set_is_not_scaled_up_by_applying_it_again() -> None:
 @cache
 def status(path: str) -> int:
     """How a service that has nothing live yet answers an operator's question."""
-    app = create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db"))
+    return asked(create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db")), path)
+
+
+def asked(app: FastAPI, path: str, host: str = "it") -> int:
+    """The status by which an application answers who calls it by this name."""
 
     async def ask() -> int:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return (await client.get(path)).status_code
 
     return asyncio.run(ask())
@@ -282,7 +338,7 @@ def test_there_is_a_front_in_each() -> None:
 
 def test_fronts_are_set_as_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     for _, _, env in fronts():
-        assert {*env} <= {*map(variable, OPTIONS)}
+        assert {*env} <= {*map(variable, OPTIONS), "OMP_NUM_THREADS"}
         for name, value in env.items():
             monkeypatch.setenv(name, value.replace("{{.Name}}", "iris"))
         made = Settings()
@@ -303,11 +359,25 @@ def test_ports_and_probes_are_those_of_the_service() -> None:
             assert asked["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
 
 
+def size(quantity: str) -> int:
+    """The bytes of a quantity."""
+    return int(quantity[:-2]) * 1024 ** (["Ki", "Mi", "Gi"].index(quantity[-2:]) + 1)
+
+
+def test_models_that_come_up_while_the_old_stay_warm_have_memory_and_no_more_threads_than_cpus() -> None:
+    for _, container, env in fronts():
+        limits = container["resources"]["limits"]
+        live_coming_up_and_warm = 3 * int(env["SERVING_MAX_PROCESS_BYTES"])
+        assert size("256Mi") + live_coming_up_and_warm <= size(limits["memory"])
+        assert env["OMP_NUM_THREADS"] == limits["cpu"]
+
+
 def test_there_is_time_to_drain() -> None:
     (service,) = of_kind("InferenceService", kserve())
     for pod, container, env in fronts():
         hook = container["lifecycle"]["preStop"]["exec"]["command"]
-        needed = float(hook[-1]) + float(env["SERVING_DRAIN_SECONDS"])
+        http_then_grpc_then_journal = 3 * float(env["SERVING_DRAIN_SECONDS"])
+        needed = float(hook[-1]) + http_then_grpc_then_journal
         of_whom = pod if "terminationGracePeriodSeconds" in pod else service["spec"]["predictor"]
         assert of_whom["terminationGracePeriodSeconds"] >= needed + 10
 
@@ -325,6 +395,62 @@ def test_pods_keep_what_was_live_last() -> None:
     assert {
         each["name"] for each in container["volumeMounts"] if each["mountPath"] == "/var/lib/serving"
     } == claims
+
+
+# -- in accord with MLflow
+
+
+def mlflow() -> Manifest:
+    """The pod of the MLflow server."""
+    (pod,) = (pod for name, pod in pods(rendered("overlays/postgres")) if name == "mlflow")
+    return pod
+
+
+def test_mlflow_answers_probes_and_fronts_by_the_names_that_they_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server.fastapi_security import init_fastapi_security
+
+    (container,) = mlflow()["containers"]
+    (names,) = (each.split("=")[1] for each in container["args"] if each.startswith("--allowed-hosts="))
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", names)
+    app = FastAPI()
+    init_fastapi_security(app)
+    called = {httpx.URL(env["MLFLOW_TRACKING_URI"]).netloc.decode() for _, _, env in fronts()}
+    assert len(called) == 2
+    for host in called:
+        assert asked(app, "/api", host) == 404  # and nothing is there
+    assert asked(app, "/api", "evil.example.com") == 403
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert asked(app, container[probe]["httpGet"]["path"], "10.1.2.3:5000") == 404
+
+
+def test_mlflow_may_tell_of_changes_within_the_cluster() -> None:
+    from mlflow.environment_variables import _MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS as TO_PRIVATE
+    from mlflow.environment_variables import _MLFLOW_WEBHOOK_ALLOWED_SCHEMES as SCHEMES
+    from mlflow.environment_variables import MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY as ENCRYPTION
+
+    (container,) = mlflow()["containers"]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert (env[SCHEMES.name], env[TO_PRIVATE.name], env[ENCRYPTION.name]) == ("http", "true", None)
+
+
+@pytest.mark.timeout(300)
+def test_an_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) -> None:
+    import mlflow.store.db.utils as databases
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    (migrate,) = mlflow()["initContainers"]
+    (server,) = mlflow()["containers"]
+    where = next(each for each in migrate["env"] if each["name"] == "MLFLOW_BACKEND_STORE_URI")
+    assert where in server["env"]
+    assert migrate["args"] == [f"$({where['name']})"]
+    uri = postgres.create("older").replace("postgresql", where["value"].partition("://")[0])
+    engine = databases.create_sqlalchemy_engine(uri)
+    Base.metadata.create_all(engine)  # as its first version had it
+    tini, end, program, *words = migrate["command"]
+    assert (tini, end) == ("tini", "--")
+    tool(program, *words, uri)
+    databases._verify_schema(engine)
+    engine.dispose()
 
 
 # -- what Prometheus asks, and is answered
@@ -383,6 +509,15 @@ def test_prometheus_gets_metrics_of_a_service_with_keys_where_the_monitor_sends_
 def targets(client: httpx.Client) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = client.get("/targets").json()["data"]["activeTargets"]
     return found
+
+
+def test_the_operator_is_given_the_alerts_as_they_are() -> None:
+    told = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^(\{ printf .*?\}) \| kubectl apply", told, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    rule = yaml.safe_load(done.stdout)
+    assert rule["kind"] == "PrometheusRule"
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())
 
 
 def test_readme_tells_of_folders_that_are_there() -> None:
