@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from line import free_port
 from live import PROGRAM, SELDOM, Service, environment, served, until
+from test_deployment import is_healthy
 from test_live import problem
 from typer.testing import CliRunner
 
@@ -424,6 +425,11 @@ def test_it_speaks_tls_and_nothing_else(guarded: Service) -> None:
     assert len(guarded.client.post("/predict/batch", json=large).json()["predictions"]) == 50_000
     with pytest.raises(httpx.HTTPError):
         httpx.get(guarded.url.replace("https", "http"))
+
+
+def test_the_health_check_of_the_image_is_passed_over_tls(guarded: Service) -> None:
+    assert is_healthy(guarded)
+    assert not is_healthy(guarded, tls_cert="")
 
 
 def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:

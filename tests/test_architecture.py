@@ -32,6 +32,7 @@ LAYERS = [
     "serving.server",
     "serving.on_ray",
     "serving.keys",
+    "serving.health",
     "serving.cli",
     "serving.__main__",
 ]

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,15 @@ from typing import Any
 import httpx
 import kubernetes_validate
 import pytest
+import scraping
 import yaml
+from fastapi import FastAPI
+from line import free_port
+from live import Service, served, until
 
+from benchmarks.postgres import Postgres
+from serving.access import keys
+from serving.access.keys import Scope
 from serving.app import create_app
 from serving.settings import OPTIONS, Settings, variable
 
@@ -68,8 +75,9 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """Each container and its pod, what runs before the others included."""
     for _, pod in pods(manifests):
-        yield from ((pod, container) for container in pod["containers"])
+        yield from ((pod, each) for each in (*pod.get("initContainers", ()), *pod["containers"]))
 
 
 def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
@@ -82,7 +90,8 @@ def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
                 continue
             env = {each["name"]: each["value"] for each in container.get("env", [])}
             for source in container.get("envFrom", []):
-                env |= maps[source["configMapRef"]["name"]]
+                if "configMapRef" in source:
+                    env |= maps[source["configMapRef"]["name"]]
             found.append((pod, container, env))
     return found
 
@@ -102,13 +111,24 @@ def test_the_image_is_made_of_files_that_are_there_and_sent() -> None:
             assert f"!{source.removeprefix('./')}" in ignored, source
 
 
-def test_the_image_runs_as_nobody_special_and_is_asked_whether_it_lives() -> None:
+def test_the_image_runs_as_nobody_special() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001"]
-    (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
-    (path,) = re.findall(r"\}(/\w+)'", json.loads(check)[-1])
-    assert status(path) == 200
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
     assert json.loads(entry) == ["tini", "--", "serving"]
+
+
+def is_healthy(service: Service, **settings: object) -> bool:
+    """What the image's health check comes to where the service runs; test_access asks one with TLS."""
+    (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    of_image = {"PATH": str(Path(sys.executable).parent), "SERVING_PORT": str(service.address[1])}
+    env = service.env | of_image | {f"SERVING_{name.upper()}": str(each) for name, each in settings.items()}
+    return subprocess.run(json.loads(check), env=env, check=False).returncode == 0
+
+
+def test_the_health_check_is_passed_where_the_service_listens_and_nowhere_else(keyed: Service) -> None:
+    assert is_healthy(keyed)
+    assert not is_healthy(keyed, port=free_port())
+    assert not is_healthy(keyed, tls_cert="cert.pem")
 
 
 def test_the_image_sets_what_can_be_set() -> None:
@@ -145,26 +165,66 @@ def test_the_pod_of_kserves_runtime_is_valid(version: str) -> None:
     kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_the_components_can_be_added(tmp_path: Path) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+def composed(folder: Path, base: str, components: Sequence[str]) -> str:
+    """A kustomization of a folder of ours and components, as somebody would write it."""
+    shutil.copytree(KUBERNETES, folder / "kubernetes")
     lists = {
-        "resources": ["kubernetes/base"],
-        "components": ["kubernetes/components/keys", "kubernetes/components/monitoring"],
+        "resources": [f"kubernetes/{base}"],
+        "components": [f"kubernetes/components/{each}" for each in components],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(lists))
-    made = [*yaml.safe_load_all(tool("kubectl", "kustomize", tmp_path))]
-    ((pod, container),) = containers(made)
-    assert {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"} in container["env"]
-    assert "keys" in {each["name"] for each in pod["volumes"]}
-    assert of_kind("ServiceMonitor", made)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(lists))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("base", "components"),
+    [
+        ("base", ["keys"]),
+        ("base", ["monitoring"]),
+        ("base", ["monitoring", "keys"]),
+        ("overlays/postgres", ["keys"]),  # it has the other
+        ("overlays/postgres", ["grpc", "keys"]),
+    ],
+)
+def test_components_can_be_added_alone_and_together(base: str, components: list[str], tmp_path: Path) -> None:
+    made = rendered(composed(tmp_path, base, components))
     for each in made:
         if each["kind"] not in OF_OPERATORS:
             kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+    (front,) = of_kind("StatefulSet", [each for each in made if each["metadata"]["name"] == "serving"])
+    ((pod, container),) = containers([front])
+    keys = {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"}
+    assert (keys in container.get("env", [])) is ("keys" in components)
+    assert ("keys" in {each["name"] for each in pod["volumes"]}) is ("keys" in components)
+    monitors = of_kind("ServiceMonitor", made)
+    assert len(monitors) == ("monitoring" in components or base != "base")
+    for monitor in monitors:
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert ("authorization" in endpoint) is ("keys" in components)
+
+
+def test_grpc_is_let_through_where_it_listens(tmp_path: Path) -> None:
+    made = rendered(composed(tmp_path, "base", ["grpc"]))
+    ((_, container),) = containers(made)
+    assert {"name": "SERVING_GRPC_PORT", "value": "8001"} in container["env"]
+    assert {"name": "grpc", "containerPort": 8001, "protocol": "TCP"}.items() >= container["ports"][0].items()
+    (policy,) = of_kind("NetworkPolicy", made)
+    asked, _ = policy["spec"]["ingress"]
+    assert [each["port"] for each in asked["ports"]] == ["http", "grpc"]
+    (service,) = (each for each in of_kind("Service", made) if each["metadata"]["name"] == "serving-grpc")
+    assert [each["targetPort"] for each in service["spec"]["ports"]] == ["grpc"]
+    assert not service["spec"].get("publishNotReadyAddresses")
+
+
+def test_keys_that_would_leave_the_monitor_without_one_are_refused(tmp_path: Path) -> None:
+    folder = composed(tmp_path, "base", ["keys", "monitoring"])
+    with pytest.raises(AssertionError, match="list keys after monitoring"):
+        rendered(folder)
 
 
 def test_containers_have_no_rights_and_have_limits() -> None:
     found = [*containers(every_manifest())]
-    assert len(found) == 5
+    assert len(found) == 6
     for pod, container in found:
         context = pod.get("securityContext", {}) | container["securityContext"]
         assert context["runAsNonRoot"]
@@ -174,20 +234,32 @@ def test_containers_have_no_rights_and_have_limits() -> None:
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         for bound in ("requests", "limits"):
-            assert {"cpu", "memory"} <= {*container["resources"][bound]}
-        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= {*container}
+            assert {"cpu", "memory", "ephemeral-storage"} == {*container["resources"][bound]}
+        if container not in pod.get("initContainers", ()):
+            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= {*container}
         assert re.search(r":[\d.]+", container["image"]), "an image without a version"
 
 
-def test_no_pod_has_a_token() -> None:
-    for name, pod in pods([each for folder in RENDERED for each in rendered(folder)]):
+def test_what_a_pod_writes_is_bounded_and_fits_what_it_may() -> None:
+    for name, pod in pods(every_manifest()):
+        scratch = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
+        limits = [each["resources"]["limits"] for each in pod["containers"]]
+        assert scratch, name
+        assert sum(size(each["sizeLimit"]) for each in scratch) < size(limits[0]["ephemeral-storage"]), name
+
+
+def test_no_pod_has_a_token_or_variables_that_services_make() -> None:
+    (service,) = of_kind("InferenceService", kserve())
+    of_ours = pods([each for folder in RENDERED for each in rendered(folder)])
+    for name, pod in (*of_ours, ("KServe's", service["spec"]["predictor"])):
         assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
 
 
 def test_passwords_are_in_secrets_alone() -> None:
     for _, container in containers(every_manifest()):
         for each in container.get("env", []):
-            assert "PASSWORD" not in each["name"] or "secretKeyRef" in each["valueFrom"]
+            assert not re.search("PASSWORD|_KEY$", each["name"]) or "secretKeyRef" in each["valueFrom"]
     assert not of_kind("Secret", every_manifest())
 
 
@@ -213,6 +285,28 @@ def test_what_selects_finds_pods() -> None:
     assert target["name"] in {each["metadata"]["name"] for each in of_kind(target["kind"], manifests)}
 
 
+def test_what_is_secret_has_a_place_and_need_not_be_there() -> None:
+    for _, container, _ in fronts():
+        (secret,) = (each["secretRef"] for each in container["envFrom"] if "secretRef" in each)
+        assert secret == {"name": "serving-secrets", "optional": True}
+
+
+def test_a_disruption_leaves_enough_of_the_fewest_pods() -> None:
+    (scaler,) = of_kind("HorizontalPodAutoscaler", rendered("base"))
+    (budget,) = of_kind("PodDisruptionBudget", rendered("base"))
+    assert scaler["spec"]["minReplicas"] - budget["spec"]["maxUnavailable"] >= 2
+
+
+def test_names_are_found_where_nodes_answer_for_them_too() -> None:
+    policies = [each for each in of_kind("NetworkPolicy", every_manifest()) if each["spec"].get("egress")]
+    assert len(policies) == 3
+    for policy in policies:
+        udp, tcp = ({"port": 53, "protocol": each} for each in ("UDP", "TCP"))
+        (rule,) = (each for each in policy["spec"]["egress"] if udp in each["ports"])
+        assert tcp in rule["ports"]
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"], policy["metadata"]["name"]
+
+
 def test_a_scaled_down_set_is_not_scaled_up_by_applying_it_again() -> None:
     (fronts,) = of_kind("StatefulSet", rendered("base"))
     assert "replicas" not in fronts["spec"]
@@ -224,11 +318,15 @@ def test_a_scaled_down_set_is_not_scaled_up_by_applying_it_again() -> None:
 @cache
 def status(path: str) -> int:
     """How a service that has nothing live yet answers an operator's question."""
-    app = create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db"))
+    return asked(create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db")), path)
+
+
+def asked(app: FastAPI, path: str, host: str = "it") -> int:
+    """The status by which an application answers who calls it by this name."""
 
     async def ask() -> int:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return (await client.get(path)).status_code
 
     return asyncio.run(ask())
@@ -240,7 +338,7 @@ def test_there_is_a_front_in_each() -> None:
 
 def test_fronts_are_set_as_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     for _, _, env in fronts():
-        assert {*env} <= {*map(variable, OPTIONS)}
+        assert {*env} <= {*map(variable, OPTIONS), "OMP_NUM_THREADS"}
         for name, value in env.items():
             monkeypatch.setenv(name, value.replace("{{.Name}}", "iris"))
         made = Settings()
@@ -261,11 +359,25 @@ def test_ports_and_probes_are_those_of_the_service() -> None:
             assert asked["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
 
 
+def size(quantity: str) -> int:
+    """The bytes of a quantity."""
+    return int(quantity[:-2]) * 1024 ** (["Ki", "Mi", "Gi"].index(quantity[-2:]) + 1)
+
+
+def test_models_that_come_up_while_the_old_stay_warm_have_memory_and_no_more_threads_than_cpus() -> None:
+    for _, container, env in fronts():
+        limits = container["resources"]["limits"]
+        live_coming_up_and_warm = 3 * int(env["SERVING_MAX_PROCESS_BYTES"])
+        assert size("256Mi") + live_coming_up_and_warm <= size(limits["memory"])
+        assert env["OMP_NUM_THREADS"] == limits["cpu"]
+
+
 def test_there_is_time_to_drain() -> None:
     (service,) = of_kind("InferenceService", kserve())
     for pod, container, env in fronts():
         hook = container["lifecycle"]["preStop"]["exec"]["command"]
-        needed = float(hook[-1]) + float(env["SERVING_DRAIN_SECONDS"])
+        http_then_grpc_then_journal = 3 * float(env["SERVING_DRAIN_SECONDS"])
+        needed = float(hook[-1]) + http_then_grpc_then_journal
         of_whom = pod if "terminationGracePeriodSeconds" in pod else service["spec"]["predictor"]
         assert of_whom["terminationGracePeriodSeconds"] >= needed + 10
 
@@ -283,6 +395,129 @@ def test_pods_keep_what_was_live_last() -> None:
     assert {
         each["name"] for each in container["volumeMounts"] if each["mountPath"] == "/var/lib/serving"
     } == claims
+
+
+# -- in accord with MLflow
+
+
+def mlflow() -> Manifest:
+    """The pod of the MLflow server."""
+    (pod,) = (pod for name, pod in pods(rendered("overlays/postgres")) if name == "mlflow")
+    return pod
+
+
+def test_mlflow_answers_probes_and_fronts_by_the_names_that_they_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server.fastapi_security import init_fastapi_security
+
+    (container,) = mlflow()["containers"]
+    (names,) = (each.split("=")[1] for each in container["args"] if each.startswith("--allowed-hosts="))
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", names)
+    app = FastAPI()
+    init_fastapi_security(app)
+    called = {httpx.URL(env["MLFLOW_TRACKING_URI"]).netloc.decode() for _, _, env in fronts()}
+    assert len(called) == 2
+    for host in called:
+        assert asked(app, "/api", host) == 404  # and nothing is there
+    assert asked(app, "/api", "evil.example.com") == 403
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert asked(app, container[probe]["httpGet"]["path"], "10.1.2.3:5000") == 404
+
+
+def test_mlflow_may_tell_of_changes_within_the_cluster() -> None:
+    from mlflow.environment_variables import _MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS as TO_PRIVATE
+    from mlflow.environment_variables import _MLFLOW_WEBHOOK_ALLOWED_SCHEMES as SCHEMES
+    from mlflow.environment_variables import MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY as ENCRYPTION
+
+    (container,) = mlflow()["containers"]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert (env[SCHEMES.name], env[TO_PRIVATE.name], env[ENCRYPTION.name]) == ("http", "true", None)
+
+
+@pytest.mark.timeout(300)
+def test_an_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) -> None:
+    import mlflow.store.db.utils as databases
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    (migrate,) = mlflow()["initContainers"]
+    (server,) = mlflow()["containers"]
+    where = next(each for each in migrate["env"] if each["name"] == "MLFLOW_BACKEND_STORE_URI")
+    assert where in server["env"]
+    assert migrate["args"] == [f"$({where['name']})"]
+    uri = postgres.create("older").replace("postgresql", where["value"].partition("://")[0])
+    engine = databases.create_sqlalchemy_engine(uri)
+    Base.metadata.create_all(engine)  # as its first version had it
+    tini, end, program, *words = migrate["command"]
+    assert (tini, end) == ("tini", "--")
+    tool(program, *words, uri)
+    databases._verify_schema(engine)
+    engine.dispose()
+
+
+# -- what Prometheus asks, and is answered
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys and a port for its operators, as the components have it; no registry is there."""
+    folder = tmp_path_factory.mktemp("keyed")
+    told, kept = keys.make("prometheus", Scope.ADMIN)
+    keys.write(folder / "keys.json", [kept])
+    settings = {"keys_file": folder / "keys.json", "admin_port": free_port(), "_key": told}
+    with served("http://127.0.0.1:1", folder, **settings) as service:
+        yield service
+
+
+def scraping_as(monitor: Manifest, services: list[Manifest], service: Service) -> Manifest:
+    """The job that the operator makes of a ServiceMonitor, of the services that it selects."""
+    spec = monitor["spec"]
+    (endpoint,) = spec["endpoints"]
+    (selected,) = (
+        each for each in services if spec["selector"]["matchLabels"].items() <= labels_of(each).items()
+    )
+    (port,) = (each for each in selected["spec"]["ports"] if each["name"] == endpoint["port"])
+    assert port["targetPort"] == "admin"
+    job = {"job_name": labels_of(selected)[spec["jobLabel"]], "metrics_path": endpoint["path"]}
+    if sent := endpoint.get("authorization"):
+        assert {*sent["credentials"]} == {"name", "key"}
+        job["authorization"] = {"type": sent["type"], "credentials": service.env["KEY"]}
+    return job | {"static_configs": [{"targets": [f"127.0.0.1:{service.env['SERVING_ADMIN_PORT']}"]}]}
+
+
+def labels_of(manifest: Manifest) -> dict[str, str]:
+    found: dict[str, str] = manifest["metadata"].get("labels", {})
+    return found
+
+
+def test_prometheus_gets_metrics_of_a_service_with_keys_where_the_monitor_sends_one(
+    keyed: Service, tmp_path: Path
+) -> None:
+    jobs = []
+    for components in (["monitoring"], ["monitoring", "keys"]):
+        made = rendered(composed(tmp_path / components[-1], "base", components))
+        (monitor,) = of_kind("ServiceMonitor", made)
+        job = scraping_as(monitor, of_kind("Service", made), keyed)
+        assert job["job_name"] == "serving"
+        jobs.append(job | {"job_name": components[-1]})
+    with scraping.prometheus(tmp_path, {"scrape_configs": jobs}) as client:
+        ups = until(lambda: len(found := scraping.found(client, "up")) == 2 and found)
+        assert {up["metric"]["job"]: up["value"][1] for up in ups} == {"monitoring": "0", "keys": "1"}
+        told = {each["scrapePool"]: each["lastError"] for each in targets(client)}
+    assert "401" in told["monitoring"]
+    assert told["keys"] == ""
+
+
+def targets(client: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/targets").json()["data"]["activeTargets"]
+    return found
+
+
+def test_the_operator_is_given_the_alerts_as_they_are() -> None:
+    told = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^(\{ printf .*?\}) \| kubectl apply", told, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    rule = yaml.safe_load(done.stdout)
+    assert rule["kind"] == "PrometheusRule"
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())
 
 
 def test_readme_tells_of_folders_that_are_there() -> None:

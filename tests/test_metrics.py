@@ -18,15 +18,16 @@ from typing import Any
 import httpx
 import promql
 import pytest
+import scraping
 import yaml
 from casting import Registry
 from conftest import NewRegistry
-from line import free_port
 from live import served, until
 from pids import descendants
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
+from scraping import found
 
 from serving.registry.plan import State
 from serving.telemetry import lag
@@ -372,37 +373,13 @@ def prometheus(
     model: Model, exposed: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     """Prometheus with the example of a configuration, which has looked at the service a few times."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("Prometheus is not installed: apt-get install prometheus")
-    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     config: dict[str, Any] = yaml.safe_load((promql.PROMETHEUS / "prometheus.yaml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(promql.ALERTS)]
     config["scrape_configs"][0]["static_configs"] = [{"targets": [model.service.url.removeprefix("http://")]}]
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    command = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}", "--log.level=error"]
-    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
-    with (
-        subprocess.Popen(command) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60) as client,
-    ):
-        try:
-            until(lambda: found(client, "count_over_time(serving_requests_total[1m]) > 2"))
-            until(lambda: all(rule["health"] == "ok" for rule in evaluated(client)))
-            yield client
-        finally:
-            process.terminate()
-
-
-def found(client: httpx.Client, expr: str) -> list[Any]:
-    """What Prometheus answers to an expression."""
-    try:
-        answer = client.get("/query", params={"query": expr})
-    except httpx.ConnectError:
-        return []
-    assert answer.status_code in (200, 503), answer.text
-    results: list[Any] = answer.json()["data"]["result"] if answer.is_success else []
-    return results
+    with scraping.prometheus(tmp_path_factory.mktemp("prometheus"), config) as client:
+        until(lambda: found(client, "count_over_time(serving_requests_total[1m]) > 2"))
+        until(lambda: all(rule["health"] == "ok" for rule in evaluated(client)))
+        yield client
 
 
 def evaluated(client: httpx.Client) -> list[dict[str, Any]]:
