@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -24,6 +28,10 @@ SETTINGS = {
     "probation_seconds": 0,
     "poll_seconds": 0.5,  # each alias is asked for by itself
 }
+SLOWER = 10
+"""A challenger that takes so many times as long is slow. One that is held while `LONG` requests are answered,
+one after the other, takes longer than that on any machine."""
+LONG = 150
 
 
 class Pair:
@@ -34,13 +42,56 @@ class Pair:
         self.champion = Model(name, service, registry, "@champion")
         self.challenger = Model(name, service, registry, "@challenger")
 
-    def challenge(self, **part: object) -> str:
-        """Register a version and let it be the challenger, which is live."""
-        version = self.champion.add(**part)
+    def challenge(self, version: str = "", share: float = 0.25, **part: object) -> str:
+        """Let a version be the challenger, by default a new one, which is live and begins with its share."""
+        version = version or self.champion.add(**part)
         self.registry.alias(self.champion.name, "challenger", version)
         self.challenger.until_live(version)
-        self.challenger.until(lambda state: state["canary"]["share"] or state["canary"]["state"] == "waiting")
+        self.until_given(share)
         return version
+
+    def until_given(self, share: float) -> None:
+        """Wait until the challenger is meant to get this part of the requests."""
+        self.challenger.until(lambda state: state["canary"]["share"] == share)
+
+    def until_tagged(self, version: str, text: str) -> None:
+        """Wait until a version's tag begins so."""
+        until(lambda: self.challenger.tags(version).get("canary", "").startswith(text))
+
+    def untag(self, version: str) -> None:
+        """Take the tag away, as a person does who wants the version to be tried again."""
+        self.registry.client.delete_model_version_tag(self.champion.name, version, "serving.canary")
+
+    def ask_at(self, alias: str, x: float = 1.0) -> httpx.Response:
+        """Ask what an alias means."""
+        return self.service.client.post(f"/models/{self.champion.name}@{alias}/predict", json={"x": x})
+
+    def ask_times(self, alias: str, times: int, x: float = 1.0) -> None:
+        """Ask what an alias means, one time after the other."""
+        for _ in range(times):
+            self.ask_at(alias, x).raise_for_status()
+
+    def rise(self, share: float) -> None:
+        """Ask both so often that the challenger rises to its next step."""
+        self.ask_times("champion", 100)
+        self.ask_times("challenger", 100)
+        self.until_given(share)
+
+    @contextmanager
+    def held(self, gate: Path, times: int) -> Iterator[None]:
+        """While the block runs, so many requests wait on a challenger that itself waits at the gate."""
+        by_version = {"model": self.champion.name, "version": self.challenger.state["version"]}
+        told = ",".join(f'{label}="{value}"' for label, value in by_version.items())
+        with ThreadPoolExecutor(times) as callers:
+            asked = [callers.submit(self.ask_times, "challenger", 1, 101.0) for _ in range(times)]
+            with gate.open("wb"):  # once the first is there
+                until(lambda: self.service.metrics()[f"serving_inflight_requests{{{told}}}"] == times)
+                yield
+                opened = gate.with_suffix(".open")
+                opened.touch()
+                opened.rename(gate)  # those that come behind do not wait
+            for each in asked:
+                each.result()
 
     def ask(self, x: float = 1.0, user: str | None = None) -> httpx.Response:
         headers = {} if user is None else {"X-User": user}
@@ -67,39 +118,86 @@ class Pair:
         until(stands)
 
 
-NAMES = [f"shared-{number}" for number in range(7)]
+NAMES = [f"shared-{number}" for number in range(10)]
+ON_BOTH = NAMES[-2]
+LATE = [f"late-{number}" for number in range(3)]
 TOLD = "stopped at 25 %"
 
 
-@pytest.fixture(scope="module")
-def pairs(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Pair]]:
-    """Models on one service, each with a champion, version 1, and nobody who challenges it.
+def by_weight(*names: str) -> str:
+    """The references of models that are shared."""
+    return ",".join(f"models:/{name}@champion=90,models:/{name}@challenger=10" for name in names)
 
-    The last one has a challenger, which another front has found to fail.
-    """
-    folder = tmp_path_factory.mktemp("canary")
-    registry = Registry(new_registry(folder))
-    first, second = actor(folder, factor=1.0), actor(folder, factor=2.0)
-    for name in NAMES:
-        registry.alias(name, "champion", registry.register(name, first))
-    failing = registry.register(NAMES[-1], second)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("canary")
+
+
+@pytest.fixture(scope="module")
+def registry(new_registry: NewRegistry, folder: Path) -> Registry:
+    """Models, each with a champion, version 1, and nobody who challenges it."""
+    made, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
+    for name in (*NAMES, *LATE):
+        made.alias(name, "champion", made.register(name, first))
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs(registry: Registry, folder: Path) -> Iterator[list[Pair]]:
+    """Models on one service; the last one has a challenger, which another front has found to fail."""
+    failing = registry.add(NAMES[-1], factor=2.0)
     registry.alias(NAMES[-1], "challenger", failing)
     told = f"{TOLD} of the requests: 5 of 9 requests failed on it"
     registry.client.set_model_version_tag(NAMES[-1], failing, "serving.canary", told)
-    references = ",".join(f"models:/{name}@champion=90,models:/{name}@challenger=10" for name in NAMES)
-    with served(registry.uri, folder, models=references, **SETTINGS) as service:
+    with served(registry.uri, folder, models=by_weight(*NAMES), **SETTINGS) as service:
         service.until_ready()
         yield [Pair(name, service, registry) for name in NAMES]
 
 
+@dataclass(frozen=True, slots=True)
+class Fronts:
+    """A model on two services, of which one has started while the challenger was at 50 % on the other."""
+
+    early: Pair
+    late: Pair
+    version: str
+    others: list[Pair]
+    """Models on the late one alone, which also judges how long a challenger takes."""
+
+
+@pytest.fixture(scope="module")
+def fronts(
+    pairs: list[Pair], registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fronts]:
+    early = pairs[NAMES.index(ON_BOTH)]
+    version = early.challenge(on_large="raise:unfit")
+    early.rise(0.5)
+    early.until_tagged(version, "up to 50 %")
+    settings = SETTINGS | {"canary_steps": "25,50,100", "canary_max_latency": SLOWER}
+    home = tmp_path_factory.mktemp("late")
+    with served(registry.uri, home, models=by_weight(ON_BOTH, *LATE), **settings) as service:
+        service.until_ready()
+        late, *others = [Pair(name, service, registry) for name in (ON_BOTH, *LATE)]
+        yield Fronts(early, late, version, others)
+
+
 @pytest.fixture(scope="module")
 def unchallenged(pairs: list[Pair]) -> Iterator[Pair]:
-    return iter(pairs[:-1])
+    return iter(pairs[:-2])
 
 
 @pytest.fixture
 def pair(unchallenged: Iterator[Pair]) -> Pair:
     return next(unchallenged)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A named pipe: who reads it waits until it has been written."""
+    made = tmp_path / "gate"
+    os.mkfifo(made)
+    return made
 
 
 def test_without_a_challenger_the_champion_answers_and_the_service_is_ready(pair: Pair) -> None:
@@ -121,7 +219,7 @@ def test_a_challenger_that_does_well_rises_by_steps_and_callers_stay(pair: Pair)
     found = pair.answering(200)
     assert 60 <= found[version] <= 140
     assert all(pair.ask(user=str(user)).headers["x-model-version"] == version for user in with_it)
-    until(lambda: pair.challenger.tags(version).get("canary", "").startswith("50 % of the requests"))
+    pair.until_tagged(version, "up to 50 % of the requests, as models:/")
     shares = {
         sample.labels["uri"]: sample.value
         for family in text_string_to_metric_families(pair.service.client.get("/metrics").text)
@@ -141,12 +239,9 @@ def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair)
     assert pair.answering(50) == {"1": 50}
     assert state["version"] == version
     assert pair.challenger.predict().headers["x-model-version"] == "1"
-    until(lambda: pair.challenger.tags(version).get("canary", "").startswith(TOLD))
-    # A tag that goes before the front has seen it is not missed; an alias shows when it has.
-    pair.registry.alias(pair.champion.name, "seen", version)
-    pair.challenger.until(lambda state: "seen" in state["aliases"])
-    pair.registry.client.delete_model_version_tag(pair.champion.name, version, "serving.canary")
-    pair.challenger.until(lambda state: state["canary"]["share"] == 0.25)
+    pair.until_tagged(version, TOLD)
+    pair.untag(version)  # most times before the front itself has seen the tag
+    pair.until_given(0.25)
 
 
 def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, tmp_path: Path) -> None:
@@ -172,6 +267,83 @@ def test_a_front_that_starts_later_heeds_what_another_one_found(pairs: list[Pair
     assert failing.challenger.predict().headers["x-model-version"] == "1"
 
 
+def test_a_front_that_starts_in_mid_rise_begins_anew_and_the_tag_tells_of_the_farthest(
+    fronts: Fronts,
+) -> None:
+    fronts.late.until_given(0.25)
+    # It has told of that once it has told of what it began with later.
+    elsewhere = fronts.others[0]
+    elsewhere.until_tagged(elsewhere.challenge(), "up to 25 %")
+    fronts.late.until_tagged(fronts.version, "up to 50 %")
+    assert fronts.early.challenger.state["canary"]["share"] == 0.5
+
+
+def test_what_one_front_stops_another_that_runs_does_too(fronts: Fronts) -> None:
+    early, late = fronts.early, fronts.late
+    late.until_given(0.25)
+    for _ in range(5):
+        assert late.ask_at("challenger", 101.0).status_code == 500
+    for front in (late, early):
+        state = front.challenger.until(lambda state: state["canary"]["state"] == "stopped")
+        assert state["canary"]["reason"].startswith(TOLD)
+        assert front.answering(50) == {"1": 50}
+    early.untag(fronts.version)
+    for front in (late, early):
+        front.until_given(0.25)
+    early.until_tagged(fronts.version, "up to 25 %")
+
+
+def test_a_challenger_whose_alias_moves_gives_way_and_begins_anew_if_it_returns(pair: Pair) -> None:
+    version = pair.challenge()
+    pair.rise(0.5)
+    another = pair.challenge()
+    pair.until_tagged(version, "was given up to 50 %")
+    pair.until_tagged(another, "up to 25 %")
+    assert {*pair.answering(50)} == {"1", another}
+    pair.challenge(version)
+    pair.until_tagged(version, "up to 25 %")
+    pair.until_tagged(another, "was given up to 25 %")
+
+
+def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
+    version = pair.challenge()
+    pair.registry.client.delete_registered_model_alias(pair.champion.name, "challenger")
+    pair.until_given(0.0)
+    state = pair.challenger.state["canary"]
+    assert state["state"] == "waiting"
+    assert "names nothing in the registry" in state["reason"]
+    assert pair.answering(50) == {"1": 50}
+    pair.until_tagged(version, "was given up to 25 %")
+    pair.challenge(version)
+    pair.until_tagged(version, "up to 25 %")
+
+
+def test_a_challenger_that_is_slow_gets_nothing(fronts: Fronts, gate: Path) -> None:
+    pair = fronts.others[1]
+    pair.challenge(on_large=f"wait:{gate}")
+    pair.ask_times("champion", 100)
+    pair.ask_times("challenger", 90)
+    with pair.held(gate, 20):
+        pair.ask_times("champion", LONG)
+    state = pair.challenger.until(lambda state: state["canary"]["state"] == "stopped")
+    assert state["canary"]["reason"].startswith(f"{TOLD} of the requests: its 95th percentile is")
+    assert pair.answering(20) == {"1": 20}
+
+
+def test_a_challenger_that_gets_all_is_measured_by_what_the_champion_took(fronts: Fronts, gate: Path) -> None:
+    bystander, pair = fronts.others[1:]
+    version = pair.challenge(on_large=f"wait:{gate}")
+    pair.rise(0.5)
+    pair.rise(1.0)
+    assert pair.champion.state["canary"]["share"] == 0.0
+    assert pair.answering(80) == {version: 80}
+    with pair.held(gate, 20):
+        bystander.ask_times("champion", LONG)
+    state = pair.challenger.until(lambda state: state["canary"]["state"] == "stopped")
+    assert state["canary"]["reason"].startswith("stopped at 100 % of the requests: its 95th percentile is")
+    assert pair.answering(20) == {"1": 20}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
 def test_why_a_challenger_gets_nothing_is_seen_on_the_page(pairs: list[Pair], browser: Browser) -> None:
     failing = pairs[-1]
@@ -185,7 +357,7 @@ def test_why_a_challenger_gets_nothing_is_seen_on_the_page(pairs: list[Pair], br
 
 
 def test_a_challenger_that_would_break_clients_gets_nothing(pair: Pair) -> None:
-    version = pair.challenge(inputs="x: double, y: double", example=None)
+    version = pair.challenge(share=0.0, inputs="x: double, y: double", example=None)
     state = pair.challenger.state["canary"]
     assert (state["state"], state["reason"]) == ("waiting", "it would break clients of the first")
     assert pair.answering(50) == {"1": 50}

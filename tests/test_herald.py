@@ -189,6 +189,33 @@ async def test_what_one_front_has_stopped_another_does_not_go_on_with(
         assert tags(catalogue, "1")["serving.canary"] == told
 
 
+async def test_who_notes_a_tag_hears_when_it_is_written(client: RegistryClient, catalogue: Registry) -> None:
+    herald, one = Herald(client), await version(client, "1")
+    written: list[str] = []
+
+    def note(text: str) -> None:
+        herald.note(one, "serving.canary", lambda _: text, lambda: written.append(text))
+
+    note("5 %")
+    with away(catalogue):
+        await herald.flush()
+    assert written == []
+    note("10 %")
+    await herald.flush()
+    assert written == ["10 %"]
+    await herald.flush()
+    assert written == ["10 %"]
+
+
+async def test_a_tag_that_has_nothing_to_say_is_not_written(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    herald = Herald(client)
+    herald.note(await version(client, "1"), "serving.canary", lambda said: said)
+    await herald.flush()
+    assert tags(catalogue, "1") == {}
+
+
 async def test_another_outcome_replaces_the_one_before(
     client: RegistryClient, catalogue: Registry, clock: object
 ) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from serving.errors import InvalidReference
 from serving.groups import Trying
-from serving.monitoring.canary import Sample, verdict
+from serving.monitoring.watch import Sample, Watch, verdict
 from serving.reference import Reference
 from serving.runtime.columns import Column
 from serving.runtime.contract import Contract
 from serving.runtime.outputs import outputs
+from serving.runtime.probation import Tally
 from serving.runtime.slot import Slot
 from serving.runtime.split import Split, first, point
 from serving.settings import Settings, mistakes
@@ -29,9 +30,10 @@ def contract(*names: str) -> Contract:
 
 @dataclass(eq=False)
 class Live:
-    """As much of a loaded version as a split looks at."""
+    """As much of a loaded version as a split and a watch look at."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
+    tally: Tally = field(default_factory=Tally)
 
 
 def split(*weights: float) -> tuple[Split, list[Slot]]:
@@ -63,6 +65,23 @@ def test_a_caller_stays_while_a_part_grows() -> None:
     after = {caller for caller in CALLERS if found.choose(point("actor", caller)) is slots[1]}
     assert before < after
     assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
+
+
+def test_what_goes_live_in_its_place_is_given_nothing_yet() -> None:
+    found, slots = split(0, 100)
+    found.give(slots[1], 1.0)
+    assert parts(found, slots) == [0.0, 1.0]
+    slots[1].live = Live()  # type: ignore[assignment]
+    assert parts(found, slots) == [1.0, 0.0]
+    found.give(slots[1], 0.25)
+    assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
+
+
+def test_one_that_gets_all_leaves_the_first_nothing() -> None:
+    found, slots = split(90, 10)
+    for share in (0.1, 0.7, 1.0):
+        found.give(slots[1], share)
+    assert found.share(slots[0]) == 0.0
 
 
 def test_one_that_is_not_live_gets_nothing() -> None:
@@ -112,6 +131,32 @@ GOOD = Sample(1000, 10, 0.020)
 )
 def test_a_version_is_judged_by_the_first(new: Sample, reason: str | None) -> None:
     assert verdict(new, GOOD, LIMITS) == reason
+
+
+def test_a_first_that_fails_at_all_makes_nobody_slow() -> None:
+    assert verdict(GOOD, Sample(1000, 1000, 0.0), LIMITS) is None
+
+
+def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
+    live = Live()
+    watch = Watch(live)  # type: ignore[arg-type]
+    before = (97, 3)
+
+    def measured(answered: int, failed: int, is_asked: bool = True) -> tuple[int, int]:
+        live.tally.answered += answered
+        live.tally.failed += failed
+        found = watch.measure(is_asked=is_asked)
+        return found.requests - found.failed, found.failed
+
+    assert measured(*before) == before
+    watch.begin()
+    assert measured(0, 0) == before
+    assert measured(19, 1) == (19, 1)  # worse than before: others may fail for the same reason
+    assert measured(0, 0, is_asked=False) == before
+    assert measured(79, 0) == before
+    assert measured(1, 0) == (99, 1)
+    watch.begin()
+    assert measured(0, 0) == (99, 1)
 
 
 def test_a_millisecond_is_no_reason() -> None:

@@ -4,89 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import math
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.groups import Trying
+from serving.monitoring.watch import Sample, Watch, verdict
 from serving.registry.herald import Herald
 from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.runtime.split import Split
+from serving.runtime.version import Version
 
 log = logging.getLogger("serving.canary")
 TAG = "serving.canary"
 """Tells in the registry how far a version got; one that begins with `STOPPED` holds for every front."""
 STOPPED = "stopped"
 _SECONDS_BETWEEN_LOOKS = 1.0
-_FEWEST_REQUESTS = 100
-_FEWEST_FAILURES = 5
-_MOST_TIMES = 1000
-_NO_MATTER_SECONDS = 0.005
-"""A difference of so little is noise, whatever the ratio."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What the requests to one version came to since a moment: how many, how many failed, and its times."""
-
-    requests: int
-    failed: int
-    p95: float
-    """The 95th percentile of the seconds that the last thousand took; 0 if there are none."""
-
-    @property
-    def failing(self) -> float:
-        """The share that failed."""
-        return self.failed / max(1, self.requests)
-
-
-def verdict(new: Sample, old: Sample, limits: Trying) -> str | None:
-    """Why the new version should get no requests; None if it should."""
-    if new.failed >= _FEWEST_FAILURES and new.failing > old.failing + limits.canary_max_failing:
-        return f"{new.failed} of {new.requests} requests failed on it"
-    if min(new.requests, old.requests) < _FEWEST_REQUESTS:
-        return None
-    slower = new.p95 - old.p95
-    if slower > _NO_MATTER_SECONDS and new.p95 > limits.canary_max_latency * old.p95:
-        return f"its 95th percentile is {new.p95 * 1e3:.3g} ms, as against {old.p95 * 1e3:.3g} ms"
-    return None
-
-
-@dataclass(slots=True)
-class Watch:
-    """A version's requests since a moment."""
-
-    loaded: Loaded
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_TIMES))
-    refused: int = 0
-    """Requests that were leased it and got a 5xx, for want of time or of a process, too."""
-    _answered: int = 0
-    _failed: int = 0
-
-    def __post_init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Count from now on."""
-        self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.failed
-        self.refused = 0
-        self.seconds.clear()
-
-    def sample(self) -> Sample:
-        """What there was since."""
-        answered = self.loaded.tally.answered - self._answered
-        # A stream may break off behind its status.
-        failed = max(self.loaded.tally.failed - self._failed, self.refused)
-        p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
-        return Sample(answered + failed, failed, p95)
+_LOOKS = 2
+"""After so many the registry has been looked at anew: the first may have been under way before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +39,7 @@ class Standing:
     share: float
     """The part of the requests that it is meant to get, between 0 and 1."""
     state: str
-    """first, waiting (nothing is live, or it would break clients), rising, steady, or stopped."""
+    """first, waiting (nothing is named or live, or it would break clients), rising, steady, or stopped."""
     reason: str = ""
 
 
@@ -166,75 +109,90 @@ class _Challenger:
         self.slot = slot
         self._split, self._limits, self._herald = split, limits, herald
         self._steps: Sequence[float] = [step / 100 for step in limits.canary_steps] or [split.share(slot)]
+        told = "up to {:.4g} % of the requests, as {}"
+        self._told = [told.format(100 * step, slot.reference) for step in self._steps]
+        """What the tag tells of each step: how far it got on any front."""
         self._loaded: Loaded | None = None
         self._step, self._since = 0, 0.0
         self._stopped = ""
-        self._is_told = False
-        split.give(
-            slot, 0.0
-        )  # what the registry says of a version is looked at before anybody is given to it
+        self._version: Version | None = None
+        self._looks = 0.0
+        """How often the registry was looked at since its tag told that it is stopped; -inf before."""
+        # What the registry says of a version is looked at before anybody is given to it.
+        split.give(slot, 0.0)
 
     def standing(self) -> Standing:
         share = self._split.share(self.slot)
         if self._stopped:
             return Standing(share, "stopped", self._stopped)
-        if not self._split.fits(self.slot):
-            reason = "it would break clients of the first" if self.slot.live else self.slot.reason
+        if not self._is_candidate:
+            breaks = self.slot.live and self.slot.is_named
+            reason = "it would break clients of the first" if breaks else self.slot.reason
             return Standing(share, "waiting", reason)
         return Standing(share, "rising" if self._step < len(self._steps) - 1 else "steady")
 
+    @property
+    def _is_candidate(self) -> bool:
+        """Whether it may get requests: who takes its alias away calls it off."""
+        return self.slot.is_named and self._split.fits(self.slot)
+
     def tick(self, watches: dict[Loaded, Watch], first: Loaded | None, now: float) -> None:
-        live = self.slot.live
+        live = self.slot.live if self._is_candidate else None
         if live is not self._loaded:
+            self._leave()
             self._loaded = live
             if live:
-                self._begin(watches, now)
-            else:
-                self._split.give(self.slot, 0.0)
-        if live is None or first is None or not self._split.fits(self.slot):
+                self._begin(live, watches, now)
+        if live is None or first is None or self._heeds_registry(live, watches, now):
             return
-        if self._heeds_registry(live, watches, now):
-            return
-        new, old = watches[live].sample(), watches[first].sample()
+        is_asked = self._split.share(self._split.first) > 0
+        new, old = watches[live].sample(), watches[first].measure(is_asked=is_asked)
         if reason := verdict(new, old, self._limits):
             self._stop(live, reason)
         elif self._is_due(new, now):
             self._step += 1
-            self._enter(watches, now)
+            self._enter(live, watches, now)
 
-    def _begin(self, watches: dict[Loaded, Watch], now: float) -> None:
-        self._step, self._stopped, self._is_told = 0, "", False
-        if self._loaded and self._loaded.version.tags.get(TAG, "").startswith(STOPPED):
+    def _leave(self) -> None:
+        """Be done with a version that is no candidate any more."""
+        self._split.give(self.slot, 0.0)
+        if (left := self._loaded) and not self._stopped:
+            log.info("%s gets nothing any more", left.version, extra=self.slot.in_logs | left.version.in_logs)
+            told = self._told
+            self._herald.note(left.version, TAG, lambda said: f"was given {said}" if said in told else said)
+        self._stopped = ""
+
+    def _begin(self, live: Loaded, watches: dict[Loaded, Watch], now: float) -> None:
+        self._step, self._stopped = 0, ""
+        if live.version.tags.get(TAG, "").startswith(STOPPED):
             self._split.give(self.slot, 0.0)
         else:
-            self._enter(watches, now)
+            self._enter(live, watches, now)
 
-    def _enter(self, watches: dict[Loaded, Watch], now: float) -> None:
+    def _enter(self, live: Loaded, watches: dict[Loaded, Watch], now: float) -> None:
         """Begin with a step."""
         self._since = now
         self._split.give(self.slot, self._steps[self._step])
-        for watch in watches.values():
-            watch.begin()
-        if self._loaded:
-            told = f"{100 * self._steps[self._step]:.4g} % of the requests, as {self.slot.reference}"
-            log.info("%s gets %s", self._loaded.version, told, extra=self._loaded.version.in_logs)
-            self._herald.note(
-                self._loaded.version, TAG, lambda said: said if said.startswith(STOPPED) else told
-            )
+        for loaded in filter(None, (live, self._split.first.live)):
+            watches[loaded].begin()
+        log.info("%s gets %s", live.version, self._told[self._step], extra=live.version.in_logs)
+        self._herald.note(live.version, TAG, partial(_farthest, self._told[self._step :]))
 
     def _is_due(self, new: Sample, now: float) -> bool:
-        held = now - self._since >= self._limits.canary_seconds and new.requests >= _FEWEST_REQUESTS
+        held = now - self._since >= self._limits.canary_seconds and new.is_enough
         return held and self._step < len(self._steps) - 1
 
     def _heeds_registry(self, live: Loaded, watches: dict[Loaded, Watch], now: float) -> bool:
         """Whether it is to get nothing: another front, or a run before this, may have said so already."""
+        if live.version is not self._version:
+            self._version, self._looks = live.version, self._looks + 1
         tag = live.version.tags.get(TAG, "")
         if tag.startswith(STOPPED):
-            self._is_told = True
+            self._looks = _LOOKS
             if not self._stopped:
                 self._set_aside(tag)
-        elif self._stopped and self._is_told:  # a person has taken the tag away
-            self._begin(watches, now)
+        elif self._stopped and self._looks >= _LOOKS:  # a person has taken the tag away
+            self._begin(live, watches, now)
         return bool(self._stopped)
 
     def _stop(self, live: Loaded, reason: str) -> None:
@@ -243,8 +201,22 @@ class _Challenger:
         said = "%s is out of the requests to %s: %s"
         log.error(said, live.version, self.slot.reference.name, reason, extra=self.slot.in_logs)
         self._set_aside(reason)
-        self._herald.note(live.version, TAG, lambda _: reason)
+        self._looks = -math.inf
+        self._herald.note(live.version, TAG, lambda _: reason, partial(self._is_told, live))
+
+    def _is_told(self, live: Loaded) -> None:
+        """Look whether the tag is taken away, from now on: a person may do so before it is ever seen here."""
+        if live is self._loaded:
+            self._version, self._looks = live.version, 0
 
     def _set_aside(self, reason: str) -> None:
         self._stopped = reason
         self._split.give(self.slot, 0.0)
+
+
+def _farthest(told: Sequence[str], said: str) -> str:
+    """What the tag is to tell of the first of these steps: another front may be at a later one already.
+
+    What other steps, or other references, have told is past.
+    """
+    return said if said.startswith(STOPPED) or said in told else told[0]

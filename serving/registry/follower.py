@@ -142,7 +142,7 @@ class Follower:
         try:
             found, rivals = await self._registry.resolve(self.slot.reference)
         except Unresolved as error:
-            self._misses = 0
+            self._misses, self.slot.is_named = 0, False
             self._unresolved(str(error))
             return
         except RegistryUnavailable as error:
@@ -151,7 +151,7 @@ class Follower:
             self._chronicle.says(f"the registry is away: {error}", self.candidate)
             self._recall()
             return
-        self._misses = 0
+        self._misses, self.slot.is_named = 0, True
         self._warn_of(rivals, found)
         live, warm = self.slot.live, self.slot.warm
         step = decide(

@@ -40,6 +40,15 @@ class Notice:
     due: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Note:
+    """A tag that a version is to carry, and who hears of it once it does."""
+
+    version: Version
+    told: News
+    done: Callable[[], None]
+
+
 class Herald:
     """Writes notices as tags; what the registry does not take is tried again, and is never fatal.
 
@@ -53,7 +62,7 @@ class Herald:
         self._registry, self._spread = registry, spread
         self._pending: dict[Key, Notice] = {}
         self._live: dict[str, Key] = {}
-        self._notes: dict[tuple[str, str, str], tuple[Version, News]] = {}
+        self._notes: dict[tuple[str, str, str], Note] = {}
         self._told: dict[Key, Notice] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
@@ -92,13 +101,17 @@ class Herald:
         if key not in self._pending:
             _keep(self._pending, key, told, _MOST_PENDING)
 
-    def note(self, version: Version, tag: str, says: Callable[[str], str]) -> None:
+    def note(
+        self, version: Version, tag: str, says: Callable[[str], str], done: Callable[[], None] = lambda: None
+    ) -> None:
         """Have a version carry a tag of ours that says how it does; a later note replaces an earlier one.
 
-        `says` is given what the tag says now, maybe as another front has written it, or nothing.
+        `says` is given what the tag says now, maybe as another front has written it, or nothing; `done` is
+        called once the registry has it, unless a later note has come.
         """
         if version.version is not None:
-            self._notes[version.name, version.version, tag] = version, partial(_noted, tag, says)
+            note = Note(version, partial(_noted, tag, says), done)
+            self._notes[version.name, version.version, tag] = note
             if len(self._notes) > _MOST_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
@@ -120,11 +133,12 @@ class Herald:
                 return
             if self._pending.get(key) is notice:
                 del self._pending[key]
-        for place, noted in list(self._notes.items()):
-            if not await self._write(*noted):
+        for place, note in list(self._notes.items()):
+            if not await self._write(note.version, note.told):
                 return
-            if self._notes.get(place) is noted:
+            if self._notes.get(place) is note:
                 del self._notes[place]
+                note.done()
 
     async def _write(self, version: Version, told: News) -> bool:
         """Whether that is done with, as the registry took it or the version has gone."""
@@ -173,7 +187,9 @@ def _names(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
 
 
 def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str]:
-    return _if_new({tag: says(present.get(tag, ""))[:_LONGEST_REASON]}, present)
+    said = present.get(tag, "")
+    told = says(said)[:_LONGEST_REASON]
+    return {} if told == said else {tag: told}
 
 
 def _not_everywhere(refusal: str) -> str:

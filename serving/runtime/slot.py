@@ -40,6 +40,8 @@ class Slot:
         self.recorder = Recorder(recorded)
         self.filled = asyncio.Event()
         """Set once the first version is live."""
+        self.is_named = True
+        """False while the registry says that the reference names nothing; what was live stays so."""
         self.reason = "it is being resolved"
         """Why nothing is live, where nothing is."""
         self.warnings: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ class Split:
         self.slots = slots
         total = sum(slot.reference.weight or 0.0 for slot in slots)
         self._shares = {slot: (slot.reference.weight or 0.0) / total for slot in slots}
+        self._given: dict[Slot, Loaded | None] = {}
         self._lives: tuple[Loaded | None, ...] | None = None
         self._bounds: list[tuple[float, Slot]] = []
 
@@ -34,9 +35,12 @@ class Split:
         return self._shares[slot]
 
     def give(self, slot: Slot, share: float) -> None:
-        """Give a reference that part of the requests, and take it from the first."""
-        self._shares[self.first] += self._shares[slot] - share
-        self._shares[slot] = share
+        """Give what is live for a reference that part of the requests, and take it from the first.
+
+        What goes live there later is given nothing until this is called again.
+        """
+        self._given[slot], self._shares[slot] = slot.live, share
+        self._shares[self.first] = max(0.0, 1.0 - sum(self._shares[other] for other in self.slots[1:]))
         self._lives = None
 
     def choose(self, point: float) -> Slot:
@@ -64,7 +68,8 @@ class Split:
         """From where on each of the others is chosen, the first of which has the end of the numbers."""
         found, bound = [], 1.0
         for slot in self.slots[1:]:
-            if self._shares[slot] > 0 and self.fits(slot):
+            meant = self._given.get(slot, slot.live) is slot.live
+            if meant and self._shares[slot] > 0 and self.fits(slot):
                 bound -= self._shares[slot]
                 found.append((bound, slot))
         alone = found and self.first.live is None
