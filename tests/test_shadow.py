@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from browsers import CHROMIUM
 from casting import Registry, actor
 from conftest import NewRegistry
 from live import Service, served, until
+from pids import Watch
 from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
-from serving.monitoring.likeness import Tally, difference
+from serving.monitoring.likeness import Tally
+from serving.monitoring.shadow import TAG
+from serving.rpc.messages import protos, services
 
-NAMES = [f"tried-{number}" for number in range(6)]
+NAMES = [f"tried-{number}" for number in range(12)]
 
 
 class Tried:
@@ -60,7 +66,13 @@ def trials(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
         registry.promote(name, registry.register(name, first))
     models = ",".join(f"models:/{name}/Production" for name in NAMES)
     shadow = ",".join(f"models:/{name}/Staging" for name in NAMES)
-    settings = {"models": models, "shadow": shadow, "probation_seconds": 0, "poll_seconds": 0.5}
+    settings = {
+        "models": models,
+        "shadow": shadow,
+        "probation_seconds": 0,
+        "poll_seconds": 0.5,
+        "grpc_port": 0,
+    }
     with served(registry.uri, folder, **settings) as service:
         service.until_ready()
         yield (Tried(name, service, registry) for name in NAMES)
@@ -145,7 +157,14 @@ def test_every_protocol_is_compared(tried: Tried) -> None:
     ]
     for path, body in asked:
         assert client.post(path, **body).status_code == 200
-    assert tried.until_compared(7)["agreement"] == 1.0
+    with grpc.insecure_channel(tried.service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
+        x = protos.ModelInferRequest.InferInputTensor(name="x", datatype="FP64", shape=[3])
+        x.contents.fp64_contents.extend([1.0, 2.0, 3.0])
+        services.GRPCInferenceServiceStub(channel).ModelInfer(
+            protos.ModelInferRequest(model_name=name, inputs=[x])
+        )
+    found = tried.until_compared(10)
+    assert (found["rows"], found["agreement"]) == (10, 1.0)
 
 
 def let_through(gate: Path) -> None:
@@ -154,17 +173,94 @@ def let_through(gate: Path) -> None:
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
 
 
-def test_a_shadow_that_hangs_or_fails_is_none_of_the_clients_business(tried: Tried, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "gate")
-    tried.stage(factor=1.0, on_large=f"wait:{tmp_path / 'gate'} raise:unfit")
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A named pipe: who reads it waits until it has been written."""
+    made = tmp_path / "gate"
+    os.mkfifo(made)
+    return made
+
+
+def test_a_shadow_that_hangs_or_fails_is_none_of_the_clients_business(tried: Tried, gate: Path) -> None:
+    tried.stage(factor=1.0, on_large=f"wait:{gate} raise:unfit")
     tried.ask(10, x=101.0)
     for _ in range(25):  # it waits at the gate: what does not fit its queue is left out
         tried.ask(100)
     dropped = tried.staging.until(lambda state: state["shadow"]["dropped"])["shadow"]["dropped"]
     assert dropped % 100 == 0
-    until(lambda: tried.staging.state["shadow"]["failed"] or let_through(tmp_path / "gate"))
+    until(lambda: tried.staging.state["shadow"]["failed"] or let_through(gate))
     assert tried.staging.state["shadow"]["failed"] == 10
     assert tried.until_compared(2000)["agreement"] == 1.0
+
+
+def test_what_waits_is_bounded_in_bytes_too(tried: Tried, gate: Path) -> None:
+    tried.stage(factor=1.0, on_large=f"wait:{gate}")
+    tried.ask(10, x=101.0)
+    text = "x" * (8 * 2**20)
+    for _ in range(3):  # as objects they take about four times as much, and 64 MB is the most
+        answer = tried.service.client.post(f"/models/{tried.live.name}/predict", json={"x": 1.0, "act": text})
+        assert answer.status_code == 200
+    tried.ask(100)
+    dropped = tried.staging.until(lambda state: state["shadow"]["dropped"])["shadow"]["dropped"]
+    assert dropped in (1, 2)
+    until(lambda: tried.staging.state["shadow"]["rows"] or let_through(gate))
+    assert tried.until_compared(113 - dropped)["agreement"] == 1.0
+
+
+def test_what_the_version_before_has_answered_is_not_compared_as_the_next_ones(
+    tried: Tried, gate: Path
+) -> None:
+    tried.stage(factor=2.0, on_large=f"wait:{gate}")
+    tried.ask(1, x=101.0)
+    tried.ask(100)  # it waits at the gate, and they behind it
+    next_one = tried.live.promote(factor=2.0)
+    tried.live.until_live(next_one)
+    until(lambda: tried.live.predict().json()["prediction"] == 2.0)
+    until(lambda: tried.staging.state["shadow"]["rows"] or let_through(gate))
+    for _ in range(20):
+        tried.live.predict()
+    found = tried.until_compared(21)
+    assert (found["live"], found["rows"], found["agreement"]) == (next_one, 21, 1.0)
+
+
+def priorities(pid: int) -> set[int]:
+    """How willingly each thread of a process lets others go first."""
+    return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
+
+
+def test_processes_of_a_shadow_let_all_others_go_first(tried: Tried, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    tried.stage(factor=1.0, on_load=f"note:{note}")
+    tried.ask(10)
+    tried.until_compared(10)
+    first = int(note.read_text())
+    assert priorities(first) == {19}
+    with Watch([first]) as dying:
+        os.kill(first, signal.SIGKILL)
+        assert not dying.left()
+    until(lambda: int(note.read_text() or first) != first)
+    until(lambda: tried.ask(10) or priorities(int(note.read_text())) == {19})  # as soon as it is asked
+
+
+def test_what_another_front_says_of_the_same_with_more_rows_stays(trials: Iterator[Tried]) -> None:
+    said = Tally(rows=100_000, agreeing=99_000, failed=3)
+    tags = {}
+    for live, tried in zip("19", trials, strict=False):
+        version = tried.live.add(factor=1.0)
+        tags[live] = tried.live.name, version, said.told(f"{tried.live.name} version {live}")
+        tried.registry.client.set_model_version_tag(*tags[live][:2], TAG, tags[live][2])
+        tried.registry.promote(tried.live.name, version, "Staging")
+        tried.staging.until_live(version)
+        tried.ask()
+        tried.until_compared()
+
+    def tag(live: str) -> str:
+        name, version, _ = tags[live]
+        return str(tried.registry.client.get_model_version(name, version).tags[TAG])
+
+    # What is told of another live version is past; it is written behind what is told of the first.
+    until(lambda: tag("9").startswith(f"agrees with {tags['9'][0]} version 1 in 100.0% of 200 rows"))
+    assert tag("1") == tags["1"][2]
 
 
 def test_a_shadow_that_takes_something_else_is_not_asked(tried: Tried) -> None:
@@ -173,38 +269,3 @@ def test_a_shadow_that_takes_something_else_is_not_asked(tried: Tried) -> None:
     found = tried.staging.until(lambda state: state["shadow"]["reason"])["shadow"]
     assert found["reason"].startswith("it takes or answers something else: ")
     assert found["rows"] == 0
-
-
-# -- in plain functions
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ({"prediction": 1.0}, {"prediction": 1.0}, 0.0),
-        ({"prediction": 1.0}, {"prediction": 2.0}, 0.5),
-        ({"prediction": 1.0}, {"prediction": -1.0}, 2.0),
-        ({"prediction": 0}, {"prediction": 0}, 0.0),
-        ({"prediction": "a"}, {"prediction": "b"}, 1.0),
-        ({"prediction": True}, {"prediction": False}, 1.0),
-        ({"prediction": {"a": 1}}, {"prediction": {"a": 1}}, 0.0),
-        (
-            {"prediction": 0, "probabilities": {"a": 0.75, "b": 0.25}},
-            {"prediction": 1, "probabilities": {"a": 0.25, "b": 0.75}},
-            0.5,
-        ),
-    ],
-)
-def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
-    assert difference(old, new) == pytest.approx(expected)
-
-
-def test_rows_are_tallied() -> None:
-    tally = Tally()
-    for new in (b'{"prediction":1.0},', b'{"prediction":1.001},', b'{"prediction":2.0},'):
-        tally.compare(b'{"prediction":1.0},', new)
-    assert (tally.rows, tally.agreeing, tally.agreement) == (3, 2, pytest.approx(2 / 3))
-    assert [index for index, count in enumerate(tally.buckets) if count] == [0, 1, 6]
-    assert tally.quantile(1.0) == 0.5
-    tally.seconds.extend([(0.001, 0.002), (0.002, 0.006)])
-    assert tally.latency == pytest.approx(4 / 1.5)

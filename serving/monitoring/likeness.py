@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,10 @@ from serving.runtime.replay import same
 BOUNDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper bounds of the buckets in which differences are counted."""
 _MOST_KEPT = 2000
+_TOLD = re.compile(
+    r"agrees with (?P<live>.+) in [\d.]+% of (?P<rows>\d+) rows; .*failed on (?P<failed>\d+), .*"
+)
+"""What `Tally.told` says."""
 
 
 def difference(old: Any, new: Any) -> float:
@@ -51,7 +56,7 @@ class Tally:
     failed: int = 0
     """Rows that the other one failed on."""
     dropped: int = 0
-    """Rows that were not asked for want of time."""
+    """Rows that were not asked for want of time, or room."""
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     total: float = 0.0
     """The sum of all differences."""
@@ -91,3 +96,26 @@ class Tally:
     def quantile(self, share: float) -> float | None:
         """The difference that this share of the last two thousand rows does not exceed."""
         return float(np.quantile(self.last, share)) if self.last else None
+
+    def told(self, live: str) -> str:
+        """In a sentence, how the other one compares with what is `live`."""
+        return (
+            f"agrees with {live} in {self.agreement or 0:.1%} of {self.rows} rows; 95 % differ by "
+            f"{self.quantile(0.95) or 0:.3g} or less; takes {self.latency or 0:.2g} times as long; "
+            f"failed on {self.failed}, left out {self.dropped}"
+        )
+
+
+def better_founded(told: str, said: str) -> str:
+    """The sentence to keep: `told`, unless `said` is of the same live version and of more rows.
+
+    Both are of one shadow; `said` may be whatever somebody has written.
+    """
+    new, old = _TOLD.fullmatch(told), _TOLD.fullmatch(said)
+    if new and old and new["live"] == old["live"] and _asked(old) > _asked(new):
+        return said
+    return told
+
+
+def _asked(told: re.Match[str]) -> int:
+    return int(told["rows"]) + int(told["failed"])

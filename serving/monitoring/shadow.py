@@ -1,8 +1,8 @@
 """A version that is asked what the live one was asked, and whose answers nobody gets: they are compared.
 
-Nothing here is in the way of an answer: requests are noted once they are answered, in a bounded queue that
-drops what does not fit; one batch at a time is asked of processes of the lowest priority; and what comparing
-takes of the event loop is a small part of its time.
+Nothing here is in the way of an answer: requests are noted once they are answered, in a bounded backlog that
+leaves out what does not fit; one batch at a time is asked of processes of the lowest priority; and what
+comparing takes of the event loop is a small part of its time, and little at once.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,34 +23,44 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.errors import Overloaded, ServingError
-from serving.monitoring.likeness import BOUNDS, Tally
+from serving.monitoring.backlog import Backlog
+from serving.monitoring.likeness import BOUNDS, Tally, better_founded
 from serving.registry.herald import Herald
 from serving.runtime.compatibility import breaking_changes
 from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Loaded, Part
-from serving.runtime.predictions import Predictions
 from serving.runtime.slot import Slot
-from serving.runtime.tickets import Ticket
+from serving.runtime.tickets import Answer, Ticket
 
 TAG = "serving.shadow"
-_MOST_WAITING_ROWS = 2048
-_MOST_ROWS_AT_ONCE = 256
 _DEADLINE_SECONDS = 10.0
 _REST = 4
 """Times what the shadow took to answer: so it takes a fifth of a core at most, and shows enough."""
 _PAUSE = 20
 """Times what comparing took of the event loop, which so has a twentieth of it at most."""
+_ROWS_IN_A_TURN = 128
+_ROWS_OF_A_REQUEST = 16
+"""As many rows are compared while a request is queued."""
 _SECONDS_BETWEEN_TAGS = 60.0
 _FEWEST_ROWS = 100
 _LOWEST_PRIORITY = 19
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Pair:
-    """The version that answers, and the one that is asked beside it."""
+    """The version that answers, the one that is asked beside it, and how they compare."""
 
     live: Loaded
     shadow: Loaded
+    reason: str
+    """Why they are not compared; empty if they are."""
+    tally: Tally = field(default_factory=Tally)
+    backlog: Backlog = field(default_factory=Backlog)
+    tag_due: float = 0.0
+
+
+Asked = tuple[Ticket, Sequence[Part]]
+"""A part of a request, and what the shadow was asked for it."""
 
 
 class Shadow(Observer, Collector):
@@ -64,17 +74,23 @@ class Shadow(Observer, Collector):
 
     def __init__(self, slot: Slot, main: Slot, herald: Herald) -> None:
         self.slot, self.main = slot, main
-        self.tally = Tally()
-        """Of the present pair of versions."""
         self._herald = herald
         self._pair: Pair | None = None
-        self.reason = ""
-        """Why nothing is compared, where nothing is."""
-        self._waiting: deque[tuple[Loaded, Ticket]] = deque()
-        self._rows_waiting = 0
         self._wanted = asyncio.Event()
-        self._tag_due = 0.0
         self._lowered: set[int] = set()
+
+    @property
+    def pair(self) -> Pair | None:
+        """The two versions that are compared now; None while one of them is not there.
+
+        With another version on either side all begins anew: what waits was answered by the one before.
+        """
+        live, shadow, pair = self.main.live, self.slot.live, self._pair
+        if live is None or shadow is None:
+            self._pair = None
+        elif pair is None or pair.live is not live or pair.shadow is not shadow:
+            self._pair = Pair(live, shadow, _incomparable(live, shadow))
+        return self._pair
 
     # -- on the way of a request
 
@@ -82,13 +98,10 @@ class Shadow(Observer, Collector):
         """Note a request that the live version answered, if there is room."""
         if exchange.live is not self.main.live or not exchange.parts or self.slot.live is None:
             return
-        for _, ticket in exchange.parts:
-            if self._rows_waiting + len(ticket.rows) > _MOST_WAITING_ROWS:
-                self.tally.dropped += len(ticket.rows)
-            elif ticket.stream is None:
-                self._waiting.append((exchange.live, ticket))
-                self._rows_waiting += len(ticket.rows)
-        self._wanted.set()
+        pair = self.pair
+        if pair and not pair.reason and exchange.parts[0][1].stream is None:
+            pair.tally.dropped += pair.backlog.add(exchange)
+            self._wanted.set()
 
     # -- beside it
 
@@ -97,53 +110,32 @@ class Shadow(Observer, Collector):
         while True:
             await self._wanted.wait()
             rest = await self.tick()
-            if not self._waiting:
+            if not (self._pair and self._pair.backlog):
                 self._wanted.clear()
             await asyncio.sleep(rest)
 
     async def tick(self) -> float:
-        """Ask the shadow what waits, as far as it is one batch, and compare; gives how long to rest then."""
-        pair, taken = self._paired(), self._take()
-        if pair is None:
+        """Ask the shadow what waits, as far as it is one batch, and compare; gives how long to rest then.
+
+        Whatever goes live meanwhile, all of it counts for the pair that there was.
+        """
+        pair = self.pair
+        if pair is None or not (taken := pair.backlog.take()):
             return 0.0
-        group = [ticket for live, ticket in taken if live is pair.live]
-        self._lower(pair.shadow)
         began = time.perf_counter()
         with pair.shadow:
-            asked = [(ticket, self._submit(pair.shadow, ticket)) for ticket in group]
-            for other in [other for _, parts in asked for _, other in parts or ()]:
+            self._lower(pair.shadow)
+            asked: list[Asked] = []
+            await in_turns(_asking(pair, taken, asked))
+            for other in [other for _, parts in asked for _, other in parts]:
                 await asyncio.wait([other.future])
+            self._lower(pair.shadow)
         answered = time.perf_counter()
-        for ticket, parts in asked:
-            self._compare(ticket, parts)
+        held = await in_turns(
+            rows for ticket, parts in asked for rows in _comparing(pair.tally, ticket, parts)
+        )
         self._tell(pair)
-        return max(_REST * (answered - began), _PAUSE * (time.perf_counter() - answered))
-
-    def _take(self) -> list[tuple[Loaded, Ticket]]:
-        """What is asked next, and who answered it: one batch, or one large request."""
-        group: list[tuple[Loaded, Ticket]] = []
-        rows = 0
-        while self._waiting and (not group or rows + len(self._waiting[0][1].rows) <= _MOST_ROWS_AT_ONCE):
-            group.append(self._waiting.popleft())
-            rows += len(group[-1][1].rows)
-        self._rows_waiting -= rows
-        return group
-
-    def _paired(self) -> Pair | None:
-        """The two versions that are compared now; None, and why, if there is nothing to compare."""
-        live, shadow = self.main.live, self.slot.live
-        if live is None or shadow is None or live.version.identity == shadow.version.identity:
-            self._pair = None
-            self.reason = "" if live is None or shadow is None else "it is what is live"
-            return None
-        if self._pair is None or (self._pair.live, self._pair.shadow) != (live, shadow):
-            self._begin(Pair(live, shadow))
-        return None if self.reason else self._pair
-
-    def _begin(self, pair: Pair) -> None:
-        self._pair, self.tally, self._tag_due = pair, Tally(), 0.0
-        changes = breaking_changes(pair.live.contract, pair.shadow.contract)
-        self.reason = f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
+        return max(_REST * (answered - began), _PAUSE * held)
 
     def _lower(self, shadow: Loaded) -> None:
         """Give its processes the lowest priority, all of their threads, as soon as there are new ones."""
@@ -153,53 +145,14 @@ class Shadow(Observer, Collector):
                 with suppress(OSError):
                     os.setpriority(os.PRIO_PROCESS, int(thread), _LOWEST_PRIORITY)
 
-    def _submit(self, shadow: Loaded, ticket: Ticket) -> list[Part] | None:
-        """Queue what a request had asked of the live version; None where the shadow does not take it."""
-        try:
-            rows = shadow.intake.refitted(ticket.rows)
-            params = shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
-            return shadow.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
-        except Overloaded:
-            self.tally.dropped += len(ticket.rows)
-            return None
-        except ServingError:
-            self.tally.failed += len(ticket.rows)
-            return None
-
-    def _compare(self, ticket: Ticket, parts: list[Part] | None) -> None:
-        if parts is None:
-            return
-        try:
-            found = [(indices, other.future.result().now()) for indices, other in parts]
-        except ServingError:
-            self.tally.failed += len(ticket.rows)
-            return
-        before = _predictions(ticket)
-        if before is None:
-            return
-        for indices, predictions in found:
-            for place, index in enumerate(indices):
-                self.tally.compare(before.row(index), predictions.row(place))
-        other = parts[0][1]
-        self.tally.seconds.append((ticket.finished - ticket.started, other.finished - other.started))
-
     # -- telling
 
-    def told(self) -> str:
-        """How the pair compares, in a sentence."""
-        tally, live = self.tally, self._pair and self._pair.live.version
-        return (
-            f"agrees with {live} in {tally.agreement or 0:.1%} of {tally.rows} rows; 95 % differ by "
-            f"{tally.quantile(0.95) or 0:.3g} or less; takes {tally.latency or 0:.2g} times as long; "
-            f"failed on {tally.failed}, left out {tally.dropped}"
-        )
-
     def _tell(self, pair: Pair) -> None:
-        now = time.monotonic()
-        if self.tally.rows >= _FEWEST_ROWS and now >= self._tag_due:
-            self._tag_due = now + _SECONDS_BETWEEN_TAGS
-            told = self.told()
-            self._herald.note(pair.shadow.version, TAG, lambda _: told)
+        now, tally = time.monotonic(), pair.tally
+        if tally.rows + tally.failed >= _FEWEST_ROWS and now >= pair.tag_due:
+            pair.tag_due = now + _SECONDS_BETWEEN_TAGS
+            told = tally.told(str(pair.live.version))
+            self._herald.note(pair.shadow.version, TAG, partial(better_founded, told))
 
     def collect(self) -> Iterator[Metric]:
         """How the pair compares, for Prometheus; what is told is of the present pair of versions."""
@@ -219,11 +172,9 @@ class Shadow(Observer, Collector):
             "Median time of its calls as a ratio to the live version's.",
             labels=labels,
         )
-        if pair := self._pair:
-            versions = [
-                each.version.version or each.version.model_id or "" for each in (pair.shadow, pair.live)
-            ]
-            named, tally = [self.slot.reference.name, *versions], self.tally
+        if (pair := self.pair) and not pair.reason:
+            named = [self.slot.reference.name, pair.shadow.version.label, pair.live.version.label]
+            tally = pair.tally
             counts = {"same": tally.agreeing, "different": tally.rows - tally.agreeing}
             for outcome, count in (counts | {"failed": tally.failed, "dropped": tally.dropped}).items():
                 rows.add_metric([*named, outcome], count)
@@ -233,9 +184,73 @@ class Shadow(Observer, Collector):
         yield from (rows, apart, slower)
 
 
-def _predictions(ticket: Ticket) -> Predictions | None:
-    """What the live version answered to each row; None where it answered none, or what JSON can't say."""
+def _incomparable(live: Loaded, shadow: Loaded) -> str:
+    """Why two versions can't be compared; empty if they can."""
+    if live.version.identity == shadow.version.identity:
+        return "it is what is live"
+    changes = breaking_changes(live.contract, shadow.contract)
+    return f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
+
+
+async def in_turns(work: Iterator[int]) -> float:
+    """Do work on the event loop that tells after each bit how many rows that was; others have their turns.
+
+    Gives the seconds that the loop was held.
+    """
+    rows, held, began = 0, 0.0, time.perf_counter()
+    for more in work:
+        rows += more
+        if rows >= _ROWS_IN_A_TURN:
+            held += time.perf_counter() - began
+            await asyncio.sleep(0)
+            rows, began = 0, time.perf_counter()
+    return held + time.perf_counter() - began
+
+
+def _asking(pair: Pair, taken: Sequence[Ticket], asked: list[Asked]) -> Iterator[int]:
+    """Queue what the live version was asked, and note that; what the shadow does not take is counted."""
+    for ticket in taken:
+        try:
+            rows = pair.shadow.intake.refitted(ticket.rows)
+            params = pair.shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
+            parts = pair.shadow.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
+            asked.append((ticket, parts))
+        except Overloaded:
+            pair.tally.dropped += len(ticket.rows)
+        except ServingError:
+            pair.tally.failed += len(ticket.rows)
+        yield _ROWS_OF_A_REQUEST + len(ticket.rows)
+
+
+def _comparing(tally: Tally, ticket: Ticket, parts: Sequence[Part]) -> Iterator[int]:
+    """Count what was answered; nothing where the live version answered what JSON can't say."""
     try:
-        return ticket.future.result().now()
+        before = yield from _texts(ticket.future.result())
     except ServingError:
-        return None
+        return
+    after = [b""] * len(before)
+    try:
+        for indices, other in parts:
+            texts = yield from _texts(other.future.result())
+            for index, text in zip(indices, texts, strict=True):
+                after[index] = text
+    except ServingError:
+        tally.failed += len(before)
+        return
+    for start in range(0, len(before), _ROWS_IN_A_TURN):
+        rows = slice(start, start + _ROWS_IN_A_TURN)
+        for old, new in zip(before[rows], after[rows], strict=True):
+            tally.compare(old, new)
+        yield len(before[rows])
+    other = parts[0][1]
+    tally.seconds.append((ticket.finished - ticket.started, other.finished - other.started))
+
+
+def _texts(answer: Answer) -> Generator[int, None, list[bytes]]:
+    """The predictions as JSON, row by row."""
+    texts: list[bytes] = []
+    for start in range(0, len(answer), _ROWS_IN_A_TURN):
+        found = answer.part(start, min(start + _ROWS_IN_A_TURN, len(answer))).now()
+        texts += map(found.row, range(len(found)))
+        yield len(found)
+    return texts

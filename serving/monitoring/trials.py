@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from serving.monitoring.canary import Canary
+from serving.monitoring.likeness import Tally
 from serving.monitoring.shadow import Shadow
 from serving.runtime.slot import Slot
 
@@ -33,7 +34,7 @@ class ShadowState(BaseModel):
     )
     latency: float | None = Field(description="median time of its calls as a ratio to the live version's")
     failed: int = Field(description="rows that it failed on")
-    dropped: int = Field(description="rows that were left out for want of time")
+    dropped: int = Field(description="rows that were left out for want of time or room")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,12 @@ class Trials:
 
 
 def _told(shadow: Shadow) -> ShadowState:
-    tally, live = shadow.tally, shadow.main.live
+    pair = shadow.pair
+    tally = pair.tally if pair else Tally()
     quantiles = {f"p{share:g}": tally.quantile(share / 100) for share in (50, 95, 99, 100)}
     return ShadowState(
-        live=live.version.version if live else None,
-        reason=shadow.reason,
+        live=pair.live.version.version if pair else None,
+        reason=pair.reason if pair else "",
         rows=tally.rows,
         agreement=tally.agreement,
         differences={name: found for name, found in quantiles.items() if found is not None} or None,

@@ -1,0 +1,81 @@
+"""How alike the predictions of two versions are, and how that is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serving.monitoring.likeness import Tally, better_founded, difference
+from serving.monitoring.shadow import in_turns
+
+
+@pytest.mark.anyio
+async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    beside = asyncio.create_task(others())
+    await in_turns(iter([64] * 100))
+    beside.cancel()
+    assert turns >= 49
+
+
+@pytest.mark.parametrize(
+    ("live", "rows", "failed", "stays"),
+    [
+        ("iris version 3", 300, 0, True),
+        ("iris version 3", 150, 150, True),
+        ("iris version 3", 200, 0, False),
+        ("iris version 2", 300, 0, False),
+    ],
+)
+def test_of_two_sentences_the_one_with_more_rows_is_kept(
+    live: str, rows: int, failed: int, stays: bool
+) -> None:
+    told, said = Tally(rows=200).told("iris version 3"), Tally(rows=rows, failed=failed).told(live)
+    assert better_founded(told, said) == (said if stays else told)
+
+
+@pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows"])
+def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
+    told = Tally(rows=200).told("iris version 3")
+    assert better_founded(told, said) == told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"prediction": 1.0}, {"prediction": 1.0}, 0.0),
+        ({"prediction": 1.0}, {"prediction": 2.0}, 0.5),
+        ({"prediction": 1.0}, {"prediction": -1.0}, 2.0),
+        ({"prediction": 0}, {"prediction": 0}, 0.0),
+        ({"prediction": "a"}, {"prediction": "b"}, 1.0),
+        ({"prediction": True}, {"prediction": False}, 1.0),
+        ({"prediction": {"a": 1}}, {"prediction": {"a": 1}}, 0.0),
+        (
+            {"prediction": 0, "probabilities": {"a": 0.75, "b": 0.25}},
+            {"prediction": 1, "probabilities": {"a": 0.25, "b": 0.75}},
+            0.5,
+        ),
+    ],
+)
+def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
+    assert difference(old, new) == pytest.approx(expected)
+
+
+def test_rows_are_tallied() -> None:
+    tally = Tally()
+    for new in (b'{"prediction":1.0},', b'{"prediction":1.001},', b'{"prediction":2.0},'):
+        tally.compare(b'{"prediction":1.0},', new)
+    assert (tally.rows, tally.agreeing, tally.agreement) == (3, 2, pytest.approx(2 / 3))
+    assert [index for index, count in enumerate(tally.buckets) if count] == [0, 1, 6]
+    assert tally.quantile(1.0) == 0.5
+    tally.seconds.extend([(0.001, 0.002), (0.002, 0.006)])
+    assert tally.latency == pytest.approx(4 / 1.5)
