@@ -117,3 +117,19 @@ async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", State.WAITING))
     assert stage.tags("1")["serving.live_as"] == PRODUCTION
+
+
+async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_serving(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await serve(stage, {"factor": 2.0})
+    stage.promote(factor=3.0)
+    cold = stage.follow()
+
+    async def mistaken(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cold._gate, "bring_up", mistaken)
+    await settle(cold)
+    assert (live(cold), refused(cold)) == ("1", ("2", State.REJECTED))
+    assert "a mistake of ours" in caplog.text

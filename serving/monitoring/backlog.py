@@ -10,8 +10,8 @@ from serving.runtime.exchange import Exchange
 from serving.runtime.predictions import Later, Whole
 from serving.runtime.tickets import Ticket
 
-MOST_ROWS = 2048
-MOST_BYTES = 64 * 2**20
+_MOST_ROWS = 2048
+_MOST_BYTES = 64 * 2**20
 _MOST_ROWS_AT_ONCE = 256
 _MOST_BYTES_AT_ONCE = 2**20
 _OBJECTS = 4
@@ -30,7 +30,7 @@ class Backlog:
 
     def add(self, exchange: Exchange) -> int:
         """Note what a request asked and was answered; gives how many rows there is no room for."""
-        left_out, row_bytes = 0, _row_bytes(exchange) if self._rows < MOST_ROWS else 0.0
+        left_out, row_bytes = 0, _row_bytes(exchange) if self._rows < _MOST_ROWS else 0.0
         for _, ticket in exchange.parts:
             rows = len(ticket.rows)
             if self._has_room(rows, rows * row_bytes):
@@ -55,7 +55,7 @@ class Backlog:
         return taken
 
     def _has_room(self, rows: int, size: float) -> bool:
-        return not self._waiting or (self._rows + rows <= MOST_ROWS and self._bytes + size <= MOST_BYTES)
+        return not self._waiting or (self._rows + rows <= _MOST_ROWS and self._bytes + size <= _MOST_BYTES)
 
     def _count(self, rows: int, size: float) -> None:
         self._rows += rows

@@ -25,15 +25,16 @@ class Chronicle:
         log.info("%s is live%s", new, f": {reason}" if reason else "", extra=self._slot.in_logs)
         if old and old.identity != new.identity:
             self.superseded(old, f"{new} went live")
-        self._tell(new, Outcome.LIVE, reason)
+        self.tell(new, Outcome.LIVE, reason)
 
     def superseded(self, version: Version, reason: str) -> None:
         """Tell that another serves in a version's place; the history tells it by the other."""
         self._herald.tell(self._slot.reference.uri, version, Outcome.SUPERSEDED, reason)
 
-    def refused(self, version: Version, outcome: Outcome, reason: str) -> None:
-        """Tell that a version does not go live, or no longer is."""
-        self._tell(version, outcome, reason)
+    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+        """Tell what became of a version, in MLflow and in the history."""
+        self._herald.tell(self._slot.reference.uri, version, outcome, reason)
+        self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
 
     def says(self, reason: str, candidate: Candidate | None) -> None:
         """Tell why nothing is live, or not what is promoted."""
@@ -49,7 +50,3 @@ class Chronicle:
             if warning not in self._slot.warnings:
                 log.warning("%s", warning, extra=self._slot.in_logs)
         self._slot.warnings = warnings
-
-    def _tell(self, version: Version, outcome: Outcome, reason: str) -> None:
-        self._herald.tell(self._slot.reference.uri, version, outcome, reason)
-        self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
 from serving.groups import Registry
 from serving.reference import Kind, Reference
-from serving.runtime.version import Version, is_live_as
+from serving.runtime.version import Version, live_as
 from serving.telemetry.redaction import without_secrets
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class RegistryClient:
 
     def _last_live(self, reference: Reference) -> Version | None:
         with _translated(str(reference)):
-            live = [each for each in self._versions(reference.name) if is_live_as(reference.uri, each.tags)]
+            live = [each for each in self._versions(reference.name) if reference.uri in live_as(each.tags)]
             last = max(live, key=lambda each: str(each.tags.get("serving.since")), default=None)
             return _version(last) if last else None
 

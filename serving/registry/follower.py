@@ -16,7 +16,7 @@ from serving.registry.glance import Glance
 from serving.registry.herald import Herald
 from serving.registry.history import History
 from serving.registry.last_good import LastGood
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, refusal, rest, trap
+from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, refused, rest, trap
 from serving.registry.store import Store
 from serving.runtime.errands import Errands
 from serving.runtime.loaded import Loaded
@@ -101,6 +101,11 @@ class Follower:
             await self._look()
         await self._herald.flush()
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is being brought up."""
+        return self._starting is None or self._starting.done()
+
     async def settled(self) -> None:
         """Wait until the version that was found last is live or refused."""
         if self._starting:
@@ -117,9 +122,9 @@ class Follower:
         Where nothing can serve, the next call tries again.
         """
         await self._look()
+        if self.candidate and self._is_idle:  # it was refused before
+            await self._fall_back(self.candidate)
         await self.settled()
-        if (candidate := self.candidate) and not self.slot.live:
-            await self._fall_back(candidate.version, candidate.reason)
         self.candidate = self.candidate if self.slot.live else None
 
     async def empty(self, reason: str) -> None:
@@ -212,48 +217,51 @@ class Follower:
 
     async def _bring_up(self, found: Version, failures: int) -> None:
         """Bring up a version; one that was refused before, here or elsewhere, after what served instead."""
-        refused = None if self.slot.live else refusal(found)
-        if refused:
-            await self._fall_back(found, f"{found} was {refused.value} before")
-        if refused is Outcome.REVERTED and self.slot.live:
-            reason = found.tags.get("serving.reason", "")
-            self._note(Candidate(found, State.REVERTED, f"{found} was reverted: {reason}"))
+        before = None if self.slot.live else refused(found)
+        if before:
+            await self._fall_back(before)
+        if before and before.state is State.REVERTED and self.slot.live:
+            self._note(before)
         else:
             await self._try(found, failures)
         self.wake()
 
     async def _try(self, found: Version, failures: int) -> None:
-        loop = asyncio.get_running_loop()
+        seconds: float | None = None
         try:
             loaded = await self._gate.bring_up(found, self.slot)
         except (RegistryError, ProcessDied) as error:
-            await self._fall_back(found, f"{found} waits: {error}")
-            retry_at = loop.time() + pause(failures)
-            self._note(Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1, retry_at))
+            failed = Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1)
+            seconds = pause(failures)
         except Rejected as error:
-            await self._fall_back(found, f"{found} is refused: {error}")
-            again = loop.time() + pause(failures + 3) if error.may_heal else None
-            self._refuse(Candidate(found, State.REJECTED, str(error), failures + 1, again))
+            failed = Candidate(found, State.REJECTED, str(error), failures + 1)
+            seconds = pause(failures + 3) if error.may_heal else None
         except Exception as error:
             log.exception("%s could not be brought up", found, extra=found.in_logs)
             reason = f"{type(error).__name__} in the serving front; see its log"
-            self._refuse(Candidate(found, State.REJECTED, reason))
+            failed = Candidate(found, State.REJECTED, reason, failures + 1)
         else:
             self._swap(loaded, str(loaded.comparison or ""))
+            return
+        await self._fall_back(failed)
+        if failed.state is State.REJECTED:
+            self._chronicle.tell(found, Outcome.REJECTED, failed.reason)
+        now = asyncio.get_running_loop().time()
+        self._note(failed if seconds is None else replace(failed, retry_at=now + seconds))
 
-    async def _fall_back(self, found: Version, why: str) -> None:
+    async def _fall_back(self, failed: Candidate) -> None:
         """Where nothing is live, begin with what served last, as if it had been live all the time."""
         if self.slot.live:
             return
-        self._chronicle.says(why, self.candidate)
-        if loaded := await self._last_good.bring_up(found):
+        self._chronicle.says(failed.told, failed)
+        if loaded := await self._last_good.bring_up(failed.version):
             candidate = self.candidate
-            self._swap(loaded, f"it served last, and {why}")
+            self._swap(loaded, f"it served last, and {failed.told}")
             self.candidate = candidate
 
     def _recall(self) -> None:
         """With nothing live, and nobody to ask: bring up the last known good version from the disk."""
-        if not self.slot.live and (self._starting is None or self._starting.done()):
+        if not self.slot.live and self._is_idle:
             self._starting = asyncio.create_task(self._begin_from_disk())
 
     async def _begin_from_disk(self) -> None:
@@ -290,19 +298,13 @@ class Follower:
             self._errands.start(self.slot.warm.drain())
             self.slot.warm = None
         self.candidate = Candidate(bad, State.REVERTED, f"{bad} was reverted: {reason}")
-        self._chronicle.refused(bad, Outcome.REVERTED, reason)
+        self._chronicle.tell(bad, Outcome.REVERTED, reason)
         self.wake()
-
-    def _refuse(self, candidate: Candidate) -> None:
-        self._chronicle.refused(candidate.version, Outcome.REJECTED, candidate.reason)
-        self._note(candidate)
 
     def _note(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        refused = candidate.state is State.REJECTED
-        reason = f"{candidate.version} is refused: {candidate.reason}" if refused else candidate.reason
-        self._chronicle.says(reason, candidate)
+        self._chronicle.says(candidate.told, candidate)
 
     def _drop(self) -> None:
-        if self._starting and not self._starting.done():
+        if self._starting:
             self._starting.cancel()

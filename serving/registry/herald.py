@@ -78,14 +78,14 @@ class Herald:
         elsewhere = [live for other, live in self._live.items() if other != reference]
         if outcome is Outcome.SUPERSEDED and key in elsewhere:
             return
-        told, live_as = self._told.get(key), frozenset(uri for uri, of in self._live.items() if of == key)
+        told, uris = self._told.get(key), frozenset(uri for uri, of in self._live.items() if of == key)
         if version.version is None or (
-            told and (told.outcome, told.reason, told.live_as) == (outcome, reason, live_as)
+            told and (told.outcome, told.reason, told.live_as) == (outcome, reason, uris)
         ):
             return
         refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
         due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
-        notice = Notice(version, outcome, reason, now(), live_as, refusal, due)
+        notice = Notice(version, outcome, reason, now(), uris, refusal, due)
         _keep(self._told, key, notice, _MOST_TOLD)
         _keep(self._pending, key, notice, _MOST_PENDING)
 
@@ -168,7 +168,8 @@ def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
         return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
     if outcome is Outcome.LIVE and state == Outcome.REVERTED != notice.version.tags.get("serving.state"):
         return {}  # another front has gone back from it while it went live here
-    names = _names(notice, present) if outcome is Outcome.LIVE else {}
+    uris = ", ".join(sorted(live_as(present) | notice.live_as))
+    names = {"serving.live_as": uris} if outcome is Outcome.LIVE else {}
     if state != outcome or "serving.since" not in present:
         # The state last: who sees it finds its reason.
         return names | {
@@ -179,11 +180,6 @@ def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
     if state == Outcome.LIVE and present.get("serving.reason") != _not_everywhere(notice.refusal):
         return _if_new(names, present)  # how it compares differs from front to front, and the first has told
     return _if_new(names | {"serving.reason": reason}, present)
-
-
-def _names(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
-    elsewhere = live_as(present) if present.get("serving.state") == Outcome.LIVE else set()
-    return {"serving.live_as": ", ".join(sorted(elsewhere | notice.live_as))}
 
 
 def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str]:

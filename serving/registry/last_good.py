@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
 from serving.reference import Reference
@@ -33,34 +35,33 @@ class LastGood:
     async def kept(self, but: Version | None = None) -> Loaded | None:
         """What went live last on this disk, other than `but`, proven without the registry."""
         kept = await self._store.recall(self._slot.reference.uri)
-        if kept is None or (but and kept[0].identity == but.identity):
-            return None
-        try:
-            return await self._gate.prove(*kept, self._slot)
-        except (Rejected, ProcessDied) as error:
-            self._warn(f"the copy on disk of {kept[0]} can't serve: {error}")
-            return None
+        if kept and not (but and kept[0].identity == but.identity):
+            with self._warned(f"the copy on disk of {kept[0]} can't serve"):
+                return await self._gate.prove(*kept, self._slot)
+        return None
 
     async def numbered(self, number: str) -> Loaded | None:
         """The version with this number, which is live on other replicas."""
-        try:
-            found, _ = await self._registry.resolve(
-                Reference.parse(f"models:/{self._slot.reference.name}/{number}")
-            )
+        with self._warned(f"can't begin with version {number}"):
+            reference = Reference.parse(f"models:/{self._slot.reference.name}/{number}")
+            found, _ = await self._registry.resolve(reference)
             return await self._gate.bring_up(found, self._slot)
-        except (InvalidReference, RegistryError, Rejected, ProcessDied) as error:
-            self._warn(f"can't begin with version {number}: {error}")
-            return None
+        return None
 
     async def _told(self, but: Version) -> Loaded | None:
-        try:
+        with self._warned("what is live on other fronts can't serve here"):
             found = await self._registry.last_live(self._slot.reference)
-            if found is None or found.identity == but.identity:
-                return None
-            return await self._gate.bring_up(found, self._slot)
-        except (RegistryError, Rejected, ProcessDied) as error:
-            self._warn(f"what is live on other fronts can't serve here: {error}")
-            return None
+            if found and found.identity != but.identity:
+                return await self._gate.bring_up(found, self._slot)
+        return None
 
-    def _warn(self, said: str) -> None:
-        log.warning("%s: %s", self._slot.reference, said, extra=self._slot.in_logs)
+    @contextmanager
+    def _warned(self, of_what: str) -> Iterator[None]:
+        """Have the log tell why it can't be, where the block fails, and go on."""
+        said = f"{self._slot.reference}: {of_what}"
+        try:
+            yield
+        except (InvalidReference, RegistryError, Rejected, ProcessDied) as error:
+            log.warning("%s: %s", said, error, extra=self._slot.in_logs)
+        except Exception:  # a mistake in here must not keep what is promoted from being tried
+            log.exception("%s", said, extra=self._slot.in_logs)

@@ -39,6 +39,11 @@ class Candidate:
     failures: int = 0
     retry_at: float | None = None
 
+    @property
+    def told(self) -> str:
+        """Why it is not live, in a sentence of its own."""
+        return f"{self.version} is refused: {self.reason}" if self.state is State.REJECTED else self.reason
+
 
 class Step(Enum):
     """What a tick does about the version that it found."""
@@ -64,10 +69,14 @@ def decide(
     return Step.START if changed or due else Step.NOTHING
 
 
-def refusal(found: Version) -> Outcome | None:
-    """How fronts have refused a version, as its tags tell; None if they have not."""
-    state = found.tags.get("serving.state")
-    return next((each for each in (Outcome.REJECTED, Outcome.REVERTED) if each == state), None)
+def refused(found: Version) -> Candidate | None:
+    """A version as fronts have refused it before, as its tags tell; None if they have not."""
+    state, reason = found.tags.get("serving.state"), found.tags.get("serving.reason", "")
+    if state == Outcome.REJECTED:
+        return Candidate(found, State.REJECTED, reason)
+    if state == Outcome.REVERTED:
+        return Candidate(found, State.REVERTED, f"{found} was reverted: {reason}")
+    return None
 
 
 def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:

@@ -30,13 +30,10 @@ TAGS_OF_FRONT = (
 )
 
 
-def is_live_as(reference: str, tags: Mapping[str, str]) -> bool:
-    """Whether a version's tags tell that it is live as this reference."""
-    return tags.get("serving.state") == Outcome.LIVE and reference in live_as(tags)
-
-
 def live_as(tags: Mapping[str, str]) -> set[str]:
-    """The references as which a version is, or was, live, as its tags tell."""
+    """The references as which a version is live, as its tags tell."""
+    if tags.get("serving.state") != Outcome.LIVE:
+        return set()
     return {*tags.get("serving.live_as", "").split(", ")} - {""}
 
 
