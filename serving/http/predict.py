@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -23,10 +23,15 @@ from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
 from serving.runtime.bulk import Piece
+from serving.runtime.calls import Part
 from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
-from serving.runtime.loaded import Cache, Loaded, Part
+from serving.runtime.loaded import Cache, Loaded
+from serving.runtime.predictions import Later
 from serving.runtime.replay import Recorded
+from serving.runtime.scoring_output import predictions_json
+from serving.runtime.table import Rows, merged
+from serving.runtime.tickets import Answer, Ticket
 
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05
@@ -34,6 +39,7 @@ _JSON = ((b"content-type", b"application/json"),)
 _LARGEST_CACHED, _LARGEST_CACHED_ANSWER = 4096, 65_536
 # Rows of one request that may be read ahead of its answers.
 _MOST_AHEAD = 8192
+_ROWS_AT_ONCE = 4096
 
 
 class Predict:
@@ -167,9 +173,12 @@ class Predict:
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         rows, params = asked(live, scope, body)
-        parts += live.submit(rows, params, self.seconds(scope))
+        parts += live.calls.submit(rows, params, self.seconds(scope), raw=live.contract.is_whole)
         ticket = parts[0][1]
-        row = (await ticket.future).now().json()
+        answer = await ticket.future
+        if not answer.is_one_per_row(1) or live.contract.is_whole:
+            return [*_whole(live, rows, params, ticket, answer)]
+        row = answer.now().json()
         live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
         return [row[:-2] + b',"model":' + live.told + b"}"]
 
@@ -185,26 +194,50 @@ def asked(live: Loaded, scope: Scope, body: bytes) -> tuple[list[Row], dict[str,
     return [live.contract.read_row(body)], params
 
 
+def _whole(
+    live: Loaded, rows: Rows, params: Mapping[str, Any], ticket: Ticket, answer: Answer
+) -> Iterator[bytes]:
+    """Render an output that is not one result per row, as `/invocations` does.
+
+    Raises:
+        ModelFailed: the contract promises one result per row.
+    """
+    if not isinstance(answer, Later) or not (live.contract.is_whole or live.contract.is_open):
+        raise ModelFailed(f"it returned {len(answer)} results for {len(rows)} rows")
+    yield b'{"predictions":'
+    yield from predictions_json(live.contract.answered, answer.table)
+    yield b',"model":' + live.told + b"}"
+    live.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
+
+
 class PredictBatch(Predict):
     """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         ends = time.perf_counter() + self.seconds(scope)
-        asked: deque[tuple[Piece, list[Part]]] = deque()
+        if live.calls.sharing.allowed and not live.contract.layout.optional:
+            with suppress(_NotSplit):
+                return await self._in_pieces(live, parts, body, ends)
+        pieces = [piece async for piece in _pieces(live, body)]
+        rows, params = merged([piece.rows for piece in pieces]), pieces[0].params
+        return await self._as_one(live, parts, rows, params, ends)
+
+    async def _in_pieces(self, live: Loaded, parts: list[Part], body: bytes, ends: float) -> Sequence[bytes]:
+        """Answer the rows while the rest of them is read."""
+        waiting: deque[tuple[Piece, list[Part]]] = deque()
         answer: list[bytes] = []
         ahead = 0
-        for piece in live.reader.read(body):
+        async for piece in _pieces(live, body):
             left = max(0.0, ends - time.perf_counter())
-            submitted = live.submit(piece.rows, piece.params, left, begun=bool(parts))
+            submitted = live.calls.submit(piece.rows, piece.params, left, begun=bool(parts), origin=parts)
             parts += submitted
-            asked.append((piece, submitted))
+            waiting.append((piece, submitted))
             ahead += len(piece.rows)
             while ahead > _MOST_AHEAD:
-                ahead -= len(asked[0][0].rows)
-                answer.append(await _joined(*asked.popleft()))
-            await asyncio.sleep(0)
-        single = piece if len(asked) == 1 and not answer else None
-        for each in asked:
+                ahead -= len(waiting[0][0].rows)
+                answer.append(await _joined(*waiting.popleft()))
+        single = piece if len(waiting) == 1 and not answer else None
+        for each in waiting:
             answer.append(await _joined(*each))
             await asyncio.sleep(0)
         if single:
@@ -212,18 +245,73 @@ class PredictBatch(Predict):
             live.recorder.add(
                 Recorded(single.rows, single.params, answer[0], ticket.finished - ticket.started)
             )
-        answer[0] = b'{"predictions":[' + answer[0]
-        answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
-        return answer
+        return _enclosed(live, answer)
+
+    async def _as_one(
+        self, live: Loaded, parts: list[Part], rows: Rows, params: Mapping[str, Any], ends: float
+    ) -> Sequence[bytes]:
+        """Answer the rows together, as one call if need be."""
+        live.calls.withdraw(parts)
+        parts.clear()
+        for alone in (False, True):
+            left = max(0.0, ends - time.perf_counter())
+            raw = live.contract.is_whole
+            parts[:] = live.calls.submit(rows, params, left, raw=raw, begun=alone, alone=alone or raw)
+            if len(parts) > 1:
+                with suppress(_NotSplit):
+                    return _enclosed(live, [await _joined(Piece(rows, params), parts)])
+                live.calls.stop_sharing("a part of a large request did not return one result per row")
+                continue
+            ticket = parts[0][1]
+            answer = await ticket.future
+            if live.contract.is_whole or not answer.is_one_per_row(len(rows)):
+                return [*_whole(live, rows, params, ticket, answer)]
+            pieces = [piece async for piece in _rendered(answer)]
+            live.recorder.add(Recorded(rows, params, b"".join(pieces), ticket.finished - ticket.started))
+            return _enclosed(live, pieces)
+        raise AssertionError("a call of its own is one part")
+
+
+class _NotSplit(Exception):  # never leaves this module
+    """A part of a request did not return one result per row: it has to be one call."""
+
+
+async def _pieces(live: Loaded, body: bytes) -> AsyncIterator[Piece]:
+    """Read a batch in pieces; between them others have their turn."""
+    for piece in live.reader.read(body):
+        yield piece
+        await asyncio.sleep(0)
+
+
+def _enclosed(live: Loaded, answer: list[bytes]) -> Sequence[bytes]:
+    answer[0] = b'{"predictions":[' + answer[0]
+    answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
+    return answer
+
+
+async def _rendered(answer: Answer) -> AsyncIterator[bytes]:
+    """Render predictions, so many at once that others have their turn."""
+    for start in range(0, len(answer), _ROWS_AT_ONCE):
+        yield answer.part(start, min(start + _ROWS_AT_ONCE, len(answer))).now().json()
+        await asyncio.sleep(0)
 
 
 async def _joined(piece: Piece, parts: list[Part]) -> bytes:
-    """The predictions of a piece, in the order of its rows."""
-    if len(parts) == 1:
-        return (await parts[0][1].future).now().json()
+    """The predictions of a piece, in the order of its rows.
+
+    Raises:
+        _NotSplit: there is none for each row.
+    """
+    answers = [await ticket.future for _, ticket in parts]
+    if not all(
+        answer.is_one_per_row(len(ticket.rows)) for answer, (_, ticket) in zip(answers, parts, strict=True)
+    ):
+        raise _NotSplit
+    if len(answers) == 1:
+        return answers[0].now().json()
     rows = [b""] * len(piece.rows)
-    for indices, ticket in parts:
-        predictions = (await ticket.future).now()
+    for answer, (indices, _) in zip(answers, parts, strict=True):
+        predictions = answer.now()
         for place, index in enumerate(indices):
             rows[index] = predictions.row(place)
     return b"".join(rows)
@@ -234,11 +322,15 @@ def tallied(live: Loaded) -> Iterator[None]:
     """Count how a version does."""
     try:
         yield
-    except (ModelFailed, ProcessDied):
-        live.tally.failed += 1
+    except ModelFailed as error:
+        live.tally.fail(error.exception or "an output that its contract does not allow")
+        raise
+    except ProcessDied:
+        live.tally.fail("the death of its process")
         raise
     except DeadlineExceeded as error:
-        live.tally.failed += error.hung  # one that only waited is none of the version's fault
+        if error.hung:  # one that only waited is none of the version's fault
+            live.tally.fail("no answer within the deadline")
         raise
     live.tally.answered += 1
 
@@ -259,10 +351,10 @@ def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]
         patience.cancel()
         if watch is not None:
             watch.cancel()
-        live.withdraw(parts)
+        live.calls.withdraw(parts)
 
 
 async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    live.withdraw(parts)
+    live.calls.withdraw(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving.errors import Breaking, Corrupt
@@ -11,12 +12,12 @@ from serving.registry.client import RegistryClient
 from serving.registry.policy import Policy
 from serving.registry.store import Store
 from serving.runtime import environments, mlmodel
-from serving.runtime.compatibility import breaking_changes
+from serving.runtime.compatibility import breaking_changes, input_changes
 from serving.runtime.environments import Environments
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
-from serving.runtime.replay import Recorder
-from serving.runtime.slot import Slot
+from serving.runtime.sharing import found_unsafe
+from serving.runtime.slot import Known, Slot
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -76,17 +77,17 @@ class Gate:
             slot.recorder,
             self._metrics,
         )
-        changes = breaking_changes(slot.known.contract, loaded.contract) if slot.known else []
-        if changes and not self._may_break(version):
-            raise Breaking(
-                f"it would break clients of {slot.known and slot.known.version}: {'; '.join(changes[:10])}. "
-                "Set its tag serving.allow_breaking to true to let it go live all the same"
-            )
+        known = slot.known
+        if known:
+            self._refuse_breaking(known, input_changes(known.contract, loaded.contract), version)
         await loaded.start()
         try:
-            if changes:  # what the live version was asked need not fit this one
-                loaded.recorder = Recorder(self._settings.replayed)
-            await loaded.rehearse(loaded.recorder.last())
+            # What it returns is known only now.
+            changes = breaking_changes(known.contract, loaded.contract) if known else []
+            if known and changes:
+                self._refuse_breaking(known, changes, version)
+                loaded.forget_requests(self._settings.replayed)
+            await loaded.rehearse(loaded.recorder.last(), found_unsafe=found_unsafe(version.tags))
         except BaseException:
             loaded.close()
             raise
@@ -101,5 +102,11 @@ class Gate:
             return self._launcher
         return self._launcher.by(await self._environments.interpreter(wanted))
 
-    def _may_break(self, version: Version) -> bool:
-        return self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
+    def _refuse_breaking(self, known: Known, changes: Sequence[str], version: Version) -> None:
+        if changes and not (
+            self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
+        ):
+            raise Breaking(
+                f"it would break clients of {known.version}: {'; '.join(changes[:10])}. "
+                "Set its tag serving.allow_breaking to true to let it go live all the same"
+            )

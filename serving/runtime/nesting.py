@@ -32,6 +32,7 @@ class Nested:
     type: str
     words = NOTES
     nullable = True
+    is_object = True
 
     @property
     def spec(self) -> Mapping[str, Any]:

@@ -60,6 +60,11 @@ class Scalar:
     nullable: bool = True
 
     @property
+    def is_object(self) -> bool:
+        """Whether a DataFrame has a column of Python objects for it, at least where some are missing."""
+        return self.arrow in (pa.string(), pa.binary(), pa.bool_())
+
+    @property
     def words(self) -> frozenset[str]:
         """The words of JSON Schema that say something about its values."""
         return frozenset({*self.bounds, *NOTES, *(() if self.convert else ("enum",))})

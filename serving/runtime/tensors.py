@@ -24,6 +24,7 @@ class Tensor:
     shape: tuple[int, ...]
     words = NOTES
     nullable = False
+    is_object = False
 
     @property
     def told(self) -> str:
