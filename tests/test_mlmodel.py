@@ -33,9 +33,7 @@ def refusal(**described: Any) -> str:
 # -- signatures
 
 
-@pytest.mark.parametrize(
-    "inputs", [None, "[]"], ids=["none", "no columns"]
-)
+@pytest.mark.parametrize("inputs", [None, "[]"], ids=["none", "no columns"])
 def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs: str | None) -> None:
     assert mlmodel.HOW_TO_LOG in refusal(signature={"inputs": inputs, "outputs": None})
 
@@ -87,7 +85,9 @@ def test_a_signature_that_cannot_be_read_is_refused(part: str, text: Any) -> Non
 def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
     params = [{"name": "key", "type": "binary", "default": "", "shape": None}]
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {"params": json.dumps(params)}
-    assert refusal(signature=signature).startswith("the parameter 'key' is of type binary: log one of boolean,")
+    assert refusal(signature=signature).startswith(
+        "the parameter 'key' is of type binary: log one of boolean,"
+    )
 
 
 def test_a_parameter_may_be_an_object() -> None:
@@ -307,7 +307,9 @@ def test_an_example_of_older_mlflow_is_read(
 ) -> None:
     (tmp_path / "input_example.json").write_text(json.dumps(data))
     signature = ModelSignature(
-        Schema(columns("x: double, s: string?")), None, mlflow.types.ParamSchema([ParamSpec("top", "long", 3)])
+        Schema(columns("x: double, s: string?")),
+        None,
+        mlflow.types.ParamSchema([ParamSpec("top", "long", 3)]),
     )
     described = {
         "signature": signature.to_dict(),

@@ -70,12 +70,18 @@ class Calls:
             told=version.in_logs,
             note=note,
         )
-        self._monitor = SharingMonitor(self._batcher, self.stop_sharing)
+        self.monitor = SharingMonitor(self._batcher, self.stop_sharing)
+        """Checks what shared calls return."""
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
         return self._batcher.waiting
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a model process works on a request."""
+        return self._batcher.rows > 0 and not self._batcher.waiting
 
     def add(self, replica: Replica) -> None:
         """Use a model process that has loaded."""
@@ -84,6 +90,9 @@ class Calls:
     def begin(self, sharing: Sharing) -> None:
         """Let callers share calls, or not."""
         self.sharing = sharing
+        said = "callers %s calls of %s: %s"
+        verb = "share" if sharing.allowed else "do not share"
+        log.info(said, verb, self._version, sharing.reason, extra=self._version.in_logs)
 
     def stop_sharing(self, reason: str) -> None:
         """Have each request be a call of its own from now on, unless the metadata decides otherwise."""
@@ -187,7 +196,7 @@ class Calls:
             if whole or len(table) != rows or answers.is_reordered(table):
                 self.stop_sharing("a shared call did not return one result per row")
                 raise NotSeparable(f"it returned {len(table)} results for {rows} rows")
-            self._monitor.observe(group, table)
+            self.monitor.observe(group, table)
         if key.raw or whole or len(table) != rows or rows > _MAX_ROWS_AT_ONCE:
             return Later(self._contract().predictions, table, whole)
         return self._contract().predictions(table)

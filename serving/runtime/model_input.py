@@ -83,7 +83,8 @@ def _labelled(frame: pd.DataFrame, metadata: Mapping[bytes, bytes]) -> pd.DataFr
     for name, rows in json.loads(metadata.get(GAPS, b"{}")).items():
         if frame[name].dtype == object:
             values = frame[name].copy()
-            values.iloc[rows] = np.nan
+            # pandas takes a column without any value for one of numbers, in which a null is NaN as well.
+            values.iloc[slice(None) if values.isna().all() else rows] = np.nan
             frame[name] = values
     if labels := metadata.get(LABELS):
         frame.columns = pd.Index(json.loads(labels))

@@ -29,8 +29,8 @@ class Tally:
         if self.answered or not self.failed:
             return ""
         return (
-            f"every request to {version} since it went live has failed ({self.failed}), the last with "
-            f"{self.last_failure}: see the log"
+            f"every request to {version} since it went live has failed, the last with {self.last_failure}: "
+            "see the log"
         )
 
     @property

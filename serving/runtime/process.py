@@ -127,11 +127,12 @@ def _of_hints(model: Any) -> Predict:
 def _answered(model: Model, payload: bytes) -> bytes:
     try:
         data, rows, params, headers = model_input.decode(payload)
-        if faults := _faults(model, data):
-            return wire.pack(wire.Kind.INVALID, faults)
+        data = _fitted(model, data)
         with trace.continued(headers) if headers else _UNTRACED:
             answer = model.predict(data, params)
         return wire.pack(wire.Kind.ANSWER, answers.encode(answer, rows, model.depths))
+    except _InvalidInput as error:
+        return wire.pack(wire.Kind.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
 
@@ -140,8 +141,7 @@ def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
     """Send each chunk as it comes, until there are no more or the front stops it; returns the last frame."""
     try:
         data, _, params, headers = model_input.decode(payload)
-        if faults := _faults(model, data):
-            return wire.pack(wire.Kind.INVALID, faults)
+        data = _fitted(model, data)
         with trace.continued(headers) if headers else _UNTRACED:
             chunks = model.predict_stream(data, params)
             for chunk in chunks:
@@ -150,34 +150,45 @@ def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
                     break
             if isinstance(chunks, Generator):
                 chunks.close()
+    except _InvalidInput as error:
+        return wire.pack(wire.Kind.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
     return wire.pack(wire.Kind.END)
 
 
-def _faults(model: Model, data: Any) -> bytes | None:
-    """What of the input does not fit the type hint, as JSON; None if all of it fits."""
+class _InvalidInput(Exception):  # noqa: N818  # never leaves this module
+    """The input does not fit the type hint; its argument is the payload of an `INVALID` frame."""
+
+
+def _fitted(model: Model, data: Any) -> Any:
+    """Return the input as the type hint has it: as it is, or with what JSON has no word for, such as dates.
+
+    Raises:
+        _InvalidInput: it does not fit.
+    """
     if model.hint is None:
-        return None
+        return data
     from mlflow.exceptions import MlflowException
     from mlflow.types.type_hints import _validate_data_against_type_hint
 
     try:
         _validate_data_against_type_hint(data, model.hint)
-        return None
     except MlflowException:  # its message has the data in it, and no place
-        found = _places(model.hint, data)
-    return json.dumps([{"loc": fault["loc"], "msg": fault["msg"]} for fault in found[:_MAX_FAULTS]]).encode()
+        return _parsed(model.hint, data)
+    return data
 
 
-def _places(hint: Any, data: Any) -> Sequence[Any]:
+def _parsed(hint: Any, data: Any) -> Any:
+    faults: Sequence[Any] = [{"loc": (), "msg": "Input should fit the type hint of the model"}]
     try:
-        TypeAdapter(hint).validate_python(data)
+        return TypeAdapter(hint).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        return error.errors(include_url=False, include_input=False, include_context=False)
-    except (PydanticUserError, TypeError):
+        faults = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_FAULTS]
+    except (PydanticUserError, TypeError, ValueError):
         pass
-    return [{"loc": (), "msg": "Input should fit the type hint of the model"}]
+    told = [{"loc": fault["loc"], "msg": fault["msg"]} for fault in faults]
+    raise _InvalidInput(json.dumps(told).encode())
 
 
 def _is_called(connection: socket.socket) -> bool:

@@ -76,6 +76,14 @@ class SharingMonitor:
             )
         )
 
+    def check_next(self) -> None:
+        """Check the next shared call, however soon it comes."""
+        self._due = 0.0
+
+    async def settled(self) -> None:
+        """Wait until the checks that are in progress have ended."""
+        await self._checks.done()
+
     async def _check(self, samples: list[_Sample]) -> None:
         seconds = 0.0
         for sample in samples:

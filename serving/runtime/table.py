@@ -78,19 +78,11 @@ class Layout:
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
-        return self._scalars_of(str, self.columns)
+        return tuple(column.name for column in self.columns if column.type == "string")
 
     @cached_property
     def _booleans(self) -> tuple[str, ...]:
-        return self._scalars_of(bool, self.columns)
-
-    @staticmethod
-    def _scalars_of(python: type, columns: Sequence[Column]) -> tuple[str, ...]:
-        return tuple(
-            column.name
-            for column in columns
-            if isinstance(column.kind, Scalar) and column.kind.python is python and not column.kind.convert
-        )
+        return tuple(column.name for column in self.columns if column.type == "boolean")
 
     @cached_property
     def _of_any_shape(self) -> tuple[str, ...]:

@@ -149,8 +149,9 @@ class Trial:
         """
         told = [(each, answer) for each in recorded if (answer := each.told()) is not None]
         kept = [replace(each, answer=answer) for each, answer in told]
-        compared = self._compared(kept, shared=shared)
-        return await self._within("one of the last live requests", compared) if kept else None
+        if not kept:
+            return None
+        return await self._within("one of the last live requests", self._compared(kept, shared=shared))
 
     async def _within(self, what: str, answering: Awaitable[Found]) -> Found:
         try:
