@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import WithJsonSchema
-
 from serving.errors import Untypable
 from serving.runtime.facets import correction
 from serving.runtime.kinds import Kind, kind
@@ -43,6 +41,8 @@ class Column:
     @property
     def annotation(self) -> Any:
         """The type of one value for pydantic, null counted in where the column is optional."""
+        from pydantic import WithJsonSchema
+
         checked = self.kind.annotation(dict(self.facets))
         if self.required:
             return Annotated[checked, WithJsonSchema(self.schema)]

@@ -72,6 +72,7 @@ class Loaded:
         runtime: Runtime,
         recorder: Recorder,
         metrics: Metrics,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # once it takes requests
@@ -99,7 +100,7 @@ class Loaded:
         self.loaded_at = datetime.now(UTC)
         self.state, self.used_at = State.STARTING, 0.0
         """When the last request on it was over, by the monotonic clock."""
-        self._runtime, self._limits = runtime, limits
+        self._runtime, self._limits, self._warnings = runtime, limits, warnings
         self._leases, self._unheld = 0, asyncio.Event()
         self._batcher = Batcher(
             lambda rows, key, carried: self.contract.layout.encode(rows, key.params, carried),
@@ -132,7 +133,8 @@ class Loaded:
             f"{self.version} has no input example in rows, so it went live unproven: {mlmodel.HOW_TO_LOG}"
         )
         disk = "it was brought up from the copy on disk, as the registry was away"
-        return [unproven] * (self.example is None) + [disk] * self.from_disk + [*self.contract.warnings]
+        more = [*self.contract.warnings, *self._warnings]
+        return [unproven] * (self.example is None) + [disk] * self.from_disk + more
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""

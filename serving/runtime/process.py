@@ -56,8 +56,8 @@ def load(folder: Path, *, enforce: bool) -> Model:
     model = mlflow.pyfunc.load_model(str(folder))
     predict = model.predict if enforce or _converts(model) else _unenforced(model)
     heap.settle()
-    hinted = model.metadata._is_signature_from_type_hint()
-    return Model(predict, _of_hints(model) if hinted else model.predict_stream)
+    hinted = _has_fact(model.metadata, "_is_signature_from_type_hint")
+    return Model(predict, _of_hints(model) if hinted else getattr(model, "predict_stream", predict))
 
 
 def _converts(model: Any) -> bool:
@@ -67,13 +67,18 @@ def _converts(model: Any) -> bool:
     metadata = model.metadata
     schema = metadata.get_input_schema()
     return bool(
-        metadata._is_signature_from_type_hint()
-        or metadata._is_type_hint_from_example()
+        _has_fact(metadata, "_is_signature_from_type_hint")
+        or _has_fact(metadata, "_is_type_hint_from_example")
         or (
             not schema.is_tensor_spec()
             and not all(isinstance(kind, DataType) for kind in schema.input_types())
         )
     )
+
+
+def _has_fact(metadata: Any, name: str) -> bool:
+    """Ask a model's metadata for a fact; MLflow before 2.20 has no type hints, and none of these facts."""
+    return bool(getattr(metadata, name, bool)())
 
 
 def _unenforced(model: Any) -> Predict:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,7 +35,7 @@ _PARAMS, _FORM, _TYPE = b"params", b"form", b"type"
 _NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int64, pa.int32(): np.int32}
 
 
-class Form(StrEnum):
+class Form(str, Enum):
     """What pyfunc takes."""
 
     FRAME = "frame"
@@ -250,7 +250,8 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
         for field, column in zip(batch.schema, batch.columns, strict=True)
         if pa.types.is_integer(field.type) and column.null_count
     ]
-    flat = batch.drop_columns([*absent, *(field.name for field in batch.schema if field.type == JSON)])
+    # `drop_columns` is not in pyarrow before 15.
+    flat = batch.select([each.name for each in batch.schema if each.type != JSON and each.name not in absent])
     frame: pd.DataFrame = flat.to_pandas(use_threads=False)
     for index, field in enumerate(field for field in batch.schema if field.name not in absent):
         if field.type == JSON:
