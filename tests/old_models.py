@@ -57,7 +57,7 @@ class OldModels:
         self.made = lru_cache(self._made)
 
     def __call__(self, release: str, python: str | Path = sys.executable) -> Path:
-        """Return the folder with the models `classifier` and `function`, as this release saves them."""
+        """Return the folder in which a release has saved `classifier`, `boosting` and `function`."""
         return self.made(release, str(python))
 
     def _made(self, release: str, python: str) -> Path:
@@ -72,24 +72,30 @@ class OldModels:
 
 
 def save(folder: Path) -> None:
-    """Save a classifier and a function of a table, with all that MLflow writes of them."""
+    """Save two classifiers and a function of a table, with all that MLflow writes of them.
+
+    A boosting of scikit-learn 1.5 can't be loaded by 1.8 or later.
+    """
     import mlflow.pyfunc
     import mlflow.sklearn
     import pandas as pd
     from mlflow.models import infer_signature
+    from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
     release = mlflow.__version__
     table = pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "name": ["a", "b", "c", "d"]})
     numbers = table[["x"]]
-    model = LogisticRegression().fit(numbers, [0, 0, 1, 1])
-    mlflow.sklearn.save_model(
-        model,
-        str(folder / "classifier"),
-        signature=infer_signature(numbers, model.predict(numbers)),
-        input_example=numbers[:2],
-        pip_requirements=[f"mlflow=={release}", *PACKAGES[release]],
-    )
+    requirements = [f"mlflow=={release}", *PACKAGES[release]]
+    for name, made in (("classifier", LogisticRegression()), ("boosting", GradientBoostingClassifier())):
+        model = made.fit(numbers, [0, 0, 1, 1])
+        mlflow.sklearn.save_model(
+            model,
+            str(folder / name),
+            signature=infer_signature(numbers, model.predict(numbers)),
+            input_example=numbers[:2],
+            pip_requirements=requirements,
+        )
 
     class Function(mlflow.pyfunc.PythonModel):
         def predict(self, context, model_input, params=None):
@@ -102,7 +108,7 @@ def save(folder: Path) -> None:
         python_model=Function(),
         signature=infer_signature(table, params={"factor": 2.0}),
         input_example=table[:2],
-        pip_requirements=[f"mlflow=={release}", *PACKAGES[release]],
+        pip_requirements=requirements,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-import time
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from old_models import OldModels
 from packaging.requirements import Requirement
 from pids import descendants
 from promotions import Model
+from stage import Stage, settle
 
-from serving.errors import NoEnvironment
+from serving.errors import LoadFailed, NoEnvironment, ProcessDied
 from serving.runtime import environments
 from serving.runtime.environments import Environments
 
@@ -87,28 +90,24 @@ def test_what_can_not_be_installed_is_told(service: Service) -> None:
     assert model.predict(2.0).json()["prediction"] == 2.0
 
 
-RELEASES = ("2.9.2", "2.16.2", "2.22.4")
-MODELS = ("classifier", "function")
+OLD = (("classifier", "2.9.2"), ("function", "2.9.2"), ("function", "2.16.2"), ("boosting", "2.22.4"))
+"""Models, and the releases of MLflow that log them: 2.16.2 under another Python, if there is one."""
 
 
 @pytest.fixture(scope="module")
 def old(
     old_mlflow: OldModels, new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """Serve models of older releases of MLflow, and one that was logged under another Python."""
+    """Serve models of older releases of MLflow."""
     folder = tmp_path_factory.mktemp("old")
     registry = Registry(new_registry(folder))
-    names = []
-    for release in RELEASES:
-        for kind in MODELS:
-            names.append(f"{kind}-{release}")
-            registry.register(names[-1], old_mlflow(release) / kind)
     path = os.environ["PATH"]
-    if other := old_models.interpreter(OTHER_PYTHON):
-        names.append("python")
-        registry.register("python", old_mlflow("2.16.2", other) / "function")
-        path = f"{other.parent}{os.pathsep}{path}"
-    models = ",".join(f"models:/{name}/1" for name in names)
+    for kind, release in OLD:
+        other = old_models.interpreter(OTHER_PYTHON) if release == "2.16.2" else None
+        if other:
+            path = f"{other.parent}{os.pathsep}{path}"
+        registry.register(f"{kind}-{release}", old_mlflow(release, other or sys.executable) / kind)
+    models = ",".join(f"models:/{kind}-{release}/1" for kind, release in OLD)
     settings = {
         "models": models,
         "environments": True,
@@ -117,40 +116,126 @@ def old(
         "_path": path,
     }
     with served(registry.uri, folder, **settings) as running:
-        ends = time.monotonic() + 280
-        while not running.client.get("/ready").is_success:
-            assert time.monotonic() < ends, running.ready()
-            time.sleep(0.2)
         yield running
 
 
+def until_all_live(service: Service) -> None:
+    """Wait until environments are made, which takes longer than a test usually waits."""
+    for _ in OLD:
+        with suppress(AssertionError):
+            service.until_ready()
+    service.until_ready()
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("release", RELEASES)
-def test_models_of_older_mlflow_run_in_their_environments(old: Service, release: str) -> None:
-    assert old.client.post(f"/models/classifier-{release}/predict", json={"x": 3}).json()["prediction"] == 1
-    found = old.client.post(
-        f"/models/function-{release}/invocations",
-        json={
-            "dataframe_records": [{"x": 1.5, "name": "ä"}, {"x": 2.0, "name": "b"}],
-            "params": {"factor": 3.0},
-        },
-    )
-    assert found.json()["predictions"] == [
-        {"name": "ä", "parts": [1.5, 4.5]},
-        {"name": "b", "parts": [2.0, 6.0]},
-    ]
+def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
+    until_all_live(old)
+    for name in ("classifier-2.9.2", "boosting-2.22.4"):
+        assert old.client.post(f"/models/{name}/predict", json={"x": 3}).json()["prediction"] == 1
+    rows = [{"x": 1.5, "name": "ä"}, {"x": 2.0, "name": "b"}]
+    body = {"dataframe_records": rows, "params": {"factor": 3.0}}
+    for name in ("function-2.9.2", "function-2.16.2"):
+        found = old.client.post("/invocations", json=body, headers={"X-Model": name})
+        assert found.json()["predictions"] == [
+            {"name": "ä", "parts": [1.5, 4.5]},
+            {"name": "b", "parts": [2.0, 6.0]},
+        ]
 
 
 @pytest.mark.timeout(600)
 def test_model_of_another_python_is_run_by_it(old: Service) -> None:
-    if "python" not in {model["name"] for model in old.ready()["models"]}:
+    if not old_models.interpreter(OTHER_PYTHON):
         pytest.skip(f"there is no Python {OTHER_PYTHON}")
-    found = old.client.post(
-        "/models/python/invocations", json={"dataframe_records": [{"x": 1.5, "name": "a"}]}
-    )
-    assert found.json()["predictions"] == [{"name": "a", "parts": [1.5, 3.0]}]
+    until_all_live(old)
     programs = {Path(f"/proc/{pid}/exe").readlink().name for pid in _forkers(old)}
     assert programs == {f"python{HERE}", f"python{OTHER_PYTHON}"}
+
+
+# -- in one process
+
+
+@pytest.mark.anyio
+async def test_load_failure_names_what_is_not_installed_so(stage: Stage, old_mlflow: OldModels) -> None:
+    folder = await asyncio.to_thread(old_mlflow, "2.9.2")
+    number = stage.registry.register("actor", folder / "boosting")
+    follower = stage.follow(f"models:/actor/{number}")
+    await settle(follower)
+    assert follower.candidate
+    assert "loading it raised" in follower.candidate.reason
+    assert f"scikit-learn==1.5.2 (installed: {version('scikit-learn')})" in follower.candidate.reason
+    assert "set SERVING_ENVIRONMENTS=true to run it" in follower.candidate.reason
+
+
+@pytest.mark.anyio
+async def test_python_of_a_failed_load_is_named(stage: Stage, tmp_path: Path) -> None:
+    folder = requiring(tmp_path, on_load="raise:broken")
+    (folder / "python_env.yaml").write_text("python: 3.10.1")
+    stage.registry.promote("actor", stage.registry.register("actor", folder))
+    follower = stage.follow()
+    await settle(follower)
+    assert follower.candidate
+    assert follower.candidate.reason == (
+        "loading it raised ValueError: broken. "
+        f"It requires Python 3.10 (installed: {HERE}): {environments.REMEDY}"
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            [OTHER, "no-such-package"],
+            [f"{OTHER} (installed: {version('idna')})", "no-such-package (not installed)"],
+        ),
+        ([f"idna=={version('idna')}.99"], []),
+        ([f"idna=={version('idna')}"], []),
+    ],
+)
+async def test_version_with_other_packages_is_live_with_a_warning(
+    stage: Stage, tmp_path: Path, lines: list[str], expected: list[str]
+) -> None:
+    stage.registry.promote("actor", stage.registry.register("actor", requiring(tmp_path, *lines)))
+    follower = stage.follow()
+    await settle(follower)
+    assert follower.slot.live
+    named = ", ".join(expected)
+    assert follower.slot.live.warnings == [
+        f"actor version 1 may answer otherwise: it requires {named}: {environments.REMEDY}"
+    ] * bool(expected)
+
+
+def wheel(folder: Path, name: str, code: str) -> str:
+    """Make a package that runs `code` when it is imported, and return the requirement for it."""
+    made = folder / f"{name}-99-py3-none-any.whl"
+    info = f"{name}-99.dist-info"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", code)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 99\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name} @ {made.as_uri()}"
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(300)
+async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: Stage, tmp_path: Path) -> None:
+    broken = wheel(tmp_path, "orjson", "raise AttributeError('not of this release')")
+    stage.registry.register("actor", requiring(tmp_path, SKINNY, broken))
+    follower = stage.follow("models:/actor/1", environments=True)
+    found, _ = await follower._registry.resolve(follower.slot.reference)
+    reason = (
+        "the process that starts model processes in this version's own environment ended with status 1: "
+        "AttributeError: not of this release"
+    )
+    for _ in range(2):
+        for _ in range(2):
+            with pytest.raises(ProcessDied) as died:
+                await follower._gate.bring_up(found, follower.slot)
+            assert str(died.value) == reason
+        with pytest.raises(LoadFailed) as rejected:
+            await follower._gate.bring_up(found, follower.slot)
+        assert str(rejected.value) == f"{reason} (3 times in a row)"
 
 
 # -- in plain functions

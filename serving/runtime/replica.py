@@ -155,7 +155,11 @@ class Replica(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            launched = self._launcher.launch(folder, theirs, self._told)
+            try:
+                launched = self._launcher.launch(folder, theirs, self._told)
+            except ProcessDied:
+                ours.close()
+                raise
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         self._child = await launched
 
