@@ -258,6 +258,7 @@ def needs(folder: Path, *lines: str) -> environments.Needs:
         ("numpy @ https://example.org/numpy.whl", False),
         ("NumPy>1 # a comment", True),
         ('no-such-package; python_version < "3"', True),
+        ('no-such-package; extra == "more"', True),
         ("# a comment", True),
         ("", True),
     ],
@@ -319,7 +320,9 @@ def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("text", ["[", "- a list"])
+@pytest.mark.parametrize(
+    "text", ["[", "- a list", "python: 3.10", "python: new", "dependencies: numpy", "python: ['3.10']"]
+)
 async def test_unreadable_python_env_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "python_env.yaml").write_text(text)
     with pytest.raises(NoEnvironment, match="the files of its environment can't be read"):

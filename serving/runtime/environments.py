@@ -36,6 +36,7 @@ _SECONDS = 600.0
 _TOLD = 400
 _MAX_NAMED = 10
 _OPTION = re.compile(r"(-r|--requirement|-c|--constraint)[ =]+(\S+)$")
+_PYTHON = re.compile(r"\d+\.\d+")
 _DECORATION = re.compile(r"[^\x20-\x7e]+")
 
 
@@ -53,7 +54,9 @@ class Needs:
     def applying(self) -> list[Requirement]:
         """Return the packages whose markers are true of this machine and its Python."""
         python = self.python or _HERE
-        facts = {"python_version": python, "python_full_version": f"{python}.0"} if python != _HERE else {}
+        facts = {"extra": ""}
+        if python != _HERE:
+            facts |= {"python_version": python, "python_full_version": f"{python}.0"}
         return [each for each in self.packages if each.marker is None or each.marker.evaluate(facts)]
 
 
@@ -75,13 +78,23 @@ def read(folder: Path) -> Needs:
     needs = Needs()
     try:
         described = _yaml(folder / "python_env.yaml")
-        python = described.get("python") or _flavor(folder).get("python_version")
-        needs.python = ".".join(str(python or "").split(".")[:2])
+        needs.python = _python(described.get("python") or _flavor(folder).get("python_version"))
         lines = described.get("dependencies") or ["-r requirements.txt"]
+        if not isinstance(lines, list):
+            raise ValueError("the dependencies in python_env.yaml are no list")
         _collect(folder, map(str, lines), "python_env.yaml", needs, needs.packages, set())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         needs.fault = f"the files of its environment can't be read: {error}"
     return needs
+
+
+def _python(named: Any) -> str:
+    if named is None:
+        return ""
+    # Without quotes, 3.10 is the number 3.1.
+    if not isinstance(named, str) or not (found := _PYTHON.match(named)):
+        raise ValueError(f"the Python {named!r:.50} is no version: write it in quotes, as '{_HERE}'")
+    return found[0]
 
 
 def _yaml(file: Path) -> Mapping[str, Any]:
@@ -141,9 +154,16 @@ def differences(needs: Needs) -> list[Difference]:
         found.append(Difference(f"Python {needs.python}", _HERE, matters=True))
     for each in needs.applying():
         installed = _installed(each.name)
-        if each.url or not (installed and each.specifier.contains(installed, prereleases=True)):
+        if each.url or not (installed and _contains(each, installed)):
             found.append(Difference(str(each), installed, _matters(each, installed)))
     return found
+
+
+def _contains(wanted: Requirement, installed: str) -> bool:
+    try:
+        return wanted.specifier.contains(installed, prereleases=True)
+    except InvalidVersion:  # what is installed has one of before PEP 440
+        return False
 
 
 def _installed(name: str) -> str:
