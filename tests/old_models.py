@@ -20,7 +20,13 @@ PACKAGES = {
         "scikit-learn==1.5.2",
     ),
     "2.16.2": ("cloudpickle==3.0.0", "pandas==2.2.3", "numpy==1.26.4", "scikit-learn==1.5.2"),
-    "2.22.4": ("cloudpickle==3.1.1", "pandas==2.2.3", "numpy==2.2.6", "scikit-learn==1.6.1"),
+    "2.22.4": (
+        "cloudpickle==3.1.1",
+        "numpy==2.2.6",
+        "pandas==2.2.3",
+        "pyarrow==18.1.0",
+        "scikit-learn==1.6.1",
+    ),
 }
 """What models of a release were trained with."""
 
