@@ -94,9 +94,11 @@ class Breaking(Rejected):
 
 
 class NoEnvironment(Rejected):
-    """What it requires can't be installed; it may heal."""
+    """What it requires can't be installed; it may heal, unless what it requires can't be read."""
 
-    may_heal = True
+    def __init__(self, detail: str, *, may_heal: bool = True) -> None:
+        super().__init__(detail)
+        self.may_heal = may_heal
 
 
 class Corrupt(Rejected):

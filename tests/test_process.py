@@ -17,7 +17,7 @@ from mlflow.types import ParamSpec, Schema
 from signatures import TYPES, columns, contract
 from test_table import rows_of
 
-from serving.runtime import model_input, process, table
+from serving.runtime import model_input, process
 
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
 KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
 from serving.errors import ModelFailed, Unprocessable
-from serving.runtime import answers, model_input, table
+from serving.runtime import answers, model_input
 from serving.runtime.answers import Form
 from serving.runtime.contract import Contract
 from serving.runtime.nesting import unpacked

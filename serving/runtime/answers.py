@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date, time
-from enum import StrEnum
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,11 @@ import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
-from pydantic import BaseModel
+
+try:
+    from pydantic import BaseModel
+except ImportError:  # no answer in an environment without it holds one
+    BaseModel = ()  # type: ignore[assignment,misc]
 
 from serving.errors import ModelFailed
 from serving.runtime.nesting import JSON, NOT_FINITE
@@ -24,7 +28,7 @@ from serving.runtime.tensors import lists
 _FORM, _REORDERED = b"form", b"reordered"
 
 
-class Form(StrEnum):
+class Form(str, Enum):
     """What the model answered."""
 
     VALUES = "values"
@@ -216,5 +220,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (date, time)):  # which a datetime is, and pandas' Timestamp
         return value.isoformat()
     if isinstance(value, BaseModel):
-        return value.model_dump()
+        return value.model_dump() if hasattr(value, "model_dump") else value.dict()
     raise TypeError(f"a {type(value).__name__} can't be told in JSON")

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
-
 from serving.errors import Untypable
 from serving.runtime.facets import correction
 from serving.runtime.kinds import Kind, kind
@@ -45,6 +43,8 @@ class Column:
     @property
     def annotation(self) -> Any:
         """The type of one value for pydantic; null is one where the column is optional and MLflow takes it."""
+        from pydantic import BeforeValidator, WithJsonSchema
+
         checked = self.kind.annotation(dict(self.facets))
         if self.required:
             return Annotated[checked, WithJsonSchema(self.schema)]

@@ -58,6 +58,7 @@ class Loaded:
         runtime: Runtime,
         recorder: Recorder,
         metrics: Metrics,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # once it takes requests
@@ -88,7 +89,7 @@ class Loaded:
         self.loaded_at = datetime.now(UTC)
         self.state, self.used_at = State.STARTING, 0.0
         """When the last request on it was over, by the monotonic clock."""
-        self._runtime, self._limits = runtime, limits
+        self._runtime, self._limits, self._warnings = runtime, limits, warnings
         self._leases, self._unheld = 0, asyncio.Event()
         self.calls = Calls(
             version,
@@ -122,7 +123,7 @@ class Loaded:
             self.tally.warning(str(self.version)),
             "it was brought up from the copy on disk, as the registry was away" if self.from_disk else "",
         ]
-        return [*filter(None, found), *self.contract.warnings]
+        return [*filter(None, found), *self.contract.warnings, *self._warnings]
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""

@@ -62,7 +62,8 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
         for row, column in zip(block, batch.columns, strict=True):
             row[:] = column.to_numpy()
         return pd.DataFrame(block.T, columns=_index(tuple(batch.schema.names)), copy=False)
-    flat = batch.drop_columns([field.name for field in batch.schema if field.type == JSON])
+    # `drop_columns` is not in pyarrow before 15.
+    flat = batch.select([field.name for field in batch.schema if field.type != JSON])
     frame: pd.DataFrame = flat.to_pandas(use_threads=False)
     for index, field in enumerate(batch.schema):
         column = batch.column(index)

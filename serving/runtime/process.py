@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
-
 from serving.runtime import answers, heap, model_input, trace, wire
 
 _MOST_TEXT = 8000
@@ -39,6 +37,8 @@ class Model:
         """Return what only the loaded model shows, as the payload of a `READY` frame."""
         shown: dict[str, Any] = {}
         if self.hint:
+            from pydantic import PydanticUserError, TypeAdapter
+
             with suppress(PydanticUserError, TypeError, ValueError):  # a type without a JSON Schema
                 shown["input_schema"] = TypeAdapter(self.hint).json_schema()
         return json.dumps(shown).encode()
@@ -74,13 +74,14 @@ def load(folder: Path, *, enforce: bool) -> Model:
     hint = _hint(model)
     outputs = model.metadata.get_output_schema()
     depths = answers.depths(outputs.to_dict() if outputs else [])
-    return Model(predict, _of_hints(model) if hint else model.predict_stream, depths, hint)
+    stream = _of_hints(model) if hint else getattr(model, "predict_stream", predict)
+    return Model(predict, stream, depths, hint)
 
 
 def _hint(model: Any) -> Any:
     """The type hint from which MLflow made the signature; None where there is none."""
-    is_hinted = getattr(model.metadata, "_is_signature_from_type_hint", None)  # MLflow 2.20
-    return model.unwrap_python_model().predict_type_hints.input if is_hinted and is_hinted() else None
+    is_hinted = _has_fact(model.metadata, "_is_signature_from_type_hint")
+    return model.unwrap_python_model().predict_type_hints.input if is_hinted else None
 
 
 def _converts(model: Any) -> bool:
@@ -89,14 +90,21 @@ def _converts(model: Any) -> bool:
 
     metadata = model.metadata
     schema = metadata.get_input_schema()
-    hints = ("_is_signature_from_type_hint", "_is_type_hint_from_example")  # MLflow 2.20
     return bool(
-        any(getattr(metadata, name)() for name in hints if hasattr(metadata, name))
+        any(
+            _has_fact(metadata, name)
+            for name in ("_is_signature_from_type_hint", "_is_type_hint_from_example")
+        )
         or (
             not schema.is_tensor_spec()
             and not all(isinstance(kind, DataType) for kind in schema.input_types())
         )
     )
+
+
+def _has_fact(metadata: Any, name: str) -> bool:
+    """Ask a model's metadata for a fact; MLflow before 2.20 has no type hints, and none of these facts."""
+    return bool(getattr(metadata, name, bool)())
 
 
 def _unenforced(model: Any) -> Predict:
@@ -157,7 +165,7 @@ def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
     return wire.pack(wire.Kind.END)
 
 
-class _InvalidInput(Exception):  # noqa: N818  # never leaves this module
+class _InvalidInput(Exception):  # never leaves this module
     """The input does not fit the type hint; its argument is the payload of an `INVALID` frame."""
 
 
@@ -180,6 +188,8 @@ def _fitted(model: Model, data: Any) -> Any:
 
 
 def _parsed(hint: Any, data: Any) -> Any:
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
     faults: Sequence[Any] = [{"loc": (), "msg": "Input should fit the type hint of the model"}]
     try:
         return TypeAdapter(hint).validate_json(json.dumps(data), strict=True)

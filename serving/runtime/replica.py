@@ -79,9 +79,9 @@ class Replica(asyncio.Protocol):
             await replica._connect(folder)  # a fork server that warms up is no fault of the version
             async with asyncio.timeout(seconds):
                 await replica._loaded
-        except ProcessDied:
+        except ProcessDied as error:
             replica.kill()  # it may have done no more than hang up
-            raise await replica._cause_of_death() from None
+            raise await replica._cause_of_death(error) from None
         except TimeoutError:
             raise LoadFailed(f"it had not loaded after {seconds:g} s, and was stopped") from None
         finally:
@@ -158,16 +158,20 @@ class Replica(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            launched = self._launcher.launch(folder, theirs, self._told)
+            try:
+                launched = self._launcher.launch(folder, theirs, self._told)
+            except ProcessDied:
+                ours.close()
+                raise
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         self._child = await launched
 
-    async def _cause_of_death(self) -> LoadFailed | ProcessDied:
+    async def _cause_of_death(self, error: ProcessDied) -> LoadFailed | ProcessDied:
         if self._child is not None:
             await asyncio.wait([self._child.ended], timeout=_SECONDS_TO_REAP)
-        status = self._child.ended.result() if self._child and self._child.ended.done() else None
-        if status is None:
-            return ProcessDied("The fork server died while it loaded.")
+        status = self._child.ended.result() if self._child and self._child.ended.done() else error
+        if isinstance(status, ProcessDied):
+            return status
         if status < 0:
             hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
             return LoadFailed(f"its process was killed by {signal.Signals(-status).name} while loading{hint}")

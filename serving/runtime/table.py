@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -38,7 +38,7 @@ INDEX = b"index"
 """Key of schema metadata: the index of the DataFrame, as JSON."""
 
 
-class Form(StrEnum):
+class Form(str, Enum):
     """What pyfunc takes."""
 
     FRAME = "frame"
