@@ -234,7 +234,8 @@ class DeadlineExceeded(ServingError):
 class ModelFailed(ServingError):
     """The model raised, or answered what its contract does not allow.
 
-    `cause` is for the log alone: it may hold what no client may see. `exception` is the class of what was raised.
+    `cause` is for the log alone: it may hold what no client may see. `exception` is the class of what was
+    raised.
     """
 
     def __init__(self, detail: str, cause: str = "", exception: str = "") -> None:

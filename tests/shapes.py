@@ -1,7 +1,7 @@
 """Models written as code that look at more than one row, or return more or less than one result per row.
 
-The model config's `shape` names the one that is logged; `wait` is a named pipe that the model reads from where a
-row's `x` is below -1000, so that a test can keep it busy.
+The model config's `shape` names the one that is logged; `wait` is a named pipe that the model reads from
+where a row's `x` is below -1000, so that a test can keep it busy.
 """
 
 from __future__ import annotations

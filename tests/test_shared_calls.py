@@ -137,10 +137,10 @@ class Service:
         """Send requests that wait together, since one before them keeps the model busy."""
         calls = self.live(name).calls
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
-        while not calls.in_progress:
+        while not calls.in_progress:  # noqa: ASYNC110  # the next turn of the loop may be it
             await asyncio.sleep(0)
         asked = [asyncio.create_task(self.post(path, body)) for path, body in requests]
-        while calls.waiting < len(requests):
+        while calls.waiting < len(requests):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.to_thread(self._pipe.write_text, "go")
         await busy
@@ -230,7 +230,7 @@ def per_row(answer: Any) -> list[Any]:
     """An answer of pyfunc as one result per row, as typed routes have it."""
     if isinstance(answer, dict):
         return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
-    return [[*row.values()][0] if isinstance(row, dict) and len(row) == 1 else row for row in answer]
+    return [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in answer]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,7 +45,7 @@ class Chronicle:
         self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
 
     def condition(self, live: Loaded) -> None:
-        """Report in MLflow whether callers share calls of the live version, and what a person should look at."""
+        """Report in MLflow whether callers share calls of the live version, and its warnings."""
         sharing, warnings = live.calls.sharing, "; ".join(live.warnings)
         for tag, text, merge in (
             (BATCHING_TAG, json.dumps(sharing.as_json()), partial(_merged_sharing, sharing)),

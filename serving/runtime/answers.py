@@ -93,7 +93,7 @@ def form(table: pa.RecordBatch) -> Form:
 
 
 def is_reordered(table: pa.RecordBatch) -> bool:
-    """Return whether the model's answer has an index by which its rows are in another order than the input's."""
+    """Return whether the index of a model's answer puts its rows in another order than the input's."""
     return _REORDERED in (table.schema.metadata or {})
 
 

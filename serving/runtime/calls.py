@@ -114,10 +114,10 @@ class Calls:
     ) -> list[Part]:
         """Queue rows that fit the contract, to be answered within `deadline` seconds.
 
-        They are one call, unless callers may share calls: then large tables are cut, and rows that no table can
-        hold together are parted. What is `alone` is one call in any case. The answers are predictions, or with
-        `raw` the model's own tables, of which none are made yet. What has `begun` is a further piece of a
-        request that was taken in, of which all pieces have the same `origin`.
+        They are one call, unless callers may share calls: then large tables are cut, and rows that no table
+        can hold together are parted. What is `alone` is one call in any case. The answers are predictions,
+        or with `raw` the model's own tables, of which none are made yet. What has `begun` is a further
+        piece of a request that was taken in, of which all pieces have the same `origin`.
 
         Raises:
             Overloaded: the queue is full.
@@ -161,8 +161,8 @@ class Calls:
     ) -> pa.RecordBatch:
         """Return the model's own table for rows that were submitted `raw` in these parts, in their order.
 
-        Where the parts do not have one result per row each, the request is called for again, as one call; it has
-        until `ends`, by the performance counter.
+        Where the parts do not have one result per row each, the request is called for again, as one call;
+        it has until `ends`, by the performance counter.
 
         Raises:
             ServingError: one of the parts was not answered.

@@ -20,8 +20,8 @@ UNNAMED = "input"
 class Column:
     """One named input: its type, whether it may be left out, and its facets in JSON Schema's words.
 
-    The type is MLflow's name for a scalar, or the JSON in which MLflow writes any other. `label` is the column's
-    label in the DataFrame where that is not its name: pandas numbers the columns of an array.
+    The type is MLflow's name for a scalar, or the JSON in which MLflow writes any other. `label` is the
+    column's label in the DataFrame where that is not its name: pandas numbers the columns of an array.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Column:
 
     @property
     def annotation(self) -> Any:
-        """The type of one value for pydantic; null is one where the column is optional and MLflow takes it."""
+        """The type of one value for pydantic, or null where the column is optional and MLflow takes it."""
         from pydantic import BeforeValidator, WithJsonSchema
 
         checked = self.kind.annotation(dict(self.facets))
@@ -54,7 +54,7 @@ class Column:
 
 
 def column(spec: Mapping[str, Any], facets: Mapping[str, Any], name: str = UNNAMED) -> Column:
-    """A column from its entry in the signature and the metadata's words on it; `name` is what clients call it.
+    """Make a column of its entry in the signature and the metadata's words on it; `name` is for clients.
 
     Raises:
         Untypable: no typed endpoint can be made of the type, or a word is unknown or means nothing for it.

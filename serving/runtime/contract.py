@@ -278,7 +278,8 @@ class ModelVersion(TypedDict):
 
 
 def validator(annotation: Any) -> SchemaValidator:
-    # Of the adapter itself the validator is another where plugins of pydantic are installed, which watch each call.
+    # Of the adapter itself the validator is another where plugins of pydantic are installed, which watch
+    # each call.
     return SchemaValidator(TypeAdapter(annotation).core_schema)
 
 

@@ -42,8 +42,8 @@ class Intake:
     def take(self, columns: Mapping[str, Given], **metadata: Any) -> pa.RecordBatch:
         """Return the rows of columns of values as JSON has them, None for null, or of Arrow arrays.
 
-        The arrays are of the columns' types or such as those hold: integers for doubles, say. The `metadata` are
-        `gaps`, the rows in which a column was left out, and `index`, that of the DataFrame.
+        The arrays are of the columns' types or such as those hold: integers for doubles, say. The
+        `metadata` are `gaps`, the rows in which a column was left out, and `index`, that of the DataFrame.
 
         Raises:
             BodyTooLarge: there are more rows than the contract takes.

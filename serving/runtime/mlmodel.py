@@ -131,8 +131,8 @@ def _columns(specs: Sequence[Mapping[str, Any]], facets: Any, of_hints: bool) ->
 def _as_hinted(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """The spec of an input that MLflow wrote after a type hint: of objects it says less than the hint does.
 
-    A field with a default stands there as required, and a union as anything. Pydantic has the last word, in the
-    model process.
+    A field with a default stands there as required, and a union as anything. Pydantic has the last word, in
+    the model process.
     """
     return {"type": "any", "required": spec.get("required", True)} if spec["type"] not in SCALARS else spec
 

@@ -1,7 +1,7 @@
 """What a call of the model shows of its output, beside what the signature declares.
 
-A signature may be inferred from training labels, or from nothing: a contract that trusts it over the model would
-refuse answers that MLflow returns.
+A signature may be inferred from training labels, or from nothing: a contract that trusts it over the model
+would refuse answers that MLflow returns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def outputs_of(
 
 
 def _fitted(value: Value, array: pa.Array) -> Value:
-    """Return the declared column if the array fits it, one of any number where it does not by its width alone."""
+    """Return the declared column if the array fits it, else a wider one that it fits."""
     for candidate in (value, Value(value.name, "number", value.shape, value.required)):
         if candidate is not value and value.kind != "integer":
             continue

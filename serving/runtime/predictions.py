@@ -52,7 +52,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The predictions for a table, made when they are needed: of a large one all at once would hold up others.
+    """The predictions for a table, made when they are needed: at once, a large one would hold up others.
 
     A `whole` one is a result for all rows of a request, of which no row has a part.
     """

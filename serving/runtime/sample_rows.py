@@ -1,7 +1,7 @@
 """Rows made from a contract: from its types, bounds and profile, and from an example row if there is one.
 
-They show how a model behaves where its logged example shows too little. A model need not know such rows, so that
-nothing follows from one on which it fails.
+They show how a model behaves where its logged example shows too little. A model need not know such rows, so
+that nothing follows from one on which it fails.
 """
 
 from __future__ import annotations

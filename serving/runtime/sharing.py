@@ -1,8 +1,8 @@
 """Whether requests of different callers may share a call of the model: only where that is proven safe.
 
-No signature declares that the rows of a table are independent of each other. So a version's rows are run alone
-and in several combinations before it goes live, and a few of its live batches are run again row by row later
-(`sharing_monitor.py`). The first difference ends sharing.
+No signature declares that the rows of a table are independent of each other. So a version's rows are run
+alone and in several combinations before it goes live, and a few of its live batches are run again row by
+row later (`sharing_monitor.py`). The first difference ends sharing.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ async def _alone(
 
 
 def _combinations(rows: int, seconds: float) -> list[tuple[str, list[int]]]:
-    """Return orders in which to run the rows together, each with its name; only the first if time is short."""
+    """Return orders in which to run the rows together, with names; fewer if time is short."""
     together = [*range(rows)]
     halves = together[rows // 2 :] + together[: rows // 2]
     repeated = [row for row in reversed(halves) for _ in range(2)]

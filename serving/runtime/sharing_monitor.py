@@ -1,4 +1,4 @@
-"""Runs a few live batches again, request by request: the proof that callers may share a call is only of some rows.
+"""Runs a few live batches again, request by request: the proof that callers may share calls is of few rows.
 
 It costs at most a hundredth of the model's time, and waits for a moment in which no request waits.
 """
@@ -103,5 +103,5 @@ class SharingMonitor:
 
     async def _until_idle(self) -> None:
         ends = time.monotonic() + _MAX_WAIT_SECONDS
-        while self._batcher.waiting and time.monotonic() < ends:
+        while self._batcher.waiting and time.monotonic() < ends:  # noqa: ASYNC110  # an event would cost each call
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)

@@ -1,7 +1,7 @@
 """Typed rows as the Arrow stream that crosses from the front to a model process.
 
-The front encodes rows with the exact types that pyfunc enforces; `model_input.py` makes of them the DataFrame,
-array or list that the model is called with. Neither unpickles anything.
+The front encodes rows with the exact types that pyfunc enforces; `model_input.py` makes of them the
+DataFrame, array or list that the model is called with. Neither unpickles anything.
 
 A request is one table. A column that all of its rows leave out is absent from the table, as it is from the
 DataFrame that MLflow makes; a null is a null. Where only some rows leave a column out, those cells are NaN,
@@ -199,7 +199,8 @@ class Layout:
 
     def _likeness(self, rows: Sequence[Mapping[str, Any]]) -> Likeness:
         present = [any(name in row for row in rows) for name in self.optional]
-        # All nulls, or some beside booleans, make a column of objects; with others its dtype would be another.
+        # All nulls, or some beside booleans, make a column of objects; with others its dtype would be
+        # another.
         texts = [all(row.get(name) is None for row in rows) for name in self._texts]
         booleans = [any(row.get(name) is None for row in rows) for name in self._booleans]
         return (*present, *texts, *booleans)
@@ -249,7 +250,7 @@ class Layout:
 
 
 def is_own(rows: Rows) -> bool:
-    """Return whether a table has what only holds for all of it: gaps, an index. It can't be cut or extended."""
+    """Return whether a table has gaps or an index, which hold for all of it: it can't be cut or extended."""
     metadata = (rows.schema.metadata if isinstance(rows, pa.RecordBatch) else None) or {}
     return GAPS in metadata or INDEX in metadata
 

@@ -128,7 +128,7 @@ class Value:
 
     @property
     def _may_be_null(self) -> bool:
-        """Whether null is a value: in any column of objects, as MLflow writes None; not of required numbers."""
+        """Whether null is a value: in a column of objects, as MLflow writes None; not of required numbers."""
         return not self.required or not (self.shape or self.kind in _WITHOUT_NULLS)
 
     def _said(self, value: Any) -> Any:
