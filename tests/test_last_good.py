@@ -116,7 +116,7 @@ async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
     cold = stage.follow()
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", State.WAITING))
-    assert stage.tags("1")["serving.live_as"] == PRODUCTION
+    assert stage.live("1").keys() == {PRODUCTION}
 
 
 async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_serving(
@@ -133,3 +133,46 @@ async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_servin
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", State.REJECTED))
     assert "a mistake of ours" in caplog.text
+
+
+STABLE, CHAMPION, LATEST = "models:/actor@stable", "models:/actor@champion", "models:/actor/latest"
+
+
+async def settle_all(front: list[Follower]) -> None:
+    for follower in front:
+        await settle(follower)
+
+
+def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
+    """Return the versions whose tag names the reference, the one that took it last at the end."""
+    found = stage.registry.client.search_model_versions("name='actor'")
+    since = {each.version: stage.live(each.version).get(reference) for each in found}
+    return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
+
+
+async def test_a_new_front_serves_what_was_live_last(stage: Stage, tmp_path: Path) -> None:
+    front = stage.front(PRODUCTION, STABLE, CHAMPION)
+    stage.promote(factor=2.0)
+    for alias in ("stable", "champion"):
+        stage.registry.alias("actor", alias, "1")
+    await settle_all(front)
+    assert stage.live("1").keys() == {PRODUCTION, STABLE, CHAMPION}
+    stage.promote(factor=3.0)
+    stage.registry.alias("actor", "champion", "2")
+    await settle_all(front)
+    assert stage.live("1").keys() == {STABLE}
+    assert stage.live("2").keys() == {PRODUCTION, CHAMPION}
+    assert stage.tags("1")["serving.state"] == "live"
+    stage.registry.promote("actor", "1")
+    await settle_all(front)
+    stage.promote(**BROKEN)
+    await settle_all(front)
+    assert stage.live("1").keys() == {PRODUCTION, STABLE}
+    assert stage.live("2").keys() == {CHAMPION}
+    assert stage.tags("2")["serving.state"] == "live"
+    assert stage.tags("3")["serving.state"] == "rejected"
+    assert stage.live("1")[PRODUCTION] > stage.live("2")[CHAMPION]
+    assert stage.live("3") == {}
+    cold = stage.follow(store_dir=tmp_path / "elsewhere")
+    await settle(cold)
+    assert (live(cold), refused(cold)) == ("1", ("3", State.REJECTED))
