@@ -118,7 +118,8 @@ class Shelf:
             raise RegistryUnavailable("it is away")
 
     def find(self, number: str) -> Version:
-        return replace(version(number), tags=dict(self.tags[number]))
+        stage = "Production" if self.named[PRODUCTION] == number else None
+        return replace(version(number), tags=dict(self.tags[number]), stage=stage)
 
     def last(self, uri: str, but: str) -> Version | None:
         return latest([self.find(number) for number in self.tags if number != but], uri)

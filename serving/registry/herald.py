@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,8 +37,10 @@ from serving.runtime.version import Outcome, Version
 log = logging.getLogger("serving.herald")
 _MOST_PENDING = 100
 _MOST_TOLD = 1000
+_SHOWN = (Kind.STAGE, Kind.LATEST)
+"""A look at one of these shows all versions of the model, with their tags."""
 _SECONDS_BETWEEN_CHECKS = 60.0
-"""Looks at a stage show all versions of its model; what other references name is checked this often."""
+"""The tags of a model are checked this often for other references."""
 
 Key = tuple[str, str | None]
 
@@ -74,7 +76,7 @@ class Herald:
         self._failing = False
 
     def live(self, reference: str, version: Version, reason: str, *, stands_in: bool = False) -> None:
-        """Have a version's tags say that it is live under `reference`, and no other version's.
+        """Record that a version is live under `reference`, and that no other version is.
 
         A version that only `stands_in` takes the reference from no version that is live on other fronts.
         """
@@ -89,15 +91,15 @@ class Herald:
         self._unwritten[reference] = None
 
     def leave(self, reference: str) -> None:
-        """Have the tags say what they do, though the version that is live under `reference` is unloaded."""
+        """Keep the tags as they are, though the version that is live under `reference` is unloaded."""
         if claim := self._claims.get(reference):
             self._claims[reference] = replace(claim, is_loaded=False)
             self._checks.pop(reference, None)
 
     def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
-        """Have a version's tags say what became of it; a later notice replaces an earlier one.
+        """Record what became of a version that is not live; a later notice replaces an earlier one.
 
-        While its tags say that it is live under any reference, nothing supersedes it.
+        A version that is live under any reference, as its tags show, is not superseded.
         """
         key = (version.name, version.version)
         told = self._told.get(key)
@@ -109,10 +111,10 @@ class Herald:
         _keep(self._pending, key, notice, _MOST_PENDING)
 
     def remind(self, reference: str, found: Version) -> None:
-        """Write once more that a version is live under `reference`, where the tags in the registry differ.
+        """Write again that a version is live under `reference`, if the tags in the registry differ from that.
 
         Fronts that write at the same moment undo each other's writes, and one that is killed leaves its work
-        half done; this repairs both. `found` is what the reference names now, and what is live.
+        half done; this repairs both. `found` is the version that the reference names, and that is live.
         """
         claim, state = self._claims.get(reference), found.tags.get("serving.state")
         if claim is None or claim.version.identity != found.identity or state == Outcome.REVERTED:
@@ -123,7 +125,7 @@ class Herald:
             self._unwritten[reference] = None
 
     def _schedule(self) -> None:
-        """Have what is to be written wait, unless something waits already."""
+        """Set the time of the next write, unless something waits already."""
         if not self._pending and not self._unwritten:
             self._due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
 
@@ -202,15 +204,15 @@ class Herald:
         if (now := self._claims[uri]).version is claim.version:
             self._claims[uri] = replace(now, is_written=True)
             self._unwritten.pop(uri, None)
-            if now.is_loaded and Reference.parse(uri).kind not in (Kind.STAGE, Kind.LATEST):
+            if now.is_loaded and Reference.parse(uri).kind not in _SHOWN:
                 self._checks[uri] = time.monotonic() + _SECONDS_BETWEEN_CHECKS
         return True
 
     async def _claim(self, uri: str, claim: Claim) -> None:
         """Write the version's tags, if it holds the reference, and then those of the others."""
         version, reference = claim.version, Reference.parse(uri)
-        named = await self._named(reference)
         versions = await self._registry.versions(reference.name)
+        named = await self._named(reference, versions)
         present = next((each.tags for each in versions if each.version == version.version), None)
         if present is None or is_reverted_elsewhere(claim, present):
             return
@@ -234,10 +236,14 @@ class Herald:
                 with suppress(Unresolved):
                     await self._write(other, partial(not_live, uri, held, f"{version} went live", is_told))
 
-    async def _named(self, reference: Reference) -> str | None:
+    async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
+        """Return the number of the version that a reference names now; the versions show it for a stage."""
+        if reference.kind in _SHOWN:
+            is_latest = reference.kind is Kind.LATEST
+            found = [each for each in versions if is_latest or each.stage == reference.selector]
+            return max((str(each.version) for each in found), key=int, default=None)
         with suppress(Unresolved):
-            found, _ = await self._registry.resolve(reference)
-            return found.version
+            return (await self._registry.resolve(reference))[0].version
         return None
 
     def _is_reverted(self, version: Version, claim: Claim) -> bool:
