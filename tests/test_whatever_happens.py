@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import hypothesis
@@ -35,7 +36,7 @@ from promotions import Callers, Model
 pytestmark = pytest.mark.timeout(300)
 
 CALLERS = 24
-MAX_RESTARTS = 8
+MAX_RESTARTS = 6
 
 
 class Fleet:
@@ -101,6 +102,8 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
     broken += [add(on_load=acts) for acts in ("raise:broken", "exit:3")]
     good += [add(), add()]
     restarts = iter(range(MAX_RESTARTS))
+    which = {"place": PLACES, "promoted": st.sampled_from(["", *good, *broken])}
+    how: Any = which | {"kill": st.booleans(), "empty": st.booleans()}
 
     class Life(RuleBasedStateMachine):
         """A model's life; the fronts and the versions are the same in all of them."""
@@ -109,15 +112,16 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
         has_crashed = False
         """Its next processes, if they die young as well, start later and later."""
 
-        @initialize()
-        def begin(self) -> None:
-            for version in ("1", *good[1:], "1"):  # it is loaded anew
+        @initialize(**how)
+        def begin(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
+            for version in (*good, "1"):  # it is loaded anew
                 self.promote(version)
+            self.restart(place, promoted, kill, empty)
 
         @rule(version=st.sampled_from(good))
         def promote(self, version: str) -> None:
             with ExitStack() as stack:
-                callers = [stack.enter_context(Callers(model, count=2)) for model in fleet.models]
+                callers = [stack.enter_context(Callers(model, count=1)) for model in fleet.models]
                 self.promoted = version
                 fleet.promote(version)
                 fleet.until_live(version)
@@ -139,12 +143,7 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
             fleet.promote(passing)
             self.promote(version)
 
-        @rule(
-            place=PLACES,
-            promoted=st.sampled_from(["", *good, *broken]),
-            kill=st.booleans(),
-            empty=st.booleans(),
-        )
+        @rule(**how)
         def restart(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
             """End a front as another version is promoted, or none; the other front goes on."""
             if next(restarts, None) is None:
@@ -188,5 +187,5 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
             for model in fleet.models:
                 assert model.is_well(self.live)
 
-    settings = hypothesis.settings(max_examples=4, stateful_step_count=12, phases=[hypothesis.Phase.generate])
+    settings = hypothesis.settings(max_examples=3, stateful_step_count=12, phases=[hypothesis.Phase.generate])
     run_state_machine_as_test(Life, settings=settings)  # type: ignore[no-untyped-call]
