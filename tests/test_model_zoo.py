@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,6 +29,9 @@ from model_zoo.protocols import PROTOCOLS, Protocols, Send
 from pids import children, descendants
 
 from serving.rpc.messages import services
+
+# The first test waits until all models are saved, and live.
+pytestmark = pytest.mark.timeout(400)
 
 TESTS = Path(__file__).parent
 with quiet():
@@ -99,13 +102,17 @@ def _is_settled(service: Service, name: str) -> bool:
 def held(service: Service) -> Iterator[None]:
     """Stop all model processes, so that requests wait for them together."""
     pids = descendants(service.process.pid) - children(service.process.pid)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    _signal(pids, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # one that was only tried
+            os.kill(pid, number)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

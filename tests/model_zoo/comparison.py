@@ -49,7 +49,7 @@ def difference(
 def _answers(reference: Mapping[str, Any], protocol: str, index: int, request: Request) -> list[Any]:
     """Return what MLflow returns: its server for this form and for the usual one, and pyfunc."""
     if protocol == "stream":
-        return [reference["streamed"]]
+        return [reference["streamed"][index]]
     scored, pyfunc = reference["scored"], reference["pyfunc"]
     usual = next(iter(scored.values()))
     if protocol == "predict" and request.body is None:

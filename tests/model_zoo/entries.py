@@ -23,7 +23,7 @@ class Request:
         frame: the same rows as a DataFrame, for the tabular formats.
         body: a body without a wrapper, as chat models take it; there are no rows then.
         named: False where a row is one value, although it may be an object.
-        datatype: the tensor's datatype where the rows are those of one tensor.
+        datatype: the datatype of tensors in place of the columns' own; `JSON` for values in JSON as `BYTES`.
         is_refused: True where the service must refuse what MLflow accepts.
     """
 

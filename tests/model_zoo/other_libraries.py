@@ -10,9 +10,8 @@ import numpy as np
 from mlflow.models import infer_signature
 
 from model_zoo.entries import Entry, Request, Save, records, table
-from model_zoo.sklearn_models import MEASURES, TOPICS
+from model_zoo.sklearn_models import HOLES, MEASURES, TOPICS
 
-HOLES = MEASURES.where(MEASURES < 4)
 TARGET = [1.0, 2.5, 3.0, 4.0, 5.5, 6.0]
 REQUESTS = (table(HOLES), table(MEASURES[:1]), table(MEASURES[2:4]), records({"width": None, "height": 2.0}))
 
@@ -21,7 +20,7 @@ def _xgboost(folder: Path) -> None:
     import xgboost
 
     model = xgboost.XGBRegressor(n_estimators=5, max_depth=2, min_child_weight=0).fit(HOLES, TARGET)
-    mlflow.xgboost.save_model(model, folder, input_example=MEASURES, pip_requirements=[])
+    mlflow.xgboost.save_model(model, folder, input_example=HOLES, pip_requirements=[])
 
 
 def _xgboost_booster(folder: Path) -> None:
@@ -31,7 +30,7 @@ def _xgboost_booster(folder: Path) -> None:
     model = xgboost.train(
         {"objective": "multi:softprob", "num_class": 3, "max_depth": 2, "min_child_weight": 0}, data, 4
     )
-    signature = infer_signature(MEASURES, model.predict(data))
+    signature = infer_signature(HOLES, model.predict(data))
     mlflow.xgboost.save_model(model, folder, signature=signature, pip_requirements=[])
 
 
@@ -39,7 +38,7 @@ def _xgboost_multi_label(folder: Path) -> None:
     import xgboost
 
     model = xgboost.XGBClassifier(n_estimators=3, max_depth=2, min_child_weight=0).fit(MEASURES, TOPICS)
-    mlflow.xgboost.save_model(model, folder, input_example=MEASURES[:2], pip_requirements=[])
+    mlflow.xgboost.save_model(model, folder, input_example=HOLES, pip_requirements=[])
 
 
 def _lightgbm(folder: Path) -> None:
@@ -47,7 +46,7 @@ def _lightgbm(folder: Path) -> None:
 
     model = lightgbm.LGBMClassifier(n_estimators=5, min_child_samples=1, min_data_in_bin=1, verbose=-1)
     model.fit(HOLES, ["a", "b", "c", "a", "b", "c"])
-    mlflow.lightgbm.save_model(model, folder, input_example=MEASURES, pip_requirements=[])
+    mlflow.lightgbm.save_model(model, folder, input_example=HOLES, pip_requirements=[])
 
 
 def _lightgbm_booster(folder: Path) -> None:
@@ -56,7 +55,7 @@ def _lightgbm_booster(folder: Path) -> None:
     data = lightgbm.Dataset(HOLES, label=TARGET, params={"verbose": -1})
     options = {"objective": "regression", "verbose": -1, "min_data_in_leaf": 1, "min_data_in_bin": 1}
     model = lightgbm.train(options, data, 5)
-    signature = infer_signature(MEASURES, model.predict(MEASURES))
+    signature = infer_signature(HOLES, model.predict(MEASURES))
     mlflow.lightgbm.save_model(model, folder, signature=signature, pip_requirements=[])
 
 
@@ -67,7 +66,7 @@ def _catboost(classifies: bool) -> Save:
         kind = catboost.CatBoostClassifier if classifies else catboost.CatBoostRegressor
         model = kind(iterations=5, depth=2, verbose=False, allow_writing_files=False)
         model.fit(MEASURES, ["a", "b", "c", "a", "b", "c"] if classifies else TARGET)
-        mlflow.catboost.save_model(model, folder, input_example=MEASURES[:2], pip_requirements=[])
+        mlflow.catboost.save_model(model, folder, input_example=HOLES, pip_requirements=[])
 
     return save
 
@@ -96,7 +95,9 @@ def _onnx(folder: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     example = {"measures": MEASURES.to_numpy(np.float32)[:2]}
-    mlflow.onnx.save_model(model, folder, input_example=example, pip_requirements=[])
+    outputs = {"scores": np.ones((2, 3), np.float32), "label": np.ones(2, np.int64)}
+    signature = infer_signature(example, outputs)
+    mlflow.onnx.save_model(model, folder, signature=signature, input_example=example, pip_requirements=[])
 
 
 MATRIX = tuple(

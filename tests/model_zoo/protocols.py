@@ -71,11 +71,10 @@ class Protocols:
                 yield lambda: self._scored(model, content, FORMATS[protocol])
         elif protocol in TENSORS:
             if inputs := tensors(request):
-                if protocol == "grpc" and _is_scalar(request.params):
+                fits_bytes = not any(None in each.data and each.datatype == "BYTES" for each in inputs)
+                if protocol == "grpc" and fits_bytes and _is_scalar(request.params):
                     yield lambda: self._rpc(model, inputs, request.params or {})
-                elif protocol != "grpc" and (
-                    protocol == "v2" or not any(None in each.data for each in inputs)
-                ):
+                elif protocol == "v2" or (protocol == "v2-binary" and fits_bytes):
                     yield lambda: self._inferred(model, inputs, request.params or {}, protocol == "v2-binary")
         elif protocol == "batch" and request.body is None:
             batch: dict[str, Any] = {"rows": [_typed(request, row) for row in request.rows]}
@@ -236,6 +235,8 @@ def tensors(request: Request) -> list[Tensor]:
 
 
 def _tensor(request: Request, name: str, column: list[Any]) -> Tensor | None:
+    if request.datatype == "JSON":
+        return Tensor(name, "BYTES", (len(column),), [*map(json.dumps, column)])
     if request.datatype:
         array = np.array(column)
         return Tensor(name, request.datatype, array.shape, array.ravel().tolist())

@@ -89,7 +89,7 @@ def _in_python(request: Request) -> Any:
     if request.frame is not None:
         return request.frame
     rows = [*request.rows]
-    if request.datatype:
+    if request.datatype in DATATYPES:
         dtype = np.dtype(DATATYPES[request.datatype])
         if request.named:
             return {name: np.array([row[name] for row in rows], dtype) for name in rows[0]}
@@ -104,11 +104,14 @@ def _as_json(predictions: Any, *, wrapped: bool) -> str:
     return text.getvalue()
 
 
-def _streamed(model: Any, request: Request) -> list[Any]:
-    """Return the parts of the answer to the request's first row."""
-    given = dict(request.body) if request.body is not None else request.rows[0]
+def _streamed(model: Any, request: Request) -> list[list[Any]]:
+    """Return the parts of the answer to each row."""
+    given = [dict(request.body)] if request.body is not None else request.rows
     params = None if request.params is None else dict(request.params)
-    return [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(given, params=params)]
+    return [
+        [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(each, params=params)]
+        for each in given
+    ]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from model_zoo.entries import Entry, Request, Save, records, table
 
 MEASURES = pd.DataFrame({"width": [1.0, 2.5, 3.0, 4.25, 5.0, 6.5], "height": [2.0, 1.0, 0.5, 3.5, 4.0, 2.5]})
 ARRAY = MEASURES.to_numpy()
+HOLES = MEASURES.where(MEASURES < 4)
 REVIEWS = pd.DataFrame(
     {
         "text": ["good and cheap", "bad", "very good", "too dear, bad", "good", "bad and late"],
@@ -84,9 +85,7 @@ def _reviews() -> Any:
 def _missing() -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    return HistGradientBoostingRegressor(max_iter=5, min_samples_leaf=1).fit(
-        MEASURES.where(MEASURES < 5), range(len(MEASURES))
-    )
+    return HistGradientBoostingRegressor(max_iter=5, min_samples_leaf=1).fit(HOLES, range(len(MEASURES)))
 
 
 def _categories() -> Any:
@@ -195,7 +194,7 @@ ENTRIES = {
         (table(_shops()), table(_shops()[:2])),
     ),
     "sk_missing_values": Entry(
-        _with_example(_missing, MEASURES.where(MEASURES < 5), serialization_format="cloudpickle"),
+        _with_example(_missing, HOLES, serialization_format="cloudpickle"),
         (
             table(MEASURES.where(MEASURES < 3)),
             table(MEASURES[:1]),

@@ -133,9 +133,9 @@ ENTRIES = {
     "hint_orders": Entry(
         _saved(Orders, [LATER]), (values({"items": [PLAIN]}), values(LATER), values({"items": []}, LATER))
     ),
-    "hint_unions": Entry(_saved(Unions, [1, "a"]), (values(5), values("b"), values("c", 6), values("7"))),
-    "hint_dicts": Entry(
-        _saved(Dicts, [{"a": 1}]), (values({"a": 2}), values({"b": [1, "x"]}, {"a": {"c": None}}))
+    "hint_unions": Entry(
+        _saved(Unions, [1, "a"]),
+        tuple(values(*each, datatype="JSON") for each in ([5], ["b"], ["c", 6], ["7"])),
     ),
     "hint_lists": Entry(_saved(Lists, [[1, 2]]), (values([1, 2]), values([3], [4, 5]))),
     "hint_together": Entry(_saved(Together, ["a"]), (values("a"), values("b", "c")), whole=True),
