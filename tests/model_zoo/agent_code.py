@@ -9,8 +9,15 @@ import mlflow
 from mlflow.models import ModelConfig
 from mlflow.pyfunc import ChatAgent, ChatModel, ResponsesAgent
 from mlflow.types.agent import ChatAgentChunk, ChatAgentMessage, ChatAgentResponse
-from mlflow.types.llm import ChatChoice, ChatChoiceDelta, ChatChunkChoice, ChatCompletionChunk
-from mlflow.types.llm import ChatCompletionResponse, ChatMessage, TokenUsageStats
+from mlflow.types.llm import (
+    ChatChoice,
+    ChatChoiceDelta,
+    ChatChunkChoice,
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    ChatMessage,
+    TokenUsageStats,
+)
 from mlflow.types.responses import ResponsesAgentRequest, ResponsesAgentResponse, ResponsesAgentStreamEvent
 
 

@@ -18,7 +18,7 @@ class Request:
     """One request, independent of any protocol.
 
     Args:
-        rows: an object by column name for each row, or a value for each row where the model's input has no name.
+        rows: an object by column name for each row, or a value for each row where the input has no name.
         params: the model's parameters.
         frame: the same rows as a DataFrame, for the tabular formats.
         body: a body without a wrapper, as chat models take it; there are no rows then.

@@ -18,7 +18,7 @@ SALES = 20 + np.arange(60) * 0.5 + 3 * np.sin(np.arange(60) / 2) + np.random.def
 def _ols(folder: Path) -> None:
     import statsmodels.api as sm
 
-    model = sm.OLS(MEASURES.sum(axis=1) + [0.1, 0, 0.2, 0, 0.1, 0.3], MEASURES).fit()
+    model = sm.OLS(MEASURES.sum(axis=1) + np.array([0.1, 0, 0.2, 0, 0.1, 0.3]), MEASURES).fit()
     mlflow.statsmodels.save_model(model, folder, input_example=MEASURES, pip_requirements=[])
 
 

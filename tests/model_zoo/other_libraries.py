@@ -72,7 +72,6 @@ def _catboost(classifies: bool) -> Save:
 
 
 def _onnx(folder: Path) -> None:
-    import onnx
     from onnx import TensorProto, helper
 
     def weights(name: str, *shape: int) -> Any:

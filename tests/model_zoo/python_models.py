@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
 from model_zoo.entries import Entry, Save, records, table, values
@@ -29,7 +29,7 @@ class Answer(PythonModel):
     def __init__(self, answer: Callable[[Any], Any]) -> None:
         self.answer = answer
 
-    def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201  # without types, as most write it
+    def predict(self, context, model_input, params=None):  # without types, as most write it
         """Return the function's answer."""
         return self.answer(model_input)
 
@@ -37,7 +37,7 @@ class Answer(PythonModel):
 class AnswerWithParams(Answer):
     """The same for a function that takes the parameters too."""
 
-    def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201
+    def predict(self, context, model_input, params=None):
         """Return the function's answer."""
         return self.answer(model_input, params)
 
@@ -49,7 +49,7 @@ class Vocabulary(PythonModel):
         """Read the words."""
         self.words = Path(context.artifacts["words"]).read_text().split()
 
-    def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201
+    def predict(self, context, model_input, params=None):
         """Return the place of each word."""
         return [self.words.index(word) if word in self.words else -1 for word in model_input["word"]]
 

@@ -1,7 +1,7 @@
 """Save models of the zoo and record what MLflow returns: `python -m model_zoo.reference FOLDER MODULE…`.
 
-It runs in a process of its own, so that neither the models nor their libraries are loaded where the tests run, and so
-that another interpreter can run it for models that need packages of their own.
+It runs in a process of its own, so that neither models nor libraries are loaded where the tests run, and
+so that another interpreter can run it for models that need packages of their own.
 """
 
 from __future__ import annotations

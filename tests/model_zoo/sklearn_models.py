@@ -39,7 +39,7 @@ def _with_example(fit: Any, example: Any, **options: Any) -> Save:
 
 
 def _with_signature(fit: Any, inputs: Any, outputs: Any = None, example: Any = None, **options: Any) -> Save:
-    """Save with a signature inferred from these values, or from what `outputs` returns for the fitted model."""
+    """Save with a signature inferred from these values, or from what `outputs` returns for the model."""
 
     def save(folder: Path) -> None:
         model = fit()
@@ -90,8 +90,8 @@ def _missing() -> Any:
 
 def _categories() -> Any:
     from sklearn.compose import make_column_transformer
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
     from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
     from sklearn.tree import DecisionTreeClassifier
 
     encoded = make_column_transformer(

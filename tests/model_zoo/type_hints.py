@@ -1,9 +1,9 @@
 """Models whose type hints are their signature: MLflow validates their input by these."""
 
-# Without `from __future__ import annotations`: a pickled class has no module in which names could be looked up.
+# Without `from __future__ import annotations`: a pickled class has no module to look names up in.
 import datetime
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import mlflow
 from mlflow.pyfunc import PythonModel
@@ -17,7 +17,7 @@ class Item(BaseModel):
 
     name: str
     qty: int = 1
-    note: Optional[str] = None
+    note: str | None = None
     tags: list[str] = []
 
 
@@ -26,7 +26,7 @@ class Order(BaseModel):
 
     items: list[Item]
     kind: str = "now"
-    due: Optional[datetime.datetime] = None
+    due: datetime.datetime | None = None
     extra: dict[str, float] = {}
 
 
@@ -69,7 +69,7 @@ class Orders(PythonModel):
 class Unions(PythonModel):
     """Describes numbers and texts."""
 
-    def predict(self, model_input: list[Union[int, str]]) -> list[str]:
+    def predict(self, model_input: list[Union[int, str]]) -> list[str]:  # noqa: UP007  # as most write it
         """Return the type and the value of each."""
         return [f"{type(each).__name__} {each}" for each in model_input]
 
