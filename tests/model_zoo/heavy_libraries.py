@@ -51,7 +51,7 @@ def _keras(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
     signature = infer_signature(MATRIX, np.zeros((2, 1), np.float32))
-    mlflow.keras.save_model(model, folder, signature=signature, pip_requirements=[])
+    mlflow.keras.save_model(model, str(folder), signature=signature, pip_requirements=[])
 
 
 def _spacy(folder: Path) -> None:
