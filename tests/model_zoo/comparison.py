@@ -10,8 +10,6 @@ from typing import Any
 from model_zoo.entries import Entry, Request
 from model_zoo.protocols import FORMATS, SCORING, TENSORS, Reply
 
-RELATIVE_TOLERANCE = 1e-6
-
 
 def difference(
     entry: Entry,
@@ -41,7 +39,10 @@ def difference(
         return f"{reply.status} {reply.content}"[:300] + f" instead of {_short(expected[:1])}"
     content = _without_model(reply.content, protocol)
     compare = _same_tensors if protocol in TENSORS else same
-    if any(compare(content, each, exact) for each in expected) and not request.is_refused:
+    if (
+        any(compare(content, each, 0 if exact else entry.tolerance) for each in expected)
+        and not request.is_refused
+    ):
         return None
     return f"{_short(content)} instead of " + (_short(expected[0]) if expected else "an error")
 
@@ -132,11 +133,11 @@ def _without_model(content: Any, protocol: str) -> Any:
     return {name: value for name, value in content.items() if name != "model"}
 
 
-def same(found: Any, expected: Any, exact: bool, in_texts: bool = False) -> bool:
+def same(found: Any, expected: Any, tolerance: float, in_texts: bool = False) -> bool:
     """Return whether a value is the expected one; with `in_texts` it may stand in JSON."""
     if in_texts and isinstance(found, str) and found != expected:
         try:
-            return same(json.loads(found), expected, exact)
+            return same(json.loads(found), expected, tolerance)
         except ValueError:
             return False
     if isinstance(expected, dict):
@@ -146,18 +147,18 @@ def same(found: Any, expected: Any, exact: bool, in_texts: bool = False) -> bool
             and isinstance(found, dict)
         ):
             only = [*expected["prediction"].values()]  # a single output column needs no name
-            if len(only) == 1 and same(found, {"prediction": only[0]}, exact):
+            if len(only) == 1 and same(found, {"prediction": only[0]}, tolerance):
                 return True
         return (
             isinstance(found, dict)
             and found.keys() == expected.keys()
-            and all(same(found[name], value, exact, in_texts) for name, value in expected.items())
+            and all(same(found[name], value, tolerance, in_texts) for name, value in expected.items())
         )
     if isinstance(expected, list):
         return (
             isinstance(found, list)
             and len(found) == len(expected)
-            and all(same(one, other, exact, in_texts) for one, other in zip(found, expected, strict=True))
+            and all(same(one, other, tolerance, in_texts) for one, other in zip(found, expected, strict=True))
         )
     if isinstance(expected, float) and math.isnan(expected):
         return found is None or (isinstance(found, float) and math.isnan(found))
@@ -165,16 +166,14 @@ def same(found: Any, expected: Any, exact: bool, in_texts: bool = False) -> bool
         return type(found) is type(expected) and bool(found == expected)
     if not isinstance(found, float | int):
         return False
-    return found == expected or (
-        not exact and math.isclose(found, expected, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12)
-    )
+    return math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance / 10)
 
 
-def _same_tensors(found: Mapping[str, Any], expected: Any, exact: bool) -> bool:
+def _same_tensors(found: Mapping[str, Any], expected: Any, tolerance: float) -> bool:
     """Return whether output tensors express what MLflow's server answers under `predictions`."""
 
     def agrees(value: Any, other: Any) -> bool:
-        return same(value, other, exact, in_texts=True)
+        return same(value, other, tolerance, in_texts=True)
 
     if isinstance(expected, list) and expected and all(isinstance(row, dict) for row in expected):
         if all(row.keys() == found.keys() for row in expected):

@@ -51,6 +51,7 @@ class Entry:
         whole: True where one output belongs to all rows of a request, None where a request decides it.
         classes: names of the classes, for a model whose metadata declare the task classification.
         streams: True if the model can stream.
+        tolerance: how far numbers may be off, relatively, where the shape of a batch changes them.
     """
 
     save: Save
@@ -58,6 +59,7 @@ class Entry:
     whole: bool | None = False
     classes: tuple[str, ...] = ()
     streams: bool = False
+    tolerance: float = 1e-6
 
 
 def table(frame: pd.DataFrame, params: Mapping[str, Any] | None = None, **more: Any) -> Request:
