@@ -159,9 +159,9 @@ class Service:
 
 
 @contextmanager
-def served(uri: str, folder: Path, **settings: Any) -> Iterator[Service]:
+def served(uri: str, folder: Path, program: Sequence[Any] = (PROGRAM,), **settings: Any) -> Iterator[Service]:
     """A service of the registry at `uri`, which must have made no mistake by the time it is stopped."""
-    service = Service(environment(uri, folder, **settings), folder)
+    service = Service(environment(uri, folder, **settings), folder, program)
     try:
         yield service
         assert service.stop() == 0

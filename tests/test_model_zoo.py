@@ -1,0 +1,52 @@
+"""Models of many kinds return through every protocol what MLflow returns, alone and beside other requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from casting import quiet
+from conftest import NewRegistry
+from live import FOR_SKLEARN
+from model_zoo import ENTRY_MODULES
+from model_zoo.entries import entries
+from model_zoo.protocols import PROTOCOLS
+from model_zoo.service import Zoo, begin_to_save, zoo_of
+
+# The first test waits until all models are saved, and live.
+pytestmark = pytest.mark.timeout(400)
+
+with quiet():
+    NAMES = [name for module in ENTRY_MODULES for name in entries(module)]
+
+
+@pytest.fixture(scope="module")
+def zoo(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    """A service of every model that the test environment can run."""
+    home, folders = tmp_path_factory.mktemp("model-zoo"), tmp_path_factory.mktemp("models")
+    # Two at a time, of about the same length.
+    with (
+        begin_to_save(folders, *ENTRY_MODULES[:3]) as some,
+        begin_to_save(folders, *ENTRY_MODULES[3:]) as others,
+    ):
+        pass
+    assert (some.returncode, others.returncode) == (0, 0)
+    with zoo_of(ENTRY_MODULES, folders, new_registry(home), home, preload=FOR_SKLEARN) as zoo:
+        yield zoo
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model_goes_live(zoo: Zoo, name: str) -> None:
+    state = zoo.state(name)
+    assert state["state"] == "live", (state["reason"], state["candidate"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_answer_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
+    assert not (found := zoo.differences(name, protocol)), "\n".join(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_concurrent_requests_do_not_change_an_answer(zoo: Zoo, name: str) -> None:
+    assert not (found := zoo.differences_together(name)), "\n".join(found)
