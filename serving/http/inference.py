@@ -26,8 +26,8 @@ from serving.runtime.contract import Contract
 from serving.runtime.intake import Given
 from serving.runtime.kinds import Kind
 from serving.runtime.loaded import Loaded
-from serving.runtime.nesting import Nested
-from serving.runtime.output_columns import columns
+from serving.runtime.nesting import Nested, unpacked
+from serving.runtime.output_columns import column_of, columns
 from serving.runtime.scalars import Scalar
 from serving.runtime.table import Form
 from serving.runtime.tensors import Tensor as TensorKind
@@ -161,6 +161,8 @@ def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
             for name, column in zip(table.schema.names, table.columns, strict=True)
         ]
     declared = [value.name for value in contract.answered]
+    if answers.form(table) is answers.Form.WHOLE and (fields := _fields(table.column(0), declared)):
+        return fields
     if answers.form(table) is answers.Form.VALUES and len(declared) > 1:
         with suppress(ModelFailed):  # it has other columns
             return [
@@ -169,6 +171,15 @@ def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
             ]
     only = declared[0] if len(declared) == 1 else None
     return [tensor(only or UNNAMED, table.column(0))]
+
+
+def _fields(whole: pa.Array, declared: list[str | None]) -> list[Tensor]:
+    """The fields of an object that is a result itself, if they are the declared outputs."""
+    (value,) = unpacked(whole)
+    if not isinstance(value, dict) or not value or {*value} != {*declared}:
+        return []
+    fields = ((name, each if isinstance(each, list) else [each]) for name, each in value.items())
+    return [tensor(name, column_of(values)) for name, values in fields]
 
 
 def _with_gaps(column: pa.Array) -> pa.Array:

@@ -253,7 +253,8 @@ def encode(
         ModelFailed: a number is not finite, or there is none, which JSON can't say.
     """
     told, behind = [], []
-    for each, as_bytes in zip(tensors, binary, strict=True):
+    for each, wanted in zip(tensors, binary, strict=True):
+        as_bytes = wanted and not each.flat.null_count  # bytes have no word for null, which JSON has
         datatype = DATATYPES.get(each.flat.type, "BYTES")
         output: dict[str, Any] = {"name": each.name, "shape": each.shape, "datatype": datatype}
         if as_bytes:
@@ -287,9 +288,9 @@ def in_bytes(flat: pa.Array) -> bytes:
     Raises:
         ModelFailed: there is a gap, for which they have no word.
     """
-    if pa.types.is_string(flat.type) or pa.types.is_binary(flat.type):
-        values = [value.encode() if isinstance(value, str) else value or b"" for value in flat.to_pylist()]
-        return b"".join(_LENGTH.pack(len(value)) + value for value in values)
     if flat.null_count and not pa.types.is_floating(flat.type):
-        raise ModelFailed("its answer has a gap, for which these bytes have no word")
+        raise ModelFailed("its output has a null, which raw bytes can't express: send the request as JSON")
+    if pa.types.is_string(flat.type) or pa.types.is_binary(flat.type):
+        values = [value.encode() if isinstance(value, str) else value for value in flat.to_pylist()]
+        return b"".join(_LENGTH.pack(len(value)) + value for value in values)
     return bytes(flat.to_numpy(zero_copy_only=False).tobytes())

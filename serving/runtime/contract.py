@@ -95,7 +95,7 @@ class Contract:
 
     @property
     def is_open(self) -> bool:
-        """Whether no call of the model has shown what it returns."""
+        """Whether no example has shown what the model returns, so that another output is returned whole."""
         return isinstance(self.outputs, Values) and self.outputs.flexible
 
     @cached_property

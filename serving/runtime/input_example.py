@@ -94,7 +94,7 @@ def _rows(logged: Mapping[str, Any], contract: Contract) -> list[Any]:
         return [in_json(row) for row in objects(rows)]
     split = logged["dataframe_split"]
     dates = {column.name for column in contract.columns if column.type == "datetime"}
-    names = [*map(str, split["columns"])]
+    names = [*map(str, split.get("columns") or (column.name for column in contract.columns))]
     return [
         {name: _or_null(value, name in dates) for name, value in zip(names, row, strict=True)}
         for row in split["data"]

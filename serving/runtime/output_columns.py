@@ -42,10 +42,11 @@ def _fields(array: pa.Array, names: Sequence[str | None]) -> list[pa.Array] | No
     rows = unpacked(array)
     if not all(isinstance(row, dict) and row.keys() <= {*names} for row in rows):
         return None
-    return [_column([row.get(name) for row in rows]) for name in names]
+    return [column_of([row.get(name) for row in rows]) for name in names]
 
 
-def _column(values: list[Any]) -> pa.Array:
+def column_of(values: list[Any]) -> pa.Array:
+    """Return values as JSON has them as a column: of their type, or of JSON texts."""
     if not any(isinstance(value, (dict, list)) for value in values):
         with suppress(pa.ArrowException):  # values of several types
             return pa.array(values)

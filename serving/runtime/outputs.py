@@ -54,8 +54,8 @@ class Outputs(Protocol):
 class Values:
     """Any output, typed after the signature: one value, or an object of named ones.
 
-    With `flexible`, what does not fit the signature becomes a prediction all the same: no call of the model
-    has shown what it returns.
+    With `flexible`, what does not fit the signature becomes a prediction all the same: no example has shown
+    what the model returns.
     """
 
     values: tuple[Value, ...]

@@ -35,8 +35,9 @@ def sample_rows(contract: Contract, count: int, like: Mapping[str, Any] | None =
     for number in range(count):
         given = like or {}
         row = {
-            column.name: _value(contract, column, number, given.get(column.name))
-            for column in contract.columns
+            # Not the same in each column, which may be the ends of a range.
+            column.name: _value(contract, column, number + (0 if like else place), given.get(column.name))
+            for place, column in enumerate(contract.columns)
             if (column.name in given if like else column.required)
         }
         with suppress(RequestError, TypeError, ValueError):

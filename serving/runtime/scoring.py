@@ -174,8 +174,9 @@ def _split(found: Any, form: Form, known: Sequence[str]) -> tuple[Sequence[str],
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         _refuse("dataframe_split.data should be a list of lists.")
     names = found.get("columns")
-    if names is None and form is not Form.FRAME and form is not Form.ARRAYS:
-        names = [str(index) for index in range(len(rows[0]) if rows else len(known))]
+    numbered = [str(index) for index in range(len(rows[0]) if rows else len(known))]
+    if names is None and (form not in (Form.FRAME, Form.ARRAYS) or numbered == [*known]):
+        names = numbered
     if not isinstance(names, list) or len({*map(str, names)}) != len(names):
         _refuse("dataframe_split.columns should be a list of different names.")
     if any(len(row) != len(names) for row in rows):

@@ -33,8 +33,12 @@ def difference(
     """
     answers = _answers(reference, protocol, index, request)
     expected = [form for answer in answers for form in _forms(entry, request, protocol, answer)]
+    if reply.status == 200 and not expected and entry.lenient:
+        return None
     if reply.status != 200:
-        if _may_fail(reference, protocol, request, answers):
+        # Typed routes of a model that returns one result per row have no form for another number of them.
+        is_split = entry.whole is None and protocol in ("predict", "batch")
+        if _may_fail(reference, protocol, request, answers) or is_split:
             return None
         return f"{reply.status} {reply.content}"[:300] + f" instead of {_short(expected[:1])}"
     content = _without_model(reply.content, protocol)
@@ -86,6 +90,8 @@ def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterat
     predictions = answer if request.body is not None else answer["predictions"]
     if protocol in TENSORS:
         yield predictions
+        if entry.outputs:
+            yield [dict(zip(entry.outputs, row, strict=True)) for row in predictions]
         return
     if entry.whole in (True, None):
         yield {"predictions": predictions}
@@ -93,6 +99,8 @@ def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterat
             yield {"prediction": predictions}
     if entry.whole in (False, None):
         rows = [*_rows(predictions)]
+        if entry.outputs:
+            rows = [dict(zip(entry.outputs, row, strict=True)) for row in rows]
         if protocol == "predict":
             yield from (
                 {"prediction": row} if not entry.classes else _classified(row, entry) for row in rows[:1]

@@ -51,6 +51,8 @@ class Entry:
         whole: True where one output belongs to all rows of a request, None where a request decides it.
         classes: names of the classes, for a model whose metadata declare the task classification.
         streams: True if the model can stream.
+        outputs: the declared names of the columns of a matrix, by which typed routes and tensors return it.
+        lenient: True where the service takes what MLflow's server refuses: dates in JSON for a hint of dates.
         tolerance: how far numbers may be off, relatively, where the shape of a batch changes them.
     """
 
@@ -59,6 +61,8 @@ class Entry:
     whole: bool | None = False
     classes: tuple[str, ...] = ()
     streams: bool = False
+    outputs: tuple[str, ...] = ()
+    lenient: bool = False
     tolerance: float = 1e-6
 
 

@@ -150,7 +150,9 @@ ROW_WISE = {
     "py_list_with_none": _row_wise(
         lambda frame: ["large" if x > 2 else None for x in frame["x"]], _column("string")
     ),
-    "py_series_with_nan": _row_wise(lambda frame: frame["x"].where(frame["x"] > 2), _column("double")),
+    "py_series_with_nan": _row_wise(
+        lambda frame: frame["x"].where(frame["x"] > 2), _column("double"), with_example=False
+    ),
     "py_anything": _row_wise(
         lambda frame: [int(x) if x > 2 else _size(x) for x in frame["x"]], _column(AnyType())
     ),

@@ -256,7 +256,9 @@ ENTRIES = {
         FEW,
     ),
     "sk_two_targets": Entry(
-        _with_signature(_linear(MEASURES, _two_targets()), MEASURES, _two_targets(), MEASURES[:2]), FEW
+        _with_signature(_linear(MEASURES, _two_targets()), MEASURES, _two_targets(), MEASURES[:2]),
+        FEW,
+        outputs=("price", "weight"),
     ),
     "sk_no_outputs": Entry(
         _with_signature(TwoColumns, MEASURES, None, MEASURES[:2], serialization_format="cloudpickle"), FEW
