@@ -38,6 +38,7 @@ ServingError
 ├── CallerLeft                  nobody waits for the answer any more
 ├── DeadlineExceeded            no answer within the request's deadline
 └── ModelFailed                 the model raised, or answered what its contract does not allow
+    └── NotSeparable            its output can't be split among the requests of a shared call
 """
 
 from collections.abc import Callable
@@ -93,9 +94,11 @@ class Breaking(Rejected):
 
 
 class NoEnvironment(Rejected):
-    """What it requires can't be installed; it may heal."""
+    """What it requires can't be installed; it may heal, unless what it requires can't be read."""
 
-    may_heal = True
+    def __init__(self, detail: str, *, may_heal: bool = True) -> None:
+        super().__init__(detail)
+        self.may_heal = may_heal
 
 
 class Corrupt(Rejected):
@@ -231,9 +234,14 @@ class DeadlineExceeded(ServingError):
 class ModelFailed(ServingError):
     """The model raised, or answered what its contract does not allow.
 
-    `cause` is for the log alone: it may hold what no client may see.
+    `cause` is for the log alone: it may hold what no client may see. `exception` is the class of what was
+    raised.
     """
 
-    def __init__(self, detail: str, cause: str = "") -> None:
+    def __init__(self, detail: str, cause: str = "", exception: str = "") -> None:
         super().__init__(detail)
-        self.cause = cause
+        self.cause, self.exception = cause, exception
+
+
+class NotSeparable(ModelFailed):
+    """The output of a shared call can't be split among its requests."""

@@ -8,6 +8,7 @@ multiplied, and `streams`. The column `act` names acts to perform on predicting.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -32,6 +33,21 @@ def perform(acts: str) -> None:
     """Do what acts say, separated by blanks; whatever needs a word more has it after a colon."""
     for act in acts.split():
         _perform(*act.partition(":")[::2])
+
+
+def start_daemon(note: Path) -> None:
+    """Start a process in a session of its own whose parent ends, and write down its id."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if daemon := os.fork():
+        note.write_text(str(daemon))
+        os._exit(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        signal.pause()
 
 
 def _perform(name: str, more: str) -> None:
@@ -70,6 +86,13 @@ def _perform(name: str, more: str) -> None:
             print(f"{span.trace_id:032x} {span.span_id:016x} {span.trace_state.to_header()}", file=file)
     if name == "needs" and more not in os.environ:
         raise LookupError(f"{more} is not there")
+    if name == "pool":
+        with multiprocessing.get_context(more).Pool(2) as pool:
+            pool.map(abs, [-1, 1])
+    if name == "daemon":
+        start_daemon(Path(more))
+    if name == "signal":
+        signal.raise_signal(signal.Signals[more])
     if name == "once":
         Path(more).touch(exist_ok=False)
     if name == "fatal" and not Path(more).exists():

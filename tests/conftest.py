@@ -134,6 +134,14 @@ def zoo_service(
 
 
 @pytest.fixture(scope="session")
+def old_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Make models with an older release of MLflow: `old_mlflow("2.9.2")` is their folder."""
+    from old_models import OldModels
+
+    return OldModels(tmp_path_factory.mktemp("old-models"))
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Any]:
     """A PostgreSQL for all tests."""
     from benchmarks.postgres import Postgres

@@ -45,6 +45,10 @@ class Watch:
         for handle in self._handles.values():
             os.close(handle)
 
+    def has_ended(self) -> bool:
+        """Return whether one of them has ended by now."""
+        return bool(select.select([*self._handles.values()], [], [], 0)[0])
+
     def left(self, seconds: float = 30) -> set[int]:
         """The processes that have not ended within `seconds`: none, as soon as all have."""
         return {

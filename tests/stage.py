@@ -75,5 +75,5 @@ def live(follower: Follower) -> str | None:
 
 async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
     with follower.slot.lease() as leased:
-        ((_, ticket),) = leased.submit([{"x": x, "act": act}], {}, 30)
+        ((_, ticket),) = leased.calls.submit([{"x": x, "act": act}], {}, 30)
         return json.loads((await ticket.future).now().json()[:-1])["prediction"]

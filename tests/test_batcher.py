@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, Overloaded, ProcessDied
+from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, NotSeparable, Overloaded, ProcessDied
 from serving.runtime.batcher import Batcher
 from serving.runtime.pace import Pace
 from serving.runtime.predictions import Predictions
@@ -91,6 +91,7 @@ class Bench:
 
     def __init__(self, processes: int = 1, most_rows: int = 32, most_waiting: int = 1000) -> None:
         self.loop = Clockwork()
+        self.shared = True
         self.processes: list[Process] = []
         self.pace = Pace(1.0, max(1, processes))
         self.calls: list[tuple[int, float, float]] = []
@@ -100,6 +101,7 @@ class Bench:
             most_waiting=most_waiting,
             deadline=DEADLINE,
             pace=self.pace,
+            shared=lambda: self.shared,
             note=lambda *call: self.calls.append(call),
         )
         self.most_rows = most_rows
@@ -159,6 +161,8 @@ def encode(rows: Any, key: Any, carried: Any) -> bytes:
 
 def read(answer: bytes, group: list[Ticket]) -> Predictions:
     found = json.loads(answer)
+    if found == ["inseparable"]:
+        raise NotSeparable("it returned one result for several requests")
     if "unreadable" in found:
         raise ModelFailed("that is no prediction")
     pieces = [b"%d," % value for value in found]
@@ -202,7 +206,7 @@ def test_a_batch_is_the_oldest_request_and_those_like_it_that_fit(
 ) -> None:
     tickets = tickets_of(asked, most)
     waiting = deque(tickets)
-    group = take(waiting)
+    group = take(waiting, shared=True)
     assert group[0] is tickets[0]
     assert {ticket.key for ticket in group} == {tickets[0].key}
     size = sum(len(ticket.rows) for ticket in group)
@@ -219,7 +223,7 @@ def test_every_request_leaves_once(asked: list[tuple[str, int]], most: int) -> N
     tickets = tickets_of(asked, most)
     waiting, left = deque(tickets), []
     while waiting:
-        left += take(waiting)
+        left += take(waiting, shared=True)
     assert len(left) == len(tickets)
     assert set(map(id, left)) == set(map(id, tickets))
 
@@ -447,12 +451,20 @@ def test_an_answer_that_cannot_be_read_is_hunted_down_like_an_exception(bench: B
     assert results(tickets) == [ModelFailed, [4]]
 
 
-@pytest.mark.parametrize("predictions", [[], [1], [1, 2], [1, 2, 3, 4]])
-def test_a_wrong_number_of_rows_fails_them_all(bench: Bench, predictions: list[int]) -> None:
+def test_requests_of_an_output_that_cannot_be_split_are_called_for_alone(bench: Bench) -> None:
     tickets = bench.submit(rows(1), rows(2, 3))
-    bench.do(lambda: bench.processes[0].answer(predictions))
-    assert results(tickets) == [ModelFailed, ModelFailed]
-    assert len(bench.processes[0].asked) == 1
+    bench.do(lambda: bench.processes[0].answer(["inseparable"]))
+    bench.do(lambda: bench.processes[0].answer([5, 6, 7]))
+    bench.play()
+    assert results(tickets) == [[5, 6, 7], [4, 6]]
+
+
+def test_calls_are_not_shared_unless_that_is_allowed(bench: Bench) -> None:
+    bench.shared = False
+    tickets = bench.submit(rows(1), rows(2), rows(3))
+    bench.play()
+    assert results(tickets) == [[2], [4], [6]]
+    assert [len(asked) for asked in bench.processes[0].asked] == [1, 1, 1]
 
 
 def test_a_prediction_that_is_not_finite_fails_its_own_request(bench: Bench) -> None:

@@ -296,7 +296,7 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     await follower.settled()
     live, drift = follower.slot.lease(), Drift(0.25)
     with live:
-        parts = live.submit([{"x": 1.0}] * 10, {}, 5.0)
+        parts = live.calls.submit([{"x": 1.0}] * 10, {}, 5.0)
         await parts[0][1].future
     small = Exchange(live, {}, b"{}", (), parts, 0.0, 0.0)
     large = small._replace(body=bytes(2**20))

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import old_models
 import pytest
 from casting import Registry, actor
 from conftest import NewRegistry
-from live import Service, served, until
+from live import SELDOM, Service, served, until
+from old_models import OldModels
 from packaging.requirements import Requirement
 from pids import descendants
 from promotions import Model
+from stage import Stage, settle
 
-from serving.errors import NoEnvironment
+from serving.errors import LoadFailed, NoEnvironment, ProcessDied
 from serving.runtime import environments
+from serving.runtime.environments import Environments
 
 OTHER = "idna==3.10"
 """Another release of a package than the one that is installed here."""
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER_PYTHON = "3.10"
 SKINNY = f"mlflow-skinny=={version('mlflow')}"
 
 
@@ -80,7 +90,161 @@ def test_what_can_not_be_installed_is_told(service: Service) -> None:
     assert model.predict(2.0).json()["prediction"] == 2.0
 
 
+OLD = (("classifier", "2.9.2"), ("function", "2.9.2"), ("function", "2.16.2"), ("boosting", "2.22.4"))
+"""Models, and the releases of MLflow that log them: 2.16.2 under another Python, if there is one."""
+
+
+@pytest.fixture(scope="module")
+def old(
+    old_mlflow: OldModels, new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Serve models of older releases of MLflow."""
+    folder = tmp_path_factory.mktemp("old")
+    registry = Registry(new_registry(folder))
+    path = os.environ["PATH"]
+    for kind, release in OLD:
+        other = old_models.interpreter(OTHER_PYTHON) if release == "2.16.2" else None
+        if other:
+            path = f"{other.parent}{os.pathsep}{path}"
+        registry.register(f"{kind}-{release}", old_mlflow(release, other or sys.executable) / kind)
+    models = ",".join(f"models:/{kind}-{release}/1" for kind, release in OLD)
+    settings = {
+        "models": models,
+        "environments": True,
+        "load_seconds": 100,
+        "poll_seconds": SELDOM,
+        "_path": path,
+    }
+    with served(registry.uri, folder, **settings) as running:
+        yield running
+
+
+def until_all_live(service: Service) -> None:
+    """Wait until environments are made, which takes longer than a test usually waits."""
+    for _ in OLD:
+        with suppress(AssertionError):
+            service.until_ready()
+    service.until_ready()
+
+
+@pytest.mark.timeout(600)
+def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
+    until_all_live(old)
+    for name in ("classifier-2.9.2", "boosting-2.22.4"):
+        assert old.client.post(f"/models/{name}/predict", json={"x": 3}).json()["prediction"] == 1
+    rows = [{"x": 1.5, "name": "ä"}, {"x": 2.0, "name": "b"}]
+    body = {"dataframe_records": rows, "params": {"factor": 3.0}}
+    for name in ("function-2.9.2", "function-2.16.2"):
+        found = old.client.post("/invocations", json=body, headers={"X-Model": name})
+        assert found.json()["predictions"] == [
+            {"name": "ä", "parts": [1.5, 4.5]},
+            {"name": "b", "parts": [2.0, 6.0]},
+        ]
+
+
+@pytest.mark.timeout(600)
+def test_model_of_another_python_is_run_by_it(old: Service) -> None:
+    if not old_models.interpreter(OTHER_PYTHON):
+        pytest.skip(f"there is no Python {OTHER_PYTHON}")
+    until_all_live(old)
+    programs = {Path(f"/proc/{pid}/exe").readlink().name for pid in _forkers(old)}
+    assert programs == {f"python{HERE}", f"python{OTHER_PYTHON}"}
+
+
+# -- in one process
+
+
+@pytest.mark.anyio
+async def test_load_failure_names_what_is_not_installed_so(stage: Stage, old_mlflow: OldModels) -> None:
+    folder = await asyncio.to_thread(old_mlflow, "2.9.2")
+    number = stage.registry.register("actor", folder / "boosting")
+    follower = stage.follow(f"models:/actor/{number}")
+    await settle(follower)
+    assert follower.candidate
+    assert "loading it raised" in follower.candidate.reason
+    assert f"scikit-learn==1.5.2 (installed: {version('scikit-learn')})" in follower.candidate.reason
+    assert "set SERVING_ENVIRONMENTS=true to run it" in follower.candidate.reason
+
+
+@pytest.mark.anyio
+async def test_python_of_a_failed_load_is_named(stage: Stage, tmp_path: Path) -> None:
+    folder = requiring(tmp_path, on_load="raise:broken")
+    (folder / "python_env.yaml").write_text("python: 3.10.1")
+    stage.registry.promote("actor", stage.registry.register("actor", folder))
+    follower = stage.follow()
+    await settle(follower)
+    assert follower.candidate
+    assert follower.candidate.reason == (
+        "loading it raised ValueError: broken. "
+        f"It requires Python 3.10 (installed: {HERE}): {environments.REMEDY}"
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            [OTHER, "no-such-package"],
+            [f"{OTHER} (installed: {version('idna')})", "no-such-package (not installed)"],
+        ),
+        ([f"idna=={version('idna')}.99"], []),
+        ([f"idna=={version('idna')}"], []),
+    ],
+)
+async def test_version_with_other_packages_is_live_with_a_warning(
+    stage: Stage, tmp_path: Path, lines: list[str], expected: list[str]
+) -> None:
+    stage.registry.promote("actor", stage.registry.register("actor", requiring(tmp_path, *lines)))
+    follower = stage.follow()
+    await settle(follower)
+    assert follower.slot.live
+    named = ", ".join(expected)
+    assert follower.slot.live.warnings == [
+        f"actor version 1 may answer otherwise: it requires {named}: {environments.REMEDY}"
+    ] * bool(expected)
+
+
+def wheel(folder: Path, name: str, code: str) -> str:
+    """Make a package that runs `code` when it is imported, and return the requirement for it."""
+    made = folder / f"{name}-99-py3-none-any.whl"
+    info = f"{name}-99.dist-info"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", code)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 99\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name} @ {made.as_uri()}"
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(300)
+async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: Stage, tmp_path: Path) -> None:
+    broken = wheel(tmp_path, "orjson", "raise AttributeError('not of this release')")
+    stage.registry.register("actor", requiring(tmp_path, SKINNY, broken))
+    follower = stage.follow("models:/actor/1", environments=True)
+    found, _ = await follower._registry.resolve(follower.slot.reference)
+    reason = (
+        "the process that starts model processes in this version's own environment ended with status 1: "
+        "AttributeError: not of this release"
+    )
+    for _ in range(2):
+        for _ in range(2):
+            with pytest.raises(ProcessDied) as died:
+                await follower._gate.bring_up(found, follower.slot)
+            assert str(died.value) == reason
+        with pytest.raises(LoadFailed) as rejected:
+            await follower._gate.bring_up(found, follower.slot)
+        assert str(rejected.value) == f"{reason} (3 times in a row)"
+
+
 # -- in plain functions
+
+
+def needs(folder: Path, *lines: str) -> environments.Needs:
+    """Read what a model requires that was logged with these requirements."""
+    (folder / "requirements.txt").write_text("\n".join(lines))
+    return environments.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -94,27 +258,142 @@ def test_what_can_not_be_installed_is_told(service: Service) -> None:
         ("numpy @ https://example.org/numpy.whl", False),
         ("NumPy>1 # a comment", True),
         ('no-such-package; python_version < "3"', True),
+        ('no-such-package; extra == "more"', True),
         ("# a comment", True),
         ("", True),
     ],
 )
 def test_requirements_are_met_by_what_is_installed(tmp_path: Path, line: str, expected: bool) -> None:
-    (tmp_path / "requirements.txt").write_text(f"{line}\n")
-    assert (not environments.unmet(environments.requirements(tmp_path / "requirements.txt"))) is expected
+    assert (not environments.differences(needs(tmp_path, line))) is expected
 
 
 def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
-    assert environments.requirements(tmp_path / "requirements.txt") == ()
+    assert environments.differences(environments.read(tmp_path)) == []
 
 
-@pytest.mark.parametrize("line", ["-r /etc/passwd", "-e .", "--extra-index-url http://x", "a b c", "./here"])
-def test_what_is_no_requirement_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "requirements.txt").write_text(line)
-    with pytest.raises(NoEnvironment):
-        environments.requirements(tmp_path / "requirements.txt")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-r /etc/passwd", "can't be read: it refers to /etc/passwd, which is not among its files"),
+        ("-r ../other.txt", "refers to ../other.txt, which is not among its files"),
+        ("-e .", "can't be read: '-e .' is an option, which is not taken from a model"),
+        (
+            "--extra-index-url http://x",
+            "let the package index be set where this service runs .UV_INDEX, UV_DEFAULT",
+        ),
+        ("a b c", "'a b c' is no requirement. Log it with pip_requirements"),
+        ("./here", "'./here' is no requirement"),
+    ],
+)
+@pytest.mark.anyio
+async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(NoEnvironment, match=said) as rejected:
+        await Environments(tmp_path, strict=False).interpreter(needs(tmp_path, line))
+    assert not rejected.value.may_heal
 
 
-def test_mlflow_and_what_a_model_process_needs_are_added_unless_they_are_named() -> None:
-    own = environments._own([Requirement("Pandas==2"), Requirement("mlflow-skinny")])
-    assert own == ["numpy", "orjson", "pyarrow", "pydantic"]
-    assert f"mlflow=={version('mlflow')}" in environments._own([])
+def test_requirement_files_refer_to_each_other(tmp_path: Path) -> None:
+    (tmp_path / "constraints.txt").write_text("numpy<3")
+    (tmp_path / "more.txt").write_text("orjson\n-r requirements.txt")
+    found = needs(tmp_path, "numpy", "-r more.txt", "-c constraints.txt")
+    assert [*map(str, found.packages)] == ["numpy", "orjson"]
+    assert [*map(str, found.constraints)] == ["numpy<3"]
+    assert not found.fault
+
+
+def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
+    (tmp_path / "python_env.yaml").write_text(
+        "python: 3.10.4\ndependencies: [-r requirements.txt, idna==3.10]"
+    )
+    found = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
+    assert found.python == "3.10"
+    assert [*map(str, found.applying())] == ["orjson", "idna==3.10"]
+    assert [*map(str, environments.differences(found))] == [
+        f"Python 3.10 (installed: {HERE})",
+        f"idna==3.10 (installed: {version('idna')})",
+    ]
+
+
+def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {python_version: 3.9.1}}")
+    assert environments.read(tmp_path).python == "3.9"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "text", ["[", "- a list", "python: 3.10", "python: new", "dependencies: numpy", "python: ['3.10']"]
+)
+async def test_unreadable_python_env_is_rejected(tmp_path: Path, text: str) -> None:
+    (tmp_path / "python_env.yaml").write_text(text)
+    with pytest.raises(NoEnvironment, match="the files of its environment can't be read"):
+        await Environments(tmp_path, strict=False).interpreter(environments.read(tmp_path))
+
+
+@pytest.mark.anyio
+async def test_python_without_interpreter_is_rejected_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    for python, said, heals in [
+        ("3.8", "it was logged under Python 3.8, and model processes need 3.10 or later", False),
+        (
+            "3.99",
+            f"service runs under Python {HERE}, and uv has no Python 3.99.*uv python install 3.99",
+            True,
+        ),
+    ]:
+        with pytest.raises(NoEnvironment, match=said) as rejected:
+            await Environments(tmp_path, strict=False).interpreter(environments.Needs(python))
+        assert rejected.value.may_heal is heals
+
+
+@pytest.mark.anyio
+async def test_missing_uv_is_reported_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoEnvironment, match="uv is not installed where this service runs: install the extra"):
+        await Environments(tmp_path, strict=False).interpreter(environments.Needs())
+
+
+@pytest.mark.anyio
+async def test_conflicting_requirements_are_reported_in_words_of_uv(tmp_path: Path) -> None:
+    found = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
+    with pytest.raises(NoEnvironment, match="can't be installed together.*uv reports: .*idna==3.10"):
+        await Environments(tmp_path / "store", strict=False).interpreter(found)
+    assert [*(tmp_path / "store").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("required", "installed", "expected"),
+    [
+        ("a==1.5.2", "1.9.1", True),
+        ("a==1.5.2", "1.5.7", False),
+        ("a==1.5.2", "2.5.2", True),
+        ("a==1.5.*", "1.6", True),
+        ("a<1", "1.6", True),
+        ("a==1", "", True),
+        ("a", "", True),
+        ("mlflow==3.1.0", "3.17.2", False),
+        ("mlflow==2.22.4", "3.17.2", True),
+    ],
+)
+def test_patch_releases_do_not_matter(required: str, installed: str, expected: bool) -> None:
+    assert environments._matters(Requirement(required), installed) is expected
+
+
+def test_long_lists_of_differences_are_cut() -> None:
+    found = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
+    assert environments.listed(found) == (
+        "a11 (installed: 1), a12 (installed: 1), "
+        + ", ".join(f"a{number} (installed: 1)" for number in range(8))
+        + " and 3 more"
+    )
+
+
+def test_what_a_model_process_needs_is_added() -> None:
+    own = environments._own([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
+    assert own == ["numpy", "orjson", "pyarrow"]
+    own = environments._own([], "3.11")
+    assert {"setuptools<81", f"mlflow=={version('mlflow')}"} < {*own}

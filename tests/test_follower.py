@@ -225,14 +225,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"example": example("kill")},
         "on its own input example ",
     ),
-    "answers NaN": ({"example": example("nan")}, "a number that is not finite"),
+    "answers NaN": ({"example": example("nan")}, "missing or not a finite number"),
     "answers too few rows": (
         {"example": example("drop")},
-        "it answered 0 rows for 1",
+        "from a value (number) to one result for all rows",
     ),
     "answers something else": (
         {"example": example("text")},
-        "the model answered string where its signature says",
+        "the answer changes from a value (number) to a value (any)",
     ),
     "breaks clients": ({"inputs": "x: double, y: double", "example": None}, "input 'y' is new and required"),
 }

@@ -16,8 +16,8 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import SparkMLVector
 from signatures import columns, contract
 
-from serving.errors import Untypable, VerificationFailed
-from serving.runtime import mlmodel
+from serving.errors import Unprocessable, Untypable, VerificationFailed
+from serving.runtime import input_example, mlmodel, model_input
 
 HERE = Path(__file__).parent
 CLASSES = ["setosa", "versicolor"]
@@ -33,14 +33,22 @@ def refusal(**described: Any) -> str:
 # -- signatures
 
 
-@pytest.mark.parametrize(
-    "inputs", [infer_signature(pd.DataFrame(np.zeros((2, 2)))).inputs, None], ids=["numbered", "none"]
-)
-def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(
-    inputs: Schema | None,
-) -> None:
-    signature = {"inputs": None if inputs is None else json.dumps(inputs.to_dict()), "outputs": None}
-    assert mlmodel.HOW_TO_LOG in refusal(signature=signature)
+@pytest.mark.parametrize("inputs", [None, "[]"], ids=["none", "no columns"])
+def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs: str | None) -> None:
+    assert mlmodel.HOW_TO_LOG in refusal(signature={"inputs": inputs, "outputs": None})
+
+
+def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None:
+    made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
+    rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
+    frame = model_input.decode(made.layout.encode(rows, "")).data
+    pd.testing.assert_frame_equal(frame, pd.DataFrame([[1.5, 2.5]]), check_column_type=False)
+    assert [*frame.columns] == [0, 1]
+
+
+def test_two_inputs_of_one_name_are_refused() -> None:
+    inputs = json.dumps([{"name": 0, "type": "double"}, {"name": "0", "type": "double"}])
+    assert "several inputs of one name: 0, 0" in refusal(signature={"inputs": inputs})
 
 
 @pytest.mark.parametrize("described", [{}, {"signature": None}, {"signature": {}}])
@@ -75,11 +83,21 @@ def test_a_signature_that_cannot_be_read_is_refused(part: str, text: Any) -> Non
 
 
 def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
-    params = [{"name": "nested", "type": "object", "default": {}, "shape": None}]
+    params = [{"name": "key", "type": "binary", "default": "", "shape": None}]
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {"params": json.dumps(params)}
-    assert (
-        refusal(signature=signature) == "the parameter 'nested' is of type object, which can't be typed yet"
+    assert refusal(signature=signature).startswith(
+        "the parameter 'key' is of type binary: log one of boolean,"
     )
+
+
+def test_a_parameter_may_be_an_object() -> None:
+    signature = infer_signature(pd.DataFrame({"x": [1.0]}), params={"configurable": {"session_id": "1"}})
+    made = contract(signature)
+    given = {"configurable": {"session_id": "7"}}
+    assert made.read_params(given) == given
+    assert made.read_query({"configurable": ['{"session_id": "7"}']}) == given
+    with pytest.raises(Unprocessable):
+        made.read_params({"configurable": {"session_id": 7}})
 
 
 # -- metadata
@@ -184,9 +202,9 @@ def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
     return folder / "model"
 
 
-def example(folder: Path) -> mlmodel.Example | None:
+def example(folder: Path) -> input_example.Example | None:
     described = mlmodel.read(folder)
-    return mlmodel.example(folder, described, mlmodel.contract(described, "actor", 10))
+    return input_example.example(folder, described, mlmodel.contract(described, "actor", 10))
 
 
 def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
@@ -250,6 +268,57 @@ def test_a_long_example_is_read_in_part(tmp_path: Path) -> None:
     found = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
     assert found is not None
     assert 1 <= len(found.rows) <= 100
+
+
+@pytest.mark.parametrize("kind", ["long", "long?"])
+def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(tmp_path: Path, kind: str) -> None:
+    body = {"dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1.0], [2.0, None]]}}
+    (tmp_path / "serving_input_example.json").write_text(json.dumps(body))
+    described = {
+        "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
+        "saved_input_example_info": {"serving_input_path": "serving_input_example.json"},
+    }
+    with pytest.raises(VerificationFailed) as refused:
+        input_example.example(tmp_path, described, mlmodel.contract(described, "actor", 10))
+    assert str(refused.value).startswith("row 2 of its input example has no value in column 'n'")
+    assert "astype('float64')" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "data", "expected"),
+    [
+        (
+            {"type": "dataframe", "pandas_orient": "split"},
+            {"columns": ["x", "s"], "data": [[1.5, "a"], [2.5, None]]},
+            [{"x": 1.5, "s": "a"}, {"x": 2.5, "s": None}],
+        ),
+        (
+            {"type": "dataframe", "pandas_orient": "split", "params": "true"},
+            {"inputs": {"columns": ["x"], "data": [[1.5]]}, "params": {"top": 5}},
+            [{"x": 1.5}],
+        ),
+        ({"type": "json_object"}, {"x": 1.5, "s": "a"}, [{"x": 1.5, "s": "a"}]),
+        ({"type": "json_object"}, [{"x": 1.5}, {"x": 2.5}], [{"x": 1.5}, {"x": 2.5}]),
+    ],
+    ids=lambda value: value.get("type") if isinstance(value, dict) else "",
+)
+def test_an_example_of_older_mlflow_is_read(
+    tmp_path: Path, info: dict[str, Any], data: Any, expected: list[Any]
+) -> None:
+    (tmp_path / "input_example.json").write_text(json.dumps(data))
+    signature = ModelSignature(
+        Schema(columns("x: double, s: string?")),
+        None,
+        mlflow.types.ParamSchema([ParamSpec("top", "long", 3)]),
+    )
+    described = {
+        "signature": signature.to_dict(),
+        "saved_input_example_info": {"artifact_path": "input_example.json"} | info,
+    }
+    found = input_example.example(tmp_path, described, mlmodel.contract(described, "actor", 10))
+    assert found is not None
+    assert found.rows == expected
+    assert found.params == ({"top": 5} if "params" in info else {})
 
 
 def test_an_example_that_does_not_fit_its_own_signature_is_refused(tmp_path: Path) -> None:

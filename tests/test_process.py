@@ -17,7 +17,7 @@ from mlflow.types import ParamSpec, Schema
 from signatures import TYPES, columns, contract
 from test_table import rows_of
 
-from serving.runtime import process, table
+from serving.runtime import model_input, process
 
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
 KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}
@@ -28,7 +28,7 @@ DOUBLES = "a: double, b: double, c: double"
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
     """The tables that a model process makes of rows."""
     made = contract(spec)
-    return [table.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
+    return [model_input.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
 
 
 @given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))

@@ -170,6 +170,40 @@ async def test_a_model_that_raises_is_asked_again(
         assert await answer(replica, 1.0) == [1.0]
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+async def test_model_code_uses_processes(launcher: Launcher, tmp_path: Path, method: str) -> None:
+    async with started(launcher, tmp_path) as replica:
+        assert await answer(replica, 1.0, act=f"pool:{method}") == [1.0]
+
+
+async def test_signal_to_front_does_not_reach_model_processes(launcher: Launcher, tmp_path: Path) -> None:
+    async with started(launcher, tmp_path) as replica:
+        assert replica.pid
+        sessions = {os.getsid(pid) for pid in (0, parent(replica.pid), replica.pid)}
+        assert len(sessions) == 3
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
+async def test_signals_end_a_model_process(launcher: Launcher, tmp_path: Path, name: str) -> None:
+    async with started(launcher, tmp_path) as replica:
+        with pytest.raises(ProcessDied):
+            await answer(replica, 1.0, act=f"signal:{name}")
+
+
+async def test_what_a_model_starts_ends_with_its_process(launcher: Launcher, tmp_path: Path) -> None:
+    async with started(launcher, tmp_path) as other:
+        async with started(launcher, tmp_path) as replica:
+            notes = [tmp_path / "first", tmp_path / "second"]
+            await answer(replica, 1.0, act=" ".join(f"daemon:{note}" for note in notes))
+            await answer(other, 1.0, act=f"daemon:{tmp_path / 'others'}")
+            watch = Watch([int(note.read_text()) for note in notes])
+        with watch:
+            assert await all_ended(watch)
+        assert await answer(other, 1.0) == [1.0]
+        with Watch([int((tmp_path / "others").read_text())]) as watch:
+            assert not watch.has_ended()
+
+
 @pytest.mark.parametrize("act", ["exit:0", "exit:3", "kill"])
 async def test_a_model_that_dies_takes_its_question_along(
     launcher: Launcher, tmp_path: Path, act: str
@@ -354,13 +388,65 @@ async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> No
         await own.aclose()
 
 
+async def test_what_a_model_starts_ends_with_a_fork_server_that_is_killed(tmp_path: Path) -> None:
+    own = Launcher()
+    try:
+        async with started(own, tmp_path) as replica:
+            await answer(replica, 1.0, act=f"daemon:{tmp_path / 'daemon'}")
+            assert replica.pid
+            with Watch([int((tmp_path / "daemon").read_text())]) as watch:
+                os.kill(parent(replica.pid), signal.SIGKILL)
+                assert await all_ended(watch)
+    finally:
+        await own.aclose()
+
+
+def interpreter(folder: Path, script: str) -> Path:
+    """Write a program that stands for the interpreter of an environment."""
+    made = folder / "bin" / "python"
+    made.parent.mkdir()
+    made.write_text(f"#!/bin/sh\n{script}\n")
+    made.chmod(0o700)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo Traceback >&2; echo 'AttributeError: no json_' >&2; exit 3",
+            "ended with status 3: AttributeError: no json_",
+        ),
+        ("exit 0", "ended with status 0"),
+        ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps for want of memory"),
+    ],
+)
+async def test_death_of_a_fork_server_is_explained(tmp_path: Path, script: str, said: str) -> None:
+    own = Launcher(interpreter=interpreter(tmp_path, script))
+    with pytest.raises(ProcessDied) as died:
+        await Replica.start(own, actor(tmp_path), 60)
+    assert (
+        str(died.value) == f"the process that starts model processes in this version's own environment {said}"
+    )
+    await own.aclose()
+
+
+async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) -> None:
+    own = Launcher(interpreter=tmp_path / "bin" / "python")
+    with pytest.raises(
+        ProcessDied, match="in this version's own environment can't be started: .*No such file"
+    ):
+        await Replica.start(own, actor(tmp_path), 60)
+    await own.aclose()
+
+
 FRONT = """
 import asyncio, json, sys
 from pathlib import Path
 from serving.runtime.launcher import Launcher
 from serving.runtime.pool import Pool
 
-async def main(folder, table):
+async def main(folder, table, daemon):
     launcher = Launcher()
     ready = asyncio.Queue()
     calls = {"on_ready": ready.put_nowait, "on_death": print, "on_restart": print}
@@ -368,6 +454,7 @@ async def main(folder, table):
     await pool.start()
     pool.keep()
     pids = [replica.pid for replica in pool.replicas]
+    await pool.replicas[1].answer(bytes.fromhex(daemon))
     # One is idle when the front dies, the other hangs.
     pool.replicas[0].ask(bytes.fromhex(table), print)
     print(json.dumps(pids), flush=True)
@@ -378,12 +465,14 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def test_nothing_outlives_a_front_that_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), asked(1.0, act="hang").hex()]
+    daemon = tmp_path / "daemon"
+    tables = [asked(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
+    command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), *tables]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as front:
         assert front.stdout
         pids = json.loads(front.stdout.readline())
         server = parent(pids[0])
         assert parent(server) == front.pid
-        with Watch([*pids, server]) as watch:
+        with Watch([*pids, server, int(daemon.read_text())]) as watch:
             front.kill()
             assert not watch.left()

@@ -20,8 +20,8 @@ from mlflow.types import ParamSchema, ParamSpec, Schema
 from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
-from serving.errors import ModelFailed
-from serving.runtime import answers, table
+from serving.errors import ModelFailed, Unprocessable
+from serving.runtime import answers, model_input
 from serving.runtime.answers import Form
 from serving.runtime.contract import Contract
 from serving.runtime.nesting import unpacked
@@ -51,7 +51,11 @@ SPEC = ", ".join(f"{mark}{kind}: {kind}{'?' * mark}" for kind in TYPES for mark 
 def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {name: VALUES[kind] for name, (kind, required) in kinds.items() if required},
-        optional={name: st.none() | VALUES[kind] for name, (kind, required) in kinds.items() if not required},
+        optional={
+            name: VALUES[kind] if kind in ("integer", "long") else st.none() | VALUES[kind]
+            for name, (kind, required) in kinds.items()
+            if not required
+        },
     )
 
 
@@ -59,7 +63,7 @@ def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list
     """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
-        frame, count, params, _ = table.decode(made.layout.encode(group, ""))
+        frame, count, params, _ = model_input.decode(made.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
             found[index] = row
@@ -132,7 +136,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
     rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    given_ = table.decode(made.layout.encode(rows, text)).params
+    given_ = model_input.decode(made.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _enforce_params_schema(given_, schema)
@@ -143,23 +147,54 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
             assert found[name] == value
 
 
-@pytest.mark.parametrize(
-    ("rows", "groups"),
-    [
-        ([{"n": 1}, {"n": 2}], {(False,): [0, 1]}),
-        ([{"n": 1}, {}, {"n": None}, {"n": 0}], {(False,): [0, 3], (True,): [1, 2]}),
-        ([{}, {}], {(True,): [0, 1]}),
-    ],
-)
-def test_rows_are_grouped_by_what_they_leave_out(rows: Any, groups: Any) -> None:
+def test_rows_that_leave_out_a_column_of_integers_are_parted_where_they_may_be() -> None:
     layout = contract("n: long?").layout
-    columns = layout.batch({"n": [row.get("n") for row in rows]})
-    for form in (rows, columns):
-        found = [*layout.groups(form)]
-        assert {likeness: [*indices] for likeness, indices, _ in found} == groups
-        for _, indices, group in found:
-            wanted = [rows[index].get("n") for index in indices]
-            assert [row.get("n") for row in table.objects(group)] == wanted
+    rows: list[dict[str, Any]] = [{"n": 1}, {}, {"n": 0}]
+    groups = [([*indices], group) for _, indices, group in layout.groups(rows)]
+    assert groups == [([0, 2], [{"n": 1}, {"n": 0}]), ([1], [{}])]
+    with pytest.raises(Unprocessable) as refused:
+        [*layout.groups(rows, split=False)]
+    assert "send it in all rows or in none" in refused.value.faults[0].msg
+
+
+def frame(spec: str, rows: Any) -> pd.DataFrame:
+    """The one table that a model process makes of rows."""
+    layout = contract(spec).layout
+    ((_, _, group),) = layout.groups(rows)
+    return model_input.decode(layout.encode(group, "")).data
+
+
+@pytest.mark.parametrize("kind", ["string", "double", "boolean", "binary", "datetime"])
+def test_absent_null_and_a_value_are_what_they_are_in_a_dataframe_of_the_rows(kind: str) -> None:
+    value = {
+        "string": "kg",
+        "double": 2.5,
+        "boolean": True,
+        "binary": b"a",
+        "datetime": pd.Timestamp("2026-01-31"),
+    }[kind]
+    for rows in ([{"x": 1.0}], [{"x": 1.0, "it": value}], [{"x": 1.0}, {"x": 2.0, "it": value}]):
+        expected = pd.DataFrame(rows)
+        found = frame(f"x: double, it: {kind}?", rows)
+        if kind == "datetime" and "it" in expected:
+            expected["it"] = expected["it"].astype("datetime64[ns]")
+        pd.testing.assert_frame_equal(found, expected)
+    assert "it" not in frame(f"x: double, it: {kind}?", [{"x": 1.0}])
+    (missing,) = frame(f"x: double, it: {kind}?", [{"x": 1.0, "it": None}])["it"]
+    assert missing is None if kind in ("string", "boolean", "binary") else pd.isna(missing)
+
+
+def test_requests_share_a_table_only_where_that_leaves_their_dtypes_as_they_are() -> None:
+    layout = contract("x: double, s: string?, b: boolean?").layout
+    requests: list[dict[str, Any]] = [
+        {"x": 1.0},
+        {"x": 1.0, "s": None},
+        {"x": 1.0, "s": "kg"},
+        {"x": 1.0, "b": True},
+        {"x": 1.0, "b": None},
+    ]
+    likenesses = {next(layout.groups([row]))[0] for row in requests}
+    assert len(likenesses) == len(requests)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +229,7 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ["a", "a"], [[1, 2]]),
         (np.zeros((0, 3)), ["0"], []),
         ([], ["0"], []),
-        ({"a": [1, 2], "b": np.array([[1], [2]])}, ["a", "b"], [[1, [1]], [2, [2]]]),
+        ({"a": [1, 2], "b": np.array([[1], [2]])}, ["0"], [[{"a": [1, 2], "b": [[1], [2]]}]]),
         (
             [{"a": 1}, None, {"b": [np.float64(1.5), pd.Timestamp(0)]}],
             ["0"],
@@ -223,7 +258,7 @@ def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], 
         ([1], Form.VALUES),
         (pd.DataFrame({"a": [1]}), Form.RECORDS),
         (pd.Series([1]), Form.RECORDS),
-        ({"a": [1]}, Form.COLUMNS),
+        ({"a": [1]}, Form.WHOLE),
         ({"a": [1, 2]}, Form.WHOLE),
         ({"a": 1}, Form.WHOLE),
         ({}, Form.WHOLE),
@@ -236,6 +271,36 @@ def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], 
 )
 def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
     assert answers.form(answers.decode(answers.encode(answer, 1))) is form
+
+
+SCALARS = [{"name": "a", "type": "string"}, {"name": "b", "type": "double"}]
+ARRAYS = [{"name": "a", "type": "array", "items": {"type": "string"}}]
+TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 2]}}]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3], ids="{} rows".format)
+@pytest.mark.parametrize(
+    ("outputs", "answer", "form"),
+    [
+        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, Form.COLUMNS),
+        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, Form.COLUMNS),
+        (SCALARS, {"a": "x", "b": 1.0}, Form.WHOLE),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, Form.WHOLE),
+        (SCALARS, {"a": ["x", "y"]}, Form.WHOLE),
+        (ARRAYS, {"a": ["x", "y"]}, Form.WHOLE),
+        (ARRAYS, {"a": [["x"], ["y", "z"]]}, Form.COLUMNS),
+        (ARRAYS, {"a": []}, Form.WHOLE),
+        (TENSORS, {"a": np.zeros((2, 2))}, Form.COLUMNS),
+        (TENSORS, {"a": np.zeros(2)}, Form.WHOLE),
+        ([], {"a": np.zeros(2)}, Form.WHOLE),
+    ],
+    ids=str,
+)
+def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
+    outputs: list[dict[str, Any]], answer: Any, form: Form, rows: int
+) -> None:
+    declared = answers.depths(outputs)
+    assert answers.form(answers.decode(answers.encode(answer, rows, declared))) is form
 
 
 @pytest.mark.parametrize(

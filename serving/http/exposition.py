@@ -58,13 +58,14 @@ class State(Collector):
         )
         warnings = GaugeMetricFamily(
             "serving_model_warnings",
-            "What a person should look at though a version is live, as a promotion in vain: /ready tells it.",
+            "Number of warnings about a live version; see /ready.",
             labels=_MODEL,
         )
         for slot in (follower.slot for follower in self._followers):
             model = (slot.reference.name, slot.reference.uri)
             ready.add_metric((*model, str(slot.required).lower()), slot.live is not None)
-            warnings.add_metric(model, len(slot.warnings))
+            own = len(slot.live.warnings) if slot.live else 0
+            warnings.add_metric(model, len(slot.warnings) + own)
         return ready, warnings
 
     def _live(self) -> Iterable[Metric]:
@@ -78,6 +79,16 @@ class State(Collector):
             "When the version that is live was loaded.",
             labels=(*_MODEL, "version"),
         )
+        unverified = GaugeMetricFamily(
+            "serving_model_unverified",
+            "Whether the live version went live without having answered an input example.",
+            labels=(*_MODEL, "version"),
+        )
+        shared = GaugeMetricFamily(
+            "serving_model_batching_shared",
+            "Whether requests of different callers may share a call of the model.",
+            labels=(*_MODEL, "version"),
+        )
         for slot in (follower.slot for follower in self._followers):
             if live := slot.live:
                 version = live.version
@@ -85,7 +96,9 @@ class State(Collector):
                 facts = (version.run_id or "", version.model_id or "", live.artifacts.digest)
                 info.add_metric((*labels, *facts), 1)
                 loaded.add_metric(labels, live.loaded_at.timestamp())
-        return info, loaded
+                unverified.add_metric(labels, bool(live.unverified))
+                shared.add_metric(labels, live.calls.sharing.allowed)
+        return info, loaded, unverified, shared
 
     def _candidates(self) -> Iterable[Metric]:
         candidates = GaugeMetricFamily(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -15,16 +16,18 @@ from pyarrow import compute
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from serving.errors import Fault, Unprocessable, UnsupportedMedia
+from serving.errors import Fault, ModelFailed, Unprocessable, UnsupportedMedia
 from serving.http.body import JSON, read_raw
 from serving.http.inference_tensors import InferenceRequest, Tensor, encode, parse, tensor
 from serving.http.predict import Predict
 from serving.runtime import answers
+from serving.runtime.calls import Part
 from serving.runtime.contract import Contract
 from serving.runtime.intake import Given
 from serving.runtime.kinds import Kind
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.nesting import Nested
+from serving.runtime.output_columns import columns
 from serving.runtime.scalars import Scalar
 from serving.runtime.table import Form
 from serving.runtime.tensors import Tensor as TensorKind
@@ -93,8 +96,9 @@ async def inferred(
     rows = live.intake.take(_columns(live.contract, inputs))
     params = {param.name for param in live.contract.params} & request.parameters.keys()
     given = live.contract.read_params({name: request.parameters[name] for name in params})
-    parts += live.submit_table(rows, given, ends)
-    return _wanted(request, _outputs(live.contract, await live.answered(rows, given, parts)))
+    left = max(0.0, ends - time.perf_counter())
+    parts += live.calls.submit(rows, given, left, raw=True, origin=parts)
+    return _wanted(request, _outputs(live.contract, await live.calls.answered(rows, given, parts, ends)))
 
 
 # -- inputs
@@ -156,7 +160,14 @@ def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
             tensor(name, _with_gaps(column) if name in optional else column)
             for name, column in zip(table.schema.names, table.columns, strict=True)
         ]
-    only = contract.answered[0].name if len(contract.answered) == 1 else None
+    declared = [value.name for value in contract.answered]
+    if answers.form(table) is answers.Form.VALUES and len(declared) > 1:
+        with suppress(ModelFailed):  # it has other columns
+            return [
+                tensor(str(name), column)
+                for name, column in zip(declared, columns(table, declared), strict=True)
+            ]
+    only = declared[0] if len(declared) == 1 else None
     return [tensor(only or UNNAMED, table.column(0))]
 
 

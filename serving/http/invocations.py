@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import orjson
-import pyarrow as pa
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from serving.errors import Fault, ModelFailed
+from serving.errors import Fault
 from serving.http import formats
 from serving.http.body import JSON, read_any
 from serving.http.formats import ARROW, CSV, PARQUET
 from serving.http.predict import Predict
-from serving.runtime import answers
-from serving.runtime.answers import Form
-from serving.runtime.loaded import Loaded, Part
-from serving.runtime.predictions import woven
+from serving.runtime.calls import Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.scoring import Asked
-from serving.runtime.tensors import arrays
-from serving.runtime.values import Texts, Value
+from serving.runtime.scoring_output import predictions_json
 
 _MEDIA_TYPES = (JSON, CSV, PARQUET, ARROW)
-_ROWS_AT_ONCE = 4096
 _CODES: Mapping[int, str] = {
     400: "BAD_REQUEST",
     401: "UNAUTHENTICATED",
@@ -82,12 +75,14 @@ class Invocations(Predict):
         media_type, accepted = scope["formats"]
         asked = await self._asked(live, media_type, body)
         ends = time.perf_counter() + self.seconds(scope)
-        parts += live.submit_table(asked.rows, asked.params, ends)
-        found = await live.answered(asked.rows, asked.params, parts)
+        left = max(0.0, ends - time.perf_counter())
+        parts += live.calls.submit(asked.rows, asked.params, left, raw=True, origin=parts)
+        found = await live.calls.answered(asked.rows, asked.params, parts, ends)
         if accepted != JSON:
             scope["answered_in"] = ((b"content-type", accepted.encode()),)
             return [await asyncio.to_thread(formats.write, accepted, found)]
-        return [*_in_json(live, found)]
+        pieces = predictions_json(live.contract.answered, found)
+        return [*pieces] if asked.unwrapped else [b'{"predictions":', *pieces, b"}"]
 
     async def _asked(self, live: Loaded, media_type: str, body: bytes) -> Asked:
         if media_type == JSON:
@@ -105,70 +100,3 @@ def _accepted(scope: Scope) -> str:
             asked = [each.partition(";")[0].strip().lower() for each in value.decode("latin-1").split(",")]
             return next((each for each in asked if each in _MEDIA_TYPES), JSON)
     return JSON
-
-
-# -- in JSON
-
-
-def _in_json(live: Loaded, table: pa.RecordBatch) -> Iterator[bytes]:
-    """The answer as MLflow's server writes it, in pieces."""
-    yield b'{"predictions":'
-    match answers.form(table):
-        case Form.RECORDS:
-            fields = [_value(live, name) for name in table.schema.names]
-            yield from _listed(table, partial(_records, fields))
-        case Form.VALUES:
-            names = [each.name for each in live.contract.answered]
-            only = names[0] if len(names) == 1 else None  # an array is that column, whatever its name
-            yield from _listed(table, partial(_only, _value(live, only)))
-        case Form.COLUMNS:
-            for index, name in enumerate(table.schema.names):
-                yield (b"," if index else b"{") + orjson.dumps(name) + b":"
-                yield from _listed(table.select([name]), partial(_only, _value(live, name)))
-            yield b"}"
-        case Form.WHOLE:
-            yield _only(_value(live, None), table)
-    yield b"}"
-
-
-def _value(live: Loaded, name: str | None) -> Value:
-    """How the values of an output column are told: whatever they are, and a gap as null."""
-    optional = (each for each in live.contract.answered if each.name == name and not each.required)
-    return next(optional, Value(name, "any", (), required=False))
-
-
-def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:
-    """A list of what is told of the rows, so many at once that others have their turn."""
-    for start in range(0, max(1, len(table)), _ROWS_AT_ONCE):
-        rows = told(table.slice(start, _ROWS_AT_ONCE))
-        yield (b"," if start else b"[") + rows
-    yield b"]"
-
-
-def _records(fields: list[Value], rows: pa.RecordBatch) -> bytes:
-    parts: list[bytes | Texts] = []
-    for index, (value, column) in enumerate(zip(fields, rows.columns, strict=True)):
-        parts += [(b"," if index else b"{") + orjson.dumps(str(value.name)) + b":", _texts(value, column)]
-    return woven(*parts, b"},").json()[:-1]
-
-
-def _only(value: Value, rows: pa.RecordBatch) -> bytes:
-    """The values of the only column, a comma between them."""
-    innermost = column = rows.column(0)
-    while pa.types.is_fixed_size_list(innermost.type):
-        innermost = innermost.flatten()
-    if pa.types.is_floating(innermost.type) or pa.types.is_integer(innermost.type):
-        found = arrays(column)
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
-            return b",".join(_texts(value, column).texts)  # gaps, where the output is optional
-        if found.dtype.kind == "f":
-            found = found.astype(np.float64, copy=False)
-        return orjson.dumps(np.ascontiguousarray(found), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-    return b",".join(_texts(value, column).texts)
-
-
-def _texts(value: Value, column: pa.Array) -> Texts:
-    found = value.texts(column)
-    if found.bad:
-        raise ModelFailed("its answer has a number that is not finite")
-    return found

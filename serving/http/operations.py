@@ -53,6 +53,14 @@ class ComparisonState(BaseModel):
     latency: float = Field(description="its median time as a ratio to the other version's")
 
 
+class BatchingState(BaseModel):
+    """Whether requests of different callers may share a call of the model."""
+
+    shared: bool
+    basis: str = Field(description="proof, monitoring, metadata or output form")
+    reason: str
+
+
 class ModelState(BaseModel):
     """What is live for one reference."""
 
@@ -73,6 +81,7 @@ class ModelState(BaseModel):
     comparison: ComparisonState | None = Field(
         None, description="how it answered the last requests of the version that was live before"
     )
+    batching: BatchingState | None = Field(None, description="whether callers share calls of the model")
     canary: CanaryState | None = Field(None, description="of references that share a model by weight")
     shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
     drift: list[DriftState] | None = Field(
@@ -281,6 +290,7 @@ def _facts(live: Loaded) -> dict[str, Any]:
         "digest": live.artifacts.digest,
         "loaded_at": live.loaded_at,
         "warnings": live.warnings,
+        "batching": live.calls.sharing.as_json(),
         "comparison": asdict(live.comparison) if live.comparison else None,
     }
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
@@ -22,18 +21,20 @@ from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
 from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
-from serving.runtime.bulk import Piece
+from serving.runtime.calls import Part
 from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
-from serving.runtime.loaded import Cache, Loaded, Part
+from serving.runtime.loaded import Cache, Loaded
+from serving.runtime.predictions import Later
 from serving.runtime.replay import Recorded
+from serving.runtime.scoring_output import predictions_json
+from serving.runtime.table import Rows
+from serving.runtime.tickets import Answer, Ticket
 
 # A caller who has waited this long is watched, to drop the request if the caller goes.
 _PATIENCE_SECONDS = 0.05
 _JSON = ((b"content-type", b"application/json"),)
 _LARGEST_CACHED, _LARGEST_CACHED_ANSWER = 4096, 65_536
-# Rows of one request that may be read ahead of its answers.
-_MOST_AHEAD = 8192
 
 
 class Predict:
@@ -167,9 +168,12 @@ class Predict:
 
     async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
         rows, params = asked(live, scope, body)
-        parts += live.submit(rows, params, self.seconds(scope))
+        parts += live.calls.submit(rows, params, self.seconds(scope), raw=live.contract.is_whole)
         ticket = parts[0][1]
-        row = (await ticket.future).now().json()
+        answer = await ticket.future
+        if not answer.is_one_per_row(1) or live.contract.is_whole:
+            return [*whole(live, rows, params, ticket, answer)]
+        row = answer.now().json()
         live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
         return [row[:-2] + b',"model":' + live.told + b"}"]
 
@@ -185,48 +189,20 @@ def asked(live: Loaded, scope: Scope, body: bytes) -> tuple[list[Row], dict[str,
     return [live.contract.read_row(body)], params
 
 
-class PredictBatch(Predict):
-    """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
+def whole(
+    live: Loaded, rows: Rows, params: Mapping[str, Any], ticket: Ticket, answer: Answer
+) -> Iterator[bytes]:
+    """Render an output that is not one result per row, as `/invocations` does.
 
-    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
-        ends = time.perf_counter() + self.seconds(scope)
-        asked: deque[tuple[Piece, list[Part]]] = deque()
-        answer: list[bytes] = []
-        ahead = 0
-        for piece in live.reader.read(body):
-            left = max(0.0, ends - time.perf_counter())
-            submitted = live.submit(piece.rows, piece.params, left, begun=bool(parts))
-            parts += submitted
-            asked.append((piece, submitted))
-            ahead += len(piece.rows)
-            while ahead > _MOST_AHEAD:
-                ahead -= len(asked[0][0].rows)
-                answer.append(await _joined(*asked.popleft()))
-            await asyncio.sleep(0)
-        single = piece if len(asked) == 1 and not answer else None
-        for each in asked:
-            answer.append(await _joined(*each))
-            await asyncio.sleep(0)
-        if single:
-            ticket = parts[0][1]
-            live.recorder.add(
-                Recorded(single.rows, single.params, answer[0], ticket.finished - ticket.started)
-            )
-        answer[0] = b'{"predictions":[' + answer[0]
-        answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
-        return answer
-
-
-async def _joined(piece: Piece, parts: list[Part]) -> bytes:
-    """The predictions of a piece, in the order of its rows."""
-    if len(parts) == 1:
-        return (await parts[0][1].future).now().json()
-    rows = [b""] * len(piece.rows)
-    for indices, ticket in parts:
-        predictions = (await ticket.future).now()
-        for place, index in enumerate(indices):
-            rows[index] = predictions.row(place)
-    return b"".join(rows)
+    Raises:
+        ModelFailed: the contract promises one result per row.
+    """
+    if not isinstance(answer, Later) or not (live.contract.is_whole or live.contract.is_open):
+        raise ModelFailed(f"it returned {len(answer)} results for {len(rows)} rows")
+    yield b'{"predictions":'
+    yield from predictions_json(live.contract.answered, answer.table)
+    yield b',"model":' + live.told + b"}"
+    live.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
 
 
 @contextmanager
@@ -234,11 +210,15 @@ def tallied(live: Loaded) -> Iterator[None]:
     """Count how a version does."""
     try:
         yield
-    except (ModelFailed, ProcessDied):
-        live.tally.failed += 1
+    except ModelFailed as error:
+        live.tally.fail(error.exception or "an output that its contract does not allow")
+        raise
+    except ProcessDied:
+        live.tally.fail("the death of its process")
         raise
     except DeadlineExceeded as error:
-        live.tally.failed += error.hung  # one that only waited is none of the version's fault
+        if error.hung:  # one that only waited is none of the version's fault
+            live.tally.fail("no answer within the deadline")
         raise
     live.tally.answered += 1
 
@@ -259,10 +239,10 @@ def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]
         patience.cancel()
         if watch is not None:
             watch.cancel()
-        live.withdraw(parts)
+        live.calls.withdraw(parts)
 
 
 async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    live.withdraw(parts)
+    live.calls.withdraw(parts)

@@ -13,7 +13,8 @@ from serving.errors import Contradictory
 from serving.groups import Limits
 from serving.http.inference import Infer
 from serving.http.invocations import Invocations
-from serving.http.predict import Predict, PredictBatch
+from serving.http.predict import Predict
+from serving.http.predict_batch import PredictBatch
 from serving.http.streaming import PredictStream
 from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded

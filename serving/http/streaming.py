@@ -13,7 +13,8 @@ from serving.errors import DeadlineExceeded, NotStreaming
 from serving.http.predict import Predict, asked, tallied, watched
 from serving.http.problems import respond
 from serving.runtime.answers import retold
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.calls import Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.tickets import Ticket
 
 
@@ -59,7 +60,7 @@ class PredictStream(Predict):
         self, live: Loaded, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
     ) -> None:
         (row,), params = asked(live, scope, body)
-        part, stream = live.submit_stream(row, params, self.seconds(scope))
+        part, stream = live.calls.submit_stream(row, params, self.seconds(scope))
         parts.append(part)
         async for chunk in stream.chunks():
             bit = retold(chunk)

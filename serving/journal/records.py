@@ -16,10 +16,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from serving.runtime.calls import Part
 from serving.runtime.exchange import Exchange
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.outputs import Labels, Probabilities, Regression
-from serving.runtime.predictions import Later, Whole
+from serving.runtime.predictions import Later
 from serving.runtime.table import stream
 
 _PROTOCOLS = {
@@ -94,7 +95,7 @@ def _given(parts: Sequence[Part]) -> list[bytes]:
 
 def _answered(parts: Sequence[Part]) -> list[bytes]:
     found = [ticket.future.result() for _, ticket in parts]
-    return [stream(answer.table) for answer in found if isinstance(answer, Later | Whole)]
+    return [stream(answer.table) for answer in found if isinstance(answer, Later)]
 
 
 def pack(records: Sequence[Record]) -> bytes:

@@ -14,11 +14,11 @@ import orjson
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
+from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values, WholeOutput
 
 log = logging.getLogger("serving.journal")
 _FORMS: Mapping[str, TypeAdapter[Outputs]] = {
-    form.__name__: TypeAdapter(form) for form in (Values, Regression, Probabilities, Labels)
+    form.__name__: TypeAdapter(form) for form in (Values, WholeOutput, Regression, Probabilities, Labels)
 }
 
 

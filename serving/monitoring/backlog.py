@@ -7,7 +7,7 @@ from collections import deque
 import pyarrow as pa
 
 from serving.runtime.exchange import Exchange
-from serving.runtime.predictions import Later, Whole
+from serving.runtime.predictions import Later
 from serving.runtime.tickets import Ticket
 
 _MOST_ROWS = 2048
@@ -74,5 +74,5 @@ def _row_bytes(exchange: Exchange) -> float:
 
 def _table_bytes(ticket: Ticket) -> int:
     rows, answer = ticket.rows, ticket.future.result()
-    answered = answer.table.nbytes if isinstance(answer, Later | Whole) else 0
+    answered = answer.table.nbytes if isinstance(answer, Later) else 0
     return answered + (rows.nbytes if isinstance(rows, pa.RecordBatch) else 0)

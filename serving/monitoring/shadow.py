@@ -26,9 +26,10 @@ from serving.errors import Overloaded, ServingError
 from serving.monitoring.backlog import Backlog
 from serving.monitoring.likeness import BOUNDS, Tally, better_founded
 from serving.registry.herald import Herald
+from serving.runtime.calls import Part
 from serving.runtime.compatibility import breaking_changes
 from serving.runtime.exchange import Exchange, Observer
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
 from serving.runtime.tickets import Answer, Ticket
 
@@ -213,7 +214,7 @@ def _asking(pair: Pair, taken: Sequence[Ticket], asked: list[Asked]) -> Iterator
         try:
             rows = pair.shadow.intake.refitted(ticket.rows)
             params = pair.shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
-            parts = pair.shadow.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
+            parts = pair.shadow.calls.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
             asked.append((ticket, parts))
         except Overloaded:
             pair.tally.dropped += len(ticket.rows)

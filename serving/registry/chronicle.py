@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from functools import partial
 
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
 from serving.registry.plan import Candidate, State
 from serving.runtime.errands import Errands
+from serving.runtime.loaded import Loaded
+from serving.runtime.sharing import TAG as BATCHING_TAG
+from serving.runtime.sharing import Sharing, found_unsafe
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
 
 log = logging.getLogger("serving.follower")
+WARNINGS_TAG = "serving.warnings"
+_NO_WARNINGS = "none"
 
 
 class Chronicle:
@@ -19,6 +26,7 @@ class Chronicle:
 
     def __init__(self, slot: Slot, herald: Herald, history: History, errands: Errands) -> None:
         self._slot, self._herald, self._history, self._errands = slot, herald, history, errands
+        self._reported: dict[str, tuple[Loaded, str]] = {}
 
     def live(self, new: Version, old: Version | None, reason: str) -> None:
         """Tell that a version is live, and that the one before is not."""
@@ -36,6 +44,17 @@ class Chronicle:
         self._herald.tell(self._slot.reference.uri, version, outcome, reason)
         self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
 
+    def condition(self, live: Loaded) -> None:
+        """Report in MLflow whether callers share calls of the live version, and its warnings."""
+        sharing, warnings = live.calls.sharing, "; ".join(live.warnings)
+        for tag, text, merge in (
+            (BATCHING_TAG, json.dumps(sharing.as_json()), partial(_merged_sharing, sharing)),
+            (WARNINGS_TAG, warnings, partial(_merged_warnings, warnings)),
+        ):
+            if self._reported.get(tag) != (live, text):
+                self._reported[tag] = live, text
+                self._herald.note(live.version, tag, merge)
+
     def says(self, reason: str, candidate: Candidate | None) -> None:
         """Tell why nothing is live, or not what is promoted."""
         if reason != self._slot.reason:
@@ -50,3 +69,14 @@ class Chronicle:
             if warning not in self._slot.warnings:
                 log.warning("%s", warning, extra=self._slot.in_logs)
         self._slot.warnings = warnings
+
+
+def _merged_sharing(sharing: Sharing, present: str) -> str:
+    """Return the tag to write over the present one: that live requests differed on another front stays."""
+    if sharing.allowed and found_unsafe({BATCHING_TAG: present}):
+        return present
+    return json.dumps(sharing.as_json())
+
+
+def _merged_warnings(warnings: str, present: str) -> str:
+    return warnings or (_NO_WARNINGS if present else "")

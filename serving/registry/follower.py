@@ -99,6 +99,8 @@ class Follower:
             self._settings.poll_seconds
         ):
             await self._look()
+        if self.slot.live:
+            self._chronicle.condition(self.slot.live)
         await self._herald.flush()
 
     @property

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from serving.errors import Breaking, Corrupt
+from serving.errors import Breaking, Corrupt, LoadFailed, ProcessDied, VerificationFailed
 from serving.registry.client import RegistryClient
 from serving.registry.policy import Policy
 from serving.registry.store import Store
 from serving.runtime import environments, mlmodel
-from serving.runtime.compatibility import breaking_changes
-from serving.runtime.environments import Environments
+from serving.runtime.compatibility import breaking_changes, input_changes
+from serving.runtime.environments import Difference, Environments, Needs
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
-from serving.runtime.replay import Recorder
-from serving.runtime.slot import Slot
+from serving.runtime.sharing import found_unsafe
+from serving.runtime.slot import Known, Slot
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.gate")
+_MAX_DEATHS = 3
+"""A version is rejected when the fork server of its own environment has died so often in a row."""
 
 
 class Gate:
@@ -43,6 +47,7 @@ class Gate:
         self._settings, self._registry, self._policy = settings, registry, Policy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
         self._environments = Environments(settings.store_dir / "environments", strict=settings.strict)
+        self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
     async def bring_up(self, found: Version, slot: Slot) -> Loaded:
         """The version with its processes running, proven and ready to be swapped in.
@@ -66,40 +71,80 @@ class Gate:
         """As `bring_up`, for artifacts that are on the disk."""
         described = await asyncio.to_thread(mlmodel.read, artifacts.folder)
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, described)
+        needs = await asyncio.to_thread(environments.read, artifacts.folder)
+        differing = await asyncio.to_thread(environments.differences, needs)
+        launcher = await self._launcher_of(needs, differing)
         loaded = await asyncio.to_thread(
             Loaded,
             version,
             artifacts,
-            await self._launcher_of(artifacts.folder),
+            launcher,
             self._settings,
             self._settings,
             slot.recorder,
             self._metrics,
+            warnings=[] if launcher.is_own else _warnings(version, differing),
         )
-        changes = breaking_changes(slot.known.contract, loaded.contract) if slot.known else []
-        if changes and not self._may_break(version):
-            raise Breaking(
-                f"it would break clients of {slot.known and slot.known.version}: {'; '.join(changes[:10])}. "
-                "Set its tag serving.allow_breaking to true to let it go live all the same"
-            )
-        await loaded.start()
+        known = slot.known
+        if known:
+            self._refuse_breaking(known, input_changes(known.contract, loaded.contract), version)
+        with self._explained(version, launcher, differing):
+            await loaded.start()
         try:
-            if changes:  # what the live version was asked need not fit this one
-                loaded.recorder = Recorder(self._settings.replayed)
-            await loaded.rehearse(loaded.recorder.last())
+            # What it returns is known only now.
+            changes = breaking_changes(known.contract, loaded.contract) if known else []
+            if known and changes:
+                self._refuse_breaking(known, changes, version)
+                loaded.forget_requests(self._settings.replayed)
+            await loaded.rehearse(loaded.recorder.last(), found_unsafe=found_unsafe(version.tags))
         except BaseException:
             loaded.close()
             raise
         loaded.keep()
         return loaded
 
-    async def _launcher_of(self, folder: Path) -> Launcher:
-        if not self._settings.environments:
+    async def _launcher_of(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
+        if not (self._settings.environments and (differing or needs.fault)):
             return self._launcher
-        wanted = await asyncio.to_thread(environments.requirements, folder / "requirements.txt")
-        if not await asyncio.to_thread(environments.unmet, wanted):
-            return self._launcher
-        return self._launcher.by(await self._environments.interpreter(wanted))
+        return self._launcher.by(await self._environments.interpreter(needs))
 
-    def _may_break(self, version: Version) -> bool:
-        return self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
+    @contextmanager
+    def _explained(
+        self, version: Version, launcher: Launcher, differing: Sequence[Difference]
+    ) -> Iterator[None]:
+        """Have a failure in the block name what is not installed as the version requires it."""
+        try:
+            yield
+        except (LoadFailed, VerificationFailed) as error:
+            if launcher.is_own or not differing:
+                raise
+            hint = f"It requires {environments.listed(differing)}: {environments.REMEDY}"
+            raise type(error)(f"{error}. {hint}") from error
+        except ProcessDied as error:
+            if not launcher.is_own:
+                raise
+            self._deaths[version.identity] += 1
+            if self._deaths[version.identity] < _MAX_DEATHS:
+                raise
+            del self._deaths[version.identity]
+            raise LoadFailed(f"{error} ({_MAX_DEATHS} times in a row)") from error
+        self._deaths.pop(version.identity, None)
+
+    def _refuse_breaking(self, known: Known, changes: Sequence[str], version: Version) -> None:
+        if changes and not (
+            self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
+        ):
+            raise Breaking(
+                f"it would break clients of {known.version}: {'; '.join(changes[:10])}. "
+                "Set its tag serving.allow_breaking to true to let it go live all the same"
+            )
+
+
+def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
+    """Return a warning if a version goes live with other packages than it was logged with."""
+    found = [each for each in differing if each.matters]
+    if not found:
+        return []
+    return [
+        f"{version} may answer otherwise: it requires {environments.listed(found)}: {environments.REMEDY}"
+    ]

@@ -24,8 +24,9 @@ from serving.http.predict import tallied
 from serving.http.problems import CALLER_LEFT
 from serving.http.routes import chance
 from serving.rpc.messages import protos, read, services, told
+from serving.runtime.calls import Part
 from serving.runtime.exchange import Observer, Refused
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.runtime.split import first
 from serving.settings import Settings
@@ -137,7 +138,9 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 try:
                     outputs, _ = await inference.inferred(live, parts, asked, inputs, ends)
                 finally:
-                    live.withdraw(parts)  # gRPC cancels this where the caller leaves, or sets a deadline
+                    live.calls.withdraw(
+                        parts
+                    )  # gRPC cancels this where the caller leaves, or sets a deadline
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
                 answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, time
-from enum import StrEnum
+from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
-from pydantic import BaseModel
+
+try:
+    from pydantic import BaseModel
+except ImportError:  # no answer in an environment without it holds one
+    BaseModel = ()  # type: ignore[assignment,misc]
 
 from serving.errors import ModelFailed
 from serving.runtime.nesting import JSON, NOT_FINITE
 from serving.runtime.table import stream
 from serving.runtime.tensors import lists
 
-_FORM = b"form"
+_FORM, _REORDERED = b"form", b"reordered"
 
 
-class Form(StrEnum):
+class Form(str, Enum):
     """What the model answered."""
 
     VALUES = "values"
@@ -36,16 +41,34 @@ class Form(StrEnum):
     """Something that is not one thing a row: one JSON text."""
 
 
-def encode(answer: Any, rows: int) -> bytes:
-    """A model's answer to so many rows.
+def depths(outputs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many lists one row's value of each named output is nested in, as a signature declares it.
+
+    With this, `encode` tells a dict of columns from one that is a result itself: where `shops` is declared as
+    an array, a list under that name is one value; where it is declared as a string, a list is a column.
+    """
+    return {str(spec["name"]): _declared_depth(spec) for spec in outputs if spec.get("name") is not None}
+
+
+def _declared_depth(spec: Mapping[str, Any]) -> int:
+    if spec["type"] == "tensor":
+        return len(spec["tensor-spec"]["shape"]) - 1
+    return 1 + _declared_depth(spec["items"]) if spec["type"] == "array" else 0
+
+
+def encode(answer: Any, rows: int, declared: Mapping[str, int] = MappingProxyType({})) -> bytes:
+    """Encode a model's answer to so many rows; `declared` are the `depths` of its outputs.
 
     Raises:
         TypeError: it holds what neither Arrow nor JSON can say.
     """
     try:
-        form, names, arrays = _columns(answer, rows)
+        form, names, arrays = _columns(answer, declared)
+        metadata: dict[bytes, str] = {} if form is Form.VALUES else {_FORM: form}
+        if rows > 1 and isinstance(answer, (pd.DataFrame, pd.Series)) and _is_reordered(answer.index, rows):
+            metadata[_REORDERED] = "true"
         batch = pa.RecordBatch.from_arrays(arrays, names=names)
-        return stream(batch if form is Form.VALUES else batch.replace_schema_metadata({_FORM: form}))
+        return stream(batch.replace_schema_metadata(metadata) if metadata else batch)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise TypeError(f"its answer of type {type(answer).__name__} can't be told: {error}") from error
 
@@ -69,6 +92,11 @@ def form(table: pa.RecordBatch) -> Form:
     return Form((table.schema.metadata or {}).get(_FORM, b"values").decode())
 
 
+def is_reordered(table: pa.RecordBatch) -> bool:
+    """Return whether the index of a model's answer puts its rows in another order than the input's."""
+    return _REORDERED in (table.schema.metadata or {})
+
+
 def text(chunk: Any) -> bytes:
     """A bit of an answer, as JSON.
 
@@ -90,7 +118,15 @@ def retold(chunk: bytes) -> bytes:
         raise ModelFailed("it answered what JSON can't say", str(error)) from error
 
 
-def _columns(answer: Any, rows: int) -> tuple[Form, list[str], list[pa.Array]]:
+def _is_reordered(index: pd.Index[Any], rows: int) -> bool:
+    if index.dtype.kind != "i" or isinstance(index, pd.RangeIndex):
+        return isinstance(index, pd.RangeIndex) and (index.start, index.step) != (0, 1)
+    places = index.to_numpy()
+    within = bool(len(places)) and places.min() >= 0 and places.max() < rows
+    return within and not np.array_equal(places, np.arange(len(places)))
+
+
+def _columns(answer: Any, declared: Mapping[str, int]) -> tuple[Form, list[str], list[pa.Array]]:
     if isinstance(answer, pd.Series):
         answer = answer.to_frame(0 if answer.name is None else answer.name)
     if isinstance(answer, pd.DataFrame):
@@ -98,15 +134,34 @@ def _columns(answer: Any, rows: int) -> tuple[Form, list[str], list[pa.Array]]:
         return Form.RECORDS, [*map(str, answer.columns)], columns
     if isinstance(answer, (list, tuple)) or (isinstance(answer, np.ndarray) and answer.ndim):
         return Form.VALUES, ["0"], [_array(answer)]
-    if isinstance(answer, Mapping) and _is_columnar(answer, rows):
+    if isinstance(answer, Mapping) and _is_columnar(answer, declared):
         return Form.COLUMNS, [*map(str, answer)], [*map(_array, answer.values())]
     return Form.WHOLE, ["0"], [_texts([answer])]
 
 
-def _is_columnar(answer: Mapping[Any, Any], rows: int) -> bool:
-    return bool(answer) and all(
-        isinstance(values, (np.ndarray, list)) and len(values) == rows for values in answer.values()
+def _is_columnar(answer: Mapping[Any, Any], declared: Mapping[str, int]) -> bool:
+    """Return whether a dict has a column for each declared output, not the value of one.
+
+    Its own lengths count only as far as columns have one in common.
+    """
+    if not declared or {*map(str, answer)} != declared.keys():
+        return False
+    return len({_length(values) for values in answer.values()}) == 1 and all(
+        _depth(values) == declared[str(name)] + 1 for name, values in answer.items()
     )
+
+
+def _length(values: Any) -> int:
+    return len(values) if isinstance(values, (list, np.ndarray)) and _depth(values) else -1
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists or dimensions the first value is nested in."""
+    if isinstance(value, np.ndarray):
+        return value.ndim + (_depth(value.flat[0]) if value.dtype == object and value.size else 0)
+    if isinstance(value, list):
+        return 1 + _depth(value[0] if value else None)
+    return 0
 
 
 def _array(values: Any) -> pa.Array:
@@ -165,5 +220,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (date, time)):  # which a datetime is, and pandas' Timestamp
         return value.isoformat()
     if isinstance(value, BaseModel):
-        return value.model_dump()
+        return value.model_dump() if hasattr(value, "model_dump") else value.dict()
     raise TypeError(f"a {type(value).__name__} can't be told in JSON")

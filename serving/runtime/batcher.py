@@ -21,6 +21,7 @@ from serving.errors import (
     Overloaded,
     ProcessDied,
     ServingError,
+    Unprocessable,
 )
 from serving.runtime.pace import Pace
 from serving.runtime.predictions import Predictions
@@ -43,10 +44,12 @@ class Batcher:
 
     Args:
         encode: makes a table of rows, a group's key and, where that is traced, what is to be carried along.
-        read: makes of an answered table what a group asked for, one thing for each row.
+        read: makes of an answered table what a group asked for: one thing for each row, or `NotSeparable`
+            where the group is of several requests.
         most_waiting: requests that may wait.
         deadline: seconds a batch may run before its process is killed.
         pace: tells how many rows can be answered in time.
+        shared: whether requests may share a call; asked before each.
         told: what lines of the log tell of the version.
         note: called after each call of the model: its rows, and the seconds that the first of its requests
             had waited, and that it took.
@@ -60,11 +63,13 @@ class Batcher:
         most_waiting: int,
         deadline: float,
         pace: Pace,
+        shared: Callable[[], bool] = lambda: True,
         note: Callable[[int, float, float], None],
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._encode, self._read, self._told = encode, read, told
         self._most_waiting, self._deadline, self._pace, self._note = most_waiting, deadline, pace, note
+        self._shared = shared
         self._rows_waiting = self._rows_under_way = 0
         self._waiting: deque[Ticket] = deque()
         self._again: deque[Group] = deque()
@@ -95,11 +100,12 @@ class Batcher:
         stream: Stream | None = None,
         *,
         begun: bool = False,
+        origin: object = None,
     ) -> Ticket:
         """Queue rows that may share a batch, of at most `most_rows`, with others of the same key.
 
         More rows than that go alone. With a `stream` one row is answered bit by bit. What is `begun` is a
-        further part of a request that was taken in.
+        further part of a request that was taken in; pieces that have the same `origin` may share more rows.
 
         Raises:
             Overloaded: as many requests as may wait are waiting, or as many as can be answered in time.
@@ -107,7 +113,7 @@ class Batcher:
         if self._waiting and not begun:
             self._refuse_too_much()
         trace, future = current.get(), asyncio.get_running_loop().create_future()
-        ticket = Ticket(rows, key, most_rows, future, stream, trace)
+        ticket = Ticket(rows, key, most_rows, future, stream, trace, origin)
         if trace:
             trace.queued = trace.queued or ticket.queued
         ticket.call_after(deadline, self._expire)
@@ -155,7 +161,7 @@ class Batcher:
     def _next(self) -> Group:
         if self._again:
             return self._again.popleft()
-        group = take(self._waiting)
+        group = take(self._waiting, shared=self._shared())
         self._rows_waiting -= sum(len(ticket.rows) for ticket in group)
         return group
 
@@ -203,7 +209,7 @@ class Batcher:
             self._note(len(rows), now - group[0].queued, time.perf_counter() - now)
             if isinstance(outcome, bytes):
                 self._pace.note(len(rows), group[0].most_rows, took)
-            self._finish(group, len(rows), outcome)
+            self._finish(group, outcome)
             if took < _SLOW_SECONDS:
                 self._free_again(replica)
             else:
@@ -234,17 +240,17 @@ class Batcher:
         replica.ask(table, done, stream.hear)
         stream.begin(replica, hung)
 
-    def _finish(self, group: Group, rows: int, outcome: Outcome) -> None:
-        if isinstance(outcome, (ModelFailed, ProcessDied)):
+    def _finish(self, group: Group, outcome: Outcome) -> None:
+        if not isinstance(outcome, bytes):
             self._fail(group, outcome)
             return
         try:
             predictions = self._read(outcome, group)
+            if len(group) == 1:  # whatever it is, it is this request's
+                group[0].settle(predictions.part(0, len(predictions)))
+                return
         except ModelFailed as error:
             self._fail(group, error)
-            return
-        if len(predictions) != rows:
-            self._settle(group, ModelFailed(f"it answered {len(predictions)} rows for {rows}"))
             return
         start = 0
         for ticket in group:
@@ -255,7 +261,7 @@ class Batcher:
                 ticket.settle(error)
             start = end
 
-    def _fail(self, group: Group, error: ModelFailed | ProcessDied) -> None:
+    def _fail(self, group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> None:
         again = retries(group, error)
         self._again.extendleft(reversed(again))
         if isinstance(error, ProcessDied):

@@ -18,10 +18,10 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from serving.errors import BodyTooLarge, Fault, Malformed, Unprocessable
-from serving.runtime.contract import Contract
+from serving.runtime.contract import Contract, validator
 from serving.runtime.scalars import Scalar
 from serving.runtime.table import Rows
 
@@ -89,7 +89,7 @@ class _Columns:
         self._layout = contract.layout
         self._names = frozenset(column.name for column in columns)
         self._readers = {
-            column.name: (TypeAdapter(list[column.annotation]).validator, column.required)  # type: ignore[name-defined]
+            column.name: (validator(list[column.annotation]), column.required)  # type: ignore[name-defined]
             for column in columns
         }
         kinds = {column.name: column.kind for column in columns}
@@ -110,10 +110,9 @@ class _Columns:
                 return None
             return self._layout.batch(
                 {
-                    name: reader.validate_python(
-                        [row[name] for row in rows] if required else [row.get(name) for row in rows]
-                    )
+                    name: reader.validate_python([row[name] for row in rows])
                     for name, (reader, required) in self._readers.items()
+                    if required or any(name in row for row in rows)  # in some alone, it is for the contract
                 }
             )
         except (ValueError, TypeError, LookupError, AttributeError, ValidationError, pa.ArrowException):

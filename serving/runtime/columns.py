@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import WithJsonSchema
-
 from serving.errors import Untypable
 from serving.runtime.facets import correction
 from serving.runtime.kinds import Kind, kind
@@ -22,13 +20,15 @@ UNNAMED = "input"
 class Column:
     """One named input: its type, whether it may be left out, and its facets in JSON Schema's words.
 
-    The type is MLflow's name for a scalar, or the JSON in which MLflow writes any other.
+    The type is MLflow's name for a scalar, or the JSON in which MLflow writes any other. `label` is the
+    column's label in the DataFrame where that is not its name: pandas numbers the columns of an array.
     """
 
     name: str
     type: str
     required: bool = True
     facets: tuple[tuple[str, Any], ...] = ()
+    label: int | None = None
 
     @property
     def kind(self) -> Kind:
@@ -42,20 +42,24 @@ class Column:
 
     @property
     def annotation(self) -> Any:
-        """The type of one value for pydantic, null counted in where the column is optional."""
+        """The type of one value for pydantic, or null where the column is optional and MLflow takes it."""
+        from pydantic import BeforeValidator, WithJsonSchema
+
         checked = self.kind.annotation(dict(self.facets))
         if self.required:
             return Annotated[checked, WithJsonSchema(self.schema)]
+        if not self.kind.nullable:
+            return Annotated[checked, BeforeValidator(_refuse_null), WithJsonSchema(self.schema)]
         return Annotated[checked | None, WithJsonSchema(_or_null(self.schema))]
 
 
-def column(spec: Mapping[str, Any], facets: Mapping[str, Any]) -> Column:
-    """A column from its entry in the signature and the metadata's words on it.
+def column(spec: Mapping[str, Any], facets: Mapping[str, Any], name: str = UNNAMED) -> Column:
+    """Make a column of its entry in the signature and the metadata's words on it; `name` is for clients.
 
     Raises:
         Untypable: no typed endpoint can be made of the type, or a word is unknown or means nothing for it.
     """
-    name = spec.get("name", UNNAMED)
+    label = spec["name"] if isinstance(spec.get("name"), int) else None
     type = str(spec["type"])
     if type not in SCALARS:
         known = ("type", "items", "properties", "values", "tensor-spec")
@@ -75,10 +79,17 @@ def column(spec: Mapping[str, Any], facets: Mapping[str, Any]) -> Column:
         python = found.python if isinstance(found, Scalar) else str
         if wanted := correction(word, value, python):
             raise Untypable(f"metadata serving.inputs.{name}.{word} is {value!r:.100}: write {wanted}")
-    return Column(name, type, bool(spec.get("required", True)), tuple(sorted(_hashable(facets).items())))
+    words = tuple(sorted(_hashable(facets).items()))
+    return Column(name, type, bool(spec.get("required", True)), words, label)
 
 
 _MORE = "of arrays, objects and maps of them, or of tensors of numbers, booleans or strings"
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("MLflow takes no null in such a column: leave the field out")
+    return value
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,14 @@ _WIDENED = {
 
 def breaking_changes(old: Contract, new: Contract) -> list[str]:
     """What makes requests that `old` takes fail on `new`, or its answers read otherwise; a sentence each."""
+    return [*input_changes(old, new), *_outputs(old, new)]
+
+
+def input_changes(old: Contract, new: Contract) -> list[str]:
+    """What makes requests that `old` takes fail on `new`; a sentence each."""
     return [
         *_inputs(old, new),
         *_params(old, new),
-        *_outputs(old, new),
         *(["it does not stream its answers any more"] if old.streams and not new.streams else []),
     ]
 

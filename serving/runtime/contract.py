@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
 from serving.runtime.columns import Column
-from serving.runtime.outputs import Outputs
+from serving.runtime.outputs import Outputs, Values, WholeOutput
 from serving.runtime.predictions import Predictions
 from serving.runtime.profile import Profile
 from serving.runtime.scalars import SCALARS
@@ -40,12 +40,13 @@ class Param:
     @property
     def annotation(self) -> Any:
         """The strict type of its value for pydantic."""
-        value: Any = Column(self.name, self.type, self.default is not None).annotation
-        return list[value] if self.is_list else value
+        value: Any = Column(self.name, self.type).annotation
+        value = list[value] if self.is_list else value
+        return value if self.default is not None else value | None
 
     def read(self, texts: Sequence[str]) -> Any:
-        """Its value in a query string: a list is the parameter repeated, a number or boolean is JSON."""
-        is_text = SCALARS[self.type].python is str
+        """Read its value from a query string: a list is the parameter repeated, all but a text is JSON."""
+        is_text = self.type in SCALARS and SCALARS[self.type].python is str
         values = [text if is_text else _json_or_text(text) for text in texts]
         return values if self.is_list or len(values) != 1 else values[0]
 
@@ -72,10 +73,30 @@ class Contract:
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What is wrong with its metadata that does not keep it from being served."""
     example: Mapping[str, Any] | None = field(default=None, compare=False)
+    input_schema: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The JSON Schema of the type hint of its input, which says more than the signature."""
+    batching: bool | None = field(default=None, compare=False)
+    """Whether callers may share a call of the model, as its metadata decides; None: as is proven."""
 
     def with_example(self, row: Row) -> Contract:
         """The same contract, its documentation with an example row."""
         return self if self.example else replace(self, example=row)
+
+    def with_input_schema(self, schema: Any) -> Contract:
+        """Return the same contract, its documentation with the JSON Schema of the model's type hint."""
+        return (
+            replace(self, input_schema=schema) if isinstance(schema, dict) and not self.input_schema else self
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model does not return one result per row, so that its output is returned whole."""
+        return isinstance(self.outputs, WholeOutput)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no call of the model has shown what it returns."""
+        return isinstance(self.outputs, Values) and self.outputs.flexible
 
     @cached_property
     def layout(self) -> Layout:
@@ -125,6 +146,8 @@ class Contract:
     @cached_property
     def answers(self) -> Any:
         """The type of `/predict/batch`'s answer."""
+        if self.is_whole:
+            return self.answer
         prediction: Any = self.prediction
         return self._object("Answers", {"predictions": list[prediction], "model": ModelVersion})
 
@@ -211,15 +234,15 @@ class Contract:
 
     @cached_property
     def _row_validator(self) -> SchemaValidator:
-        return _validator(self.row)
+        return validator(self.row)
 
     @cached_property
     def _batch_validator(self) -> SchemaValidator:
-        return _validator(self.batch)
+        return validator(self.batch)
 
     @cached_property
     def _params_validator(self) -> SchemaValidator:
-        return _validator(self.params_type)
+        return validator(self.params_type)
 
     def _object(self, kind: str, fields: dict[str, Any], extra: Any = None) -> Any:
         title = "".join(word[:1].upper() + word[1:] for word in re.findall(r"[0-9A-Za-z]+", self.name))
@@ -254,10 +277,10 @@ class ModelVersion(TypedDict):
     version: str | None
 
 
-def _validator(annotation: Any) -> SchemaValidator:
-    validator = TypeAdapter(annotation).validator
-    assert isinstance(validator, SchemaValidator)
-    return validator
+def validator(annotation: Any) -> SchemaValidator:
+    # Of the adapter itself the validator is another where plugins of pydantic are installed, which watch
+    # each call.
+    return SchemaValidator(TypeAdapter(annotation).core_schema)
 
 
 def _json_or_text(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Interpreters for versions whose requirements are not met here, in environments that uv makes."""
+"""The Python and the packages that a version requires, and environments in which uv installs them."""
 
 from __future__ import annotations
 
@@ -6,56 +6,196 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 import serving
 from serving.errors import NoEnvironment
 
 log = logging.getLogger("serving.environments")
 # What a model process needs of its own, and MLflow, of which skinny is a part.
-_OWN = ("numpy", "orjson", "pandas", "pyarrow", "pydantic")
+_OWN = ("numpy", "orjson", "pandas", "pyarrow")
 _MLFLOW = ("mlflow", "mlflow-skinny")
+# Environments of Python before 3.12 have it. MLflow 2.9 imports its pkg_resources, deprecated since 81.
+_SETUPTOOLS = "setuptools<81"
+_HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+_MIN_PYTHON = "3.10"
 _SECONDS = 600.0
 _TOLD = 400
+_MAX_NAMED = 10
+_OPTION = re.compile(r"(-r|--requirement|-c|--constraint)[ =]+(\S+)$")
+_PYTHON = re.compile(r"\d+\.\d+")
+_DECORATION = re.compile(r"[^\x20-\x7e]+")
 
 
-def requirements(file: Path) -> tuple[Requirement, ...]:
-    """The requirements in a file that apply to this machine; none where there is no file.
+@dataclass(slots=True)
+class Needs:
+    """The Python and the packages that a version was logged with."""
 
-    Raises:
-        NoEnvironment: a line is none, such as an option that names another index.
-    """
+    python: str = ""
+    """Major and minor version; empty if it is not known."""
+    packages: list[Requirement] = field(default_factory=list)
+    constraints: list[Requirement] = field(default_factory=list)
+    fault: str = ""
+    """Why no environment can be made of its files, in the terms of who logged it."""
+
+    def applying(self) -> list[Requirement]:
+        """Return the packages whose markers are true of this machine and its Python."""
+        python = self.python or _HERE
+        facts = {"extra": ""}
+        if python != _HERE:
+            facts |= {"python_version": python, "python_full_version": f"{python}.0"}
+        return [each for each in self.packages if each.marker is None or each.marker.evaluate(facts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that a version requires and that is not installed so."""
+
+    required: str
+    installed: str
+    matters: bool
+    """False where only the last numbers of an exact version differ."""
+
+    def __str__(self) -> str:
+        return f"{self.required} ({f'installed: {self.installed}' if self.installed else 'not installed'})"
+
+
+def read(folder: Path) -> Needs:
+    """Read `python_env.yaml`, and the requirements that it refers to, of the model in `folder`."""
+    needs = Needs()
     try:
-        lines = [line.partition(" #")[0].strip() for line in file.read_text().splitlines()]
-        found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+        described = _yaml(folder / "python_env.yaml")
+        needs.python = _python(described.get("python") or _flavor(folder).get("python_version"))
+        lines = described.get("dependencies") or ["-r requirements.txt"]
+        if not isinstance(lines, list):
+            raise ValueError("the dependencies in python_env.yaml are no list")
+        _collect(folder, map(str, lines), "python_env.yaml", needs, needs.packages, set())
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        needs.fault = f"the files of its environment can't be read: {error}"
+    return needs
+
+
+def _python(named: Any) -> str:
+    if named is None:
+        return ""
+    # Without quotes, 3.10 is the number 3.1.
+    if not isinstance(named, str) or not (found := _PYTHON.match(named)):
+        raise ValueError(f"the Python {named!r:.50} is no version: write it in quotes, as '{_HERE}'")
+    return found[0]
+
+
+def _yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        found = yaml.load(file.read_bytes(), Loader=yaml.CSafeLoader)
     except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, InvalidRequirement) as error:
-        raise NoEnvironment(f"its requirements can't be read: {error}") from error
-    return tuple(each for each in found if each.marker is None or each.marker.evaluate())
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file.name} is no mapping")
+    return found
 
 
-def unmet(wanted: Sequence[Requirement]) -> list[Requirement]:
-    """Those that what is installed here does not meet."""
-    return [each for each in wanted if not _is_met(each)]
+def _flavor(folder: Path) -> Mapping[str, Any]:
+    found = (_yaml(folder / "MLmodel").get("flavors") or {}).get("python_function")
+    return found if isinstance(found, Mapping) else {}
 
 
-def _is_met(wanted: Requirement) -> bool:
-    if wanted.url:
-        return False
+def _collect(
+    folder: Path, lines: Iterable[str], where: str, needs: Needs, into: list[Requirement], seen: set[str]
+) -> None:
+    for line in _statements(lines):
+        if found := _OPTION.match(line):
+            option, name = found.groups()
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                needs.fault = f"its {where} can't be read: it refers to {name}, which is not among its files"
+            elif name not in seen and (folder / name).exists():
+                text = (folder / name).read_text()
+                target = needs.constraints if option in ("-c", "--constraint") else into
+                _collect(folder, text.splitlines(), name, needs, target, seen | {name})
+        elif line.startswith("-"):
+            needs.fault = (
+                f"its {where} can't be read: {line!r:.200} is an option, which is not taken from a model. "
+                "Log it without, and let the package index be set where this service runs (UV_INDEX, "
+                "UV_DEFAULT_INDEX)"
+            )
+        else:
+            try:
+                into.append(Requirement(line))
+            except InvalidRequirement:
+                needs.fault = (
+                    f"its {where} can't be read: {line!r:.200} is no requirement. Log it with "
+                    "pip_requirements of the form name==version"
+                )
+
+
+def _statements(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        text = line.partition(" #")[0].strip()
+        if text and not text.startswith("#"):
+            yield text
+
+
+def differences(needs: Needs) -> list[Difference]:
+    """List where what is installed here is not what a version requires, the Python first."""
+    found = []
+    if needs.python not in ("", _HERE):
+        found.append(Difference(f"Python {needs.python}", _HERE, matters=True))
+    for each in needs.applying():
+        installed = _installed(each.name)
+        if each.url or not (installed and _contains(each, installed)):
+            found.append(Difference(str(each), installed, _matters(each, installed)))
+    return found
+
+
+def _contains(wanted: Requirement, installed: str) -> bool:
     try:
-        return wanted.specifier.contains(version(wanted.name), prereleases=True)
-    except PackageNotFoundError:
+        return wanted.specifier.contains(installed, prereleases=True)
+    except InvalidVersion:  # what is installed has one of before PEP 440
         return False
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _matters(wanted: Requirement, installed: str) -> bool:
+    """Decide whether a package differs in more than the last numbers of an exact version.
+
+    All that a model requires is pinned exactly, and a front is upgraded at another time than a model is
+    trained: a warning of each patch would stand at nearly every version, and be read by nobody. A minor
+    version counts, since scikit-learn gives no guarantee beyond it; of MLflow only the major one does.
+    """
+    pins = [each.version for each in wanted.specifier if each.operator == "=="]
+    numbers = 1 if canonicalize_name(wanted.name) in _MLFLOW else 2
+    try:
+        return len(pins) != 1 or Version(pins[0]).release[:numbers] != Version(installed).release[:numbers]
+    except InvalidVersion:  # a wildcard, or nothing is installed
+        return True
+
+
+def listed(found: Sequence[Difference]) -> str:
+    """Name what differs, what matters first."""
+    names = [str(each) for each in sorted(found, key=lambda each: not each.matters)]
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+REMEDY = "set SERVING_ENVIRONMENTS=true to run it in an environment of its own"
 
 
 class Environments:
@@ -65,49 +205,102 @@ class Environments:
         self._root, self._strict = root, strict
         self._making = asyncio.Lock()
 
-    async def interpreter(self, wanted: Sequence[Requirement]) -> Path:
-        """The Python of an environment with these requirements.
+    async def interpreter(self, needs: Needs) -> Path:
+        """Return the Python of an environment that meets these needs.
 
         Raises:
-            NoEnvironment: it can't be made; that may heal.
+            NoEnvironment: it can't be made.
         """
-        lines = sorted({*map(str, wanted), *_own(wanted)})
-        key = hashlib.sha256("\n".join([sys.version, *lines]).encode()).hexdigest()[:16]
-        place = self._root / key
+        if needs.fault:
+            raise NoEnvironment(needs.fault, may_heal=False)
+        python = needs.python or _HERE
+        if Version(python) < Version(_MIN_PYTHON):
+            raise NoEnvironment(
+                f"it was logged under Python {python}, and model processes need {_MIN_PYTHON} or later: "
+                "log it again under one of these",
+                may_heal=False,
+            )
+        lines = sorted({*map(str, needs.packages), *_own(needs.applying(), python)})
+        constraints = sorted({*map(str, needs.constraints)})
+        source = Path(serving.__file__).parent
+        base = sys.version if python == _HERE else python
+        identity = "\n".join([base, str(source), *lines, "constraints", *constraints])
+        place = self._root / hashlib.sha256(identity.encode()).hexdigest()[:16]
         async with self._making:
-            if not place.exists():
-                await self._make(place, lines)
+            if not (place / "bin" / "python").exists():  # or the Python that it is based on is there no more
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                await self._make(place, python, lines, constraints, source)
         return place / "bin" / "python"
 
-    async def _make(self, place: Path, lines: Sequence[str]) -> None:
+    async def _make(
+        self, place: Path, python: str, lines: Sequence[str], constraints: Sequence[str], source: Path
+    ) -> None:
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         if uv is None:
-            raise NoEnvironment("it needs an environment of its own, and uv, which makes those, is not here")
-        log.info("an environment is made for: %s", ", ".join(lines))
+            raise NoEnvironment(
+                "it needs an environment of its own, which uv makes, and uv is not installed where this "
+                "service runs: install the extra `environments`, or put uv on the PATH"
+            )
+        log.info("an environment is made with Python %s for: %s", python, ", ".join(lines))
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._root, prefix="making-") as new:
-                made = Path(new) / "environment"
-                await _run(uv, "venv", "--quiet", "--python", sys.executable, str(made))
-                binary = ["--only-binary", ":all:"] if self._strict else []
-                python = str(made / "bin" / "python")
-                await _run(uv, "pip", "install", "--quiet", *binary, "--python", python, *lines)
+                made, constraining = Path(new) / "environment", Path(new) / "constraints.txt"
+                constraining.write_text("\n".join(constraints))
+                base = sys.executable if python == _HERE else python
+                await _run(_no_python(python), uv, "venv", "--quiet", "--python", base, str(made))
+                options = ["--constraint", str(constraining)] if constraints else []
+                options += ["--only-binary", ":all:"] if self._strict else []
+                options += ["--python", str(made / "bin" / "python")]
+                await _run(_NOT_INSTALLED, uv, "pip", "install", "--quiet", *options, *lines)
                 # All that it takes from this installation is this package.
                 (made / "front").mkdir()
-                (made / "front" / "serving").symlink_to(Path(serving.__file__).parent)
-                with suppress(FileExistsError):  # another front was faster
-                    made.rename(place)
+                (made / "front" / "serving").symlink_to(source)
+                _put(made, place)
         except OSError as error:
-            raise NoEnvironment(f"no environment could be made for it: {error}") from error
+            raise NoEnvironment(
+                f"no environment could be made for it in {self._root}: {error}: let this service write "
+                "there, or set SERVING_STORE_DIR"
+            ) from error
 
 
-def _own(wanted: Sequence[Requirement]) -> list[str]:
+def _put(made: Path, place: Path) -> None:
+    try:
+        made.rename(place)
+    except OSError:
+        if not place.exists():  # otherwise another front was faster
+            raise
+
+
+_NOT_INSTALLED = (
+    "the packages that it requires can't be installed together: log it with requirements that can, or let uv "
+    "reach the index that has them (UV_INDEX, UV_DEFAULT_INDEX) where this service runs"
+)
+
+
+def _no_python(wanted: str) -> str:
+    if wanted == _HERE:
+        return "uv can't make an environment for it"
+    return (
+        f"it was logged under Python {wanted}, this service runs under Python {_HERE}, and uv has no Python "
+        f"{wanted}. Where this service runs, run `uv python install {wanted}` or put it on the PATH"
+    )
+
+
+def _own(wanted: Iterable[Requirement], python: str) -> list[str]:
     names = {canonicalize_name(each.name) for each in wanted}
     own = [name for name in _OWN if name not in names]
+    if Version(python) < Version("3.12") and "setuptools" not in names:
+        own.append(_SETUPTOOLS)
     return own if names & {*_MLFLOW} else [*own, f"mlflow=={version('mlflow')}"]
 
 
-async def _run(*command: str) -> None:
+async def _run(failed: str, *command: str) -> None:
+    """Run a command of uv.
+
+    Raises:
+        NoEnvironment: it `failed`; the message ends with uv's own words.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
@@ -115,11 +308,13 @@ async def _run(*command: str) -> None:
         async with asyncio.timeout(_SECONDS):
             _, said = await process.communicate()
     except TimeoutError:
-        raise NoEnvironment(f"its requirements were not installed after {_SECONDS:g} s") from None
+        raise NoEnvironment(f"its environment was not ready after {_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        told = " ".join(said.decode(errors="replace").split())[:_TOLD]
-        raise NoEnvironment(f"its requirements can't be installed: {told}")
+        text = said.decode(errors="replace")
+        start = max(text.find("error:"), text.find("×"), 0)  # warnings stand before
+        reason = " ".join(_DECORATION.sub(" ", text[start:]).split())[:_TOLD]
+        raise NoEnvironment(f"{failed}. uv reports: {reason}")

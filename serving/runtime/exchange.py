@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from serving.runtime.loaded import Loaded, Part
+from serving.runtime.calls import Part
+from serving.runtime.loaded import Loaded
 
 Header: TypeAlias = tuple[bytes, bytes]
 Refused: TypeAlias = Callable[[MutableMapping[str, Any], int, Exception], None]

@@ -11,9 +11,6 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
-from pydantic_core import SchemaError
-
 BOUNDS: Mapping[str, str] = {
     "minimum": "ge",
     "maximum": "le",
@@ -62,6 +59,9 @@ def _is_json(value: Any) -> bool:
 
 
 def _is_pattern(value: Any) -> bool:
+    from pydantic import Field, TypeAdapter
+    from pydantic_core import SchemaError
+
     try:
         TypeAdapter(Annotated[str, Field(pattern=value)])
     except SchemaError:

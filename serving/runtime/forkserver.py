@@ -9,7 +9,8 @@ asks, one JSON object a line:
 - `{"kill": PID}`: kill that process, if it still lives
 
 and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has
-gone, however it went, the fork server ends and takes its processes along.
+gone, however it went, the fork server ends and takes its processes along. It kills whatever a model process
+has started and leaves behind (`descendants`).
 
 The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
 imports the front's main module again.
@@ -17,7 +18,6 @@ imports the front's main module again.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import io
@@ -27,16 +27,17 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import process
+from serving.runtime import descendants, process
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """What models commonly need."""
-_PR_SET_PDEATHSIG = 1
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""The front decides when to stop; a signal sent to the whole group must not cut off its requests."""
 # Where models keep every core busy, the front comes first: it has little to do, and everybody waits for it.
 _NICE = 10
 
@@ -48,11 +49,14 @@ class ForkServer:
         self.control = control
         self.enforce, self.strict = enforce, strict
         self.children: set[int] = set()
+        # What a module that was imported ahead of models has started serves all of them.
+        self._shared = descendants.children()
         self._woken, self._wake = os.pipe()
         self._text = b""
 
     def run(self) -> None:
         """Serve the front until it hangs up; then kill every process that is left."""
+        descendants.adopt_orphans()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -61,7 +65,8 @@ class ForkServer:
                 pass
         finally:
             for pid in self.children:
-                os.kill(pid, signal.SIGKILL)
+                descendants.kill(pid)
+            descendants.kill_children()
 
     def step(self) -> bool:
         """Wait for one event and handle it; False when the front has gone."""
@@ -80,7 +85,7 @@ class ForkServer:
             if "fork" in request:
                 self._fork(handles.pop(0), handles.pop(0), Path(request["fork"]))
             elif request["kill"] in self.children:
-                os.kill(request["kill"], signal.SIGKILL)
+                descendants.kill(request["kill"])
         return bool(data)
 
     def _fork(self, handle: int, output: int, folder: Path) -> None:
@@ -95,11 +100,12 @@ class ForkServer:
     def _become_model_process(self, handle: int, output: int, folder: Path) -> None:
         status = 1
         try:
-            _die_with_parent()
+            descendants.die_with_parent()
+            descendants.adopt_orphans()
+            os.setsid()  # a Ctrl-C in the terminal is the front's
             _print_to(output)
             os.nice(_NICE)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _handle_signals_by_default()
             for inherited in (self.control.detach(), self._woken, self._wake):
                 os.close(inherited)
             if self.strict:
@@ -117,18 +123,25 @@ class ForkServer:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
-                self.children.discard(pid)
-                self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+                if pid in self.children:
+                    self.children.remove(pid)
+                    self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+        # What a model process had started is adopted by now. When it ends, so is what that had started.
+        for orphan in descendants.children() - self.children - self._shared:
+            descendants.kill(orphan)
 
     def _tell(self, fact: dict[str, int]) -> None:
         with suppress(BrokenPipeError):
             self.control.sendall(json.dumps(fact).encode() + b"\n")
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process if the fork server is killed; Linux knows how."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _handle_signals_by_default() -> None:
+    """Handle signals as any Python process does: model code may send them to processes that it forks."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, *_IGNORED):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _print_to(output: int) -> None:
@@ -153,19 +166,35 @@ def preload(modules: Sequence[str] | None) -> None:
     None are those that models commonly need; what of them isn't installed, no model here can need.
     """
     for name in ("mlflow.pyfunc", *(PRELOAD if modules is None else modules)):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever it is, models that do not need it can be served
-            if modules is not None:
-                print(f"{name} can't be imported ahead of models: {error!r}", file=sys.stderr)
-    # MLflow compares a model's requirements with what is installed, and looks that up once a process: 0.2 s.
-    with suppress(ImportError, AttributeError):
-        requirements = importlib.import_module("mlflow.utils.requirements_utils")
-        requirements.warn_dependency_requirement_mismatches(["mlflow"])
+        _import_ahead(name, expected=modules is not None)
+    _warm(_compare_once)
     if "sklearn" in sys.modules:
-        _predict_once()
+        _warm(_predict_once)
     gc.collect()
     gc.freeze()
+
+
+def _import_ahead(name: str, *, expected: bool) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever it is, models that do not need it can be served
+        if expected:
+            print(f"{name} can't be imported ahead of models: {error!r}", file=sys.stderr)
+
+
+def _warm(use: Callable[[], None]) -> None:
+    """Use something once ahead of models, which may fail with releases of packages that the front has not."""
+    try:
+        use()
+    except Exception as error:
+        print(f"{use.__name__} failed ahead of models: {error!r}", file=sys.stderr)
+
+
+def _compare_once() -> None:
+    """Have MLflow look up what is installed, which it does once a process, to compare requirements: 0.2 s."""
+    with suppress(ImportError, AttributeError, TypeError):  # of older MLflow
+        requirements = importlib.import_module("mlflow.utils.requirements_utils")
+        requirements.warn_dependency_requirement_mismatches(["mlflow"])
 
 
 def _predict_once() -> None:
@@ -181,9 +210,8 @@ def _predict_once() -> None:
 
 def main() -> None:
     """Run as the front's child, with the number of the control socket as argument."""
-    # The front decides when to stop; a signal sent to the whole group must not cut off its requests.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
     ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv).run()

@@ -7,17 +7,18 @@ Types are as strict as on the typed endpoints.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute, types
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from serving.errors import BodyTooLarge, Fault
 from serving.runtime.columns import Column
-from serving.runtime.contract import Contract
+from serving.runtime.contract import Contract, validator
 from serving.runtime.facets import NOTES
 from serving.runtime.nesting import JSON, unpacked
 from serving.runtime.scalars import Scalar
@@ -38,16 +39,17 @@ class Intake:
         self._contract = contract
         self._readers = {column.name: _reader(column) for column in contract.columns}
 
-    def take(self, columns: Mapping[str, Given]) -> pa.RecordBatch:
-        """The rows of columns of values as JSON has them, None where there is none, or of Arrow arrays.
+    def take(self, columns: Mapping[str, Given], **metadata: Any) -> pa.RecordBatch:
+        """Return the rows of columns of values as JSON has them, None for null, or of Arrow arrays.
 
-        The arrays are of the columns' types or such as those hold: integers for doubles, say.
+        The arrays are of the columns' types or such as those hold: integers for doubles, say. The
+        `metadata` are `gaps`, the rows in which a column was left out, and `index`, that of the DataFrame.
 
         Raises:
             BodyTooLarge: there are more rows than the contract takes.
             Unprocessable: they do not fit the contract.
         """
-        rows = self._count(columns)
+        self._check_lengths(columns)
         found: dict[str, pa.Array] = {}
         faults: list[Fault] = []
         for column in self._contract.columns:
@@ -58,8 +60,6 @@ class Intake:
                     found[column.name] = (self._of_array if is_array else self._of_values)(column, given)
                 elif column.required:
                     faults.append(Fault((column.name,), "Field required"))
-                else:
-                    found[column.name] = column.kind.array([None] * rows)
             except ValidationError as error:
                 found_out = error.errors(include_url=False, include_input=False, include_context=False)
                 faults += [Fault((column.name, *fault["loc"]), fault["msg"]) for fault in found_out]
@@ -67,18 +67,22 @@ class Intake:
                 faults.append(Fault((column.name,), str(error)))
         if faults:
             raise self._contract.refusal(faults)
-        return self._contract.layout.table(found)
+        table = self._contract.layout.table(found)
+        own = {name: json.dumps(value) for name, value in metadata.items() if value}
+        return table.replace_schema_metadata(own) if own else table
 
     def refitted(self, rows: Rows) -> Rows:
         """Rows that another version's contract has taken, in the types of this one; raises as `take` does."""
         if not isinstance(rows, pa.RecordBatch):
             return rows
         columns = zip(rows.schema, rows.columns, strict=True)
+        own = {name.decode(): json.loads(value) for name, value in (rows.schema.metadata or {}).items()}
         return self.take(
-            {field.name: unpacked(column) if field.type == JSON else column for field, column in columns}
+            {field.name: unpacked(column) if field.type == JSON else column for field, column in columns},
+            **own,
         )
 
-    def _count(self, columns: Mapping[str, Sized]) -> int:
+    def _check_lengths(self, columns: Mapping[str, Sized]) -> None:
         known = [columns[column.name] for column in self._contract.columns if column.name in columns]
         lengths = {len(given) for given in known}
         if len(lengths) > 1:
@@ -88,7 +92,6 @@ class Intake:
             raise BodyTooLarge(f"There are more than {self._contract.max_rows} rows.")
         if known and not rows:
             raise self._contract.refusal([Fault((), "There are no rows")])
-        return rows
 
     def _of_values(self, column: Column, values: Sequence[Any]) -> pa.Array:
         read = self._readers[column.name].validate_python(values)
@@ -102,7 +105,7 @@ class Intake:
         if types.is_dictionary(array.type):
             array = array.dictionary_decode()
         if isinstance(kind, Scalar) and _holds(kind.arrow, array.type):
-            cast = _cast(array, kind, column.required)
+            cast = _cast(array, kind)
             if not {word for word, _ in column.facets} - NOTES:
                 return cast
         if isinstance(kind, Tensor) and types.is_fixed_size_list(array.type) == bool(kind.shape):
@@ -113,9 +116,9 @@ class Intake:
 def _reader(column: Column) -> Any:
     kind = column.kind
     value: Any = kind.annotation(dict(column.facets))
-    if kind.nullable or not column.required:
+    if kind.nullable:
         value = value | None
-    return TypeAdapter(list[value]).validator
+    return validator(list[value])
 
 
 def _holds(wanted: pa.DataType, given: pa.DataType) -> bool:
@@ -133,9 +136,9 @@ _HELD: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], 
 )
 
 
-def _cast(array: pa.Array, kind: Scalar, required: bool) -> pa.Array:
-    if array.null_count and required and not kind.nullable:
-        raise _Unfit(f"Input should be a valid {kind.told}, not null")
+def _cast(array: pa.Array, kind: Scalar) -> pa.Array:
+    if array.null_count and not kind.nullable:
+        raise _Unfit(f"MLflow takes no null in a column of type {kind.told}: leave the column out")
     if types.is_timestamp(array.type) and array.type.tz:
         array = array.cast(pa.timestamp(array.type.unit, "UTC")).cast(pa.timestamp(array.type.unit))
     try:

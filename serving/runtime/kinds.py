@@ -33,6 +33,10 @@ class Kind(Protocol):
         """Whether pyfunc takes a null in an optional column of it."""
 
     @property
+    def is_object(self) -> bool:
+        """Whether a DataFrame has a column of Python objects for it, at least where some are missing."""
+
+    @property
     def words(self) -> frozenset[str]:
         """The words of JSON Schema that say something about its values."""
 

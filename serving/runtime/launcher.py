@@ -4,33 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ProcessDied
+from serving.runtime import descendants
 from serving.runtime.output import Output
 
-log = logging.getLogger("serving.launcher")
+_MAX_SECONDS_TO_END = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
     """A model process: its id, and its exit code (or the negative signal) when it ends.
 
-    None instead, where the fork server died and took it along.
+    Instead the death of the fork server, where that took it along.
     """
 
     pid: int
-    ended: asyncio.Future[int | None]
+    ended: asyncio.Future[int | ProcessDied]
+
+
+@dataclass(slots=True)
+class _Server:
+    """One fork server, from its start to its end, and what it has been asked for."""
+
+    control: socket.socket
+    process: subprocess.Popen[bytes]
+    mark: str
+    output: Output
+    launching: deque[asyncio.Future[Child]] = field(default_factory=deque)
+    children: dict[int, Child] = field(default_factory=dict)
+    outputs: set[Output] = field(default_factory=set)
+
+    def wait(self) -> int:
+        """Wait until it and all that its model processes started have ended; return its status."""
+        try:
+            status = self.process.wait(_MAX_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        descendants.kill_marked(self.mark)
+        return status
 
 
 class Launcher:
@@ -48,12 +73,8 @@ class Launcher:
         interpreter: Path | None = None,
     ) -> None:
         self._preload, self._enforce, self._strict, self._interpreter = preload, enforce, strict, interpreter
-        self._control: socket.socket | None = None
-        self._server: subprocess.Popen[bytes] | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._launching: deque[asyncio.Future[Child]] = deque()
-        self._children: dict[int, Child] = {}
-        self._outputs: set[Output] = set()
+        self._server: _Server | None = None
+        self._listeners: set[asyncio.Task[None]] = set()
 
     @property
     def is_own(self) -> bool:
@@ -61,29 +82,44 @@ class Launcher:
         return self._interpreter is not None
 
     def start(self) -> None:
-        """Start the fork server, if it doesn't run."""
-        if self._control is not None:
+        """Start the fork server, if it doesn't run.
+
+        Raises:
+            ProcessDied: it can't be started.
+        """
+        if self._server is not None:
             return
-        self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
-        with theirs:
-            python, env = self._interpreter or sys.executable, None
-            if self._interpreter:
-                env = {**os.environ, "PYTHONPATH": str(self._interpreter.parents[1] / "front")}
-            command = [python, "-m", "serving.runtime.forkserver", str(theirs.fileno())]
-            command += ["-" if self._preload is None else ",".join(self._preload)]
-            command += ["enforce"] * self._enforce + ["strict"] * self._strict
-            with self._output({"child": "fork server"}) as output:
-                self._server = subprocess.Popen(
-                    command,
+        command = ["-" if self._preload is None else ",".join(self._preload)]
+        command += ["enforce"] * self._enforce + ["strict"] * self._strict
+        mark, python = secrets.token_hex(8), str(self._interpreter or sys.executable)
+        env = {**os.environ, descendants.MARK: mark}
+        if self._interpreter:
+            env["PYTHONPATH"] = str(self._interpreter.parents[1] / "front")
+            env.pop("PYTHONHOME", None)
+        control, theirs = socket.socketpair()
+        control.setblocking(False)
+        output = Output({"child": "fork server"}, lambda _: None)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [python, "-m", "serving.runtime.forkserver", str(theirs.fileno()), *command],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
+                    stdout=output.theirs,
+                    stderr=output.theirs,
                     env=env,
+                    start_new_session=True,  # a signal to the front's group must not keep it from cleaning up
                 )
-        listening = self._listen(self._control, self._server)
-        self._listener = asyncio.get_running_loop().create_task(listening)
+        except OSError as error:
+            control.close()
+            output.close()
+            raise ProcessDied(f"{self._subject} can't be started: {error}") from error
+        finally:
+            os.close(output.theirs)
+        self._server = _Server(control, process, mark, output)
+        listener = asyncio.get_running_loop().create_task(self._listen(self._server))
+        self._listeners.add(listener)
+        listener.add_done_callback(self._listeners.discard)
 
     def launch(
         self, folder: Path, connection: socket.socket, told: Mapping[str, Any]
@@ -94,22 +130,23 @@ class Launcher:
         raises `ProcessDied` where the fork server dies before that.
         """
         self.start()
-        assert self._control is not None
+        server = self._server
+        assert server is not None
         launched: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        self._launching.append(launched)
+        server.launching.append(launched)
         line = json.dumps({"fork": str(folder)}).encode() + b"\n"
         with (
-            self._output(told) as output,
+            _output(told, server.outputs) as output,
             suppress(OSError),
         ):  # the listener sees that it has gone, and says so
-            socket.send_fds(self._control, [line], [connection.fileno(), output])
+            socket.send_fds(server.control, [line], [connection.fileno(), output])
         return launched
 
     def kill(self, child: Child) -> None:
         """Kill a model process; nothing happens if it has ended."""
-        if self._control is not None and not child.ended.done():
+        if self._server is not None and not child.ended.done():
             with suppress(OSError):
-                self._control.send(json.dumps({"kill": child.pid}).encode() + b"\n")
+                self._server.control.send(json.dumps({"kill": child.pid}).encode() + b"\n")
 
     def by(self, interpreter: Path) -> Launcher:
         """Another one like this, whose model processes are run by an interpreter of an environment."""
@@ -119,52 +156,65 @@ class Launcher:
 
     def close(self) -> None:
         """Have the fork server end, and with it every model process."""
-        if self._control is not None:
+        if self._server is not None:
             with suppress(OSError):
-                self._control.shutdown(socket.SHUT_RDWR)
+                self._server.control.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
         """As `close`, and wait for it."""
         self.close()
-        if self._listener is not None:
-            await self._listener
+        await asyncio.gather(*self._listeners)
 
-    async def _listen(self, control: socket.socket, server: subprocess.Popen[bytes]) -> None:
+    @property
+    def _subject(self) -> str:
+        own = " in this version's own environment" if self.is_own else ""
+        return f"the process that starts model processes{own}"
+
+    async def _listen(self, server: _Server) -> None:
         loop = asyncio.get_running_loop()
         text = b""
-        with control, suppress(OSError):
-            while data := await loop.sock_recv(control, 65536):
+        with server.control, suppress(OSError):
+            while data := await loop.sock_recv(server.control, 65536):
                 *lines, text = (text + data).split(b"\n")
                 for line in lines:
-                    self._hear(json.loads(line))
-        self._control = None
-        while self._launching:
-            if not (launched := self._launching.popleft()).done():
-                launched.set_exception(ProcessDied("The fork server died."))
-        for pid in list(self._children):
-            self._hear({"ended": pid, "status": None})
-        await asyncio.to_thread(server.wait)
-        for output in list(self._outputs):
+                    self._hear(server, json.loads(line))
+        self._server = None
+        status = await asyncio.to_thread(server.wait)
+        for output in [server.output, *server.outputs]:
             output.close()
+        died = ProcessDied(self._reason(status, server.output.last))
+        for launched in server.launching:
+            if not launched.done():
+                launched.set_exception(died)
+        for child in server.children.values():
+            child.ended.set_result(died)
 
-    @contextmanager
-    def _output(self, told: Mapping[str, Any]) -> Iterator[int]:
-        """The end of a pipe to give to a process, for the block in which that is done."""
-        output = Output(told, self._outputs.discard)
-        self._outputs.add(output)
-        try:
-            yield output.theirs
-        finally:
-            os.close(output.theirs)
+    def _reason(self, status: int, last: str) -> str:
+        if status < 0:
+            hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
+            return f"{self._subject} was killed by {signal.Signals(-status).name}{hint}"
+        return f"{self._subject} ended with status {status}{f': {last}' * bool(last)}"
 
-    def _hear(self, fact: dict[str, Any]) -> None:
+    def _hear(self, server: _Server, fact: dict[str, Any]) -> None:
         if "ended" in fact:
-            self._children.pop(fact["ended"]).ended.set_result(fact["status"])
+            if child := server.children.pop(fact["ended"], None):
+                child.ended.set_result(fact["status"])
             return
         child = Child(fact["forked"], asyncio.get_running_loop().create_future())
-        self._children[child.pid] = child
-        launched = self._launching.popleft()
+        server.children[child.pid] = child
+        launched = server.launching.popleft()
         if launched.done():  # nobody waits for it any more
             self.kill(child)
         else:
             launched.set_result(child)
+
+
+@contextmanager
+def _output(told: Mapping[str, Any], outputs: set[Output]) -> Iterator[int]:
+    """The end of a pipe to give to a process, for the block in which that is done."""
+    output = Output(told, outputs.discard)
+    outputs.add(output)
+    try:
+        yield output.theirs
+    finally:
+        os.close(output.theirs)

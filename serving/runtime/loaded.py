@@ -5,44 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
 
 import orjson
-import pyarrow as pa
 from cachetools import LRUCache
 
-from serving.errors import ModelFailed
 from serving.groups import Limits, Runtime
-from serving.runtime import answers, bulk, heap, mlmodel
-from serving.runtime.batcher import Batcher
-from serving.runtime.contract import Row
+from serving.runtime import bulk, heap, input_example, mlmodel, verification
+from serving.runtime.calls import Calls, Part
 from serving.runtime.intake import Intake
 from serving.runtime.launcher import Launcher
-from serving.runtime.pace import Pace
 from serving.runtime.pool import Pool
-from serving.runtime.predictions import Later, Whole
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.scoring import Scoring
-from serving.runtime.streams import Stream
-from serving.runtime.table import Rows, in_text, rejoined
-from serving.runtime.tickets import Answer, Group, Key, Ticket
-from serving.runtime.trial import Trial
+from serving.runtime.verification import Verification
 from serving.runtime.version import Artifacts, Version
 from serving.telemetry.metrics import Ending, Gauges, Metrics, VersionMetrics
 
 log = logging.getLogger("serving.model")
 
-# More rows of one request leave in batches of this many, between which other requests have their turn.
-_MOST_BULK_ROWS = 4096
-_MOST_ROWS_AT_ONCE = 512
-
-Part = tuple[Sequence[int], Ticket]
-"""Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
 Cache = LRUCache[Any, tuple[bytes, Sequence[Part], Sequence[tuple[bytes, bytes]]]]
 
 
@@ -72,12 +58,13 @@ class Loaded:
         runtime: Runtime,
         recorder: Recorder,
         metrics: Metrics,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # once it takes requests
         described = mlmodel.read(artifacts.folder)
         self.contract = mlmodel.contract(described, version.name, limits.max_rows)
-        self.example = mlmodel.example(artifacts.folder, described, self.contract)
+        self.example = input_example.example(artifacts.folder, described, self.contract)
         if self.example:
             self.contract = self.contract.with_example(self.example.shown)
         self.reader = bulk.Reader(self.contract)
@@ -94,22 +81,25 @@ class Loaded:
         self.from_disk = False
         """Whether it came from the copy on disk, as the registry was away."""
         self.tally = Tally()
+        self._verification: Verification
+        self.unverified = ""
+        """Why it went live without having answered an example; empty if it has."""
         self.comparison: Comparison | None = None
         """How it answered live requests before it went live."""
         self.loaded_at = datetime.now(UTC)
         self.state, self.used_at = State.STARTING, 0.0
         """When the last request on it was over, by the monotonic clock."""
-        self._runtime, self._limits = runtime, limits
+        self._runtime, self._limits, self._warnings = runtime, limits, warnings
         self._leases, self._unheld = 0, asyncio.Event()
-        self._batcher = Batcher(
-            lambda rows, key, carried: self.contract.layout.encode(rows, key.params, carried),
-            self._read,
-            most_waiting=limits.max_waiting,
-            deadline=limits.deadline_seconds,
-            pace=Pace(limits.wait_seconds, runtime.replicas),
-            told=version.in_logs,
+        self.calls = Calls(
+            version,
+            lambda: self.contract,
+            limits,
+            runtime,
+            record=lambda request: self.recorder.add(request),
             note=lambda *call: self.metrics.called(*call),
         )
+        """Takes its requests, once it is live."""
         self._pool = Pool(
             launcher,
             artifacts.folder,
@@ -117,7 +107,7 @@ class Loaded:
             load_seconds=runtime.load_seconds,
             most_bytes=runtime.max_process_bytes,
             told=version.in_logs,
-            on_ready=self._batcher.add,
+            on_ready=self.calls.add,
             on_death=self._count_death,
             on_restart=lambda ending: self.metrics.restarts[ending].inc(),
         )
@@ -128,11 +118,12 @@ class Loaded:
     @property
     def warnings(self) -> list[str]:
         """What a person should look at, though it is live."""
-        unproven = (
-            f"{self.version} has no input example in rows, so it went live unproven: {mlmodel.HOW_TO_LOG}"
-        )
-        disk = "it was brought up from the copy on disk, as the registry was away"
-        return [unproven] * (self.example is None) + [disk] * self.from_disk + [*self.contract.warnings]
+        found = [
+            mlmodel.unverified(str(self.version), self.unverified) if self.unverified else "",
+            self.tally.warning(str(self.version)),
+            "it was brought up from the copy on disk, as the registry was away" if self.from_disk else "",
+        ]
+        return [*filter(None, found), *self.contract.warnings, *self._warnings]
 
     def refresh(self, version: Version) -> None:
         """Take over what has changed about the version in the registry, which is there."""
@@ -150,7 +141,7 @@ class Loaded:
         return self._leases > 0
 
     async def start(self) -> None:
-        """Start the model processes and have the first one answer the input example.
+        """Start the model processes and have the first one answer the input example, or a generated row.
 
         Raises:
             LoadFailed: a process raised, hung or died while loading.
@@ -158,43 +149,47 @@ class Loaded:
         """
         try:
             await self._pool.start()
-            if self.example:
-                await self._trial().verify(self.example)
+            self._verification = await verification.verify(
+                self.contract, self.example, self._pool, self._runtime.load_seconds
+            )
+            self.contract, self.unverified = self._verification.contract, self._verification.unverified
         except BaseException:
             self.close()
             raise
 
-    async def rehearse(self, recorded: Sequence[Recorded]) -> None:
-        """Answer requests that another version has answered, and compare.
+    async def rehearse(self, recorded: Sequence[Recorded], *, found_unsafe: bool = False) -> None:
+        """Find out whether callers may share a call, answer what another version has answered, and compare.
+
+        `found_unsafe` is whether a front has found live requests that differed when they shared a call.
 
         Raises:
-            VerificationFailed: it fails on one of them.
+            VerificationFailed: it fails on one of the requests.
         """
-        self.comparison = await self._trial().rehearse(recorded)
+        found = await verification.rehearse(
+            self._verification,
+            self.example,
+            self._pool,
+            self._runtime.load_seconds,
+            recorded,
+            found_unsafe=found_unsafe,
+        )
+        self.comparison = found.comparison
+        self.calls.begin(found.sharing)
+
+    def forget_requests(self, most: int) -> None:
+        """Record requests anew: those of the version before need not fit this one."""
+        self.recorder = Recorder(most)
 
     def keep(self) -> None:
         """Take requests, and have processes that die replaced."""
         self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
-        gauges = Gauges(lambda: self._batcher.waiting, lambda: self._leases, self._pool.memory)
+        gauges = Gauges(lambda: self.calls.waiting, lambda: self._leases, self._pool.memory)
         self.metrics = self._metrics.of(self.version.name, self.version.label, gauges)
         self._pool.keep()
-
-    def _trial(self) -> Trial:
-        return Trial(self.contract, self._pool.replicas[0], self._runtime.load_seconds)
 
     def _count_death(self, ending: Ending) -> None:
         self.metrics.deaths[ending].inc()
         self.tally.deaths += ending is not Ending.MEMORY
-
-    def _read(self, answer: bytes, group: Group) -> Answer:
-        found, key = answers.decode(answer), group[0].key
-        if answers.form(found) is answers.Form.WHOLE and sum(len(ticket.rows) for ticket in group) > 1:
-            if len(group) > 1:
-                raise ModelFailed("it answered one thing for several requests")  # each is tried alone
-            return Whole(found, len(group[0].rows))
-        if key.raw or len(found) > _MOST_ROWS_AT_ONCE:
-            return Later(self.contract.predictions, found)
-        return self.contract.predictions(found)
 
     # -- use
 
@@ -207,87 +202,6 @@ class Loaded:
         if not self._leases:
             self.used_at = time.monotonic()
             self._unheld.set()
-
-    def submit(
-        self,
-        rows: Rows,
-        params: Mapping[str, Any],
-        deadline: float,
-        *,
-        raw: bool = False,
-        begun: bool = False,
-    ) -> list[Part]:
-        """Queue rows that fit the contract, to be answered within `deadline` seconds.
-
-        The answers are predictions, or with `raw` the model's own tables, of which none are made yet. What
-        has `begun` is a further piece of a request that was taken in.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        text, in_columns = in_text(params), isinstance(rows, pa.RecordBatch)
-        # Rows in columns are mostly a piece of a larger request.
-        most_rows = _MOST_BULK_ROWS if in_columns else self._runtime.max_batch_rows
-        parts: list[Part] = []
-        try:
-            for likeness, indices, group in self.contract.layout.groups(rows):
-                key = Key(text, likeness, most_rows, in_columns, raw)
-                further = begun or bool(parts)
-                parts.append((indices, self._batcher.submit(group, key, most_rows, deadline, begun=further)))
-        except BaseException:
-            self.withdraw(parts)
-            raise
-        return parts
-
-    def submit_stream(self, row: Row, params: Mapping[str, Any], deadline: float) -> tuple[Part, Stream]:
-        """Queue a row to be answered bit by bit; the first bit has to come within `deadline` seconds.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        ((likeness, indices, group),) = self.contract.layout.groups([row])
-        key = Key(in_text(params), likeness, 1, in_columns=False, raw=False)
-        stream = Stream(self._limits.deadline_seconds)
-        return (indices, self._batcher.submit(group, key, 1, deadline, stream)), stream
-
-    def submit_table(self, rows: pa.RecordBatch, params: Mapping[str, Any], ends: float) -> list[Part]:
-        """Queue rows to be answered by the model's own tables before `ends`, by the performance counter.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        parts: list[Part] = []
-        for start in range(0, len(rows), _MOST_BULK_ROWS):
-            piece = rows.slice(start, _MOST_BULK_ROWS)
-            seconds = max(0.0, ends - time.perf_counter())
-            for indices, ticket in self.submit(piece, params, seconds, raw=True, begun=start > 0):
-                parts.append(([start + index for index in indices] if start else indices, ticket))
-        return parts
-
-    async def answered(
-        self, rows: pa.RecordBatch, params: Mapping[str, Any], parts: list[Part]
-    ) -> pa.RecordBatch:
-        """What the model answered to a table that was submitted in these parts, in the order of its rows.
-
-        Raises:
-            ServingError: one of the parts was not answered.
-            ModelFailed: they were answered in several forms.
-        """
-        found = [
-            answer.table for _, ticket in parts if isinstance(answer := await ticket.future, Later | Whole)
-        ]
-        if len(found) == 1:
-            ticket = parts[0][1]
-            if isinstance(answer := ticket.future.result(), Later):
-                self.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
-            return found[0]
-        return rejoined(found, [indices for indices, _ in parts])
-
-    def withdraw(self, parts: list[Part]) -> None:
-        """Forget a request whose caller has gone."""
-        for _, ticket in parts:
-            if not ticket.finished:  # its future may be done, cancelled with the one who awaited it
-                self._batcher.withdraw(ticket)
 
     # -- drain, close
 

@@ -1,44 +1,37 @@
-"""What a logged model says of itself, read from the files MLflow wrote: its contract, its example."""
+"""What a logged model says of itself, read from the `MLmodel` file that MLflow wrote: its contract."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from serving.errors import RequestError, Untypable, VerificationFailed
+from serving.errors import Untypable
 from serving.runtime import profile
 from serving.runtime.columns import UNNAMED, Column, column
-from serving.runtime.contract import Contract, Param, Row
-from serving.runtime.intake import Intake
+from serving.runtime.contract import Contract, Param
+from serving.runtime.nesting import nested
 from serving.runtime.outputs import Outputs, declared, outputs
 from serving.runtime.profile import Profile
 from serving.runtime.scalars import SCALARS
-from serving.runtime.scoring import FORMS, Scoring
-from serving.runtime.table import Form, objects
-from serving.runtime.values import in_json
+from serving.runtime.table import Form
 
 HOW_TO_LOG = (
     "log it with signature=mlflow.models.infer_signature(inputs, outputs), inputs being a DataFrame "
     "with named columns, and input_example=inputs.head()"
 )
+
+
+def unverified(version: str, reason: str) -> str:
+    """Warn of a version that went live without having answered an input example."""
+    return f"{version} went live unverified, as it has no input example in rows ({reason}): {HOW_TO_LOG}"
+
+
 _TASKS = (None, "classification", "regression")
-_SERVING = {"task", "classes", "inputs", "description", "profile"}
-_MOST_EXAMPLE_ROWS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """The input example that a model was logged with, as rows of its own contract."""
-
-    rows: Sequence[Row]
-    params: Mapping[str, Any]
-    shown: Row
-    """The first row as JSON has it, for the documentation."""
+_SERVING = {"task", "classes", "inputs", "description", "profile", "batching"}
 
 
 def read(folder: Path) -> Mapping[str, Any]:
@@ -74,7 +67,11 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     if classes and task != "classification":
         raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
     inputs = _specs(signature, "inputs")
-    columns = _columns(inputs, serving.get("inputs") or {})
+    batching = serving.get("batching")
+    if batching not in (None, True, False):
+        raise Untypable(f"metadata serving.batching is {batching!r:.100}: write true or false")
+    of_hints = bool(described.get("is_signature_from_type_hint"))
+    columns = _columns(inputs, serving.get("inputs") or {}, of_hints)
     answer = outputs(_specs(signature, "outputs"), task, classes)
     found = Contract(
         name,
@@ -82,65 +79,14 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
         tuple(_param(spec) for spec in _specs(signature, "params")),
         answer,
         max_rows,
-        _form(inputs, bool(described.get("is_signature_from_type_hint"))),
+        _form(inputs, of_hints),
         _streams(described),
         declared(_specs(signature, "outputs")),
         *_profile(serving.get("profile"), columns, answer),
+        batching=batching,
     )
     found.compile()
     return found
-
-
-def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> Example | None:
-    """The logged input example; None where there is none in rows.
-
-    Raises:
-        VerificationFailed: it does not fit the model's own contract.
-    """
-    info = described.get("saved_input_example_info") or {}
-    try:
-        logged = json.loads((folder / info["serving_input_path"]).read_bytes())
-    except (OSError, ValueError, KeyError):
-        return None
-    if not isinstance(logged, dict) or not logged.keys() & {*FORMS}:
-        return None
-    try:
-        rows = _example_rows(logged, contract)[: min(_MOST_EXAMPLE_ROWS, contract.max_rows)]
-        if not rows:
-            return None
-        body: dict[str, Any] = {"rows": rows}
-        if params := logged.get("params"):
-            body["params"] = params
-        return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
-    except RequestError as error:
-        faults = "; ".join(f"{_where(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
-        raise VerificationFailed(
-            f"its input example does not fit its own signature: {faults or error}"
-        ) from error
-
-
-def _example_rows(logged: Mapping[str, Any], contract: Contract) -> list[Any]:
-    if contract.form is not Form.FRAME or "dataframe_split" not in logged:
-        asked = Scoring(contract, Intake(contract)).read(json.dumps(logged).encode())
-        return [in_json(row) for row in objects(asked.rows)]
-    split = logged["dataframe_split"]
-    dates = {column.name for column in contract.columns if column.type == "datetime"}
-    return [
-        {name: _or_null(value, name in dates) for name, value in zip(split["columns"], row, strict=True)}
-        for row in split["data"]
-    ]
-
-
-def _or_null(value: Any, is_date: bool) -> Any:
-    """A value as JSON has it: MLflow writes a missing number or text as NaN, a missing datetime as "NaT"."""
-    return None if value != value or (is_date and value == "NaT") else value
-
-
-def _where(loc: Sequence[str | int]) -> str:
-    """A place in a batch, as a person would name it: `rows, 0, x` is `row 1, x`."""
-    if len(loc) > 1 and loc[0] == "rows" and isinstance(loc[1], int):
-        return ", ".join([f"row {loc[1] + 1}", *map(str, loc[2:])])
-    return ", ".join(map(str, loc))
 
 
 def _streams(described: Mapping[str, Any]) -> bool:
@@ -152,7 +98,7 @@ def _streams(described: Mapping[str, Any]) -> bool:
 def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> Form:
     tensors = {spec.get("type") == "tensor" for spec in specs}
     named = {spec.get("name") is not None for spec in specs}
-    if len(tensors) != 1 or len(named) != 1 or any(isinstance(spec.get("name"), int) for spec in specs):
+    if len(tensors) != 1 or len(named) != 1:
         raise Untypable(f"its signature has no inputs, or inputs of several forms: {HOW_TO_LOG}")
     if tensors == {True} and named == {False} and len(specs) > 1:
         raise Untypable("its signature has several tensors without names")
@@ -163,15 +109,32 @@ def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> Form:
     return Form.FRAME if named == {True} else Form.UNNAMED_FRAME
 
 
-def _columns(specs: Sequence[Mapping[str, Any]], facets: Any) -> tuple[Column, ...]:
-    names = [spec.get("name", UNNAMED if len(specs) == 1 else str(index)) for index, spec in enumerate(specs)]
+def _columns(specs: Sequence[Mapping[str, Any]], facets: Any, of_hints: bool) -> tuple[Column, ...]:
+    """The columns; a DataFrame made of an array has numbers for names, which are text to clients."""
+    unnamed = [UNNAMED if len(specs) == 1 else str(index) for index in range(len(specs))]
+    names = [str(spec.get("name", other)) for spec, other in zip(specs, unnamed, strict=True)]
+    if len({*names}) < len(names):
+        raise Untypable(f"its signature has several inputs of one name: {_listed(names)}")
     words = _mapping(facets, "metadata serving.inputs")
     if unknown := words.keys() - set(names):
         raise Untypable(f"metadata serving.inputs names no column: {_listed(unknown)}")
     return tuple(
-        column({**spec, "name": name}, _mapping(words.get(name) or {}, f"metadata serving.inputs.{name}"))
+        column(
+            _as_hinted(spec) if of_hints else spec,
+            _mapping(words.get(name) or {}, f"metadata serving.inputs.{name}"),
+            name,
+        )
         for name, spec in zip(names, specs, strict=True)
     )
+
+
+def _as_hinted(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of an input that MLflow wrote after a type hint: of objects it says less than the hint does.
+
+    A field with a default stands there as required, and a union as anything. Pydantic has the last word, in
+    the model process.
+    """
+    return {"type": "any", "required": spec.get("required", True)} if spec["type"] not in SCALARS else spec
 
 
 def _profile(told: Any, columns: Sequence[Column], answer: Outputs) -> tuple[Profile | None, tuple[str, ...]]:
@@ -196,10 +159,15 @@ def _listed(names: Iterable[Any]) -> str:
 
 
 def _param(spec: Mapping[str, Any]) -> Param:
-    name, kind = spec["name"], str(spec["type"])
-    if kind not in SCALARS or kind == "binary":
-        raise Untypable(f"the parameter {name!r} is of type {kind}, which can't be typed yet")
-    return Param(name, kind, spec.get("default"), spec.get("shape") is not None)
+    name, type = str(spec["name"]), str(spec["type"])
+    is_nested = type in ("object", "map", "array")
+    if type == "binary" or (type not in SCALARS and not is_nested):
+        raise Untypable(
+            f"the parameter {name!r} is of type {type}: log one of {', '.join(SCALARS)}, or an object"
+        )
+    if is_nested:
+        type = nested(spec).type
+    return Param(name, type, spec.get("default"), spec.get("shape") is not None)
 
 
 def _specs(signature: Any, part: str) -> list[dict[str, Any]]:

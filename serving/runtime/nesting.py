@@ -5,21 +5,48 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 import orjson
 import pyarrow as pa
-from pydantic import AfterValidator, ConfigDict, Field
-from typing_extensions import TypedDict
 
 from serving.errors import Untypable
 from serving.runtime.facets import NOTES
 from serving.runtime.scalars import SCALARS, Scalar
 
-type_dict: Any = TypedDict  # its fields are known only when a version is loaded
-JSON = pa.json_()
+
+def _json_type() -> Any:
+    """Return Arrow's canonical extension type for JSON, or define it where pyarrow is older than 19.
+
+    Both have one name and one storage type, so that a process with either reads what the other has written.
+    """
+    if hasattr(pa, "json_"):
+        return pa.json_()
+
+    class Json(pa.ExtensionType):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(pa.string(), "arrow.json")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage_type: Any, serialized: bytes) -> Any:
+            return cls()
+
+        def __hash__(self) -> int:
+            return hash(self.extension_name)
+
+    with suppress(KeyError):  # pyarrow 18 has it, and no name for it in Python
+        pa.unregister_extension_type("arrow.json")
+    pa.register_extension_type(Json())
+    return Json()
+
+
+JSON = _json_type()
 """The Arrow type of nested values."""
 NOT_FINITE = "NaN"
 """Stands for a nested value in which a number is not finite, which JSON can't say."""
@@ -32,6 +59,7 @@ class Nested:
     type: str
     words = NOTES
     nullable = True
+    is_object = True
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -114,6 +142,8 @@ def _schema(spec: Mapping[str, Any], required: bool = True) -> dict[str, Any]:
 
 
 def _annotation(spec: Mapping[str, Any]) -> Any:
+    from pydantic import AfterValidator, Field
+
     inner: Any
     match spec["type"]:
         case "array":
@@ -132,6 +162,10 @@ def _annotation(spec: Mapping[str, Any]) -> Any:
 
 
 def _object(properties: Mapping[str, Any]) -> Any:
+    from pydantic import ConfigDict
+    from typing_extensions import NotRequired, TypedDict
+
+    type_dict: Any = TypedDict  # its fields are known only when a version is loaded
     fields = {
         name: _annotation(each) if _required(each) else NotRequired[_annotation(each) | None]
         for name, each in properties.items()
@@ -147,6 +181,8 @@ def _required(spec: Mapping[str, Any]) -> bool:
 
 def _scalar(scalar: Scalar) -> Any:
     """The type of a scalar in a nested value: it is checked, and stays as JSON has it."""
+    from pydantic import AfterValidator, Field
+
     convert = scalar.convert
     if convert is None:
         return scalar.annotation({})

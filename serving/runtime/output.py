@@ -34,6 +34,8 @@ class Output:
         self._lines = Ration(_MOST_LINES, self._loop.time)
         self._bytes = Ration(_MOST_BYTES, self._loop.time)
         self._begun, self._left_out = b"", 0
+        self.last = ""
+        """The last line, also where it was left out of the log."""
         self._resting: asyncio.TimerHandle | None = None
         self._ours, self.theirs = os.pipe()
         os.set_blocking(self._ours, False)
@@ -87,6 +89,8 @@ class Output:
             self._begun = b""
 
     def _tell(self, text: bytes) -> None:
+        if last := text.rstrip().rpartition(b"\n")[2].strip():
+            self.last = last[:_MOST_LINE_BYTES].decode(errors="backslashreplace")
         wanted = text.count(b"\n") + 1
         allowed = self._lines.take(wanted)
         if allowed:

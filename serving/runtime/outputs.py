@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import WithJsonSchema
 
 from serving.errors import ModelFailed, Untypable
+from serving.runtime.output_columns import columns
 from serving.runtime.predictions import Predictions, woven
 from serving.runtime.values import Texts, Value, numbers
 
@@ -51,9 +52,14 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Any output, typed after the signature: one value, or an object of named ones."""
+    """Any output, typed after the signature: one value, or an object of named ones.
+
+    With `flexible`, what does not fit the signature becomes a prediction all the same: no call of the model
+    has shown what it returns.
+    """
 
     values: tuple[Value, ...]
+    flexible: bool = field(default=False, compare=False)
 
     @property
     def told(self) -> str:
@@ -70,15 +76,53 @@ class Values:
         return {"prediction": _typed(schema)}
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """One `{"prediction": …}` for each row."""
-        columns = [value.texts(_column(table, value.name)) for value in self.values]
-        if len(columns) == 1:
-            return woven(b'{"prediction":', columns[0], b"},")
+        """Return one `{"prediction": …}` for each row."""
+        try:
+            return self._predictions(self.values, columns(table, [value.name for value in self.values]))
+        except ModelFailed:
+            if not self.flexible:
+                raise
+        names = table.schema.names if table.num_columns > 1 else [None]
+        return self._predictions([Value(name, "any", required=False) for name in names], table.columns)
+
+    @staticmethod
+    def _predictions(values: Sequence[Value], arrays: Sequence[pa.Array]) -> Predictions:
+        texts = [value.texts(array) for value, array in zip(values, arrays, strict=True)]
+        if len(texts) == 1:
+            return woven(b'{"prediction":', texts[0], b"},")
         parts: list[bytes | Texts] = []
-        for index, (value, column) in enumerate(zip(self.values, columns, strict=True)):
+        for index, (value, text) in enumerate(zip(values, texts, strict=True)):
             before = b"," if index else b'{"prediction":{'
-            parts += [before + orjson.dumps(str(value.name)) + b":", column]
+            parts += [before + orjson.dumps(str(value.name)) + b":", text]
         return woven(*parts, b"}},")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeOutput:
+    """The output of a model that does not return one result per row: it is returned whole.
+
+    `schema` is its JSON Schema, as JSON.
+    """
+
+    schema: str
+
+    @property
+    def told(self) -> str:
+        """One result for all rows."""
+        return "one result for all rows of a request"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """`predictions`: the output, as `/invocations` returns it."""
+        return {"predictions": _typed(json.loads(self.schema))}
+
+    def predictions(self, table: pa.RecordBatch) -> Predictions:
+        """There is none for each row.
+
+        Raises:
+            ModelFailed: always.
+        """
+        raise ModelFailed("it does not return one result per row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +143,7 @@ class Regression:
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
         """One `{"prediction": number}` for each row."""
-        array = _column(table, self.name)
+        (array,) = columns(table, [self.name])
         if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
             array = array.flatten()
         return woven(b'{"prediction":', Value(self.name, "number").texts(array), b"},")
@@ -162,7 +206,7 @@ class Labels:
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
         """The class of each row."""
-        array = _column(table, self.name)
+        (array,) = columns(table, [self.name])
         if pa.types.is_integer(array.type):
             found = [int(value) for value in array.to_pylist() if value is not None]
         else:
@@ -211,7 +255,7 @@ def _classification(values: tuple[Value, ...], classes: tuple[str, ...]) -> Outp
 
 
 def _value(spec: Mapping[str, Any]) -> Value:
-    name = spec.get("name")
+    name = None if spec.get("name") is None else str(spec["name"])
     if spec["type"] == "tensor":
         tensor = spec["tensor-spec"]
         kind = _NUMPY_KINDS.get(np.dtype(tensor["dtype"]).kind, "any")
@@ -220,17 +264,6 @@ def _value(spec: Mapping[str, Any]) -> Value:
         type = json.dumps({key: value for key, value in spec.items() if key not in ("name", "required")})
         return Value(name, "nested", (), bool(spec.get("required", True)), type)
     return Value(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
-
-
-def _column(table: pa.RecordBatch, name: str | None) -> pa.Array:
-    if table.num_columns == 1:
-        return table.column(0)
-    if name is None or name not in table.schema.names:
-        wanted = "one column" if name is None else f"a column {name!r}"
-        raise ModelFailed(
-            f"the model answered the columns {table.schema.names[:20]} where its signature says {wanted}"
-        )
-    return table.column(name)
 
 
 def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:

@@ -80,6 +80,19 @@ class Pool:
             raise
         self.replicas = [task.result() for task in starting]
 
+    async def renew(self) -> None:
+        """Replace the processes that have died, or still work on what nobody waits for.
+
+        Raises:
+            LoadFailed: the new process raised, hung or died while loading.
+        """
+        for index, replica in enumerate(self.replicas):
+            if replica.state is not State.IDLE:
+                replica.kill()
+                self.replicas[index] = await Replica.start(
+                    self._launcher, self._folder, self._load_seconds, self._told
+                )
+
     def memory(self) -> list[int | None]:
         """The resident bytes of each process, None of one that is not up."""
         return [

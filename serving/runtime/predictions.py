@@ -33,6 +33,10 @@ class Predictions:
             raise ModelFailed(f"its prediction for row {min(rows) - start} is missing or not finite")
         return Predictions(self.pieces[start * self.width : end * self.width], self.width)
 
+    def is_one_per_row(self, rows: int) -> bool:
+        """Return whether there is one for each of so many rows."""
+        return len(self) == rows
+
     def now(self) -> Predictions:
         """They are made."""
         return self
@@ -48,48 +52,35 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The predictions for a large table, made when they are asked for: all at once would hold up others."""
+    """The predictions for a table, made when they are needed: at once, a large one would hold up others.
+
+    A `whole` one is a result for all rows of a request, of which no row has a part.
+    """
 
     make: Callable[[pa.RecordBatch], Predictions]
     table: pa.RecordBatch
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def is_one_per_row(self, rows: int) -> bool:
+        """Return whether there is one result for each of so many rows."""
+        return not self.whole and len(self.table) == rows
+
     def part(self, start: int, end: int) -> Later:
-        """Those for some of the rows."""
-        return Later(self.make, self.table.slice(start, end - start))
+        """Return those for some of the rows."""
+        return self if self.whole else Later(self.make, self.table.slice(start, end - start))
 
     def now(self) -> Predictions:
         """Make them.
 
         Raises:
-            ModelFailed: the table is not what the output signature says, or JSON can't say it.
+            ModelFailed: there is none for each row, or JSON can't say it.
         """
+        if self.whole:
+            raise ModelFailed("it returned one result for all rows")
         return self.make(self.table).part(0, len(self.table))
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """One thing that a model answered for all rows of a request: no row has a prediction of its own."""
-
-    table: pa.RecordBatch
-    rows: int
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def part(self, start: int, end: int) -> Whole:
-        """It can't be parted."""
-        return self
-
-    def now(self) -> Predictions:
-        """There are none.
-
-        Raises:
-            ModelFailed: always.
-        """
-        raise ModelFailed(f"it answered one thing for {self.rows} rows")
 
 
 def woven(*parts: bytes | Texts) -> Predictions:

@@ -16,6 +16,22 @@ class Tally:
     answered: int = 0
     failed: int = 0
     deaths: int = 0
+    last_failure: str = ""
+    """How the last request failed: the class of the exception, or a few words."""
+
+    def fail(self, failure: str) -> None:
+        """Count a request that failed."""
+        self.failed += 1
+        self.last_failure = failure
+
+    def warning(self, version: str) -> str:
+        """Warn of a version on which every request has failed; empty if one was answered."""
+        if self.answered or not self.failed:
+            return ""
+        return (
+            f"every request to {version} since it went live has failed, the last with {self.last_failure}: "
+            "see the log"
+        )
 
     @property
     def failing(self) -> float:

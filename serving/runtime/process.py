@@ -6,15 +6,16 @@ import inspect
 import json
 import socket
 import traceback
-from collections.abc import Callable, Generator, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import answers, heap, table, trace, wire
+from serving.runtime import answers, heap, model_input, trace, wire
 
 _MOST_TEXT = 8000
+_MAX_FAULTS = 20
 _UNTRACED = nullcontext()
 
 Predict = Callable[[Any, dict[str, Any] | None], Any]
@@ -27,6 +28,20 @@ class Model:
     predict: Predict
     predict_stream: Callable[[Any, dict[str, Any] | None], Iterable[Any]]
     """Of one row, bit by bit."""
+    depths: Mapping[str, int]
+    """How its outputs are nested, as its signature declares."""
+    hint: Any = None
+    """The type hint of its input, by which pyfunc validates it."""
+
+    def ready(self) -> bytes:
+        """Return what only the loaded model shows, as the payload of a `READY` frame."""
+        shown: dict[str, Any] = {}
+        if self.hint:
+            from pydantic import PydanticUserError, TypeAdapter
+
+            with suppress(PydanticUserError, TypeError, ValueError):  # a type without a JSON Schema
+                shown["input_schema"] = TypeAdapter(self.hint).json_schema()
+        return json.dumps(shown).encode()
 
 
 def serve(connection: socket.socket, folder: Path, *, enforce: bool) -> None:
@@ -36,7 +51,7 @@ def serve(connection: socket.socket, folder: Path, *, enforce: bool) -> None:
     except (Exception, SystemExit) as error:
         connection.sendall(wire.pack(wire.Kind.FAILED, _described(error)))
         return
-    connection.sendall(wire.pack(wire.Kind.READY))
+    connection.sendall(wire.pack(wire.Kind.READY, model.ready()))
     while (frame := wire.receive(connection)) is not None:
         kind, payload = frame
         if kind is wire.Kind.PREDICT:
@@ -56,8 +71,17 @@ def load(folder: Path, *, enforce: bool) -> Model:
     model = mlflow.pyfunc.load_model(str(folder))
     predict = model.predict if enforce or _converts(model) else _unenforced(model)
     heap.settle()
-    hinted = model.metadata._is_signature_from_type_hint()
-    return Model(predict, _of_hints(model) if hinted else model.predict_stream)
+    hint = _hint(model)
+    outputs = model.metadata.get_output_schema()
+    depths = answers.depths(outputs.to_dict() if outputs else [])
+    stream = _of_hints(model) if hint else getattr(model, "predict_stream", predict)
+    return Model(predict, stream, depths, hint)
+
+
+def _hint(model: Any) -> Any:
+    """The type hint from which MLflow made the signature; None where there is none."""
+    is_hinted = _has_fact(model.metadata, "_is_signature_from_type_hint")
+    return model.unwrap_python_model().predict_type_hints.input if is_hinted else None
 
 
 def _converts(model: Any) -> bool:
@@ -67,13 +91,20 @@ def _converts(model: Any) -> bool:
     metadata = model.metadata
     schema = metadata.get_input_schema()
     return bool(
-        metadata._is_signature_from_type_hint()
-        or metadata._is_type_hint_from_example()
+        any(
+            _has_fact(metadata, name)
+            for name in ("_is_signature_from_type_hint", "_is_type_hint_from_example")
+        )
         or (
             not schema.is_tensor_spec()
             and not all(isinstance(kind, DataType) for kind in schema.input_types())
         )
     )
+
+
+def _has_fact(metadata: Any, name: str) -> bool:
+    """Ask a model's metadata for a fact; MLflow before 2.20 has no type hints, and none of these facts."""
+    return bool(getattr(metadata, name, bool)())
 
 
 def _unenforced(model: Any) -> Predict:
@@ -101,21 +132,25 @@ def _of_hints(model: Any) -> Predict:
     return predict_stream
 
 
-def _answered(model: Model, asked: bytes) -> bytes:
+def _answered(model: Model, payload: bytes) -> bytes:
     try:
-        data, rows, params, carried = table.decode(asked)
-        with trace.continued(carried) if carried else _UNTRACED:
+        data, rows, params, headers = model_input.decode(payload)
+        data = _fitted(model, data)
+        with trace.continued(headers) if headers else _UNTRACED:
             answer = model.predict(data, params)
-        return wire.pack(wire.Kind.ANSWER, answers.encode(answer, rows))
+        return wire.pack(wire.Kind.ANSWER, answers.encode(answer, rows, model.depths))
+    except _InvalidInput as error:
+        return wire.pack(wire.Kind.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
 
 
-def _streamed(model: Model, asked: bytes, connection: socket.socket) -> bytes:
-    """Send each chunk as it comes, until there are no more or nobody wants them; gives the last frame."""
+def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
+    """Send each chunk as it comes, until there are no more or the front stops it; returns the last frame."""
     try:
-        data, _, params, carried = table.decode(asked)
-        with trace.continued(carried) if carried else _UNTRACED:
+        data, _, params, headers = model_input.decode(payload)
+        data = _fitted(model, data)
+        with trace.continued(headers) if headers else _UNTRACED:
             chunks = model.predict_stream(data, params)
             for chunk in chunks:
                 connection.sendall(wire.pack(wire.Kind.CHUNK, answers.text(chunk)))
@@ -123,9 +158,47 @@ def _streamed(model: Model, asked: bytes, connection: socket.socket) -> bytes:
                     break
             if isinstance(chunks, Generator):
                 chunks.close()
+    except _InvalidInput as error:
+        return wire.pack(wire.Kind.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
         return wire.pack(wire.Kind.FAILED, _described(error))
     return wire.pack(wire.Kind.END)
+
+
+class _InvalidInput(Exception):  # never leaves this module
+    """The input does not fit the type hint; its argument is the payload of an `INVALID` frame."""
+
+
+def _fitted(model: Model, data: Any) -> Any:
+    """Return the input as the type hint has it: as it is, or with what JSON has no word for, such as dates.
+
+    Raises:
+        _InvalidInput: it does not fit.
+    """
+    if model.hint is None:
+        return data
+    from mlflow.exceptions import MlflowException
+    from mlflow.types.type_hints import _validate_data_against_type_hint
+
+    try:
+        _validate_data_against_type_hint(data, model.hint)
+    except MlflowException:  # its message has the data in it, and no place
+        return _parsed(model.hint, data)
+    return data
+
+
+def _parsed(hint: Any, data: Any) -> Any:
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    faults: Sequence[Any] = [{"loc": (), "msg": "Input should fit the type hint of the model"}]
+    try:
+        return TypeAdapter(hint).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_FAULTS]
+    except (PydanticUserError, TypeError, ValueError):
+        pass
+    told = [{"loc": fault["loc"], "msg": fault["msg"]} for fault in faults]
+    raise _InvalidInput(json.dumps(told).encode())
 
 
 def _is_called(connection: socket.socket) -> bool:

@@ -13,6 +13,7 @@ import orjson
 
 from serving.errors import ModelFailed
 from serving.runtime.predictions import Later
+from serving.runtime.scoring_output import predictions_json
 from serving.runtime.table import Rows
 
 _SAME = 0.01
@@ -30,9 +31,13 @@ class Recorded:
     seconds: float
 
     def told(self) -> bytes | None:
-        """The predictions' objects; None where JSON can't say one of them, as other protocols can."""
+        """The predictions' objects, or one output for all rows; None where JSON can't say one of them."""
         try:
-            return self.answer if isinstance(self.answer, bytes) else self.answer.now().json()
+            if isinstance(self.answer, bytes):
+                return self.answer
+            if self.answer.is_one_per_row(len(self.rows)):
+                return self.answer.now().json()
+            return b"".join(predictions_json((), self.answer.table)) + b","
         except ModelFailed:
             return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from serving.errors import LoadFailed, ModelFailed, ProcessDied
+from serving.errors import Fault, LoadFailed, ModelFailed, ProcessDied, Unprocessable
 from serving.runtime import wire
 from serving.runtime.launcher import Child, Launcher
 from serving.telemetry.metrics import Ending
@@ -21,8 +21,8 @@ from serving.telemetry.metrics import Ending
 log = logging.getLogger("serving.replica")
 _SECONDS_TO_REAP = 5
 
-Outcome = bytes | ModelFailed | ProcessDied
-"""How a question ended: the answer's bytes, the model's exception, or the death of the process."""
+Outcome = bytes | ModelFailed | ProcessDied | Unprocessable
+"""How a call ended: the answer's bytes, the model's exception, the death of the process, an unfit input."""
 
 
 class State(Enum):
@@ -49,6 +49,8 @@ class Replica(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._retiring = False
         self.state = State.LOADING
+        self.shown: Mapping[str, Any] = {}
+        """What only the loaded model shows: `input_schema`, the JSON Schema of its type hint."""
         self.ending = Ending.CRASH
         """Why it ended, once it has, unless its version was closed."""
         self._child: Child | None = None
@@ -77,9 +79,9 @@ class Replica(asyncio.Protocol):
             await replica._connect(folder)  # a fork server that warms up is no fault of the version
             async with asyncio.timeout(seconds):
                 await replica._loaded
-        except ProcessDied:
+        except ProcessDied as error:
             replica.kill()  # it may have done no more than hang up
-            raise await replica._cause_of_death() from None
+            raise await replica._cause_of_death(error) from None
         except TimeoutError:
             raise LoadFailed(f"it had not loaded after {seconds:g} s, and was stopped") from None
         finally:
@@ -105,6 +107,7 @@ class Replica(asyncio.Protocol):
         Raises:
             ModelFailed: the model raised.
             ProcessDied: the process died.
+            Unprocessable: the input does not fit the model's type hint.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.ask(payload, lambda outcome: None if future.done() else future.set_result(outcome), hear)
@@ -155,16 +158,20 @@ class Replica(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            launched = self._launcher.launch(folder, theirs, self._told)
+            try:
+                launched = self._launcher.launch(folder, theirs, self._told)
+            except ProcessDied:
+                ours.close()
+                raise
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         self._child = await launched
 
-    async def _cause_of_death(self) -> LoadFailed | ProcessDied:
+    async def _cause_of_death(self, error: ProcessDied) -> LoadFailed | ProcessDied:
         if self._child is not None:
             await asyncio.wait([self._child.ended], timeout=_SECONDS_TO_REAP)
-        status = self._child.ended.result() if self._child and self._child.ended.done() else None
-        if status is None:
-            return ProcessDied("The fork server died while it loaded.")
+        status = self._child.ended.result() if self._child and self._child.ended.done() else error
+        if isinstance(status, ProcessDied):
+            return status
         if status < 0:
             hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
             return LoadFailed(f"its process was killed by {signal.Signals(-status).name} while loading{hint}")
@@ -200,6 +207,7 @@ class Replica(asyncio.Protocol):
         if self.state is State.LOADING and not self._loaded.done():
             if kind is wire.Kind.READY:
                 self.state = State.IDLE
+                self.shown = _shown(payload)
                 self._loaded.set_result(None)
             else:
                 error, trace = _failure(payload)
@@ -214,13 +222,31 @@ class Replica(asyncio.Protocol):
                 self._end()
             if kind is (wire.Kind.END if streams else wire.Kind.ANSWER):
                 done(payload)
+            elif kind is wire.Kind.INVALID:
+                done(_unfit(payload))
             else:
                 error, trace = _failure(payload)
-                done(ModelFailed(f"it raised {error}", trace))
+                done(ModelFailed(f"it raised {error}", trace, error.partition(":")[0]))
 
     def _fail(self, error: LoadFailed | ProcessDied) -> None:
         self._loaded.set_exception(error)
         self._loaded.exception()  # seen: `start` may have been cancelled
+
+
+def _shown(payload: bytes) -> Mapping[str, Any]:
+    try:
+        shown = json.loads(payload or b"{}")
+    except ValueError:
+        return {}
+    return shown if isinstance(shown, dict) else {}
+
+
+def _unfit(payload: bytes) -> Unprocessable:
+    try:
+        faults = [Fault(tuple(fault["loc"]), str(fault["msg"])[:200]) for fault in json.loads(payload)]
+    except (ValueError, TypeError, LookupError):
+        faults = []
+    return Unprocessable("The input does not fit the type hint of the model.", tuple(faults))
 
 
 def _failure(payload: bytes) -> tuple[str, str]:

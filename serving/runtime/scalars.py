@@ -11,13 +11,13 @@ import base64
 import binascii
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator, Field
 
 from serving.runtime.facets import BOUNDS, LENGTHS, NOTES
 
@@ -26,17 +26,22 @@ FLOAT32_MAX = 3.4028234663852886e38
 _YEARS = range(1678, 2262)
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
+if sys.version_info >= (3, 11):
+    _read_datetime = datetime.fromisoformat
+else:  # there, `fromisoformat` reads only what `isoformat` writes
+    from dateutil.parser import isoparse as _read_datetime
+
 
 def _datetime(value: str) -> datetime:
     try:
         if not _ISO_DATE.match(value):
             raise ValueError
-        found = datetime.fromisoformat(value)
+        found = _read_datetime(value)
     except ValueError:
         raise ValueError("Input should be an ISO 8601 date or datetime") from None
     if found.year not in _YEARS:
         raise ValueError(f"Input should be between the years {_YEARS[0]} and {_YEARS[-1]}")
-    return found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
+    return found if found.tzinfo is None else found.astimezone(timezone.utc).replace(tzinfo=None)
 
 
 def _bytes(value: str) -> bytes:
@@ -60,6 +65,11 @@ class Scalar:
     nullable: bool = True
 
     @property
+    def is_object(self) -> bool:
+        """Whether a DataFrame has a column of Python objects for it, at least where some are missing."""
+        return self.arrow in (pa.string(), pa.binary(), pa.bool_())
+
+    @property
     def words(self) -> frozenset[str]:
         """The words of JSON Schema that say something about its values."""
         return frozenset({*self.bounds, *NOTES, *(() if self.convert else ("enum",))})
@@ -76,6 +86,8 @@ class Scalar:
 
     def annotation(self, facets: Mapping[str, Any]) -> Any:
         """The strict type of one value for pydantic."""
+        from pydantic import AfterValidator, BeforeValidator, Field
+
         words = self._limited(facets)
         limits = {keyword: words[word] for word, keyword in self.bounds.items() if word in words}
         if self.python is int:
@@ -87,7 +99,7 @@ class Scalar:
         if "enum" in words:
             extra.append(AfterValidator(_one_of(words["enum"])))
         python: Any = self.python
-        return Annotated[python, *before, Field(strict=True, **limits), *extra]
+        return Annotated[(python, *before, Field(strict=True, **limits), *extra)]
 
     def array(self, values: Sequence[Any]) -> pa.Array:
         """Values that fit, or None where there is none, in Arrow."""

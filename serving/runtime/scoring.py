@@ -1,7 +1,8 @@
 """MLflow's scoring protocol: the rows and parameters in a JSON body that `mlflow models serve` takes.
 
 https://mlflow.org/docs/latest/genai/serving/#request-formats names the forms: `dataframe_split`,
-`dataframe_records`, `instances` and `inputs`.
+`dataframe_records`, `instances` and `inputs`. A body may also be one input without such a name, of a chat, a
+completion or an embedding: an object with `messages`, `prompt` or `input`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from serving.runtime.table import Form
 from serving.runtime.tensors import Tensor
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+UNWRAPPED = ("messages", "prompt", "input")
+"""A body with one of these fields is one input, and its answer stands alone, not under `predictions`."""
 Columns = dict[str, Sequence[Any]]
 
 
@@ -32,6 +35,7 @@ class Asked:
 
     rows: pa.RecordBatch
     params: Mapping[str, Any]
+    unwrapped: bool = False
 
 
 class Scoring:
@@ -51,23 +55,53 @@ class Scoring:
             Unprocessable: it has none of the forms, or does not fit the contract.
         """
         document = _parsed(body)
+        if not document.keys().isdisjoint(UNWRAPPED):
+            return self._unwrapped(document)
         forms = [form for form in FORMS if form in document]
         unknown = document.keys() - {*FORMS, "params"}
         if len(forms) != 1 or unknown:
             told = ", ".join(sorted(name[:50] for name in document)) or "nothing"
             _refuse(f"Send exactly one of {', '.join(FORMS)}, and params if need be; the body has {told}.")
         found = document[forms[0]]
+        own: dict[str, Any] = {}
         match forms[0]:
             case "dataframe_split":
                 columns = self._arranged(*_split(found, self._contract.form, self._names))
+                own = {"index": self._index(found.get("index"), len(found["data"]))}
             case "dataframe_records":
                 columns = self._arranged(*_records(found, forms[0]))
+                own = {"gaps": self._contract.layout.gaps(found)}
             case "instances":
                 columns = self._instances(found)
             case _:
                 columns = self._inputs(found)
         params = document.get("params")
-        return Asked(self._intake.take(columns), self._contract.read_params({} if params is None else params))
+        params = self._contract.read_params({} if params is None else params)
+        return Asked(self._intake.take(columns, **own), params)
+
+    def _unwrapped(self, document: dict[str, Any]) -> Asked:
+        """One input: its fields are columns, or parameters where the model has such."""
+        named = {param.name for param in self._contract.params}
+        params = {name: value for name, value in document.items() if name in named}
+        fields = {name: value for name, value in document.items() if name not in named}
+        if self._contract.form is Form.FRAME:
+            columns: Columns = {name: [value] for name, value in fields.items()}
+        elif self._contract.form is Form.LIST:
+            columns = {self._names[0]: [document]}
+        else:
+            (value, *_) = fields.values()
+            columns = {self._only("the body"): value if isinstance(value, list) else [value]}
+        return Asked(self._intake.take(columns), self._contract.read_params(params), unwrapped=True)
+
+    def _index(self, index: Any, rows: int) -> list[Any] | None:
+        """The index of a DataFrame; None where it only counts the rows."""
+        if index is None or self._contract.form not in (Form.FRAME, Form.UNNAMED_FRAME):
+            return None
+        if not isinstance(index, list) or not all(isinstance(label, int | float | str) for label in index):
+            _refuse("dataframe_split.index should be a list of numbers or texts.")
+        if len(index) != rows:
+            _refuse(f"dataframe_split.index should have {rows} labels, one for each row of data.")
+        return None if index == [*range(rows)] else index
 
     def arrange(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
         """The rows of a table of Arrow arrays; raises as `read` does."""

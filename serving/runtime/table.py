@@ -1,41 +1,44 @@
-"""Typed rows ⇄ Arrow ⇄ what pyfunc takes.
+"""Typed rows as the Arrow stream that crosses from the front to a model process.
 
-What crosses from the front to a model process is an Arrow stream. The front encodes rows with the exact types
-that pyfunc enforces; the model process makes of them the DataFrame, array or list that the model is asked
-with. Neither unpickles anything.
+The front encodes rows with the exact types that pyfunc enforces; `model_input.py` makes of them the
+DataFrame, array or list that the model is called with. Neither unpickles anything.
+
+A request is one table. A column that all of its rows leave out is absent from the table, as it is from the
+DataFrame that MLflow makes; a null is a null. Where only some rows leave a column out, those cells are NaN,
+as in a DataFrame made of such rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from enum import Enum
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from serving.errors import ModelFailed
-from serving.runtime import trace
+from serving.errors import Fault, ModelFailed, Unprocessable
 from serving.runtime.columns import Column
-from serving.runtime.nesting import JSON, Nested, revived, unpacked
+from serving.runtime.nesting import Nested, unpacked
 from serving.runtime.scalars import Scalar
-from serving.runtime.tensors import Tensor, arrays
+from serving.runtime.tensors import Tensor
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.RecordBatch
 """Rows as objects, or in columns."""
 Likeness: TypeAlias = tuple[Any, ...]
-"""What rows that can be one table share: which columns they leave out, the shapes of their tensors."""
+"""What the rows of requests have in common that may share a table: their columns, and the dtypes of these."""
 
-_PARAMS, _FORM, _TYPE = b"params", b"form", b"type"
-_NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int64, pa.int32(): np.int32}
+PARAMS, FORM, TYPE, LABELS = b"params", b"form", b"type", b"labels"
+GAPS = b"gaps"
+"""Key of schema metadata: the rows of each column that left it out, as JSON."""
+INDEX = b"index"
+"""Key of schema metadata: the index of the DataFrame, as JSON."""
 
 
-class Form(StrEnum):
+class Form(str, Enum):
     """What pyfunc takes."""
 
     FRAME = "frame"
@@ -62,21 +65,24 @@ class Layout:
         return self.form is Form.FRAME and all(isinstance(column.kind, Scalar) for column in self.columns)
 
     @cached_property
-    def left_out_whole(self) -> tuple[str, ...]:
-        """The optional columns that a table has for all its rows or for none: they can't hold a null."""
+    def optional(self) -> tuple[str, ...]:
+        """The columns that a request may leave out."""
+        return tuple(column.name for column in self.columns if not column.required)
+
+    @cached_property
+    def _without_nulls(self) -> tuple[str, ...]:
+        """The optional columns that can't hold a null, so that all rows of a table have them, or none."""
         return tuple(
             column.name for column in self.columns if not column.required and not column.kind.nullable
         )
 
     @cached_property
-    def _schema(self) -> pa.Schema:
-        return pa.schema(
-            [
-                pa.field(column.name, column.kind.arrow)
-                for column in self.columns
-                if isinstance(column.kind, Scalar)
-            ]
-        )
+    def _texts(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.type == "string")
+
+    @cached_property
+    def _booleans(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.type == "boolean")
 
     @cached_property
     def _of_any_shape(self) -> tuple[str, ...]:
@@ -88,82 +94,171 @@ class Layout:
 
     @cached_property
     def is_uniform(self) -> bool:
-        """Whether any rows can be one table."""
-        return not self.left_out_whole and not self._of_any_shape
+        """Whether any rows as objects can be one table."""
+        return not self.optional and not self._of_any_shape
+
+    @cached_property
+    def _labels(self) -> Mapping[str, Any] | None:
+        """The labels of the DataFrame's columns, where they are not their names."""
+        labels = {column.name: column.label for column in self.columns if column.label is not None}
+        return (
+            {column.name: labels.get(column.name, column.name) for column in self.columns} if labels else None
+        )
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return self._schema_of(self.columns)
+
+    @staticmethod
+    def _schema_of(columns: Sequence[Column]) -> pa.Schema:
+        kinds = [(column.name, column.kind) for column in columns]
+        return pa.schema([pa.field(name, kind.arrow) for name, kind in kinds if isinstance(kind, Scalar)])
 
     def batch(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
-        """Rows in columns, of values that fit, or None where a row leaves one out."""
-        return self.table({column.name: column.kind.array(columns[column.name]) for column in self.columns})
+        """Make a table of columns of values that fit, None for a null; what is not there is absent."""
+        return self.table(
+            {
+                column.name: column.kind.array(columns[column.name])
+                for column in self.columns
+                if column.name in columns
+            }
+        )
 
     def table(self, arrays: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        """Rows in columns, of arrays that fit."""
-        found = [arrays[column.name] for column in self.columns]
-        fields = [_field(column, array) for column, array in zip(self.columns, found, strict=True)]
-        return pa.RecordBatch.from_arrays(found, schema=pa.schema(fields))
+        """Make a table of arrays that fit; what is not there is absent."""
+        columns = [column for column in self.columns if column.name in arrays]
+        present = [arrays[column.name] for column in columns]
+        fields = [_field(column, array) for column, array in zip(columns, present, strict=True)]
+        return pa.RecordBatch.from_arrays(present, schema=pa.schema(fields))
 
     def encode(self, rows: Rows, params: str, carried: Mapping[bytes, str] | None = None) -> bytes:
-        """Rows that are alike as an Arrow stream of one batch. `params` is JSON, or empty.
+        """Encode rows of one likeness as an Arrow stream of one batch. `params` is JSON, or empty.
 
-        Of the trace that the batch belongs to, if to any, is `carried` along what `Call.metadata` has.
+        `carried` are the headers of the trace that the batch belongs to, as `Call.metadata` has them.
 
         Raises:
             ModelFailed: a value is not of its column's type, which a contract does not let happen.
         """
         try:
-            batch = rows if isinstance(rows, pa.RecordBatch) else self._batch(rows)
+            batch = rows if isinstance(rows, pa.RecordBatch) else self.to_table(rows)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ModelFailed("the rows do not fit its signature", str(error)) from error
-        metadata = {_PARAMS: params} if params else {}
+        metadata: dict[bytes, Any] = {PARAMS: params} if params else {}
         if carried:
             metadata.update(carried)
         if self.form is not Form.FRAME:
-            metadata[_FORM] = self.form
-        return stream(batch.replace_schema_metadata(metadata) if metadata else batch)
+            metadata[FORM] = self.form
+        if self._labels:
+            metadata[LABELS] = json.dumps([self._labels[name] for name in batch.schema.names])
+        if not metadata:
+            return stream(batch)
+        return stream(batch.replace_schema_metadata({**(batch.schema.metadata or {}), **metadata}))
 
-    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    def to_table(self, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+        """Make a table of rows that are alike; a column that all of them leave out is absent."""
+        absent = {name for name in self.optional if not any(name in row for row in rows)}
+        columns = [column for column in self.columns if column.name not in absent] if absent else self.columns
         if not self.is_flat:
-            return self.batch(
-                {column.name: [row.get(column.name) for row in rows] for column in self.columns}
-            )
-        fields = zip(
-            self._schema.names, self._schema.types, strict=True
-        )  # a field makes its name anew each time
-        arrays = [pa.array([row.get(name) for row in rows], kind) for name, kind in fields]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            return self.batch({column.name: [row.get(column.name) for row in rows] for column in columns})
+        schema = self._schema_of(columns) if absent else self._schema
+        fields = zip(schema.names, schema.types, strict=True)  # a field makes its name anew each time
+        arrays = [pa.array([row.get(name) for row in rows], type) for name, type in fields]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def groups(self, rows: Rows) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
-        """Rows in groups that can each be one table: what they share, their indices, and the rows."""
+    # -- which rows may share a table
+
+    def groups(self, rows: Rows, *, split: bool = True) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
+        """Yield the tables that the rows of one request become: likeness, indices of the rows, and the rows.
+
+        It is one table, unless the rows differ in what no table can hold at once, and may be `split`.
+
+        Raises:
+            Unprocessable: they differ so, and may not be split.
+        """
         if isinstance(rows, pa.RecordBatch):
-            yield from self._groups_of_columns(rows)
+            yield self._likeness_of_table(rows), range(len(rows)), rows
             return
         if self.is_uniform:
             yield (), range(len(rows)), rows
             return
-        found: dict[Likeness, list[int]] = {}
+        groups: dict[Likeness, list[int]] = {}
         for index, row in enumerate(rows):
-            absent = [row.get(name) is None for name in self.left_out_whole]
-            shapes = [row[name].shape for name in self._of_any_shape]
-            found.setdefault((*absent, *shapes), []).append(index)
-        for likeness, indices in found.items():
-            yield likeness, indices, [rows[index] for index in indices]
+            absent = [name not in row for name in self._without_nulls]
+            shapes = [row[name].shape if name in row else None for name in self._of_any_shape]
+            groups.setdefault((*absent, *shapes), []).append(index)
+        if len(groups) > 1 and not split:
+            raise Unprocessable("The rows do not fit into one table.", self._why_apart(groups))
+        for shared, indices in groups.items():
+            group = rows if len(groups) == 1 else [rows[index] for index in indices]
+            gaps = self.gaps(group)
+            if gaps:
+                batch = self.to_table(group).replace_schema_metadata({GAPS: json.dumps(gaps)})
+                yield (object(),), indices, batch
+            else:
+                yield (*shared, *self._likeness(group)), indices, group
 
-    def _groups_of_columns(self, rows: pa.RecordBatch) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
-        shapes = [str(rows.column(name).type) for name in self._of_any_shape]
-        absent = [rows.column(name).is_null() for name in self.left_out_whole]
-        if not any(0 < column.true_count < len(rows) for column in absent):
-            yield (*(bool(column.true_count) for column in absent), *shapes), range(len(rows)), rows
-            return
-        found: dict[Likeness, list[int]] = {}
-        for index, likeness in enumerate(zip(*(column.to_pylist() for column in absent), strict=True)):
-            found.setdefault(likeness, []).append(index)
-        for likeness, indices in found.items():
-            yield (*likeness, *shapes), indices, rows.take(pa.array(indices))
+    def _likeness(self, rows: Sequence[Mapping[str, Any]]) -> Likeness:
+        present = [any(name in row for row in rows) for name in self.optional]
+        # All nulls, or some beside booleans, make a column of objects; with others its dtype would be
+        # another.
+        texts = [all(row.get(name) is None for row in rows) for name in self._texts]
+        booleans = [any(row.get(name) is None for row in rows) for name in self._booleans]
+        return (*present, *texts, *booleans)
+
+    def gaps(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+        """Return the rows that leave out an optional column of objects which others have."""
+        gaps = {}
+        for column in self.columns if len(rows) > 1 else ():
+            name = column.name
+            if column.required or not column.kind.is_object:
+                continue
+            absent = [index for index, row in enumerate(rows) if name not in row]
+            # pyfunc takes NaN among booleans, but not in a column that has none.
+            is_empty = name in self._booleans and all(row.get(name) is None for row in rows)
+            if 0 < len(absent) < len(rows) and not is_empty:
+                gaps[name] = absent
+        return gaps
+
+    def _why_apart(self, groups: Mapping[Likeness, Any]) -> tuple[Fault, ...]:
+        absent = len(self._without_nulls)
+        some = [
+            name for index, name in enumerate(self._without_nulls) if len({key[index] for key in groups}) > 1
+        ]
+        shapes = [
+            name
+            for index, name in enumerate(self._of_any_shape)
+            if len({key[absent + index] for key in groups}) > 1
+        ]
+        left_out = "Only some rows have it, and MLflow takes no null for it: send it in all rows or in none"
+        return (
+            *(Fault((name,), left_out) for name in some),
+            *(Fault((name,), "The arrays of all rows should have one shape") for name in shapes),
+        )
+
+    def _likeness_of_table(self, rows: pa.RecordBatch) -> Likeness:
+        if is_own(rows):
+            return (object(),)
+        names = rows.schema.names
+        present = names if self.optional else ()
+        shapes = [str(rows.column(name).type) for name in self._of_any_shape if name in names]
+        nulls = {
+            name: rows.column(name).null_count for name in (*self._texts, *self._booleans) if name in names
+        }
+        texts = [nulls.get(name) == len(rows) for name in self._texts]
+        booleans = [bool(nulls.get(name)) for name in self._booleans]
+        return (*present, *shapes, *texts, *booleans)
+
+
+def is_own(rows: Rows) -> bool:
+    """Return whether a table has gaps or an index, which hold for all of it: it can't be cut or extended."""
+    metadata = (rows.schema.metadata if isinstance(rows, pa.RecordBatch) else None) or {}
+    return GAPS in metadata or INDEX in metadata
 
 
 def _field(column: Column, array: pa.Array) -> pa.Field:
     # What JSON can't say is made anew of what it can, by the type.
     converts = isinstance(column.kind, Nested) and column.kind.converts
-    return pa.field(column.name, array.type, metadata={_TYPE: column.type} if converts else None)
+    return pa.field(column.name, array.type, metadata={TYPE: column.type} if converts else None)
 
 
 def in_text(params: Mapping[str, Any]) -> str:
@@ -180,18 +275,29 @@ def joined(parts: Sequence[Rows]) -> Rows:
     return [row for part in parts for row in part]
 
 
-def rejoined(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch:
-    """Rows that were in parts, each at its place among all.
-
-    Raises:
-        ModelFailed: the parts differ in form.
-    """
+def rejoined(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
+    """Return rows that were in parts, each at its place among all; None where the parts differ in form."""
     try:
-        found = pa.concat_batches(parts)
-    except pa.ArrowInvalid as error:
-        raise ModelFailed("it answered the rows of one request in several forms", str(error)) from error
+        if len({part.schema for part in parts}) == 1:
+            table = pa.concat_batches(parts)
+        elif len({(*part.schema.names, str(part.schema.metadata)) for part in parts}) == 1:
+            # Of whole numbers in one part and others in the next, one call would have made the latter.
+            tables = [pa.Table.from_batches([part]) for part in parts]
+            (table,) = pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()
+        else:
+            return None
+    except (pa.ArrowException, ValueError):
+        return None
     order = np.concatenate(places)
-    return found if (np.diff(order) > 0).all() else found.take(pa.array(np.argsort(order)))
+    return table if (np.diff(order) > 0).all() else table.take(pa.array(np.argsort(order)))
+
+
+def merged(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of one request that was read in pieces."""
+    tables = [part for part in parts if isinstance(part, pa.RecordBatch)]
+    if len(parts) == 1 or (len(tables) == len(parts) and len({table.schema for table in tables}) == 1):
+        return joined(parts)
+    return [row for part in parts for row in objects(part)]
 
 
 def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
@@ -200,76 +306,6 @@ def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
         return rows
     columns = {field.name: unpacked(column) for field, column in zip(rows.schema, rows.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-class Asked(NamedTuple):
-    """What a model is asked."""
-
-    data: Any
-    """What pyfunc takes, with the dtypes that it enforces."""
-    rows: int
-    params: dict[str, Any] | None
-    carried: dict[str, str]
-    """Of the trace that this belongs to, if to any."""
-
-
-def decode(encoded: bytes) -> Asked:
-    """What was encoded, for the model."""
-    batch = pa.ipc.open_stream(encoded).read_next_batch()
-    metadata = batch.schema.metadata or {}
-    params = metadata.get(_PARAMS)
-    taken = _taken(batch, Form(metadata.get(_FORM, b"frame").decode()))
-    read = json.loads(params) if params else None
-    return Asked(taken, batch.num_rows, read, trace.carried(metadata) if metadata else {})
-
-
-def _taken(batch: pa.RecordBatch, form: Form) -> Any:
-    match form:
-        case Form.FRAME:
-            return _frame(batch)
-        case Form.UNNAMED_FRAME:
-            return _frame(batch).set_axis(range(batch.num_columns), axis=1)
-        case Form.LIST:
-            return _revived(batch.column(0), batch.schema.field(0), lambda date: date)
-        case Form.ARRAY:
-            return arrays(batch.column(0))
-    return {name: arrays(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-
-
-def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
-    """The batch as a DataFrame; numbers of one type as one block, several times as fast as Arrow does it."""
-    kinds = set(batch.schema.types)
-    if len(kinds) == 1 and (kind := kinds.pop()) in _NUMPY and not any(c.null_count for c in batch.columns):
-        block = np.empty((batch.num_columns, batch.num_rows), _NUMPY[kind])
-        for row, column in zip(block, batch.columns, strict=True):
-            row[:] = column.to_numpy()
-        return pd.DataFrame(block.T, columns=_index(tuple(batch.schema.names)), copy=False)
-    # pyfunc refuses a null in an integer column, but takes an optional column that is left out.
-    absent = [
-        field.name
-        for field, column in zip(batch.schema, batch.columns, strict=True)
-        if pa.types.is_integer(field.type) and column.null_count
-    ]
-    flat = batch.drop_columns([*absent, *(field.name for field in batch.schema if field.type == JSON)])
-    frame: pd.DataFrame = flat.to_pandas(use_threads=False)
-    for index, field in enumerate(field for field in batch.schema if field.name not in absent):
-        if field.type == JSON:
-            # pyfunc takes no other datetime for one within other values.
-            found = _revived(batch.column(field.name), field, lambda date: np.datetime64(date, "ns"))
-            values = pd.Series(found, dtype=object)
-            frame.insert(index, field.name, values)
-    return frame
-
-
-def _revived(column: pa.Array, field: pa.Field, date: Callable[[datetime], Any]) -> list[Any]:
-    values = unpacked(column)
-    type = (field.metadata or {}).get(_TYPE)
-    return [revived(value, json.loads(type), date) for value in values] if type else values
-
-
-@lru_cache(maxsize=16)
-def _index(names: tuple[str, ...]) -> pd.Index[str]:
-    return pd.Index(names)
 
 
 def stream(batch: pa.RecordBatch) -> bytes:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator, Field
 
 from serving.errors import Untypable
 from serving.runtime.facets import NOTES
@@ -24,6 +23,7 @@ class Tensor:
     shape: tuple[int, ...]
     words = NOTES
     nullable = False
+    is_object = False
 
     @property
     def told(self) -> str:
@@ -46,6 +46,8 @@ class Tensor:
 
     def annotation(self, facets: Mapping[str, Any]) -> Any:
         """Lists in lists, which become a numpy array of the exact dtype."""
+        from pydantic import AfterValidator, Field
+
         found: Any = element(self.dtype)[0]
         for size in reversed(self.shape):
             inner: Any = found
@@ -115,6 +117,8 @@ def tensor(spec: Mapping[str, Any]) -> Tensor:
 @lru_cache
 def element(dtype: str) -> tuple[Any, dict[str, Any]]:
     """The type of a tensor's element for pydantic, and its JSON Schema."""
+    from pydantic import BeforeValidator, Field
+
     if dtype in ("str", "object"):
         return Annotated[str, Field(strict=True)], {"type": "string"}
     found = np.dtype(dtype)

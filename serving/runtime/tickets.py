@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from serving.errors import ModelFailed, ProcessDied, ServingError
-from serving.runtime.predictions import Later, Predictions, Whole
+from serving.errors import ModelFailed, NotSeparable, ProcessDied, ServingError, Unprocessable
+from serving.runtime.predictions import Later, Predictions
 from serving.runtime.streams import Stream
 from serving.runtime.table import Likeness, Rows
 from serving.runtime.trace import Call, Trace
 
-Answer: TypeAlias = Predictions | Later | Whole
+Answer: TypeAlias = Predictions | Later
+
+_MAX_ROWS_OF_ONE_REQUEST = 4096
+"""Rows of one request, which has come in pieces, that may share a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +27,14 @@ class Key:
 
     params: str
     likeness: Likeness
-    most_rows: int
     in_columns: bool
     raw: bool
 
 
 class Ticket:
-    """One request in the batcher; settled exactly once, by `settle`.
+    """One request in the batcher, or a piece of one; settled exactly once, by `settle`.
 
-    With a `stream` it is answered bit by bit, alone.
+    With a `stream` it is answered bit by bit, alone. Pieces of one request have the same `origin`.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Ticket:
         "future",
         "key",
         "most_rows",
+        "origin",
         "queued",
         "retried",
         "rows",
@@ -57,8 +60,9 @@ class Ticket:
         future: asyncio.Future[Answer],
         stream: Stream | None = None,
         trace: Trace | None = None,
+        origin: object = None,
     ) -> None:
-        self.rows, self.stream = rows, stream
+        self.rows, self.stream, self.origin = rows, stream, origin
         self.key = key
         self.most_rows = most_rows
         self.future = future
@@ -95,13 +99,20 @@ class Ticket:
 Group = list[Ticket]
 
 
-def take(waiting: deque[Ticket]) -> Group:
-    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it."""
+def take(waiting: deque[Ticket], *, shared: bool) -> Group:
+    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it.
+
+    Nothing goes beside it unless calls are `shared`.
+    """
     first = waiting.popleft()
+    if not shared:
+        return [first]
     group, rows, passed = [first], len(first.rows), []
-    while waiting and rows < first.most_rows:
+    most = first.most_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
+    while waiting and rows < most:
         ticket = waiting.popleft()
-        if ticket.key == first.key and rows + len(ticket.rows) <= first.most_rows:
+        is_piece = first.origin is not None and ticket.origin is first.origin
+        if ticket.key == first.key and rows + len(ticket.rows) <= (most if is_piece else first.most_rows):
             group.append(ticket)
             rows += len(ticket.rows)
         else:
@@ -110,14 +121,17 @@ def take(waiting: deque[Ticket]) -> Group:
     return group
 
 
-def retries(group: Group, error: ModelFailed | ProcessDied) -> list[Group]:
+def retries(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
     """The smaller groups in which to try a failed one again; none where that would tell nothing new.
 
     An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
     that each request is tried once more, alone; one of which the caller has heard a part can't begin anew.
+    What can't be told apart is called for alone, request by request.
     """
     if group[0].stream is not None and group[0].stream.heard:
         return []
+    if isinstance(error, NotSeparable):
+        return [[ticket] for ticket in group]
     if isinstance(error, ProcessDied):
         return [[ticket] for ticket in group if not ticket.retried]
     middle = len(group) // 2

@@ -81,10 +81,16 @@ def carried(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 
 @contextmanager
 def continued(carried: Mapping[str, str]) -> Iterator[None]:
-    """Have OpenTelemetry continue a trace that was carried here, for the block."""
-    from opentelemetry import context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    """Have OpenTelemetry continue a trace that was carried here, for the block.
 
+    Where it is not installed, as in environments of older MLflow, model code can't continue one.
+    """
+    try:
+        from opentelemetry import context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        yield
+        return
     token = context.attach(TraceContextTextMapPropagator().extract(carried))
     try:
         yield

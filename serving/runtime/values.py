@@ -30,6 +30,9 @@ _SCHEMAS: Mapping[str, dict[str, Any]] = {
 }
 
 
+_WITHOUT_NULLS = frozenset({"number", "integer", "boolean"})
+
+
 class NotFinite:
     """The type of `NOT_FINITE`."""
 
@@ -64,7 +67,7 @@ class Value:
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value."""
         schema = dict(kind(self.type).schema if self.type else _SCHEMAS[self.kind])
-        if not self.required and "type" in schema:
+        if self._may_be_null and "type" in schema:
             schema["type"] = [schema["type"], "null"]
         for size in reversed(self.shape):
             schema = {"type": "array", "items": schema}
@@ -96,9 +99,7 @@ class Value:
     def _nested_texts(self, array: pa.Array) -> Texts:
         annotation: Any = kind(self.type).annotation({})
         found = [in_json(value) for value in unpacked(array)]
-        bad = {
-            row for row, value in enumerate(found) if value is NOT_FINITE or (value is None and self.required)
-        }
+        bad = {row for row, value in enumerate(found) if value is NOT_FINITE}
         values = [None if row in bad else value for row, value in enumerate(found)]
         try:
             TypeAdapter(list[annotation | None]).validate_python(values)
@@ -125,12 +126,17 @@ class Value:
             flat = flat.flatten()
         return flat
 
+    @property
+    def _may_be_null(self) -> bool:
+        """Whether null is a value: in a column of objects, as MLflow writes None; not of required numbers."""
+        return not self.required or not (self.shape or self.kind in _WITHOUT_NULLS)
+
     def _said(self, value: Any) -> Any:
         # A gap in an optional column of numbers is NaN in pandas.
         if value is None or (self.kind == "number" and value != value):
-            return NOT_FINITE if self.required else None
+            return None if self._may_be_null else NOT_FINITE
         said = in_json(value)
-        return NOT_FINITE if self.shape and self.required and _has_gap(said) else said
+        return NOT_FINITE if self.shape and not self._may_be_null and _has_gap(said) else said
 
     def _holds(self, found: pa.DataType) -> bool:
         if pa.types.is_null(found):

@@ -25,6 +25,8 @@ TAGS_OF_FRONT = (
     "serving.reason",
     "serving.since",
     "serving.live_as",
+    "serving.batching",
+    "serving.warnings",
     "serving.canary",
     "serving.shadow",
 )

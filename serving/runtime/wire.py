@@ -19,7 +19,7 @@ class Kind(IntEnum):
     """What a frame says."""
 
     READY = 1
-    """The model process has loaded its model; no payload."""
+    """The model process has loaded its model: JSON with what only the loaded model shows."""
     PREDICT = 2
     """A table to predict: `table.encode`."""
     ANSWER = 3
@@ -34,6 +34,8 @@ class Kind(IntEnum):
     """There was no more of it; no payload."""
     STOP = 8
     """Nobody wants more of it: the model process stops after the next chunk. No payload."""
+    INVALID = 9
+    """The input does not fit the model's type hint: JSON with `loc` and `msg` of each fault."""
 
 
 Frame = tuple[Kind, bytes]

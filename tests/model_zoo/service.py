@@ -92,12 +92,11 @@ class Zoo:
         return found
 
     def _at_once(self, name: str, calls: list[Call]) -> list[Reply]:
-        waiting = f'serving_waiting_requests{{model="{name}",version="1"}}'
+        in_flight = f'serving_inflight_requests{{model="{name}",version="1"}}'
 
         def have_come() -> bool:
-            """Return whether each is answered, waits, or is the one that the stopped process was sent."""
-            done = sum(reply.done() for reply in replies)
-            return done + self.service.metrics()[waiting] >= len(calls) - 1
+            """Return whether each is answered, waits, or is what the stopped process was sent."""
+            return sum(reply.done() for reply in replies) + self.service.metrics()[in_flight] >= len(calls)
 
         with ThreadPoolExecutor(len(calls)) as pool:
             with _held(self.service):

@@ -159,7 +159,7 @@ function sentence(text) {
 function facts(model, registry, others) {
   const ui = /^https?:/.test(registry.uri) ? registry.uri.replace(/\/$/, "") : null;
   const name = encodeURIComponent(model.name);
-  const { comparison } = model;
+  const { comparison, batching } = model;
   const rows = {
     Reference: h("code", {}, model.uri),
     Version: model.version && link(ui && `${ui}/#/models/${name}/versions/${model.version}`, model.version),
@@ -169,6 +169,7 @@ function facts(model, registry, others) {
     "Beside the version before":
       comparison &&
       `${(comparison.agreement * 100).toFixed(1)} % the same answers to its last ${plural(comparison.requests, "request")}, in ${number(comparison.latency)} times its time`,
+    "Shared calls": batching && `${batching.shared ? "yes" : "no"}: ${batching.reason}`,
     Run: model.run_id && h("code", {}, model.run_id),
     "Logged model": model.model_id && h("code", {}, model.model_id),
     Digest: model.digest && h("code", {}, model.digest),

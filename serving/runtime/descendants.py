@@ -1,0 +1,78 @@
+"""Keeps hold of the processes that model code starts, so that none outlives it; Linux has the means for that.
+
+The fork server and each model process adopt the orphans below them. What a model process leaves behind
+becomes a child of the fork server then, whatever process group or session it is in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+MARK = "SERVING_FORK_SERVER"
+"""The variable whose value marks all that a fork server and its descendants have started."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PROC = Path("/proc")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of each descendant whose parent has ended."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """Return the ids of this process's children; none where the system does not list them."""
+    found: set[int] = set()
+    for task in _PROC.glob("self/task/*/children"):
+        with suppress(OSError):
+            found.update(map(int, task.read_text().split()))
+    return found
+
+
+def kill(pid: int) -> None:
+    """Kill a process, unless it has ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_children() -> None:
+    """Kill all descendants of a process that adopts orphans, and wait until they have ended."""
+    while left := children():
+        for pid in left:
+            kill(pid)
+        for pid in left:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill what a fork server that could not do so itself, since it was killed, has left behind."""
+    killed: set[int] = set()
+    while found := _marked(mark) - killed:
+        for pid in found:
+            kill(pid)
+        killed |= found
+
+
+def _marked(mark: str) -> set[int]:
+    entry = f"{MARK}={mark}".encode()
+    found = set()
+    for environment in _PROC.glob("[0-9]*/environ"):
+        with suppress(OSError):  # it is another user's, or has ended
+            if entry in environment.read_bytes().split(b"\0"):
+                found.add(int(environment.parent.name))
+    return found

@@ -1,0 +1,105 @@
+"""Models written as code that look at more than one row, or return more or less than one result per row.
+
+The model config's `shape` names the one that is logged; `wait` is a named pipe that the model reads from
+where a row's `x` is below -1000, so that a test can keep it busy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+
+def twice(frame: pd.DataFrame) -> Any:
+    """One result per row."""
+    return frame["x"].to_numpy() * 2
+
+
+def share(frame: pd.DataFrame) -> Any:
+    """Each row's share of all rows."""
+    return (frame["x"] / frame["x"].sum()).to_numpy()
+
+
+def late(frame: pd.DataFrame) -> Any:
+    """One result per row, but where a row is 77 the others' too: no proof over other rows shows that."""
+    return frame["x"].to_numpy() * (3 if (frame["x"] == 77).any() else 2)
+
+
+def count(frame: pd.DataFrame) -> Any:
+    """How many rows there are, for each."""
+    return np.full(len(frame), float(len(frame)))
+
+
+def drop(frame: pd.DataFrame) -> Any:
+    """The rows that are not negative."""
+    return frame.loc[frame["x"] >= 0, "x"].reset_index(drop=True)
+
+
+def forecast(frame: pd.DataFrame) -> Any:
+    """As many results as the first row asks for."""
+    return np.arange(int(frame["x"].iloc[0]), dtype=float)
+
+
+def ranked(frame: pd.DataFrame) -> Any:
+    """The rows in another order."""
+    return frame.sort_values("x", ascending=False)["x"]
+
+
+def shops(frame: pd.DataFrame) -> Any:
+    """The same two names, whatever the rows."""
+    return {"shops": ["best", "second"]}
+
+
+def columns(frame: pd.DataFrame) -> Any:
+    """A column of each name."""
+    return {"low": list(frame["x"] - 1), "high": list(frame["x"] + 1)}
+
+
+def records(frame: pd.DataFrame) -> Any:
+    """An object per row."""
+    return [{"label": "a" if x > 0 else "b", "score": float(x)} for x in frame["x"]]
+
+
+def pair(frame: pd.DataFrame) -> Any:
+    """Two columns."""
+    return pd.DataFrame({"low": frame["x"] - 1, "high": frame["x"] + 1})
+
+
+def names(frame: pd.DataFrame) -> Any:
+    """A name, or none."""
+    return pd.Series([f"n{x:g}" if x > 0 else None for x in frame["x"]], dtype=object)
+
+
+def weigh(frame: pd.DataFrame) -> Any:
+    """A text of each row, with defaults for what is absent."""
+    unit = frame["unit"] if "unit" in frame else ["kg"] * len(frame)
+    w = frame["w"] if "w" in frame else [1.5] * len(frame)
+    b = frame["b"] if "b" in frame else [True] * len(frame)
+    return [f"{row[0]} {row[1]} {row[2]} {row[3]}" for row in zip(frame["x"], unit, w, b, strict=True)]
+
+
+def pooled(frame: pd.DataFrame) -> Any:
+    """The sum of all rows: one result."""
+    return float(frame["x"].sum())
+
+
+class Shape(PythonModel):  # type: ignore[misc]
+    """Returns what its config asks for."""
+
+    def load_context(self, context: Any) -> None:
+        """Keep the config."""
+        self.config = context.model_config or {}
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        """Predict in this shape."""
+        if (model_input["x"] < -1000).any():
+            Path(self.config["wait"]).read_bytes()
+        return globals()[self.config["shape"]](model_input)
+
+
+mlflow.models.set_model(Shape())
