@@ -32,7 +32,13 @@ class Stage:
         self._followers: list[tuple[Follower, RegistryClient]] = []
 
     def follow(
-        self, reference: str = PRODUCTION, *, shared: bool = False, slot: Slot | None = None, **settings: Any
+        self,
+        reference: str = PRODUCTION,
+        *,
+        shared: bool = False,
+        slot: Slot | None = None,
+        herald: Herald | None = None,
+        **settings: Any,
     ) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
         made = Settings(
@@ -42,9 +48,16 @@ class Stage:
         store = Store(made.store_dir, self.registry.uri)
         gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))
-        follower = Follower(slot, client, store, gate, Herald(client), history, made, shared=shared)
+        herald = herald or Herald(client)
+        follower = Follower(slot, client, store, gate, herald, history, made, shared=shared)
         self._followers.append((follower, client))
         return follower
+
+    def front(self, *references: str, **settings: Any) -> list[Follower]:
+        """Follow several references as one front does, with one writer of tags."""
+        first = self.follow(references[0], **settings)
+        more = [self.follow(each, herald=first._herald, **settings) for each in references[1:]]
+        return [first, *more]
 
     def promote(self, stage: str = "Production", **part: Any) -> str:
         """Register an actor as the next version and promote it."""
@@ -54,6 +67,11 @@ class Stage:
 
     def tags(self, version: str) -> dict[str, str]:
         found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
+        return found
+
+    def live(self, version: str) -> dict[str, str]:
+        """Return the tag `serving.live` of a version; {} if it has none."""
+        found: dict[str, str] = json.loads(self.tags(version).get("serving.live", "{}"))
         return found
 
     async def aclose(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from casting import Registry
@@ -15,7 +18,8 @@ from serving.reference import Reference
 from serving.registry import herald as heralds
 from serving.registry.client import RegistryClient
 from serving.registry.herald import Herald
-from serving.runtime.version import Outcome, Version, live_as
+from serving.registry.live_tag import latest
+from serving.runtime.version import Outcome, Version
 from serving.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -40,11 +44,17 @@ def client(catalogue: Registry) -> Iterator[RegistryClient]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments, one at each look at the clock."""
-    moments = iter([f"2026-01-01T00:00:0{second}+00:00" for second in range(10)])
-    monkeypatch.setattr(heralds, "now", lambda: next(moments))
-    return moments
+    moments = iter([datetime(2026, 1, 1, second=second, tzinfo=UTC) for second in range(10)])
+    monkeypatch.setattr(heralds, "moment", lambda: next(moments))
+
+
+def tell(herald: Herald, of: Version, outcome: Outcome, reason: str) -> None:
+    if outcome is Outcome.LIVE:
+        herald.live(PRODUCTION, of, reason)
+    else:
+        herald.tell(of, outcome, reason)
 
 
 async def version(client: RegistryClient, number: str) -> Version:
@@ -54,6 +64,11 @@ async def version(client: RegistryClient, number: str) -> Version:
 
 def tags(catalogue: Registry, number: str) -> dict[str, str]:
     found: dict[str, str] = catalogue.client.get_model_version("iris", number).tags
+    return found
+
+
+def live(catalogue: Registry, number: str) -> dict[str, str]:
+    found: dict[str, str] = json.loads(tags(catalogue, number).get("serving.live", "{}"))
     return found
 
 
@@ -68,11 +83,11 @@ def away(catalogue: Registry) -> Iterator[None]:
 
 
 async def test_an_outcome_is_told_with_its_reason_and_its_moment(
-    client: RegistryClient, catalogue: Registry, clock: object
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     catalogue.client.set_model_version_tag("iris", "1", "owner", "Ada")
     herald = Herald(client)
-    herald.tell(PRODUCTION, await version(client, "1"), Outcome.REJECTED, "it is broken")
+    herald.tell(await version(client, "1"), Outcome.REJECTED, "it is broken")
     await herald.flush()
     assert tags(catalogue, "1") == {
         "owner": "Ada",
@@ -83,10 +98,10 @@ async def test_an_outcome_is_told_with_its_reason_and_its_moment(
 
 
 async def test_several_fronts_that_tell_the_same_write_it_once(
-    client: RegistryClient, catalogue: Registry, clock: object
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     for herald in (Herald(client), Herald(client), Herald(client)):
-        herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
+        herald.live(PRODUCTION, await version(client, "1"), "")
         await herald.flush()
     assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
 
@@ -96,11 +111,11 @@ REFUSED = "live, but not on every front: it needs weights"
 
 @pytest.mark.parametrize("refused_first", [True, False], ids=["refused first", "live first"])
 async def test_what_is_live_on_one_front_no_other_calls_rejected(
-    client: RegistryClient, catalogue: Registry, clock: object, refused_first: bool
+    client: RegistryClient, catalogue: Registry, clock: None, refused_first: bool
 ) -> None:
     able, unable, one = Herald(client), Herald(client), await version(client, "1")
-    able.tell(PRODUCTION, one, Outcome.LIVE, "")
-    unable.tell(PRODUCTION, one, Outcome.REJECTED, "it needs weights")
+    able.live(PRODUCTION, one, "")
+    unable.tell(one, Outcome.REJECTED, "it needs weights")
     for herald in (unable, able) if refused_first else (able, unable):
         await herald.flush()
     told = tags(catalogue, "1")
@@ -109,22 +124,22 @@ async def test_what_is_live_on_one_front_no_other_calls_rejected(
 
 
 async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
-    client: RegistryClient, catalogue: Registry, clock: object
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     able, unable, one = Herald(client), Herald(client), await version(client, "1")
-    able.tell(PRODUCTION, one, Outcome.LIVE, "")
+    able.live(PRODUCTION, one, "")
     await able.flush()
     for outcome, reason, told in [
         (Outcome.REJECTED, "it needs weights", REFUSED),
         (Outcome.LIVE, "", ""),
     ]:
-        unable.tell(PRODUCTION, one, outcome, reason)
+        tell(unable, one, outcome, reason)
         await unable.flush()
         assert tags(catalogue, "1") == {
             "serving.state": "live",
             "serving.reason": told,
             "serving.since": "2026-01-01T00:00:00+00:00",
-            "serving.live_as": PRODUCTION,
+            "serving.live": json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z"}),
         }
 
 
@@ -133,7 +148,7 @@ async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
 ) -> None:
     one, patient, prompt = await version(client, "1"), Herald(client, spread=1e9), Herald(client)
     for herald in (patient, prompt):
-        herald.tell(PRODUCTION, one, Outcome.REJECTED, "it is broken")
+        herald.tell(one, Outcome.REJECTED, "it is broken")
     await patient.flush()
     assert "serving.state" not in tags(catalogue, "1")
     await prompt.flush()
@@ -141,11 +156,11 @@ async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
 
 
 async def test_how_it_compares_on_another_front_is_no_news(
-    client: RegistryClient, catalogue: Registry, clock: object
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     for reason in ("0.98 as fast", "1.02 as fast", "1.01 as fast"):
         herald = Herald(client)
-        herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, reason)
+        herald.live(PRODUCTION, await version(client, "1"), reason)
         await herald.flush()
     assert tags(catalogue, "1")["serving.reason"] == "0.98 as fast"
     assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
@@ -156,12 +171,12 @@ async def test_a_front_that_sees_its_live_version_called_something_else_tells_it
     client: RegistryClient, catalogue: Registry, other: Outcome
 ) -> None:
     herald = Herald(client)
-    herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
+    herald.live(PRODUCTION, await version(client, "1"), "")
     await herald.flush()
-    herald.remind(await version(client, "1"))
-    assert not herald._pending
+    herald.remind(PRODUCTION, await version(client, "1"))
+    assert not herald.is_due
     catalogue.client.set_model_version_tag("iris", "1", "serving.state", other)
-    herald.remind(await version(client, "1"))
+    herald.remind(PRODUCTION, await version(client, "1"))
     await herald.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"
 
@@ -169,9 +184,9 @@ async def test_a_front_that_sees_its_live_version_called_something_else_tells_it
 async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, catalogue: Registry) -> None:
     here, there, one = Herald(client), Herald(client), await version(client, "1")
     for herald, outcome in ((here, Outcome.LIVE), (there, Outcome.REVERTED)):
-        herald.tell(PRODUCTION, one, outcome, "")
+        tell(herald, one, outcome, "")
         await herald.flush()
-    here.remind(await version(client, "1"))
+    here.remind(PRODUCTION, await version(client, "1"))
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "reverted"
 
@@ -217,14 +232,19 @@ async def test_a_tag_that_has_nothing_to_say_is_not_written(
 
 
 async def test_another_outcome_replaces_the_one_before(
-    client: RegistryClient, catalogue: Registry, clock: object
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     first, second = Herald(client), Herald(client)
-    for outcome, reason in [(Outcome.LIVE, ""), (Outcome.SUPERSEDED, "2 went live"), (Outcome.LIVE, "")]:
+    one, two = await version(client, "1"), await version(client, "2")
+    for new, state, reason in [
+        (one, "live", ""),
+        (two, "superseded", "iris version 2 went live"),
+        (one, "live", ""),
+    ]:
         for herald in (first, second):
-            herald.tell(PRODUCTION, await version(client, "1"), outcome, reason)
+            herald.live(PRODUCTION, new, "")
             await herald.flush()
-        assert tags(catalogue, "1")["serving.state"] == outcome
+        assert tags(catalogue, "1")["serving.state"] == state
         assert tags(catalogue, "1")["serving.reason"] == reason
 
 
@@ -235,8 +255,8 @@ async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
 
     async def go_live(reference: str, new: Version, old: Version | None) -> list[str]:
         if old:
-            herald.tell(reference, old, Outcome.SUPERSEDED, f"{new} went live")
-        herald.tell(reference, new, Outcome.LIVE, "")
+            herald.tell(old, Outcome.SUPERSEDED, f"{new} went live")
+        herald.live(reference, new, "")
         await herald.flush()
         return [tags(catalogue, number).get("serving.state", "") for number in ("1", "2")]
 
@@ -247,36 +267,152 @@ async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
 
 
 async def test_a_version_carries_the_references_as_which_it_is_live(
-    client: RegistryClient, catalogue: Registry
+    client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     one, two = [await version(client, number) for number in "12"]
     here, there = Herald(client), Herald(client)
     for herald, reference in ((here, PRODUCTION), (there, CHAMPION), (there, PRODUCTION)):
-        herald.tell(reference, one, Outcome.LIVE, "")
+        herald.live(reference, one, "")
         await herald.flush()
-    assert tags(catalogue, "1")["serving.live_as"] == f"{PRODUCTION}, {CHAMPION}"
-    here.tell(PRODUCTION, two, Outcome.LIVE, "")
-    here.tell(PRODUCTION, one, Outcome.SUPERSEDED, "2 went live")
+    assert live(catalogue, "1").keys() == {PRODUCTION, CHAMPION}
+    since = tags(catalogue, "1")["serving.since"]
+    here.live(PRODUCTION, two, "")
     await here.flush()
-    here.tell(PRODUCTION, one, Outcome.LIVE, "")
+    assert [live(catalogue, number).keys() for number in "12"] == [{CHAMPION}, {PRODUCTION}]
+    assert tags(catalogue, "1")["serving.state"] == "live"
+    here.live(PRODUCTION, one, "it is back")
     await here.flush()
-    assert tags(catalogue, "1")["serving.live_as"] == PRODUCTION
-    for number, live in (("1", True), ("2", True), ("3", False)):
-        assert (PRODUCTION in live_as(tags(catalogue, number))) is live
-        assert CHAMPION not in live_as(tags(catalogue, number))
+    assert live(catalogue, "1").keys() == {PRODUCTION, CHAMPION}
+    told = tags(catalogue, "1")
+    assert told["serving.since"] > since
+    assert told["serving.reason"] == "it is back"
+    assert "serving.live" not in tags(catalogue, "2")
+    assert tags(catalogue, "2")["serving.state"] == "superseded"
+
+
+async def test_every_version_that_carries_a_reference_loses_it(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    """One carries it beside another, one has no state, and what was live here before carries none."""
+    for number, of in (("1", {PRODUCTION: EARLIER, CHAMPION: EARLIER}), ("3", {PRODUCTION: EARLIER})):
+        catalogue.client.set_model_version_tag("iris", number, "serving.live", json.dumps(of))
+    herald = Herald(client)
+    herald.live(PRODUCTION, await version(client, "2"), "")
+    await herald.flush()
+    assert [live(catalogue, number).keys() for number in "123"] == [{CHAMPION}, {PRODUCTION}, set()]
+
+
+EARLIER, LATER = "2026-01-01T00:00:00Z", "9026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["the front ends", "the write fails"])
+async def test_the_new_version_has_a_reference_before_the_old_one_loses_it(
+    client: RegistryClient, catalogue: Registry, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """What is left to do is done later, by this front or by another that has the version live."""
+    one, two = await version(client, "1"), await version(client, "2")
+    first, later = Herald(client), Herald(client)
+    first.live(PRODUCTION, one, "")
+    await first.flush()
+    first.live(PRODUCTION, two, "")
+    with monkeypatch.context() as patched:
+        patched.setattr(heralds, "not_live", fail)
+        await first.flush()
+    assert live(catalogue, "1")[PRODUCTION] < live(catalogue, "2")[PRODUCTION]
+    assert tags(catalogue, "2")["serving.state"] == "live"
+    if ends:
+        later.live(PRODUCTION, two, "", stands_in=True)
+    await (later if ends else first).flush()
+    assert [live(catalogue, number).keys() for number in "12"] == [set(), {PRODUCTION}]
+    assert tags(catalogue, "1")["serving.state"] == "superseded"
+
+
+def fail(*_: object) -> Any:
+    raise InterruptedError
+
+
+NONSENSE = [
+    "",
+    "yes",
+    "null",
+    "[]",
+    "1e999",
+    "{",
+    "[" * 4000,
+    json.dumps([PRODUCTION]),
+    json.dumps({PRODUCTION: None}),
+    json.dumps({PRODUCTION: {"since": EARLIER}}),
+    json.dumps({PRODUCTION: "yesterday"}),
+    json.dumps({PRODUCTION: "0001-01-01T00:00:00+23:59"}),
+    json.dumps({PRODUCTION: LATER}),
+    json.dumps({PRODUCTION: "9999-12-31T23:59:59-23:59"}),
+    json.dumps({f"models:/iris@{number}": EARLIER for number in range(1000)}),
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=range(len(NONSENSE)))
+async def test_nonsense_in_the_tag_is_ignored(
+    client: RegistryClient, catalogue: Registry, nonsense: str
+) -> None:
+    for number in "12":
+        catalogue.client.set_model_version_tag("iris", number, "serving.live", nonsense)
+    assert latest(await client.versions("iris"), PRODUCTION) is None
+    herald = Herald(client)
+    herald.live(PRODUCTION, await version(client, "1"), "", stands_in=True)
+    await herald.flush()
+    assert live(catalogue, "1").keys() == {PRODUCTION}
+    herald.remind(PRODUCTION, await version(client, "1"))
+    assert not herald.is_due
+    catalogue.client.set_model_version_tag("iris", "1", "serving.live", nonsense)
+    herald.remind(PRODUCTION, await version(client, "1"))
+    await herald.flush()
+    assert live(catalogue, "1").keys() == {PRODUCTION}
+
+
+async def test_what_stands_in_on_one_front_is_live_for_none(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    """It has nothing else to serve; what other fronts have live stays so."""
+    able, unable, one, two = (
+        Herald(client),
+        Herald(client),
+        await version(client, "1"),
+        await version(client, "2"),
+    )
+    able.live(PRODUCTION, two, "")
+    await able.flush()
+    unable.live(PRODUCTION, one, "it served last", stands_in=True)
+    await unable.flush()
+    assert [live(catalogue, number).keys() for number in "12"] == [set(), {PRODUCTION}]
+    assert "serving.state" not in tags(catalogue, "1")
+
+
+async def test_the_version_that_is_promoted_takes_the_reference_whatever_the_clocks_show(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    ahead = (datetime.now(UTC) + timedelta(hours=5)).isoformat()
+    catalogue.client.set_model_version_tag("iris", "2", "serving.live", json.dumps({PRODUCTION: ahead}))
+    catalogue.promote("iris", "1")
+    herald = Herald(client)
+    herald.live(PRODUCTION, await version(client, "1"), "")
+    await herald.flush()
+    assert [live(catalogue, number).keys() for number in "12"] == [{PRODUCTION}, set()]
+    assert datetime.fromisoformat(live(catalogue, "1")[PRODUCTION]) > datetime.fromisoformat(ahead)
 
 
 async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_live(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     one, here, there = await version(client, "1"), Herald(client), Herald(client)
-    there.tell(PRODUCTION, one, Outcome.REVERTED, "it failed")
+    there.tell(one, Outcome.REVERTED, "it failed")
     await there.flush()
-    here.tell(PRODUCTION, one, Outcome.LIVE, "")
+    here.live(PRODUCTION, one, "")
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "reverted"
+    catalogue.promote("iris", "1")
     again = await version(client, "1")  # as a person has promoted it once more
-    here.tell(PRODUCTION, again, Outcome.LIVE, "once more")
+    here.live(PRODUCTION, again, "once more")
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"
 
@@ -284,24 +420,26 @@ async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_liv
 async def test_what_is_told_while_the_registry_is_away_is_written_later(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+    herald, (one, two, three) = Herald(client), [await version(client, number) for number in "123"]
     with away(catalogue):
-        herald.tell(PRODUCTION, one, Outcome.LIVE, "")
-        herald.tell(PRODUCTION, two, Outcome.REJECTED, "it is broken")
-        herald.tell(PRODUCTION, one, Outcome.SUPERSEDED, "3 went live")
+        herald.live(PRODUCTION, one, "")
+        herald.tell(two, Outcome.REJECTED, "it is broken")
+        herald.live(PRODUCTION, three, "")
+        herald.tell(one, Outcome.SUPERSEDED, "3 went live")
         await herald.flush()
-        assert "the tags of iris version 2 could not be written" in caplog.text
+        assert "the tags of iris version 3 could not be written" in caplog.text
     assert "serving.state" not in tags(catalogue, "1")
     await herald.flush()
     assert tags(catalogue, "1")["serving.state"] == "superseded"
     assert tags(catalogue, "2")["serving.state"] == "rejected"
+    assert live(catalogue, "3").keys() == {PRODUCTION}
 
 
 async def test_while_the_registry_is_away_that_is_logged_once(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     herald = Herald(client)
-    herald.tell(PRODUCTION, await version(client, "1"), Outcome.LIVE, "")
+    herald.live(PRODUCTION, await version(client, "1"), "")
     with away(catalogue):
         for _ in range(5):
             await herald.flush()
@@ -314,8 +452,8 @@ async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_to
 ) -> None:
     herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
     catalogue.client.delete_model_version("iris", "1")
-    herald.tell(PRODUCTION, one, Outcome.SUPERSEDED, "2 went live")
-    herald.tell(PRODUCTION, two, Outcome.LIVE, "")
+    herald.tell(one, Outcome.SUPERSEDED, "2 went live")
+    herald.live(PRODUCTION, two, "")
     await herald.flush()
     assert tags(catalogue, "2")["serving.state"] == "live"
 
@@ -325,7 +463,7 @@ async def test_a_long_reason_is_cut_and_any_text_is_taken(
 ) -> None:
     herald = Herald(client)
     for number, reason in [("1", "x" * 9000), ("2", "ValueError: «日本» \U0001f600\n\r\t'\"")]:
-        herald.tell(PRODUCTION, await version(client, number), Outcome.REJECTED, reason)
+        herald.tell(await version(client, number), Outcome.REJECTED, reason)
     await herald.flush()
     assert tags(catalogue, "1")["serving.reason"] == "x" * 500
     assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
@@ -333,14 +471,16 @@ async def test_a_long_reason_is_cut_and_any_text_is_taken(
 
 async def test_a_logged_model_outside_the_registry_has_no_page_to_tell_it_on(client: RegistryClient) -> None:
     herald = Herald(client)
-    herald.tell(PRODUCTION, Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), Outcome.LIVE, "")
+    herald.live(PRODUCTION, Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), "")
     await herald.flush()
 
 
 async def test_what_waits_to_be_told_is_bounded(client: RegistryClient, catalogue: Registry) -> None:
     herald, one = Herald(client), await version(client, "1")
     for number in range(1000):
-        herald.tell(PRODUCTION, Version("iris", str(number + 10), "/nowhere", "/nowhere"), Outcome.LIVE, "")
-    herald.tell(PRODUCTION, one, Outcome.LIVE, "")
+        gone = Version("iris", str(number + 10), "/nowhere", "/nowhere")
+        herald.tell(gone, Outcome.SUPERSEDED, "1 went live")
+    assert len(herald._pending) == 100
+    herald.live(PRODUCTION, one, "")
     await herald.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ import pytest
 from casting import actor
 from stage import PRODUCTION, Stage, live, predict, settle
 
-from serving.errors import Unavailable
+from serving.errors import ProcessDied, Unavailable
 from serving.registry.follower import Follower
 from serving.registry.plan import State
+from serving.runtime.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -116,7 +120,7 @@ async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
     cold = stage.follow()
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", State.WAITING))
-    assert stage.tags("1")["serving.live_as"] == PRODUCTION
+    assert stage.live("1").keys() == {PRODUCTION}
 
 
 async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_serving(
@@ -133,3 +137,250 @@ async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_servin
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", State.REJECTED))
     assert "a mistake of ours" in caplog.text
+
+
+STABLE, CHAMPION, LATEST = "models:/actor@stable", "models:/actor@champion", "models:/actor/latest"
+
+
+async def settle_all(front: list[Follower]) -> None:
+    for follower in front:
+        await settle(follower)
+
+
+def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
+    """Return the versions whose tag names the reference, the one that took it last at the end."""
+    found = stage.registry.client.search_model_versions("name='actor'")
+    since = {each.version: stage.live(each.version).get(reference) for each in found}
+    return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
+
+
+async def test_a_new_front_serves_what_was_live_last(stage: Stage, tmp_path: Path) -> None:
+    front = stage.front(PRODUCTION, STABLE, CHAMPION)
+    stage.promote(factor=2.0)
+    for alias in ("stable", "champion"):
+        stage.registry.alias("actor", alias, "1")
+    await settle_all(front)
+    assert stage.live("1").keys() == {PRODUCTION, STABLE, CHAMPION}
+    stage.promote(factor=3.0)
+    stage.registry.alias("actor", "champion", "2")
+    await settle_all(front)
+    assert stage.live("1").keys() == {STABLE}
+    assert stage.live("2").keys() == {PRODUCTION, CHAMPION}
+    assert stage.tags("1")["serving.state"] == "live"
+    stage.registry.promote("actor", "1")
+    await settle_all(front)
+    stage.promote(**BROKEN)
+    await settle_all(front)
+    assert stage.live("1").keys() == {PRODUCTION, STABLE}
+    assert stage.live("2").keys() == {CHAMPION}
+    assert stage.tags("2")["serving.state"] == "live"
+    assert stage.tags("3")["serving.state"] == "rejected"
+    assert stage.live("1")[PRODUCTION] > stage.live("2")[CHAMPION]
+    assert stage.live("3") == {}
+    cold = stage.follow(store_dir=tmp_path / "elsewhere")
+    await settle(cold)
+    assert (live(cold), refused(cold)) == ("1", ("3", State.REJECTED))
+
+
+async def both(stage: Stage, tmp_path: Path) -> tuple[Follower, Follower]:
+    """Start two fronts, each with a store of its own, and promote a first version."""
+    first, second = stage.follow(), stage.follow(store_dir=tmp_path / "second")
+    stage.promote(factor=2.0)
+    await settle_all([first, second])
+    return first, second
+
+
+async def begun(stage: Stage, tmp_path: Path, reference: str = PRODUCTION) -> str | None:
+    """Return the version that a front begins with that has an empty store."""
+    cold = stage.follow(reference, store_dir=tmp_path / "cold")
+    await settle(cold)
+    return live(cold)
+
+
+async def test_a_front_that_was_late_does_not_take_a_reference_back(stage: Stage, tmp_path: Path) -> None:
+    first, late = await both(stage, tmp_path)
+    stage.promote(factor=3.0)
+    await settle_all([first, late])
+    stage.registry.promote("actor", "1")
+    await settle(first)
+    stage.promote(**BROKEN)
+    await settle_all([first, late, first, late])
+    assert (live(first), live(late)) == ("1", "2")
+    assert carriers(stage) == ["1"]
+    assert await begun(stage, tmp_path) == "1"
+
+
+async def test_a_front_that_missed_a_promotion_puts_right_what_was_written_meanwhile(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """The one that did not miss it ends before it sees that it was taken back."""
+    missed, seen = await both(stage, tmp_path)
+    stage.promote(factor=3.0)
+    await settle(seen)
+    assert carriers(stage) == ["2"]
+    stage.registry.promote("actor", "1")
+    await settle_all([missed, missed])
+    assert carriers(stage) == ["1"]
+    assert stage.tags("1")["serving.state"] == "live"
+    assert stage.tags("2")["serving.state"] == "superseded"
+    stage.promote(**BROKEN)
+    await settle(missed)
+    assert await begun(stage, tmp_path) == "1"
+
+
+async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_can(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able, unable = await both(stage, tmp_path)
+    bring_up = unable._gate.bring_up
+
+    async def refuse(found: Version, *more: Any) -> Any:
+        if found.version == "2":
+            raise ProcessDied("it needs weights")
+        return await bring_up(found, *more)
+
+    monkeypatch.setattr(unable._gate, "bring_up", refuse)
+    stage.promote(factor=3.0)
+    await settle_all([able, unable])
+    assert (live(able), live(unable)) == ("2", "1")
+    await unable.empty("it starts again")
+    unable.slot.known = None
+    await settle_all([unable, able, unable])
+    assert live(unable) == "1"
+    assert carriers(stage) == ["2"]
+    assert stage.tags("1")["serving.state"] == "superseded"
+
+
+async def test_a_front_that_ends_between_two_writes_is_made_good_by_another(
+    stage: Stage, tmp_path: Path
+) -> None:
+    first, second = await both(stage, tmp_path)
+    stage.promote(factor=3.0)
+    await settle_all([first, second])
+    since = json.dumps({PRODUCTION: "2026-01-01T00:00:00Z"})
+    stage.registry.client.set_model_version_tag("actor", "1", "serving.live", since)
+    assert carriers(stage) == ["1", "2"]
+    await settle(second)
+    assert carriers(stage) == ["2"]
+
+
+async def test_a_revert_takes_the_reference_back(stage: Stage, tmp_path: Path) -> None:
+    front = stage.front(PRODUCTION, STABLE, probation_seconds=600)
+    stage.promote(factor=2.0)
+    stage.registry.alias("actor", "stable", "1")
+    await settle_all(front)
+    before = stage.live("1")
+    stage.promote(factor=3.0)
+    await settle_all(front)
+    assert stage.live("1").keys() == {STABLE}
+    await revert(front[0])
+    assert stage.live("1")[STABLE] == before[STABLE]
+    assert stage.live("1")[PRODUCTION] > before[PRODUCTION]
+    assert stage.tags("1")["serving.state"] == "live"
+    assert (stage.tags("2")["serving.state"], stage.live("2")) == ("reverted", {})
+    assert await begun(stage, tmp_path) == "1"
+
+
+async def test_what_was_reverted_elsewhere_and_is_promoted_again_while_warm_is_live(
+    stage: Stage, tmp_path: Path
+) -> None:
+    first, second = [
+        stage.follow(store_dir=tmp_path / name, probation_seconds=600) for name in ("first", "second")
+    ]
+    for factor in (2.0, 3.0):
+        stage.promote(factor=factor)
+        await settle_all([first, second])
+    await revert(first)
+    assert (live(first), live(second)) == ("1", "2")
+    assert carriers(stage) == ["1"]
+    stage.registry.promote("actor", "1")
+    await settle(second)
+    stage.registry.promote("actor", "2")
+    await settle(second)
+    assert carriers(stage) == ["2"]
+    assert stage.tags("2")["serving.state"] == "live"
+
+
+async def test_an_alias_that_moves_back_and_forth(stage: Stage, tmp_path: Path) -> None:
+    front = stage.front(CHAMPION, STABLE)
+    for factor in (2.0, 3.0):
+        stage.registry.add("actor", factor=factor)
+    stage.registry.alias("actor", "stable", "1")
+    for number in "1212":
+        stage.registry.alias("actor", "champion", number)
+        await settle_all(front)
+        assert carriers(stage, CHAMPION) == [number]
+        assert carriers(stage, STABLE) == ["1"]
+    stage.registry.alias("actor", "champion", "1")
+    await settle_all(front)
+    stage.registry.add("actor", **BROKEN)
+    stage.registry.alias("actor", "champion", "3")
+    await settle_all(front)
+    assert await begun(stage, tmp_path, CHAMPION) == "1"
+
+
+async def test_the_latest_that_can_serve_is_what_a_new_front_begins_with(
+    stage: Stage, tmp_path: Path
+) -> None:
+    follower = stage.follow(LATEST)
+    for part in ({"factor": 2.0}, {"factor": 3.0}, BROKEN):
+        stage.registry.add("actor", **part)
+        await settle(follower)
+    assert carriers(stage, LATEST) == ["2"]
+    assert await begun(stage, tmp_path, LATEST) == "2"
+
+
+async def test_what_was_rejected_and_is_mended_takes_the_reference(stage: Stage, tmp_path: Path) -> None:
+    follower = await serve(stage, {"factor": 2.0})
+    (tmp_path / "taken").touch()
+    stage.promote(on_load=f"once:{tmp_path / 'taken'}")
+    await settle(follower)
+    assert carriers(stage) == ["1"]
+    (tmp_path / "taken").unlink()
+    stage.registry.client.set_model_version_tag("actor", "2", "weights", "restored")
+    await settle(follower)
+    assert carriers(stage) == ["2"]
+    assert stage.tags("2")["serving.state"] == "live"
+
+
+async def test_what_stays_live_without_being_promoted_keeps_the_reference(
+    stage: Stage, tmp_path: Path
+) -> None:
+    front = stage.front(PRODUCTION, STABLE)
+    stage.promote(factor=2.0)
+    stage.registry.alias("actor", "stable", "1")
+    await settle_all(front)
+    before = stage.tags("1")
+    stage.registry.promote("actor", "1", "Archived")
+    stage.registry.client.delete_registered_model_alias("actor", "stable")
+    await settle_all([*front, *front])
+    assert stage.tags("1") == before
+    stage.promote(**BROKEN)
+    assert await begun(stage, tmp_path) == "1"
+
+
+async def test_a_restart_changes_nothing(stage: Stage) -> None:
+    follower = await serve(stage, {"factor": 2.0}, {"factor": 3.0})
+    before = stage.tags("1"), stage.tags("2")
+    await follower.empty("it ends")
+    await serve(stage)
+    again = stage.follow()
+    await settle(again)
+    assert live(again) == "2"
+    assert (stage.tags("1"), stage.tags("2")) == before
+
+
+async def test_a_front_that_ends_while_a_version_loads_begins_with_it(stage: Stage, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    follower = await serve(stage, {"factor": 2.0})
+    stage.promote(example=None, on_load=f"wait:{pipe}")
+    await follower.tick()
+    await follower.empty("it ends")
+    assert carriers(stage) == ["1"]
+    again = stage.follow()
+    await again.tick()
+    await asyncio.to_thread(pipe.write_text, "")
+    await settle(again)
+    assert carriers(stage) == ["2"]
+    assert stage.tags("1")["serving.state"] == "superseded"

@@ -19,6 +19,7 @@ from live import Service, served, until
 from promotions import Callers, Model, ServedRegistry, Tracking
 
 from benchmarks.postgres import Postgres
+from serving.registry.live_tag import references
 
 # An MLflow server on a new database and three fronts take their time to start where tests share two cores.
 pytestmark = pytest.mark.timeout(300)
@@ -71,6 +72,12 @@ class Fleet:
         with closing(psycopg.connect(self.database)) as connection:
             found = connection.execute(asked, (self.name, int(version), f"serving.{tag}")).fetchall()
         return [value for (value,), _ in groupby(found)]
+
+    def carriers(self) -> list[str]:
+        """Return the versions whose tag `serving.live` names the reference."""
+        uri = f"models:/{self.name}{self.models[0].selector}"
+        found = self.registry.client.search_model_versions(f"name='{self.name}'")
+        return [str(each.version) for each in found if uri in references(each.tags)]
 
 
 def looks_until_seen(model: Model, version: str) -> int:
@@ -164,6 +171,7 @@ def test_what_became_of_a_version_is_written_once_for_all_of_them(fleet: Fleet) 
     for model in fleet.models:
         model.until_told(second, "superseded")
         model.until_told(first, "live")
+    until(lambda: fleet.carriers() == [first])
     assert fleet.noted(first, "state") == ["live", "superseded", "live"]
     assert fleet.noted(second, "state") == ["live", "superseded"]
 
@@ -209,6 +217,25 @@ def test_a_front_that_starts_later_refuses_what_the_others_have_refused(fleet: F
         reasons.add(later.until_refused(breaking))
         assert later.is_well(before)
     assert len(reasons) == 1
+    fleet.settled()
+
+
+@BY_ALL
+def test_a_front_that_starts_later_serves_what_was_rolled_back_to(fleet: Fleet, tmp_path: Path) -> None:
+    first = fleet.settled()
+    fleet.settled()
+    fleet.promote(first)
+    fleet.until_live(first)
+    until(lambda: fleet.carriers() == [first])
+    bad = fleet.promote(on_load="raise:broken")
+    for model in fleet.models:
+        model.until_refused(bad)
+    selector = fleet.models[0].selector
+    with served(fleet.registry.uri, tmp_path, models=f"models:/{fleet.name}{selector}") as service:
+        later = Model(fleet.name, service, fleet.registry, selector)
+        later.until_refused(bad)
+        assert later.is_well(first)
+    assert fleet.carriers() == [first]
     fleet.settled()
 
 

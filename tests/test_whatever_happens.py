@@ -1,12 +1,17 @@
-"""Promotions, roll-backs, crashes and load in any order: what is promoted and can serve is what answers."""
+"""Promotions, roll-backs, crashes, restarts and load in any order, with several fronts on one registry.
+
+What is promoted and can serve is what answers, and a front that starts serves what the others do.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,78 +28,148 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from live import served
+from live import Service, environment, until
 from pids import children
-from promotions import Model
+from promotions import Callers, Model
+
+# Two fronts, and those that start again, take their time where tests share two cores.
+pytestmark = pytest.mark.timeout(300)
 
 CALLERS = 24
+MAX_RESTARTS = 4
+
+
+class Fleet:
+    """Two fronts that serve one model by its stage, each with a store of its own."""
+
+    def __init__(self, registry: Registry, folder: Path) -> None:
+        self.registry, self._folder = registry, folder
+        with ThreadPoolExecutor() as starting:
+            self.models = [*starting.map(self._start, range(2))]
+
+    def _start(self, place: int) -> Model:
+        folder = self._folder / str(place)
+        folder.mkdir(exist_ok=True)
+        settings = {"poll_seconds": 0.05, "probation_seconds": 0, "deadline_seconds": 60}
+        own = environment(self.registry.uri, folder, models="models:/actor/Production", **settings)
+        return Model("actor", Service(own, folder), self.registry)
+
+    def stop(self, place: int) -> None:
+        service = self.models[place].service
+        assert service.stop() == 0
+        assert not [line for line in service.lines() if "exception" in line], "\n".join(service.log)
+
+    def kill(self, place: int) -> None:
+        self.models[place].service.process.kill()
+        self.models[place].service.stop()
+
+    def start(self, place: int, *, empty: bool) -> str:
+        """Start a front again; gives the version that it serves first."""
+        if empty:
+            shutil.rmtree(self._folder / str(place) / "store")
+        self.models[place] = model = self._start(place)
+        return until(lambda: str(model.state["version"] or ""))
+
+    def promote(self, version: str) -> None:
+        self.registry.promote("actor", version)
+
+    def until_live(self, version: str) -> None:
+        for model in self.models:
+            model.until_live(version)
 
 
 @pytest.fixture(scope="module")
-def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def fleet(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("whatever")
     registry = Registry(new_registry(folder))
     registry.promote("actor", registry.add("actor"))
-    settings: dict[str, Any] = {"poll_seconds": 0.05, "probation_seconds": 0, "deadline_seconds": 60}
-    with served(registry.uri, folder, models="models:/actor/Production", **settings) as service:
-        service.until_ready()
-        yield Model("actor", service, registry)
+    made = Fleet(registry, folder)
+    try:
+        made.until_live("1")
+        yield made
+        for place in range(2):
+            made.stop(place)
+    finally:
+        for place in range(2):
+            made.kill(place)
 
 
-def test_what_is_promoted_and_can_serve_is_what_answers(model: Model) -> None:
+PLACES = st.integers(0, 1)
+
+
+def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
     good, broken = ["1"], []
-    broken += [model.add(on_load=acts) for acts in ("raise:broken", "exit:3")]
-    good += [model.add(), model.add()]
+    add = fleet.models[0].add
+    broken += [add(on_load=acts) for acts in ("raise:broken", "exit:3")]
+    good += [add(), add()]
+    restarts = iter(range(MAX_RESTARTS))
+    which = {"place": PLACES, "promoted": st.sampled_from(["", *good, *broken])}
+    how: Any = which | {"kill": st.booleans(), "empty": st.booleans()}
 
     class Life(RuleBasedStateMachine):
-        """A model's life; the service and the versions are the same in all of them."""
+        """A model's life; the fronts and the versions are the same in all of them."""
 
         live = ""
         has_crashed = False
         """Its next processes, if they die young as well, start later and later."""
 
-        @initialize()
-        def begin(self) -> None:
-            for version in ("1", *good[1:], "1"):  # it is loaded anew
+        @initialize(**how)
+        def begin(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
+            for version in (*good, "1"):  # it is loaded anew
                 self.promote(version)
+            self.restart(place, promoted, kill, empty)
 
         @rule(version=st.sampled_from(good))
         def promote(self, version: str) -> None:
-            self.promoted = model.promote(version)
-            model.until_live(version)
+            with ExitStack() as stack:
+                callers = [stack.enter_context(Callers(model, count=1)) for model in fleet.models]
+                self.promoted = version
+                fleet.promote(version)
+                fleet.until_live(version)
+            assert [each.faults for each in callers] == [[], []]
             if version != self.live:
                 self.live, self.has_crashed = version, False
 
         @rule(version=st.sampled_from(broken))
         def promote_a_broken_one(self, version: str) -> None:
             if version != self.promoted:
-                self.promoted = model.promote(version)
+                self.promoted = version
+                fleet.promote(version)
                 refused = {"version": version, "state": "rejected"}
-                model.until(lambda told: refused.items() <= (told["candidate"] or {}).items())
+                for model in fleet.models:
+                    model.until(lambda told: refused.items() <= (told["candidate"] or {}).items())
 
         @rule(version=st.sampled_from(good), passing=st.sampled_from(good + broken))
         def change_ones_mind(self, version: str, passing: str) -> None:
-            model.promote(passing)
+            fleet.promote(passing)
             self.promote(version)
 
+        @rule(**how)
+        def restart(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
+            """End a front as another version is promoted, or none; the other front goes on."""
+            if next(restarts, None) is None:
+                return  # enough of them, as each takes seconds
+            if promoted:
+                self.promoted = promoted
+                fleet.promote(promoted)
+            self.live = promoted if promoted in good else self.live
+            (fleet.kill if kill else fleet.stop)(place)
+            fleet.models[1 - place].until_live(self.live)
+            assert fleet.start(place, empty=empty) == self.live
+            self.has_crashed = False
+
         @precondition(lambda self: not self.has_crashed)
-        @rule()
-        def crash(self) -> None:
+        @rule(place=PLACES, altogether=st.booleans())
+        def crash(self, place: int, altogether: bool) -> None:
             self.has_crashed = True
-            (fork_server,) = children(model.service.process.pid)
-            for pid in children(fork_server):
+            (fork_server,) = children(fleet.models[place].service.process.pid)
+            for pid in [fork_server] if altogether else children(fork_server):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-        @precondition(lambda self: not self.has_crashed)
-        @rule()
-        def crash_altogether(self) -> None:
-            self.has_crashed = True
-            (fork_server,) = children(model.service.process.pid)
-            os.kill(fork_server, signal.SIGKILL)
-
-        @rule(poison=st.booleans())
-        def load(self, poison: bool) -> None:
+        @rule(place=PLACES, poison=st.booleans())
+        def load(self, place: int, poison: bool) -> None:
+            model = fleet.models[place]
             with ThreadPoolExecutor(CALLERS + 1) as pool:
                 asked = [pool.submit(model.predict, float(x)) for x in range(CALLERS)]
                 spoilt = pool.submit(model.predict, 0.0, "raise:poison") if poison else None
@@ -110,7 +185,8 @@ def test_what_is_promoted_and_can_serve_is_what_answers(model: Model) -> None:
 
         @invariant()
         def all_is_well(self) -> None:
-            assert model.is_well(self.live)
+            for model in fleet.models:
+                assert model.is_well(self.live)
 
-    settings = hypothesis.settings(max_examples=5, stateful_step_count=12, phases=[hypothesis.Phase.generate])
+    settings = hypothesis.settings(max_examples=3, stateful_step_count=12, phases=[hypothesis.Phase.generate])
     run_state_machine_as_test(Life, settings=settings)  # type: ignore[no-untyped-call]

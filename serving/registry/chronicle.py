@@ -28,20 +28,31 @@ class Chronicle:
         self._slot, self._herald, self._history, self._errands = slot, herald, history, errands
         self._reported: dict[str, tuple[Loaded, str]] = {}
 
-    def live(self, new: Version, old: Version | None, reason: str) -> None:
-        """Tell that a version is live, and that the one before is not."""
+    def live(self, new: Version, old: Version | None, reason: str, *, stands_in: bool) -> None:
+        """Tell that a version is live, and that the one before is not.
+
+        Args:
+            new: the version.
+            old: what was live before.
+            reason: why.
+            stands_in: the reference names another, which this front can't serve.
+        """
         log.info("%s is live%s", new, f": {reason}" if reason else "", extra=self._slot.in_logs)
+        self._herald.live(self._slot.reference.uri, new, reason, stands_in=stands_in)
+        self._record(new, Outcome.LIVE, reason)
         if old and old.identity != new.identity:
             self.superseded(old, f"{new} went live")
-        self.tell(new, Outcome.LIVE, reason)
 
     def superseded(self, version: Version, reason: str) -> None:
         """Tell that another serves in a version's place; the history tells it by the other."""
-        self._herald.tell(self._slot.reference.uri, version, Outcome.SUPERSEDED, reason)
+        self._herald.tell(version, Outcome.SUPERSEDED, reason)
 
     def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
-        """Tell what became of a version, in MLflow and in the history."""
-        self._herald.tell(self._slot.reference.uri, version, outcome, reason)
+        """Tell what became of a version that is not live, in MLflow and in the history."""
+        self._herald.tell(version, outcome, reason)
+        self._record(version, outcome, reason)
+
+    def _record(self, version: Version, outcome: Outcome, reason: str) -> None:
         self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
 
     def condition(self, live: Loaded) -> None:

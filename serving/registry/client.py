@@ -21,7 +21,8 @@ from typing import Any, TypeAlias, TypeVar
 from serving.errors import RegistryUnavailable, ServingError, Unresolved
 from serving.groups import Registry
 from serving.reference import Kind, Reference
-from serving.runtime.version import Version, live_as
+from serving.registry.live_tag import contested
+from serving.runtime.version import Version
 from serving.telemetry.redaction import without_secrets
 
 T = TypeVar("T")
@@ -37,8 +38,8 @@ WEBHOOK_EVENTS = [
 ]
 _MARKING = 5
 Marker: TypeAlias = tuple[tuple[str, str, int], ...]
-News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str]]
-"""What is to be written over the tags that are there."""
+News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
+"""What is to be written over the tags that are there; None deletes a tag."""
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -46,7 +47,8 @@ class RegistryClient:
     """Asks the registry that the settings name.
 
     `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded;
-    `failures` how many did not; `waited` how many seconds it took.
+    `failures` how many did not; `waited` how many seconds it took; `contested` which references several
+    versions of a model carried in `serving.live`, at the last look at all of them.
     """
 
     def __init__(self, settings: Registry) -> None:
@@ -56,6 +58,7 @@ class RegistryClient:
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
         self.failures, self.waited = 0, 0.0
+        self.contested: dict[str, frozenset[str]] = {}
         self._marking: asyncio.Future[Marker] | None = None
         self._marked_at = 0.0
 
@@ -83,13 +86,9 @@ class RegistryClient:
         self._reached()
         return found
 
-    async def last_live(self, reference: Reference) -> Version | None:
-        """The version that went live last as the reference on any front, as the tags of fronts tell.
-
-        Raises:
-            RegistryUnavailable: the registry gave no sensible answer.
-        """
-        return await self._ask(self._last_live, reference)
+    async def versions(self, name: str) -> tuple[Version, ...]:
+        """Return all versions of a model, with their tags; raises RegistryUnavailable."""
+        return await self._ask(self._listed, name)
 
     async def marker(self, max_age: float) -> Marker:
         """What is another one as soon as a version is made, moved to another stage or deleted: a cheap look.
@@ -127,9 +126,7 @@ class RegistryClient:
         """
         return await self._in_thread(self._downloads, self._download, version, folder)
 
-    async def write_tags(
-        self, version: Version, news: Callable[[Mapping[str, str]], Mapping[str, str]]
-    ) -> None:
+    async def write_tags(self, version: Version, news: News) -> None:
         """Write the tags that `news` gives for those which the version has now, in that order.
 
         Raises:
@@ -215,13 +212,16 @@ class RegistryClient:
 
     def _versions(self, name: str) -> list[Any]:
         quote = '"' if "'" in name else "'"
-        return list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
+        found = list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
+        self.contested[name] = contested(each.tags for each in found if isinstance(each.tags, Mapping))
+        return found
 
-    def _last_live(self, reference: Reference) -> Version | None:
-        with _translated(str(reference)):
-            live = [each for each in self._versions(reference.name) if reference.uri in live_as(each.tags)]
-            last = max(live, key=lambda each: str(each.tags.get("serving.since")), default=None)
-            return _version(last) if last else None
+    def _listed(self, name: str) -> tuple[Version, ...]:
+        with _translated(f"the versions of {name!r}"):
+            found, one = self._versions(name), self._client.get_model_version
+            if not all(isinstance(each.tags, Mapping) for each in found):  # Unity Catalog's search has none
+                found = [one(name, each.version) for each in found]
+            return tuple(map(_version, found))
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)
@@ -257,9 +257,12 @@ class RegistryClient:
 
     def _write_tags(self, version: Version, news: News) -> None:
         with _translated(str(version)):
-            present = self._client.get_model_version(version.name, version.version).tags
-            for tag, value in news(present).items():
-                self._client.set_model_version_tag(version.name, version.version, tag, value)
+            client, place = self._client, (version.name, version.version)
+            for tag, value in news(client.get_model_version(*place).tags).items():
+                if value is None:
+                    client.delete_model_version_tag(*place, tag)
+                else:
+                    client.set_model_version_tag(*place, tag, value)
 
     def _log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int

@@ -116,7 +116,7 @@ class Follower:
     async def begin(self, number: str) -> None:
         """Bring up the version with this number, which other replicas serve, as far as that is possible."""
         if loaded := await self._last_good.numbered(number):
-            self._swap(loaded, "it is live on other replicas")
+            self._swap(loaded, "it is live on other replicas", stands_in=True)
 
     async def fill(self) -> None:
         """Look once, and wait until a version is live, or the slot's reason says why none is.
@@ -139,6 +139,7 @@ class Follower:
         if self.candidate and self.candidate.state not in REFUSED:
             self.candidate = None
         self._glance.forget()
+        self._herald.leave(self.slot.reference.uri)
         for loaded in self.slot.clear(reason):
             self._errands.start(loaded.drain())
         await self._errands.done()
@@ -170,7 +171,7 @@ class Follower:
         )
         self._take(step, found)
         if live and live.version.identity == found.identity:
-            self._herald.remind(found)
+            self._herald.remind(self.slot.reference.uri, found)
             await self._refresh(live, found)
 
     async def _refresh(self, live: Loaded, found: Version) -> None:
@@ -190,6 +191,7 @@ class Follower:
         if step is Step.FORGET:
             self.candidate = None
         elif step is Step.RETURN and self.slot.warm:
+            self.slot.warm.refresh(replace(found, aliases=self.slot.warm.version.aliases))
             self._swap(self.slot.warm, "it was promoted again while it was still warm")
         else:
             before = self.candidate
@@ -258,7 +260,7 @@ class Follower:
         self._chronicle.says(failed.told, failed)
         if loaded := await self._last_good.bring_up(failed.version):
             candidate = self.candidate
-            self._swap(loaded, f"it served last, and {failed.told}")
+            self._swap(loaded, f"it served last, and {failed.told}", stands_in=True)
             self.candidate = candidate
 
     def _recall(self) -> None:
@@ -269,18 +271,18 @@ class Follower:
     async def _begin_from_disk(self) -> None:
         if loaded := await self._last_good.kept():
             loaded.from_disk = self._misses > 0
-            self._swap(loaded, "from the copy on disk, as the registry is away")
+            self._swap(loaded, "from the copy on disk, as the registry is away", stands_in=True)
 
     # -- what is live
 
-    def _swap(self, new: Loaded, reason: str) -> None:
+    def _swap(self, new: Loaded, reason: str, *, stands_in: bool = False) -> None:
         old = self.slot.known
         retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
         new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
         for loaded in retired:
             self._errands.start(loaded.drain())
-        self._chronicle.live(new.version, old.version if old else None, reason)
+        self._chronicle.live(new.version, old.version if old else None, reason, stands_in=stands_in)
         self._errands.start(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
 
     def _judge(self) -> None:

@@ -2,6 +2,10 @@
 
 Several fronts tell of the same version. The tags say how far it came with any of them: what is live on one
 front, another that can't load it does not call rejected.
+
+`serving.live` says which version is live for a reference (see `live_tag`). The version that goes live gets
+the reference first, and the others lose it then, so that one carries it at every moment. Both writes are
+repeated until the registry takes them, and whenever a look at the registry shows that the tags are wrong.
 """
 
 from __future__ import annotations
@@ -10,34 +14,35 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 from serving.errors import RegistryError, Unresolved
+from serving.reference import Kind, Reference
 from serving.registry.client import News, RegistryClient
-from serving.runtime.version import Outcome, Version, live_as
+from serving.registry.live_tag import held_since, moment, references
+from serving.registry.tag_changes import (
+    LONGEST_REASON,
+    Claim,
+    Notice,
+    is_reverted_elsewhere,
+    live,
+    not_live,
+    outcome,
+)
+from serving.runtime.version import Outcome, Version
 
 log = logging.getLogger("serving.herald")
 _MOST_PENDING = 100
 _MOST_TOLD = 1000
-_LONGEST_REASON = 500
+_SHOWN = (Kind.STAGE, Kind.LATEST)
+"""A look at one of these shows all versions of the model, with their tags."""
+_SECONDS_BETWEEN_CHECKS = 60.0
+"""The tags of a model are checked this often for other references."""
 
 Key = tuple[str, str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What is to be told of a version, from `due` on; `refusal` is why this front had refused it before."""
-
-    version: Version
-    outcome: Outcome
-    reason: str
-    since: str
-    live_as: frozenset[str] = frozenset()
-    refusal: str = ""
-    due: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,45 +66,68 @@ class Herald:
     def __init__(self, registry: RegistryClient, spread: float = 0.0) -> None:
         self._registry, self._spread = registry, spread
         self._pending: dict[Key, Notice] = {}
-        self._live: dict[str, Key] = {}
+        self._claims: dict[str, Claim] = {}
+        self._unwritten: dict[str, None] = {}
+        self._checks: dict[str, float] = {}
+        self._due = 0.0
         self._notes: dict[tuple[str, str, str], Note] = {}
         self._told: dict[Key, Notice] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
 
-    def tell(self, reference: str, version: Version, outcome: Outcome, reason: str) -> None:
-        """Have a version's tags say what became of it as `reference`; a later notice replaces an earlier one.
+    def live(self, reference: str, version: Version, reason: str, *, stands_in: bool = False) -> None:
+        """Record that a version is live under `reference`, and that no other version is.
 
-        While it is live as another reference, nothing supersedes it.
+        A version that only `stands_in` takes the reference from no version that is live on other fronts.
+        """
+        if version.version is None:
+            return
+        key = (version.name, version.version)
+        self._pending.pop(key, None)
+        told = self._told.pop(key, None)
+        refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
+        self._claims[reference] = Claim(version, reason, None if stands_in else moment(), refusal)
+        self._schedule()
+        self._unwritten[reference] = None
+
+    def leave(self, reference: str) -> None:
+        """Keep the tags as they are, though the version that is live under `reference` is unloaded."""
+        if claim := self._claims.get(reference):
+            self._claims[reference] = replace(claim, is_loaded=False)
+            self._checks.pop(reference, None)
+
+    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+        """Record what became of a version that is not live; a later notice replaces an earlier one.
+
+        A version that is live under any reference, as its tags show, is not superseded.
         """
         key = (version.name, version.version)
-        if outcome is Outcome.LIVE:
-            self._live[reference] = key
-        elsewhere = [live for other, live in self._live.items() if other != reference]
-        if outcome is Outcome.SUPERSEDED and key in elsewhere:
+        told = self._told.get(key)
+        if version.version is None or (told and (told.outcome, told.reason) == (outcome, reason)):
             return
-        told, uris = self._told.get(key), frozenset(uri for uri, of in self._live.items() if of == key)
-        if version.version is None or (
-            told and (told.outcome, told.reason, told.live_as) == (outcome, reason, uris)
-        ):
-            return
-        refusal = told.reason if told and told.outcome is Outcome.REJECTED else ""
-        due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
-        notice = Notice(version, outcome, reason, now(), uris, refusal, due)
+        notice = Notice(version, outcome, reason, now())
+        self._schedule()
         _keep(self._told, key, notice, _MOST_TOLD)
         _keep(self._pending, key, notice, _MOST_PENDING)
 
-    def remind(self, found: Version) -> None:
-        """Tell once more that a version is live, where its tags, as the registry has them now, say otherwise.
+    def remind(self, reference: str, found: Version) -> None:
+        """Write again that a version is live under `reference`, if the tags in the registry differ from that.
 
-        Fronts that write at the same moment undo each other; this makes it good.
+        Fronts that write at the same moment undo each other's writes, and one that is killed leaves its work
+        half done; this repairs both. `found` is the version that the reference names, and that is live.
         """
-        key = (found.name, found.version)
-        told, state = self._told.get(key), found.tags.get("serving.state")
-        if not told or told.outcome is not Outcome.LIVE or state in (Outcome.LIVE, Outcome.REVERTED):
+        claim, state = self._claims.get(reference), found.tags.get("serving.state")
+        if claim is None or claim.version.identity != found.identity or state == Outcome.REVERTED:
             return
-        if key not in self._pending:
-            _keep(self._pending, key, told, _MOST_PENDING)
+        contested = reference in self._registry.contested.get(found.name, ())
+        if contested or state != Outcome.LIVE or reference not in references(found.tags):
+            self._schedule()
+            self._unwritten[reference] = None
+
+    def _schedule(self) -> None:
+        """Set the time of the next write, unless something waits already."""
+        if not self._pending and not self._unwritten:
+            self._due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
 
     def note(
         self, version: Version, tag: str, says: Callable[[str], str], done: Callable[[], None] = lambda: None
@@ -118,7 +146,8 @@ class Herald:
     @property
     def is_due(self) -> bool:
         """Whether there is something to write, and the registry took what was written before."""
-        return not self._failing and any(each.due <= time.monotonic() for each in self._pending.values())
+        waits = bool(self._pending or self._unwritten)
+        return not self._failing and waits and self._due <= time.monotonic()
 
     async def flush(self) -> None:
         """Write what is pending, as far as the registry takes it; nothing if that is under way already."""
@@ -127,23 +156,30 @@ class Herald:
                 await self._flush()
 
     async def _flush(self) -> None:
-        due = [each for each in self._pending.items() if each[1].due <= time.monotonic()]
-        for key, notice in due:
-            if not await self._write(notice.version, partial(news, notice)):
-                return
-            if self._pending.get(key) is notice:
-                del self._pending[key]
+        for reference in [each for each, at in self._checks.items() if at <= time.monotonic()]:
+            self._unwritten[reference] = None
+        if self._due <= time.monotonic():
+            for reference in list(self._unwritten):
+                if not await self._write_claim(reference, self._claims[reference]):
+                    return
+            for key, notice in list(self._pending.items()):
+                if not await self._tried(
+                    notice.version, self._write(notice.version, partial(outcome, notice))
+                ):
+                    return
+                if self._pending.get(key) is notice:
+                    del self._pending[key]
         for place, note in list(self._notes.items()):
-            if not await self._write(note.version, note.told):
+            if not await self._tried(note.version, self._write(note.version, note.told)):
                 return
             if self._notes.get(place) is note:
                 del self._notes[place]
                 note.done()
 
-    async def _write(self, version: Version, told: News) -> bool:
+    async def _tried(self, version: Version, writing: Awaitable[None]) -> bool:
         """Whether that is done with, as the registry took it or the version has gone."""
         try:
-            await self._registry.write_tags(version, told)
+            await writing
         except Unresolved:
             log.info("%s has gone from the registry, and its tags with it", version, extra=version.in_logs)
         except RegistryError as error:
@@ -155,45 +191,76 @@ class Herald:
         self._failing = False
         return True
 
+    async def _write(self, version: Version, told: News) -> None:
+        await self._registry.write_tags(version, told)
+
+    # -- what is live
+
+    async def _write_claim(self, uri: str, claim: Claim) -> bool:
+        """Return whether it is written; one that replaced it meanwhile is not."""
+        if not await self._tried(claim.version, self._claim(uri, claim)):
+            return False
+        self._checks.pop(uri, None)
+        if (now := self._claims[uri]).version is claim.version:
+            self._claims[uri] = replace(now, is_written=True)
+            self._unwritten.pop(uri, None)
+            if now.is_loaded and Reference.parse(uri).kind not in _SHOWN:
+                self._checks[uri] = time.monotonic() + _SECONDS_BETWEEN_CHECKS
+        return True
+
+    async def _claim(self, uri: str, claim: Claim) -> None:
+        """Write the version's tags, if it holds the reference, and then those of the others."""
+        version, reference = claim.version, Reference.parse(uri)
+        versions = await self._registry.versions(reference.name)
+        named = await self._named(reference, versions)
+        present = next((each.tags for each in versions if each.version == version.version), None)
+        if present is None or is_reverted_elsewhere(claim, present):
+            return
+        held = held_since(
+            uri,
+            version,
+            claim.swapped_at,
+            versions,
+            named=None if named is None or (named == version.version and not claim.is_loaded) else named,
+            named_is_reverted=any(
+                each.version == named and self._is_reverted(each, claim) for each in versions
+            ),
+        )
+        if held is None:
+            return
+        if live(uri, held, claim, present):
+            await self._write(version, partial(live, uri, held, claim))
+        for other in versions:
+            if other.version != version.version and uri in references(other.tags):
+                is_told = (other.name, other.version) in self._pending
+                with suppress(Unresolved):
+                    await self._write(other, partial(not_live, uri, held, f"{version} went live", is_told))
+
+    async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
+        """Return the number of the version that a reference names now; the versions show it for a stage."""
+        if reference.kind in _SHOWN:
+            is_latest = reference.kind is Kind.LATEST
+            found = [each for each in versions if is_latest or each.stage == reference.selector]
+            return max((str(each.version) for each in found), key=int, default=None)
+        with suppress(Unresolved):
+            return (await self._registry.resolve(reference))[0].version
+        return None
+
+    def _is_reverted(self, version: Version, claim: Claim) -> bool:
+        """Return whether a version stands reverted, or will: the claim is written before that is."""
+        told = None if claim.is_written else self._told.get((version.name, version.version))
+        return Outcome.REVERTED in (version.tags.get("serving.state"), told and told.outcome)
+
 
 def now() -> str:
     """This moment in ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return moment().isoformat(timespec="seconds")
 
 
-def news(notice: Notice, present: Mapping[str, str]) -> dict[str, str]:
-    """The tags to write, in this order, for a version to tell this; `present` are those that it has."""
-    state, outcome, reason = present.get("serving.state"), notice.outcome, notice.reason[:_LONGEST_REASON]
-    if state == Outcome.LIVE and outcome is Outcome.REJECTED:
-        return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
-    if outcome is Outcome.LIVE and state == Outcome.REVERTED != notice.version.tags.get("serving.state"):
-        return {}  # another front has gone back from it while it went live here
-    uris = ", ".join(sorted(live_as(present) | notice.live_as))
-    names = {"serving.live_as": uris} if outcome is Outcome.LIVE else {}
-    if state != outcome or "serving.since" not in present:
-        # The state last: who sees it finds its reason.
-        return names | {
-            "serving.reason": reason,
-            "serving.since": notice.since,
-            "serving.state": outcome.value,
-        }
-    if state == Outcome.LIVE and present.get("serving.reason") != _not_everywhere(notice.refusal):
-        return _if_new(names, present)  # how it compares differs from front to front, and the first has told
-    return _if_new(names | {"serving.reason": reason}, present)
-
-
-def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str]:
+def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str | None]:
     said = present.get(tag, "")
-    told = says(said)[:_LONGEST_REASON]
+    told = says(said)[:LONGEST_REASON]
     return {} if told == said else {tag: told}
-
-
-def _not_everywhere(refusal: str) -> str:
-    return f"live, but not on every front: {refusal}"[:_LONGEST_REASON]
-
-
-def _if_new(tags: dict[str, str], present: Mapping[str, str]) -> dict[str, str]:
-    return {tag: value for tag, value in tags.items() if present.get(tag) != value}
 
 
 def _keep(notices: dict[Key, Notice], key: Key, notice: Notice, most: int) -> None:

@@ -10,6 +10,7 @@ from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejecte
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
+from serving.registry.live_tag import latest
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
@@ -50,8 +51,9 @@ class LastGood:
 
     async def _told(self, but: Version) -> Loaded | None:
         with self._warned("what is live on other fronts can't serve here"):
-            found = await self._registry.last_live(self._slot.reference)
-            if found and found.identity != but.identity:
+            reference = self._slot.reference
+            versions = await self._registry.versions(reference.name)
+            if found := latest([each for each in versions if each.identity != but.identity], reference.uri):
                 return await self._gate.bring_up(found, self._slot)
         return None
 

@@ -24,19 +24,12 @@ TAGS_OF_FRONT = (
     "serving.state",
     "serving.reason",
     "serving.since",
-    "serving.live_as",
+    "serving.live",
     "serving.batching",
     "serving.warnings",
     "serving.canary",
     "serving.shadow",
 )
-
-
-def live_as(tags: Mapping[str, str]) -> set[str]:
-    """The references as which a version is live, as its tags tell."""
-    if tags.get("serving.state") != Outcome.LIVE:
-        return set()
-    return {*tags.get("serving.live_as", "").split(", ")} - {""}
 
 
 @dataclass(frozen=True, slots=True)
