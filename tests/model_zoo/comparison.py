@@ -74,15 +74,20 @@ def _may_fail(reference: Mapping[str, Any], protocol: str, request: Request, ans
         return True
     if protocol in SCORING and reference["scored"][protocol]["status"] != 200:
         return True
-    if entry.whole is None and protocol in TYPED and not any(_has_rows(each, request) for each in answers):
+    if (
+        entry.whole is None
+        and protocol in TYPED
+        and not any(_has_rows(each, request, protocol) for each in answers)
+    ):
         return True  # no result belongs to a row
     has_gaps = request.named and any(None in row.values() for row in request.rows)
     return protocol in TENSORS and (has_gaps or "null" in json.dumps(answers))
 
 
-def _has_rows(answer: Any, request: Request) -> bool:
+def _has_rows(answer: Any, request: Request, protocol: str) -> bool:
+    rows = 1 if protocol == "predict" else len(request.rows)
     predictions = answer.get("predictions") if isinstance(answer, dict) else answer
-    return isinstance(predictions, list) and len(predictions) == max(1, len(request.rows))
+    return isinstance(predictions, list) and len(predictions) == rows
 
 
 def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterator[Any]:
