@@ -96,7 +96,9 @@ class Zoo:
 
         def have_come() -> bool:
             """Return whether each is answered, waits, or is what the stopped process was sent."""
-            return sum(reply.done() for reply in replies) + self.service.metrics()[in_flight] >= len(calls)
+            return sum(reply.done() for reply in replies) + self.service.metrics().get(in_flight, 0) >= len(
+                calls
+            )
 
         with ThreadPoolExecutor(len(calls)) as pool:
             with _held(self.service):
