@@ -95,9 +95,10 @@ class Zoo:
         in_flight = f'serving_inflight_requests{{model="{name}",version="1"}}'
 
         def have_come() -> bool:
-            """Return whether each is answered, waits, or was sent to the stopped process."""
-            done = sum(reply.done() for reply in replies)
-            return done + self.service.metrics()[in_flight] >= len(calls)
+            """Return whether each is answered, waits, or is what the stopped process was sent."""
+            return sum(reply.done() for reply in replies) + self.service.metrics().get(in_flight, 0) >= len(
+                calls
+            )
 
         with ThreadPoolExecutor(len(calls)) as pool:
             with _held(self.service):

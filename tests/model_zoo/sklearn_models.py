@@ -172,11 +172,11 @@ TENSOR = tuple(
 NUMBERED_ROWS = (table(NUMBERED), table(NUMBERED[:1]))
 
 ENTRIES = {
-    "sk_text_pipeline": Entry(
+    "sklearn_text_pipeline": Entry(
         _with_example(_reviews, REVIEWS, serialization_format="cloudpickle"),
         (table(REVIEWS), table(REVIEWS[2:3]), table(REVIEWS[3:])),
     ),
-    "sk_text_pipeline_probabilities": Entry(
+    "sklearn_text_pipeline_probabilities": Entry(
         _with_signature(
             _reviews,
             REVIEWS,
@@ -189,11 +189,11 @@ ENTRIES = {
         (table(REVIEWS), table(REVIEWS[4:])),
         classes=("no", "yes"),
     ),
-    "sk_categories": Entry(
+    "sklearn_categories": Entry(
         _with_example(_categories, _shops(), serialization_format="cloudpickle"),
         (table(_shops()), table(_shops()[:2])),
     ),
-    "sk_missing_values": Entry(
+    "sklearn_missing_values": Entry(
         _with_example(_missing, HOLES, serialization_format="cloudpickle"),
         (
             table(MEASURES.where(MEASURES < 3)),
@@ -201,16 +201,16 @@ ENTRIES = {
             records({"width": None, "height": 2.0}, {"width": 1.5, "height": None}),
         ),
     ),
-    "sk_regressor": Entry(
+    "sklearn_regressor": Entry(
         _with_example(_linear(MEASURES, ARRAY.sum(axis=1)), MEASURES), (*FEW, WHOLE_NUMBERS)
     ),
-    "sk_classifier": Entry(
+    "sklearn_classifier": Entry(
         _with_signature(
             _forest, MEASURES, lambda model: model.predict(MEASURES), MEASURES[:2], skops_trusted_types=TREES
         ),
         FEW,
     ),
-    "sk_labels_of_a_classifier": Entry(
+    "sklearn_labels_of_a_classifier": Entry(
         _with_signature(
             _forest,
             MEASURES,
@@ -222,25 +222,25 @@ ENTRIES = {
         FEW,
         classes=("a", "b", "c"),
     ),
-    "sk_multi_output": Entry(_with_example(_linear(MEASURES, _two_targets()), MEASURES), FEW),
-    "sk_multi_label": Entry(_with_example(_multi_label, MEASURES, skops_trusted_types=TREES), FEW),
-    "sk_clusters": Entry(_with_example(_clusters, MEASURES), FEW),
-    "sk_tensor": Entry(_with_example(_linear(ARRAY, ARRAY.sum(axis=1)), ARRAY), TENSOR),
-    "sk_tensor_two_outputs": Entry(
+    "sklearn_multi_output": Entry(_with_example(_linear(MEASURES, _two_targets()), MEASURES), FEW),
+    "sklearn_multi_label": Entry(_with_example(_multi_label, MEASURES, skops_trusted_types=TREES), FEW),
+    "sklearn_clusters": Entry(_with_example(_clusters, MEASURES), FEW),
+    "sklearn_tensor": Entry(_with_example(_linear(ARRAY, ARRAY.sum(axis=1)), ARRAY), TENSOR),
+    "sklearn_tensor_two_outputs": Entry(
         _with_signature(_linear(ARRAY, ARRAY @ [[1, 2], [3, 4]]), ARRAY, lambda model: model.predict(ARRAY)),
         TENSOR,
     ),
-    "sk_tensor_of_floats": Entry(
+    "sklearn_tensor_of_floats": Entry(
         _with_example(_scaler, ARRAY.astype(np.float32)),
         tuple(Request(each.rows, named=False, datatype="FP32") for each in TENSOR),
     ),
-    "sk_numbered_columns": Entry(
+    "sklearn_numbered_columns": Entry(
         _with_signature(_linear(ARRAY, ARRAY.sum(axis=1)), NUMBERED, ARRAY.sum(axis=1)), NUMBERED_ROWS
     ),
-    "sk_numbered_columns_with_example": Entry(
+    "sklearn_numbered_columns_with_example": Entry(
         _with_example(_linear(ARRAY, ARRAY.sum(axis=1)), NUMBERED), NUMBERED_ROWS
     ),
-    "sk_integer_labels": Entry(
+    "sklearn_integer_labels": Entry(
         _with_signature(
             _linear(MEASURES, [1, 2, 3, 5, 5, 9]),
             MEASURES,
@@ -249,19 +249,21 @@ ENTRIES = {
         ),
         FEW,
     ),
-    "sk_integer_labels_array": Entry(
+    "sklearn_integer_labels_array": Entry(
         _with_signature(
             _linear(MEASURES, [1, 2, 3, 5, 5, 9]), MEASURES, np.array([1, 2, 3, 5, 5, 9]), MEASURES[:2]
         ),
         FEW,
     ),
-    "sk_two_targets": Entry(
+    "sklearn_two_targets": Entry(
         _with_signature(_linear(MEASURES, _two_targets()), MEASURES, _two_targets(), MEASURES[:2]),
         FEW,
         outputs=("price", "weight"),
     ),
-    "sk_no_outputs": Entry(
+    "sklearn_no_outputs": Entry(
         _with_signature(TwoColumns, MEASURES, None, MEASURES[:2], serialization_format="cloudpickle"), FEW
     ),
-    "sk_no_outputs_array": Entry(_with_signature(_linear(MEASURES, _two_targets()), MEASURES, None), FEW),
+    "sklearn_no_outputs_array": Entry(
+        _with_signature(_linear(MEASURES, _two_targets()), MEASURES, None), FEW
+    ),
 }

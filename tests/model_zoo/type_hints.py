@@ -59,10 +59,11 @@ class Items(PythonModel):
 class Orders(PythonModel):
     """Returns each order with one more item."""
 
-    def predict(self, model_input: list[Order]) -> list[Order]:
-        """Return an order for each order."""
+    def predict(self, model_input: list[Order]) -> list[dict[str, Any]]:
+        """Return an order for each order, as an object."""
         return [
-            order.model_copy(update={"items": [*order.items, Item(name=order.kind)]}) for order in model_input
+            order.model_copy(update={"items": [*order.items, Item(name=order.kind)]}).model_dump(mode="json")
+            for order in model_input
         ]
 
 
