@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -379,3 +383,34 @@ def test_a_number_is_taken_exactly_where_json_has_it(number: float) -> None:
     else:
         with pytest.raises(Unprocessable):
             x.read_row(body)
+
+
+def test_contract_is_made_where_a_plugin_of_pydantic_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "watching.py").write_text(
+        "class Plugin:\n"
+        "    def new_schema_validator(self, *args, **kwargs):\n"
+        "        return Handler(), Handler(), Handler()\n"
+        "class Handler:\n"
+        "    def on_enter(self, *args, **kwargs): print('watched')\n"
+        "plugin = Plugin()\n"
+    )
+    info = tmp_path / "watching-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: watching\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[pydantic]\nwatching = watching:plugin\n")
+    code = (
+        "from pydantic import TypeAdapter; TypeAdapter(int).validate_python(1)\n"
+        "from signatures import contract; made = contract('x: double'); made.compile()\n"
+        "print(made.read_row(b'{\"x\": 1}'))"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "watched" in done.stdout  # the plugin is in use
+    assert done.stdout.splitlines()[-1] == "{'x': 1.0}"

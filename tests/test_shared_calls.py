@@ -169,7 +169,8 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry.register("bare", save(folder / "bare", "twice", pipe, None))
     registry.register("trusted", save(folder / "trusted", "share", pipe, EXAMPLE, batching=True))
     registry.register("careful", save(folder / "careful", "twice", pipe, EXAMPLE, batching=False))
-    names = (*NAMES, "bare", "trusted", "careful")
+    registry.register("moody", save(folder / "moody", "drop", pipe, EXAMPLE))
+    names = (*NAMES, "bare", "trusted", "careful", "moody")
     made = Settings(
         models=",".join(f"models:/{name}/1" for name in names),  # type: ignore[arg-type]
         tracking_uri=registry.uri,
@@ -376,3 +377,47 @@ async def test_any_requests_together_are_answered_as_alone(
             path,
             body,
         )
+
+
+# -- what a person should look at
+
+
+def warnings_of(service: Service, name: str) -> list[str]:
+    return service.live(name).warnings
+
+
+async def until_tagged(registry: Registry, name: str, tag: str, text: str) -> None:
+    """Wait until a tag of the version contains a text."""
+    while text not in registry.client.get_model_version(name, "1").tags.get(tag, ""):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+@in_service
+async def test_version_without_example_is_reported_as_unverified(service: Service) -> None:
+    (warning,) = warnings_of(service, "bare")
+    assert warning.startswith("bare version 1 went live unverified, as it has no input example in rows")
+    ready = (await service.client.get("/ready")).json()
+    (state,) = [model for model in ready["models"] if model["name"] == "bare"]
+    assert state["warnings"] == [warning]
+    metrics = (await service.client.get("/metrics")).text
+    labels = 'model="{0}",uri="models:/{0}/1"'
+    assert f'serving_model_unverified{{{labels.format("bare")},version="1"}} 1.0' in metrics
+    assert f'serving_model_unverified{{{labels.format("twice")},version="1"}} 0.0' in metrics
+    assert f"serving_model_warnings{{{labels.format('bare')}}} 1.0" in metrics
+    await until_tagged(
+        Registry(service.settings.tracking_uri), "bare", "serving.warnings", "went live unverified"
+    )
+    await until_tagged(Registry(service.settings.tracking_uri), "twice", "serving.batching", '"shared": true')
+
+
+@in_service
+async def test_version_on_which_every_request_has_failed_is_reported_until_one_succeeds(
+    service: Service,
+) -> None:
+    assert (await service.post("/models/moody/predict", {"x": -1.0})).status_code == 500
+    (warning,) = warnings_of(service, "moody")
+    assert warning.startswith("every request to moody version 1 since it went live has failed")
+    await until_tagged(Registry(service.settings.tracking_uri), "moody", "serving.warnings", "every request")
+    assert (await service.post("/models/moody/predict", {"x": 1.0})).status_code == 200
+    assert warnings_of(service, "moody") == []
+    await until_tagged(Registry(service.settings.tracking_uri), "moody", "serving.warnings", "none")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import Malformed, ModelFailed, Unprocessable
-from serving.runtime.contract import refuse_repeats
+from serving.runtime.json_fields import refuse_repeats
 from serving.runtime.nesting import JSON
 from serving.runtime.tensors import fixed
 from serving.runtime.values import in_json

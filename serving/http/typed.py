@@ -7,6 +7,7 @@ answers their requests is leaner (`predict.py`).
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -80,15 +81,17 @@ def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[...,
 
     named = [_parameter("version", str)] if pinned else []
     # The model's parameters may have names that Python's may not.
-    queries = [
-        _parameter(
-            f"param_{index}", Annotated[param.annotation, Query(alias=param.name)], _shown(param.default)
-        )
-        for index, param in enumerate(params)
-    ]
+    queries = [_query(f"param_{index}", param) for index, param in enumerate(params)]
     # FastAPI reads the parameters there.
     declared.__signature__ = inspect.Signature([*named, _parameter("body", body), *queries])  # type: ignore[attr-defined]
     return declared
+
+
+def _query(name: str, param: Param) -> inspect.Parameter:
+    if param.is_nested:  # JSON in text, of which FastAPI would make fields
+        described = Query(alias=param.name, description="JSON", examples=[json.dumps(param.default)])
+        return _parameter(name, Annotated[str | None, described], None)
+    return _parameter(name, Annotated[param.annotation, Query(alias=param.name)], _shown(param.default))
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

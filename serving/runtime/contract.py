@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import SchemaError, SchemaValidator, from_json
 from typing_extensions import TypedDict
 
 from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
 from serving.runtime.columns import Column
+from serving.runtime.hint_schema import item_schema
+from serving.runtime.json_fields import refuse_repeats
 from serving.runtime.outputs import Outputs, Values, WholeOutput
 from serving.runtime.predictions import Predictions
 from serving.runtime.profile import Profile
@@ -44,9 +45,14 @@ class Param:
         value = list[value] if self.is_list else value
         return value if self.default is not None else value | None
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is an object, a map or an array of such."""
+        return self.type not in SCALARS
+
     def read(self, texts: Sequence[str]) -> Any:
         """Read its value from a query string: a list is the parameter repeated, all but a text is JSON."""
-        is_text = self.type in SCALARS and SCALARS[self.type].python is str
+        is_text = not self.is_nested and SCALARS[self.type].python is str
         values = [text if is_text else _json_or_text(text) for text in texts]
         return values if self.is_list or len(values) != 1 else values[0]
 
@@ -112,6 +118,11 @@ class Contract:
             column.name: column.annotation if column.required else NotRequired[column.annotation]
             for column in self.columns
         }
+        if self.input_schema and self.form is Form.LIST:
+            (column,) = self.columns
+            fields[column.name] = Annotated[
+                fields[column.name], WithJsonSchema(item_schema(self.input_schema))
+            ]
         extra = {"examples": [dict(self.example)]} if self.example else None
         return self._object("Row", fields, extra)
 
@@ -292,23 +303,3 @@ def _json_or_text(text: str) -> Any:
 
 def _short(part: str | int) -> str | int:
     return part if isinstance(part, int) or len(part) <= 100 else f"{part[:100]}…"
-
-
-def refuse_repeats(body: bytes, fields: int) -> None:
-    """Refuse an object that names a field twice: two readers could read two things.
-
-    Every name in JSON is followed by a colon, so that a body with just as many colons as `fields` that were
-    read has no repeats; only one with others (in a text, a name, a datetime, a value nested in another or a
-    repeated name) is parsed again here.
-
-    Raises:
-        Malformed: a field is named twice.
-    """
-    if body.count(b":") == fields:
-        return
-
-    def once(pairs: list[tuple[str, Any]]) -> None:
-        if len({name for name, _ in pairs}) != len(pairs):
-            raise Malformed("A field is named twice.")
-
-    json.loads(body, object_pairs_hook=once)

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from serving.errors import Malformed, Unprocessable
 from serving.runtime.columns import Column
-from serving.runtime.contract import Contract, refuse_repeats
+from serving.runtime.contract import Contract
 from serving.runtime.intake import Intake
+from serving.runtime.json_fields import refuse_repeats
 from serving.runtime.nesting import Nested
 from serving.runtime.table import Form
 from serving.runtime.tensors import Tensor
