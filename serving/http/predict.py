@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serving.access.guard import check_model
-from serving.errors import Asleep, DeadlineExceeded, ModelFailed, ProcessDied
+from serving.errors import Asleep, DeadlineExceeded, Fault, ModelFailed, ProcessDied, Unprocessable
 from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
@@ -170,7 +170,12 @@ class Predict:
         rows, params = asked(live, scope, body)
         parts += live.calls.submit(rows, params, self.seconds(scope), raw=live.contract.is_whole)
         ticket = parts[0][1]
-        answer = await ticket.future
+        try:
+            answer = await ticket.future
+        except Unprocessable as error:  # by its type hint, which has no name for the input
+            (column,) = live.contract.columns
+            faults = [Fault((column.name, *fault.loc[1:]), fault.msg) for fault in error.faults]
+            raise live.contract.refusal(faults) from None
         if not answer.is_one_per_row(1) or live.contract.is_whole:
             return [*whole(live, rows, params, ticket, answer)]
         row = answer.now().json()

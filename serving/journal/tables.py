@@ -8,9 +8,9 @@ import orjson
 import pyarrow as pa
 
 from serving.errors import ModelFailed
-from serving.runtime import answers
-from serving.runtime.nesting import unpacked
+from serving.runtime.observed import is_whole
 from serving.runtime.outputs import Outputs, Values
+from serving.runtime.scoring_output import predictions_json
 from serving.runtime.table import objects
 from serving.runtime.values import Value, in_json
 
@@ -22,16 +22,16 @@ def in_words(
 ) -> tuple[bytes, bytes]:
     """The rows of a record and its predictions: JSON arrays, in the order of their places in the request.
 
-    What JSON can't say of a prediction is null. One thing that was answered for all rows is one prediction.
+    What JSON can't say of a prediction is null. An output that is not one result per row is one prediction.
     """
     given = [_read(each) for each in rows]
     answered = [_read(each) for each in answer]
     order = sorted(range(len(places)), key=places.__getitem__)
     inputs = [row for each in given for row in objects(each)]
     asked = orjson.dumps([inputs[index] for index in order], default=in_json)
-    if answers.form(answered[0]) is answers.Form.WHOLE and len(inputs) > 1:
-        whole = [{"prediction": value} for each in answered for value in unpacked(each.column(0))]
-        return asked, orjson.dumps(whole)
+    if len(answered) == 1 and is_whole(answered[0], len(inputs)):
+        whole = b"".join(predictions_json((), answered[0]))
+        return asked, b'[{"predictions":%s}]' % whole
     texts = [text for each in answered for text in _predictions(outputs, each)]
     return asked, b"[%s]" % b",".join([texts[index] for index in order])
 

@@ -49,7 +49,8 @@ class Asked:
         """The values of one column, None where there is none."""
         values = [row.get(name) for row in self._objects]
         for table in self._tables:
-            values += table.column(name).to_pylist()
+            is_absent = name not in table.schema.names
+            values += [None] * len(table) if is_absent else table.column(name).to_pylist()
         return values
 
 

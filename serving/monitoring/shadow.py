@@ -22,7 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.errors import Overloaded, ServingError
+from serving.errors import ModelFailed, Overloaded, ServingError
 from serving.monitoring.backlog import Backlog
 from serving.monitoring.likeness import BOUNDS, Tally, better_founded
 from serving.registry.herald import Herald
@@ -229,9 +229,13 @@ def _comparing(tally: Tally, ticket: Ticket, parts: Sequence[Part]) -> Iterator[
         before = yield from _texts(ticket.future.result())
     except ServingError:
         return
+    if len(before) != len(ticket.rows):
+        return
     after = [b""] * len(before)
     try:
         for indices, other in parts:
+            if not other.future.result().is_one_per_row(len(other.rows)):
+                raise ModelFailed("it does not return one result per row")
             texts = yield from _texts(other.future.result())
             for index, text in zip(indices, texts, strict=True):
                 after[index] = text
