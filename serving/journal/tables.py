@@ -31,7 +31,7 @@ def in_words(
     asked = orjson.dumps([inputs[index] for index in order], default=in_json)
     if len(answered) == 1 and is_whole(answered[0], len(inputs)):
         whole = b"".join(predictions_json((), answered[0]))
-        return asked, b'[{"predictions":%s}]' % whole
+        return asked, b'[{"prediction":%s}]' % whole
     texts = [text for each in answered for text in _predictions(outputs, each)]
     return asked, b"[%s]" % b",".join([texts[index] for index in order])
 
