@@ -22,6 +22,7 @@ from serving.runtime.batcher import Batcher
 from serving.runtime.pace import Pace
 from serving.runtime.predictions import Predictions
 from serving.runtime.replica import Outcome, State
+from serving.runtime.streams import Stream
 from serving.runtime.tickets import Ticket, retries, take
 
 DEADLINE = 10.0
@@ -449,6 +450,18 @@ def test_an_answer_that_cannot_be_read_is_hunted_down_like_an_exception(bench: B
     bench.do(lambda: process.answer(["unreadable"]))
     bench.play()
     assert results(tickets) == [ModelFailed, [4]]
+
+
+def test_stream_shares_no_call_with_a_request_like_it(bench: Bench) -> None:
+    async def waiting() -> deque[Ticket]:
+        loop = asyncio.get_running_loop()
+        streams = (None, Stream(DEADLINE), None)
+        return deque(Ticket([{"x": 1}], "", 32, loop.create_future(), stream) for stream in streams)
+
+    tickets = bench.loop.run_until_complete(waiting())
+    first, second, third = tickets
+    assert take(tickets, shared=True) == [first, third]
+    assert take(tickets, shared=True) == [second]
 
 
 def test_requests_of_an_output_that_cannot_be_split_are_called_for_alone(bench: Bench) -> None:

@@ -28,7 +28,11 @@ from serving.telemetry.redaction import without_secrets
 T = TypeVar("T")
 
 # By default MLflow blocks for minutes on a registry that is away; who asks here tries again anyway.
-_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the bar would be a line of the log
+}
 WEBHOOK_EVENTS = [
     "model_version.created",
     "model_version_tag.set",
@@ -180,7 +184,7 @@ class RegistryClient:
 
     @cached_property
     def _client(self) -> Any:
-        for name, value in _HTTP.items():
+        for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 

@@ -102,17 +102,18 @@ Group = list[Ticket]
 def take(waiting: deque[Ticket], *, shared: bool) -> Group:
     """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it.
 
-    Nothing goes beside it unless calls are `shared`.
+    Nothing goes beside it unless calls are `shared`, nor beside a request that is answered bit by bit.
     """
     first = waiting.popleft()
-    if not shared:
+    if not shared or first.stream is not None:
         return [first]
     group, rows, passed = [first], len(first.rows), []
     most = first.most_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
     while waiting and rows < most:
         ticket = waiting.popleft()
         is_piece = first.origin is not None and ticket.origin is first.origin
-        if ticket.key == first.key and rows + len(ticket.rows) <= (most if is_piece else first.most_rows):
+        fits = rows + len(ticket.rows) <= (most if is_piece else first.most_rows)
+        if ticket.key == first.key and ticket.stream is None and fits:
             group.append(ticket)
             rows += len(ticket.rows)
         else:
