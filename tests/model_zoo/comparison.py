@@ -207,8 +207,10 @@ def _same_tensors(found: Mapping[str, Any], expected: Any, tolerance: float) -> 
         )
     if len(found) != 1:  # an array whose columns the signature names
         columns = [*found.values()]
-        return {*map(len, columns)} == {len(expected)} and agrees(
-            [*map(list, zip(*columns, strict=True))], expected
+        return (
+            isinstance(expected, list)
+            and {*map(len, columns)} == {len(expected)}
+            and agrees([*map(list, zip(*columns, strict=True))], expected)
         )
     (only,) = found.values()
     return agrees(only, expected) or agrees(only, [expected])
