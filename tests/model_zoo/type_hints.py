@@ -121,7 +121,7 @@ def _saved(model: type[PythonModel], example: Any = None) -> Save:
 
 PLAIN = {"name": "tea"}
 RICH = {"name": "pot", "qty": 3, "note": "blue", "tags": ["a", "b"]}
-LATER = {"items": [RICH, PLAIN], "kind": "later", "due": "2026-01-31T10:00:00", "extra": {"tip": 1.5}}
+LATER = {"items": [RICH, PLAIN], "kind": "later", "extra": {"tip": 1.5}}
 
 ENTRIES = {
     "hint_texts": Entry(_saved(Texts, ["a"]), (values("a"), values("b", "cd"), values(""))),
