@@ -196,7 +196,8 @@ class Calls:
             if whole or len(table) != rows or answers.is_reordered(table):
                 self.stop_sharing("a shared call did not return one result per row")
                 raise NotSeparable(f"it returned {len(table)} results for {rows} rows")
-            self.monitor.observe(group, table)
+            if self.sharing.basis is Basis.PROOF:
+                self.monitor.observe(group, table)
         if key.raw or whole or len(table) != rows or rows > _MAX_ROWS_AT_ONCE:
             return Later(self._contract().predictions, table, whole)
         return self._contract().predictions(table)
