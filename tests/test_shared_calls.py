@@ -38,6 +38,7 @@ OUTPUTS = {
     "records": Schema(columns("label: string, score: double")),
     "names": TEXT,
     "weigh": TEXT,
+    "best": TEXT,
     "pair": None,
 }
 FORMS = (
@@ -53,7 +54,7 @@ FORMS = (
     "records",
     "pair",
 )
-NAMES = (*FORMS, "names", "weigh", "pooled")
+NAMES = (*FORMS, "names", "weigh", "pooled", "best")
 EXAMPLE = pd.DataFrame({"x": [1.0, 2.0, 4.0]})
 BUSY = {"x": -2000.0}
 """A row that keeps the model busy until something is written to its pipe."""
@@ -189,7 +190,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     ("name", "shared"),
     [
         *((name, True) for name in ("twice", "late", "columns", "records", "pair", "names", "drop")),
-        *((name, False) for name in ("share", "count", "forecast", "ranked", "shops", "pooled")),
+        *((name, False) for name in ("share", "count", "forecast", "ranked", "shops", "pooled", "best")),
         ("trusted", True),
         ("careful", False),
         ("bare", False),

@@ -293,6 +293,13 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
         (TENSORS, {"a": np.zeros((2, 2))}, Form.COLUMNS),
         (TENSORS, {"a": np.zeros(2)}, Form.WHOLE),
         ([], {"a": np.zeros(2)}, Form.WHOLE),
+        (ARRAYS, ["x", "y"], Form.WHOLE),
+        (ARRAYS, [["x"], ["y", "z"]], Form.VALUES),
+        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], Form.WHOLE),
+        ([{"type": "string"}], ["x", "y"], Form.VALUES),
+        (TENSORS, [[1.0, 2.0]], Form.VALUES),
+        (TENSORS, [1.0, 2.0], Form.VALUES),
+        ([], ["x", "y"], Form.VALUES),
     ],
     ids=str,
 )

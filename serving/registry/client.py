@@ -28,11 +28,9 @@ from serving.telemetry.redaction import without_secrets
 T = TypeVar("T")
 
 # By default MLflow blocks for minutes on a registry that is away; who asks here tries again anyway.
-_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the bar would be a line of the log
-}
+# A progress bar would be a line of the log.
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+_DEFAULTS |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 WEBHOOK_EVENTS = [
     "model_version.created",
     "model_version_tag.set",

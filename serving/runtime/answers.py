@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, time
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -25,6 +25,8 @@ from serving.runtime.nesting import JSON, NOT_FINITE
 from serving.runtime.table import stream
 from serving.runtime.tensors import lists
 
+UNNAMED = ""
+"""The name in `depths` of an output that has none."""
 _FORM, _REORDERED = b"form", b"reordered"
 
 
@@ -41,22 +43,29 @@ class Form(str, Enum):
     """Something that is not one thing a row: one JSON text."""
 
 
-def depths(outputs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many lists one row's value of each named output is nested in, as a signature declares it.
+class Depth(NamedTuple):
+    """How many lists, or dimensions of a tensor, one row's value of an output is nested in."""
+
+    lists: int
+    is_tensor: bool = False
+
+
+def depths(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Depth]:
+    """Return how deep one row's value of each output is nested, as a signature declares it.
 
     With this, `encode` tells a dict of columns from one that is a result itself: where `shops` is declared as
     an array, a list under that name is one value; where it is declared as a string, a list is a column.
     """
-    return {str(spec["name"]): _declared_depth(spec) for spec in outputs if spec.get("name") is not None}
+    return {str(spec.get("name", UNNAMED)): _declared_depth(spec) for spec in outputs}
 
 
-def _declared_depth(spec: Mapping[str, Any]) -> int:
+def _declared_depth(spec: Mapping[str, Any]) -> Depth:
     if spec["type"] == "tensor":
-        return len(spec["tensor-spec"]["shape"]) - 1
-    return 1 + _declared_depth(spec["items"]) if spec["type"] == "array" else 0
+        return Depth(len(spec["tensor-spec"]["shape"]) - 1, is_tensor=True)
+    return Depth(1 + _declared_depth(spec["items"]).lists if spec["type"] == "array" else 0)
 
 
-def encode(answer: Any, rows: int, declared: Mapping[str, int] = MappingProxyType({})) -> bytes:
+def encode(answer: Any, rows: int, declared: Mapping[str, Depth] = MappingProxyType({})) -> bytes:
     """Encode a model's answer to so many rows; `declared` are the `depths` of its outputs.
 
     Raises:
@@ -126,12 +135,14 @@ def _is_reordered(index: pd.Index[Any], rows: int) -> bool:
     return within and not np.array_equal(places, np.arange(len(places)))
 
 
-def _columns(answer: Any, declared: Mapping[str, int]) -> tuple[Form, list[str], list[pa.Array]]:
+def _columns(answer: Any, declared: Mapping[str, Depth]) -> tuple[Form, list[str], list[pa.Array]]:
     if isinstance(answer, pd.Series):
         answer = answer.to_frame(0 if answer.name is None else answer.name)
     if isinstance(answer, pd.DataFrame):
         columns = [_array(answer.iloc[:, index]) for index in range(answer.shape[1])]
         return Form.RECORDS, [*map(str, answer.columns)], columns
+    if isinstance(answer, (list, tuple)) and _is_one_array(answer, declared):
+        return Form.WHOLE, ["0"], [_texts([answer])]
     if isinstance(answer, (list, tuple)) or (isinstance(answer, np.ndarray) and answer.ndim):
         return Form.VALUES, ["0"], [_array(answer)]
     if isinstance(answer, Mapping) and _is_columnar(answer, declared):
@@ -139,7 +150,7 @@ def _columns(answer: Any, declared: Mapping[str, int]) -> tuple[Form, list[str],
     return Form.WHOLE, ["0"], [_texts([answer])]
 
 
-def _is_columnar(answer: Mapping[Any, Any], declared: Mapping[str, int]) -> bool:
+def _is_columnar(answer: Mapping[Any, Any], declared: Mapping[str, Depth]) -> bool:
     """Return whether a dict has a column for each declared output, not the value of one.
 
     Its own lengths count only as far as columns have one in common.
@@ -147,8 +158,15 @@ def _is_columnar(answer: Mapping[Any, Any], declared: Mapping[str, int]) -> bool
     if not declared or {*map(str, answer)} != declared.keys():
         return False
     return len({_length(values) for values in answer.values()}) == 1 and all(
-        _depth(values) == declared[str(name)] + 1 for name, values in answer.items()
+        _depth(values) == declared[str(name)].lists + 1 for name, values in answer.items()
     )
+
+
+def _is_one_array(answer: Sequence[Any], declared: Mapping[str, Depth]) -> bool:
+    """Return whether a list is the value of the only output, an array, and not one value per row."""
+    (only, *others) = declared.values() or (Depth(0),)
+    is_array = only.lists > 0 and not only.is_tensor and not others
+    return is_array and bool(answer) and _depth([*answer]) == only.lists
 
 
 def _length(values: Any) -> int:

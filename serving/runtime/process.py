@@ -28,7 +28,7 @@ class Model:
     predict: Predict
     predict_stream: Callable[[Any, dict[str, Any] | None], Iterable[Any]]
     """Of one row, bit by bit."""
-    depths: Mapping[str, int]
+    depths: Mapping[str, answers.Depth]
     """How its outputs are nested, as its signature declares."""
     hint: Any = None
     """The type hint of its input, by which pyfunc validates it."""

@@ -105,9 +105,14 @@ class Scoring:
         return None if index == [*range(rows)] else index
 
     def arrange(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        """The rows of a table of Arrow arrays; raises as `read` does."""
+        """Return the rows of a table of Arrow arrays; raises as `read` does."""
         if self._contract.form is Form.FRAME:
-            return self._intake.take(table)
+            # pandas reads a missing text as NaN, where JSON's null is None.
+            empty = (name for name, array in table.items() if array.null_count == len(array) > 0)
+            texts = {column.name for column in self._contract.columns if column.type == "string"}
+            return self._intake.take(
+                table, gaps={name: [*range(len(table[name]))] for name in empty if name in texts}
+            )
         return self._intake.take(self._arranged([*table], [array.to_pylist() for array in table.values()]))
 
     def _arranged(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:

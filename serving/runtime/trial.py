@@ -50,6 +50,10 @@ class Trial:
             VerificationFailed: it is not, or not in time.
         """
         await self._within("its own input example", self._observe(example.rows, example.params))
+        if len(example.rows) > 1 and not self.contract.is_whole:
+            # As many results as rows may be chance.
+            alone = self._observe(example.rows[:1], example.params, of_all=False)
+            await self._within("the first row of its own input example", alone)
         if self.contract.streams:
             await self._within("its own input example", self._begin_stream(example))
 
@@ -70,16 +74,19 @@ class Trial:
             self.contract = replace(self.contract, outputs=replace(self.contract.outputs, flexible=True))
         return reason
 
-    async def _observe(self, rows: Rows, params: Mapping[str, Any]) -> None:
-        """Correct the contract by what the model returns; a task in the metadata stands."""
+    async def _observe(self, rows: Rows, params: Mapping[str, Any], *, of_all: bool = True) -> None:
+        """Correct the contract by what the model returns; a task in the metadata stands.
+
+        Of some rows only, it corrects whether there is one result per row.
+        """
         calls = [(len(group), await self._call(group, params)) for group in self._tables(rows)]
         wholes = [call for call in calls if is_whole(call[1], call[0])]
-        if isinstance(self.contract.outputs, Values):
+        if isinstance(self.contract.outputs, Values) and (of_all or wholes):
             count, output = (wholes or calls)[0]
             outputs, warnings = outputs_of(self.contract.answered, output, count)
             warnings = (*self.contract.warnings, *warnings)
             self.contract = replace(self.contract, outputs=outputs, warnings=warnings)
-        elif wholes:
+        elif wholes and not isinstance(self.contract.outputs, Values):
             raise ModelFailed("it does not return one result per row, which its serving.task asks for")
         if not wholes:
             for count, output in calls:
