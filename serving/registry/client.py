@@ -28,16 +28,10 @@ from serving.telemetry.redaction import without_secrets
 T = TypeVar("T")
 
 # By default MLflow blocks for minutes on a registry that is away; who asks here tries again anyway.
-# A progress bar would be a line of the log.
 _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-_DEFAULTS |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-WEBHOOK_EVENTS = [
-    "model_version.created",
-    "model_version_tag.set",
-    "model_version_tag.deleted",
-    "model_version_alias.created",
-    "model_version_alias.deleted",
-]
+_DEFAULTS["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
+WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
 _MARKING = 5
 Marker: TypeAlias = tuple[tuple[str, str, int], ...]
 News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
