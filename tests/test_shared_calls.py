@@ -27,6 +27,7 @@ from signatures import columns
 
 from serving.app import create_app
 from serving.runtime.loaded import Loaded
+from serving.runtime.sharing import reported
 from serving.settings import Settings
 
 SHAPES = Path(__file__).parent / "shapes.py"
@@ -422,3 +423,24 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     assert (await service.post("/models/moody/predict", {"x": 1.0})).status_code == 200
     assert warnings_of(service, "moody") == []
     await until_tagged(Registry(service.settings.tracking_uri), "moody", "serving.warnings", "none")
+
+
+# -- what other fronts have found
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ('{"shared": false, "basis": "monitoring", "reason": "they differ"}', "they differ"),
+        ('{"shared": true, "basis": "proof", "reason": "they are the same"}', None),
+        ("{", None),
+        ("[1]", None),
+        ("[" * 100_000, None),
+        ('{"basis": ["monitoring"]}', None),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_difference_that_another_front_reports_ends_sharing_here(tag: str, expected: str | None) -> None:
+    found = reported({"serving.batching": tag})
+    assert (found and found.reason) == expected
+    assert not (found and found.allowed)

@@ -12,7 +12,7 @@ from serving.registry.plan import Candidate, State
 from serving.runtime.errands import Errands
 from serving.runtime.loaded import Loaded
 from serving.runtime.sharing import TAG as BATCHING_TAG
-from serving.runtime.sharing import Sharing, found_unsafe
+from serving.runtime.sharing import Sharing, reported
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
 
@@ -84,7 +84,7 @@ class Chronicle:
 
 def _merged_sharing(sharing: Sharing, present: str) -> str:
     """Return the tag to write over the present one: that live requests differed on another front stays."""
-    if sharing.allowed and found_unsafe({BATCHING_TAG: present}):
+    if sharing.allowed and reported({BATCHING_TAG: present}):
         return present
     return json.dumps(sharing.as_json())
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from cachetools import LRUCache
+
 from serving.errors import Breaking, Corrupt, LoadFailed, ProcessDied, VerificationFailed
 from serving.registry.client import RegistryClient
 from serving.registry.policy import Policy
@@ -17,13 +19,14 @@ from serving.runtime.compatibility import breaking_changes, input_changes
 from serving.runtime.environments import Difference, Environments, Needs
 from serving.runtime.launcher import Launcher
 from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import found_unsafe
+from serving.runtime.sharing import Sharing, reported
 from serving.runtime.slot import Known, Slot
 from serving.runtime.version import Artifacts, Version
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.gate")
+_MAX_DECISIONS = 1000
 _MAX_DEATHS = 3
 """A version is rejected when the fork server of its own environment has died so often in a row."""
 
@@ -46,6 +49,8 @@ class Gate:
     ) -> None:
         self._settings, self._registry, self._policy = settings, registry, Policy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
+        self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
+        """Whether callers may share a call of versions that were loaded before, by their digest."""
         self._environments = Environments(settings.store_dir / "environments", strict=settings.strict)
         self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
@@ -96,10 +101,13 @@ class Gate:
             if known and changes:
                 self._refuse_breaking(known, changes, version)
                 loaded.forget_requests(self._settings.replayed)
-            await loaded.rehearse(loaded.recorder.last(), found_unsafe=found_unsafe(version.tags))
+            await loaded.rehearse(
+                loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
+            )
         except BaseException:
             loaded.close()
             raise
+        self._sharing[artifacts.digest] = loaded.calls.sharing
         loaded.keep()
         return loaded
 

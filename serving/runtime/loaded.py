@@ -23,6 +23,7 @@ from serving.runtime.pool import Pool
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
 from serving.runtime.scoring import Scoring
+from serving.runtime.sharing import Sharing
 from serving.runtime.verification import Verification
 from serving.runtime.version import Artifacts, Version
 from serving.telemetry.metrics import Ending, Gauges, Metrics, VersionMetrics
@@ -157,10 +158,10 @@ class Loaded:
             self.close()
             raise
 
-    async def rehearse(self, recorded: Sequence[Recorded], *, found_unsafe: bool = False) -> None:
+    async def rehearse(self, recorded: Sequence[Recorded], decided: Sharing | None) -> None:
         """Find out whether callers may share a call, answer what another version has answered, and compare.
 
-        `found_unsafe` is whether a front has found live requests that differed when they shared a call.
+        `decided` is what is known of the former.
 
         Raises:
             VerificationFailed: it fails on one of the requests.
@@ -171,7 +172,7 @@ class Loaded:
             self._pool,
             self._runtime.load_seconds,
             recorded,
-            found_unsafe=found_unsafe,
+            decided=decided,
         )
         self.comparison = found.comparison
         self.calls.begin(found.sharing)

@@ -7,7 +7,6 @@ row later (`sharing_monitor.py`). The first difference ends sharing.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from serving.errors import ModelFailed
@@ -25,7 +25,7 @@ from serving.runtime.nesting import unpacked
 
 MAX_ROWS = 12
 _MIN_ROWS = 2
-_MAX_TAG_LENGTH = 5000
+_MAX_TAG_LENGTH, _MAX_REASON_LENGTH = 5000, 200
 _MAX_REPEATED_ROWS = 64
 _BUDGET_SECONDS = 4.0
 """Time that the proof may take, beyond the calls that it can't do without."""
@@ -62,13 +62,15 @@ TAG = "serving.batching"
 """The version's tag in which a front reports its decision, as JSON."""
 
 
-def found_unsafe(tags: Mapping[str, str]) -> bool:
-    """Return whether a front has reported, by a version's tag, that live requests differed."""
+def reported(tags: Mapping[str, str]) -> Sharing | None:
+    """Return what a front has found out in live requests, as a version's tag has it; None if nothing."""
     try:
-        reported = json.loads(tags.get(TAG, "{}")[:_MAX_TAG_LENGTH])
+        report = orjson.loads(tags.get(TAG, "{}")[:_MAX_TAG_LENGTH])
     except ValueError:
-        return False
-    return isinstance(reported, dict) and reported.get("basis") == Basis.MONITORING
+        return None
+    if not isinstance(report, dict) or report.get("basis") != Basis.MONITORING:
+        return None
+    return Sharing(False, Basis.MONITORING, str(report.get("reason", ""))[:_MAX_REASON_LENGTH])
 
 
 UNDECIDED = Sharing(False, Basis.PROOF, "it has not been proven yet")

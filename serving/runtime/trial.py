@@ -106,8 +106,6 @@ class Trial:
     async def prove(self, example: Example | None, recorded: Sequence[Recorded]) -> Sharing:
         """Find out whether callers may share a call of the model; this may take the process along."""
         contract = self.contract
-        if decision := sharing.overridden(contract.batching):
-            return decision
         if contract.is_whole:
             return Sharing(False, Basis.FORM, "it does not return one result per row")
         params = example.params if example else {}

@@ -9,7 +9,7 @@ from serving.runtime.contract import Contract
 from serving.runtime.input_example import Example
 from serving.runtime.pool import Pool
 from serving.runtime.replay import Comparison, Recorded
-from serving.runtime.sharing import UNDECIDED, Basis, Sharing
+from serving.runtime.sharing import UNDECIDED, Sharing, overridden
 from serving.runtime.trial import Trial
 
 
@@ -52,7 +52,7 @@ async def rehearse(
     seconds: float,
     recorded: Sequence[Recorded],
     *,
-    found_unsafe: bool,
+    decided: Sharing | None,
 ) -> Verification:
     """Find out whether callers may share a call, have recorded requests answered, and compare.
 
@@ -62,16 +62,14 @@ async def rehearse(
         pool: has the processes.
         seconds: the time that each of these may take.
         recorded: requests that another version has answered.
-        found_unsafe: whether a front has found live requests that differed when they shared a call.
+        decided: whether callers may share a call, where that is known.
 
     Raises:
         LoadFailed: a process that had to be replaced did not load.
         VerificationFailed: it fails on one of the requests.
     """
     trial = Trial(verified.contract, pool.replicas[0], seconds)
-    sharing = await trial.prove(example, recorded)
-    if found_unsafe and sharing.basis is not Basis.METADATA:
-        sharing = Sharing(False, Basis.MONITORING, "live requests that shared a call got other predictions")
+    sharing = overridden(verified.contract.batching) or decided or await trial.prove(example, recorded)
     await pool.renew()
     trial = Trial(verified.contract, pool.replicas[0], seconds)
     comparison = await trial.rehearse(recorded, shared=sharing.allowed)
