@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 from serving.errors import RegistryError, Unresolved
@@ -40,7 +41,7 @@ _MOST_TOLD = 1000
 _SHOWN = (Kind.STAGE, Kind.LATEST)
 """A look at one of these shows all versions of the model, with their tags."""
 _SECONDS_BETWEEN_CHECKS = 60.0
-"""The tags of a model are checked this often for other references."""
+"""The tags are checked this often for other references, and where what is live is not what is named."""
 
 Key = tuple[str, str | None]
 
@@ -200,12 +201,9 @@ class Herald:
         """Return whether it is written; one that replaced it meanwhile is not."""
         if not await self._tried(claim.version, self._claim(uri, claim)):
             return False
-        self._checks.pop(uri, None)
         if (now := self._claims[uri]).version is claim.version:
             self._claims[uri] = replace(now, is_written=True)
             self._unwritten.pop(uri, None)
-            if now.is_loaded and Reference.parse(uri).kind not in _SHOWN:
-                self._checks[uri] = time.monotonic() + _SECONDS_BETWEEN_CHECKS
         return True
 
     async def _claim(self, uri: str, claim: Claim) -> None:
@@ -213,6 +211,9 @@ class Herald:
         version, reference = claim.version, Reference.parse(uri)
         versions = await self._registry.versions(reference.name)
         named = await self._named(reference, versions)
+        self._checks.pop(uri, None)
+        if claim.is_loaded and not (reference.kind in _SHOWN and named == version.version):
+            self._checks[uri] = time.monotonic() + _SECONDS_BETWEEN_CHECKS
         present = next((each.tags for each in versions if each.version == version.version), None)
         if present is None or is_reverted_elsewhere(claim, present):
             return
@@ -232,9 +233,16 @@ class Herald:
             await self._write(version, partial(live, uri, held, claim))
         for other in versions:
             if other.version != version.version and uri in references(other.tags):
-                is_told = (other.name, other.version) in self._pending
                 with suppress(Unresolved):
-                    await self._write(other, partial(not_live, uri, held, f"{version} went live", is_told))
+                    await self._write(other, partial(not_live, uri, held, self._notice(other, version, held)))
+
+    def _notice(self, old: Version, new: Version, held: datetime) -> Notice:
+        """Return what becomes of a version from which another takes its last reference."""
+        told = self._pending.get((old.name, old.version))
+        if told and told.outcome is Outcome.REVERTED:
+            return told
+        since = held.isoformat(timespec="seconds")
+        return Notice(old, Outcome.SUPERSEDED, f"{new} went live", since)
 
     async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
         """Return the number of the version that a reference names now; the versions show it for a stage."""

@@ -53,35 +53,34 @@ def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> 
     found, reason = references(present), claim.reason[:LONGEST_REASON]
     is_new, was_live = found.get(uri) != held, present.get("serving.state") == Outcome.LIVE
     since = max({**found, uri: held}.values()).isoformat(timespec="seconds")
-    tags: dict[str, str | None] = {TAG: encoded(found | {uri: held})} if is_new else {}
+    tag: dict[str, str | None] = {TAG: encoded(found | {uri: held})} if is_new else {}
     if not was_live:
-        # The state last: who sees it finds its reason.
-        return tags | {"serving.reason": reason, "serving.since": since, "serving.state": Outcome.LIVE.value}
-    said = present.get("serving.reason", "")
+        return tag | _told(Notice(claim.version, Outcome.LIVE, reason, since))
+    said, tags = present.get("serving.reason", ""), tag.copy()
     # How it compares differs from front to front, and the first has told.
     is_news = is_new and not said.startswith(_NOT_EVERYWHERE)
     if is_news or (claim.refusal and said == _not_everywhere(claim.refusal)):
         tags["serving.reason"] = reason
     if is_new:
         tags["serving.since"] = since
-    return _if_new(tags, present)
+    # The reference last: as long as the version does not carry it, what is left to write is repeated.
+    return _if_new(dict(reversed(tags.items())), present)
 
 
-def not_live(
-    uri: str, held: datetime, reason: str, is_told: bool, present: Mapping[str, str]
-) -> dict[str, str | None]:
-    """Return the tags to write for a version from which another took a reference at `held`.
+def not_live(uri: str, held: datetime, notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the tags to write, in this order, for a version from which another took a reference at `held`.
 
-    The state of one that is live under no other reference is left to a notice where there is one (`is_told`).
+    One that is live under no other reference gets the outcome in `notice`. Its reference goes last: as long
+    as a version carries that, what is left to write is repeated.
     """
     found = references(present)
-    if found.pop(uri, held) > held:
-        return {}  # it has taken the reference back since
-    tags = {TAG: encoded(found)} if uri in references(present) else {}
-    if found or is_told or present.get("serving.state") != Outcome.LIVE:
-        return tags
-    told = {"serving.reason": reason[:LONGEST_REASON], "serving.since": held.isoformat(timespec="seconds")}
-    return tags | told | {"serving.state": Outcome.SUPERSEDED.value}
+    if uri not in found or found[uri] > held:  # it has taken the reference back since
+        return {}
+    del found[uri]
+    tags: dict[str, str | None] = {}
+    if not found and present.get("serving.state") == Outcome.LIVE:
+        tags |= _told(notice)
+    return tags | {TAG: encoded(found)}
 
 
 def outcome(notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
@@ -92,8 +91,17 @@ def outcome(notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]
     if state == Outcome.LIVE and outcome is Outcome.REJECTED:
         return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
     if state != outcome or "serving.since" not in present:
-        return {"serving.reason": reason, "serving.since": notice.since, "serving.state": outcome.value}
+        return _told(notice)
     return _if_new({"serving.reason": reason}, present)
+
+
+def _told(notice: Notice) -> dict[str, str | None]:
+    """Return an outcome as tags, the state last: who sees it finds its reason."""
+    return {
+        "serving.reason": notice.reason[:LONGEST_REASON],
+        "serving.since": notice.since,
+        "serving.state": notice.outcome.value,
+    }
 
 
 def _not_everywhere(refusal: str) -> str:
