@@ -189,6 +189,11 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
         "reason": None,
         "candidate": None,
         "comparison": None,
+        "batching": {
+            "shared": True,
+            "basis": "proof",
+            "reason": "the predictions for 12 rows are the same alone and together",
+        },
         "canary": None,
         "shadow": None,
         "drift": None,
