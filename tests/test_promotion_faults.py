@@ -421,6 +421,7 @@ def told(service: Service) -> list[tuple[str, str, bool]]:
     return [(each["version"], each["state"], each["until"] is None) for each in periods]
 
 
+@pytest.mark.timeout(300)  # MLflow's server shares the cores
 def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) -> None:
     promote_under_load(distant)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from serving.registry.herald import Herald, now
@@ -18,6 +19,7 @@ from serving.runtime.version import Outcome, Version
 
 log = logging.getLogger("serving.follower")
 WARNINGS_TAG = "serving.warnings"
+_MIN_LIVE_TIME = timedelta(seconds=2)
 _NO_WARNINGS = "none"
 
 
@@ -56,13 +58,19 @@ class Chronicle:
         self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
 
     def condition(self, live: Loaded) -> None:
-        """Report in MLflow whether callers share calls of the live version, and its warnings."""
+        """Report in MLflow whether callers share calls of the live version, and its warnings.
+
+        A version that gives way at once is not reported on: each tag is two calls of the registry.
+        """
+        if datetime.now(UTC) - live.loaded_at < _MIN_LIVE_TIME:
+            return
         sharing, warnings = live.calls.sharing, "; ".join(live.warnings)
         for tag, text, merge in (
             (BATCHING_TAG, json.dumps(sharing.as_json()), partial(_merged_sharing, sharing)),
             (WARNINGS_TAG, warnings, partial(_merged_warnings, warnings)),
         ):
-            if self._reported.get(tag) != (live, text):
+            is_new = self._reported.get(tag) != (live, text)
+            if is_new and (text or live.version.tags.get(tag) or tag in self._reported):
                 self._reported[tag] = live, text
                 self._herald.note(live.version, tag, merge)
 
