@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from serving.errors import ServingError
+from serving.runtime import trace
 from serving.runtime.batcher import Batcher
 from serving.runtime.errands import Errands
 from serving.runtime.predictions import Later
@@ -85,6 +86,7 @@ class SharingMonitor:
         await self._checks.done()
 
     async def _check(self, samples: list[_Sample]) -> None:
+        trace.current.set(None)  # no caller's trace has these calls
         seconds = 0.0
         for sample in samples:
             await self._until_idle()
