@@ -168,6 +168,9 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
     told = registry_of_all.client.get_model_version("iris", "1")
     assert re.fullmatch("sha256:[0-9a-f]{64}", first.pop("digest"))
     assert pd.Timestamp(first.pop("loaded_at")).tz is not None
+    batching = first.pop("batching")
+    assert (batching["shared"], batching["basis"]) == (True, "proof")
+    assert re.fullmatch(r"the predictions for \d+ rows are the same alone and together", batching["reason"])
     assert pd.Timestamp(body["registry"].pop("checked_at")).tz is not None
     assert body == {
         "status": "ready",
@@ -189,11 +192,6 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
         "reason": None,
         "candidate": None,
         "comparison": None,
-        "batching": {
-            "shared": True,
-            "basis": "proof",
-            "reason": "the predictions for 12 rows are the same alone and together",
-        },
         "canary": None,
         "shadow": None,
         "drift": None,

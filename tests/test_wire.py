@@ -40,7 +40,7 @@ def test_a_frame_comes_out_with_its_last_byte() -> None:
     assert list(unpacker.feed(bytes([last]))) == [(Kind.ANSWER, b"table")]
 
 
-@pytest.mark.parametrize("kind", [0, 9, 255])
+@pytest.mark.parametrize("kind", [0, 10, 255])
 def test_an_unknown_kind_is_no_frame(kind: int) -> None:
     with pytest.raises(ValueError, match="Kind"):
         list(Unpacker().feed(bytes([kind, 0, 0, 0, 0])))
