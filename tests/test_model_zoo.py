@@ -41,6 +41,11 @@ def test_model_goes_live(zoo: Zoo, name: str) -> None:
     assert state["state"] == "live", (state["reason"], state["candidate"])
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("agent_")])
+def test_logged_example_of_an_agent_verifies_it(zoo: Zoo, name: str) -> None:
+    assert not [warning for warning in zoo.state(name)["warnings"] if "unverified" in warning]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NAMES)
 def test_answer_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
