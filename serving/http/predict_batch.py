@@ -54,6 +54,8 @@ class PredictBatch(Predict):
         for each in waiting:
             answer.append(await _joined(*each))
             await asyncio.sleep(0)
+        if len(parts) > 1 and not live.calls.sharing.allowed:
+            raise _NotSplit  # that ended meanwhile, so that what the parts got may be wrong
         if single:
             ticket = parts[0][1]
             live.recorder.add(

@@ -169,7 +169,9 @@ class Calls:
         """
         found = [(indices, ticket, await ticket.future) for indices, ticket in parts]
         if len(found) > 1:
-            if all(answer.is_one_per_row(len(ticket.rows)) for _, ticket, answer in found):
+            # If sharing has ended meanwhile, what the parts got may be wrong.
+            is_split = all(answer.is_one_per_row(len(ticket.rows)) for _, ticket, answer in found)
+            if self.sharing.allowed and is_split:
                 tables = [answer.table for _, _, answer in found if isinstance(answer, Later)]
                 if (table := rejoined(tables, [indices for indices, _, _ in found])) is not None:
                     return table

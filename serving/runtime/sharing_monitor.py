@@ -53,8 +53,6 @@ class SharingMonitor:
         self._batcher, self._on_difference = batcher, on_difference
         self._due = 0.0
         self._checks = Errands()
-        self.checked = 0
-        """Requests that were compared."""
 
     def observe(self, group: Group, output: pa.RecordBatch) -> None:
         """Take a sample of a shared call, if one is due."""
@@ -97,7 +95,6 @@ class SharingMonitor:
             except ServingError:
                 continue  # the process died, or the queue is full
             seconds += ticket.finished - ticket.started
-            self.checked += 1
             if not isinstance(answer, Later) or differing_rows(sample.output, answer.table):
                 self._on_difference("a live request got another prediction alone than in a shared call")
                 break
