@@ -121,6 +121,9 @@ async def test_what_is_live_on_one_front_no_other_calls_rejected(
     told = tags(catalogue, "1")
     assert told["serving.state"] == "live"
     assert told["serving.reason"] == ("" if refused_first else REFUSED)
+    unable.repeat_refusal(await version(client, "1"))
+    await unable.flush()
+    assert tags(catalogue, "1") == told | {"serving.reason": REFUSED}
 
 
 async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(

@@ -173,6 +173,8 @@ class Follower:
         if live and live.version.identity == found.identity:
             self._herald.remind(self.slot.reference.uri, found)
             await self._refresh(live, found)
+        elif self.candidate and self.candidate.state is State.REJECTED:
+            self._herald.repeat_refusal(found)
 
     async def _refresh(self, live: Loaded, found: Version) -> None:
         """Take over what has changed about the live version; its aliases take a call of their own."""

@@ -28,6 +28,7 @@ from serving.registry.tag_changes import (
     LONGEST_REASON,
     Claim,
     Notice,
+    is_live_everywhere,
     is_reverted_elsewhere,
     live,
     not_live,
@@ -124,6 +125,17 @@ class Herald:
         if contested or state != Outcome.LIVE or reference not in references(found.tags):
             self._schedule()
             self._unwritten[reference] = None
+
+    def repeat_refusal(self, found: Version) -> None:
+        """Write again why this front rejected a version, if the tags show it live on all fronts.
+
+        Another front that takes longer to load the version writes that it is live over the first refusal.
+        """
+        key = (found.name, found.version)
+        refusal = self._told.get(key)
+        if refusal and refusal.outcome is Outcome.REJECTED and is_live_everywhere(found.tags):
+            self._schedule()
+            _keep(self._pending, key, refusal, _MOST_PENDING)
 
     def _schedule(self) -> None:
         """Set the time of the next write, unless something waits already."""

@@ -48,6 +48,12 @@ def is_reverted_elsewhere(claim: Claim, present: Mapping[str, str]) -> bool:
     return present.get("serving.state") == Outcome.REVERTED and (claim.is_written or not was_reverted)
 
 
+def is_live_everywhere(present: Mapping[str, str]) -> bool:
+    """Return whether the tags show a version as live, and no front that can't serve it."""
+    reason = present.get("serving.reason", "")
+    return present.get("serving.state") == Outcome.LIVE and not reason.startswith(_NOT_EVERYWHERE)
+
+
 def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> dict[str, str | None]:
     """Return the tags to write, in this order, for a version that is live under a reference since `held`."""
     found, reason = references(present), claim.reason[:LONGEST_REASON]
