@@ -224,11 +224,15 @@ class CallerLeft(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """No answer within the request's deadline; `hung` if the model had begun on it."""
+    """No answer within the request's deadline.
 
-    def __init__(self, detail: str, *, hung: bool = False) -> None:
+    `hung` if the model itself took half of the service's deadline or more, `dead` if the version had no
+    process.
+    """
+
+    def __init__(self, detail: str, *, hung: bool = False, dead: bool = False) -> None:
         super().__init__(detail)
-        self.hung = hung
+        self.hung, self.dead = hung, dead
 
 
 class ModelFailed(ServingError):

@@ -52,9 +52,9 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
     return os.environ | own
 
 
-def until(found: Callable[[], T | None], pause: float = 0.02) -> T:
+def until(found: Callable[[], T | None], pause: float = 0.02, max_seconds: float = _PATIENCE_SECONDS) -> T:
     """What `found` gives, as soon as it gives something, asked with a pause between."""
-    ends = time.monotonic() + _PATIENCE_SECONDS
+    ends = time.monotonic() + max_seconds
     while not (result := found()):
         assert time.monotonic() < ends, f"{found} has not come true"
         time.sleep(pause)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +27,8 @@ SETTINGS = {
     "poll_seconds": 0.5,  # each alias is asked for by itself
 }
 SLOWER = 10
-"""A challenger that takes so many times as long is slow. One that is held while `LONG` requests are answered,
-one after the other, takes longer than that on any machine."""
-LONG = 150
+"""A challenger that takes so many times as long is slow."""
+SLOW = "toil:3"
 
 
 class Pair:
@@ -77,20 +74,10 @@ class Pair:
         self.ask_times("challenger", 100)
         self.until_given(share)
 
-    @contextmanager
-    def held(self, gate: Path, times: int) -> Iterator[None]:
-        """While the block runs, so many requests wait on a challenger that itself waits at the gate."""
-        by_version = {"model": self.champion.name, "version": self.challenger.state["version"]}
-        told = ",".join(f'{label}="{value}"' for label, value in by_version.items())
+    def ask_at_once(self, alias: str, times: int, x: float) -> None:
+        """Send so many requests at once to what an alias means."""
         with ThreadPoolExecutor(times) as callers:
-            asked = [callers.submit(self.ask_times, "challenger", 1, 101.0) for _ in range(times)]
-            with gate.open("wb"):  # once the first is there
-                until(lambda: self.service.metrics()[f"serving_inflight_requests{{{told}}}"] == times)
-                yield
-                opened = gate.with_suffix(".open")
-                opened.touch()
-                opened.rename(gate)  # those that come behind do not wait
-            for each in asked:
+            for each in [callers.submit(self.ask_times, alias, 1, x) for _ in range(times)]:
                 each.result()
 
     def ask(self, x: float = 1.0, user: str | None = None) -> httpx.Response:
@@ -118,7 +105,7 @@ class Pair:
         until(stands)
 
 
-NAMES = [f"shared-{number}" for number in range(10)]
+NAMES = [f"shared-{number}" for number in range(12)]
 ON_BOTH = NAMES[-2]
 LATE = [f"late-{number}" for number in range(3)]
 TOLD = "stopped at 25 %"
@@ -192,14 +179,6 @@ def pair(unchallenged: Iterator[Pair]) -> Pair:
     return next(unchallenged)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """A named pipe: who reads it waits until it has been written."""
-    made = tmp_path / "gate"
-    os.mkfifo(made)
-    return made
-
-
 def test_without_a_challenger_the_champion_answers_and_the_service_is_ready(pair: Pair) -> None:
     assert pair.answering(50) == {"1": 50}
     assert pair.champion.state["canary"] == {"share": 1.0, "state": "first", "reason": ""}
@@ -242,6 +221,25 @@ def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair)
     pair.until_tagged(version, TOLD)
     pair.untag(version)  # most times before the front itself has seen the tag
     pair.until_given(0.25)
+
+
+def test_row_47_no_caller_has_a_challenger_stopped(pair: Pair) -> None:
+    version = pair.challenge(on_large="raise:unfit")
+    path = f"/models/{pair.champion.name}@challenger/predict"
+    for _ in range(8):
+        hurried = {"X-Request-Timeout": "0.1"}
+        row = {"x": 1.0, "act": "toil:0.3"}
+        assert pair.service.client.post(path, json=row, headers=hurried).status_code == 504
+    calls = f'serving_batch_rows_count{{model="{pair.champion.name}",version="1"}}'
+    before = pair.service.metrics()[calls]
+    for _ in range(8):
+        row = {"x": 1.0, "act": "raise:poison"}
+        assert pair.service.client.post(path, json=row).status_code == 500
+    # The champion has answered a sample of them.
+    until(lambda: pair.service.metrics()[calls] >= before + 5)
+    assert pair.challenger.state["canary"]["state"] == "rising"
+    pair.until_asked("stopped", x=101.0)
+    assert pair.challenger.state["version"] == version
 
 
 def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, tmp_path: Path) -> None:
@@ -318,27 +316,25 @@ def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
     pair.until_tagged(version, "up to 25 %")
 
 
-def test_a_challenger_that_is_slow_gets_nothing(fronts: Fronts, gate: Path) -> None:
+def test_a_challenger_that_is_slow_gets_nothing(fronts: Fronts) -> None:
     pair = fronts.others[1]
-    pair.challenge(on_large=f"wait:{gate}")
+    pair.challenge(on_large=SLOW)
     pair.ask_times("champion", 100)
     pair.ask_times("challenger", 90)
-    with pair.held(gate, 20):
-        pair.ask_times("champion", LONG)
+    pair.ask_at_once("challenger", 20, 101.0)
     state = pair.challenger.until(lambda state: state["canary"]["state"] == "stopped")
     assert state["canary"]["reason"].startswith(f"{TOLD} of the requests: its 95th percentile is")
     assert pair.answering(20) == {"1": 20}
 
 
-def test_a_challenger_that_gets_all_is_measured_by_what_the_champion_took(fronts: Fronts, gate: Path) -> None:
-    bystander, pair = fronts.others[1:]
-    version = pair.challenge(on_large=f"wait:{gate}")
+def test_a_challenger_that_gets_all_is_measured_by_what_the_champion_took(fronts: Fronts) -> None:
+    pair = fronts.others[2]
+    version = pair.challenge(on_large=SLOW)
     pair.rise(0.5)
     pair.rise(1.0)
     assert pair.champion.state["canary"]["share"] == 0.0
     assert pair.answering(80) == {version: 80}
-    with pair.held(gate, 20):
-        bystander.ask_times("champion", LONG)
+    pair.ask_at_once("challenger", 20, 101.0)
     state = pair.challenger.until(lambda state: state["canary"]["state"] == "stopped")
     assert state["canary"]["reason"].startswith("stopped at 100 % of the requests: its 95th percentile is")
     assert pair.answering(20) == {"1": 20}

@@ -32,6 +32,8 @@ ACTOR, SPEAKER = "models:/actor/Production", "models:/speaker/1"
 MOST_BYTES = 2**20
 PAUSE = 0.2
 """Between two looks at what all replicas tell, for which each is asked."""
+MAX_SECONDS_TO_START = 180
+"""A new replica imports everything anew, and other tests may keep both cores busy."""
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +254,7 @@ def test_with_a_replica_dies_what_was_under_way_on_it_and_its_successor_has_what
         assert under_way.result().status_code == 500
         until(lambda: agreed(cluster, "2", count=1), PAUSE)
         gone = time.monotonic()
-        until(lambda: agreed(cluster, "2"), PAUSE)
+        until(lambda: agreed(cluster, "2"), PAUSE, MAX_SECONDS_TO_START)
         callers.until_more(100)
     assert callers.versions == [2]
     assert all(call.fault.startswith("500") and call.sent < gone for call in callers.faults)

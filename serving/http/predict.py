@@ -126,6 +126,10 @@ class Predict:
         left: float | None = scope.get("seconds")
         return min(self._limits.deadline_seconds, timeout(scope)) if left is None else left
 
+    def is_hurried(self, scope: Scope) -> bool:
+        """Return whether the caller, or the waking of the model, leaves less time than the service does."""
+        return self.seconds(scope) < self._limits.deadline_seconds
+
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limits = self._limits
         return await read_json(scope, receive, limits.max_body_bytes, limits.receive_seconds)
@@ -155,7 +159,7 @@ class Predict:
         self, live: Loaded, parts: list[Part], scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], bytes]:
         """The model's answer, in pieces, and where its time went."""
-        with tallied(live), watched(live, parts, receive):
+        with tallied(live, parts, hurried=self.is_hurried(scope)), watched(live, parts, receive):
             answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
         first, last = parts[0][1], parts[-1][1]
@@ -211,18 +215,25 @@ def whole(
 
 
 @contextmanager
-def tallied(live: Loaded) -> Iterator[None]:
-    """Count how a version does."""
+def tallied(live: Loaded, parts: Sequence[Part], *, hurried: bool = False) -> Iterator[None]:
+    """Count how a version does; only its own failures count.
+
+    Args:
+        live: the version.
+        parts: the parts of the request, once they are queued.
+        hurried: the request has a shorter deadline than the service's own.
+    """
     try:
         yield
     except ModelFailed as error:
-        live.tally.fail(error.exception or "an output that its contract does not allow")
+        failure = error.exception or "an output that its contract does not allow"
+        live.tally.fail(failure, [ticket for _, ticket in parts])
         raise
     except ProcessDied:
-        live.tally.fail("the death of its process")
+        live.tally.fail("the death of its process", [ticket for _, ticket in parts], died=True)
         raise
     except DeadlineExceeded as error:
-        if error.hung:  # one that only waited is none of the version's fault
+        if error.dead or (error.hung and not hurried):
             live.tally.fail("no answer within the deadline")
         raise
     live.tally.answered += 1

@@ -44,7 +44,8 @@ class PredictStream(Predict):
         body, leased = await self._taken(scope, receive)
         parts: list[Part] = []
         bits: list[bytes] = []
-        with leased as live, tallied(live), watched(live, parts, receive):
+        hurried = self.is_hurried(scope)
+        with leased as live, tallied(live, parts, hurried=hurried), watched(live, parts, receive):
             if not live.contract.streams:
                 raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
             try:

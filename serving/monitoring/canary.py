@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -17,8 +16,10 @@ from prometheus_client.registry import Collector
 from serving.groups import Trying
 from serving.monitoring.watch import Sample, Watch, verdict
 from serving.registry.herald import Herald
+from serving.runtime.errands import Errands
 from serving.runtime.exchange import Exchange, Observer
 from serving.runtime.loaded import Loaded
+from serving.runtime.second_opinion import excuse
 from serving.runtime.slot import Slot
 from serving.runtime.split import Split
 from serving.runtime.version import Version
@@ -66,15 +67,11 @@ class Canary(Observer, Collector):
         return Standing(self.split.share(slot), "first")
 
     def answered(self, exchange: Exchange) -> None:
-        """Note how long a request took."""
-        if watch := self._watches.get(exchange.live):
-            watch.seconds.append(exchange.ended - exchange.began)
-
-    def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
-        """Note a request that a version has failed on, by whatever fault of its own or of its processes."""
-        if status >= 500 and "leased" in scope:
-            for live, watch in self._watches.items():
-                watch.refused += scope["leased"] == (live.version.name, live.version.label)
+        """Note how long the model took; how fast a caller sends and reads is no matter of the version."""
+        watch = self._watches.get(exchange.live)
+        if watch and exchange.parts and exchange.parts[0][1].stream is None:
+            first, last = exchange.parts[0][1], exchange.parts[-1][1]
+            watch.seconds.append(last.finished - first.started)
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -113,6 +110,9 @@ class _Challenger:
         self._told = [told.format(100 * step, slot.reference) for step in self._steps]
         """What the tag tells of each step: how far it got on any front."""
         self._loaded: Loaded | None = None
+        self._checked: Loaded | None = None
+        """The version whose failures are being checked."""
+        self._errands = Errands()
         self._step, self._since = 0, 0.0
         self._stopped = ""
         self._version: Version | None = None
@@ -147,11 +147,29 @@ class _Challenger:
             return
         is_asked = self._split.share(self._split.first) > 0
         new, old = watches[live].sample(), watches[first].measure(is_asked=is_asked)
+        if self._checked is live:
+            return
         if reason := verdict(new, old, self._limits):
-            self._stop(live, reason)
+            if new.failed and live.tally.raised:
+                self._checked = live
+                self._errands.start(self._check(live, first, watches))
+            else:
+                self._stop(live, reason)
         elif self._is_due(new, now):
             self._step += 1
             self._enter(live, watches, now)
+
+    async def _check(self, live: Loaded, first: Loaded, watches: Mapping[Loaded, Watch]) -> None:
+        """Stop the version unless the first one fails on the same requests."""
+        try:
+            await excuse(live.tally, first, with_deaths=False)
+        finally:
+            self._checked = None
+        if live is self._loaded and not self._stopped and {live, first} <= watches.keys():
+            is_asked = self._split.share(self._split.first) > 0
+            old = watches[first].measure(is_asked=is_asked)
+            if reason := verdict(watches[live].sample(), old, self._limits):
+                self._stop(live, reason)
 
     def _leave(self) -> None:
         """Be done with a version that is no candidate any more."""

@@ -57,8 +57,6 @@ class Watch:
     before: Sample = Sample(0, 0, 0.0)
     """What there was before that moment, when it was last enough to judge by."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_TIMES))
-    refused: int = 0
-    """Requests that were leased it and got a 5xx, for want of time or of a process, too."""
     _answered: int = 0
     _failed: int = 0
 
@@ -72,15 +70,13 @@ class Watch:
         self._clear()
 
     def _clear(self) -> None:
-        self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.failed
-        self.refused = 0
+        self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.own_failed
         self.seconds.clear()
 
     def sample(self) -> Sample:
         """What there was since."""
         answered = self.loaded.tally.answered - self._answered
-        # A stream may break off behind its status.
-        failed = max(self.loaded.tally.failed - self._failed, self.refused)
+        failed = max(0, self.loaded.tally.own_failed - self._failed)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
         return Sample(answered + failed, failed, p95)
 

@@ -17,10 +17,11 @@ from serving.registry.herald import Herald
 from serving.registry.history import History
 from serving.registry.last_good import LastGood
 from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, refused, rest, trap
+from serving.registry.probation import Probation
 from serving.registry.store import Store
 from serving.runtime.errands import Errands
 from serving.runtime.loaded import Loaded
-from serving.runtime.probation import Tally, verdict
+from serving.runtime.probation import Tally
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
 
@@ -53,6 +54,7 @@ class Follower:
         self._glance = Glance(registry, slot.reference, shared=shared)
         self._starting: asyncio.Task[None] | None = None
         self._errands = Errands()
+        self._probation = Probation(slot, self._errands)
         self._chronicle = Chronicle(slot, herald, history, self._errands)
         self._woken = asyncio.Event()
         self._misses = 0
@@ -289,16 +291,14 @@ class Follower:
 
     def _judge(self) -> None:
         """Go back to the old version where the new one fails; let the old one go when it does not."""
-        live, warm = self.slot.live, self.slot.warm
-        if live is None or warm is None:
-            return
-        if (reason := verdict(live.tally, warm.tally)) is None:
-            if self.slot.probation_is_over():
-                self._errands.start(warm.drain())
-                self.slot.warm = None
-            return
-        log.error("%s is reverted: %s", live.version, reason, extra=self.slot.in_logs)
-        bad = live.version
+        if retired := self._probation.judge(self._revert):
+            self._errands.start(retired.drain())
+
+    def _revert(self, warm: Loaded, reason: str) -> None:
+        """Go back to the version before."""
+        assert self.slot.live is not None
+        bad = self.slot.live.version
+        log.error("%s is reverted: %s", bad, reason, extra=self.slot.in_logs)
         self._swap(warm, f"{bad} was reverted: {reason}")
         if self.slot.warm:
             self._errands.start(self.slot.warm.drain())

@@ -50,6 +50,7 @@ class Batcher:
         deadline: seconds a batch may run before its process is killed.
         pace: tells how many rows can be answered in time.
         shared: whether requests may share a call; asked before each.
+        has_process: whether the version has a process that can answer now or later.
         told: what lines of the log tell of the version.
         note: called after each call of the model: its rows, and the seconds that the first of its requests
             had waited, and that it took.
@@ -64,12 +65,13 @@ class Batcher:
         deadline: float,
         pace: Pace,
         shared: Callable[[], bool] = lambda: True,
+        has_process: Callable[[], bool] = lambda: True,
         note: Callable[[int, float, float], None],
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._encode, self._read, self._told = encode, read, told
         self._most_waiting, self._deadline, self._pace, self._note = most_waiting, deadline, pace, note
-        self._shared = shared
+        self._shared, self._has_process = shared, has_process
         self._rows_waiting = self._rows_under_way = 0
         self._waiting: deque[Ticket] = deque()
         self._again: deque[Group] = deque()
@@ -134,9 +136,10 @@ class Batcher:
         ticket.settle(CallerLeft("The caller has gone."))
 
     def _expire(self, ticket: Ticket) -> None:
-        hung = bool(ticket.started)
+        seconds = time.perf_counter() - ticket.started if ticket.started else 0.0
         self._drop(ticket)
-        ticket.settle(DeadlineExceeded("The model did not answer within the deadline.", hung=hung))
+        detail, hung = "The model did not answer within the deadline.", seconds >= self._deadline / 2
+        ticket.settle(DeadlineExceeded(detail, hung=hung, dead=not self._has_process()))
 
     def _drop(self, ticket: Ticket) -> None:
         if not ticket.started:

@@ -45,6 +45,7 @@ class Calls:
         runtime: how many rows may share a call.
         record: keeps a request with its answer.
         note: is called after each call, as `Batcher` calls it.
+        has_process: whether one of its processes lives.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Calls:
         runtime: Runtime,
         record: Callable[[Recorded], None],
         note: Callable[[int, float, float], None],
+        has_process: Callable[[], bool] = lambda: True,
     ) -> None:
         self._version, self._contract, self._record = version, contract, record
         self._max_batch_rows, self._deadline_seconds = runtime.max_batch_rows, limits.deadline_seconds
@@ -67,6 +69,7 @@ class Calls:
             deadline=limits.deadline_seconds,
             pace=Pace(limits.wait_seconds, runtime.replicas),
             shared=lambda: self.sharing.allowed,
+            has_process=has_process,
             told=version.in_logs,
             note=note,
         )

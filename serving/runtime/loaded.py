@@ -99,6 +99,7 @@ class Loaded:
             runtime,
             record=lambda request: self.recorder.add(request),
             note=lambda *call: self.metrics.called(*call),
+            has_process=lambda: self._pool.has_process,
         )
         """Takes its requests, once it is live."""
         self._pool = Pool(

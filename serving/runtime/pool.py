@@ -93,6 +93,11 @@ class Pool:
                     self._launcher, self._folder, self._load_seconds, self._told
                 )
 
+    @property
+    def has_process(self) -> bool:
+        """Return whether a process is there that can answer, now or after its present call."""
+        return any(replica.state in (State.IDLE, State.BUSY) for replica in self.replicas)
+
     def memory(self) -> list[int | None]:
         """The resident bytes of each process, None of one that is not up."""
         return [

@@ -1,0 +1,104 @@
+"""Only a version's own failures count against it: no caller can have a promotion reverted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served, until
+from promotions import Model
+
+NAMES = ("hurried", "poisoned", "killed")
+
+
+@pytest.fixture(scope="module")
+def models(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]:
+    folder = tmp_path_factory.mktemp("own")
+    registry = Registry(new_registry(folder))
+    for name in NAMES:
+        registry.promote(name, registry.add(name, factor=1.0))
+    settings = {"deadline_seconds": 30, "probation_seconds": 1000, "poll_seconds": 0.2}
+    uris = ",".join(f"models:/{name}/Production" for name in NAMES)
+    with served(registry.uri, folder, models=uris, **settings) as service:
+        service.until_ready()
+        yield {name: Model(name, service, registry) for name in NAMES}
+
+
+def promoted(model: Model) -> str:
+    """Return a version that has just gone live, and that itself fails on large numbers."""
+    version = model.promote(on_large="raise:unfit")
+    model.until_live(version)
+    return version
+
+
+def until_reverted(model: Model, version: str) -> tuple[int, int]:
+    """Have the version fail by itself until it is reverted; return how many of its requests counted."""
+
+    def is_reverted() -> bool:
+        model.predict(101.0)
+        candidate = model.state["candidate"]
+        return bool(candidate and candidate["state"] == "reverted")
+
+    until(is_reverted)
+    candidate = model.state["candidate"]
+    assert candidate["version"] == version
+    counted = re.search(r"(\d+) of (\d+) requests failed on it", candidate["reason"])
+    assert counted, candidate
+    return int(counted[1]), int(counted[2])
+
+
+def value(service: Service, metric: str, name: str, version: str) -> float:
+    """Return the sum of a metric of a version."""
+    labels = (f'model="{name}"', f'version="{version}"')
+    found = service.metrics().items()
+    return sum(
+        each for key, each in found if key.startswith(metric) and all(label in key for label in labels)
+    )
+
+
+def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
+    models: dict[str, Model],
+) -> None:
+    model = models["hurried"]
+    version = promoted(model)
+    for path in ("predict", "predict/batch"):
+        row = {"x": 1.0, "act": "toil:0.3"}
+        body = row if path == "predict" else {"rows": [row]}
+        for seconds in ("0.1", "0.02", "0.1"):
+            headers = {"X-Request-Timeout": seconds}
+            answer = model.service.client.post(f"/models/{model.name}/{path}", json=body, headers=headers)
+            assert answer.status_code == 504
+    assert model.predict(1.0).headers["x-model-version"] == version
+    failed, requests = until_reverted(model, version)
+    assert failed == requests - 1  # the hurried ones count neither as failed nor as answered
+
+
+def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
+    models: dict[str, Model],
+) -> None:
+    model = models["poisoned"]
+    version = promoted(model)
+    before = value(model.service, "serving_batch_rows_count", model.name, "1")
+    for _ in range(12):
+        assert model.predict(1.0, "raise:poison").status_code == 500
+    # The version before has answered a sample of them.
+    until(lambda: value(model.service, "serving_batch_rows_count", model.name, "1") >= before + 8)
+    for _ in range(12):
+        assert model.predict(1.0, "nan").status_code == 500
+    assert model.predict(2.0).headers["x-model-version"] == version
+    until_reverted(model, version)
+    assert model.is_well("1")
+
+
+def test_row_47_rows_that_kill_any_version_do_not_count_against_a_version(models: dict[str, Model]) -> None:
+    model = models["killed"]
+    version = promoted(model)
+    for _ in range(2):  # each is tried twice, so that four processes die
+        assert model.predict(1.0, "exit:1").status_code == 503
+    until(lambda: value(model.service, "serving_process_deaths_total", model.name, "1") > 0)
+    assert model.is_well(version)
+    until_reverted(model, version)
+    assert model.is_well("1")
