@@ -81,7 +81,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         Untraceable: traces are asked for that can't be sent.
     """
     registry = RegistryClient(settings)
-    launcher = Launcher(preload=settings.preload, enforce=settings.enforce, strict=settings.strict)
+    launcher = Launcher.of(settings, settings)
     store = Store(settings.store_dir, registry.uri)
     metrics = Metrics()
     timeline = Timeline(metrics)

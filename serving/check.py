@@ -23,7 +23,7 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
         RegistryError: it could not be found out.
     """
     registry = RegistryClient(settings)
-    launcher = Launcher(preload=settings.preload, enforce=settings.enforce, strict=settings.strict)
+    launcher = Launcher.of(settings, settings)
     gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:

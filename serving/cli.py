@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from serving import keys
+from serving import keys, private_files
 from serving.journal import commands as journal
 from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
 
@@ -35,6 +35,7 @@ app.add_typer(journal.app, name="journal")
 
 def main() -> None:
     """Run the command line."""
+    private_files.set_umask()
     app()
 
 

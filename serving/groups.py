@@ -49,6 +49,13 @@ def _names(value: Any) -> Any:
     )
 
 
+def _paths_and_ports(value: tuple[str, ...]) -> tuple[str, ...]:
+    for each in value:
+        if not (each.startswith("/") or (each.isascii() and each.isdecimal() and 0 < int(each) < 65536)):
+            raise ValueError(f"{each!r} is neither an absolute path nor a TCP port")
+    return value
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -155,6 +162,21 @@ class Runtime(Group):
     )
     environments: bool = Field(
         False, description="run versions that require other packages in environments that uv makes for them"
+    )
+    model_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (),
+        description="environment variables that model processes get beside the common ones, LLM_* too, "
+        "comma separated",
+    )
+    sandbox: bool = Field(
+        False, description="confine model processes: no network, no files but their own (Linux, Landlock)"
+    )
+    sandbox_allow: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_names), AfterValidator(_paths_and_ports)
+    ] = Field(
+        (),
+        description="absolute paths that confined models may read, and TCP ports that they may connect to, "
+        "comma separated",
     )
     load_seconds: float = Field(60.0, gt=0, description="time a version may take to load")
     drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")

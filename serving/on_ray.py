@@ -19,9 +19,11 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import private_files
 from serving.app import application
 from serving.errors import NotLive
 from serving.http.replicas import ReplicaState, Seen, state, stray
+from serving.runtime import confinement
 from serving.runtime.slot import Slot
 from serving.settings import OPTIONS, Settings, mistakes, variable
 from serving.telemetry import logs
@@ -147,6 +149,9 @@ class Replica:
             NotLive: they are not in time.
         """
         _tell(self._settings)
+        private_files.set_umask()
+        private_files.restrict(self._settings, self._settings)
+        confinement.hide_memory()
         application_, front = application(self._settings, self)
         self._slots, self._registry = front.slots, front.metrics.registry
         async with AsyncExitStack() as starting:

@@ -14,8 +14,10 @@ from functools import partial
 import uvicorn
 from prometheus_client import disable_created_metrics
 
+from serving import private_files
 from serving.app import application
 from serving.http.protocol import Protocol
+from serving.runtime import confinement
 from serving.settings import Settings
 
 log = logging.getLogger("serving")
@@ -40,6 +42,8 @@ def serve(settings: Settings) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
     _check_ports(settings)
     _check_certificate(settings)
+    private_files.restrict(settings, settings)
+    confinement.hide_memory()
     app, front = application(settings)
     config = uvicorn.Config(
         app,

@@ -29,6 +29,7 @@ from serving.groups import (
     weighted,
 )
 from serving.reference import Reference
+from serving.runtime import sandbox
 
 
 class Settings(
@@ -49,6 +50,8 @@ class Settings(
     def _models_agree(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+        if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
+            raise ValueError(f"SERVING_SANDBOX: model processes can't be confined: {reason}")
         if mistake := _unshared(self.models, self.canary_steps):
             raise ValueError(mistake)
         if unknown := {each.name for each in self.shadow} - {each.name for each in self.models}:

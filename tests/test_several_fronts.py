@@ -135,7 +135,7 @@ def fleet(
 
 
 FRONTS: dict[str, list[dict[str, str]]] = {
-    "/Production": [{"_weights": "there"}, {"_weights": "there"}, {}],
+    "/Production": [{"_weights": "there", "model_env": "WEI*"}] * 2 + [{}],
     "@champion": [{}, {}],
 }
 BY_ALL = pytest.mark.parametrize("fleet", FRONTS, indirect=True)

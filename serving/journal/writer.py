@@ -33,6 +33,7 @@ from serving.journal.frames import Frame, Kind, receive
 from serving.journal.quality import Quality
 from serving.journal.rows import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
+from serving.runtime import confinement
 from serving.telemetry import logs
 
 T = TypeVar("T")
@@ -210,6 +211,7 @@ def main(descriptor: int) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):  # who stops a whole group of processes means the front
         signal.signal(each, signal.SIG_IGN)
     os.nice(_NICE)
+    confinement.hide_memory()
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
         asked = orjson.loads(opened.payload)

@@ -1,8 +1,9 @@
 """The fork server: a process with the heavy imports done, from which model processes are forked.
 
-`python -m serving.runtime.forkserver FD MODULES [enforce] [strict]` imports the modules, whose names are
-separated by commas, or for `-` those that models commonly need. It reads from the socket FD what the front
-asks, one JSON object a line:
+`python -m serving.runtime.forkserver FD MODULES [enforce] [strict] [sandbox:PATHS,PORTS]` imports the
+modules, whose names are separated by commas, or for `-` those that models commonly need. With `sandbox` it
+confines model processes, which may read the paths and connect to the TCP ports. It reads from the socket FD
+what the front asks, one JSON object a line:
 
 - `{"fork": FOLDER}` with a socket and a pipe attached: fork a process that serves the model in FOLDER on that
   socket, and whose output goes to that pipe; answered by `{"forked": PID}`
@@ -24,15 +25,17 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import descendants, process
+from serving.runtime import confinement, descendants, process, sandbox
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """What models commonly need."""
@@ -40,14 +43,17 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """The front decides when to stop; a signal sent to the whole group must not cut off its requests."""
 # Where models keep every core busy, the front comes first: it has little to do, and everybody waits for it.
 _NICE = 10
+_SANDBOX = "sandbox:"
 
 
 class ForkServer:
     """Forks, kills and reaps model processes as the front asks."""
 
-    def __init__(self, control: socket.socket, *, enforce: bool, strict: bool) -> None:
+    def __init__(
+        self, control: socket.socket, *, enforce: bool, strict: bool, sandbox: Sequence[str] | None = None
+    ) -> None:
         self.control = control
-        self.enforce, self.strict = enforce, strict
+        self.enforce, self.strict, self.sandbox = enforce, strict, sandbox
         self.children: set[int] = set()
         # What a module that was imported ahead of models has started serves all of them.
         self._shared = descendants.children()
@@ -100,6 +106,7 @@ class ForkServer:
     def _become_model_process(self, handle: int, output: int, folder: Path) -> None:
         status = 1
         try:
+            confinement.drop_privileges()
             descendants.die_with_parent()
             descendants.adopt_orphans()
             os.setsid()  # a Ctrl-C in the terminal is the front's
@@ -108,8 +115,11 @@ class ForkServer:
             _handle_signals_by_default()
             for inherited in (self.control.detach(), self._woken, self._wake):
                 os.close(inherited)
+            scratch = _own_scratch()
             if self.strict:
                 sys.addaudithook(_refuse_pickles)
+            if self.sandbox is not None:
+                _confine([folder, *self.sandbox], scratch)
             process.serve(socket.socket(fileno=handle), folder, enforce=self.enforce)
             status = 0
         except (BrokenPipeError, ConnectionResetError):
@@ -123,6 +133,7 @@ class ForkServer:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
+                shutil.rmtree(_scratch(pid), ignore_errors=True)
                 if pid in self.children:
                     self.children.remove(pid)
                     self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
@@ -133,6 +144,24 @@ class ForkServer:
     def _tell(self, fact: dict[str, int]) -> None:
         with suppress(BrokenPipeError):
             self.control.sendall(json.dumps(fact).encode() + b"\n")
+
+
+def _scratch(pid: int) -> Path:
+    """Return the temporary folder of a model process."""
+    return Path(os.environ["TMPDIR"], str(pid))
+
+
+def _own_scratch() -> Path:
+    """Have the temporary files of this process in a folder of its own, which is removed after its end."""
+    own = _scratch(os.getpid())
+    own.mkdir(mode=0o700)
+    os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+    return own
+
+
+def _confine(allowed: Sequence[str | Path], scratch: Path) -> None:
+    ports = [int(each) for each in map(str, allowed) if each.isdecimal()]
+    sandbox.confine([each for each in allowed if not str(each).isdecimal()], [scratch], ports)
 
 
 def _handle_signals_by_default() -> None:
@@ -214,7 +243,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
-    ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv).run()
+    allowed = [each[len(_SANDBOX) :].split(",") for each in sys.argv if each.startswith(_SANDBOX)]
+    confined = [each for each in allowed[0] if each] if allowed else None
+    ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv, sandbox=confined).run()
 
 
 if __name__ == "__main__":

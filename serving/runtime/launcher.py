@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ProcessDied
+from serving.groups import Runtime, Trust
 from serving.runtime import descendants
+from serving.runtime.confinement import model_environment
 from serving.runtime.output import Output
 
 _MAX_SECONDS_TO_END = 10.0
@@ -42,6 +45,8 @@ class _Server:
     control: socket.socket
     process: subprocess.Popen[bytes]
     mark: str
+    scratch: tempfile.TemporaryDirectory[str]
+    """The temporary folder of its model processes."""
     output: Output
     launching: deque[asyncio.Future[Child]] = field(default_factory=deque)
     children: dict[int, Child] = field(default_factory=dict)
@@ -55,6 +60,7 @@ class _Server:
             self.process.kill()
             status = self.process.wait()
         descendants.kill_marked(self.mark)
+        self.scratch.cleanup()
         return status
 
 
@@ -70,11 +76,27 @@ class Launcher:
         preload: Sequence[str] | None = None,
         enforce: bool = False,
         strict: bool = False,
+        model_env: Sequence[str] = (),
+        sandbox: bool = False,
+        sandbox_allow: Sequence[str] = (),
         interpreter: Path | None = None,
     ) -> None:
         self._preload, self._enforce, self._strict, self._interpreter = preload, enforce, strict, interpreter
+        self._model_env, self._sandbox, self._sandbox_allow = model_env, sandbox, sandbox_allow
         self._server: _Server | None = None
         self._listeners: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, runtime: Runtime, trust: Trust) -> Launcher:
+        """Return one for the operator's settings."""
+        return cls(
+            preload=runtime.preload,
+            enforce=runtime.enforce,
+            strict=trust.strict,
+            model_env=runtime.model_env,
+            sandbox=runtime.sandbox,
+            sandbox_allow=runtime.sandbox_allow,
+        )
 
     @property
     def is_own(self) -> bool:
@@ -92,7 +114,11 @@ class Launcher:
         command = ["-" if self._preload is None else ",".join(self._preload)]
         command += ["enforce"] * self._enforce + ["strict"] * self._strict
         mark, python = secrets.token_hex(8), str(self._interpreter or sys.executable)
-        env = {**os.environ, descendants.MARK: mark}
+        env = {**model_environment(os.environ, self._model_env), descendants.MARK: mark}
+        scratch = tempfile.TemporaryDirectory(prefix="serving-models-", ignore_cleanup_errors=True)
+        env["TMPDIR"] = scratch.name
+        if self._sandbox:
+            command.append(f"sandbox:{','.join(self._sandbox_allow)}")
         if self._interpreter:
             env["PYTHONPATH"] = str(self._interpreter.parents[1] / "front")
             env.pop("PYTHONHOME", None)
@@ -113,10 +139,11 @@ class Launcher:
         except OSError as error:
             control.close()
             output.close()
+            scratch.cleanup()
             raise ProcessDied(f"{self._subject} can't be started: {error}") from error
         finally:
             os.close(output.theirs)
-        self._server = _Server(control, process, mark, output)
+        self._server = _Server(control, process, mark, scratch, output)
         listener = asyncio.get_running_loop().create_task(self._listen(self._server))
         self._listeners.add(listener)
         listener.add_done_callback(self._listeners.discard)
@@ -151,7 +178,13 @@ class Launcher:
     def by(self, interpreter: Path) -> Launcher:
         """Another one like this, whose model processes are run by an interpreter of an environment."""
         return Launcher(
-            preload=self._preload, enforce=self._enforce, strict=self._strict, interpreter=interpreter
+            preload=self._preload,
+            enforce=self._enforce,
+            strict=self._strict,
+            model_env=self._model_env,
+            sandbox=self._sandbox,
+            sandbox_allow=self._sandbox_allow,
+            interpreter=interpreter,
         )
 
     def close(self) -> None:

@@ -1,0 +1,177 @@
+"""What model code can get hold of: on a running service, with and without a sandbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, served, until
+
+from serving.runtime import sandbox
+from serving.runtime.confinement import model_environment
+from serving.settings import Settings
+
+SECRETS = {
+    "webhook_secret": "hook-secret-of-the-front",
+    "_mlflow_tracking_password": "registry-password",
+    "_mlflow_tracking_token": "registry-token",
+    "_aws_secret_access_key": "cloud-key",
+    "_database_url": "postgresql://user:password@host/db",
+    "_hf_token": "hub-token",
+    "_openai_api_key": "model-key",
+}
+SPIED = re.compile(r"spied (\{.*\})")
+
+
+def spied(service: Service, name: str, *paths: Path) -> dict[str, Any]:
+    """Return what a model's code can get hold of, and which of these paths it can read or write in."""
+    row = {"x": 1.0, "act": f"spy:{','.join(map(str, paths))}"}
+    answer = service.client.post(f"/models/{name}/predict", json=row)
+    assert answer.status_code == 200, answer.text
+
+    def printed() -> Any:
+        found = [SPIED.fullmatch(str(line["event"])) for line in service.lines() if line.get("model") == name]
+        return next((json.loads(match[1]) for match in reversed(found) if match), None)
+
+    found: dict[str, Any] = until(printed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("confined")
+
+
+@pytest.fixture(scope="module")
+def registry(new_registry: NewRegistry, folder: Path) -> Registry:
+    made = Registry(new_registry(folder))
+    for name in ("actor", "neighbour"):
+        made.add(name, factor=2.0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(registry: Registry, folder: Path) -> Iterator[Service]:
+    store = folder / "store"
+    store.mkdir(mode=0o755)
+    journal = folder / "journal.db"
+    journal.touch(0o644)
+    settings = {"models": "models:/actor/1", "model_env": "OPENAI_*", "journal_url": f"sqlite:///{journal}"}
+    with served(registry.uri, folder, **settings, **SECRETS) as running:
+        running.until_ready()
+        yield running
+
+
+def test_row_55_model_code_gets_no_secret_of_the_front(service: Service) -> None:
+    found = spied(service, "actor")
+    assert "PATH" in found["variables"]
+    assert "OPENAI_API_KEY" in found["variables"]  # the operator's choice
+    secret = ("SERVING_", "MLFLOW_TRACKING_", "AWS_", "DATABASE_", "HF_TOKEN")
+    assert not [name for name in found["variables"] if name.startswith(secret) and "FORK" not in name]
+    assert (found["environ"], found["memory"], found["traced"]) == (False, False, False)
+
+
+def test_model_processes_have_no_privileges_and_no_dumps(service: Service) -> None:
+    found = spied(service, "actor")
+    assert (found["capabilities"], found["no_new_privs"], found["dumpable"]) == (0, 1, 0)
+    assert found["umask"] == "0077"
+
+
+def test_row_58_files_of_the_service_are_its_users_alone(service: Service, folder: Path) -> None:
+    service.client.post("/predict", json={"x": 1.0})
+    until((folder / "journal.db-wal").exists)
+    # Artifacts keep their modes, below a folder that only its owner may enter.
+    files = [folder / "store", *folder.glob("journal.db*"), *(folder / "store").rglob("*.json")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files if "artifacts" not in path.parts}
+    assert len(modes) > 3
+    assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+
+
+def test_the_journals_process_can_not_be_read_either(service: Service) -> None:
+    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+    writers = [
+        pid for pid in children if b"serving.journal.writer" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert writers
+    assert all(os.stat(f"/proc/{pid}").st_uid == 0 for pid in writers)
+
+
+def test_only_variables_on_the_list_are_passed() -> None:
+    passed = {"PATH", "LC_ALL", "OMP_NUM_THREADS", "TF_ENABLE_ONEDNN_OPTS", "LLM_KEY", "LLM_URL"}
+    secret = {"TF_TOKEN", "AWS_PROFILE", "SERVING_KEYS_FILE", "MLFLOW_TRACKING_URI", "PGPASSWORD"}
+    found = model_environment(dict.fromkeys(passed | secret, "x"), ["LLM_*"])
+    assert {*found} == passed
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store of a service, and a table that its models may read."""
+    made = tmp_path_factory.mktemp("sandbox")
+    (made / "allowed").write_text("a table that the model looks up")
+    return made
+
+
+@pytest.fixture(scope="module")
+def confined(registry: Registry, home: Path) -> Iterator[Service]:
+    allowed = home / "allowed"
+    with served(registry.uri, home, models="models:/actor/1", sandbox=True, sandbox_allow=allowed) as running:
+        running.until_ready()
+        yield running
+
+
+def test_a_model_in_the_sandbox_reaches_nothing_but_its_own(
+    confined: Service, registry: Registry, home: Path
+) -> None:
+    files = [Path("/etc/shadow"), *registry.folder.glob("*.db"), *(home / "store").rglob("live/*.json")]
+    assert len(files) >= 3
+    found = spied(confined, "actor", home / "allowed", *files)
+    assert found["readable"] == [str(home / "allowed")]
+    assert found["writable"] == []
+    assert found["scratch"] is True
+    assert found["sockets"] == []
+    assert (found["environ"], found["memory"], found["traced"], found["signals"]) == (False,) * 4
+
+
+def test_a_sandbox_allows_connections_to_named_ports_alone(registry: Registry, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as open_, socket.create_server(("127.0.0.1", 0)) as closed:
+        if (child := os.fork()) == 0:
+            outcomes = []
+            try:
+                sandbox.confine([], [tmp_path], [open_.getsockname()[1]])
+                for server in (open_, closed):
+                    try:
+                        socket.create_connection(server.getsockname(), timeout=60).close()
+                        outcomes.append("connected")
+                    except PermissionError:
+                        outcomes.append("refused")
+                try:
+                    socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                except PermissionError:
+                    outcomes.append("no UDP")
+            finally:
+                os.write(write, json.dumps(outcomes).encode())
+                os._exit(0)
+        os.waitpid(child, 0)
+    assert json.loads(os.read(read, 1000)) == ["connected", "refused", "no UDP"]
+
+
+@pytest.mark.parametrize("value", ["data", "70000", "443,relative/path", "0"])
+def test_what_is_neither_a_path_nor_a_port_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="neither an absolute path nor a TCP port"):
+        Settings(sandbox_allow=value)  # type: ignore[arg-type]
+
+
+def test_where_the_kernel_can_not_confine_the_service_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_abi", lambda: 0)
+    with pytest.raises(ValueError, match="SERVING_SANDBOX: model processes can't be confined: this kernel"):
+        Settings(sandbox=True)
