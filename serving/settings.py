@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serving import sandbox
 from serving.groups import (
     Access,
     Following,
@@ -29,7 +30,6 @@ from serving.groups import (
     weighted,
 )
 from serving.reference import Reference
-from serving.runtime import sandbox
 
 
 class Settings(

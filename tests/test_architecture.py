@@ -15,8 +15,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     "serving",
     "serving.errors",
+    "serving.sandbox",
     "serving.reference",
     "serving.groups",
+    "serving.private_files",
     "serving.settings",
     "serving.access",
     "serving.telemetry",

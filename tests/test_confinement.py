@@ -16,7 +16,7 @@ from casting import Registry
 from conftest import NewRegistry
 from live import Service, served, until
 
-from serving.runtime import sandbox
+from serving import sandbox
 from serving.runtime.confinement import model_environment
 from serving.settings import Settings
 

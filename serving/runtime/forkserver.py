@@ -35,7 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.runtime import confinement, descendants, process, sandbox
+from serving import sandbox
+from serving.runtime import confinement, descendants, process
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """What models commonly need."""

@@ -97,7 +97,7 @@ def confine(read: Iterable[str | Path], write: Iterable[str | Path], ports: Sequ
 
 def _of_python() -> list[str]:
     """Return the folders of the interpreter, its packages, and this one."""
-    own = str(Path(__file__).resolve().parents[1])
+    own = str(Path(__file__).resolve().parent)
     packages = [each for each in sys.path if each.endswith(("site-packages", "dist-packages"))]
     named = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
     return [sys.prefix, sys.base_prefix, own, *packages, *named, site.getusersitepackages()]
