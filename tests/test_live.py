@@ -565,7 +565,10 @@ def test_a_problem_has_at_most_eight_kilobytes(client: httpx.Client) -> None:
 
 
 def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: Service) -> None:
-    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
     with socket.create_connection(service.address, timeout=60) as connection:
         connection.sendall(head.encode())
         connection.shutdown(socket.SHUT_WR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Hashable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,11 +15,12 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from serving.access.declaration import GENERAL, PREDICT, requires
 from serving.http.documentation import document
-from serving.http.page import add_file
+from serving.http.page import add_file, etag
 from serving.http.visibility import visible_models
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 
+log = logging.getLogger("serving.api_document")
 _FILES = Path(__file__).with_name("swagger")
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
 _MAX_DOCUMENTS = 16
@@ -52,6 +54,7 @@ class ApiDocument:
         async with self._one_at_a_time:
             written = await asyncio.to_thread(self._written, default, live, root_path)
         self._kept[key] = written
+        log.info("wrote the OpenAPI document of %d models: %d bytes", len(live), len(written))
         return written
 
     def _written(self, default: Loaded | None, live: Mapping[str, Loaded], root_path: str) -> bytes:
@@ -71,7 +74,10 @@ def router(app: FastAPI, models: Models, *, has_keys: bool) -> APIRouter:
     async def openapi(request: Request) -> Response:
         root_path = request.scope.get("root_path", "").rstrip("/")
         content = await written.get(visible_models(models, request.scope), root_path)
-        return Response(content, media_type="application/json")
+        headers = {"ETag": etag(content)}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type="application/json")
 
     add_file(routes, "/docs", (_FILES / "docs.html").read_bytes(), GENERAL)
     add_file(routes, "/swagger/docs.js", (_FILES / "docs.js").read_bytes(), GENERAL)

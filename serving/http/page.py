@@ -36,13 +36,18 @@ def router() -> APIRouter:
     return routes
 
 
+def etag(content: bytes) -> str:
+    """Return the entity tag of a content."""
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+
+
 def add_file(routes: APIRouter, path: str, content: bytes, access: Access) -> None:
     """Add the route of a file of a page; a path without an ending is one of HTML.
 
     Every page restricts in the same way what browsers let it do.
     """
     headers = _HTML_HEADERS | {
-        "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+        "ETag": etag(content),
         "Cache-Control": "no-cache",  # kept, but asked for again: another version of the service has others
     }
     media_type = _MEDIA_TYPES[Path(path).suffix]
