@@ -10,16 +10,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving import __version__, errors
+from serving.access.doors import HostNames
 from serving.access.guard import Guard
 from serving.front import Front, answer
-from serving.http import feedback, operations, page, repository, status, webhooks
-from serving.http.documentation import document
+from serving.http import api_document, feedback, operations, page, repository, status, webhooks
 from serving.http.exposition import State
 from serving.http.replicas import Fleet, common
 from serving.http.request_id import new_id
@@ -84,6 +83,9 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     launcher = Launcher.of(settings, settings)
     store = Store(settings.store_dir, registry.uri)
     metrics = Metrics()
+    guard = (
+        Guard(settings.keys_file, stale_seconds=settings.keys_stale_seconds) if settings.keys_file else None
+    )
     timeline = Timeline(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = Herald(registry, min(settings.poll_seconds, _LONGEST_SPREAD))
@@ -119,7 +121,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
     )
     drift = Drift(settings.drift_psi)
-    for told in (State(followers, registry, settings), *trials.all, drift):
+    for told in (State(followers, registry, settings, guard), *trials.all, drift):
         metrics.registry.register(told)
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
@@ -158,30 +160,34 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
     )
-    # FastAPI's own page would fetch Swagger UI from elsewhere, which a closed network does not let through.
-    patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters={"tryItOutEnabled": True})
     app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
     app.slots = models.slots
     app.observers, app.access = observers, access
-    app.guard = guard = Guard(settings.keys_file) if settings.keys_file else None
-    app.hosts, app.admin_port = settings.allowed_hosts, settings.admin_port
+    app.guard = guard
+    app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
+    app.origins, app.admin_port = settings.cors_origins, settings.admin_port
     telling = [trials.tell, *(journal.tell for journal in journals)]
     tellers = [*telling, drift.tell]
     probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
-    app.include_router(operations.router(followers, registry, metrics, tellers, probe_tellers, fleet))
-    app.include_router(status.router(followers, registry, timeline, tellers))
-    app.include_router(page.router())
-    app.include_router(feedback.router(journal, settings))
-    app.include_router(repository.router(models))
+    routers = [
+        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet),
+        status.router(followers, registry, timeline, tellers),
+        page.router(),
+        feedback.router(journal, settings),
+        repository.router(models),
+        api_document.router(app, models, has_keys=guard is not None),
+    ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
-        app.include_router(webhooks.router(secret, [follower.wake for follower in followers]))
+        routers.append(webhooks.router(secret, [follower.wake for follower in followers]))
+    for each in routers:  # flat, so that `required` sees every route
+        app.router.routes.extend(each.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
-    # FastAPI's documented way to extend it: made of the contracts that are live when it is asked for.
-    app.openapi = lambda: document(app, models, has_keys=guard is not None)  # type: ignore[method-assign]
     return app
 
 

@@ -21,6 +21,7 @@ ServingError
 ├── RequestError                the caller's mistake
 │   ├── Malformed               not JSON, or JSON of which two readers could read two things
 │   ├── BadHost                 it calls the service by a name that is not its own
+│   ├── CrossSite               a page of another origin sends it
 │   ├── BodyTooLarge
 │   ├── TooSlow                 it has not come whole in time
 │   ├── UnsupportedMedia
@@ -155,6 +156,10 @@ class BadHost(RequestError):
     """The request calls the service by a name that is not its own."""
 
 
+class CrossSite(RequestError):
+    """A page of another origin sends the request."""
+
+
 class BodyTooLarge(RequestError):
     """The body is over the limit."""
 
@@ -183,6 +188,11 @@ class UnknownModel(RequestError):
     """No such model, or a version that is not loaded."""
 
 
+def not_served(model: str) -> UnknownModel:
+    """Return the error for a model that is not served, or that the caller's key does not give access to."""
+    return UnknownModel(f"No model {model[:100]!r} is served here.")
+
+
 class UnknownPrediction(RequestError):
     """Feedback on a prediction that is not in the journal."""
 
@@ -194,14 +204,23 @@ class Unavailable(ServingError):
 
 
 class NotLive(Unavailable):
-    """The model has no live version yet."""
+    """The model has no live version yet.
+
+    `public` is the detail for callers who may not read reasons, which can contain texts of model code.
+    """
+
+    def __init__(self, detail: str, public: str = "The model is not live.") -> None:
+        super().__init__(detail)
+        self.public = public
 
 
 class Asleep(NotLive):
     """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
 
-    def __init__(self, detail: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]) -> None:
-        super().__init__(detail)
+    def __init__(
+        self, detail: str, public: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]
+    ) -> None:
+        super().__init__(detail, public)
         self.awaken = awaken
 
 

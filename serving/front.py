@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import errors
 from serving.access import doors
+from serving.access.declaration import Access, required
 from serving.access.guard import Guard
 from serving.http import problems
 from serving.http.request_id import request_id
 from serving.http.routes import Routes
+from serving.http.visibility import sees_reasons
 from serving.monitoring.access_log import AccessLog
 from serving.runtime.exchange import Observer
 from serving.runtime.slot import Slot
@@ -31,6 +33,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
     errors.Malformed: 400,
     errors.Contradictory: 400,
     errors.BadHost: 400,
+    errors.CrossSite: 403,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.RateExceeded: 429,
@@ -60,7 +63,11 @@ class Front(FastAPI):
     access: AccessLog
     slots: Sequence[Slot] = ()
     guard: Guard | None = None
-    hosts: tuple[str, ...] = ()
+    hosts: doors.HostNames | None = None
+    probes_by_any_name = True
+    """Accept any host name for probes."""
+    origins: Collection[str] = ()
+    """Origins of pages that may send requests."""
     admin_port: int | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +81,7 @@ class Front(FastAPI):
             for observer in self.observers:
                 observer.begun(scope)
         try:
-            if self.guard or self.hosts or self.admin_port:
-                self._let_in(scope)
+            self._admit(scope, predict.access if predict else required(self.router.routes, scope))
             if predict is None:
                 await super().__call__(scope, receive, _with_id(scope, send))
                 self.access.ended(scope, scope.get("status", problems.CALLER_LEFT))
@@ -100,14 +106,22 @@ class Front(FastAPI):
             observer.refused(scope, status, error)
         self.access.ended(scope, status)
 
-    def _let_in(self, scope: Scope) -> None:
-        path, headers = scope["path"], scope["headers"]
-        if self.hosts and path not in doors.PROBES and not doors.is_called(self.hosts, headers):
-            raise errors.BadHost("This service is not called so.")
-        if self.admin_port and doors.is_operators(path) and scope["server"][1] != self.admin_port:
+    def _admit(self, scope: Scope, access: Access) -> None:
+        """Check that the caller may use a route, before anything is leased or disclosed."""
+        headers = dict(scope["headers"])
+        any_name = access.is_probe and self.probes_by_any_name
+        if self.hosts and not any_name and not self.hosts.accepts(headers.get(b"host")):
+            raise errors.BadHost("This service does not have that host name.")
+        if doors.is_cross_site(scope["method"], headers, self.origins):
+            raise errors.CrossSite("Pages of other origins may not send this request.")
+        if doors.lacks_media_type(scope["method"], headers):
+            raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
+        if self.admin_port and access.for_operators and scope["server"][1] != self.admin_port:
             raise HTTPException(404)
-        if self.guard and (needed := doors.needed(path)):
-            scope["key"] = self.guard.admit(headers, needed)
+        if self.guard:
+            scope["key"] = None
+            if access.scope:
+                scope["key"] = self.guard.admit(scope["headers"], access)
 
 
 def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.respond) -> Response:
@@ -125,7 +139,10 @@ def answer(scope: Scope, error: Exception, respond: problems.Respond = problems.
         _log_failure(scope, error)
         return respond(status, "The model failed on this request.", request_id)
     if isinstance(error, errors.Unavailable):
-        return respond(status, str(error), request_id, headers={"Retry-After": str(error.retry_after)})
+        detail = str(error)
+        if isinstance(error, errors.NotLive) and not sees_reasons(scope):
+            detail = error.public
+        return respond(status, detail, request_id, headers={"Retry-After": str(error.retry_after)})
     faults = error.faults if isinstance(error, errors.RequestError) else ()
     headers = {}
     if isinstance(error, errors.TooSlow):

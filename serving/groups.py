@@ -113,10 +113,15 @@ class Access(Group):
         None, ge=0, le=65535, description="port on which alone what operators ask is; the same if none"
     )
     keys_file: Path | None = Field(None, description="file of API keys, see serving keys; none are asked for")
+    keys_stale_seconds: float = Field(
+        60.0, ge=1, description="time after which no key is valid if the file of keys can't be read"
+    )
     tls_cert: Path | None = Field(None, description="certificate chain in PEM, to speak TLS")
     tls_key: Path | None = Field(None, description="its private key in PEM")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
-        (), description="names of this service in URLs, *.example.org too, comma separated; any if none"
+        (),
+        description="names of this service in URLs, *.example.org too, comma separated; any if none, but on "
+        "loopback localhost and addresses alone",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="origins of browsers' pages that may ask, comma separated"

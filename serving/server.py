@@ -15,6 +15,7 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 
 from serving import private_files
+from serving.access.doors import HostNames
 from serving.app import application
 from serving.http.protocol import Protocol
 from serving.runtime import confinement
@@ -65,6 +66,8 @@ def serve(settings: Settings) -> None:
     if settings.admin_port is not None:
         sockets.append(socket.create_server((settings.host, settings.admin_port)))
         front.admin_port = sockets[1].getsockname()[1]
+    if not settings.allowed_hosts and ipaddress.ip_address(sockets[0].getsockname()[0]).is_loopback:
+        front.hosts, front.probes_by_any_name = HostNames(()), False
     for each in sockets:
         each.listen(config.backlog)  # who calls as soon as the address is told is not refused
     _tell(settings, sockets)

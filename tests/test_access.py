@@ -27,9 +27,9 @@ from typer.testing import CliRunner
 
 from serving import keys as commands
 from serving.access import keys
-from serving.access.doors import is_called
+from serving.access.declaration import ADMIN, PREDICT
+from serving.access.doors import HostNames, is_cross_site, lacks_media_type
 from serving.access.guard import Bucket, Guard
-from serving.access.keys import Scope
 from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
 
 ROW = {"x": 21}
@@ -183,7 +183,7 @@ def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
     assert len(kept) < 2
     key = KEYS["choosy"]
     until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
-    refuses(ask(key, **CHOICES[choice]), 403)
+    refuses(ask(key, **CHOICES[choice]), 404)
 
 
 KEYS: dict[str, str] = {}
@@ -194,7 +194,7 @@ def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
 ) -> None:
     key = ring.create("critic", "--models", "other")
     until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
-    for name, asker, status in [("actor", key, 403), ("other", key, 200), ("actor", admin, 200)]:
+    for name, asker, status in [("actor", key, 404), ("other", key, 200), ("actor", admin, 200)]:
         answer = ask(admin, f"/models/{name}/predict", json=ROW)
         told = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
         assert ask(asker, "/feedback", json=told).status_code == status
@@ -255,7 +255,7 @@ def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
         assert infer("other", ("x-api-key", kept)).model_version == "1"
         for metadata, code in [
             ((), grpc.StatusCode.UNAUTHENTICATED),
-            ((("x-api-key", kept),), grpc.StatusCode.PERMISSION_DENIED),
+            ((("x-api-key", kept),), grpc.StatusCode.NOT_FOUND),
         ]:
             with pytest.raises(grpc.RpcError) as error:
                 infer("actor", *metadata)
@@ -304,16 +304,16 @@ def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path:
     keys.write(file, [kept])
     guard = Guard(file, lambda: now[0])
     sent = [(b"authorization", f"bearer {told}".encode())]
-    assert guard.admit(sent, Scope.PREDICT) == kept
+    assert guard.admit(sent, PREDICT) == kept
     with pytest.raises(Forbidden):
-        guard.admit(sent, Scope.ADMIN)
+        guard.admit(sent, ADMIN)
     file.write_text("garbled")
     now[0] += 2
-    assert guard.admit(sent, Scope.PREDICT) == kept
+    assert guard.admit(sent, PREDICT) == kept
     keys.write(file, [])
     now[0] += 2
     with pytest.raises(Unauthenticated):
-        guard.admit(sent, Scope.PREDICT)
+        guard.admit(sent, PREDICT)
 
 
 def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
     told, kept = keys.make("x", expires=datetime.now(UTC) - timedelta(seconds=1))
     keys.write(file, [kept])
     with pytest.raises(Unauthenticated, match="expired"):
-        Guard(file).admit([(b"x-api-key", told.encode())], Scope.PREDICT)
+        Guard(file).admit([(b"x-api-key", told.encode())], PREDICT)
 
 
 def test_a_guard_without_a_file_is_none(tmp_path: Path) -> None:
@@ -343,10 +343,10 @@ def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
     keys.write(file := tmp_path / "keys.json", [kept for _, kept in made])
     guard = Guard(file, lambda: 0.0)
     first, second = ([(b"x-api-key", told.encode())] for told, _ in made)
-    guard.admit(first, Scope.PREDICT)
+    guard.admit(first, PREDICT)
     with pytest.raises(RateExceeded):
-        guard.admit(first, Scope.PREDICT)
-    guard.admit(second, Scope.PREDICT)
+        guard.admit(first, PREDICT)
+    guard.admit(second, PREDICT)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,72 @@ def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
 )
 def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
     names = ("serving.example.org", "*.example.net", "::1")
-    assert is_called(names, [(b"host", host.encode())]) is expected
+    assert HostNames(names).accepts(host.encode()) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (b"localhost", True),
+        (b"LOCALHOST:8000", True),
+        (b"front.localhost:8000", True),
+        (b"127.0.0.1:8000", True),
+        (b"[::1]:8000", True),
+        (b"10.0.0.7", True),
+        (b"evil.example.com", False),
+        (b"evillocalhost", False),
+        (b"localhost.evil.example.com", False),
+        (b"127.0.0.1.evil.example.com", False),
+        (b"localhost.", False),
+        (b"", False),
+        (None, False),
+    ],
+)
+def test_without_names_local_ones_and_addresses_are_accepted(host: bytes | None, expected: bool) -> None:
+    names = HostNames(())
+    assert [names.accepts(host) for _ in range(2)] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, False),
+        ({b"sec-fetch-site": b"same-origin", b"origin": b"https://proxied.example.org"}, False),
+        ({b"sec-fetch-site": b"none"}, False),
+        ({b"sec-fetch-site": b"cross-site"}, True),
+        ({b"sec-fetch-site": b"same-site"}, True),
+        ({b"sec-fetch-site": b"cross-site", b"origin": b"https://page.example.org"}, False),
+        ({b"origin": b"https://page.example.org"}, False),
+        ({b"origin": b"http://localhost:8000"}, False),
+        ({b"origin": b"http://localhost:3000"}, True),
+        ({b"origin": b"https://evil.example.com"}, True),
+        ({b"origin": b"null"}, True),
+        ({b"origin": b""}, True),
+    ],
+)
+def test_requests_of_other_origins_are_cross_site(headers: dict[bytes, bytes], expected: bool) -> None:
+    sent, origins = {b"host": b"localhost:8000"} | headers, ("https://page.example.org",)
+    assert is_cross_site("POST", sent, origins) is expected
+    assert is_cross_site("DELETE", sent, origins) is expected
+    assert not is_cross_site("GET", sent, origins)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({b"content-length": b"2"}, True),
+        ({b"transfer-encoding": b"chunked"}, True),
+        ({b"content-length": b"0"}, False),
+        ({}, False),
+        ({b"content-length": b"2", b"content-type": b"application/json"}, False),
+        ({b"content-length": b"2", b"inference-header-content-length": b"2"}, False),
+        ({b"content-length": b"2", b"user-agent": b"python/gevent-http-client-2.3.4"}, False),
+        ({b"content-length": b"2", b"user-agent": b"Mozilla/5.0 python/gevent-http-client-"}, True),
+    ],
+)
+def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
+    assert lacks_media_type("POST", headers) is expected
+    assert not lacks_media_type("GET", headers)
 
 
 # -- names, origins, ports, TLS

@@ -15,7 +15,7 @@ from conftest import NewRegistry
 from live import SELDOM, Service, served, until
 
 IDLE, BUSY, MOST = 5000, 64, 5100
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 ROW = {"x": 21}
 
 

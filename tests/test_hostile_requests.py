@@ -222,7 +222,7 @@ def test_row_31_a_body_over_the_limit_is_refused_however_it_comes(service: Servi
 def test_row_28_a_million_pieces_of_a_byte_leave_no_trace(service: Service) -> None:
     before = memory(service)
     with socket.create_connection(service.address, timeout=60) as connection:
-        head = "Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+        head = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
         connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
         for _ in range(100):
             connection.sendall(b"1\r\n \r\n" * 10_000)

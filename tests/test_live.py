@@ -452,7 +452,7 @@ def test_a_body_over_the_limit_is_refused(client: httpx.Client, path: str) -> No
 
 def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
     with socket.create_connection(service.address, timeout=60) as connection:
-        head = "Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+        head = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
         connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
         for _ in range(12):
             connection.sendall(b"2710\r\n" + b" " * 10_000 + b"\r\n")
@@ -566,7 +566,8 @@ def test_a_problem_has_at_most_eight_kilobytes(client: httpx.Client) -> None:
 
 def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: Service) -> None:
     head = (
-        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     )
     with socket.create_connection(service.address, timeout=60) as connection:
         connection.sendall(head.encode())
@@ -580,7 +581,7 @@ def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Serv
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     row = json.dumps({"x": 1, "act": f"wait:{pipe}"})
-    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(row)}"
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(row)}"
     connection = socket.create_connection(service.address, timeout=60)
     connection.sendall(f"POST /models/actor/predict HTTP/1.1\r\n{head}\r\n\r\n{row}".encode())
     with ThreadPoolExecutor() as pool:

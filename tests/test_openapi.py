@@ -9,13 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from browsers import CHROMIUM
 from casting import Registry, quiet
 from conftest import NewRegistry
 from live import FOR_SKLEARN, ROOT, SELDOM, Service, served
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from test_live import ROW, log_iris
 from zoo import zoo
 
@@ -123,6 +124,37 @@ def test_the_readmes_javascript_calls_it(service: Service, browser: Browser) -> 
     page.evaluate("async () => {" + SNIPPETS["js"] + "}")
     page.close()
     assert "setosa by version 1" in said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_row_59_the_documentation_works_under_the_policy_of_pages(service: Service, browser: Browser) -> None:
+    page = browser.new_page()
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    page.goto(f"{service.url}/docs")
+    operation = page.locator("#operations-iris-predict")
+    operation.locator("button.opblock-summary-control").click()
+    operation.get_by_role("button", name="Execute").click()
+    answered = operation.locator(".live-responses-table .response-col_description code").first
+    expect(answered).to_contain_text("setosa")
+    page.close()
+    assert complaints == []
+    assert {host for host in hosts if host} == {urlsplit(service.url).netloc}
+
+
+def test_row_59_pages_restrict_what_browsers_do(service: Service) -> None:
+    pages = [service.client.get(path) for path in ("/", "/docs")]
+    for page in pages:
+        assert page.headers["content-type"].startswith("text/html")
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert "script-src 'self';" in page.headers["content-security-policy"]
+        assert page.headers["x-frame-options"] == "DENY"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert page.headers["referrer-policy"] == "no-referrer"
+        assert not re.findall(r"<script(?![^>]*src=)|https?://| on\w+=|<style", page.text)
 
 
 def test_whole_numbers_of_64_bits_keep_their_bounds(service: Service) -> None:

@@ -104,7 +104,7 @@ def queue(
 def send(service: Service, row: dict[str, Any]) -> socket.socket:
     """A connection on which this was asked."""
     body = orjson.dumps(row)
-    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     connection = socket.create_connection(service.address, timeout=60)
     connection.sendall(f"POST /models/actor/predict HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
     return connection

@@ -1,36 +1,78 @@
-"""What is open to everybody, what needs a key, and from where."""
+"""Checks the names by which browsers and other clients call the service, and the pages that call it."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 
-from serving.access.keys import Scope
-
-PROBES = frozenset({"/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""What a supervisor asks, without a key and by whatever name of the host."""
-_SIGNED = "/webhooks/mlflow"
-_ADMIN = re.compile(r"/metrics|/status|/models/[^/]+/history")
-_PAGE = re.compile(r"/|/page/[^/]+")
-"""What the status page is made of: it tells nothing by itself, and asks for a key."""
+_PORT = re.compile(r":\d*$")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_SAME_SITE = frozenset({b"same-origin", b"none"})
+_MAX_REMEMBERED = 100
+_TRITON = b"python/gevent-http-client-"
+"""The HTTP client of tritonclient."""
 
 
-def is_operators(path: str) -> bool:
-    """Whether a path is for those who run the service."""
-    return _ADMIN.fullmatch(path) is not None or _PAGE.fullmatch(path) is not None
+class HostNames:
+    """Accepts host names: those that are configured, of which `*.example.org` covers all below that.
+
+    Without any, it accepts `localhost`, names below it, and addresses: no name that another site can point to
+    this machine.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._accepted: set[bytes] = set()
+
+    def accepts(self, host: bytes | None) -> bool:
+        """Check the value of a request's `Host` header."""
+        if host in self._accepted:
+            return True
+        if host is None or not self._is_ours(_PORT.sub("", host.decode("latin-1").lower()).strip("[]")):
+            return False
+        if len(self._accepted) < _MAX_REMEMBERED:
+            self._accepted.add(host)
+        return True
+
+    def _is_ours(self, host: str) -> bool:
+        if not self._names:
+            return host == "localhost" or host.endswith(".localhost") or _is_address(host)
+        return any(
+            host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in self._names
+        )
 
 
-def needed(path: str) -> Scope | None:
-    """What a key has to open for this path; None where none is needed."""
-    if path in PROBES or path == _SIGNED or _PAGE.fullmatch(path):
-        return None
-    return Scope.ADMIN if _ADMIN.fullmatch(path) else Scope.PREDICT
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
-def is_called(hosts: Iterable[str], headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request names one of these hosts, of which `*.example.org` means all below that."""
-    for name, value in headers:
-        if name == b"host":
-            host = re.sub(r":\d+$", "", value.decode("latin-1").lower()).strip("[]")
-            return any(host == each or (each.startswith("*.") and host.endswith(each[1:])) for each in hosts)
-    return False
+def is_cross_site(method: str, headers: Mapping[bytes, bytes], origins: Collection[str]) -> bool:
+    """Check whether a page of another origin, which is not one of `origins`, sends a request that acts."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if (site is None and origin is None) or method in _SAFE_METHODS or site in _SAME_SITE:
+        return False
+    if origin is None:
+        return True
+    sent = origin.decode("latin-1")
+    if sent in origins or "*" in origins:
+        return False
+    _, _, host = sent.lower().partition("://")
+    return host != headers.get(b"host", b"").decode("latin-1").lower()
+
+
+def lacks_media_type(method: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Check whether a request has a body without a `Content-Type`, as pages can send it to other sites.
+
+    Triton's client never sends that header. Its requests have others that pages can't send to other sites:
+    `Inference-Header-Content-Length`, or at least its own `User-Agent`.
+    """
+    if b"content-type" in headers or method in _SAFE_METHODS or b"inference-header-content-length" in headers:
+        return False
+    if headers.get(b"user-agent", b"").startswith(_TRITON):
+        return False
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

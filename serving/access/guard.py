@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cachetools import LRUCache
-
 from serving.access import keys
-from serving.access.keys import Key, Scope
-from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
+from serving.access.declaration import Access
+from serving.access.keys import Key
+from serving.errors import BadKeys, RateExceeded, Unauthenticated
 
 log = logging.getLogger("serving.guard")
+READABLE, UNREADABLE, STALE = "readable", "unreadable", "stale"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NOBODY = "0" * 64
 _SEND_ONE = "Send a key, as Authorization: Bearer … or as X-API-Key."
@@ -45,22 +45,27 @@ class Bucket:
 
 
 class Guard:
-    """Knows the keys in a file, and notices within a second when that changes.
+    """Holds the keys of a file, and notices within a second when that changes.
+
+    A file that can't be read for a moment, as while it is written, leaves the keys valid. After
+    `stale_seconds` no key is valid any more, since nobody could revoke one.
 
     Raises:
         BadKeys: the file can't be read.
     """
 
-    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = file, clock
+    def __init__(
+        self, file: Path, clock: Callable[[], float] = time.monotonic, stale_seconds: float = math.inf
+    ) -> None:
+        self._file, self._stale_seconds, self._clock = file, stale_seconds, clock
         self._state = self._look()
         self._keys = {key.id: key for key in keys.read(file)}
         self._looked = clock()
-        self._known: LRUCache[str, Key] = LRUCache(10_000)
+        self._unreadable_since: float | None = None
         self._buckets: dict[str, Bucket] = {}
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> Key:
-        """The key that comes with a request, if that opens this.
+    def admit(self, headers: Iterable[tuple[bytes, bytes]], access: Access) -> Key:
+        """Return the key that comes with a request, if it gives this access.
 
         Raises:
             Unauthenticated: there is none, or one that is not known, or no more.
@@ -68,12 +73,11 @@ class Guard:
             RateExceeded: it is used too often.
         """
         now = self._clock()
-        if now - self._looked >= _SECONDS_BETWEEN_LOOKS:
-            self._looked = now
-            self._refresh()
+        self._refresh(now)
+        if self._is_stale(now):
+            raise Unauthenticated("No key is valid: the service can't read its file of keys.")
         key = self._find(_sent(headers))
-        if scope is Scope.ADMIN and key.scope is not Scope.ADMIN:
-            raise Forbidden("This key is for predictions alone.")
+        access.check(key)
         if key.rate is not None:
             bucket = self._buckets.get(key.id)
             if bucket is None or bucket.rate != key.rate:
@@ -82,38 +86,58 @@ class Guard:
                 raise RateExceeded(f"This key is for {key.rate:g} requests a second.", math.ceil(seconds))
         return key
 
+    def state(self) -> str:
+        """Return the state of the file of keys, for `/ready`."""
+        now = self._clock()
+        self._refresh(now)
+        return STALE if self._is_stale(now) else READABLE if self.is_readable else UNREADABLE
+
+    @property
+    def is_readable(self) -> bool:
+        """Check whether the file could be read when it was last needed."""
+        return self._unreadable_since is None
+
+    def _is_stale(self, now: float) -> bool:
+        since = self._unreadable_since
+        return since is not None and now - since >= self._stale_seconds
+
     def _find(self, told: str) -> Key:
-        key = self._known.get(told)
-        if key is None:
-            key = self._keys.get(keys.identity(told) or "")
-            # The time that this takes tells nothing of what is kept.
-            if not hmac.compare_digest(keys.digest(told), key.sha256 if key else _NOBODY) or key is None:
-                raise Unauthenticated("This key is not known.")
-            self._known[told] = key
+        key = self._keys.get(keys.identity(told) or "")
+        # The time that this takes tells nothing of what is kept.
+        if not hmac.compare_digest(keys.digest(told), key.sha256 if key else _NOBODY) or key is None:
+            raise Unauthenticated("This key is not known.")
         if key.expires is not None and key.has_expired(datetime.now(UTC)):
             raise Unauthenticated("This key has expired.")
         return key
 
-    def _refresh(self) -> None:
-        state = self._look()
-        if state == self._state:
+    def _refresh(self, now: float) -> None:
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
             return
-        self._state = state
+        self._looked = now
+        state = self._look()
+        if state == self._state and self._unreadable_since is None:
+            return
         try:
             self._keys = {key.id: key for key in keys.read(self._file)}
         except BadKeys as error:
-            log.warning("the keys that were known are used on: %s", error)
+            if self._unreadable_since is None:
+                self._unreadable_since = now
+                log.error(
+                    "the file of keys can't be read; known keys stay valid for %g s: %s",
+                    self._stale_seconds,
+                    error,
+                )
             return
-        self._known.clear()
+        self._state, self._unreadable_since = state, None
         self._buckets = {identity: each for identity, each in self._buckets.items() if identity in self._keys}
         log.info("keys were read again: %d", len(self._keys))
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> tuple[int, ...] | None:
         try:
             found = self._file.stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _sent(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -123,13 +147,3 @@ def _sent(headers: Iterable[tuple[bytes, bytes]]) -> str:
         if name == b"x-api-key":
             return value.decode("latin-1")
     raise Unauthenticated(_SEND_ONE)
-
-
-def check_model(key: Key, model: str) -> None:
-    """Refuse a key that is not for this model.
-
-    Raises:
-        Forbidden: it is for others.
-    """
-    if key.models and model not in key.models:
-        raise Forbidden("This key is for other models.")

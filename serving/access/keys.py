@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -115,15 +116,48 @@ def read(file: Path) -> tuple[Key, ...]:
 
 
 def write(file: Path, keys: Sequence[Key]) -> None:
-    """Keep these keys in a file that only its owner may read; whoever reads it finds it whole.
+    """Write keys to a file, whose owner and mode stay as they are; a new one only its owner may read.
+
+    Readers find the file whole: another one takes its place. Only where the system does not permit this user
+    to give that the same owner, the keys are written into the file as it is.
 
     Raises:
         BadKeys: it can't be written.
     """
+    file = file.resolve()  # of a link, the file behind it is replaced
+    content = _KEYS.dump_json(tuple(keys), indent=1)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".keys-", delete=False) as new:
-            new.write(_KEYS.dump_json(tuple(keys), indent=1))
-        os.replace(new.name, file)
+        before = file.stat() if file.exists() else None
+        try:
+            _replace(file, content, before)
+        except PermissionError:
+            if before is None:
+                raise
+            _overwrite(file, content)
     except OSError as error:
         raise BadKeys(f"{file}: {error.strerror}") from error
+
+
+def _replace(file: Path, content: bytes, before: os.stat_result | None) -> None:
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".keys-", delete=False) as new:
+        try:
+            if before:
+                made = os.fstat(new.fileno())
+                if (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
+                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
+            new.write(content)
+            new.flush()
+            os.fsync(new.fileno())
+            os.replace(new.name, file)
+        except BaseException:
+            os.unlink(new.name)
+            raise
+
+
+def _overwrite(file: Path, content: bytes) -> None:
+    with file.open("r+b") as opened:
+        opened.write(content)
+        opened.truncate()
+        os.fsync(opened.fileno())

@@ -12,7 +12,7 @@ from serving.http import feedback, problems
 from serving.http.formats import ARROW, CSV, PARQUET
 from serving.http.inference_tensors import InferenceRequest
 from serving.http.typed import typed_routes
-from serving.runtime.models import Models
+from serving.runtime.loaded import Loaded
 
 _LONGEST = 2**63 - 1
 _JSON = "application/json"
@@ -20,13 +20,15 @@ _STRING = {"type": "string"}
 _ANY: dict[str, Any] = {}
 
 
-def document(app: FastAPI, models: Models, *, has_keys: bool) -> dict[str, Any]:
-    """The OpenAPI document of what is live now, and whether it takes a key to ask."""
+def document(
+    app: FastAPI, default: Loaded | None, live: Mapping[str, Loaded], *, has_keys: bool
+) -> dict[str, Any]:
+    """The OpenAPI document of these live versions, and whether it takes a key to ask."""
     found = get_openapi(
         title=app.title,
         version=app.version,
         description=app.description,
-        routes=[*typed_routes(models), *app.routes],
+        routes=[*typed_routes(default, live), *app.routes],
     )
     problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = found.setdefault("components", {}).setdefault("schemas", {})

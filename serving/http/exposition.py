@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from serving import __version__
+from serving.access.guard import Guard
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.runtime.version import Outcome
@@ -21,8 +22,15 @@ _COUNTED = (Outcome.LIVE, Outcome.REJECTED, Outcome.REVERTED)
 class State(Collector):
     """What is live, what wants to be, and how the registry is; any thread may ask, and waits for nothing."""
 
-    def __init__(self, followers: Sequence[Follower], registry: RegistryClient, settings: Settings) -> None:
+    def __init__(
+        self,
+        followers: Sequence[Follower],
+        registry: RegistryClient,
+        settings: Settings,
+        guard: Guard | None = None,
+    ) -> None:
         self._followers, self._registry, self._settings = followers, registry, settings
+        self._guard = guard
         self._build = (__version__, metadata.version("mlflow"))
 
     def collect(self) -> Iterator[Metric]:
@@ -48,7 +56,12 @@ class State(Collector):
             "Memory at which a model process is replaced; absent where none is set.",
             value=self._settings.max_process_bytes,
         )
-        return build, waiting, memory
+        keys = GaugeMetricFamily(
+            "serving_keys_readable",
+            "Whether the file of API keys could be read; absent without one.",
+            value=self._guard.is_readable if self._guard else None,
+        )
+        return build, waiting, memory, keys
 
     def _slots(self) -> Iterable[Metric]:
         ready = GaugeMetricFamily(

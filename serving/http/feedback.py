@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, from_json
 
-from serving.errors import Fault, Forbidden, JournalAway, Malformed, UnknownPrediction, Unprocessable
+from serving.access.declaration import PREDICT, requires
+from serving.errors import Fault, JournalAway, Malformed, UnknownPrediction, Unprocessable
 from serving.groups import Limits
 from serving.http.body import read_json
 from serving.http.problems import documented
@@ -68,9 +69,10 @@ def router(journal: Journal | None, limits: Limits) -> APIRouter:
     @routes.post(
         "/feedback",
         summary="Tell the true outcome of an earlier prediction; again to correct it",
-        responses=documented(400, 403, 404, 413, 415, 422, 503),
+        responses=documented(400, 404, 413, 415, 422, 503),
         openapi_extra={"requestBody": body},
     )
+    @requires(PREDICT)
     async def feed_back(request: Request) -> Taken:
         sent = await read_json(request.scope, request.receive, limits.max_body_bytes, limits.receive_seconds)
         if journal is None:
@@ -110,8 +112,6 @@ def _recorded(found: dict[str, Any], is_list: bool) -> int:
     def at(index: int, field: str) -> tuple[str | int, ...]:
         return ("feedback", index, field) if is_list else (field,)
 
-    if found.get("forbidden"):
-        raise Forbidden("This key is for other models.")
     if "unknown" in found:
         faults = [
             Fault(at(index, "prediction_id"), "There is no such prediction") for index in found["unknown"]

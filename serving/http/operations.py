@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, TypeAlias
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field, TypeAdapter
 
-from serving.errors import UnknownModel
+from serving.access.declaration import (
+    ADMIN,
+    ADMIN_OF_MODEL,
+    GENERAL,
+    PREDICT,
+    PROBE,
+    requires,
+)
+from serving.access.guard import Guard
+from serving.errors import not_served
 from serving.http.problems import documented
+from serving.http.readiness import ModelState, Readiness, Teller, readiness, state_of
 from serving.http.replicas import Fleet, ReplicaState, agree
-from serving.journal.quality import QualityState
-from serving.monitoring.drift import DriftState
-from serving.monitoring.trials import CanaryState, ShadowState
+from serving.http.visibility import check_visible, sees_reasons, visible_followers
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.history import Period
-from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
-from serving.runtime.loaded import Loaded
-from serving.runtime.slot import Slot
 from serving.telemetry.merged import Merged
 from serving.telemetry.metrics import Metrics
 
@@ -35,78 +38,6 @@ class Health(BaseModel):
     """The process lives; this says nothing about models."""
 
     status: str = "ok"
-
-
-class CandidateState(BaseModel):
-    """The version that the reference names while it is not live."""
-
-    version: str | None
-    state: str = Field(description="loading, waiting (it is tried again), rejected or reverted")
-    reason: str
-
-
-class ComparisonState(BaseModel):
-    """How a version answered requests that another had answered."""
-
-    requests: int
-    agreement: float = Field(description="share of rows with the same answer, numbers within one percent")
-    latency: float = Field(description="its median time as a ratio to the other version's")
-
-
-class BatchingState(BaseModel):
-    """Whether requests of different callers may share a call of the model."""
-
-    shared: bool
-    basis: str = Field(description="proof, monitoring, metadata or output form")
-    reason: str
-
-
-class ModelState(BaseModel):
-    """What is live for one reference."""
-
-    name: str
-    uri: str
-    version: str | None = None
-    stage: str | None = None
-    aliases: list[str] = []
-    run_id: str | None = None
-    model_id: str | None = None
-    source: str | None = None
-    digest: str | None = None
-    loaded_at: datetime | None = None
-    required: bool = Field(description="whether the service is not ready without it")
-    state: str = Field(description="live, not live, or (on demand) asleep or waking")
-    reason: str | None = Field(None, description="why it is not live")
-    candidate: CandidateState | None = None
-    comparison: ComparisonState | None = Field(
-        None, description="how it answered the last requests of the version that was live before"
-    )
-    batching: BatchingState | None = Field(None, description="whether callers share calls of the model")
-    canary: CanaryState | None = Field(None, description="of references that share a model by weight")
-    shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
-    drift: list[DriftState] | None = Field(
-        None, description="the columns that have drifted most; null without a profile or before enough rows"
-    )
-    quality: QualityState | None = Field(None, description="by the feedback that came; null without")
-    warnings: list[str] = []
-
-
-class RegistryState(BaseModel):
-    """What the last look at the registry came to."""
-
-    uri: str
-    reachable: bool | None = Field(description="null before the first look")
-    checked_at: datetime | None = Field(description="when a look last succeeded")
-
-
-class Readiness(BaseModel):
-    """Whether every required model is live, and which version of it."""
-
-    status: str = Field(description="ready, or not ready")
-    model_uri: str = Field(description="the default model's reference")
-    model_version: str | None = Field(description="the default model's live version")
-    models: list[ModelState]
-    registry: RegistryState
 
 
 class FleetReadiness(Readiness):
@@ -137,16 +68,13 @@ class Models(BaseModel):
     models: list[ModelDescription]
 
 
-Teller: TypeAlias = Callable[[Slot], Mapping[str, Any]]
-"""Tells fields of a reference's `ModelState` that others know."""
-
-
 def router(
     followers: Sequence[Follower],
     registry: RegistryClient,
     metrics: Metrics,
     tellers: Sequence[Teller],
     probe_tellers: Sequence[Teller],
+    guard: Guard | None = None,
     fleet: Fleet | None = None,
 ) -> APIRouter:
     """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
@@ -158,6 +86,7 @@ def router(
 
     @routes.get("/health", summary="Does the process live?")
     @routes.get("/livez", include_in_schema=False)
+    @requires(PROBE)
     async def health() -> Health:
         return Health()
 
@@ -168,8 +97,9 @@ def router(
         responses={503: {"model": told}},
     )
     @routes.get("/readyz", response_model=told, include_in_schema=False)
-    async def ready(response: Response) -> Readiness:
-        found = readiness(followers, registry, probe_tellers)
+    @requires(PROBE)
+    async def ready(request: Request, response: Response) -> Readiness:
+        found = readiness(followers, registry, probe_tellers, guard, in_full=sees_reasons(request.scope))
         if fleet:
             found = await _with_fleet(found, fleet)
         response.status_code = 200 if found.status == "ready" else 503
@@ -183,60 +113,52 @@ def router(
         response_class=PlainTextResponse,
         responses=documented(503),
     )
-    async def ping() -> PlainTextResponse:
+    @requires(PREDICT)
+    async def ping(request: Request) -> PlainTextResponse:
+        check_visible(request.scope, followers[0].slot.reference.name)
         followers[0].slot.lease()
         return PlainTextResponse("\n")
 
     @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
+    @requires(GENERAL)
     async def version() -> PlainTextResponse:
         return PlainTextResponse(metadata.version("mlflow"))
 
     @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
+    @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
         collected: Any = Merged(await fleet.measure()) if fleet else metrics.registry
         return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
     @routes.get("/models", summary="What is served, with each contract")
-    async def models() -> Models:
-        return Models(models=[_description(follower, tellers) for follower in followers])
+    @requires(PREDICT)
+    async def models(request: Request) -> Models:
+        in_full, visible = sees_reasons(request.scope), visible_followers(followers, request.scope)
+        return Models(models=[_description(follower, tellers, in_full=in_full) for follower in visible])
 
     @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(404))
-    async def model(name: str) -> ModelDescription:
-        for follower in followers:
-            if follower.slot.reference.name == name:
-                return _description(follower, tellers)
-        raise UnknownModel(f"No model {name[:100]!r} is served here.")
+    @requires(PREDICT)
+    async def model(name: str, request: Request) -> ModelDescription:
+        follower = _named(name, request)
+        return _description(follower, tellers, in_full=sees_reasons(request.scope))
 
     @routes.get(
         "/models/{name}/history",
         summary="What was live from when to when, refused or reverted, and why",
         responses=documented(404),
     )
-    async def history(name: str) -> list[Period]:
-        for follower in followers:
+    @requires(ADMIN_OF_MODEL)
+    async def history(name: str, request: Request) -> list[Period]:
+        return _named(name, request).history.periods()
+
+    def _named(name: str, request: Request) -> Follower:
+        for follower in visible_followers(followers, request.scope):
             if follower.slot.reference.name == name:
-                return follower.history.periods()
-        raise UnknownModel(f"No model {name[:100]!r} is served here.")
+                return follower
+        raise not_served(name)
 
     return routes
-
-
-def readiness(
-    followers: Sequence[Follower], registry: RegistryClient, tellers: Sequence[Teller]
-) -> Readiness:
-    """What `/ready` answers."""
-    models = [ModelState(**_state(follower, tellers)) for follower in followers]
-    is_ready = all(follower.slot.live for follower in followers if follower.slot.required)
-    return Readiness(
-        status="ready" if is_ready else "not ready",
-        model_uri=models[0].uri,
-        model_version=models[0].version,
-        models=models,
-        registry=RegistryState(
-            uri=registry.uri, reachable=registry.reachable, checked_at=registry.checked_at
-        ),
-    )
 
 
 async def _with_fleet(own: Readiness, fleet: Fleet) -> FleetReadiness:
@@ -255,49 +177,6 @@ def describe(contract: Contract) -> ContractDescription:
     )
 
 
-def _description(follower: Follower, tellers: Sequence[Teller]) -> ModelDescription:
-    live = follower.slot.live
-    return ModelDescription(**_state(follower, tellers), contract=describe(live.contract) if live else None)
-
-
-def _state(follower: Follower, tellers: Sequence[Teller]) -> dict[str, Any]:
-    slot = follower.slot
-    state: dict[str, Any] = {
-        "name": slot.reference.name,
-        "uri": slot.reference.uri,
-        "required": slot.required,
-        "state": slot.state,
-        "candidate": _candidate(follower.candidate),
-    }
-    state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
-    warnings = [*slot.warnings, *state.get("warnings", [])]
-    for teller in tellers:
-        told = teller(slot)
-        state |= told
-        warnings += told.get("warnings", ())
-    return state | {"warnings": warnings}
-
-
-def _facts(live: Loaded) -> dict[str, Any]:
-    version = live.version
-    return {
-        "version": version.version,
-        "stage": version.stage,
-        "aliases": list(version.aliases),
-        "run_id": version.run_id,
-        "model_id": version.model_id,
-        "source": version.source,
-        "digest": live.artifacts.digest,
-        "loaded_at": live.loaded_at,
-        "warnings": live.warnings,
-        "batching": live.calls.sharing.as_json(),
-        "comparison": asdict(live.comparison) if live.comparison else None,
-    }
-
-
-def _candidate(candidate: Candidate | None) -> CandidateState | None:
-    if candidate is None:
-        return None
-    return CandidateState(
-        version=candidate.version.version, state=candidate.state.value, reason=candidate.reason
-    )
+def _description(follower: Follower, tellers: Sequence[Teller], *, in_full: bool) -> ModelDescription:
+    live, state = follower.slot.live, state_of(follower, tellers, in_full=in_full)
+    return ModelDescription(**state, contract=describe(live.contract) if live else None)

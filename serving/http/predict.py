@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serving.access.guard import check_model
+from serving.access.declaration import PREDICT
 from serving.errors import Asleep, DeadlineExceeded, Fault, ModelFailed, ProcessDied, Unprocessable
 from serving.groups import Limits
 from serving.http.body import read_json, timeout
@@ -42,6 +42,7 @@ class Predict:
 
     respond = staticmethod(respond)
     """Makes the response that tells of an error."""
+    access = PREDICT
 
     def __init__(
         self, lease: Callable[[Scope], Loaded], limits: Limits, observers: Sequence[Observer] = ()
@@ -104,8 +105,6 @@ class Predict:
             leased = await self._woken(asleep, scope)
         scope["taken"] = time.perf_counter()
         scope["leased"] = (leased.version.name, leased.version.label)
-        if key := scope.get("key"):
-            check_model(key, leased.version.name)
         return leased
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:

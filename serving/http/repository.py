@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from serving import __version__
+from serving.access.declaration import GENERAL, PREDICT, PROBE, requires
 from serving.http.inference import UNNAMED
 from serving.http.inference_tensors import DATATYPES
 from serving.http.problems import documented
+from serving.http.visibility import HIDDEN_REASON, sees_reasons, visible_models
 from serving.runtime.kinds import Kind
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
@@ -69,14 +71,17 @@ def router(models: Models) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
     @routes.get("", summary="What this server is")
+    @requires(GENERAL)
     async def server() -> ServerMetadata:
         return ServerMetadata()
 
     @routes.get("/health/live", summary="Does the process live?")
+    @requires(PROBE)
     async def live() -> dict[str, bool]:
         return {"live": True}
 
     @routes.get("/health/ready", summary="Is every model live?", responses=documented(503))
+    @requires(PROBE)
     async def ready() -> dict[str, bool]:
         for slot in models.slots:
             if slot.required:
@@ -84,31 +89,41 @@ def router(models: Models) -> APIRouter:
         return {"ready": True}
 
     @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
-    async def model(name: str) -> ModelMetadata:
-        return metadata(models, models.lease(name, first))
+    @requires(PREDICT)
+    async def model(name: str, request: Request) -> ModelMetadata:
+        visible = visible_models(models, request.scope)
+        return metadata(visible, visible.lease(name, first))
 
     @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(404))
-    async def version(name: str, version: str) -> ModelMetadata:
-        return metadata(models, models.version(name, version))
+    @requires(PREDICT)
+    async def version(name: str, version: str, request: Request) -> ModelMetadata:
+        visible = visible_models(models, request.scope)
+        return metadata(visible, visible.version(name, version))
 
     @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(404, 503))
-    async def model_ready(name: str) -> ModelReady:
-        return ModelReady(name=models.lease(name, first).version.name, ready=True)
+    @requires(PREDICT)
+    async def model_ready(name: str, request: Request) -> ModelReady:
+        leased = visible_models(models, request.scope).lease(name, first)
+        return ModelReady(name=leased.version.name, ready=True)
 
     @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(404))
-    async def version_ready(name: str, version: str) -> ModelReady:
-        return ModelReady(name=models.version(name, version).version.name, ready=True)
+    @requires(PREDICT)
+    async def version_ready(name: str, version: str, request: Request) -> ModelReady:
+        leased = visible_models(models, request.scope).version(name, version)
+        return ModelReady(name=leased.version.name, ready=True)
 
     @routes.post("/repository/index", summary="What is served")
-    async def index() -> list[Indexed]:
-        return [_indexed(slot) for slot in models.named().values()]
+    @requires(PREDICT)
+    async def index(request: Request) -> list[Indexed]:
+        visible = visible_models(models, request.scope)
+        return [_indexed(slot, sees_reasons(request.scope)) for slot in visible.named().values()]
 
     return routes
 
 
-def _indexed(slot: Slot) -> Indexed:
+def _indexed(slot: Slot, in_full: bool) -> Indexed:
     version = slot.live.version.version if slot.live else None
-    reason = "" if slot.live else slot.reason
+    reason = "" if slot.live else slot.reason if in_full else HIDDEN_REASON
     state = "READY" if slot.live else "UNAVAILABLE"
     return Indexed(name=slot.reference.name, version=version, state=state, reason=reason)
 

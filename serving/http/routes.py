@@ -16,6 +16,7 @@ from serving.http.invocations import Invocations
 from serving.http.predict import Predict
 from serving.http.predict_batch import PredictBatch
 from serving.http.streaming import PredictStream
+from serving.http.visibility import check_visible, visible_models
 from serving.runtime.exchange import Observer
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
@@ -42,7 +43,7 @@ class Routes:
     ) -> None:
         self._models = models
         self._sticky = sticky
-        self._default = models.default.reference.name
+        self._default = models.slots[0].reference.name
         self._made = limits, observers
         self._paths: dict[str, Predict] = {
             "/predict": Predict(self._by_header, *self._made),
@@ -74,13 +75,13 @@ class Routes:
 
     def _leasing(self, name: str, slot: Slot) -> Callable[[Scope], Loaded]:
         """How what answers requests to a model is leased: in one step, unless references share it."""
-        return partial(self._by_name, name) if name in self._models.splits else lambda _: slot.lease()
+        return partial(self._by_name, name) if name in self._models.splits else partial(_of_slot, slot)
 
     def _by_name(self, name: str, scope: Scope) -> Loaded:
-        return self._models.lease(name, partial(chance, name, scope, self._sticky))
+        return visible_models(self._models, scope).lease(name, partial(chance, name, scope, self._sticky))
 
-    def _by_version(self, name: str, version: str, _: Scope) -> Loaded:
-        return self._models.version(name, version)
+    def _by_version(self, name: str, version: str, scope: Scope) -> Loaded:
+        return visible_models(self._models, scope).version(name, version)
 
     def _by_path(self, lease: Callable[[Scope], Loaded], scope: Scope) -> Loaded:
         """The model that the path names; a header that names another is a mistake, whichever was meant."""
@@ -98,9 +99,15 @@ class Routes:
         return self._chosen(named[-1] if named else _header(scope), scope)
 
     def _chosen(self, chosen: str | None, scope: Scope) -> Loaded:
-        if not self._models.splits:
-            return self._models.lease(chosen)
-        return self._models.lease(chosen, partial(chance, chosen or self._default, scope, self._sticky))
+        models = visible_models(self._models, scope)
+        if not models.splits:
+            return models.lease(chosen)
+        return models.lease(chosen, partial(chance, chosen or self._default, scope, self._sticky))
+
+
+def _of_slot(slot: Slot, scope: Scope) -> Loaded:
+    check_visible(scope, slot.reference.name)
+    return slot.lease()
 
 
 def chance(model: str, scope: Scope, sticky: bytes | None) -> float:

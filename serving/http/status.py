@@ -11,9 +11,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from serving import __version__
-from serving.errors import UnknownModel
-from serving.http.operations import ModelState, RegistryState, Teller, readiness
+from serving.access.declaration import ADMIN, requires
+from serving.errors import not_served
 from serving.http.problems import documented
+from serving.http.readiness import ModelState, RegistryState, Teller, readiness
 from serving.monitoring.timeline import STEP_SECONDS, Lately, Series, Timeline
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
@@ -75,11 +76,12 @@ def router(
         summary="What is live, what waits, and the traffic of the last half hour",
         responses=documented(404),
     )
+    @requires(ADMIN)
     async def status(model: str | None = None) -> Status:
         found = readiness(followers, registry, tellers)
         shown = [*zip(found.models, followers, strict=True)]
         if model is not None and not (shown := [each for each in shown if each[0].name == model]):
-            raise UnknownModel(f"No model {model[:100]!r} is served here.")
+            raise not_served(model)
         lately, trend = timeline.lately()
         return Status(
             status=found.status,

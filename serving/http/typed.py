@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -20,15 +20,13 @@ from fastapi.routing import APIRoute
 from serving.http.problems import documented
 from serving.http.streaming import ServerSentEvents
 from serving.runtime.contract import Contract, Param
-from serving.runtime.models import Models
+from serving.runtime.loaded import Loaded
 
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
-def typed_routes(models: Models) -> list[APIRoute]:
-    """The typed routes of what is live now, as FastAPI would have them."""
-    live = {name: slot.live for name, slot in models.named().items() if slot.live}
-    default = models.default.live
+def typed_routes(default: Loaded | None, live: Mapping[str, Loaded]) -> list[APIRoute]:
+    """The typed routes of live versions, as FastAPI would have them."""
     routes = list(_declared("", "", default.contract)) if default else []
     for name, loaded in live.items():
         prefix = f"/models/{quote(name)}"

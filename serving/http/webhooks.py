@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from serving.access.declaration import SIGNED, requires
 from serving.errors import Unauthenticated
 from serving.http.body import read_json
 from serving.http.problems import documented
@@ -66,6 +67,7 @@ def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
         summary="A signed MLflow registry webhook: look at the registry now",
         responses=documented(401, 413, 415),
     )
+    @requires(SIGNED)
     async def hear(request: Request) -> Heard:
         body = await read_json(request.scope, request.receive, _MOST_BYTES)
         deliveries.check(request.headers, body)

@@ -53,15 +53,16 @@ def _quality(row: Row[Any]) -> Quality:
 def take(connection: Connection, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Take all of the feedback, or nothing of it, and tell what became of it.
 
-    `models` are those that the caller may speak of, or None. One of `unknown` (indices of what is not in the
-    journal), `forbidden` and `misfits` (indices, and what is wrong) says why it was not taken.
+    `models` are those that the caller may speak of, or None; predictions of others are unknown to it. Either
+    `unknown` (indices of what is not in the journal) or `misfits` (indices, and what is wrong) is why it was
+    not taken.
     """
     given: Sequence[Mapping[str, Any]] = asked["feedback"]
     found = _found(connection, {each["prediction_id"] for each in given})
+    if asked["models"] is not None:
+        found = {identity: row for identity, row in found.items() if row.model in asked["models"]}
     if unknown := [index for index, each in enumerate(given) if each["prediction_id"] not in found]:
         return {"unknown": unknown}
-    if asked["models"] is not None and {row.model for row in found.values()} - {*asked["models"]}:
-        return {"forbidden": True}
     predicted = {identity: orjson.loads(row.outputs) for identity, row in found.items()}
     verdicts, misfits = [], []
     for index, each in enumerate(given):

@@ -12,14 +12,15 @@ import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from serving.access.doors import PROBES
 from serving.runtime.exchange import Exchange, Observer
 from serving.telemetry.logs import of_request
 from serving.telemetry.ration import Ration
 
 log = logging.getLogger("serving.access")
 _MOST_FAILURES = 100
-_ASKED_BY_MACHINES = PROBES | {"/metrics"}
+_ASKED_BY_MACHINES = frozenset(
+    {"/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
+)
 
 
 class AccessLog(Observer):

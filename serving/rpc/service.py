@@ -16,13 +16,14 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Scope
 
+from serving.access.declaration import GENERAL, PREDICT, PROBE, declared, requires
 from serving.access.guard import Guard
-from serving.access.keys import Scope as KeyScope
 from serving.errors import CallerLeft, NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
 from serving.http.problems import CALLER_LEFT
 from serving.http.routes import chance
+from serving.http.visibility import visible_models
 from serving.rpc.messages import protos, read, services, told
 from serving.runtime.calls import Part
 from serving.runtime.exchange import Observer, Refused
@@ -95,38 +96,49 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def _lease_by_chance(self, scope: Scope) -> Loaded:
         name, version = scope["asked"]
-        return self._lease(name, version, partial(chance, name, scope, self._sticky))
+        return self._lease(scope, name, version, partial(chance, name, scope, self._sticky))
 
-    def _lease(self, name: str, version: str, point: Callable[[], float] = first) -> Loaded:
-        return self._models.version(name, version) if version else self._models.lease(name, point)
+    def _lease(self, scope: Scope, name: str, version: str, point: Callable[[], float] = first) -> Loaded:
+        models = visible_models(self._models, scope)
+        return models.version(name, version) if version else models.lease(name, point)
 
+    @requires(PROBE)
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return protos.ServerLiveResponse(live=True)
 
+    @requires(PROBE)
     async def ServerReady(self, request: Any, context: Any) -> Any:
         ready = all(slot.live for slot in self._models.slots if slot.required)
         return protos.ServerReadyResponse(ready=ready)
 
+    @requires(GENERAL)
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return protos.ServerMetadataResponse(**repository.ServerMetadata(extensions=[]).model_dump())
+        async def metadata(scope: Scope) -> Any:
+            return protos.ServerMetadataResponse(**repository.ServerMetadata(extensions=[]).model_dump())
 
+        return await self._answered(context, "ServerMetadata", metadata)
+
+    @requires(PREDICT)
     async def ModelReady(self, request: Any, context: Any) -> Any:
         async def ready(scope: Scope) -> Any:
             try:
-                self._lease(request.name, request.version)
+                self._lease(scope, request.name, request.version)
             except NotLive:
                 return protos.ModelReadyResponse(ready=False)
             return protos.ModelReadyResponse(ready=True)
 
         return await self._answered(context, "ModelReady", ready)
 
+    @requires(PREDICT)
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
         async def metadata(scope: Scope) -> Any:
-            found = repository.metadata(self._models, self._lease(request.name, request.version))
+            leased = self._lease(scope, request.name, request.version)
+            found = repository.metadata(visible_models(self._models, scope), leased)
             return protos.ModelMetadataResponse(**found.model_dump())
 
         return await self._answered(context, "ModelMetadata", metadata)
 
+    @requires(PREDICT)
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         async def infer(scope: Scope) -> Any:
             scope["asked"] = (request.model_name, request.model_version)
@@ -163,7 +175,8 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 observer.begun(scope)
         try:
             if self._guard:
-                scope["key"] = self._guard.admit(sent, KeyScope.PREDICT)
+                scope["key"] = None
+                scope["key"] = self._guard.admit(sent, declared(getattr(self, name)))
             return await make(scope)
         except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
             self._refused(scope, CALLER_LEFT, CallerLeft("The caller has gone."))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from random import random
 
-from serving.errors import UnknownModel
+from serving.errors import UnknownModel, not_served
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot, SlotOnDemand
 from serving.runtime.split import Split
 
 _SCHEME = "models:/"
+_MAX_VIEWS = 1000
 
 
 class Models:
@@ -21,19 +23,42 @@ class Models:
     `point` (from 0 to below 1) chooses one.
     """
 
+    splits: Mapping[str, Split]
+    """Those that are shared, by the model's name."""
+
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
+        self._default: Slot | None = slots[0]
+        self._views: dict[tuple[str, ...], Models] = {}
         weighted = [slot for slot in slots if slot.reference.weight is not None]
         self.splits = {
             name: Split([slot for slot in weighted if slot.reference.name == name])
             for name in {slot.reference.name for slot in weighted}
         }
-        """Those that are shared, by the model's name."""
+
+    def only(self, names: tuple[str, ...]) -> Models:
+        """Return a view of these models alone, in which no other model exists; no names stand for all."""
+        if not names:
+            return self
+        if names not in self._views:
+            if len(self._views) >= _MAX_VIEWS:
+                self._views.clear()
+            self._views[names] = self._limited(names)
+        return self._views[names]
+
+    def _limited(self, names: tuple[str, ...]) -> Models:
+        view = copy(self)
+        view.slots = [slot for slot in self.slots if slot.reference.name in names]
+        view.splits = {name: split for name, split in self.splits.items() if name in names}
+        if self._default not in view.slots:
+            view._default = None
+        view._views = {}
+        return view
 
     @property
-    def default(self) -> Slot:
-        """The one that is meant where none is named."""
-        return self.slots[0]
+    def default(self) -> Slot | None:
+        """The one that is meant where none is named; None in a view without it."""
+        return self._default
 
     def named(self) -> dict[str, Slot]:
         """The slot of each name: of several references to one model the first is the model's."""
@@ -52,10 +77,14 @@ class Models:
             UnknownModel: nothing that is served is called so.
             NotLive: it has no live version yet, or is asleep, or may be a version that is.
         """
-        if split := self.splits.get(chosen or self.default.reference.name):
-            return split.choose(point()).lease()
         if not chosen:
-            return self.default.lease()
+            if self._default is None:
+                raise UnknownModel("Name a model: the default one is not served here.")
+            if self._default.reference.name not in self.splits:
+                return self._default.lease()
+            chosen = self._default.reference.name
+        if split := self.splits.get(chosen):
+            return split.choose(point()).lease()
         wanted = chosen.removeprefix(_SCHEME)
         for slot in self.slots:
             if wanted in _called(slot):
@@ -67,7 +96,7 @@ class Models:
             if slot.warm and wanted == _numbered(slot.warm):
                 return slot.warm
         self._rouse(re.split("[/@]", wanted)[0])
-        raise UnknownModel(f"No model {chosen[:100]!r} is served here.")
+        raise not_served(chosen)
 
     def agrees(self, chosen: str, leased: Loaded) -> bool:
         """Whether a choice, as `lease` takes it, means this version; the model's name means any of them."""
@@ -99,7 +128,7 @@ class Models:
         """
         slots = [slot for slot in self.slots if slot.reference.name == name]
         if not slots:
-            raise UnknownModel(f"No model {name[:100]!r} is served here.")
+            raise not_served(name)
         for slot in slots:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
 

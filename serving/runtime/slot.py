@@ -63,7 +63,7 @@ class Slot:
             NotLive: there is none yet.
         """
         if self.live is None:
-            raise NotLive(f"{self.reference} is not live: {self.reason}.")
+            raise NotLive(f"{self.reference} is not live: {self.reason}.", f"{self.reference} is not live.")
         return self.live
 
     @property
@@ -130,7 +130,11 @@ class SlotOnDemand(Slot):
             Asleep: there is none; it can be woken.
         """
         if self.live is None:
-            raise Asleep(f"{self.reference} is not live: {self.reason}.", self.awaken)
+            raise Asleep(
+                f"{self.reference} is not live: {self.reason}.",
+                f"{self.reference} is not live.",
+                self.awaken,
+            )
         return self.live
 
     @asynccontextmanager
@@ -156,9 +160,12 @@ class SlotOnDemand(Slot):
         self.wanted.set()
         await asyncio.wait([outcome], timeout=seconds)
         if not outcome.done():
-            raise NotLive(f"{self.reference} is not live in time: {self.reason}.")
+            raise NotLive(
+                f"{self.reference} is not live in time: {self.reason}.",
+                f"{self.reference} is not live in time.",
+            )
         if reason := outcome.result():
-            raise NotLive(f"{self.reference} is not live: {reason}.")
+            raise NotLive(f"{self.reference} is not live: {reason}.", f"{self.reference} is not live.")
 
     def answer(self, reason: str | None) -> None:
         """Tell those who wait that it is filled, or why it could not be."""
