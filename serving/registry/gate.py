@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from cachetools import LRUCache
 
 from serving.errors import Breaking, Corrupt, LoadFailed, ProcessDied, VerificationFailed
+from serving.registry import policy
 from serving.registry.client import RegistryClient
 from serving.registry.policy import Policy
 from serving.registry.store import Store
-from serving.runtime import environments, mlmodel
+from serving.runtime import environments, model_files
 from serving.runtime.compatibility import breaking_changes, input_changes
 from serving.runtime.environments import Difference, Environments, Needs
 from serving.runtime.launcher import Launcher
@@ -74,15 +75,17 @@ class Gate:
 
     async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
         """As `bring_up`, for artifacts that are on the disk."""
-        described = await asyncio.to_thread(mlmodel.read, artifacts.folder)
-        await asyncio.to_thread(self._policy.check_model, artifacts.folder, described)
-        needs = await asyncio.to_thread(environments.read, artifacts.folder)
+        await asyncio.to_thread(policy.check_files, artifacts.folder)
+        files = await model_files.read(artifacts.folder)
+        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
+        needs = await asyncio.to_thread(environments.read, files)
         differing = await asyncio.to_thread(environments.differences, needs)
         launcher = await self._launcher_of(needs, differing)
         loaded = await asyncio.to_thread(
             Loaded,
             version,
             artifacts,
+            files,
             launcher,
             self._settings,
             self._settings,
