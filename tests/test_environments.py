@@ -283,7 +283,10 @@ def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("-r /etc/passwd", "can't be read: it refers to /etc/passwd: it is outside the folder of the version"),
+        (
+            "-r /etc/passwd",
+            "refers to /etc/passwd: it is outside the folder of the version",
+        ),
         ("-r ../other.txt", "refers to ../other.txt: it is outside the folder of the version"),
         ("-e .", "can't be read: '-e .' is an option, which is not taken from a model"),
         (

@@ -283,9 +283,9 @@ def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: st
         "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
         "saved_input_example_info": {"serving_input_path": "serving_input_example.json"},
     }
+    files, made = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
     with pytest.raises(VerificationFailed) as refused:
-        files = ModelFiles(described, example=body)
-        input_example.example(files, mlmodel.contract(described, "actor", 10))
+        input_example.example(files, made)
     assert str(refused.value).startswith("row 2 of its input example has no value in column 'n'")
     assert "astype('float64')" in str(refused.value)
 
