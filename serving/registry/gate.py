@@ -7,13 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from cachetools import LRUCache
 
 from serving.errors import Breaking, Corrupt, FrontDied, LoadFailed, ProcessDied, VerificationFailed
-from serving.registry import attempts, policy
+from serving.registry import attempts
 from serving.registry.attempts import Attempts
 from serving.registry.client import RegistryClient
+from serving.registry.folders import check_files
 from serving.registry.policy import Policy
 from serving.registry.store import Store
 from serving.runtime import environments, model_files
@@ -91,7 +93,8 @@ class Gate:
     async def _bring_up(self, found: Version, slot: Slot) -> Loaded:
         version = await self._registry.complete(found)
         await asyncio.to_thread(self._policy.check_source, version)
-        artifacts = await self._store.fetch(version, self._registry.download)
+        download = partial(self._registry.download, check=self._policy.check_folder)
+        artifacts = await self._store.fetch(version, download)
         expected = version.tags.get("serving.digest")
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
@@ -113,7 +116,7 @@ class Gate:
                 self._idle.set()
 
     async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
-        await asyncio.to_thread(policy.check_files, artifacts.folder)
+        await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
         needs = await asyncio.to_thread(environments.read, files)

@@ -120,10 +120,8 @@ class Store:
         self, place: Path, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
     ) -> Artifacts:
         self._root.mkdir(parents=True, exist_ok=True)
-        # The thread of a download that is given up writes on, so that its folder can't always be removed.
-        with tempfile.TemporaryDirectory(
-            dir=self._root, prefix="fetching-", ignore_cleanup_errors=True
-        ) as new:
+        new = await asyncio.to_thread(tempfile.mkdtemp, dir=self._root, prefix="fetching-")
+        try:
             files = await download(version, Path(new) / "download")
             found = await asyncio.to_thread(digest, files)
             whole = Path(new) / "whole"
@@ -137,6 +135,9 @@ class Store:
                 if kept := await asyncio.to_thread(_kept, place):
                     return kept
                 raise
+        finally:
+            # The thread of a download that is given up writes on, so that its folder can't always be removed.
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, new, ignore_errors=True))
         return Artifacts(place / "artifacts", found)
 
 
