@@ -11,6 +11,7 @@ ServingError
 │   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
 │   ├── Untrusted               the operator's rules do not let it in
 │   ├── Breaking                clients of the live version could not go on with it
+│   ├── FrontDied               fronts died while it was being verified
 │   ├── NoEnvironment           what it requires can't be installed; may heal
 │   └── Corrupt                 its artifacts are not those that were registered; may heal
 ├── BadKeys                     the file of API keys can't be read or written
@@ -92,6 +93,10 @@ class Untrusted(Rejected):
 
 class Breaking(Rejected):
     """Clients of the live version could not go on with it."""
+
+
+class FrontDied(Rejected):
+    """Fronts died while it was being verified."""
 
 
 class NoEnvironment(Rejected):

@@ -206,6 +206,15 @@ class Registry(Group):
         examples=["the user's cache folder"],
         description="where downloaded versions are kept",
     )
+    max_model_bytes: int = Field(
+        64 * 2**30, ge=2**20, description="largest size of the artifacts of one version, in bytes"
+    )
+    download_stall_seconds: float = Field(
+        30.0, gt=0, description="time without a new byte after which a download is given up and tried again"
+    )
+    download_seconds: float = Field(
+        3600.0, gt=0, description="time that the download of one version may take"
+    )
 
 
 class Trust(Group):

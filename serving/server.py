@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ from serving import private_files
 from serving.access.doors import HostNames
 from serving.app import application
 from serving.http.protocol import Protocol
+from serving.registry import blocking
 from serving.runtime import confinement
 from serving.settings import Settings
 
@@ -73,8 +75,16 @@ def serve(settings: Settings) -> None:
     _tell(settings, sockets)
     # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
     for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: sys.exit(0))
+        signal.signal(stop, lambda *_: _exit())
     uvicorn.Server(config).run(sockets=sockets)
+
+
+def _exit() -> None:
+    """End the process; where a call that was given up still runs, without waiting for its threads."""
+    if blocking.is_any_left():
+        logging.shutdown()
+        os._exit(0)
+    sys.exit(0)
 
 
 def _tell(settings: Settings, sockets: list[socket.socket]) -> None:

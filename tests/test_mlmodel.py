@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import warnings
 from pathlib import Path
@@ -17,11 +18,16 @@ from mlflow.types.schema import SparkMLVector
 from signatures import columns, contract
 
 from serving.errors import Unprocessable, Untypable, VerificationFailed
-from serving.runtime import input_example, mlmodel, model_input
+from serving.runtime import input_example, mlmodel, model_files, model_input
+from serving.runtime.model_files import ModelFiles
 
 HERE = Path(__file__).parent
 CLASSES = ["setosa", "versicolor"]
 TENSOR = Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
+
+
+def read(folder: Path) -> ModelFiles:
+    return asyncio.run(model_files.read(folder))
 
 
 def refusal(**described: Any) -> str:
@@ -186,7 +192,7 @@ def test_a_file_that_is_no_mlmodel_is_refused(tmp_path: Path, content: bytes | N
     if content is not None:
         (tmp_path / "MLmodel").write_bytes(content)
     with pytest.raises(Untypable, match="MLmodel"):
-        mlmodel.read(tmp_path)
+        read(tmp_path)
 
 
 def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
@@ -203,8 +209,8 @@ def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
 
 
 def example(folder: Path) -> input_example.Example | None:
-    described = mlmodel.read(folder)
-    return input_example.example(folder, described, mlmodel.contract(described, "actor", 10))
+    files = read(folder)
+    return input_example.example(files, mlmodel.contract(files.described, "actor", 10))
 
 
 def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
@@ -271,15 +277,15 @@ def test_a_long_example_is_read_in_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["long", "long?"])
-def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(tmp_path: Path, kind: str) -> None:
+def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: str) -> None:
     body = {"dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1.0], [2.0, None]]}}
-    (tmp_path / "serving_input_example.json").write_text(json.dumps(body))
     described = {
         "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
         "saved_input_example_info": {"serving_input_path": "serving_input_example.json"},
     }
+    files, made = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
     with pytest.raises(VerificationFailed) as refused:
-        input_example.example(tmp_path, described, mlmodel.contract(described, "actor", 10))
+        input_example.example(files, made)
     assert str(refused.value).startswith("row 2 of its input example has no value in column 'n'")
     assert "astype('float64')" in str(refused.value)
 
@@ -302,10 +308,7 @@ def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(tmp_path
     ],
     ids=lambda value: value.get("type") if isinstance(value, dict) else "",
 )
-def test_an_example_of_older_mlflow_is_read(
-    tmp_path: Path, info: dict[str, Any], data: Any, expected: list[Any]
-) -> None:
-    (tmp_path / "input_example.json").write_text(json.dumps(data))
+def test_an_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expected: list[Any]) -> None:
     signature = ModelSignature(
         Schema(columns("x: double, s: string?")),
         None,
@@ -315,7 +318,8 @@ def test_an_example_of_older_mlflow_is_read(
         "signature": signature.to_dict(),
         "saved_input_example_info": {"artifact_path": "input_example.json"} | info,
     }
-    found = input_example.example(tmp_path, described, mlmodel.contract(described, "actor", 10))
+    files = ModelFiles(described, example=data)
+    found = input_example.example(files, mlmodel.contract(described, "actor", 10))
     assert found is not None
     assert found.rows == expected
     assert found.params == ({"top": 5} if "params" in info else {})

@@ -36,7 +36,7 @@ class Downloads:
 
     async def __call__(self, version: Version, folder: Path) -> Path:
         self.count += 1
-        return await self.client.download(version, folder)
+        return await self.client.download(version, folder, lambda _: None)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ async def test_a_download_that_fails_leaves_nothing(
     store: Store, version: Version, download: Downloads, saved: Path, tmp_path: Path
 ) -> None:
     shutil.move(saved, tmp_path / "away")
-    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1: .* No such artifact"):
+    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1: .* No such file"):
         await store.fetch(version, download)
     assert fetching(tmp_path) == []
     shutil.move(tmp_path / "away", saved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from serving.groups import Trust
 from serving.registry.policy import Policy, is_below
 from serving.runtime.launcher import Launcher
 from serving.runtime.replica import Replica
-from serving.runtime.version import Version
 
 FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
 LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
@@ -179,13 +177,6 @@ async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
 )
 def test_a_location_is_below_another(location: str, allowed: str, expected: bool) -> None:
     assert is_below(location, allowed) is expected
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    version = Version(name="x", version="1", location=str(tmp_path), source="")
-    with pytest.raises(Untrusted, match="pipe among its artifacts is no file"):
-        Policy(Trust()).check_source(version)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from serving.runtime import mlmodel
+from serving.runtime import mlmodel, model_files
 from training import log_model
 from training.profile import profile
 
@@ -144,7 +145,8 @@ def run(registry: str) -> Any:
 def logged(model: Any, table: Any, **more: Any) -> Any:
     """What an `MLmodel` file tells, and the contract that serving makes of it."""
     found = log_model(model, table, pip_requirements=[], skops_trusted_types=["numpy.dtype"], **more)
-    described = mlmodel.read(Path(mlflow.artifacts.download_artifacts(found.uri)))
+    folder = Path(mlflow.artifacts.download_artifacts(found.uri))
+    described = asyncio.run(model_files.read(folder)).described
     return described["metadata"]["serving"], mlmodel.contract(described, "it", 1000)
 
 

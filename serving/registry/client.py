@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from serving.errors import RegistryUnavailable, ServingError, Unresolved
+from serving.errors import RegistryUnavailable, Unresolved
 from serving.groups import Registry
 from serving.reference import Kind, Reference
+from serving.registry import blocking, bounded_http, folders
+from serving.registry.downloads import Downloads
+from serving.registry.entities import as_version, translated
 from serving.registry.live_tag import contested
+from serving.registry.policy import local_folder
 from serving.runtime.version import Version
 from serving.telemetry.redaction import without_secrets
 
@@ -33,10 +35,14 @@ _DEFAULTS["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
 WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
 _MARKING = 5
+_CALLS_AT_ONCE = 4
+_THREAD = "registry"
+_MAX_CALL_SECONDS = 20.0
+_MAX_FIRST_CALL_SECONDS = 120.0
+"""The first call imports MLflow."""
 Marker: TypeAlias = tuple[tuple[str, str, int], ...]
 News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
 """What is to be written over the tags that are there; None deletes a tag."""
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 class RegistryClient:
@@ -49,8 +55,9 @@ class RegistryClient:
 
     def __init__(self, settings: Registry) -> None:
         self._settings = settings
-        self._calls = ThreadPoolExecutor(4, thread_name_prefix="registry")
-        self._downloads = ThreadPoolExecutor(2, thread_name_prefix="download")
+        self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._downloads = Downloads(settings)
+        self._is_ready, self._is_closed = False, False
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
         self.failures, self.waited = 0, 0.0
@@ -114,13 +121,18 @@ class RegistryClient:
         """The version with its aliases and the location of its artifacts, which take calls of their own."""
         return await self._ask(self._complete, version)
 
-    async def download(self, version: Version, folder: Path) -> Path:
-        """Download the version's artifacts below `folder`; gives where they lie.
+    async def download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
+        """Download the version's artifacts into the new `folder`; return where they lie.
+
+        `check` refuses a source on this machine by its path without links.
 
         Raises:
-            RegistryUnavailable: the artifact store gave no sensible answer.
+            RegistryUnavailable: the artifact store gave no sensible answer, or none in time.
+            Untrusted: they are too large, or something else than files.
         """
-        return await self._in_thread(self._downloads, self._download, version, folder)
+        with translated(f"the artifacts of {version}", may_be_missing=False):
+            call = partial(self._download, version, folder, check)
+            return await self._downloads.run(version.location, folder, call)
 
     async def write_tags(self, version: Version, news: News) -> None:
         """Write the tags that `news` gives for those which the version has now, in that order.
@@ -149,20 +161,28 @@ class RegistryClient:
 
     def close(self) -> None:
         """Make no further calls."""
-        self._calls.shutdown(wait=False, cancel_futures=True)
-        self._downloads.shutdown(wait=False, cancel_futures=True)
+        self._is_closed = True
 
     def _reached(self) -> None:
         self.reachable, self.checked_at = True, datetime.now(UTC)
 
     async def _look(self, call: Callable[..., T], *args: Any) -> T:
-        return await self._in_thread(self._calls, self._timed, call, *args)
+        return await self._ask(self._timed, call, *args)
 
     async def _ask(self, call: Callable[..., T], *args: Any) -> T:
-        return await self._in_thread(self._calls, call, *args)
-
-    async def _in_thread(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+        async with self._places:
+            if self._is_closed:
+                raise RegistryUnavailable("the service is stopping")
+            seconds = _MAX_CALL_SECONDS if self._is_ready else _MAX_FIRST_CALL_SECONDS
+            try:
+                async with asyncio.timeout(seconds):
+                    return await blocking.start(call, *args, name=_THREAD)
+            except TimeoutError:
+                raise RegistryUnavailable(
+                    f"no complete response from the registry in {seconds:g} s"
+                ) from None
+            except blocking.TooManyHang as error:
+                raise RegistryUnavailable(str(error)) from error
 
     # -- in the registry's threads
 
@@ -180,14 +200,16 @@ class RegistryClient:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
+        bounded_http.install(blocking.thread_name(_THREAD))
+        self._is_ready = True
         return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
 
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
-        with _translated(str(reference)):
+        with translated(str(reference)):
             if reference.kind is Kind.MODEL_ID:
                 return self._logged_model(reference.selector), ()
             found, *rivals = self._found(reference)
-            return _version(found), tuple(map(_version, rivals))
+            return as_version(found), tuple(map(as_version, rivals))
 
     def _found(self, reference: Reference) -> list[Any]:
         """What the reference names, the version that is served first."""
@@ -213,11 +235,11 @@ class RegistryClient:
         return found
 
     def _listed(self, name: str) -> tuple[Version, ...]:
-        with _translated(f"the versions of {name!r}"):
+        with translated(f"the versions of {name!r}"):
             found, one = self._versions(name), self._client.get_model_version
             if not all(isinstance(each.tags, Mapping) for each in found):  # Unity Catalog's search has none
                 found = [one(name, each.version) for each in found]
-            return tuple(map(_version, found))
+            return tuple(map(as_version, found))
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)
@@ -232,7 +254,7 @@ class RegistryClient:
         )
 
     def _mark(self) -> Marker:
-        with _translated("the versions that changed last"):
+        with translated("the versions that changed last"):
             order = ["last_updated_timestamp DESC", "name ASC", "version_number DESC"]
             found = self._client.search_model_versions(max_results=_MARKING, order_by=order)
             return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
@@ -240,19 +262,19 @@ class RegistryClient:
     def _aliases(self, version: Version) -> tuple[str, ...]:
         if version.version is None:
             return ()
-        with _translated(str(version)):
+        with translated(str(version)):
             aliases = self._client.get_registered_model(version.name).aliases
         return tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
 
     def _complete(self, version: Version) -> Version:
         if version.version is None:
             return version
-        with _translated(str(version)):
+        with translated(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.version)
         return replace(version, aliases=self._aliases(version), location=location)
 
     def _write_tags(self, version: Version, news: News) -> None:
-        with _translated(str(version)):
+        with translated(str(version)):
             client, place = self._client, (version.name, version.version)
             for tag, value in news(client.get_model_version(*place).tags).items():
                 if value is None:
@@ -263,54 +285,28 @@ class RegistryClient:
     def _log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
     ) -> None:
-        with _translated(f"run {run_id}"):
+        with translated(f"run {run_id}"):
             from mlflow.entities import Metric
 
             points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
             self._client.log_batch(run_id, points)
 
     def _create_webhook(self, name: str, url: str, secret: str) -> str:
-        with _translated("the webhook"):
+        with translated("the webhook"):
             return str(self._client.create_webhook(name, url, WEBHOOK_EVENTS, secret=secret).webhook_id)
 
-    def _download(self, version: Version, folder: Path) -> Path:
-        with _translated(f"the artifacts of {version}", may_be_missing=False):
-            from mlflow.artifacts import download_artifacts
+    def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
+        if source := local_folder(version.location):
+            source = source.resolve(strict=True)
+            check(source)
+            return folders.copy(source, folder, self._settings.max_model_bytes)
+        from mlflow.artifacts import download_artifacts
 
-            return Path(
-                download_artifacts(
-                    artifact_uri=version.location,
-                    dst_path=str(folder),
-                    tracking_uri=self._settings.tracking_uri,
-                    registry_uri=self._settings.registry_uri,
-                )
-            )
-
-
-@contextmanager
-def _translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
-    try:
-        yield
-    except ServingError:
-        raise
-    except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
-        # MLflow tells the whole address of a server that is away.
-        reason = without_secrets(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
-        if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
-            raise Unresolved(f"{what} names nothing in the registry ({reason})") from error
-        raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error
-
-
-def _version(found: Any) -> Version:
-    source = str(found.source)
-    return Version(
-        name=found.name,
-        version=str(found.version),
-        source=source,
-        location=source,
-        stage=None if found.current_stage in (None, "None") else found.current_stage,
-        aliases=tuple(sorted(found.aliases)),
-        run_id=found.run_id or None,
-        model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else None,
-        tags=dict(found.tags),
-    )
+        found = download_artifacts(
+            artifact_uri=version.location,
+            dst_path=str(folder),
+            tracking_uri=self._settings.tracking_uri,
+            registry_uri=self._settings.registry_uri,
+        )
+        folders.check_files(folder, self._settings.max_model_bytes)
+        return Path(found)

@@ -153,6 +153,7 @@ class Follower:
             found, rivals = await self._registry.resolve(self.slot.reference)
         except Unresolved as error:
             self._misses, self.slot.is_named = 0, False
+            self._gate.attempts.named(self.slot.reference.uri, None)
             self._unresolved(str(error))
             return
         except RegistryUnavailable as error:
@@ -162,6 +163,7 @@ class Follower:
             self._recall()
             return
         self._misses, self.slot.is_named = 0, True
+        self._gate.attempts.named(self.slot.reference.uri, found)
         self._warn_of(rivals, found)
         live, warm = self.slot.live, self.slot.warm
         step = decide(
@@ -225,7 +227,7 @@ class Follower:
 
     async def _bring_up(self, found: Version, failures: int) -> None:
         """Bring up a version; one that was refused before, here or elsewhere, after what served instead."""
-        before = None if self.slot.live else refused(found)
+        before = None if self.slot.live else refused(found) or await self._last_good.suspected(found)
         if before:
             await self._fall_back(before)
         if before and before.state is State.REVERTED and self.slot.live:

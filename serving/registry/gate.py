@@ -6,15 +6,19 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from cachetools import LRUCache
 
-from serving.errors import Breaking, Corrupt, LoadFailed, ProcessDied, VerificationFailed
+from serving.errors import Breaking, Corrupt, FrontDied, LoadFailed, ProcessDied, VerificationFailed
+from serving.registry import attempts
+from serving.registry.attempts import Attempts
 from serving.registry.client import RegistryClient
+from serving.registry.folders import check_files
 from serving.registry.policy import Policy
 from serving.registry.store import Store
-from serving.runtime import environments, mlmodel
+from serving.runtime import environments, model_files
 from serving.runtime.compatibility import breaking_changes, input_changes
 from serving.runtime.environments import Difference, Environments, Needs
 from serving.runtime.launcher import Launcher
@@ -52,6 +56,9 @@ class Gate:
         self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
         """Whether callers may share a call of versions that were loaded before, by their digest."""
         self._environments = Environments(settings.store_dir / "environments", strict=settings.strict)
+        self.attempts = Attempts(store.attempts)
+        self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
+        self._idle.set()
         self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
     async def bring_up(self, found: Version, slot: Slot) -> Loaded:
@@ -61,9 +68,33 @@ class Gate:
             Rejected: it does not pass.
             RegistryError: its artifacts could not be had.
         """
+        if deaths := await self.deaths(found):
+            return await self._bring_up_last(found, slot, deaths)
+        return await self._bring_up(found, slot)
+
+    async def deaths(self, version: Version) -> int:
+        """Return how many fronts in a row died while they verified a version that has not served before."""
+        deaths = await asyncio.to_thread(self.attempts.deaths, version)
+        return 0 if deaths and await self._store.has_served(version) else deaths
+
+    async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> Loaded:
+        """Bring up a version with which a front died, alone and last: another death has one cause."""
+        if deaths >= attempts.MAX_DEATHS:
+            raise FrontDied(
+                f"the front died while it was being verified, {deaths} times in a row: promote it again, or "
+                "change one of its tags, to have it tried again"
+            )
+        async with self._suspect:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.load_seconds):
+                    await self._idle.wait()
+            return await self._bring_up(found, slot)
+
+    async def _bring_up(self, found: Version, slot: Slot) -> Loaded:
         version = await self._registry.complete(found)
         await asyncio.to_thread(self._policy.check_source, version)
-        artifacts = await self._store.fetch(version, self._registry.download)
+        download = partial(self._registry.download, check=self._policy.check_folder)
+        artifacts = await self._store.fetch(version, download)
         expected = version.tags.get("serving.digest")
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
@@ -74,15 +105,28 @@ class Gate:
 
     async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
         """As `bring_up`, for artifacts that are on the disk."""
-        described = await asyncio.to_thread(mlmodel.read, artifacts.folder)
-        await asyncio.to_thread(self._policy.check_model, artifacts.folder, described)
-        needs = await asyncio.to_thread(environments.read, artifacts.folder)
+        self._verifying += 1
+        self._idle.clear()
+        try:
+            async with self.attempts.marked(version):
+                return await self._prove(version, artifacts, slot)
+        finally:
+            self._verifying -= 1
+            if not self._verifying:
+                self._idle.set()
+
+    async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
+        await asyncio.to_thread(check_files, artifacts.folder.resolve())
+        files = await model_files.read(artifacts.folder)
+        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
+        needs = await asyncio.to_thread(environments.read, files)
         differing = await asyncio.to_thread(environments.differences, needs)
         launcher = await self._launcher_of(needs, differing)
         loaded = await asyncio.to_thread(
             Loaded,
             version,
             artifacts,
+            files,
             launcher,
             self._settings,
             self._settings,

@@ -11,6 +11,7 @@ from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.registry.live_tag import latest
+from serving.registry.plan import Candidate, State
 from serving.registry.store import Store
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import Slot
@@ -32,6 +33,14 @@ class LastGood:
     async def bring_up(self, but: Version) -> Loaded | None:
         """What served last, other than `but`; None if there is nothing that can."""
         return await self._told(but) or await self.kept(but)
+
+    async def suspected(self, found: Version) -> Candidate | None:
+        """Return a version as one that waits for another, if a front died while it verified this one."""
+        if await self._gate.deaths(found):
+            return Candidate(
+                found, State.WAITING, f"{found} waits: the front died while it was being verified"
+            )
+        return None
 
     async def kept(self, but: Version | None = None) -> Loaded | None:
         """What went live last on this disk, other than `but`, proven without the registry."""

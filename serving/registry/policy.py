@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,8 @@ _LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm"
 _DATA = {".cbm", ".csv", ".json", ".lgb", ".md", ".onnx", ".parquet", ".skops", ".txt", ".ubj", ".xgb"}
 _DATA |= {".yaml", ".yml", ""}
 _NAMES_WITHOUT_SUFFIX = {"MLmodel"}
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
 _PATHS = {"artifact_path", "code", "conda", "data", "model_data", "model_path", "path", "pickled_model"}
 _PATHS |= {"python_model", "serving_input_path", "virtualenv"}
 
@@ -28,20 +30,33 @@ class Policy:
         self._trust = trust
 
     def check_source(self, version: Version) -> None:
-        """Refuse a version whose artifacts come from elsewhere; those in folders here must be files alone.
+        """Refuse a version whose artifacts come from elsewhere than the operator allows.
 
         Raises:
             Untrusted: they do.
         """
         allowed = self._trust.allowed_sources
         if allowed and not any(is_below(version.location, each) for each in allowed):
-            raise Untrusted(
-                f"its artifacts come from {without_query(version.location)}, which is none of "
-                f"SERVING_ALLOWED_SOURCES ({', '.join(allowed)})"
-            )
-        at = urlsplit(version.location)
-        if at.scheme in ("", "file") and not at.netloc:
-            check_files(Path(unquote(at.path)))  # MLflow would copy what links there point to
+            raise self._elsewhere(version.location)
+        if folder := local_folder(version.location):
+            self.check_folder(folder.resolve())
+
+    def check_folder(self, folder: Path) -> None:
+        """Refuse a folder on this machine, by its path without links, that is not below an allowed one.
+
+        Raises:
+            Untrusted: it is not.
+        """
+        allowed = self._trust.allowed_sources
+        roots = [root.resolve() for each in allowed if (root := local_folder(each))]
+        if allowed and not any(folder.is_relative_to(root) for root in roots):
+            raise self._elsewhere(str(folder))
+
+    def _elsewhere(self, location: str) -> Untrusted:
+        return Untrusted(
+            f"its artifacts come from {without_query(location)[:500]}, which is none of "
+            f"SERVING_ALLOWED_SOURCES ({', '.join(self._trust.allowed_sources)})"
+        )
 
     def check_model(self, folder: Path, described: Mapping[str, Any]) -> None:
         """Refuse a downloaded version that leads out of its folder, or in strict mode is more than data.
@@ -49,7 +64,6 @@ class Policy:
         Raises:
             Untrusted: it does, or is.
         """
-        check_files(folder)
         named = (described.get("flavors"), described.get("saved_input_example_info"))
         for key, path in (found for each in named for found in _paths(each)):
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
@@ -66,10 +80,10 @@ def is_below(location: str, allowed: str) -> bool:
 
 def _parts(location: str) -> tuple[str, ...]:
     at = urlsplit(location)
-    path = unquote(unquote(at.path))
+    folder = local_folder(location)
+    path = unquote(unquote(at.path if folder is None else str(folder)))
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
-    scheme = at.scheme.lower().replace("file", "")
-    return scheme, at.netloc.lower(), *parts
+    return ("", "", *parts) if folder else (at.scheme.lower(), at.netloc.lower(), *parts)
 
 
 def without_query(location: str) -> str:
@@ -77,17 +91,20 @@ def without_query(location: str) -> str:
     return location.partition("?")[0]
 
 
-def check_files(folder: Path) -> None:
-    """Refuse a folder in which is anything but folders and files.
+def local_folder(location: str) -> Path | None:
+    """Return the folder on this machine that a path or file URL names, as MLflow reads it; None for others.
 
     Raises:
-        Untrusted: there is.
+        Untrusted: it is a file URL of another machine.
     """
-    for path in folder.rglob("*"):
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            kind = "a link" if stat.S_ISLNK(mode) else "no file"
-            raise Untrusted(f"{path.relative_to(folder)} among its artifacts is {kind}")
+    if not _SCHEME.match(location):
+        return Path(unquote(location))
+    at = urlsplit(location)
+    if at.scheme.lower() != "file":
+        return None
+    if at.netloc.lower() not in _LOCAL_HOSTS:
+        raise Untrusted(f"its artifacts are at a file URL of another machine, {at.netloc[:100]!r}")
+    return Path(unquote(at.path))
 
 
 def _paths(described: Any) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from serving.runtime.version import Artifacts, Version
 log = logging.getLogger("serving.store")
 _MOST_KEPT = 3
 _KEPT_SECONDS = 3600
-_FOLDERS = ("live", "history")
+_FOLDERS = ("live", "history", "attempts")
 _PLACE = re.compile("[0-9a-f]{16}")
 
 
@@ -37,6 +37,16 @@ class Store:
         """The file for the history of a reference."""
         name = hashlib.sha256(reference.encode()).hexdigest()[:16]
         return self._root / "history" / f"{name}.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        """The folder for the markers of versions under verification."""
+        return self._root / "attempts"
+
+    async def has_served(self, version: Version) -> bool:
+        """Return whether the version is noted to have been live, and not long ago."""
+        place = self._place(version).name
+        return await asyncio.to_thread(lambda: place in self._noted_places())
 
     async def fetch(
         self, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
@@ -97,20 +107,21 @@ class Store:
 
     def _prune(self) -> None:
         """Remove what never went live or did so long ago, unless it is new: another front may be using it."""
-        noted = {fact["place"] for note in self._root.glob("live/*.json") for fact in _noted(note)}
+        noted = self._noted_places()
         for place in self._root.iterdir():
             old = time.time() - place.stat().st_mtime > _KEPT_SECONDS
             if old and place.name not in noted and place.name not in _FOLDERS:
                 shutil.rmtree(place, ignore_errors=True)
 
+    def _noted_places(self) -> set[str]:
+        return {fact["place"] for note in self._root.glob("live/*.json") for fact in _noted(note)}
+
     async def _keep(
         self, place: Path, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
     ) -> Artifacts:
         self._root.mkdir(parents=True, exist_ok=True)
-        # The thread of a download that is given up writes on, so that its folder can't always be removed.
-        with tempfile.TemporaryDirectory(
-            dir=self._root, prefix="fetching-", ignore_cleanup_errors=True
-        ) as new:
+        new = await asyncio.to_thread(tempfile.mkdtemp, dir=self._root, prefix="fetching-")
+        try:
             files = await download(version, Path(new) / "download")
             found = await asyncio.to_thread(digest, files)
             whole = Path(new) / "whole"
@@ -124,6 +135,9 @@ class Store:
                 if kept := await asyncio.to_thread(_kept, place):
                     return kept
                 raise
+        finally:
+            # The thread of a download that is given up writes on, so that its folder can't always be removed.
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, new, ignore_errors=True))
         return Artifacts(place / "artifacts", found)
 
 

@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 import serving
 from serving.errors import NoEnvironment
+from serving.runtime.model_files import ModelFiles
 
 log = logging.getLogger("serving.environments")
 # What a model process needs of its own, and MLflow, of which skinny is a part.
@@ -73,17 +73,19 @@ class Difference:
         return f"{self.required} ({f'installed: {self.installed}' if self.installed else 'not installed'})"
 
 
-def read(folder: Path) -> Needs:
-    """Read `python_env.yaml`, and the requirements that it refers to, of the model in `folder`."""
+def read(files: ModelFiles) -> Needs:
+    """Read from a version's files the Python and the packages that it requires."""
     needs = Needs()
     try:
-        described = _yaml(folder / "python_env.yaml")
-        needs.python = _python(described.get("python") or _flavor(folder).get("python_version"))
+        if fault := files.faults.get("python_env.yaml"):
+            raise ValueError(fault)
+        described = files.documents.get("python_env.yaml", {})
+        needs.python = _python(described.get("python") or _flavor(files).get("python_version"))
         lines = described.get("dependencies") or ["-r requirements.txt"]
         if not isinstance(lines, list):
             raise ValueError("the dependencies in python_env.yaml are no list")
-        _collect(folder, map(str, lines), "python_env.yaml", needs, needs.packages, set())
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        _collect(files, map(str, lines), "python_env.yaml", needs, needs.packages, set())
+    except (ValueError, RecursionError) as error:
         needs.fault = f"the files of its environment can't be read: {error}"
     return needs
 
@@ -97,33 +99,29 @@ def _python(named: Any) -> str:
     return found[0]
 
 
-def _yaml(file: Path) -> Mapping[str, Any]:
-    try:
-        found = yaml.load(file.read_bytes(), Loader=yaml.CSafeLoader)
-    except FileNotFoundError:
-        return {}
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{file.name} is no mapping")
-    return found
-
-
-def _flavor(folder: Path) -> Mapping[str, Any]:
-    found = (_yaml(folder / "MLmodel").get("flavors") or {}).get("python_function")
+def _flavor(files: ModelFiles) -> Mapping[str, Any]:
+    flavors = files.described.get("flavors")
+    found = flavors.get("python_function") if isinstance(flavors, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 
 def _collect(
-    folder: Path, lines: Iterable[str], where: str, needs: Needs, into: list[Requirement], seen: set[str]
+    files: ModelFiles,
+    lines: Iterable[str],
+    where: str,
+    needs: Needs,
+    into: list[Requirement],
+    seen: set[str],
 ) -> None:
     for line in _statements(lines):
         if found := _OPTION.match(line):
             option, name = found.groups()
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                needs.fault = f"its {where} can't be read: it refers to {name}, which is not among its files"
-            elif name not in seen and (folder / name).exists():
-                text = (folder / name).read_text()
+            if fault := files.faults.get(name):
+                needs.fault = f"its {where} can't be read: it refers to {name:.100}: {fault}"
+            elif name not in seen and name in files.texts:
                 target = needs.constraints if option in ("-c", "--constraint") else into
-                _collect(folder, text.splitlines(), name, needs, target, seen | {name})
+                seen.add(name)
+                _collect(files, files.texts[name], name, needs, target, seen)
         elif line.startswith("-"):
             needs.fault = (
                 f"its {where} can't be read: {line!r:.200} is an option, which is not taken from a model. "
@@ -133,7 +131,7 @@ def _collect(
         else:
             try:
                 into.append(Requirement(line))
-            except InvalidRequirement:
+            except (InvalidRequirement, RecursionError):
                 needs.fault = (
                     f"its {where} can't be read: {line!r:.200} is no requirement. Log it with "
                     "pip_requirements of the form name==version"

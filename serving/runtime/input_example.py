@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from serving.errors import RequestError, VerificationFailed
 from serving.runtime.contract import Contract, Row
 from serving.runtime.intake import Intake
+from serving.runtime.model_files import ModelFiles
 from serving.runtime.scalars import Scalar
 from serving.runtime.scoring import FORMS, UNWRAPPED, Scoring
 from serving.runtime.table import Form, objects
@@ -35,13 +35,15 @@ class Example:
     """The first row as JSON has it, for the documentation."""
 
 
-def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> Example | None:
+def example(files: ModelFiles, contract: Contract) -> Example | None:
     """Read the logged input example; None where there is none in rows.
 
     Raises:
-        VerificationFailed: it does not fit the model's own contract.
+        VerificationFailed: it does not fit the model's own contract, or exceeds a limit.
     """
-    logged = _logged(folder, described.get("saved_input_example_info") or {})
+    if fault := files.faults.get("example"):
+        raise VerificationFailed(f"its input example can't be read: {fault}: log it with fewer rows")
+    logged = _logged(files)
     if not logged or not logged.keys() & {*FORMS, *UNWRAPPED}:
         return None
     try:
@@ -53,6 +55,8 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
         if params := logged.get("params"):
             body["params"] = params
         return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise VerificationFailed(f"its input example has no form that is known: {error!r:.200}") from error
     except RequestError as error:
         faults = "; ".join(f"{_where(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
         raise VerificationFailed(
@@ -60,18 +64,19 @@ def example(folder: Path, described: Mapping[str, Any], contract: Contract) -> E
         ) from error
 
 
-def _logged(folder: Path, info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _logged(files: ModelFiles) -> dict[str, Any] | None:
     """Read the example as a body of MLflow's scoring protocol.
 
     MLflow writes one since 2.15; before, there is only the example itself, with how it is to be read.
     """
-    try:
-        if "serving_input_path" in info:
-            body = json.loads((folder / info["serving_input_path"]).read_bytes())
-            return body if isinstance(body, dict) else None
-        form = _OF_OLD_FORMS[info["type"]]
-        data: Any = json.loads((folder / info["artifact_path"]).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+    info: Any = files.described.get("saved_input_example_info")
+    data: Any = files.example
+    if data is None or not isinstance(info, Mapping):
+        return None
+    if "serving_input_path" in info:
+        return data if isinstance(data, dict) else None
+    form = _OF_OLD_FORMS.get(str(info.get("type")))
+    if form is None:
         return None
     params: Any = None
     if info.get("params") and isinstance(data, dict):

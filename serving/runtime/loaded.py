@@ -19,6 +19,7 @@ from serving.runtime import bulk, heap, input_example, mlmodel, verification
 from serving.runtime.calls import Calls, Part
 from serving.runtime.intake import Intake
 from serving.runtime.launcher import Launcher
+from serving.runtime.model_files import ModelFiles
 from serving.runtime.pool import Pool
 from serving.runtime.probation import Tally
 from serving.runtime.replay import Comparison, Recorded, Recorder
@@ -54,6 +55,7 @@ class Loaded:
         self,
         version: Version,
         artifacts: Artifacts,
+        files: ModelFiles,
         launcher: Launcher,
         limits: Limits,
         runtime: Runtime,
@@ -63,9 +65,8 @@ class Loaded:
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # once it takes requests
-        described = mlmodel.read(artifacts.folder)
-        self.contract = mlmodel.contract(described, version.name, limits.max_rows)
-        self.example = input_example.example(artifacts.folder, described, self.contract)
+        self.contract = mlmodel.contract(files.described, version.name, limits.max_rows)
+        self.example = input_example.example(files, self.contract)
         if self.example:
             self.contract = self.contract.with_example(self.example.shown)
         self.reader = bulk.Reader(self.contract)

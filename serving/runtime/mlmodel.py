@@ -1,13 +1,10 @@
-"""What a logged model says of itself, read from the `MLmodel` file that MLflow wrote: its contract."""
+"""The contract of a logged model, as the content of its `MLmodel` file describes it (`model_files`)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from serving.errors import Untypable
 from serving.runtime import profile
@@ -30,29 +27,28 @@ def unverified(version: str, reason: str) -> str:
     return f"{version} went live unverified, as it has no input example in rows ({reason}): {HOW_TO_LOG}"
 
 
+_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Raised where a file that was not written by MLflow has other values than MLflow writes."""
+_MAX_LISTED = 10
+MAX_COLUMNS = 5000
+"""Columns of a signature; compiling a contract for more would take seconds."""
 _TASKS = (None, "classification", "regression")
 _SERVING = {"task", "classes", "inputs", "description", "profile", "batching"}
 
 
-def read(folder: Path) -> Mapping[str, Any]:
-    """The content of the `MLmodel` file in `folder`.
-
-    Raises:
-        Untypable: there is none, or it is no YAML mapping.
-    """
-    try:
-        described = yaml.load((folder / "MLmodel").read_bytes(), Loader=yaml.CSafeLoader)
-    except (OSError, yaml.YAMLError) as error:
-        raise Untypable(f"its MLmodel file can't be read: {error}") from error
-    return _mapping(described, "MLmodel")
-
-
 def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract:
-    """The contract that an `MLmodel` file's content describes.
+    """Return the contract that an `MLmodel` file's content describes.
 
     Raises:
         Untypable: there is no signature, or one from which no typed endpoint can be made.
     """
+    try:
+        return _contract(described, name, max_rows)
+    except _UNEXPECTED as error:
+        raise Untypable(f"its signature or metadata has no form that is known: {error!r:.200}") from error
+
+
+def _contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract:
     signature = described.get("signature")
     if not signature:
         raise Untypable(f"it has no signature: {HOW_TO_LOG}")
@@ -62,7 +58,7 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
         raise Untypable(f"metadata serving has unknown entries: {_listed(unknown)}")
     task = serving.get("task")
     if task not in _TASKS:
-        raise Untypable(f"metadata serving.task is {task!r}: write classification or regression")
+        raise Untypable(f"metadata serving.task is {task!r:.100}: write classification or regression")
     classes = _classes(serving.get("classes") or [])
     if classes and task != "classification":
         raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
@@ -155,7 +151,9 @@ def _classes(named: Any) -> tuple[str, ...]:
 
 
 def _listed(names: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(name)[:100] for name in names))
+    shown = sorted(str(name)[:100] for name in names)
+    more = len(shown) - _MAX_LISTED
+    return ", ".join(shown[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _param(spec: Mapping[str, Any]) -> Param:
@@ -174,10 +172,12 @@ def _specs(signature: Any, part: str) -> list[dict[str, Any]]:
     text = _mapping(signature, "signature").get(part)
     try:
         specs = json.loads(text) if text else []
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Untypable(f"its signature's {part} can't be read: {error}") from error
     if not isinstance(specs, list) or not all(isinstance(spec, dict) for spec in specs):
         raise Untypable(f"its signature's {part} are no list of columns")
+    if len(specs) > MAX_COLUMNS:
+        raise Untypable(f"its signature's {part} are {len(specs)} columns: at most {MAX_COLUMNS} are served")
     return specs
 
 

@@ -1,0 +1,111 @@
+"""Reads the files that describe a model version, in a short-lived process with limits (`bounded_parser`)."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import serving
+from serving.errors import Untypable
+from serving.runtime import bounded_parser
+
+_SECONDS = 20.0
+# Isolated from PYTHON* variables and .pth files, with this package and PyYAML alone.
+_PROGRAM = """
+import sys
+sys.path.extend(sys.argv[2:])
+from serving.runtime.bounded_parser import main
+main(sys.argv[1])
+"""
+_PASSED_ON = ("LD_LIBRARY_PATH", "LANG")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The content of the files that describe a model version."""
+
+    described: Mapping[str, Any]
+    """The content of `MLmodel`."""
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The content of the other YAML files, by name."""
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The lines of the requirements files, by name."""
+    example: Any = None
+    """The first rows of the input example, as its file has them; None if there is none."""
+    faults: Mapping[str, str] = field(default_factory=dict)
+    """Why a file could not be read, by its name; the input example's is `example`."""
+
+
+async def read(folder: Path) -> ModelFiles:
+    """Read the files that describe the version in `folder`.
+
+    Raises:
+        Untypable: its `MLmodel` can't be read within the limits.
+    """
+    found = await _parsed(folder)
+    documents, faults = found["documents"], found["faults"]
+    if "MLmodel" not in documents:
+        raise Untypable(f"its MLmodel file can't be read: {faults.get('MLmodel', 'there is none')}")
+    described = documents.pop("MLmodel")
+    return ModelFiles(described, documents, found["texts"], found.get("example"), faults)
+
+
+async def _parsed(folder: Path) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _PROGRAM,
+        str(folder),
+        str(Path(serving.__file__).parents[1]),
+        _packages(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+    )
+    try:
+        async with asyncio.timeout(_SECONDS):
+            output = await _output(process)
+            status = await process.wait()
+    except TimeoutError:
+        raise Untypable(f"its MLmodel file can't be read within {_SECONDS:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if status or len(output) > bounded_parser.MAX_OUTPUT_BYTES:
+        ending = signal.Signals(-status).name if status < 0 else f"status {status}"
+        raise Untypable(
+            "its MLmodel file can't be read within the limits on time and memory: "
+            f"the parser ended with {ending}"
+        )
+    found: dict[str, Any] = await asyncio.to_thread(json.loads, output)
+    return found
+
+
+async def _output(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout
+    output = bytearray()
+    while len(output) <= bounded_parser.MAX_OUTPUT_BYTES and (data := await process.stdout.read(2**18)):
+        output += data
+    if len(output) > bounded_parser.MAX_OUTPUT_BYTES:
+        process.kill()
+    return bytes(output)
+
+
+def _packages() -> str:
+    """Return the folder in which PyYAML is installed."""
+    spec = importlib.util.find_spec("yaml")
+    assert spec
+    assert spec.origin
+    return str(Path(spec.origin).parents[1])

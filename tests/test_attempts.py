@@ -1,0 +1,154 @@
+"""A version with which a front died is not tried first by the next one, and later not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from casting import Registry
+from conftest import NewRegistry
+from live import Service, environment, until
+from promotions import Model
+
+from serving.registry.attempts import Attempts
+from serving.runtime.version import Version
+
+FOUND = Version(name="iris", version="2", location="s3://iris/2", source="s3://iris/2", stage="Production")
+
+
+def start(registry: Registry, folder: Path) -> Model:
+    models = {"models": "models:/actor/Production", "poll_seconds": 0.1}
+    return Model("actor", Service(environment(registry.uri, folder, **models), folder), registry)
+
+
+def die_verifying(model: Model, note: Path) -> None:
+    """Kill the front while the version loads that leaves this note."""
+    until(note.exists)
+    model.service.process.kill()
+    model.service.stop()
+    note.unlink()
+
+
+@pytest.mark.timeout(300)
+def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
+    new_registry: NewRegistry, tmp_path: Path
+) -> None:
+    registry, note = Registry(new_registry(tmp_path)), tmp_path / "loading"
+    model = start(registry, tmp_path)
+    try:
+        model.until_live(model.promote())
+        model.promote(on_load=f"note:{note} hang", factor=2.0)
+        die_verifying(model, note)
+
+        model = start(registry, tmp_path)
+        model.until_live("1")
+        die_verifying(model, note)
+
+        model = start(registry, tmp_path)
+        model.until_live("1")
+        assert "the front died while it was being verified" in model.until_refused("2")
+        assert "the front died while it was being verified" in model.until_told("2", "rejected")["reason"]
+        assert model.is_well("1")
+        assert not note.exists()
+
+        registry.client.set_model_version_tag("actor", "2", "looked-at", "yes")
+        until(note.exists)
+        model.promote("1")
+        model.until(lambda state: state["candidate"] is None)
+    finally:
+        model.service.process.kill()
+        model.service.stop()
+
+
+# -- in plain functions
+
+DIE = """
+import asyncio, os, sys
+from pathlib import Path
+from serving.registry.attempts import Attempts
+from serving.runtime.version import Version
+
+async def verify():
+    async with Attempts(Path(sys.argv[1])).marked(Version(**eval(sys.argv[2]))):
+        os._exit(1)
+
+asyncio.run(verify())
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
+def die(folder: Path, version: Version) -> None:
+    facts = {
+        "name": version.name,
+        "version": version.version,
+        "location": version.location,
+        "source": version.source,
+        "stage": version.stage,
+        "tags": dict(version.tags),
+    }
+    subprocess.run([sys.executable, "-c", DIE, folder, repr(facts)], check=False)
+
+
+def test_deaths_are_counted_until_something_changes(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    assert attempts.deaths(FOUND) == 0
+    die(tmp_path, FOUND)
+    assert attempts.deaths(FOUND) == 1
+    assert attempts.deaths(FOUND) == 1
+    die(tmp_path, FOUND)
+    assert Attempts(tmp_path).deaths(FOUND) == 2
+    written = replace(FOUND, tags={"serving.state": "rejected"})
+    assert attempts.deaths(written) == 2
+    assert attempts.deaths(replace(FOUND, tags={"owner": "me"})) == 0
+    assert attempts.deaths(replace(FOUND, version="3", source="s3://iris/3")) == 0
+
+
+def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    die(tmp_path, FOUND)
+    assert attempts.deaths(FOUND) == 1
+    attempts.named("models:/iris/Production", FOUND)
+    assert attempts.deaths(FOUND) == 1
+    attempts.named("models:/iris/Production", None)
+    attempts.named("models:/iris/Production", FOUND)
+    assert attempts.deaths(FOUND) == 0
+
+
+@pytest.mark.anyio
+async def test_version_under_verification_elsewhere_is_no_death(tmp_path: Path) -> None:
+    async with Attempts(tmp_path).marked(FOUND):
+        assert Attempts(tmp_path).deaths(FOUND) == 0
+    assert names(tmp_path) == []
+
+
+@pytest.mark.anyio
+async def test_passing_forgets_deaths(tmp_path: Path) -> None:
+    die(tmp_path, FOUND)
+    attempts = Attempts(tmp_path)
+    assert attempts.deaths(FOUND) == 1
+    async with attempts.marked(FOUND):
+        pass
+    assert attempts.deaths(FOUND) == 0
+
+
+@pytest.mark.anyio
+async def test_marker_that_cannot_be_written_does_not_prevent_verification(tmp_path: Path) -> None:
+    (tmp_path / "attempts").write_text("no folder")
+    async with Attempts(tmp_path / "attempts").marked(FOUND):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b'{"deaths": "many", "promotion": 5}'])
+def test_damaged_record_counts_no_death(tmp_path: Path, content: bytes) -> None:
+    attempts = Attempts(tmp_path)
+    die(tmp_path, FOUND)
+    assert attempts.deaths(FOUND) == 1
+    (record,) = tmp_path.iterdir()
+    record.write_bytes(content)
+    assert attempts.deaths(FOUND) == 0
