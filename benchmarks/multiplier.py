@@ -1,9 +1,29 @@
-"""A model that multiplies by what its configuration says, or does not load: logged as code by `soak`."""
+"""A model that multiplies by what its configuration says, or does not load: logged as code by `soak`.
 
+Two values of `x` misbehave: `SLOW` takes a while, `STRAY` starts a process that ends as the fork server's.
+"""
+
+import ctypes
+import os
+import platform
+import signal
+import time
 from typing import Any
 
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+
+SLOW, STRAY = -47.0, -44.0
+SLOW_SECONDS = 0.3
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE_PARENT = 0x8000
+
+
+def start_stray() -> None:
+    """Start a process whose parent is the parent of this one, and which ends at once."""
+    flags = ctypes.c_long(_CLONE_PARENT | signal.SIGCHLD)
+    if ctypes.CDLL(None).syscall(ctypes.c_long(_CLONE[platform.machine()]), flags, 0, 0, 0, 0) == 0:
+        os._exit(0)
 
 
 class Multiplier(PythonModel):
@@ -16,6 +36,10 @@ class Multiplier(PythonModel):
     # MLflow would take type hints for the model's signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Each `x` times the factor."""
+        if (model_input["x"] == SLOW).any():
+            time.sleep(SLOW_SECONDS)
+        if (model_input["x"] == STRAY).any():
+            start_stray()
         return model_input["x"].to_numpy(float) * self.factor
 
 

@@ -1,4 +1,4 @@
-"""What a service meets in hours: promotions, broken versions, crashes, overload; each answer is checked."""
+"""What a service meets in hours, from promotions to overload and attacks; each answer is checked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from statistics import median
 from threading import Event, Thread
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from benchmarks import processes, service, sheet
 from benchmarks.arrivals import arrive
+from benchmarks.attacks import DEADLINE_SECONDS, TALKER, Attacks, silent_source
 from benchmarks.client import Caller, Refused
 from benchmarks.promotion import registry_client
 from benchmarks.sheet import Sheet
@@ -29,6 +31,8 @@ from benchmarks.throughput import make_registry
 
 NAME = "multiplier"
 FACTORS = (1.0, 2.0, 3.0)
+BAD_FILE, SILENT = "5", "6"
+"""Versions after those of `FACTORS` and the broken one."""
 _CALLERS = 4
 _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_CRASHES = 35.0
@@ -58,6 +62,8 @@ class Found:
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds until the service had recovered, by the attack."""
 
 
 class Soak:
@@ -68,24 +74,31 @@ class Soak:
         self._client, self._numbers = client, numbers
         self._front = processes.front(int(url.rpartition(":")[2]))
         self._live, self._crashed_at = "1", -_SECONDS_BETWEEN_CRASHES
-        self._overloaded = Event()
+        self._overloaded, self._hurt = Event(), Event()
+        self._attacks = Attacks(url, NAME, self._to_production)
+        self.found.recoveries = self._attacks.recoveries.seconds
 
     def run(self, seconds: float, tell: Callable[[str], None]) -> Found:
         """Do one thing after the other for so long."""
         acts = [self.promote, self.promote_a_broken_one, self.crash, self.crash_altogether, self.overload]
+        acts += [self.attack] * len(acts)
         began = time.monotonic()
         with self._calling():
             while (spent := time.monotonic() - began) < seconds:
                 act = self._numbers.choice(acts)
                 act()
                 self.found.seconds = time.monotonic() - began
-                with suppress(ValueError, OSError):  # a fork server that has just been killed
+                with suppress(StopIteration, OSError):  # a fork server that has just been killed
                     self.found.sizes.append(self._size(spent))
                 tell(f"{spent / 60:.1f} min, {self.found.answered:,} answers, {len(self.found.wrong)} wrong")
         return self.found
 
+    def _fork_server(self) -> int:
+        """Return the process that model processes are forked from; the front has others for moments."""
+        return next(pid for pid in processes.children(self._front) if _is_fork_server(pid))
+
     def _size(self, spent: float) -> Size:
-        (fork_server,) = processes.children(self._front)
+        fork_server = self._fork_server()
         sizes = processes.private(self._front), processes.private(fork_server)
         return Size(spent, *sizes, len(os.listdir(f"/proc/{self._front}/fd")))
 
@@ -127,21 +140,51 @@ class Soak:
         self._overloaded.clear()
         self.found.done["overloads"] += 1
 
+    def attack(self) -> None:
+        """One of the attacks that once succeeded, from which the service has to recover."""
+        attacks: list[Callable[[], None]] = [
+            lambda: self._attacks.bad_file(BAD_FILE, self._live),
+            self._attacks.stray_child,
+            self._attacks.no_descriptors,
+            self._promote_and_hurry,
+            self._attacks.stalled_reader,
+            lambda: self._attacks.silent_source(SILENT, self._live),
+        ]
+        attack = self._numbers.choice(attacks)
+        if attack in (self._attacks.stray_child, self._attacks.no_descriptors):
+            if time.monotonic() - self._crashed_at < _SECONDS_BETWEEN_CRASHES:
+                return
+            self._crashed_at = time.monotonic()
+        self._hurt.set()
+        attack()
+        self._until(lambda _: self._answers())
+        self._hurt.clear()
+        self.found.done["attacks"] += 1
+
+    def _answers(self) -> bool:
+        """Return whether requests are accepted again: slow rows make the service expect more of them."""
+        statuses = {
+            httpx.post(f"{self.url}/predict", json={"x": 1.0}, timeout=30).status_code for _ in range(20)
+        }
+        return statuses == {200}
+
+    def _promote_and_hurry(self) -> None:
+        self.promote()
+        self._attacks.short_deadlines(self._live)
+
     def _kill(self, chosen: Callable[[int], Sequence[int]], told: str) -> None:
         if time.monotonic() - self._crashed_at < _SECONDS_BETWEEN_CRASHES:
             return
         self._crashed_at = time.monotonic()
-        (fork_server,) = processes.children(self._front)
-        for pid in chosen(fork_server):
+        for pid in chosen(self._fork_server()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.found.done[told] += 1
         self._until(lambda model: model["state"] == "live" and self._models())
 
     def _models(self) -> Sequence[int]:
-        with suppress(ValueError, OSError):
-            (fork_server,) = processes.children(self._front)
-            return processes.children(fork_server)
+        with suppress(StopIteration, OSError):
+            return processes.children(self._fork_server())
         return ()
 
     def _to_production(self, version: str) -> None:
@@ -177,7 +220,8 @@ class Soak:
                 try:
                     told = orjson.loads(caller.ask(orjson.dumps({"x": x})))
                 except (Refused, HTTPException, OSError) as error:
-                    if "answers 503" in str(error) and self._overloaded.is_set():
+                    is_busy = self._overloaded.is_set() or self._hurt.is_set()
+                    if any(f"answers {status}" in str(error) for status in (503, 504)) and is_busy:
                         self.found.refused += 1
                     else:
                         self.found.wrong.append(f"{type(error).__name__}: {error}")
@@ -198,9 +242,15 @@ def measure(folder: Path, seconds: float, seed: int, tell: Callable[[str], None]
     client = registry_client(registry)
     register(folder)
     client.transition_model_version_stage(NAME, "1", "Production")
-    env = {"SERVING_MODELS": f"models:/{NAME}/Production", "SERVING_PROBATION_SECONDS": "0"}
-    env |= {"SERVING_POLL_SECONDS": "0.2", "SERVING_WAIT_SECONDS": "0.05", "SERVING_DEADLINE_SECONDS": "60"}
+    env = {
+        "SERVING_MODELS": f"models:/{NAME}/Production,models:/{TALKER}/1",
+        "SERVING_PROBATION_SECONDS": "5",
+        "SERVING_POLL_SECONDS": "0.2",
+        "SERVING_WAIT_SECONDS": "0.05",
+        "SERVING_DEADLINE_SECONDS": f"{DEADLINE_SECONDS:g}",
+    }
     with ExitStack() as stack:
+        register_attacks(client, folder, stack.enter_context(silent_source()))
         url = stack.enter_context(service.serving(registry, folder, env=env))
         return Soak(url, client, random.Random(seed)).run(seconds, tell)
 
@@ -239,6 +289,27 @@ def register(folder: Path) -> None:
             pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
             registered_model_name=NAME,
         )
+    mlflow.pyfunc.log_model(
+        name=TALKER,
+        python_model=str(Path(__file__).with_name("talker.py")),
+        signature=infer_signature(example, [0.0]),
+        pip_requirements=["mlflow"],
+        registered_model_name=TALKER,
+    )
+
+
+def register_attacks(client: Any, folder: Path, source: str) -> None:
+    """Register versions of which one has a harmful `MLmodel` file and one a source that never responds."""
+    (folder / "bad").mkdir()
+    (folder / "bad" / "MLmodel").write_text("[" * 100_000)
+    for version, location in ((BAD_FILE, str(folder / "bad")), (SILENT, source)):
+        assert str(client.create_model_version(NAME, location).version) == version
+
+
+def _is_fork_server(pid: int) -> bool:
+    with suppress(OSError):
+        return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _sheet(found: Found) -> Sheet:
@@ -248,8 +319,12 @@ def _sheet(found: Found) -> Sheet:
     rows += [(what, f"{count:,}") for what, count in sorted(found.done.items())]
     rows += [
         ("calls answered", f"{found.answered:,}"),
-        ("calls refused under overload", f"{found.refused:,}"),
+        ("calls refused under overload or attack", f"{found.refused:,}"),
         ("calls failed or answered wrongly", f"{len(found.wrong):,}"),
+        *(
+            (f"recovery, s, median / most: {attack}", f"{median(seconds):.1f} / {max(seconds):.1f}")
+            for attack, seconds in sorted(found.recoveries.items())
+        ),
         ("front, MB: after a quarter of the time / at the end", f"{first.front:.1f} / {last.front:.1f}"),
         ("fork server, MB", f"{first.fork_server:.1f} / {last.fork_server:.1f}"),
         ("files that the front has open", f"{first.files} / {last.files}"),

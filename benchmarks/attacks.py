@@ -1,0 +1,180 @@
+"""Attacks on a running service, each followed by the time in which it recovers: injected by `soak`.
+
+The numbers are those of the table of faults in the tests' names (`test_row_40_…`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from benchmarks import processes
+from benchmarks.multiplier import SLOW, STRAY
+
+TALKER = "talker"
+DEADLINE_SECONDS = 4.0
+"""The service's deadline while it is attacked: a caller that does not read is cut off after it."""
+_MAX_SECONDS = 60.0
+_OUTAGE_SECONDS = 2.0
+_HELD = 40
+
+
+class NotRecovered(Exception):
+    """The service did not answer again in time."""
+
+
+@dataclass
+class Recoveries:
+    """How many seconds the service took to answer rightly after each attack, by the attack."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextmanager
+    def after(self, attack: str) -> Iterator[None]:
+        """Measure the block, which waits until the service has recovered."""
+        began = time.monotonic()
+        yield
+        self.seconds.setdefault(attack, []).append(time.monotonic() - began)
+
+
+class Attacks:
+    """Attacks one service.
+
+    Args:
+        url: where it is.
+        name: the model that is promoted.
+        promote: puts a version of it into Production.
+    """
+
+    def __init__(self, url: str, name: str, promote: Callable[[str], None]) -> None:
+        self.recoveries = Recoveries()
+        self._url, self._name, self._promote = url, name, promote
+        self._front = processes.front(int(url.rpartition(":")[2]))
+
+    def bad_file(self, version: str, live: str) -> None:
+        """Row 40: promote a version whose `MLmodel` is nested 100,000 levels deep."""
+        self._promote(version)
+        with self.recoveries.after("40: nested MLmodel"):
+            self._until(lambda model: (model["candidate"] or {}).get("state") == "rejected")
+        self._promote(live)
+        self._until(lambda model: model["candidate"] is None)
+
+    def stray_child(self) -> None:
+        """Row 44: have the fork server reap a process that it did not start, then kill a model process."""
+        self._predict(STRAY)
+        for pid in self._models():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with self.recoveries.after("44: a child that is not the fork server's"):
+            self._until_answered(self._name)
+
+    def no_descriptors(self) -> None:
+        """Row 45: let the front run out of file descriptors while a model process dies."""
+        before = resource.prlimit(self._front, resource.RLIMIT_NOFILE)
+        opened = len(os.listdir(f"/proc/{self._front}/fd"))
+        with ExitStack() as stack:
+            resource.prlimit(self._front, resource.RLIMIT_NOFILE, (opened + _HELD // 2, before[1]))
+            for _ in range(_HELD):
+                with suppress(OSError):
+                    stack.enter_context(socket.create_connection(self._address, timeout=1))
+            for pid in self._models():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_OUTAGE_SECONDS)
+            resource.prlimit(self._front, resource.RLIMIT_NOFILE, before)
+        with self.recoveries.after("45: no file descriptors, and a death"):
+            self._until_answered(self._name)
+
+    def short_deadlines(self, live: str) -> None:
+        """Row 47: send requests that time out by the caller's deadline, just after a promotion."""
+        for _ in range(6):
+            self._predict(SLOW, {"X-Request-Timeout": "0.05"})
+        with self.recoveries.after("47: callers' short deadlines"):
+            self._until(lambda model: model["version"] == live and model["candidate"] is None)
+
+    def stalled_reader(self) -> None:
+        """Row 48: read nothing of a stream without end."""
+        body = b'{"x": 1}'
+        head = (
+            f"POST /models/{TALKER}/predict/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+        )
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect(self._address)
+            stalled.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+            with self.recoveries.after("48: a stream that nobody reads"):
+                self._until_answered(TALKER)
+
+    def silent_source(self, version: str, live: str) -> None:
+        """Row 50: promote a version whose artifact source never responds, then another."""
+        self._promote(version)
+        self._until(lambda model: (model["candidate"] or {}).get("version") == version)
+        self._promote(live)
+        with self.recoveries.after("50: a source that never responds"):
+            self._until(lambda model: model["version"] == live and model["candidate"] is None)
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        at = urlsplit(self._url)
+        return at.hostname or "", at.port or 0
+
+    def _models(self) -> list[int]:
+        found: list[int] = []
+        for pid in processes.children(self._front):
+            with suppress(OSError):
+                found += processes.children(pid)
+        return found
+
+    def _predict(self, x: float, headers: dict[str, str] | None = None, name: str = "") -> int:
+        path = f"{self._url}/models/{name or self._name}/predict"
+        return httpx.post(path, json={"x": x}, headers=headers, timeout=_MAX_SECONDS).status_code
+
+    def _until_answered(self, name: str) -> None:
+        self._wait(lambda: self._predict(1.0, name=name) == 200)
+
+    def _until(self, seen: Callable[[dict[str, Any]], object]) -> None:
+        self._wait(lambda: seen(httpx.get(f"{self._url}/ready", timeout=30).json()["models"][0]))
+
+    def _wait(self, done: Callable[[], object]) -> None:
+        ends = time.monotonic() + _MAX_SECONDS
+        while time.monotonic() < ends:
+            with suppress(httpx.TransportError):
+                if done():
+                    return
+            time.sleep(0.02)
+        raise NotRecovered(f"it did not recover within {_MAX_SECONDS:g} s")
+
+
+class _Silent(BaseHTTPRequestHandler):
+    """Accepts requests, and never responds."""
+
+    ended = Event()
+
+    def do_GET(self) -> None:
+        self.ended.wait()
+
+
+@contextmanager
+def silent_source() -> Iterator[str]:
+    """Run an artifact server that never responds; yield the address of artifacts on it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Silent)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/api/2.0/mlflow-artifacts/artifacts/model"
+    finally:
+        _Silent.ended.set()
+        server.shutdown()
+        server.server_close()
