@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from serving.access.declaration import (
     ADMIN,
@@ -134,14 +134,13 @@ def router(
     @routes.get("/models", summary="What is served, with each contract")
     @requires(PREDICT)
     async def models(request: Request) -> Models:
-        in_full, visible = sees_reasons(request.scope), visible_followers(followers, request.scope)
-        return Models(models=[_description(follower, tellers, in_full=in_full) for follower in visible])
+        return Models(models=await _described(visible_followers(followers, request.scope), request))
 
     @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(404))
     @requires(PREDICT)
     async def model(name: str, request: Request) -> ModelDescription:
-        follower = _named(name, request)
-        return _description(follower, tellers, in_full=sees_reasons(request.scope))
+        (described,) = await _described([_named(name, request)], request)
+        return described
 
     @routes.get(
         "/models/{name}/history",
@@ -151,6 +150,13 @@ def router(
     @requires(ADMIN_OF_MODEL)
     async def history(name: str, request: Request) -> list[Period]:
         return _named(name, request).history.periods()
+
+    async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
+        contracts = [follower.slot.live.contract for follower in shown if follower.slot.live]
+        if new := [each for each in contracts if "json_schemas" not in vars(each)]:
+            await asyncio.to_thread(lambda: [each.json_schemas for each in new])
+        in_full = sees_reasons(request.scope)
+        return [_description(follower, tellers, in_full=in_full) for follower in shown]
 
     def _named(name: str, request: Request) -> Follower:
         for follower in visible_followers(followers, request.scope):
@@ -169,11 +175,12 @@ async def _with_fleet(own: Readiness, fleet: Fleet) -> FleetReadiness:
 
 def describe(contract: Contract) -> ContractDescription:
     """A contract as JSON Schema."""
+    schemas = contract.json_schemas
     return ContractDescription(
-        row=TypeAdapter(contract.row).json_schema(),
-        params=TypeAdapter(contract.params_type).json_schema() if contract.params else None,
+        row=schemas["row"],
+        params=schemas.get("params"),
         streams=contract.streams,
-        prediction=TypeAdapter(contract.prediction).json_schema(),
+        prediction=schemas["prediction"],
     )
 
 

@@ -24,6 +24,7 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.probation import Tally
 from serving.runtime.slot import Slot
 from serving.runtime.version import Outcome, Version
+from serving.telemetry.redaction import without_secrets
 
 log = logging.getLogger("serving.follower")
 _LONGEST_LOOK = 10.0
@@ -241,10 +242,10 @@ class Follower:
         try:
             loaded = await self._gate.bring_up(found, self.slot)
         except (RegistryError, ProcessDied) as error:
-            failed = Candidate(found, State.WAITING, f"{found} waits: {error}", failures + 1)
+            failed = Candidate(found, State.WAITING, without_secrets(f"{found} waits: {error}"), failures + 1)
             seconds = pause(failures)
         except Rejected as error:
-            failed = Candidate(found, State.REJECTED, str(error), failures + 1)
+            failed = Candidate(found, State.REJECTED, without_secrets(str(error)), failures + 1)
             seconds = pause(failures + 3) if error.may_heal else None
         except Exception as error:
             log.exception("%s could not be brought up", found, extra=found.in_logs)

@@ -109,6 +109,13 @@ class Contract:
         """The table that rows become."""
         return Layout(self.columns, self.form)
 
+    @cached_property
+    def json_schemas(self) -> Mapping[str, Any]:
+        """The JSON Schemas of a row, of the parameters if there are any, and of a prediction."""
+        types = {"row": self.row, "prediction": self.prediction}
+        types |= {"params": self.params_type} if self.params else {}
+        return {name: TypeAdapter(each).json_schema() for name, each in types.items()}
+
     # -- what clients send
 
     @cached_property
