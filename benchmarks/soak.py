@@ -85,7 +85,7 @@ class Soak:
         return self.found
 
     def _size(self, spent: float) -> Size:
-        (fork_server,) = processes.children(self._front)
+        fork_server = processes.fork_server(self._front)
         sizes = processes.private(self._front), processes.private(fork_server)
         return Size(spent, *sizes, len(os.listdir(f"/proc/{self._front}/fd")))
 
@@ -131,7 +131,7 @@ class Soak:
         if time.monotonic() - self._crashed_at < _SECONDS_BETWEEN_CRASHES:
             return
         self._crashed_at = time.monotonic()
-        (fork_server,) = processes.children(self._front)
+        fork_server = processes.fork_server(self._front)
         for pid in chosen(fork_server):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -140,8 +140,7 @@ class Soak:
 
     def _models(self) -> Sequence[int]:
         with suppress(ValueError, OSError):
-            (fork_server,) = processes.children(self._front)
-            return processes.children(fork_server)
+            return processes.children(processes.fork_server(self._front))
         return ()
 
     def _to_production(self, version: str) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.errors import UnknownModel
+from serving.http.components import ComponentState, component_states
 from serving.http.problems import documented
 from serving.http.replicas import Fleet, ReplicaState, agree
 from serving.journal.quality import QualityState
@@ -26,7 +27,8 @@ from serving.registry.history import Period
 from serving.registry.plan import Candidate
 from serving.runtime.contract import Contract
 from serving.runtime.loaded import Loaded
-from serving.runtime.slot import Slot
+from serving.runtime.slot import RECOVERING, Slot
+from serving.runtime.supervision import Supervisor
 from serving.telemetry.merged import Merged
 from serving.telemetry.metrics import Metrics
 
@@ -75,7 +77,7 @@ class ModelState(BaseModel):
     digest: str | None = None
     loaded_at: datetime | None = None
     required: bool = Field(description="whether the service is not ready without it")
-    state: str = Field(description="live, not live, or (on demand) asleep or waking")
+    state: str = Field(description="live, recovering, not live, or (on demand) asleep or waking")
     reason: str | None = Field(None, description="why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
@@ -107,6 +109,10 @@ class Readiness(BaseModel):
     model_version: str | None = Field(description="the default model's live version")
     models: list[ModelState]
     registry: RegistryState
+    components: list[ComponentState] = Field(
+        default=[],
+        description="background components that ended unexpectedly a short time ago; empty if none did",
+    )
 
 
 class FleetReadiness(Readiness):
@@ -148,6 +154,7 @@ def router(
     tellers: Sequence[Teller],
     probe_tellers: Sequence[Teller],
     fleet: Fleet | None = None,
+    supervisor: Supervisor | None = None,
 ) -> APIRouter:
     """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
 
@@ -170,6 +177,7 @@ def router(
     @routes.get("/readyz", response_model=told, include_in_schema=False)
     async def ready(response: Response) -> Readiness:
         found = readiness(followers, registry, probe_tellers)
+        found.components = component_states(supervisor) if supervisor else []
         if fleet:
             found = await _with_fleet(found, fleet)
         response.status_code = 200 if found.status == "ready" else 503
@@ -184,7 +192,7 @@ def router(
         responses=documented(503),
     )
     async def ping() -> PlainTextResponse:
-        followers[0].slot.lease()
+        followers[0].slot.check_serving()
         return PlainTextResponse("\n")
 
     @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
@@ -227,7 +235,7 @@ def readiness(
 ) -> Readiness:
     """What `/ready` answers."""
     models = [ModelState(**_state(follower, tellers)) for follower in followers]
-    is_ready = all(follower.slot.live for follower in followers if follower.slot.required)
+    is_ready = all(follower.slot.is_serving for follower in followers if follower.slot.required)
     return Readiness(
         status="ready" if is_ready else "not ready",
         model_uri=models[0].uri,
@@ -270,6 +278,8 @@ def _state(follower: Follower, tellers: Sequence[Teller]) -> dict[str, Any]:
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    if slot.live and not slot.is_serving:
+        state["reason"] = RECOVERING
     warnings = [*slot.warnings, *state.get("warnings", [])]
     for teller in tellers:
         told = teller(slot)

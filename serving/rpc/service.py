@@ -104,7 +104,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         return protos.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        ready = all(slot.live for slot in self._models.slots if slot.required)
+        ready = all(slot.is_serving for slot in self._models.slots if slot.required)
         return protos.ServerReadyResponse(ready=ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
