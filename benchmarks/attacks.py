@@ -131,11 +131,9 @@ class Attacks:
         return at.hostname or "", at.port or 0
 
     def _models(self) -> list[int]:
-        found: list[int] = []
-        for pid in processes.children(self._front):
-            with suppress(OSError):
-                found += processes.children(pid)
-        return found
+        with suppress(ValueError, OSError):
+            return processes.children(processes.fork_server(self._front))
+        return []
 
     def _predict(self, x: float, headers: dict[str, str] | None = None, name: str = "") -> int:
         path = f"{self._url}/models/{name or self._name}/predict"

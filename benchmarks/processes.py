@@ -42,11 +42,18 @@ def children(parent: int) -> list[int]:
     return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
 
+def fork_server(front: int) -> int:
+    """Return the fork server of a service, a child of its guardian; raises ValueError without one."""
+    (guardian,) = children(front)
+    (server,) = children(guardian)
+    return server
+
+
 def memory(front: int) -> Memory:
     """The private memory of a service's processes."""
-    (fork_server,) = children(front)
-    models = [private(pid) for pid in children(fork_server)]
-    return Memory(private(front), private(fork_server), tuple(models))
+    server = fork_server(front)
+    models = [private(pid) for pid in children(server)]
+    return Memory(private(front), private(server), tuple(models))
 
 
 def private(pid: int) -> float:

@@ -88,17 +88,13 @@ class Soak:
                 act = self._numbers.choice(acts)
                 act()
                 self.found.seconds = time.monotonic() - began
-                with suppress(StopIteration, OSError):  # a fork server that has just been killed
+                with suppress(ValueError, OSError):  # a fork server that has just been killed
                     self.found.sizes.append(self._size(spent))
                 tell(f"{spent / 60:.1f} min, {self.found.answered:,} answers, {len(self.found.wrong)} wrong")
         return self.found
 
-    def _fork_server(self) -> int:
-        """Return the process that model processes are forked from; the front has others for moments."""
-        return next(pid for pid in processes.children(self._front) if _is_fork_server(pid))
-
     def _size(self, spent: float) -> Size:
-        fork_server = self._fork_server()
+        fork_server = processes.fork_server(self._front)
         sizes = processes.private(self._front), processes.private(fork_server)
         return Size(spent, *sizes, len(os.listdir(f"/proc/{self._front}/fd")))
 
@@ -176,15 +172,16 @@ class Soak:
         if time.monotonic() - self._crashed_at < _SECONDS_BETWEEN_CRASHES:
             return
         self._crashed_at = time.monotonic()
-        for pid in chosen(self._fork_server()):
+        fork_server = processes.fork_server(self._front)
+        for pid in chosen(fork_server):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.found.done[told] += 1
         self._until(lambda model: model["state"] == "live" and self._models())
 
     def _models(self) -> Sequence[int]:
-        with suppress(StopIteration, OSError):
-            return processes.children(self._fork_server())
+        with suppress(ValueError, OSError):
+            return processes.children(processes.fork_server(self._front))
         return ()
 
     def _to_production(self, version: str) -> None:
@@ -304,12 +301,6 @@ def register_attacks(client: Any, folder: Path, source: str) -> None:
     (folder / "bad" / "MLmodel").write_text("[" * 100_000)
     for version, location in ((BAD_FILE, str(folder / "bad")), (SILENT, source)):
         assert str(client.create_model_version(NAME, location).version) == version
-
-
-def _is_fork_server(pid: int) -> bool:
-    with suppress(OSError):
-        return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
 
 
 def _sheet(found: Found) -> Sheet:

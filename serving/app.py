@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -44,7 +44,7 @@ from serving.runtime.exchange import Observer, Refused
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
-from serving.runtime.upkeep import kept_up
+from serving.runtime.supervision import Supervisor
 from serving.settings import Settings
 from serving.telemetry import lag
 from serving.telemetry.metrics import Metrics
@@ -80,7 +80,8 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         Untraceable: traces are asked for that can't be sent.
     """
     registry = RegistryClient(settings)
-    launcher = Launcher.of(settings, settings)
+    supervisor = Supervisor()
+    launcher = Launcher.of(settings, settings, supervisor)
     store = Store(settings.store_dir, registry.uri)
     metrics = Metrics()
     guard = (
@@ -112,7 +113,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     ]
     rota = Rota(settings.most_loaded)
     sleepers = [
-        Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic)
+        Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
         for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)
     ]
     models = Models([*slots, *shadowing, *on_demand])
@@ -121,32 +122,36 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
     )
     drift = Drift(settings.drift_psi)
-    for told in (State(followers, registry, settings, guard), *trials.all, drift):
+    for told in (State(followers, registry, settings, guard), supervisor, *trials.all, drift):
         metrics.registry.register(told)
     access = AccessLog(settings.access_log)
     observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
     observers += [drift] if settings.drift_psi else []
-    journal = Journal(settings, metrics, registry) if settings.journal_url else None
+    journal = Journal(settings, metrics, registry, supervisor) if settings.journal_url else None
     journals = [journal] if journal else []
     observers += journals
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        launcher.start()
+        with suppress(errors.ProcessDied):  # the first model process tries again
+            launcher.start()
         if fleet:
             await _begin_as(fleet, followers[: len(slots)])
         always = followers[: len(followers) - len(sleepers)]
         watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
-        running = [asyncio.create_task(kept_up(each.run)) for each in (*always, *sleepers, *watching)]
-        running.append(asyncio.create_task(lag.measure(metrics.loop_lag.observe)))
-        settling = asyncio.create_task(_settle(slots))
+        running = [
+            supervisor.start(type(each).__name__.lower(), each.run)
+            for each in (*always, *sleepers, *watching)
+        ]
+        running.append(supervisor.start("event loop monitor", lambda: lag.measure(metrics.loop_lag.observe)))
+        running.append(supervisor.start("heap settlement", lambda: _settle(slots), finite=True))
         try:
             async with _answering_grpc(models, settings, app.refused, guard, observers):
                 yield
         finally:
             began = time.monotonic()
-            for task in (*running, settling):
-                task.cancel()
+            for component in running:
+                component.stop()
             await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
             await launcher.aclose()
             left = max(_LEAST_SECONDS, settings.drain_seconds - (time.monotonic() - began))
@@ -174,7 +179,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     tellers = [*telling, drift.tell]
     probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
     routers = [
-        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet),
+        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
         status.router(followers, registry, timeline, tellers),
         page.router(),
         feedback.router(journal, settings),

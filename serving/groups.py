@@ -132,6 +132,9 @@ class Limits(Group):
     """What one caller may ask for."""
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
+    max_answer_bytes: int = Field(
+        64 * 2**20, ge=2**20, description="largest output of one model call, in bytes; more fails the call"
+    )
     receive_seconds: float = Field(
         20.0, gt=0, description="time that a request's head, or its body, may take to arrive"
     )

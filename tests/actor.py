@@ -12,12 +12,15 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,10 @@ def spied(paths: list[str]) -> dict[str, Any]:
             return False
         return True
 
-    front = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    front = parent(parent(os.getppid()))  # beyond the fork server and its guardian
     tracing = ctypes.CDLL(None, use_errno=True)
     kinds = {"tcp": (2, 1), "udp": (2, 2), "unix": (1, 1)}
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -83,6 +89,59 @@ def spied(paths: list[str]) -> dict[str, Any]:
         "dumpable": tracing.prctl(3, 0, 0, 0, 0),
         "umask": status["Umask"].strip(),
     }
+
+
+def outlast(kind: str, note: Path) -> None:
+    """Start a process that tries to outlive the front, and write down its id."""
+    libc = ctypes.PyDLL(None)  # which keeps the interpreter's lock in a cloned child
+    if kind == "immortal":  # the model process itself
+        libc.prctl(1, 0)
+        note.write_text(str(os.getpid()))
+        _perform("hang", "")
+    if kind in ("sibling", "brief"):
+        number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+        child = libc.syscall(number, 0x8000 | signal.SIGCHLD.value, 0, 0, 0, 0)  # CLONE_PARENT
+    else:
+        child = os.fork()
+    if child:
+        if kind not in ("sibling", "brief"):
+            os.waitpid(child, 0)
+        return
+    if kind != "sibling":
+        os.setsid()
+    if kind == "brief":
+        note.write_text(str(os.getpid()))
+        os._exit(0)
+    if kind != "sibling" and os.fork():
+        os._exit(0)
+    libc.prctl(1, 0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(0, 1024)
+    note.write_text(str(os.getpid()))
+    if kind == "exec":
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
+    while True:
+        signal.pause()
+
+
+def send_frames(kind: int, size: int, count: int) -> None:
+    """Send frames on the socket to the front, with random bytes as long as it takes them."""
+    connections = [each for each in range(3, 256) if _is_socket(each)]
+    piece = os.urandom(2**16)
+    with suppress(OSError):
+        for _ in range(count):
+            for each in connections:
+                os.write(each, bytes([kind]) + size.to_bytes(4, "little"))
+            for _ in range(0, size, len(piece)):
+                for each in connections:
+                    os.write(each, piece[:size])
+
+
+def _is_socket(descriptor: int) -> bool:
+    with suppress(OSError):
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    return False
 
 
 def _perform(name: str, more: str) -> None:
@@ -128,6 +187,17 @@ def _perform(name: str, more: str) -> None:
             pool.map(abs, [-1, 1])
     if name == "daemon":
         start_daemon(Path(more))
+    if name == "outlast":
+        kind, _, note = more.partition(":")
+        outlast(kind, Path(note))
+    if name == "frames":
+        send_frames(*map(int, more.split(":")))
+    if name == "stop_once" and not Path(more).exists():
+        Path(more).write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if name == "limit":
+        size = int(more) << 20
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
     if name == "signal":
         signal.raise_signal(signal.Signals[more])
     if name == "once":

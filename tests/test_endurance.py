@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from casting import Registry, actor
 from live import PROGRAM, Service, environment, until
-from pids import Watch, children, descendants
+from pids import Watch, descendants, fork_server
 
 NAMES = ("lead", "foil", "extra", "double")
 """Models that are swapped at the same time."""
@@ -49,10 +49,10 @@ class Size:
     def of(cls, service: Service) -> Size:
         front = service.process.pid
         until(lambda: len(descendants(front)) == 1 + len(NAMES))  # what was live before has gone
-        (fork_server,) = children(front)
-        files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, fork_server))
-        threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, fork_server))
-        return cls(_resident(front), _resident(fork_server), files, len(descendants(front)), threads)
+        server = fork_server(front)
+        files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, server))
+        threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, server))
+        return cls(_resident(front), _resident(server), files, len(descendants(front)), threads)
 
     def has_grown_since(self, before: Size) -> bool:
         *memory, files, processes, threads = (

@@ -21,7 +21,7 @@ from serving.errors import NotLive
 from serving.reference import Reference
 from serving.registry.plan import Candidate, State, Step, decide, pause, rest
 from serving.runtime.loaded import Loaded
-from serving.runtime.upkeep import kept_up
+from serving.runtime.supervision import Supervisor
 from serving.runtime.version import Version
 
 pytestmark = pytest.mark.anyio
@@ -170,13 +170,13 @@ async def test_a_mistake_in_the_front_does_not_end_the_following(
         raise KeyError("oh")
 
     follower._rest = fail  # type: ignore[method-assign]
-    following = asyncio.create_task(kept_up(follower.run))
+    following = Supervisor().start("follower", follower.run)
     await failed.wait()
     await asyncio.sleep(0)
-    assert "Follower.run failed, and begins anew" in caplog.text
+    assert "follower failed unexpectedly; it restarts in 0.1 s" in caplog.text
     stage.promote(factor=3.0)
     await asyncio.to_thread(until, lambda: live(follower) == "2")
-    following.cancel()
+    following.stop()
     assert await predict(follower) == 3.0
 
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from live import Service, environment, until
-from pids import children
+from pids import children, fork_server
 from promotions import Callers, Model
 
 # Two fronts, and those that start again, take their time where tests share two cores.
@@ -162,8 +162,8 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
         @rule(place=PLACES, altogether=st.booleans())
         def crash(self, place: int, altogether: bool) -> None:
             self.has_crashed = True
-            (fork_server,) = children(fleet.models[place].service.process.pid)
-            for pid in [fork_server] if altogether else children(fork_server):
+            server = fork_server(fleet.models[place].service.process.pid)
+            for pid in [server] if altogether else children(server):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 

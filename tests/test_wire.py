@@ -42,7 +42,7 @@ def test_a_frame_comes_out_with_its_last_byte() -> None:
 
 @pytest.mark.parametrize("kind", [0, 10, 255])
 def test_an_unknown_kind_is_no_frame(kind: int) -> None:
-    with pytest.raises(ValueError, match="Kind"):
+    with pytest.raises(ValueError, match="unknown kind"):
         list(Unpacker().feed(bytes([kind, 0, 0, 0, 0])))
 
 

@@ -66,7 +66,7 @@ class State(Collector):
     def _slots(self) -> Iterable[Metric]:
         ready = GaugeMetricFamily(
             "serving_model_ready",
-            "Whether a version is live; without each that is required the service is not ready.",
+            "Whether a version is live and a process is up; /ready returns 503 without each required one.",
             labels=(*_MODEL, "required"),
         )
         warnings = GaugeMetricFamily(
@@ -76,7 +76,7 @@ class State(Collector):
         )
         for slot in (follower.slot for follower in self._followers):
             model = (slot.reference.name, slot.reference.uri)
-            ready.add_metric((*model, str(slot.required).lower()), slot.live is not None)
+            ready.add_metric((*model, str(slot.required).lower()), slot.is_serving)
             own = len(slot.live.warnings) if slot.live else 0
             warnings.add_metric(model, len(slot.warnings) + own)
         return ready, warnings

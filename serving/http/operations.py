@@ -22,6 +22,7 @@ from serving.access.declaration import (
 )
 from serving.access.guard import Guard
 from serving.errors import not_served
+from serving.http.components import component_states
 from serving.http.problems import documented
 from serving.http.readiness import ModelState, Readiness, Teller, readiness, state_of
 from serving.http.replicas import Fleet, ReplicaState, agree
@@ -30,6 +31,7 @@ from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.history import Period
 from serving.runtime.contract import Contract
+from serving.runtime.supervision import Supervisor
 from serving.telemetry.merged import Merged
 from serving.telemetry.metrics import Metrics
 
@@ -76,6 +78,7 @@ def router(
     probe_tellers: Sequence[Teller],
     guard: Guard | None = None,
     fleet: Fleet | None = None,
+    supervisor: Supervisor | None = None,
 ) -> APIRouter:
     """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
 
@@ -100,6 +103,7 @@ def router(
     @requires(PROBE)
     async def ready(request: Request, response: Response) -> Readiness:
         found = readiness(followers, registry, probe_tellers, guard, in_full=sees_reasons(request.scope))
+        found.components = component_states(supervisor) if supervisor else []
         if fleet:
             found = await _with_fleet(found, fleet)
         response.status_code = 200 if found.status == "ready" else 503
@@ -116,7 +120,7 @@ def router(
     @requires(PREDICT)
     async def ping(request: Request) -> PlainTextResponse:
         check_visible(request.scope, followers[0].slot.reference.name)
-        followers[0].slot.lease()
+        followers[0].slot.check_serving()
         return PlainTextResponse("\n")
 
     @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)

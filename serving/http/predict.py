@@ -176,8 +176,11 @@ class Predict:
         try:
             answer = await ticket.future
         except Unprocessable as error:  # by its type hint, which has no name for the input
-            (column,) = live.contract.columns
-            faults = [Fault((column.name, *fault.loc[1:]), fault.msg) for fault in error.faults]
+            if len(live.contract.columns) != 1:
+                raise ModelFailed("it refused an input though it has no type hint") from None
+            faults = [
+                Fault((live.contract.columns[0].name, *fault.loc[1:]), fault.msg) for fault in error.faults
+            ]
             raise live.contract.refusal(faults) from None
         if not answer.is_one_per_row(1) or live.contract.is_whole:
             return [*whole(live, rows, params, ticket, answer)]

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, Field
 
 from serving.access.guard import STALE, Guard
+from serving.http.components import ComponentState
 from serving.http.visibility import HIDDEN_REASON
 from serving.journal.quality import QualityState
 from serving.monitoring.drift import DriftState
@@ -18,7 +19,7 @@ from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.plan import Candidate
 from serving.runtime.loaded import Loaded
-from serving.runtime.slot import Slot
+from serving.runtime.slot import RECOVERING, Slot
 
 
 class CandidateState(BaseModel):
@@ -59,7 +60,7 @@ class ModelState(BaseModel):
     digest: str | None = None
     loaded_at: datetime | None = None
     required: bool = Field(description="whether the service is not ready without it")
-    state: str = Field(description="live, not live, or (on demand) asleep or waking")
+    state: str = Field(description="live, recovering, not live, or (on demand) asleep or waking")
     reason: str | None = Field(None, description="why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
@@ -91,6 +92,10 @@ class Readiness(BaseModel):
     model_version: str | None = Field(description="the default model's live version")
     models: list[ModelState]
     registry: RegistryState
+    components: list[ComponentState] = Field(
+        default=[],
+        description="background components that ended unexpectedly a short time ago; empty if none did",
+    )
     keys: str | None = Field(
         None, description="readable, unreadable, or stale: no key is valid any more; null without keys"
     )
@@ -110,7 +115,7 @@ def readiness(
 ) -> Readiness:
     """What `/ready` answers."""
     models = [ModelState(**state_of(follower, tellers, in_full=in_full)) for follower in followers]
-    is_ready = all(follower.slot.live for follower in followers if follower.slot.required)
+    is_ready = all(follower.slot.is_serving for follower in followers if follower.slot.required)
     keys = guard.state() if guard else None
     return Readiness(
         status="ready" if is_ready and keys != STALE else "not ready",
@@ -134,6 +139,8 @@ def state_of(follower: Follower, tellers: Sequence[Teller], *, in_full: bool) ->
         "candidate": _candidate(follower.candidate),
     }
     state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    if slot.live and not slot.is_serving:
+        state["reason"] = RECOVERING
     warnings = [*slot.warnings, *state.get("warnings", [])]
     if not in_full:
         _hide_reasons(state)
@@ -165,7 +172,7 @@ def _facts(live: Loaded) -> dict[str, Any]:
 def _hide_reasons(state: dict[str, Any]) -> None:
     """Replace texts that models or exceptions can have written."""
     for part in (state, state["candidate"], state.get("batching")):
-        if part and part.get("reason"):
+        if part and part.get("reason") not in (None, "", RECOVERING):
             part["reason"] = HIDDEN_REASON
 
 

@@ -16,7 +16,7 @@ from serving.runtime.kinds import Kind
 from serving.runtime.loaded import Loaded
 from serving.runtime.models import Models
 from serving.runtime.scalars import Scalar
-from serving.runtime.slot import Slot
+from serving.runtime.slot import RECOVERING, Slot
 from serving.runtime.split import first
 from serving.runtime.tensors import Tensor
 from serving.runtime.values import Value
@@ -85,7 +85,7 @@ def router(models: Models) -> APIRouter:
     async def ready() -> dict[str, bool]:
         for slot in models.slots:
             if slot.required:
-                slot.lease()
+                slot.check_serving()
         return {"ready": True}
 
     @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
@@ -123,8 +123,9 @@ def router(models: Models) -> APIRouter:
 
 def _indexed(slot: Slot, in_full: bool) -> Indexed:
     version = slot.live.version.version if slot.live else None
-    reason = "" if slot.live else slot.reason if in_full else HIDDEN_REASON
-    state = "READY" if slot.live else "UNAVAILABLE"
+    reason = RECOVERING if slot.live else slot.reason if in_full else HIDDEN_REASON
+    reason = "" if slot.is_serving else reason
+    state = "READY" if slot.is_serving else "UNAVAILABLE"
     return Indexed(name=slot.reference.name, version=version, state=state, reason=reason)
 
 

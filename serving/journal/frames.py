@@ -11,6 +11,8 @@ from enum import IntEnum
 from serving.runtime.wire import exactly
 
 _HEADER = struct.Struct("<BII")
+_MAX_BYTES = 16 * 2**20
+"""The largest payload that the journal writer sends."""
 
 
 class Kind(IntEnum):
@@ -46,9 +48,15 @@ class Frame:
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
-    """The next frame; None where the other side has gone."""
+    """Return the next frame from the journal writer; None where it has gone.
+
+    Raises:
+        ValueError: the bytes are no frame, or announce one that is too large.
+    """
     try:
         kind, number, length = _HEADER.unpack(await stream.readexactly(_HEADER.size))
+        if length > _MAX_BYTES:
+            raise ValueError(f"a frame of {length} bytes, more than {_MAX_BYTES}")
         return Frame(Kind(kind), number, await stream.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None

@@ -28,6 +28,7 @@ from serving.journal.reporter import Reporter
 from serving.registry.client import RegistryClient
 from serving.runtime.exchange import Exchange, Header, Observer
 from serving.runtime.slot import Slot
+from serving.runtime.supervision import Supervisor
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -49,14 +50,16 @@ class Batch:
 class Journal(Observer):
     """Records the predictions of one front."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, registry: RegistryClient) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, registry: RegistryClient, supervisor: Supervisor
+    ) -> None:
         assert settings.journal_url
         opening = {
             "url": settings.journal_url.get_secret_value(),
             "days": settings.journal_days,
             "logged": [settings.log_format, settings.log_level],
         }
-        self._link = Link(orjson.dumps(opening), self._hear)
+        self._link = Link(orjson.dumps(opening), self._hear, supervisor)
         self._reporter = Reporter(registry)
         self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from serving.journal.frames import Frame, Kind, read
+from serving.runtime.descendants import StopDetector
+from serving.runtime.supervision import Component, Supervisor
 
 log = logging.getLogger("serving.journal")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SECONDS_TO_END = 15.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Link:
@@ -24,17 +26,20 @@ class Link:
     `hear` is called with each frame that comes.
     """
 
-    def __init__(self, opening: bytes, hear: Callable[[Frame], None]) -> None:
+    def __init__(
+        self, opening: bytes, hear: Callable[[Frame], None], supervisor: Supervisor | None = None
+    ) -> None:
         self._opening, self._hear = Frame(Kind.OPEN, 0, opening), hear
         self._asked: dict[int, Frame] = {}
         self._unsent: deque[Frame] = deque()
         self._number, self._more = 0, asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
+        self._supervisor = supervisor or Supervisor()
+        self._component: Component | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the process, unless it was started."""
-        self._running = self._running or asyncio.get_running_loop().create_task(self._run())
+        self._component = self._component or self._supervisor.start("journal writer", self._serve)
 
     def send(self, kind: Kind, payload: bytes) -> int:
         """Have this sent, in the order of the calls; gives its number, by which it is answered."""
@@ -55,54 +60,64 @@ class Link:
 
     async def aclose(self) -> None:
         """Have the process write what it has, and end."""
-        if self._running is None:
+        if self._component is None:
             return
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        self._component.stop()
+        await self._component.wait()
         if self.process:
             try:
                 await asyncio.to_thread(self.process.wait, _SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 self.process.kill()
 
-    async def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        while True:
-            began = asyncio.get_running_loop().time()
-            try:
-                await self._serve()
-            except OSError as error:  # the system has no room for a process
-                log.error("the journal's process could not be started: %s", error)
-            if asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
-                pause = _FIRST_PAUSE
-            log.warning("the journal's process has ended, and is started again in %g s", pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
     async def _serve(self) -> None:
-        """Speak with a new process until it ends."""
+        """Exchange frames with a new process until it ends."""
         stream, writer = await asyncio.open_unix_connection(sock=self._launch())
+        assert self.process
         self._unsent = deque([self._opening, *self._asked.values()])
         self._more.set()
-        sending = asyncio.create_task(self._send(writer))
         try:
-            while frame := await read(stream):
-                if frame.kind in (Kind.WRITTEN, Kind.ANSWER):
-                    self._asked.pop(frame.number, None)
-                self._hear(frame)
+            async with asyncio.TaskGroup() as group:
+                helpers = [
+                    group.create_task(self._send(writer)),
+                    group.create_task(self._watch(self.process)),
+                ]
+                await self._receive(stream)
+                for helper in helpers:
+                    helper.cancel()
+        except Exception:
+            self.process.kill()  # what it has not confirmed is sent to its successor
+            raise
         finally:
-            sending.cancel()
             writer.close()
-        assert self.process
         await asyncio.to_thread(self.process.wait)
 
+    async def _receive(self, stream: asyncio.StreamReader) -> None:
+        while frame := await read(stream):
+            if frame.kind in (Kind.WRITTEN, Kind.ANSWER):
+                self._asked.pop(frame.number, None)
+            self._hear(frame)
+
+    @staticmethod
+    async def _watch(process: subprocess.Popen[bytes]) -> None:
+        """Kill the process if it stays stopped."""
+        stopped = StopDetector()
+        while not stopped.detects(process.pid):  # noqa: ASYNC110 — the system sends no event
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+        log.error("the journal writer was stopped by a signal, and is replaced")
+        process.kill()
+
     def _launch(self) -> socket.socket:
-        """Start a process; gives the socket on which it is spoken with."""
+        """Start a process, and return the socket that is connected to it."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            command = [sys.executable, "-m", "serving.journal.writer", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        try:
+            with theirs:
+                ours.setblocking(False)
+                command = [sys.executable, "-m", "serving.journal.writer", str(theirs.fileno())]
+                self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        except BaseException:
+            ours.close()
+            raise
         return ours
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from serving.registry.follower import Follower
 from serving.runtime.slot import SlotOnDemand
+from serving.runtime.supervision import Supervisor
 
 log = logging.getLogger("serving.sleeper")
 _SECONDS_AFTER_FAILURE = 2.0
@@ -49,6 +50,7 @@ class Sleeper:
         rota: who is awake.
         idle_seconds: the time without a request after which the model is unloaded.
         clock: seconds, as the monotonic clock tells them, by which the slot says when it was used.
+        supervisor: restarts the follower if it ends while the model is in use.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Sleeper:
         rota: Rota,
         idle_seconds: float,
         clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         self.slot = slot
         self._follower, self._rota = follower, rota
         self._idle_seconds, self._clock = idle_seconds, clock
+        self._supervisor = supervisor or Supervisor()
         self._dismissed, self._asleep = asyncio.Event(), asyncio.Event()
         self._asleep.set()
         self._failure, self._tired_until = "", 0.0
@@ -130,7 +134,7 @@ class Sleeper:
         self.slot.answer(reason)
 
     async def _follow(self) -> None:
-        following = asyncio.create_task(self._follower.run())
+        following = self._supervisor.start("follower", self._follower.run, self.slot.reference.uri)
         try:
             while (left := self.idle_for()) > 0:
                 with suppress(TimeoutError):
@@ -138,5 +142,5 @@ class Sleeper:
                         await self._dismissed.wait()
                         return
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            following.stop()
+            await following.wait()

@@ -108,7 +108,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     @requires(PROBE)
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        ready = all(slot.live for slot in self._models.slots if slot.required)
+        ready = all(slot.is_serving for slot in self._models.slots if slot.required)
         return protos.ServerReadyResponse(ready=ready)
 
     @requires(GENERAL)

@@ -17,6 +17,7 @@ MARK = "SERVING_FORK_SERVER"
 """The variable whose value marks all that a fork server and its descendants have started."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PROC = Path("/proc")
+_MAX_STOPPED_LOOKS = 3
 
 
 def die_with_parent() -> None:
@@ -37,10 +38,32 @@ def _prctl(option: int, value: int) -> None:
 def children() -> set[int]:
     """Return the ids of this process's children; none where the system does not list them."""
     found: set[int] = set()
-    for task in _PROC.glob("self/task/*/children"):
-        with suppress(OSError):
-            found.update(map(int, task.read_text().split()))
+    with suppress(OSError):  # there are no descriptors left
+        for task in _PROC.glob("self/task/*/children"):
+            with suppress(OSError):
+                found.update(map(int, task.read_text().split()))
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal, such as SIGSTOP, has stopped a process; false if the system lists none."""
+    with suppress(OSError):
+        state = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        return bool(state) and state[0] == b"T"
+    return False
+
+
+class StopDetector:
+    """Notices a process that stays stopped."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def detects(self, *pids: int | None) -> bool:
+        """Look once; return whether one of the processes was stopped at several looks in a row."""
+        stopped = any(is_stopped(pid) for pid in pids if pid)
+        self._looks = self._looks + 1 if stopped else 0
+        return self._looks >= _MAX_STOPPED_LOOKS
 
 
 def kill(pid: int) -> None:
@@ -76,3 +99,11 @@ def _marked(mark: str) -> set[int]:
             if entry in environment.read_bytes().split(b"\0"):
                 found.add(int(environment.parent.name))
     return found
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

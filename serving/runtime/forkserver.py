@@ -5,13 +5,15 @@ modules, whose names are separated by commas, or for `-` those that models commo
 confines model processes, which may read the paths and connect to the TCP ports. It reads from the socket FD
 what the front asks, one JSON object a line:
 
-- `{"fork": FOLDER}` with a socket and a pipe attached: fork a process that serves the model in FOLDER on that
-  socket, and whose output goes to that pipe; answered by `{"forked": PID}`
+- `{"fork": FOLDER, "number": N}` with a socket and a pipe attached: fork a process that serves the model in
+  FOLDER on that socket, and whose output goes to that pipe; answered by `{"forked": PID, "number": N}`, or by
+  `{"failed": REASON, "number": N}` where the system has no room for a process
+- `{"ping": N}`: answered by `{"pong": N, "pid": OWN PID}`
 - `{"kill": PID}`: kill that process, if it still lives
 
 and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has
 gone, however it went, the fork server ends and takes its processes along. It kills whatever a model process
-has started and leaves behind (`descendants`).
+has started and leaves behind (`descendants`). Its parent, the `guardian`, does so when it can't.
 
 The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
 imports the front's main module again.
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import sandbox
-from serving.runtime import confinement, descendants, process
+from serving.runtime import confinement, descendants, guardian, process
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """What models commonly need."""
@@ -51,15 +53,22 @@ class ForkServer:
     """Forks, kills and reaps model processes as the front asks."""
 
     def __init__(
-        self, control: socket.socket, *, enforce: bool, strict: bool, sandbox: Sequence[str] | None = None
+        self,
+        control: socket.socket,
+        guardian_pipe: int,
+        *,
+        enforce: bool,
+        strict: bool,
+        sandbox: Sequence[str] | None = None,
     ) -> None:
-        self.control = control
+        self.control, self._guardian = control, guardian_pipe
         self.enforce, self.strict, self.sandbox = enforce, strict, sandbox
         self.children: set[int] = set()
         # What a module that was imported ahead of models has started serves all of them.
         self._shared = descendants.children()
         self._woken, self._wake = os.pipe()
         self._text = b""
+        self._handles: list[int] = []
 
     def run(self) -> None:
         """Serve the front until it hangs up; then kill every process that is left."""
@@ -78,31 +87,50 @@ class ForkServer:
     def step(self) -> bool:
         """Wait for one event and handle it; False when the front has gone."""
         control = self.control.fileno()
-        readable, _, _ = select.select([control, self._woken], [], [])
+        poll = select.poll()  # select fails with descriptors above 1,023, which preloaded modules may open
+        for descriptor in (control, self._woken, self._guardian):
+            poll.register(descriptor, select.POLLIN)
+        readable = {descriptor for descriptor, _ in poll.poll()}
         if self._woken in readable:
             os.read(self._woken, 4096)
             self._reap()
-        return control not in readable or self._obey()
+        return self._guardian not in readable and (control not in readable or self._obey())
 
     def _obey(self) -> bool:
-        data, handles, _, _ = socket.recv_fds(self.control, 65536, 16)
+        data, handles, flags, _ = socket.recv_fds(self.control, 65536, 16)
+        self._handles += handles
+        if flags & socket.MSG_CTRUNC:  # this process had no descriptors left
+            self._close_handles()
         *lines, self._text = (self._text + data).split(b"\n")
         for line in lines:
             request = json.loads(line)
             if "fork" in request:
-                self._fork(handles.pop(0), handles.pop(0), Path(request["fork"]))
+                self._fork(request["number"], Path(request["fork"]))
+            elif "ping" in request:
+                self._tell({"pong": request["ping"], "pid": os.getpid()})
             elif request["kill"] in self.children:
                 descendants.kill(request["kill"])
         return bool(data)
 
-    def _fork(self, handle: int, output: int, folder: Path) -> None:
-        pid = os.fork()
-        if pid == 0:
-            self._become_model_process(handle, output, folder)
-        os.close(handle)
-        os.close(output)
-        self.children.add(pid)
-        self._tell({"forked": pid})
+    def _fork(self, number: int, folder: Path) -> None:
+        # The kernel never delivers the descriptors of two requests together.
+        try:
+            handle, output = self._handles
+            pid = os.fork()
+            if pid == 0:
+                self._become_model_process(handle, output, folder)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "too many open files"
+            self._tell({"failed": reason or repr(error), "number": number})
+        else:
+            self.children.add(pid)
+            self._tell({"forked": pid, "number": number})
+        finally:
+            self._close_handles()
+
+    def _close_handles(self) -> None:
+        while self._handles:
+            os.close(self._handles.pop())
 
     def _become_model_process(self, handle: int, output: int, folder: Path) -> None:
         status = 1
@@ -114,7 +142,7 @@ class ForkServer:
             _print_to(output)
             os.nice(_NICE)
             _handle_signals_by_default()
-            for inherited in (self.control.detach(), self._woken, self._wake):
+            for inherited in (self.control.detach(), self._woken, self._wake, self._guardian):
                 os.close(inherited)
             scratch = _own_scratch()
             if self.strict:
@@ -133,17 +161,25 @@ class ForkServer:
     def _reap(self) -> None:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = ended
-                shutil.rmtree(_scratch(pid), ignore_errors=True)
-                if pid in self.children:
-                    self.children.remove(pid)
-                    self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+                self._report(*ended)
+        for child in list(self.children):
+            try:
+                self._report(*os.waitpid(child, os.WNOHANG))
+            except ChildProcessError:  # noqa: PERF203 — a thread of a preloaded module has reaped it
+                self._report(child, signal.SIGKILL.value)
         # What a model process had started is adopted by now. When it ends, so is what that had started.
         for orphan in descendants.children() - self.children - self._shared:
             descendants.kill(orphan)
 
-    def _tell(self, fact: dict[str, int]) -> None:
-        with suppress(BrokenPipeError):
+    def _report(self, pid: int, status: int) -> None:
+        """Report the end of a model process; that of any other child, or of none, is of no interest."""
+        if pid in self.children:
+            self.children.remove(pid)
+            shutil.rmtree(_scratch(pid), ignore_errors=True)
+            self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+    def _tell(self, fact: dict[str, int | str]) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.control.sendall(json.dumps(fact).encode() + b"\n")
 
 
@@ -243,10 +279,17 @@ def main() -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    guardian_pipe = guardian.guard(control)
     preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
     allowed = [each[len(_SANDBOX) :].split(",") for each in sys.argv if each.startswith(_SANDBOX)]
     confined = [each for each in allowed[0] if each] if allowed else None
-    ForkServer(control, enforce="enforce" in sys.argv, strict="strict" in sys.argv, sandbox=confined).run()
+    ForkServer(
+        control,
+        guardian_pipe,
+        enforce="enforce" in sys.argv,
+        strict="strict" in sys.argv,
+        sandbox=confined,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import signal
@@ -11,9 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,16 @@ from serving.errors import ProcessDied
 from serving.groups import Runtime, Trust
 from serving.runtime import descendants
 from serving.runtime.confinement import model_environment
-from serving.runtime.output import Output
+from serving.runtime.guardian import SCRATCH
+from serving.runtime.output import Output, inherited
+from serving.runtime.supervision import Component, Supervisor
 
+log = logging.getLogger("serving.launcher")
 _MAX_SECONDS_TO_END = 10.0
+_SECONDS_BETWEEN_PINGS = 1.0
+_MAX_MISSED_PINGS = 5
+"""A fork server that has been warm and then misses so many pings in a row is replaced."""
+_MAX_LINE_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,30 @@ class _Server:
     scratch: tempfile.TemporaryDirectory[str]
     """The temporary folder of its model processes."""
     output: Output
-    launching: deque[asyncio.Future[Child]] = field(default_factory=deque)
+    launching: dict[int, asyncio.Future[Child]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
     outputs: set[Output] = field(default_factory=set)
+    pid: int | None = None
+    """The process itself, once it is warm; `process` is its guardian."""
+    number: int = 0
+    """The number of the last request to it."""
+    text: bytes = b""
+    has_answered: bool = True
+    """Whether it has answered the last ping."""
+    is_over: bool = False
+
+    def send(self, request: Mapping[str, Any], handles: Sequence[int] = ()) -> None:
+        """Send a request; raises OSError where it has gone, or has not read for long."""
+        socket.send_fds(self.control, [json.dumps(request).encode() + b"\n"], handles)
+
+    def next_number(self) -> int:
+        """Return the number for a request; they are answered in their order."""
+        self.number += 1
+        return self.number
 
     def wait(self) -> int:
         """Wait until it and all that its model processes started have ended; return its status."""
+        self.process.send_signal(signal.SIGCONT)  # a guardian that is stopped could not end it
         try:
             status = self.process.wait(_MAX_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
@@ -80,14 +105,17 @@ class Launcher:
         sandbox: bool = False,
         sandbox_allow: Sequence[str] = (),
         interpreter: Path | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._preload, self._enforce, self._strict, self._interpreter = preload, enforce, strict, interpreter
         self._model_env, self._sandbox, self._sandbox_allow = model_env, sandbox, sandbox_allow
+        self.supervisor = supervisor or Supervisor()
+        """Supervises its tasks, and those of the pools that it launches processes for."""
         self._server: _Server | None = None
-        self._listeners: set[asyncio.Task[None]] = set()
+        self._listeners: set[Component] = set()
 
     @classmethod
-    def of(cls, runtime: Runtime, trust: Trust) -> Launcher:
+    def of(cls, runtime: Runtime, trust: Trust, supervisor: Supervisor | None = None) -> Launcher:
         """Return one for the operator's settings."""
         return cls(
             preload=runtime.preload,
@@ -96,6 +124,7 @@ class Launcher:
             model_env=runtime.model_env,
             sandbox=runtime.sandbox,
             sandbox_allow=runtime.sandbox_allow,
+            supervisor=supervisor,
         )
 
     @property
@@ -115,38 +144,49 @@ class Launcher:
         command += ["enforce"] * self._enforce + ["strict"] * self._strict
         mark, python = secrets.token_hex(8), str(self._interpreter or sys.executable)
         env = {**model_environment(os.environ, self._model_env), descendants.MARK: mark}
-        scratch = tempfile.TemporaryDirectory(prefix="serving-models-", ignore_cleanup_errors=True)
-        env["TMPDIR"] = scratch.name
         if self._sandbox:
             command.append(f"sandbox:{','.join(self._sandbox_allow)}")
         if self._interpreter:
             env["PYTHONPATH"] = str(self._interpreter.parents[1] / "front")
             env.pop("PYTHONHOME", None)
-        control, theirs = socket.socketpair()
-        control.setblocking(False)
-        output = Output({"child": "fork server"}, lambda _: None)
         try:
-            with theirs:
-                process = subprocess.Popen(
-                    [python, "-m", "serving.runtime.forkserver", str(theirs.fileno()), *command],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output.theirs,
-                    stderr=output.theirs,
-                    env=env,
-                    start_new_session=True,  # a signal to the front's group must not keep it from cleaning up
-                )
+            self._server = self._spawn(python, command, env, mark)
         except OSError as error:
-            control.close()
-            output.close()
-            scratch.cleanup()
             raise ProcessDied(f"{self._subject} can't be started: {error}") from error
-        finally:
-            os.close(output.theirs)
-        self._server = _Server(control, process, mark, scratch, output)
-        listener = asyncio.get_running_loop().create_task(self._listen(self._server))
-        self._listeners.add(listener)
-        listener.add_done_callback(self._listeners.discard)
+        self._supervise(self._server)
+
+    def _spawn(self, python: str, command: Sequence[str], env: Mapping[str, str], mark: str) -> _Server:
+        with ExitStack() as failing:
+            scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
+            failing.callback(scratch.cleanup)
+            control, theirs = socket.socketpair()
+            failing.callback(control.close)
+            with theirs:
+                control.setblocking(False)
+                output = Output({"child": "fork server"}, lambda _: None)
+                failing.callback(output.close)
+                try:
+                    process = subprocess.Popen(
+                        [python, "-m", "serving.runtime.forkserver", str(theirs.fileno()), *command],
+                        pass_fds=[theirs.fileno()],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output.theirs,
+                        stderr=output.theirs,
+                        env={**env, "TMPDIR": scratch.name},
+                        start_new_session=True,  # a signal to the front's group must not end it uncleanly
+                    )
+                finally:
+                    os.close(output.theirs)
+            failing.pop_all()
+            return _Server(control, process, mark, scratch, output)
+
+    def _supervise(self, server: _Server) -> None:
+        detail = "of a version's own environment" if self.is_own else ""
+        watchdog = self.supervisor.start("watchdog", lambda: self._watch(server), detail, finite=True)
+        listener = self.supervisor.start(
+            "launcher", lambda: self._listen(server, watchdog), detail, finite=True
+        )
+        self._listeners = {each for each in self._listeners if not each.is_over} | {listener}
 
     def launch(
         self, folder: Path, connection: socket.socket, told: Mapping[str, Any]
@@ -154,26 +194,29 @@ class Launcher:
         """Have a model process serve the model in `folder` on `connection`.
 
         What the process prints becomes lines of the log, which tell what is `told` of it. What this returns
-        raises `ProcessDied` where the fork server dies before that.
+        raises `ProcessDied` where the fork server dies before that, or the system has no room for a process.
+
+        Raises:
+            ProcessDied: the fork server can't be started.
+            OSError: the system has no descriptors left, or the fork server does not read.
         """
         self.start()
         server = self._server
         assert server is not None
-        launched: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        server.launching.append(launched)
-        line = json.dumps({"fork": str(folder)}).encode() + b"\n"
+        number = server.next_number()
         with (
-            _output(told, server.outputs) as output,
-            suppress(OSError),
-        ):  # the listener sees that it has gone, and says so
-            socket.send_fds(server.control, [line], [connection.fileno(), output])
+            inherited(told, server.outputs) as output,
+            suppress(BrokenPipeError, ConnectionResetError),  # the listener knows why
+        ):
+            server.send({"fork": str(folder), "number": number}, [connection.fileno(), output])
+        launched = server.launching[number] = asyncio.get_running_loop().create_future()
         return launched
 
     def kill(self, child: Child) -> None:
         """Kill a model process; nothing happens if it has ended."""
         if self._server is not None and not child.ended.done():
             with suppress(OSError):
-                self._server.control.send(json.dumps({"kill": child.pid}).encode() + b"\n")
+                self._server.send({"kill": child.pid})
 
     def by(self, interpreter: Path) -> Launcher:
         """Another one like this, whose model processes are run by an interpreter of an environment."""
@@ -185,6 +228,7 @@ class Launcher:
             sandbox=self._sandbox,
             sandbox_allow=self._sandbox_allow,
             interpreter=interpreter,
+            supervisor=self.supervisor,
         )
 
     def close(self) -> None:
@@ -196,58 +240,99 @@ class Launcher:
     async def aclose(self) -> None:
         """As `close`, and wait for it."""
         self.close()
-        await asyncio.gather(*self._listeners)
+        await asyncio.gather(*(listener.wait() for listener in self._listeners))
 
     @property
     def _subject(self) -> str:
         own = " in this version's own environment" if self.is_own else ""
         return f"the process that starts model processes{own}"
 
-    async def _listen(self, server: _Server) -> None:
-        loop = asyncio.get_running_loop()
-        text = b""
-        with server.control, suppress(OSError):
-            while data := await loop.sock_recv(server.control, 65536):
-                *lines, text = (text + data).split(b"\n")
-                for line in lines:
-                    self._hear(server, json.loads(line))
-        self._server = None
+    async def _listen(self, server: _Server, watchdog: Component) -> None:
+        """Receive what a fork server reports until it ends; can be called again if it failed."""
+        await self._receive(server)
+        server.is_over = True
+        watchdog.stop()
+        if self._server is server:
+            self._server = None
+        server.control.close()
         status = await asyncio.to_thread(server.wait)
         for output in [server.output, *server.outputs]:
             output.close()
         died = ProcessDied(self._reason(status, server.output.last))
-        for launched in server.launching:
-            if not launched.done():
-                launched.set_exception(died)
-        for child in server.children.values():
+        for number in list(server.launching):
+            _fail(server.launching.pop(number), died)
+        while server.children:
+            _, child = server.children.popitem()
             child.ended.set_result(died)
+
+    async def _receive(self, server: _Server) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while not server.is_over and (data := await loop.sock_recv(server.control, 65536)):
+                *lines, server.text = (server.text + data).split(b"\n")
+                if len(server.text) > _MAX_LINE_BYTES:
+                    server.text = b""
+                for line in lines:
+                    self._hear(server, line)
+
+    async def _watch(self, server: _Server) -> None:
+        """Ping a fork server, and end it once it does not answer any more, or stays stopped."""
+        missed, stopped = 0, descendants.StopDetector()
+        while not server.is_over:
+            await asyncio.sleep(_SECONDS_BETWEEN_PINGS)
+            missed = 0 if server.has_answered else missed + (server.pid is not None)
+            if missed >= _MAX_MISSED_PINGS or stopped.detects(server.process.pid, server.pid):
+                log.error("%s does not respond, and is replaced", self._subject)
+                with suppress(OSError):
+                    server.control.shutdown(socket.SHUT_RDWR)  # its guardian ends it
+                return
+            if server.has_answered:
+                with suppress(OSError):
+                    server.has_answered = False
+                    server.send({"ping": server.next_number()})
 
     def _reason(self, status: int, last: str) -> str:
         if status < 0:
             hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
-            return f"{self._subject} was killed by {signal.Signals(-status).name}{hint}"
+            return f"{self._subject} was killed by {descendants.signal_name(-status)}{hint}"
         return f"{self._subject} ended with status {status}{f': {last}' * bool(last)}"
 
-    def _hear(self, server: _Server, fact: dict[str, Any]) -> None:
-        if "ended" in fact:
-            if child := server.children.pop(fact["ended"], None):
-                child.ended.set_result(fact["status"])
+    def _hear(self, server: _Server, line: bytes) -> None:
+        """Handle a message; modules that the fork server imports may write anything to its socket."""
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        match message:
+            case {"ended": int(pid), "status": int(status)}:
+                if child := server.children.pop(pid, None):
+                    child.ended.set_result(status)
+            case {"forked": int(pid), "number": int(number)}:
+                self._launched(server, number, pid)
+            case {"failed": str(reason), "number": int(number)} if number in server.launching:
+                _fail(server.launching.pop(number), ProcessDied(f"no model process can be started: {reason}"))
+            case {"pong": int(number), "pid": int(pid)} if number <= server.number:
+                server.has_answered, server.pid = True, pid
+                self._fail_unanswered(server, number)
+            case _:
+                log.warning("%s sent a message that is ignored: %.100r", self._subject, line)
+
+    def _launched(self, server: _Server, number: int, pid: int) -> None:
+        launched = server.launching.pop(number, None)
+        if launched is None:
             return
-        child = Child(fact["forked"], asyncio.get_running_loop().create_future())
-        server.children[child.pid] = child
-        launched = server.launching.popleft()
-        if launched.done():  # nobody waits for it any more
+        child = server.children[pid] = Child(pid, asyncio.get_running_loop().create_future())
+        if launched.done():  # its caller was cancelled
             self.kill(child)
         else:
             launched.set_result(child)
 
+    def _fail_unanswered(self, server: _Server, number: int) -> None:
+        """Fail the earlier requests: answers come in order, so those that are missing are lost."""
+        for earlier in [each for each in server.launching if each < number]:
+            _fail(server.launching.pop(earlier), ProcessDied(f"{self._subject} did not answer"))
 
-@contextmanager
-def _output(told: Mapping[str, Any], outputs: set[Output]) -> Iterator[int]:
-    """The end of a pipe to give to a process, for the block in which that is done."""
-    output = Output(told, outputs.discard)
-    outputs.add(output)
-    try:
-        yield output.theirs
-    finally:
-        os.close(output.theirs)
+
+def _fail(launched: asyncio.Future[Child], error: ProcessDied) -> None:
+    if not launched.done():
+        launched.set_exception(error)

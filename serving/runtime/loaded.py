@@ -109,6 +109,7 @@ class Loaded:
             count=runtime.replicas,
             load_seconds=runtime.load_seconds,
             most_bytes=runtime.max_process_bytes,
+            max_answer_bytes=limits.max_answer_bytes,
             told=version.in_logs,
             on_ready=self.calls.add,
             on_death=self._count_death,
@@ -137,6 +138,11 @@ class Loaded:
     def pids(self) -> list[int]:
         """The ids of its processes."""
         return [replica.pid for replica in self._pool.replicas if replica.pid is not None]
+
+    @property
+    def has_process(self) -> bool:
+        """Whether one of its processes is up."""
+        return self._pool.has_process
 
     @property
     def is_held(self) -> bool:

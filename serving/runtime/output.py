@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from serving.telemetry.ration import Ration
@@ -104,3 +105,14 @@ class Output:
         if self._left_out:
             log.warning("lines that were left out: %d", self._left_out, extra=self._told)
             self._left_out = 0
+
+
+@contextmanager
+def inherited(told: Mapping[str, Any], outputs: set[Output]) -> Iterator[int]:
+    """Return the end of a pipe to give to a process in the block that follows."""
+    output = Output(told, outputs.discard)
+    outputs.add(output)
+    try:
+        yield output.theirs
+    finally:
+        os.close(output.theirs)

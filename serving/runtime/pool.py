@@ -6,13 +6,17 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from serving.errors import LoadFailed, ProcessDied
+from serving.runtime import wire
+from serving.runtime.descendants import StopDetector
 from serving.runtime.launcher import Launcher
 from serving.runtime.replica import Replica, State
+from serving.runtime.supervision import Component
 from serving.telemetry.metrics import Ending
 
 log = logging.getLogger("serving.pool")
@@ -51,6 +55,7 @@ class Pool:
         count: int,
         load_seconds: float,
         most_bytes: int | None = None,
+        max_answer_bytes: int = wire.MAX_BYTES,
         told: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
         on_death: Callable[[Ending], None],
@@ -59,8 +64,8 @@ class Pool:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
         self._on_ready, self._on_death, self._on_restart = on_ready, on_death, on_restart
-        self._told = told
-        self._keepers: list[asyncio.Task[None]] = []
+        self._told, self._max_answer_bytes = told, max_answer_bytes
+        self._keepers: list[Component] = []
         self.replicas: list[Replica] = []
 
     async def start(self) -> None:
@@ -89,14 +94,12 @@ class Pool:
         for index, replica in enumerate(self.replicas):
             if replica.state is not State.IDLE:
                 replica.kill()
-                self.replicas[index] = await Replica.start(
-                    self._launcher, self._folder, self._load_seconds, self._told
-                )
+                self.replicas[index] = await self._new()
 
     @property
     def has_process(self) -> bool:
-        """Return whether a process is there that can answer, now or after its present call."""
-        return any(replica.state in (State.IDLE, State.BUSY) for replica in self.replicas)
+        """Whether one of the processes is up."""
+        return any(replica.state is not State.DEAD for replica in self.replicas)
 
     def memory(self) -> list[int | None]:
         """The resident bytes of each process, None of one that is not up."""
@@ -108,19 +111,25 @@ class Pool:
         """Hand out the processes, and from now on replace those that die."""
         for index, replica in enumerate(self.replicas):
             self._on_ready(replica)
-            self._keepers.append(asyncio.create_task(self._keep_one(index)))
+            keep, detail = partial(self._keep_one, index), f"of {self._told.get('model', self._folder.name)}"
+            self._keepers.append(self._launcher.supervisor.start("process keeper", keep, detail))
 
     def kill(self) -> None:
         """End all processes now."""
         for keeper in self._keepers:
-            keeper.cancel()
+            keeper.stop()
         for replica in self.replicas:
             replica.kill()
         if self._launcher.is_own:
             self._launcher.close()
 
+    async def _new(self) -> Replica:
+        return await Replica.start(
+            self._launcher, self._folder, self._load_seconds, self._told, self._max_answer_bytes
+        )
+
     async def _start_one(self) -> Replica:
-        replica = await Replica.start(self._launcher, self._folder, self._load_seconds, self._told)
+        replica = await self._new()
         self.replicas.append(replica)
         return replica
 
@@ -154,8 +163,12 @@ class Pool:
             said = "%r has more than %d MB for its model alone, and is not replaced"
             log.error(said, replica, most >> 20, extra=self._told)
             most = None
+        stopped = StopDetector()
         while not replica.dead.done():
-            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS if most else None)
+            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS)
+            if stopped.detects(replica.pid):
+                log.error("%r was stopped by a signal, and is replaced", replica, extra=self._told)
+                replica.give_up()
             if most is not None and resident_bytes(replica.pid) > most:
                 return True
         return False
@@ -164,7 +177,7 @@ class Pool:
         while True:
             await asyncio.sleep(pause)
             try:
-                return await Replica.start(self._launcher, self._folder, self._load_seconds, self._told)
+                return await self._new()
             except (LoadFailed, ProcessDied) as error:
                 pause = next_pause(pause, 0.0)
                 said = "no new model process: %s; the next try is in %g s"

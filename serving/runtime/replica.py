@@ -15,11 +15,16 @@ from typing import Any, cast
 
 from serving.errors import Fault, LoadFailed, ModelFailed, ProcessDied, Unprocessable
 from serving.runtime import wire
+from serving.runtime.descendants import StopDetector, signal_name
 from serving.runtime.launcher import Child, Launcher
 from serving.telemetry.metrics import Ending
 
 log = logging.getLogger("serving.replica")
 _SECONDS_TO_REAP = 5
+_SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_FAULTS = 20
+_UNREADABLE = (ValueError, TypeError, LookupError, RecursionError)
+_ENDS = (wire.Kind.FAILED, wire.Kind.INVALID)
 
 Outcome = bytes | ModelFailed | ProcessDied | Unprocessable
 """How a call ended: the answer's bytes, the model's exception, the death of the process, an unfit input."""
@@ -40,9 +45,9 @@ class Replica(asyncio.Protocol):
     `dead` is done when the process has gone, whoever ended it.
     """
 
-    def __init__(self, launcher: Launcher, told: Mapping[str, Any]) -> None:
+    def __init__(self, launcher: Launcher, told: Mapping[str, Any], max_bytes: int = wire.MAX_BYTES) -> None:
         self._launcher, self._told = launcher, told
-        self._unpacker = wire.Unpacker()
+        self._unpacker = wire.Unpacker(max_bytes)
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._done: Callable[[Outcome], None] | None = None
         self._hear: Callable[[bytes], None] | None = None
@@ -66,19 +71,26 @@ class Replica(asyncio.Protocol):
 
     @classmethod
     async def start(
-        cls, launcher: Launcher, folder: Path, seconds: float, told: Mapping[str, Any] = MappingProxyType({})
+        cls,
+        launcher: Launcher,
+        folder: Path,
+        seconds: float,
+        told: Mapping[str, Any] = MappingProxyType({}),
+        max_bytes: int = wire.MAX_BYTES,
     ) -> Replica:
         """Start a process and load the model in `folder`, within `seconds`; `told` is of it in the log.
 
         Raises:
             LoadFailed: it raised, died or was not done in time.
-            ProcessDied: it died through no fault of its own, with the fork server.
+            ProcessDied: it died through no fault of its own, with the fork server or for want of resources.
         """
-        replica = cls(launcher, told)
+        replica = cls(launcher, told, max_bytes)
         try:
             await replica._connect(folder)  # a fork server that warms up is no fault of the version
             async with asyncio.timeout(seconds):
-                await replica._loaded
+                await replica._until_loaded()
+        except _Stopped:
+            raise
         except ProcessDied as error:
             replica.kill()  # it may have done no more than hang up
             raise await replica._cause_of_death(error) from None
@@ -155,16 +167,32 @@ class Replica(asyncio.Protocol):
         self.kill()
 
     async def _connect(self, folder: Path) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            try:
-                launched = self._launcher.launch(folder, theirs, self._told)
-            except ProcessDied:
-                ours.close()
-                raise
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
+        try:
+            launched = await self._launch(folder)
+        except OSError as error:
+            raise ProcessDied(f"no model process can be started: {error}") from error
         self._child = await launched
+
+    async def _launch(self, folder: Path) -> asyncio.Future[Child]:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                ours.setblocking(False)
+                launched = self._launcher.launch(folder, theirs, self._told)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
+        except BaseException:
+            ours.close()
+            raise
+        return launched
+
+    async def _until_loaded(self) -> None:
+        """Wait until the model is loaded; that a signal stops the process meanwhile is no fault of it."""
+        stopped = StopDetector()
+        while not self._loaded.done():
+            await asyncio.wait([self._loaded], timeout=_SECONDS_BETWEEN_LOOKS)
+            if stopped.detects(self.pid):
+                raise _Stopped("The model process was stopped by a signal while loading.")
+        self._loaded.result()
 
     async def _cause_of_death(self, error: ProcessDied) -> LoadFailed | ProcessDied:
         if self._child is not None:
@@ -174,7 +202,7 @@ class Replica(asyncio.Protocol):
             return status
         if status < 0:
             hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
-            return LoadFailed(f"its process was killed by {signal.Signals(-status).name} while loading{hint}")
+            return LoadFailed(f"its process was killed by {signal_name(-status)} while loading{hint}")
         return LoadFailed(f"its process ended with status {status} while loading")
 
     # -- asyncio.Protocol
@@ -184,67 +212,93 @@ class Replica(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
-        """Something came from the process, which is not trusted to speak sense."""
+        """Handle bytes from the process, which is not trusted: it is stopped when it breaks the protocol."""
         try:
             for kind, payload in self._unpacker.feed(data):
+                if self.state is State.DEAD:
+                    return
                 self._heard(kind, payload)
-        except ValueError:
-            log.error("model process %s sent what is no frame, and is stopped", self.pid, extra=self._told)
-            self.kill()
+        except ValueError as error:
+            log.error("model process %s sent %s, and is stopped", self.pid, error, extra=self._told)
+            self._refuse(f"its process sent {error}")
+
+    def _refuse(self, reason: str) -> None:
+        """Stop a process that breaks the protocol, which is the fault of the version."""
+        was, self.state = self.state, State.DEAD
+        if was is State.LOADING and not self._loaded.done():
+            self._fail(LoadFailed(reason))
+        self.kill()
+        self._end_call(ModelFailed(reason))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The process has gone."""
         was, self.state = self.state, State.DEAD
-        if was is State.LOADING and not self._loaded.done():
-            self._fail(ProcessDied("The model process died while loading."))
-        if done := self._done:
-            self._done = self._hear = None
-            done(ProcessDied("The model process died under the request."))
-        if not self.dead.done():
-            self.dead.set_result(None)
+        try:
+            if was is State.LOADING and not self._loaded.done():
+                self._fail(ProcessDied("The model process died while loading."))
+            self._end_call(ProcessDied("The model process died under the request."))
+        finally:
+            if not self.dead.done():
+                self.dead.set_result(None)
 
     def _heard(self, kind: wire.Kind, payload: bytes) -> None:
-        if self.state is State.LOADING and not self._loaded.done():
-            if kind is wire.Kind.READY:
-                self.state = State.IDLE
-                self.shown = _shown(payload)
-                self._loaded.set_result(None)
-            else:
-                error, trace = _failure(payload)
-                log.warning("loading raised %s", error, extra={**self._told, "cause": trace})
-                self._fail(LoadFailed(f"loading it raised {error}"))
+        streams = self._hear is not None
+        if self.state is State.LOADING and not self._loaded.done() and kind is wire.Kind.READY:
+            self.state = State.IDLE
+            self.shown = _shown(payload)
+            self._loaded.set_result(None)
+        elif self.state is State.LOADING and not self._loaded.done() and kind is wire.Kind.FAILED:
+            error, trace = _failure(payload)
+            log.warning("loading raised %s", error, extra={**self._told, "cause": trace})
+            self._fail(LoadFailed(f"loading it raised {error}"))
         elif kind is wire.Kind.CHUNK and self._hear:
             self._hear(payload)
-        elif self.state is State.BUSY and (done := self._done):
-            streams = self._hear is not None
-            self.state, self._done, self._hear = State.IDLE, None, None
+        elif self._done and kind in (*_ENDS, wire.Kind.END if streams else wire.Kind.ANSWER):
+            self.state = State.IDLE
             if self._retiring:
                 self._end()
-            if kind is (wire.Kind.END if streams else wire.Kind.ANSWER):
-                done(payload)
-            elif kind is wire.Kind.INVALID:
-                done(_unfit(payload))
-            else:
-                error, trace = _failure(payload)
-                done(ModelFailed(f"it raised {error}", trace, error.partition(":")[0]))
+            self._end_call(_outcome(kind, payload))
+        else:
+            raise ValueError(f"an unexpected {kind.name} frame")
+
+    def _end_call(self, outcome: Outcome) -> None:
+        done, self._done, self._hear = self._done, None, None
+        if done:
+            done(outcome)
 
     def _fail(self, error: LoadFailed | ProcessDied) -> None:
         self._loaded.set_exception(error)
         self._loaded.exception()  # seen: `start` may have been cancelled
 
 
+class _Stopped(ProcessDied):  # leaves this module as `ProcessDied`
+    """A signal has stopped the process while it was loading."""
+
+
+def _outcome(kind: wire.Kind, payload: bytes) -> Outcome:
+    """Return the outcome of a call that its last frame reports."""
+    if kind is wire.Kind.INVALID:
+        return _unfit(payload)
+    if kind is wire.Kind.FAILED:
+        error, trace = _failure(payload)
+        return ModelFailed(f"it raised {error}", trace, error.partition(":")[0])
+    return payload
+
+
 def _shown(payload: bytes) -> Mapping[str, Any]:
     try:
         shown = json.loads(payload or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return shown if isinstance(shown, dict) else {}
 
 
 def _unfit(payload: bytes) -> Unprocessable:
     try:
-        faults = [Fault(tuple(fault["loc"]), str(fault["msg"])[:200]) for fault in json.loads(payload)]
-    except (ValueError, TypeError, LookupError):
+        faults = [
+            Fault(tuple(fault["loc"]), str(fault["msg"])[:200]) for fault in json.loads(payload)[:_MAX_FAULTS]
+        ]
+    except _UNREADABLE:
         faults = []
     return Unprocessable("The input does not fit the type hint of the model.", tuple(faults))
 
@@ -254,5 +308,5 @@ def _failure(payload: bytes) -> tuple[str, str]:
     try:
         told = json.loads(payload)
         return " ".join(str(told["error"]).split())[:1000], str(told["traceback"])
-    except (ValueError, TypeError, LookupError):
+    except _UNREADABLE:
         return "an exception that could not be read", repr(payload[:1000])

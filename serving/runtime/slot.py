@@ -15,6 +15,8 @@ from serving.runtime.loaded import Loaded
 from serving.runtime.replay import Recorder
 from serving.runtime.version import Version
 
+RECOVERING = "none of its processes is up; they are being restarted"
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -54,7 +56,12 @@ class Slot:
     @property
     def state(self) -> str:
         """Where it stands, in a word or two."""
-        return "live" if self.live else "not live"
+        return "live" if self.is_serving else "recovering" if self.live else "not live"
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a version is live, and one of its processes is up."""
+        return self.live is not None and self.live.has_process
 
     def lease(self) -> Loaded:
         """The live version; hold it with `with` for as long as the request is under way.
@@ -65,6 +72,17 @@ class Slot:
         if self.live is None:
             raise NotLive(f"{self.reference} is not live: {self.reason}.", f"{self.reference} is not live.")
         return self.live
+
+    def check_serving(self) -> Loaded:
+        """Return the live version, for probes.
+
+        Raises:
+            NotLive: there is none, or none of its processes is up.
+        """
+        live = self.lease()
+        if not live.has_process:
+            raise NotLive(f"{self.reference} is not live: {RECOVERING}.")
+        return live
 
     @property
     def in_logs(self) -> dict[str, str | None]:

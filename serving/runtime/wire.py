@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 _HEADER = struct.Struct("<BI")
-_MOST_BYTES = 2**30
+MAX_BYTES = 64 * 2**20
+"""The largest output of one call that a front accepts by default."""
+MAX_REPORT_BYTES = 2**20
+"""The largest frame of any other kind that a model process sends."""
 
 
 class Kind(IntEnum):
@@ -38,6 +41,8 @@ class Kind(IntEnum):
     """The input does not fit the model's type hint: JSON with `loc` and `msg` of each fault."""
 
 
+_KINDS = frozenset(Kind)
+_OUTPUTS = (Kind.ANSWER, Kind.CHUNK)
 Frame = tuple[Kind, bytes]
 
 
@@ -47,28 +52,36 @@ def pack(kind: Kind, payload: bytes = b"") -> bytes:
 
 
 class Unpacker:
-    """Puts frames together from the pieces in which a socket gives them."""
+    """Puts frames together from the pieces in which a socket gives them.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    Args:
+        max_bytes: the largest payload of an `ANSWER` or a `CHUNK`.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._buffer, self._max_bytes = bytearray(), max_bytes
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that are whole once `data` has come.
 
         Raises:
-            ValueError: the bytes are no frame.
+            ValueError: the bytes are no frame, or announce one that is too large.
         """
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
-            kind, length = _HEADER.unpack_from(self._buffer)
-            if length > _MOST_BYTES:
-                raise ValueError(f"a frame of {length} bytes")
+            number, length = _HEADER.unpack_from(self._buffer)
+            if number not in _KINDS:
+                raise ValueError(f"a frame of the unknown kind {number}")
+            kind = Kind(number)
+            limit = self._max_bytes if kind in _OUTPUTS else MAX_REPORT_BYTES
+            if length > limit:
+                raise ValueError(f"a frame of {length} bytes, more than {limit}")
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return
             payload = bytes(memoryview(self._buffer)[_HEADER.size : end])
             del self._buffer[:end]
-            yield Kind(kind), payload
+            yield kind, payload
 
 
 def receive(connection: socket.socket) -> Frame | None:
