@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from serving.runtime.probation import Tally
 from serving.runtime.replay import Recorded
 from serving.runtime.tickets import Ticket
 
+log = logging.getLogger("serving.model")
 _MAX_SAMPLE = 8
 _MAX_SECONDS = 5.0
 
@@ -25,11 +27,20 @@ _MAX_SECONDS = 5.0
 async def excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
     """Excuse those failures in `tally` that `other` has too, as far as a sample of them shows.
 
+    An error in here excuses nothing.
+
     Args:
         tally: the failures of the version under judgement.
         other: the version that it is compared with.
         with_deaths: also repeat requests under which a process died, which may kill a process of `other`.
     """
+    try:
+        await _excuse(tally, other, with_deaths=with_deaths)
+    except Exception:
+        log.exception("requests that failed could not be repeated on %s", other.version)
+
+
+async def _excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
     if share := await _share_failing(other, tally.raised):
         tally.excused += round(share * max(0, tally.own_failed - len(tally.fatal)))
     if with_deaths and (share := await _share_failing(other, [*tally.fatal][-1:])):
