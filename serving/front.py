@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import errors
 from serving.access import doors
-from serving.access.declaration import Access, required
+from serving.access.declaration import NO_ROUTE, Access, required
 from serving.access.guard import Guard
 from serving.http import problems
 from serving.http.request_id import request_id
@@ -114,7 +114,7 @@ class Front(FastAPI):
             raise errors.BadHost("This service does not have that host name.")
         if doors.is_cross_site(scope["method"], headers, self.origins):
             raise errors.CrossSite("Pages of other origins may not send this request.")
-        if doors.lacks_media_type(scope["method"], headers):
+        if access is not NO_ROUTE and doors.lacks_media_type(scope["method"], headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
         if self.admin_port and access.for_operators and scope["server"][1] != self.admin_port:
             raise HTTPException(404)

@@ -316,6 +316,57 @@ def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path:
         guard.admit(sent, PREDICT)
 
 
+def test_a_guard_without_a_readable_file_grants_nothing_for_long(tmp_path: Path) -> None:
+    file, now = tmp_path / "keys.json", [0.0]
+    told, kept = keys.make("x")
+    keys.write(file, [kept])
+    guard = Guard(file, lambda: now[0], stale_seconds=60)
+    sent = [(b"x-api-key", told.encode())]
+    content = file.read_bytes()
+    file.unlink()
+    for now[0], state in ((2.0, "unreadable"), (61.0, "unreadable"), (62.0, "stale"), (600.0, "stale")):
+        assert guard.state() == state
+        if state == "stale":
+            with pytest.raises(Unauthenticated):
+                guard.admit(sent, PREDICT)
+        else:
+            assert guard.admit(sent, PREDICT) == kept
+    file.write_bytes(content)
+    now[0] += 1
+    assert guard.admit(sent, PREDICT) == kept
+    assert guard.state() == "readable"
+
+
+def test_a_guard_keeps_no_key_in_plain_text(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    told, kept = keys.make("x", rate=100)
+    keys.write(file, [kept])
+    guard = Guard(file)
+    guard.admit([(b"x-api-key", told.encode())], PREDICT)
+    held = repr(vars(guard))
+    assert kept.sha256 in held
+    assert told not in held
+
+
+def test_a_file_that_can_not_be_replaced_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.json"
+    _, first = keys.make("a name that is longer than the other one's")
+    _, second = keys.make("x")
+    keys.write(file, [first])
+    inode = file.stat().st_ino
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.fchmod", refuse)
+    keys.write(file, [second])
+    assert keys.read(file) == (second,)
+    assert file.stat().st_ino == inode
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     told, kept = keys.make("x", expires=datetime.now(UTC) - timedelta(seconds=1))

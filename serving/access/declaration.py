@@ -53,6 +53,8 @@ UNDECLARED = Access()
 PREDICT = Access(Scope.PREDICT, Concern.MODELS_OF_KEY, for_operators=False)
 GENERAL = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
 """Any key is enough, for whatever model it is."""
+NO_ROUTE = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
+"""A path without a route: any key learns that there is none."""
 PROBE = Access(None, Concern.NO_MODEL, for_operators=False, is_probe=True)
 SIGNED = Access(None, Concern.NO_MODEL, for_operators=False)
 """The handler verifies a signature."""
@@ -83,11 +85,11 @@ def required(routes: Iterable[BaseRoute], request: Request) -> Access:
     A path without a route requires any key. The routes match the path themselves, so that this choice cannot
     differ from the router's.
     """
-    access = GENERAL
+    access = NO_ROUTE
     for route in routes:
         match, _ = route.matches(request)
         if match is Match.FULL:
             return declared(getattr(route, "endpoint", None))
-        if match is Match.PARTIAL and access is GENERAL:
+        if match is Match.PARTIAL and access is NO_ROUTE:
             access = declared(getattr(route, "endpoint", None))
     return access

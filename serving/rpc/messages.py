@@ -108,8 +108,12 @@ def told(head: Mapping[str, str], tensors: Sequence[Tensor]) -> Any:
 
 
 def _with_parameters(message: Any) -> dict[str, Any]:
-    given = message.parameters.items()
-    return {"parameters": {name: getattr(each, each.WhichOneof("parameter_choice")) for name, each in given}}
+    values: dict[str, Any] = {}
+    for name, each in message.parameters.items():
+        if (choice := each.WhichOneof("parameter_choice")) is None:
+            raise Unprocessable(f"Parameter {name[:50]!r} has no value.")
+        values[name] = getattr(each, choice)
+    return {"parameters": values}
 
 
 def _of_contents(tensor: InputTensor, contents: Any) -> pa.Array:

@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 import grpc
 import orjson
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
 from starlette.responses import Response
 from starlette.types import Scope
 
 from serving.access.declaration import GENERAL, PREDICT, PROBE, declared, requires
 from serving.access.guard import Guard
-from serving.errors import CallerLeft, NotLive
+from serving.errors import CallerLeft, Malformed, NotLive
 from serving.http import inference, repository
 from serving.http.predict import tallied
 from serving.http.problems import CALLER_LEFT
@@ -63,7 +64,7 @@ async def serving(
     options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
     service = _Service(models, settings, refused, answer, new_id, guard, observers)
-    services.add_GRPCInferenceServiceServicer_to_server(service, server)
+    server.add_generic_rpc_handlers((_handler(service),))
     address = f"{settings.host}:{settings.grpc_port}"
     if settings.tls_cert and settings.tls_key:
         pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
@@ -76,6 +77,27 @@ async def serving(
         yield
     finally:
         await server.stop(settings.drain_seconds)
+
+
+def _handler(service: _Service) -> grpc.GenericRpcHandler:
+    """Return the handler of all methods, which see a message that can't be parsed as an error."""
+    described = protos.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    methods = {
+        method.name: grpc.unary_unary_rpc_method_handler(
+            getattr(service, method.name),
+            partial(_parsed, getattr(protos, method.input_type.name)),
+            getattr(protos, method.output_type.name).SerializeToString,
+        )
+        for method in described.methods
+    }
+    return grpc.method_handlers_generic_handler(described.full_name, methods)
+
+
+def _parsed(kind: Any, message: bytes) -> Any:
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        return Malformed(f"The message is no {kind.DESCRIPTOR.name}.")
 
 
 class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -116,7 +138,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         async def metadata(scope: Scope) -> Any:
             return protos.ServerMetadataResponse(**repository.ServerMetadata(extensions=[]).model_dump())
 
-        return await self._answered(context, "ServerMetadata", metadata)
+        return await self._answered(context, request, "ServerMetadata", metadata)
 
     @requires(PREDICT)
     async def ModelReady(self, request: Any, context: Any) -> Any:
@@ -127,7 +149,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 return protos.ModelReadyResponse(ready=False)
             return protos.ModelReadyResponse(ready=True)
 
-        return await self._answered(context, "ModelReady", ready)
+        return await self._answered(context, request, "ModelReady", ready)
 
     @requires(PREDICT)
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
@@ -136,7 +158,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             found = repository.metadata(visible_models(self._models, scope), leased)
             return protos.ModelMetadataResponse(**found.model_dump())
 
-        return await self._answered(context, "ModelMetadata", metadata)
+        return await self._answered(context, request, "ModelMetadata", metadata)
 
     @requires(PREDICT)
     async def ModelInfer(self, request: Any, context: Any) -> Any:
@@ -163,9 +185,11 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             self._infer.tell(live, scope, b"", (), parts)
             return answered
 
-        return await self._answered(context, "ModelInfer", infer)
+        return await self._answered(context, request, "ModelInfer", infer)
 
-    async def _answered(self, context: Any, name: str, make: Callable[[Scope], Awaitable[Any]]) -> Any:
+    async def _answered(
+        self, context: Any, request: Any, name: str, make: Callable[[Scope], Awaitable[Any]]
+    ) -> Any:
         """What is made, or the status that tells why it could not be."""
         sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
         scope: dict[str, Any] = {"request_id": self._new_id(), "path": name, "headers": sent}
@@ -177,6 +201,8 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             if self._guard:
                 scope["key"] = None
                 scope["key"] = self._guard.admit(sent, declared(getattr(self, name)))
+            if isinstance(request, Malformed):
+                raise request
             return await make(scope)
         except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
             self._refused(scope, CALLER_LEFT, CallerLeft("The caller has gone."))
