@@ -46,7 +46,7 @@ def as_version(found: Any) -> Version:
     source = str(found.source)
     return Version(
         name=found.name,
-        version=str(found.version),
+        version=str(int(found.version)),
         source=source,
         location=source,
         stage=None if found.current_stage in (None, "None") else found.current_stage,

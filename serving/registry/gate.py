@@ -101,7 +101,7 @@ class Gate:
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
             raise Corrupt(
-                f"its artifacts are not those that were registered: {artifacts.digest}, not {expected}"
+                f"its artifacts are not those that were registered: {artifacts.digest}, not {expected[:100]}"
             )
         return await self.prove(version, artifacts, slot)
 
