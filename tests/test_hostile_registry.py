@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serving.errors import RegistryUnavailable
+from serving.errors import RegistryUnavailable, Untrusted
 from serving.groups import Registry
 from serving.reference import Reference
 from serving.registry import blocking, bounded_http, client, entities
@@ -100,3 +101,32 @@ def test_tags_are_printable_and_bounded(tags: dict[str, Any], expected: dict[str
 
 def test_tags_are_few() -> None:
     assert len(entities.bounded({str(number): "" for number in range(10_000)})) == entities.MAX_TAGS
+
+
+class NamedElsewhere:
+    """A registry client whose runs and logged models are in the folder /models."""
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(artifact_uri=f"/models/{run_id}/"))
+
+    def get_logged_model(self, model_id: str) -> Any:
+        return SimpleNamespace(artifact_location=f"/models/{model_id}")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("runs:/5/model", "/models/5/model"),
+        ("RUNS:/5/model", "/models/5/model"),
+        ("models:/m-5", "/models/m-5"),
+        ("s3://models/iris", "s3://models/iris"),
+        ("/models/iris", "/models/iris"),
+    ],
+)
+def test_location_of_a_run_or_model_is_resolved(location: str, expected: str) -> None:
+    assert entities.underlying(NamedElsewhere(), location) == expected
+
+
+def test_location_that_names_another_model_is_refused() -> None:
+    with pytest.raises(Untrusted, match="named by another model"):
+        entities.underlying(NamedElsewhere(), "models:/iris/Production")
