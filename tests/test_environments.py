@@ -475,9 +475,12 @@ def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: st
 def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
     found = packages.read(listed(tmp_path, *lines))
-    selected = packages.select(found, [Requirement("a<3")], [Requirement("a!=2"), Requirement("b")], "3.11")
+    limits = [Requirement("a!=2"), Requirement("b")]
+    selected = packages.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
     assert selected == [lines[0], lines[3]]
     with pytest.raises(Untrusted, match="which is not in SERVING_PACKAGES"):
-        packages.select(found, [Requirement("c")], [], "3.11")
+        packages.select(found, [Requirement("c")], [], [], "3.11")
     with pytest.raises(Untrusted, match="has no such version of a"):
-        packages.select(found, [Requirement("a>3")], [], "3.11")
+        packages.select(found, [Requirement("a>3")], [], [], "3.11")
+    with pytest.raises(NoEnvironment, match="lacks numpy, which model processes need"):
+        packages.select(found, [], [Requirement("numpy")], [], "3.11")

@@ -242,8 +242,8 @@ class Environments:
                 "strict mode installs packages from the operator's list alone: set SERVING_PACKAGES",
                 may_heal=False,
             )
-        required = [*needs.applying(), *map(Requirement, own)]
-        return packages.select(packages.read(self._packages), required, needs.constraints, python)
+        offered, own_needs = packages.read(self._packages), [*map(Requirement, own)]
+        return packages.select(offered, needs.applying(), own_needs, needs.constraints, python)
 
     async def _make(
         self, place: Path, python: str, lines: Sequence[str], constraints: Sequence[str], source: Path

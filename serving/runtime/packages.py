@@ -58,6 +58,7 @@ def _package(line: str) -> Package:
 def select(
     packages: Sequence[Package],
     required: Iterable[Requirement],
+    own: Sequence[Requirement],
     constraints: Iterable[Requirement],
     python: str,
 ) -> list[str]:
@@ -65,12 +66,15 @@ def select(
 
     All of the list is installed, so that no dependency has to be resolved from what an index offers.
 
+    `own` is what model processes need beside what the version requires.
+
     Raises:
         Untrusted: a required package is not in the list, or not in a version that is allowed.
+        NoEnvironment: what model processes need is not in the list.
     """
     required = list(required)
     wanted: dict[str, list[Requirement]] = {}
-    for each in (*required, *constraints):
+    for each in (*required, *own, *constraints):
         wanted.setdefault(canonicalize_name(each.name), []).append(each)
     facts = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
     offered: dict[str, list[Package]] = {}
@@ -93,4 +97,6 @@ def select(
             asked = ", ".join(map(str, wanted[name]))[:200]
             raise Untrusted(f"it requires {asked}, and {_SETTING} has no such version of {name}")
         chosen.append(max(fitting, key=lambda each: each.version).line)
+    if missing := [str(each) for each in own if canonicalize_name(each.name) not in offered]:
+        raise NoEnvironment(f"{_SETTING} lacks {', '.join(missing)}, which model processes need")
     return chosen
