@@ -230,6 +230,11 @@ class Trust(Group):
     trusted_types: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="types that skops may load in strict mode beside its own, comma separated"
     )
+    packages: Path | None = Field(
+        None,
+        description="requirements file of exact versions with hashes, the only source of packages for "
+        "environments in strict mode; without it strict mode makes none",
+    )
 
 
 class Following(Group):

@@ -24,8 +24,8 @@ from pids import descendants
 from promotions import Model
 from stage import Stage, settle
 
-from serving.errors import LoadFailed, NoEnvironment, ProcessDied
-from serving.runtime import environments, model_files
+from serving.errors import LoadFailed, NoEnvironment, ProcessDied, Untrusted
+from serving.runtime import environments, model_files, packages
 from serving.runtime.environments import Environments
 
 OTHER = "idna==3.10"
@@ -409,3 +409,78 @@ def test_what_a_model_process_needs_is_added() -> None:
     assert own == ["numpy", "orjson", "pyarrow"]
     own = environments._own([], "3.11")
     assert {"setuptools<81", f"mlflow=={version('mlflow')}"} < {*own}
+
+
+# -- the operator's list of packages
+
+WHEEL_OF_IDNA = "sha256:946d195a0d259cbba61165e88e65941f16e9b36ea6ddb97f00452bae8b1287d3"
+
+
+def listed(folder: Path, *lines: str) -> Path:
+    (folder / "packages.txt").write_text("\n".join(lines))
+    return folder / "packages.txt"
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("digest", "fault"),
+    [(WHEEL_OF_IDNA, ""), ("sha256:" + "0" * 64, "Hash mismatch")],
+    ids=["right", "wrong"],
+)
+async def test_strict_environment_consists_of_listed_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str, fault: str
+) -> None:
+    monkeypatch.setattr(environments, "_own", lambda *_: [])
+    file = listed(tmp_path, "# the list", f"idna==3.10 \\\n    --hash={digest}", "")
+    made = Environments(tmp_path / "store", strict=True, packages=file)
+    wanted = environments.Needs(packages=[Requirement("idna>=3")])
+    if fault:
+        with pytest.raises(NoEnvironment, match=fault):
+            await made.interpreter(wanted)
+        return
+    python = await made.interpreter(wanted)
+    installed = {file.name for file in python.parents[1].glob("lib/*/site-packages/*.dist-info")}
+    assert installed == {"idna-3.10.dist-info"}
+
+
+@pytest.mark.anyio
+async def test_strict_environment_needs_a_list(tmp_path: Path) -> None:
+    with pytest.raises(NoEnvironment, match="set SERVING_PACKAGES"):
+        await Environments(tmp_path, strict=True).interpreter(environments.Needs())
+
+
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "idna==3.10",
+        f"idna>=3.10 {HASH}",
+        f"idna {HASH}",
+        f"idna==3.10,<4 {HASH}",
+        f"idna==3.* {HASH}",
+        "idna==3.10 --hash=md5:00",
+        f"idna @ https://127.0.0.1/idna.whl {HASH}",
+        f"-r more.txt {HASH}",
+        "--index-url http://127.0.0.1",
+    ],
+)
+def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: str) -> None:
+    with pytest.raises(NoEnvironment, match="SERVING_PACKAGES has the entry"):
+        packages.read(listed(tmp_path, line))
+
+
+def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
+    lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
+    found = packages.read(listed(tmp_path, *lines))
+    limits = [Requirement("a!=2"), Requirement("b")]
+    selected = packages.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
+    assert selected == [lines[0], lines[3]]
+    with pytest.raises(Untrusted, match="which is not in SERVING_PACKAGES"):
+        packages.select(found, [Requirement("c")], [], [], "3.11")
+    with pytest.raises(Untrusted, match="has no such version of a"):
+        packages.select(found, [Requirement("a>3")], [], [], "3.11")
+    with pytest.raises(NoEnvironment, match="lacks numpy, which model processes need"):
+        packages.select(found, [], [Requirement("numpy")], [], "3.11")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from casting import Registry, actor
+from casting import Registry
 from conftest import NewRegistry
 from live import served
 from promotions import Callers, Model
 
+from serving.runtime.version import TAGS_OF_FRONT
+
 DEEP = 100_000
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,8 @@ def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 def rejection(model: Model, change: Callable[[Path], None]) -> str:
     """Promote a version whose files were changed, and return why it was rejected."""
-    folder = actor(model.registry.folder, factor=2.0)
+    template = model.registry.folder / "actor-0"
+    folder = Path(shutil.copytree(template, template.with_name(f"hostile-{next(_numbers)}")))
     change(folder)
     version = model.registry.register("actor", folder)
     with Callers(model, 2) as callers:
@@ -121,11 +127,11 @@ def test_row_40_deep_nesting_is_rejected(model: Model, change: Callable[[Path], 
         (extended("moment: 9999-99-99"), "can't be read"),
         (lambda folder: (folder / "MLmodel").write_bytes(b"a: \xff\xfe") and None, "can't be read"),
         (lambda folder: os.truncate(folder / "MLmodel", 10**11), "larger than"),
-        (signed("inputs", columns(100_000)), "columns|values"),
+        (signed("inputs", columns(100_000)), "columns|values|larger than"),
         (signed("inputs", columns(20_000)), "columns"),
         (signed("inputs", '[{"name": "x", "name": "y", "type": "double"}]'), "twice"),
         (signed("inputs", json.dumps([{"type": "double"} | {"name": 1e400}])), "|"),
-        (described(metadata={"serving": {f"unknown{n}": n for n in range(90_000)}}), "unknown entries"),
+        (described(metadata={"serving": {f"unknown{n}": n for n in range(40_000)}}), "unknown entries"),
         (described(metadata={"serving": {"task": "x" * 500_000}}), "serving.task"),
         (described(signature={"inputs": [1, 2]}), "signature"),
         (described(flavors="nothing"), "flavors|python_function"),
@@ -174,3 +180,32 @@ def test_row_41_example_that_is_nested_deeply_is_rejected(model: Model) -> None:
         (folder / "serving_input_example.json").write_text('{"inputs": ' + "[" * DEEP + "]" * DEEP + "}")
 
     assert "its input example can't be read" in rejection(model, deepen)
+
+
+GARBAGE = [
+    "[" * 5000,
+    '{"models:/actor/Production": "9999-12-31"}',
+    "<script>alert(1)</script>",
+    "\x1b[31m\u202e\x00",
+]
+
+
+@pytest.mark.parametrize("value", GARBAGE, ids=["deep", "future", "html", "control"])
+def test_garbage_in_tags_prevents_nothing(model: Model, value: str) -> None:
+    version = model.add()
+    for name in (*TAGS_OF_FRONT, "serving.allow_breaking", "mlflow.note.content", "=cmd|' /C calc'!A0"):
+        if name != "serving.state":
+            model.registry.client.set_model_version_tag("actor", version, name, value)
+    model.promote(version)
+    model.until_live(version)
+    assert model.is_well(version)
+    model.promote("1")
+    model.until_live("1")
+
+
+def test_digest_that_is_garbage_is_rejected_with_a_bounded_reason(model: Model) -> None:
+    version = model.add()
+    model.registry.client.set_model_version_tag("actor", version, "serving.digest", "[" * 5000)
+    model.promote(version)
+    assert len(model.until_told(version, "rejected")["reason"]) < 1000
+    model.settle()

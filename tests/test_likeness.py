@@ -43,7 +43,10 @@ def test_of_two_sentences_the_one_with_more_rows_is_kept(
     assert better_founded(told, said) == (said if stays else told)
 
 
-@pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows"])
+ENDLESS = f"agrees with iris version 3 in 9% of {'9' * 5000} rows; failed on 0, left out 0"
+
+
+@pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows", ENDLESS])
 def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
     told = Tally(rows=200).told("iris version 3")
     assert better_founded(told, said) == told

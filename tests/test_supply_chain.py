@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("strict")
     home.promote("line", home.register("line", saved(home.folder)))
     rules = {"strict": True, "allowed_sources": f"s3://models/,{home.folder}/", "trusted_types": "numpy.sqrt"}
+    (folder / "packages.txt").write_text(f"idna==3.10 --hash=sha256:{'0' * 64}")
+    rules |= {"environments": True, "packages": folder / "packages.txt"}
     models = {"models": "models:/line/Production"}
     with served(home.uri, folder, **models, **rules, poll_seconds=0.1) as service:
         service.until_ready()
@@ -152,6 +155,57 @@ async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
         await launcher.aclose()
 
 
+def requiring(folder: Path, name: str, text: str) -> Path:
+    """Replace a file of a saved model that lists packages."""
+    (folder / name).write_text(text)
+    return folder
+
+
+def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
+    """Make a wheel whose `.pth` file leaves a note, and return it and the note."""
+    made, note = folder / "helper-1-py3-none-any.whl", folder / "ran"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("helper.pth", f"import pathlib; pathlib.Path({str(note)!r}).touch()")
+        archive.writestr("helper-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: helper\nVersion: 1\n")
+        archive.writestr(
+            "helper-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("helper-1.dist-info/RECORD", "")
+    return made, note
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("requirements.txt", "helper @ file://{wheel}", "strict mode installs nothing by its URL"),
+        ("requirements.txt", "helper @ file://localhost{wheel} ; python_version > '3'", "by its URL"),
+        ("requirements.txt", "helper @ https://127.0.0.1:9/helper-1-py3-none-any.whl", "by its URL"),
+        ("requirements.txt", "helper @ git+https://127.0.0.1:9/helper", "by its URL"),
+        ("requirements.txt", "-c limits.txt\nidna", "by its URL"),
+        ("requirements.txt", "{wheel}", "is no requirement"),
+        ("requirements.txt", "-e {wheel}", "is an option"),
+        ("requirements.txt", "--find-links {wheel}", "is an option"),
+        ("requirements.txt", "helper @ file://${{HOME}}/x.whl", "environment variable"),
+        ("requirements.txt", "helper==1", "which is not in SERVING_PACKAGES"),
+        ("requirements.txt", "idna==3.9", "SERVING_PACKAGES has no such version"),
+        ("python_env.yaml", "dependencies: ['helper @ file://{wheel}']", "by its URL"),
+        ("python_env.yaml", "build_dependencies: ['helper @ file://{wheel}']", "no such line"),
+        ("conda.yaml", "dependencies: [{{pip: ['helper @ file://{wheel}']}}]", "no such line"),
+        ("conda.yaml", "dependencies: [{{pip: ['--index-url http://127.0.0.1:9']}}]", "no such line"),
+        ("conda.yaml", "{deep}", "deeper"),
+    ],
+)
+def test_row_39_packages_by_url_are_rejected_in_strict_mode(
+    strict: Model, tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    wheel, note = wheel_that_runs_code(tmp_path)
+    folder = saved(strict.registry.folder)
+    (folder / "limits.txt").write_text(f"helper @ file://{wheel}")
+    text = text.format(wheel=wheel, deep="[" * 100_000)
+    assert expected in refused(strict, requiring(folder, name, text))
+    assert not note.exists()
+
+
 # -- in plain functions
 
 
@@ -188,6 +242,16 @@ def test_a_location_is_below_another(location: str, allowed: str, expected: bool
         lambda described: described["flavors"]["sklearn"].pop("serialization_format"),
         lambda described: described["flavors"]["python_function"].update(loader_module="os"),
         lambda described: described["flavors"]["sklearn"].update(model_class="os.system"),
+        lambda described: described["flavors"]["python_function"].update(predict_fn="__reduce__"),
+        lambda described: described["flavors"]["python_function"].update(streamable=True),
+        lambda described: described["flavors"].update(
+            onnx={"providers": [["TensorrtExecutionProvider", {}]]},
+            python_function={"loader_module": "mlflow.onnx"},
+        ),
+        lambda described: described["flavors"].update(
+            onnx={"onnx_session_options": {"extra_session_config": {"a": "b"}}},
+            python_function={"loader_module": "mlflow.onnx"},
+        ),
     ],
 )
 def test_what_strict_mode_does_not_know_it_does_not_let_in(

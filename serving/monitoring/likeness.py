@@ -18,7 +18,7 @@ BOUNDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper bounds of the buckets in which differences are counted."""
 _MOST_KEPT = 2000
 _TOLD = re.compile(
-    r"agrees with (?P<live>.+) in [\d.]+% of (?P<rows>\d+) rows; .*failed on (?P<failed>\d+), .*"
+    r"agrees with (?P<live>.+) in [\d.]+% of (?P<rows>\d{1,15}) rows; .*failed on (?P<failed>\d{1,15}), .*"
 )
 """What `Tally.told` says."""
 

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 _PREFIX = "blocking-"
 MAX_ABANDONED = 64
-"""Threads that were given up and still run; beyond them no call is made."""
-_abandoned: set[threading.Thread] = set()
+"""Threads of one name that were given up and still run; beyond them no call of this name is made."""
+_abandoned: dict[str, set[threading.Thread]] = {}
 
 
 class TooManyHang(Exception):
@@ -34,9 +34,9 @@ def start(call: Callable[..., T], *args: Any, name: str) -> asyncio.Future[T]:
     Raises:
         TooManyHang: too many calls that were given up have not returned.
     """
-    _abandoned.difference_update([each for each in _abandoned if not each.is_alive()])
-    if len(_abandoned) >= MAX_ABANDONED:
-        raise TooManyHang(f"{len(_abandoned)} calls that were given up have not returned")
+    abandoned = _abandoned[name] = {each for each in _abandoned.get(name, ()) if each.is_alive()}
+    if len(abandoned) >= MAX_ABANDONED:
+        raise TooManyHang(f"{len(abandoned)} calls that were given up have not returned")
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -63,7 +63,7 @@ def start(call: Callable[..., T], *args: Any, name: str) -> asyncio.Future[T]:
 
     def give_up(ended: asyncio.Future[T]) -> None:
         if ended.cancelled() and thread.is_alive():
-            _abandoned.add(thread)
+            _abandoned[name].add(thread)
 
     future.add_done_callback(give_up)
     thread.start()

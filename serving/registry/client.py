@@ -21,7 +21,7 @@ from serving.groups import Registry
 from serving.reference import Kind, Reference
 from serving.registry import blocking, bounded_http, folders
 from serving.registry.downloads import Downloads
-from serving.registry.entities import as_version, translated
+from serving.registry.entities import as_version, translated, underlying
 from serving.registry.live_tag import contested
 from serving.registry.policy import local_folder
 from serving.runtime.version import Version
@@ -270,7 +270,8 @@ class RegistryClient:
         if version.version is None:
             return version
         with translated(str(version)):
-            location = self._client.get_model_version_download_uri(version.name, version.version)
+            place = self._client.get_model_version_download_uri(version.name, version.version)
+            location = underlying(self._client, str(place))
         return replace(version, aliases=self._aliases(version), location=location)
 
     def _write_tags(self, version: Version, news: News) -> None:

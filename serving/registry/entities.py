@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import RegistryUnavailable, ServingError, Unresolved
+from serving.errors import RegistryUnavailable, ServingError, Unresolved, Untrusted
 from serving.runtime.version import Version
 from serving.telemetry.redaction import without_secrets
 
@@ -24,6 +24,23 @@ def bounded(tags: Any) -> dict[str, str]:
 def _printable(text: str) -> str:
     text = text[:MAX_TAG_LENGTH]
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
+def underlying(client: Any, location: str) -> str:
+    """Return the location of artifacts that is named by a run or a logged model, so that it can be checked.
+
+    Raises:
+        Untrusted: it is named by a registered model, whose meaning may change.
+    """
+    scheme, _, path = location.partition(":")
+    if scheme.lower() == "runs":
+        run, _, below = path.lstrip("/").partition("/")
+        return f"{client.get_run(run).info.artifact_uri.rstrip('/')}/{below}"
+    if scheme.lower() == "models":
+        if not path.startswith("/m-"):
+            raise Untrusted(f"its artifacts are named by another model, {location[:200]}")
+        return str(client.get_logged_model(path[1:]).artifact_location)
+    return location
 
 
 @contextmanager
@@ -46,7 +63,7 @@ def as_version(found: Any) -> Version:
     source = str(found.source)
     return Version(
         name=found.name,
-        version=str(found.version),
+        version=str(int(found.version)),
         source=source,
         location=source,
         stage=None if found.current_stage in (None, "None") else found.current_stage,

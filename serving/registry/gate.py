@@ -55,7 +55,9 @@ class Gate:
         self._store, self._launcher, self._metrics = store, launcher, metrics
         self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
         """Whether callers may share a call of versions that were loaded before, by their digest."""
-        self._environments = Environments(settings.store_dir / "environments", strict=settings.strict)
+        self._environments = Environments(
+            settings.store_dir / "environments", strict=settings.strict, packages=settings.packages
+        )
         self.attempts = Attempts(store.attempts)
         self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
         self._idle.set()
@@ -99,7 +101,7 @@ class Gate:
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
             raise Corrupt(
-                f"its artifacts are not those that were registered: {artifacts.digest}, not {expected}"
+                f"its artifacts are not those that were registered: {artifacts.digest}, not {expected[:100]}"
             )
         return await self.prove(version, artifacts, slot)
 
@@ -121,6 +123,8 @@ class Gate:
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
         needs = await asyncio.to_thread(environments.read, files)
         differing = await asyncio.to_thread(environments.differences, needs)
+        if self._settings.environments:
+            self._policy.check_requirements(files, needs)
         launcher = await self._launcher_of(needs, differing)
         loaded = await asyncio.to_thread(
             Loaded,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from serving.errors import Untrusted
 from serving.groups import Trust
+from serving.registry import strictness
+from serving.runtime.environments import Needs
+from serving.runtime.model_files import ModelFiles
 from serving.runtime.version import Version
 
-# In strict mode: the flavors whose files hold data alone, and what those files are called.
-_LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "onnx")}
-_DATA = {".cbm", ".csv", ".json", ".lgb", ".md", ".onnx", ".parquet", ".skops", ".txt", ".ubj", ".xgb"}
-_DATA |= {".yaml", ".yml", ""}
-_NAMES_WITHOUT_SUFFIX = {"MLmodel"}
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
 _PATHS = {"artifact_path", "code", "conda", "data", "model_data", "model_path", "path", "pickled_model"}
@@ -52,6 +50,24 @@ class Policy:
         if allowed and not any(folder.is_relative_to(root) for root in roots):
             raise self._elsewhere(str(folder))
 
+    def check_requirements(self, files: ModelFiles, needs: Needs) -> None:
+        """Refuse a version of which packages would be installed from where the operator does not allow.
+
+        Raises:
+            Untrusted: they would.
+        """
+        allowed = self._trust.allowed_sources
+        for each in (*needs.packages, *needs.constraints):
+            if each.url and self._trust.strict:
+                raise Untrusted(f"it requires {str(each)[:200]}: strict mode installs nothing by its URL")
+            if each.url and allowed and not any(is_below(each.url, source) for source in allowed):
+                raise Untrusted(
+                    f"it requires {without_query(str(each))[:200]}, which is not below any of "
+                    f"SERVING_ALLOWED_SOURCES ({', '.join(allowed)})"
+                )
+        if self._trust.strict:
+            strictness.check_listed(files)
+
     def _elsewhere(self, location: str) -> Untrusted:
         return Untrusted(
             f"its artifacts come from {without_query(location)[:500]}, which is none of "
@@ -69,7 +85,7 @@ class Policy:
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
                 raise Untrusted(f"its MLmodel file names a {key} outside its folder")
         if self._trust.strict:
-            _check_strictly(folder, described, self._trust.trusted_types)
+            strictness.check(folder, described, self._trust.trusted_types)
 
 
 def is_below(location: str, allowed: str) -> bool:
@@ -117,41 +133,3 @@ def _paths(described: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(described, list):
         for each in described:
             yield from _paths(each)
-
-
-# -- strictly
-
-
-def _check_strictly(folder: Path, described: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    flavors = described.get("flavors")
-    python = flavors.get("python_function") if isinstance(flavors, Mapping) else None
-    if not isinstance(flavors, Mapping) or not isinstance(python, Mapping):
-        raise Untrusted("its MLmodel file names no flavor that strict mode knows")
-    name = _LOADERS.get(str(python.get("loader_module")))
-    flavor = flavors.get(name) if name else None
-    if not isinstance(flavor, Mapping):
-        raise Untrusted(
-            f"it is loaded by {python.get('loader_module')}, which may run code that comes with it: strict "
-            f"mode lets in {', '.join(_LOADERS.values())}"
-        )
-    if python.get("code") or flavor.get("code"):
-        raise Untrusted("it brings code along, which strict mode does not let in")
-    own_class = str(flavor.get("model_class", f"{name}."))
-    if not own_class.startswith(f"{name}."):
-        raise Untrusted(f"it names {own_class[:100]} as its class, which is not of {name}")
-    form = flavor.get("serialization_format", "pickle" if name == "sklearn" else "skops")
-    if form != "skops":
-        raise Untrusted(f"it is serialized by {form}, which strict mode does not let in: log it with skops")
-    if unknown := sorted({*map(str, flavor.get("skops_trusted_types") or ())} - {*trusted}):
-        raise Untrusted(f"it needs types that are not in SERVING_TRUSTED_TYPES: {', '.join(unknown)[:500]}")
-    for path in folder.rglob("*"):
-        if path.is_file() and not _is_data(path):
-            raise Untrusted(f"{path.relative_to(folder)} among its artifacts may hold code")
-
-
-def _is_data(path: Path) -> bool:
-    if path.suffix not in _DATA or (not path.suffix and path.name not in _NAMES_WITHOUT_SUFFIX):
-        return False
-    with path.open("rb") as file:
-        start = file.read(2)
-    return not (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))

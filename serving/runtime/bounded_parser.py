@@ -21,6 +21,7 @@ import resource
 import stat
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,8 @@ _FILE_OPTION = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]+(\S+)$")
 def main(folder: str) -> None:
     """Read the files in `folder` and write what they contain as JSON."""
     for limit, most in _LIMITS:
-        resource.setrlimit(limit, (most, most))
+        with suppress(OSError, ValueError):  # a lower one is set, or the system has no such limit
+            resource.setrlimit(limit, (most, most))
     documents: dict[str, Any] = {}
     faults: dict[str, str] = {}
     for name in _DOCUMENTS:

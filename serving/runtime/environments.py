@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import re
 import shutil
 import sys
@@ -22,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 import serving
 from serving.errors import NoEnvironment
+from serving.runtime import packages, uv
 from serving.runtime.model_files import ModelFiles
 
 log = logging.getLogger("serving.environments")
@@ -32,12 +32,9 @@ _MLFLOW = ("mlflow", "mlflow-skinny")
 _SETUPTOOLS = "setuptools<81"
 _HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MIN_PYTHON = "3.10"
-_SECONDS = 600.0
-_TOLD = 400
 _MAX_NAMED = 10
 _OPTION = re.compile(r"(-r|--requirement|-c|--constraint)[ =]+(\S+)$")
 _PYTHON = re.compile(r"\d+\.\d+")
-_DECORATION = re.compile(r"[^\x20-\x7e]+")
 
 
 @dataclass(slots=True)
@@ -122,6 +119,8 @@ def _collect(
                 target = needs.constraints if option in ("-c", "--constraint") else into
                 seen.add(name)
                 _collect(files, files.texts[name], name, needs, target, seen)
+        elif "${" in line:  # uv would put values of environment variables into URLs
+            needs.fault = f"its {where} can't be read: {line!r:.200} refers to an environment variable"
         elif line.startswith("-"):
             needs.fault = (
                 f"its {where} can't be read: {line!r:.200} is an option, which is not taken from a model. "
@@ -197,10 +196,13 @@ REMEDY = "set SERVING_ENVIRONMENTS=true to run it in an environment of its own"
 
 
 class Environments:
-    """Makes environments below `root`, and keeps them; in strict mode no package is built for that."""
+    """Makes environments below `root`, and keeps them.
 
-    def __init__(self, root: Path, *, strict: bool) -> None:
-        self._root, self._strict = root, strict
+    In strict mode they consist of wheels of the operator's list, whose hashes are verified, and nothing else.
+    """
+
+    def __init__(self, root: Path, *, strict: bool, packages: Path | None = None) -> None:
+        self._root, self._strict, self._packages = root, strict, packages
         self._making = asyncio.Lock()
 
     async def interpreter(self, needs: Needs) -> Path:
@@ -208,6 +210,7 @@ class Environments:
 
         Raises:
             NoEnvironment: it can't be made.
+            Untrusted: strict mode does not allow what it requires.
         """
         if needs.fault:
             raise NoEnvironment(needs.fault, may_heal=False)
@@ -218,11 +221,14 @@ class Environments:
                 "log it again under one of these",
                 may_heal=False,
             )
-        lines = sorted({*map(str, needs.packages), *_own(needs.applying(), python)})
+        own = _own(needs.applying(), python)
+        lines = sorted({*map(str, needs.packages), *own})
         constraints = sorted({*map(str, needs.constraints)})
+        if self._strict:
+            lines, constraints = await asyncio.to_thread(self._selected, needs, own, python), []
         source = Path(serving.__file__).parent
         base = sys.version if python == _HERE else python
-        identity = "\n".join([base, str(source), *lines, "constraints", *constraints])
+        identity = "\n".join([base, str(source), str(self._strict), *lines, "constraints", *constraints])
         place = self._root / hashlib.sha256(identity.encode()).hexdigest()[:16]
         async with self._making:
             if not (place / "bin" / "python").exists():  # or the Python that it is based on is there no more
@@ -230,27 +236,47 @@ class Environments:
                 await self._make(place, python, lines, constraints, source)
         return place / "bin" / "python"
 
+    def _selected(self, needs: Needs, own: Sequence[str], python: str) -> list[str]:
+        if self._packages is None:
+            raise NoEnvironment(
+                "strict mode installs packages from the operator's list alone: set SERVING_PACKAGES",
+                may_heal=False,
+            )
+        offered, own_needs = packages.read(self._packages), [*map(Requirement, own)]
+        return packages.select(offered, needs.applying(), own_needs, needs.constraints, python)
+
     async def _make(
         self, place: Path, python: str, lines: Sequence[str], constraints: Sequence[str], source: Path
     ) -> None:
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        if uv is None:
-            raise NoEnvironment(
-                "it needs an environment of its own, which uv makes, and uv is not installed where this "
-                "service runs: install the extra `environments`, or put uv on the PATH"
-            )
+        program = uv.find()
         log.info("an environment is made with Python %s for: %s", python, ", ".join(lines))
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._root, prefix="making-") as new:
-                made, constraining = Path(new) / "environment", Path(new) / "constraints.txt"
-                constraining.write_text("\n".join(constraints))
+                made, listing = Path(new) / "environment", Path(new) / "requirements.txt"
                 base = sys.executable if python == _HERE else python
-                await _run(_no_python(python), uv, "venv", "--quiet", "--python", base, str(made))
-                options = ["--constraint", str(constraining)] if constraints else []
-                options += ["--only-binary", ":all:"] if self._strict else []
-                options += ["--python", str(made / "bin" / "python")]
-                await _run(_NOT_INSTALLED, uv, "pip", "install", "--quiet", *options, *lines)
+                downloads = ["--no-python-downloads"] if self._strict else []
+                await uv.run(
+                    _no_python(python), program, "venv", "--quiet", *downloads, "--python", base, str(made)
+                )
+                options = ["--python", str(made / "bin" / "python")]
+                if self._strict:
+                    listing.write_text("\n".join(lines))
+                    options += ["--require-hashes", "--no-deps", "--only-binary", ":all:"]
+                    options += ["--requirement", str(listing)]
+                else:
+                    listing.write_text("\n".join(constraints))
+                    options += ["--constraint", str(listing)] if constraints else []
+                    options += lines
+                await uv.run(
+                    _NOT_INSTALLED,
+                    program,
+                    "pip",
+                    "install",
+                    "--quiet",
+                    *options,
+                    cwd=Path(new) if self._strict else None,
+                )
                 # All that it takes from this installation is this package.
                 (made / "front").mkdir()
                 (made / "front" / "serving").symlink_to(source)
@@ -291,28 +317,3 @@ def _own(wanted: Iterable[Requirement], python: str) -> list[str]:
     if Version(python) < Version("3.12") and "setuptools" not in names:
         own.append(_SETUPTOOLS)
     return own if names & {*_MLFLOW} else [*own, f"mlflow=={version('mlflow')}"]
-
-
-async def _run(failed: str, *command: str) -> None:
-    """Run a command of uv.
-
-    Raises:
-        NoEnvironment: it `failed`; the message ends with uv's own words.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(_SECONDS):
-            _, said = await process.communicate()
-    except TimeoutError:
-        raise NoEnvironment(f"its environment was not ready after {_SECONDS:g} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        text = said.decode(errors="replace")
-        start = max(text.find("error:"), text.find("×"), 0)  # warnings stand before
-        reason = " ".join(_DECORATION.sub(" ", text[start:]).split())[:_TOLD]
-        raise NoEnvironment(f"{failed}. uv reports: {reason}")

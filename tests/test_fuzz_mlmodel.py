@@ -1,0 +1,165 @@
+"""Any content of the files of a version is read as a description or rejected; nothing else happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.errors import NoEnvironment, Untrusted, Untypable, VerificationFailed
+from serving.groups import Trust
+from serving.registry.policy import Policy
+from serving.runtime import bounded_parser, environments, input_example, mlmodel, model_files, packages
+from serving.runtime.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
+from serving.runtime.model_files import ModelFiles
+
+REAL = {
+    "flavors": {
+        "python_function": {
+            "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+            "loader_module": "mlflow.sklearn",
+            "model_path": "model.skops",
+            "predict_fn": "predict",
+            "python_version": "3.11.7",
+        },
+        "sklearn": {"code": None, "serialization_format": "skops", "sklearn_version": "1.9.1"},
+    },
+    "metadata": {
+        "serving": {
+            "task": "classification",
+            "classes": ["a", "b"],
+            "inputs": {"x": {"minimum": 0, "description": "a length", "unit": "cm"}},
+            "profile": {"rows": 5, "inputs": {"x": {"edges": [0.0, 1.0], "shares": [0.2, 0.3, 0.5]}}},
+        }
+    },
+    "saved_input_example_info": {"serving_input_path": "example.json", "type": "dataframe"},
+    "signature": {
+        "inputs": '[{"type": "double", "name": "x", "required": true}]',
+        "outputs": '[{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]',
+        "params": '[{"name": "top", "type": "long", "default": 3, "shape": null}]',
+    },
+    "utc_time_created": "2026-11-27 21:48:46.157802",
+}
+CONTENT = yaml.safe_dump(REAL).encode()
+EXAMPLE = {"dataframe_split": {"columns": ["x"], "data": [[1.0], [2.0]]}, "params": {"top": 1}}
+TOKENS = [b"[", b"{", b"]", b"}", b"&a ", b"*a ", b"<<: ", b"!!int ", b"? ", b"- ", b": ", b"\n", b"'", b'"']
+TOKENS += [b"|\n", b"\xff", b"\x00", b"1:1:1", b".nan", b"2026-99-99", b"---\n", b"...\n", b"%YAML 9\n", b"~"]
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+names = st.sampled_from(
+    ["type", "name", "required", "shape", "default", "tensor-spec", "properties", "items"]
+)
+specs = st.lists(st.dictionaries(names, values, max_size=6), max_size=4)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, content: bytes = CONTENT) -> bytes:
+    """Replace parts of a real file by tokens of YAML, by other parts of it, and by any bytes."""
+    found = bytearray(content)
+    for _ in range(draw(st.integers(1, 5))):
+        start = draw(st.integers(0, len(found)))
+        end = min(len(found), start + draw(st.integers(0, 30)))
+        piece = draw(st.sampled_from(TOKENS) | st.binary(max_size=8) | st.just(bytes(found[:start][-50:])))
+        found[start:end] = piece * draw(st.sampled_from([1, 1, 1, 3, 200]))
+    return bytes(found)
+
+
+@st.composite
+def altered(draw: st.DrawFn) -> dict[str, Any]:
+    """Replace one value in a real description, at any depth."""
+    found = json.loads(json.dumps(REAL))
+    place = found
+    while True:
+        key = draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or draw(st.booleans()):
+            place[key] = draw(values | specs | specs.map(json.dumps))
+            return dict(found)
+        place = place[key]
+
+
+def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
+    """Do all that a front does with the files of a version, as far as they are accepted."""
+    if not isinstance(described, dict):
+        return
+    files = ModelFiles(described, documents, {"requirements.txt": ["numpy"]}, example)
+    needs = environments.read(files)
+    environments.differences(needs)
+    with suppress(Untrusted):
+        Policy(Trust(strict=True)).check_requirements(files, needs)
+    with suppress(Untypable, VerificationFailed):
+        contract = mlmodel.contract(described, "iris", 10)
+        input_example.example(files, contract)
+
+
+@given(mutated())
+def test_mutated_files_are_read_or_refused(content: bytes) -> None:
+    with suppress(Refused, yaml.YAMLError, ValueError):
+        found = parse_yaml(content)
+        json.dumps(found)
+        read_all(found)
+
+
+@given(altered())
+def test_altered_descriptions_are_accepted_or_rejected(described: dict[str, Any]) -> None:
+    read_all(parse_yaml(yaml.safe_dump(described).encode()))
+
+
+@given(values | st.lists(st.dates() | st.datetimes()))
+def test_plain_values_are_read_as_they_were_written(value: Any) -> None:
+    content = yaml.safe_dump(value, allow_unicode=True).encode()
+    with suppress(Refused):
+        found = json.dumps(parse_yaml(content), sort_keys=True)
+        assert found == json.dumps(value, sort_keys=True, default=str)
+
+
+@given(values)
+def test_any_example_is_read_or_rejected(example: Any) -> None:
+    read_all(REAL, example)
+    read_all(REAL, {"dataframe_split": example})
+    read_all(REAL, {"inputs": example})
+    json.dumps(bounded_parser.first_rows({"inputs": example}, 2))
+
+
+@given(values, st.lists(st.text(max_size=40) | st.from_regex(r"[a-z]+( @ |==|>)[a-z0-9.:/]+"), max_size=5))
+def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> None:
+    documents = {
+        "python_env.yaml": {"python": value, "dependencies": lines},
+        "conda.yaml": {"dependencies": value},
+    }
+    read_all(REAL, EXAMPLE, **documents)
+    read_all(REAL, EXAMPLE, **{"python_env.yaml": {"dependencies": value, "build_dependencies": lines}})
+
+
+@given(st.binary(max_size=200))
+def test_any_list_of_packages_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(NoEnvironment):
+        (Path(folder) / "list").write_bytes(content)
+        packages.read(Path(folder) / "list")
+
+
+@given(values)
+def test_bounded_json_is_accepted(value: Any) -> None:
+    with suppress(Refused):
+        check_json(value, MAX_NODES)
+
+
+@settings(max_examples=max(5, settings().max_examples // 20))
+@given(mutated(), st.binary(max_size=100), st.binary(max_size=100))
+def test_parser_process_survives(content: bytes, environment: bytes, requirements: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "MLmodel").write_bytes(content)
+        (Path(folder) / "python_env.yaml").write_bytes(environment)
+        (Path(folder) / "requirements.txt").write_bytes(requirements)
+        with suppress(Untypable):
+            asyncio.run(model_files.read(Path(folder)))
