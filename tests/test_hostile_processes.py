@@ -260,6 +260,19 @@ def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
     assert stand.fork_server == before
 
 
+def test_model_out_of_memory_fails_its_request_alone(stand: Stand) -> None:
+    assert stand.actor.predict(1.0, "limit:1 grow:64").status_code == 500
+    assert stand.other.is_well("1")
+    stand.recovers()
+
+
+def test_fork_server_killed_for_memory_is_replaced(stand: Stand) -> None:
+    before = stand.fork_server
+    os.kill(before, signal.SIGKILL)
+    until(lambda: stand.fork_server not in (0, before))
+    until(stand.is_well)
+
+
 # -- processes that hang
 
 
