@@ -112,6 +112,33 @@ def test_modules_are_small(name: str) -> None:
     assert lines <= MOST_LINES
 
 
+SHORT_TASKS = {
+    "serving.http.predict": "watches one request",
+    "serving.journal.link": "belongs to a supervised group",
+    "serving.on_ray": "is awaited by its callers",
+    "serving.registry.client": "is awaited by its callers",
+    "serving.registry.follower": "brings one version up, and reports its failure",
+    "serving.runtime.errands": "logs the failures of short tasks",
+    "serving.runtime.pool": "belongs to a group that is awaited",
+    "serving.runtime.supervision": "is the supervisor",
+    "serving.journal.writer": "ends its own process",
+    "serving.monitoring.traces": "sends the last spans at the end",
+}
+"""Modules that start tasks or threads, and why these need no supervision."""
+
+
+def test_tasks_and_threads_that_run_long_are_supervised() -> None:
+    starters = {"create_task", "ensure_future", "Thread"}
+    found = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if name.startswith("serving.") and isinstance(node, ast.Call)
+        if getattr(node.func, "attr", getattr(node.func, "id", "")) in starters
+    }
+    assert found == SHORT_TASKS.keys()
+
+
 @pytest.mark.parametrize(
     ("name", "heavy"),
     [

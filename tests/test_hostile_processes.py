@@ -250,6 +250,18 @@ def test_row_45_fork_server_is_restarted_once_there_are_descriptors(stand: Stand
     until(lambda: stand.fork_server not in (0, before))
 
 
+def test_row_45_version_promoted_without_descriptors_goes_live_later(stand: Stand) -> None:
+    version = stand.other.add(factor=1.0)
+    with without_descriptors(stand.front):
+        stand.other.promote(version)
+        stand.other.until(
+            lambda state: state["candidate"] or not stand.service.ready()["registry"]["reachable"]
+        )
+    stand.other.until_live(version)
+    stand.other.promote("1")
+    stand.other.until_live("1")
+
+
 def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
     process, before = stand.process(), stand.fork_server
     (stand.folder / "no-fork").touch()
@@ -258,6 +270,19 @@ def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
     assert stand.other.is_well("1")
     until(stand.is_well)
     assert stand.fork_server == before
+
+
+def test_model_out_of_memory_fails_its_request_alone(stand: Stand) -> None:
+    assert stand.actor.predict(1.0, "limit:1 grow:64").status_code == 500
+    assert stand.other.is_well("1")
+    stand.recovers()
+
+
+def test_fork_server_killed_for_memory_is_replaced(stand: Stand) -> None:
+    before = stand.fork_server
+    os.kill(before, signal.SIGKILL)
+    until(lambda: stand.fork_server not in (0, before))
+    until(stand.is_well)
 
 
 # -- processes that hang

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -178,6 +179,31 @@ def test_the_journals_process_is_killed_and_nothing_is_lost(on_sqlite: Stand) ->
     assert len({*identities}) == 300
     assert {*identities} <= {*on_sqlite.ledger.ids()}
     assert on_sqlite.ledger.count() == written
+
+
+def test_row_58_stopped_journal_writer_is_replaced_and_nothing_is_lost(on_sqlite: Stand) -> None:
+    _, dropped = on_sqlite.until_counted()
+    stopped = writer(on_sqlite.service)
+    os.kill(stopped, signal.SIGSTOP)
+    identities = on_sqlite.predict(50)
+    until(lambda: writer(on_sqlite.service) not in (0, stopped))
+    written = on_sqlite.answered - dropped
+    assert on_sqlite.until_counted() == (written, dropped)
+    assert {*identities} <= {*on_sqlite.ledger.ids()}
+    assert on_sqlite.ledger.count() == written
+
+
+def test_predictions_wait_for_a_full_disk(on_sqlite: Stand) -> None:
+    _, dropped = on_sqlite.until_counted()
+    before = resource.prlimit(writer(on_sqlite.service), resource.RLIMIT_FSIZE)
+    resource.prlimit(writer(on_sqlite.service), resource.RLIMIT_FSIZE, (0, before[1]))
+    identities = on_sqlite.predict(50)
+    until(lambda: measured(on_sqlite.service, "failing")[0])
+    assert on_sqlite.service.client.get("/ready").status_code == 200
+    resource.prlimit(writer(on_sqlite.service), resource.RLIMIT_FSIZE, before)
+    written = on_sqlite.answered - dropped
+    assert on_sqlite.until_counted() == (written, dropped)
+    assert {*identities} <= {*on_sqlite.ledger.ids()}
 
 
 def test_a_process_that_is_killed_while_its_database_is_away_leaves_no_trouble_behind(

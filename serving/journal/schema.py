@@ -80,5 +80,5 @@ feedback = Table(
 
 
 def first_id(moment: datetime) -> str:
-    """The least id that a prediction can have which was made at this moment or later."""
-    return str(Identity(int=math.ceil(moment.timestamp() * 1000) << 80))
+    """Return the least id of a prediction that is made at this moment or later; ids begin in 1970."""
+    return str(Identity(int=max(0, math.ceil(moment.timestamp() * 1000)) << 80))

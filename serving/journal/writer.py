@@ -43,6 +43,8 @@ _SECONDS_BETWEEN_SWEEPS = 60.0
 _SECONDS_TO_END = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SWEPT_AT_ONCE = 1000
+_MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
+"""After a jump of the clock, nothing is deleted for this time: it may be set right again."""
 _NICE = 5
 
 
@@ -62,6 +64,7 @@ class Writer:
         self._failing: str | None = None  # nothing was told yet
         self._told: list[Quality] = []
         self._look_at = self._sweep_at = 0.0
+        self._clock_offset = time.time() - time.monotonic()
 
     def run(self) -> None:
         """Do what frames say until the front has gone, and what is to be done from time to time."""
@@ -166,6 +169,7 @@ class Writer:
         self._look_at = now + _SECONDS_BETWEEN_LOOKS
         try:
             self._look()
+            self._check_clock(now)
             if self._days and now >= self._sweep_at:
                 if self._in_transaction(self._sweep):
                     self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS
@@ -175,6 +179,18 @@ class Writer:
             self._say(str(error))
         else:
             self._say("")
+
+    def _check_clock(self, now: float) -> None:
+        """Delete nothing for a while after the clock has jumped, which makes records look old."""
+        offset = time.time() - now
+        if abs(offset - self._clock_offset) > _MAX_CLOCK_JUMP_SECONDS:
+            log.warning(
+                "the clock has jumped by %.0f s; no records are deleted for %g s",
+                offset - self._clock_offset,
+                _SECONDS_AFTER_JUMP,
+            )
+            self._sweep_at = now + _SECONDS_AFTER_JUMP
+        self._clock_offset = offset
 
     def _look(self) -> None:
         """Tell the front how right versions are by now, as other fronts may have heard of it too."""

@@ -62,7 +62,7 @@ class Chronicle:
 
         A version that gives way at once is not reported on: each tag is two calls of the registry.
         """
-        if datetime.now(UTC) - live.loaded_at < _MIN_LIVE_TIME:
+        if abs(datetime.now(UTC) - live.loaded_at) < _MIN_LIVE_TIME:  # the clock may have been set back
             return
         sharing, warnings = live.calls.sharing, "; ".join(live.warnings)
         for tag, text, merge in (

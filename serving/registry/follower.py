@@ -228,14 +228,18 @@ class Follower:
 
     async def _bring_up(self, found: Version, failures: int) -> None:
         """Bring up a version; one that was refused before, here or elsewhere, after what served instead."""
-        before = None if self.slot.live else refused(found) or await self._last_good.suspected(found)
-        if before:
-            await self._fall_back(before)
-        if before and before.state is State.REVERTED and self.slot.live:
-            self._note(before)
-        else:
-            await self._try(found, failures)
-        self.wake()
+        try:
+            before = None if self.slot.live else refused(found) or await self._last_good.suspected(found)
+            if before:
+                await self._fall_back(before)
+            if before and before.state is State.REVERTED and self.slot.live:
+                self._note(before)
+            else:
+                await self._try(found, failures)
+            self.wake()
+        except Exception:
+            log.exception("%s could not be brought up", found, extra=found.in_logs)
+            self.candidate = None  # the next look tries again
 
     async def _try(self, found: Version, failures: int) -> None:
         seconds: float | None = None

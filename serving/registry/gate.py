@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.gate")
 _MAX_DECISIONS = 1000
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 _MAX_DEATHS = 3
 """A version is rejected when the fork server of its own environment has died so often in a row."""
 
@@ -69,10 +71,16 @@ class Gate:
         Raises:
             Rejected: it does not pass.
             RegistryError: its artifacts could not be had.
+            ProcessDied: a process or the system failed, through no fault of the version.
         """
-        if deaths := await self.deaths(found):
-            return await self._bring_up_last(found, slot, deaths)
-        return await self._bring_up(found, slot)
+        try:
+            if deaths := await self.deaths(found):
+                return await self._bring_up_last(found, slot, deaths)
+            return await self._bring_up(found, slot)
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            raise ProcessDied(f"the system has no resources left: {error.strerror}") from error
 
     async def deaths(self, version: Version) -> int:
         """Return how many fronts in a row died while they verified a version that has not served before."""
