@@ -9,7 +9,7 @@ from functools import partial
 
 from serving.registry.herald import Herald, now
 from serving.registry.history import Event, History
-from serving.registry.plan import Candidate, State
+from serving.registry.plan import Candidate, State, in_vain, trap
 from serving.runtime.errands import Errands
 from serving.runtime.loaded import Loaded
 from serving.runtime.sharing import TAG as BATCHING_TAG
@@ -81,6 +81,15 @@ class Chronicle:
             told = self._slot.in_logs | (candidate.version.in_logs if candidate else {})
             loading = candidate is not None and candidate.state is State.LOADING
             log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=told)
+
+    def warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:
+        """Warn of several versions in one stage: the rollback trap, since the highest number is served."""
+        stage, live = self._slot.reference.selector, self._slot.live
+        # What is live was not promoted in vain: it gives way once the higher number has proved itself.
+        rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
+        for rival in rivals:
+            self.superseded(rival, in_vain(rival, found, stage))
+        self.warns(*([trap(rivals, found, stage)] if rivals else []))
 
     def warns(self, *warnings: str) -> None:
         """Tell what a person should look at, though a version is live; of what was told before, nothing."""

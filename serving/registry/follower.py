@@ -16,7 +16,7 @@ from serving.registry.glance import Glance
 from serving.registry.herald import Herald
 from serving.registry.history import History
 from serving.registry.last_good import LastGood
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, in_vain, pause, refused, rest, trap
+from serving.registry.plan import REFUSED, Candidate, State, Step, decide, pause, refused, rest
 from serving.registry.probation import Probation
 from serving.registry.store import Store
 from serving.runtime.errands import Errands
@@ -165,7 +165,7 @@ class Follower:
             return
         self._misses, self.slot.is_named = 0, True
         self._gate.attempts.named(self.slot.reference.uri, found)
-        self._warn_of(rivals, found)
+        self._chronicle.warn_of(rivals, found)
         live, warm = self.slot.live, self.slot.warm
         step = decide(
             found,
@@ -214,15 +214,6 @@ class Follower:
         if self.slot.live:
             self.slot.live.refresh(replace(self.slot.live.version, stage=None))
             self.slot.warnings = (f"{reason}: {self.slot.live.version} is served until another is promoted",)
-
-    def _warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:
-        """Several versions in one stage: the rollback trap, since the highest number is served."""
-        stage, live = self.slot.reference.selector, self.slot.live
-        # What is live was not promoted in vain: it gives way once the higher number has proved itself.
-        rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
-        for rival in rivals:
-            self._chronicle.superseded(rival, in_vain(rival, found, stage))
-        self._chronicle.warns(*([trap(rivals, found, stage)] if rivals else []))
 
     # -- bringing up
 
