@@ -16,6 +16,7 @@ from serving import errors
 from serving.access import doors
 from serving.access.guard import Guard
 from serving.http import problems
+from serving.http.certificate import Certificate
 from serving.http.request_id import request_id
 from serving.http.routes import Routes
 from serving.monitoring.access_log import AccessLog
@@ -62,6 +63,7 @@ class Front(FastAPI):
     guard: Guard | None = None
     hosts: tuple[str, ...] = ()
     admin_port: int | None = None
+    certificate: Certificate | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""
