@@ -40,7 +40,7 @@ from serving.registry.history import History
 from serving.registry.sleeper import Rota, Sleeper
 from serving.registry.store import Store
 from serving.runtime import heap
-from serving.runtime.exchange import Observer, Refused
+from serving.runtime.exchange import Observer
 from serving.runtime.launcher import Launcher
 from serving.runtime.models import Models
 from serving.runtime.slot import Slot, SlotOnDemand
@@ -146,7 +146,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         running.append(supervisor.start("event loop monitor", lambda: lag.measure(metrics.loop_lag.observe)))
         running.append(supervisor.start("heap settlement", lambda: _settle(slots), finite=True))
         try:
-            async with _answering_grpc(models, settings, app.refused, guard, observers):
+            async with _answering_grpc(models, settings, app, guard, observers):
                 yield
         finally:
             began = time.monotonic()
@@ -206,7 +206,7 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
 def _answering_grpc(
     models: Models,
     settings: Settings,
-    refused: Refused,
+    app: Front,
     guard: Guard | None,
     observers: Sequence[Observer],
 ) -> AbstractAsyncContextManager[None]:
@@ -214,7 +214,7 @@ def _answering_grpc(
         return nullcontext()
     from serving.rpc import service  # what it needs is an extra
 
-    return service.serving(models, settings, refused, answer, new_id, guard, observers)
+    return service.serving(models, settings, app.refused, answer, new_id, guard, observers, app.certificate)
 
 
 async def _begin_as(fleet: Fleet, followers: Sequence[Follower]) -> None:

@@ -17,6 +17,7 @@ from serving.access import doors
 from serving.access.declaration import NO_ROUTE, Access, required
 from serving.access.guard import Guard
 from serving.http import problems
+from serving.http.certificate import Certificate
 from serving.http.request_id import request_id
 from serving.http.routes import Routes
 from serving.http.visibility import sees_reasons
@@ -69,6 +70,7 @@ class Front(FastAPI):
     origins: Collection[str] = ()
     """Origins of pages that may send requests."""
     admin_port: int | None = None
+    certificate: Certificate | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""

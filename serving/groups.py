@@ -138,7 +138,16 @@ class Limits(Group):
     receive_seconds: float = Field(
         20.0, gt=0, description="time that a request's head, or its body, may take to arrive"
     )
-    max_connections: int = Field(10_000, ge=1, description="most connections that are open")
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        description="maximum number of open connections; gRPC, where it is on, gets a quarter of them",
+    )
+    max_unsent_bytes: int = Field(
+        128 * 2**20,
+        ge=2**20,
+        description="maximum size of all large responses together that callers have not read yet, in bytes",
+    )
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
     max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
     wait_seconds: float = Field(

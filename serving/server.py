@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 from contextlib import suppress
 from functools import partial
@@ -18,10 +17,15 @@ from prometheus_client import disable_created_metrics
 from serving import private_files
 from serving.access.doors import HostNames
 from serving.app import application
+from serving.http.certificate import Certificate
+from serving.http.connection_limits import http_connections
+from serving.http.listener import HttpServer
 from serving.http.protocol import Protocol
+from serving.http.unsent import UnsentBytes
 from serving.registry import blocking
 from serving.runtime import confinement
 from serving.settings import Settings
+from serving.telemetry.connections import ConnectionMetrics
 
 log = logging.getLogger("serving")
 # Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
@@ -44,22 +48,25 @@ def serve(settings: Settings) -> None:
     # A series more for each counter and histogram, of which nothing is made.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
     _check_ports(settings)
-    _check_certificate(settings)
     private_files.restrict(settings, settings)
     confinement.hide_memory()
     app, front = application(settings)
+    metrics, max_connections = ConnectionMetrics(front.metrics.registry), http_connections(settings)
+    unsent = UnsentBytes(settings.max_unsent_bytes)
+    metrics.unsent.set_function(lambda: unsent.used)
+    front.certificate = _certificate(settings, metrics)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(Protocol, limits=settings),  # type: ignore[arg-type]  # whatever makes protocols
+        http=partial(  # type: ignore[arg-type]  # whatever makes protocols
+            Protocol, limits=settings, unsent=unsent, metrics=metrics
+        ),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
         timeout_keep_alive=_SECONDS_KEPT_OPEN,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
@@ -72,11 +79,25 @@ def serve(settings: Settings) -> None:
         front.hosts, front.probes_by_any_name = HostNames(()), False
     for each in sockets:
         each.listen(config.backlog)  # who calls as soon as the address is told is not refused
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by connections
     _tell(settings, sockets)
+    if max_connections < settings.max_connections and settings.grpc_port is None:
+        log.warning(
+            "accepting %d connections, as the limit of open files allows no more: raise `ulimit -n` or set "
+            "SERVING_MAX_CONNECTIONS",
+            max_connections,
+        )
     # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: _exit())
-    uvicorn.Server(config).run(sockets=sockets)
+    server = HttpServer(
+        config,
+        max_connections=max_connections,
+        handshake_seconds=settings.receive_seconds,
+        certificate=front.certificate,
+        metrics=metrics,
+    )
+    server.run(sockets=sockets)
 
 
 def _exit() -> None:
@@ -110,12 +131,13 @@ def _check_ports(settings: Settings) -> None:
                 raise CannotServe(f"SERVING_{name.upper()}: {error}") from error
 
 
-def _check_certificate(settings: Settings) -> None:
-    if settings.tls_cert and settings.tls_key:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
-        except OSError as error:
-            raise CannotServe(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
+def _certificate(settings: Settings, metrics: ConnectionMetrics) -> Certificate | None:
+    if not (settings.tls_cert and settings.tls_key):
+        return None
+    try:
+        return Certificate(settings.tls_cert, settings.tls_key, metrics.certificate_broken)
+    except OSError as error:
+        raise CannotServe(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
 
 
 def _allow_many_connections() -> None:

@@ -23,7 +23,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 # How long an example takes is no property of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+hypothesis.settings.register_profile("fuzz", max_examples=100_000, deadline=None)
+hypothesis.settings.load_profile("fuzz" if os.environ.get("FUZZ") else "untimed")
 
 # What the service's registry client sets, so that its calls end soon.
 _SET_BY_CLIENT = (

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serving.http.protocol import Corked
+from serving.http.corked import Corked
 
 pytestmark = pytest.mark.anyio
 

@@ -254,15 +254,32 @@ class Talker:
 @pytest.mark.anyio
 async def test_a_slow_caller_holds_the_model_up() -> None:
     process, stream = Talker(), Stream(60)
-    stream.begin(process, lambda: pytest.fail("it is not the model that is slow"))  # type: ignore[arg-type]
-    for number in range(70):
-        stream.hear(b"%d" % number)
+    chunks = [b"%d" % number * 1000 for number in range(100, 124)]
+    hung, stalled = lambda: pytest.fail("it is not the model that is slow"), lambda: None
+    stream.begin(process, hung, stalled)  # type: ignore[arg-type]
+    for chunk in chunks:
+        stream.hear(chunk)
     assert process.told == ["pause"]
     heard = stream.chunks()
-    for number in range(40):
-        assert await anext(heard) == b"%d" % number
+    for chunk in chunks[:15]:
+        assert await anext(heard) == chunk
     assert process.told == ["pause", "resume"]
     stream.end()
     assert process.told == ["pause", "resume", "stop"]
     stream.left()
-    assert [each async for each in heard] == [b"%d" % number for number in range(40, 70)]
+    assert [each async for each in heard] == chunks[15:]
+
+
+@pytest.mark.anyio
+async def test_chunks_are_read_ahead_where_there_is_room() -> None:
+    process, room = Talker(), [0]
+    stream = Stream(60, lambda size: room.append(size))
+    stream.begin(process, lambda: None, lambda: None)  # type: ignore[arg-type]
+    for _ in range(10):
+        stream.hear(b"x" * 2**16)
+    assert (process.told, sum(room)) == ([], 2**20)
+    for _ in range(10):
+        stream.hear(b"x" * 2**16)
+    assert process.told == ["pause"]
+    stream.end()
+    stream.left()

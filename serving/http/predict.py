@@ -21,6 +21,7 @@ from serving.errors import Asleep, DeadlineExceeded, Fault, ModelFailed, Process
 from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
+from serving.http.unsent import reserve
 from serving.runtime.calls import Part
 from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
@@ -59,9 +60,11 @@ class Predict:
                 headers = [*live.headers, (b"server-timing", timing)]
             else:
                 answer, headers = await self._cached(live.cache, live, parts, scope, receive, body)
+        size = sum(map(len, answer))
+        reserve(scope, size)
         headers += [
             *scope.get("answered_in", _JSON),
-            (b"content-length", str(sum(map(len, answer))).encode()),
+            (b"content-length", str(size).encode()),
             (b"x-request-id", scope["request_id"].encode()),
         ]
         for observer in self._observers:

@@ -61,7 +61,7 @@ class PredictStream(Predict):
         self, live: Loaded, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
     ) -> None:
         (row,), params = asked(live, scope, body)
-        part, stream = live.calls.submit_stream(row, params, self.seconds(scope))
+        part, stream = live.calls.submit_stream(row, params, self.seconds(scope), scope.get("reserve"))
         parts.append(part)
         async for chunk in stream.chunks():
             bit = retold(chunk)

@@ -21,6 +21,8 @@ from serving.access.declaration import GENERAL, PREDICT, PROBE, declared, requir
 from serving.access.guard import Guard
 from serving.errors import CallerLeft, Malformed, NotLive
 from serving.http import inference, repository
+from serving.http.certificate import Certificate
+from serving.http.connection_limits import grpc_connections
 from serving.http.predict import tallied
 from serving.http.problems import CALLER_LEFT
 from serving.http.routes import chance
@@ -46,6 +48,9 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+_MAX_IDLE_MS = 300_000
+_MAX_AGE_MS = 3_600_000
+"""The time after which a client has to connect again, which bounds what unread responses hold."""
 Answer = Callable[[Scope, Exception, Any], Response]
 """The response that tells of an error over HTTP, after which it is told here."""
 
@@ -59,16 +64,15 @@ async def serving(
     new_id: Callable[[], str],
     guard: Guard | None,
     observers: Sequence[Observer] = (),
+    certificate: Certificate | None = None,
 ) -> AsyncIterator[None]:
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
-    options = [("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=_options(settings))
     service = _Service(models, settings, refused, answer, new_id, guard, observers)
     server.add_generic_rpc_handlers((_handler(service),))
     address = f"{settings.host}:{settings.grpc_port}"
-    if settings.tls_cert and settings.tls_key:
-        pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
-        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    if certificate:
+        port = server.add_secure_port(address, _credentials(certificate))
     else:
         port = server.add_insecure_port(address)
     await server.start()
@@ -98,6 +102,37 @@ def _parsed(kind: Any, message: bytes) -> Any:
         return kind.FromString(message)
     except DecodeError:
         return Malformed(f"The message is no {kind.DESCRIPTOR.name}.")
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Return the limits of connections, which gRPC itself enforces."""
+    receive_ms = round(settings.receive_seconds * 1000)
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.max_allowed_incoming_connections", grpc_connections(settings)),
+        ("grpc.max_concurrent_streams", settings.max_waiting),
+        ("grpc.server_handshake_timeout_ms", receive_ms),  # of TLS, and until the settings of HTTP/2 arrive
+        ("grpc.max_connection_idle_ms", _MAX_IDLE_MS),
+        ("grpc.max_connection_age_ms", _MAX_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", round(settings.deadline_seconds * 1000) + receive_ms),
+        ("grpc.keepalive_time_ms", receive_ms),  # ends connections whose clients read nothing at all
+        ("grpc.keepalive_timeout_ms", receive_ms),
+    ]
+
+
+def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
+    """Return credentials that fetch the certificate for each handshake."""
+    used = certificate.pair()
+
+    def fetch() -> Any:
+        nonlocal used
+        if (pair := certificate.pair()) == used:
+            return None
+        used = pair
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    return grpc.dynamic_ssl_server_credentials(grpc.ssl_server_certificate_configuration([used]), fetch)
 
 
 class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -229,6 +229,11 @@ class Batcher:
             ticket.settle(DeadlineExceeded("The model did not go on within the deadline.", hung=True))
             replica.give_up()
 
+        def stalled() -> None:
+            if self._waiting or self._again:
+                detail = "The caller did not read the answer while other requests waited for the model."
+                ticket.settle(DeadlineExceeded(detail, hung=False))
+
         def done(outcome: Outcome) -> None:
             stream.left()
             if call:
@@ -241,7 +246,7 @@ class Batcher:
             self._free_again(replica)
 
         replica.ask(table, done, stream.hear)
-        stream.begin(replica, hung)
+        stream.begin(replica, hung, stalled)
 
     def _finish(self, group: Group, outcome: Outcome) -> None:
         if not isinstance(outcome, bytes):

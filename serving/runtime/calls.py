@@ -148,15 +148,23 @@ class Calls:
             raise
         return parts
 
-    def submit_stream(self, row: Row, params: Mapping[str, Any], deadline: float) -> tuple[Part, Stream]:
+    def submit_stream(
+        self,
+        row: Row,
+        params: Mapping[str, Any],
+        deadline: float,
+        reserve: Callable[[int], None] | None = None,
+    ) -> tuple[Part, Stream]:
         """Queue a row to be answered bit by bit; the first bit has to come within `deadline` seconds.
+
+        `reserve` makes room for what is read ahead of the caller.
 
         Raises:
             Overloaded: the queue is full.
         """
         ((likeness, indices, group),) = self._contract().layout.groups([row])
         key = Key(in_text(params), likeness, in_columns=False, raw=False)
-        stream = Stream(self._deadline_seconds)
+        stream = Stream(self._deadline_seconds, reserve)
         return (indices, self._batcher.submit(group, key, 1, deadline, stream)), stream
 
     async def answered(
