@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from line import free_port
 from live import PROGRAM, SELDOM, Service, environment, served, until
+from starlette.responses import PlainTextResponse
+from starlette.staticfiles import StaticFiles
 from test_deployment import is_healthy
 from test_live import problem
 from typer.testing import CliRunner
@@ -30,7 +32,10 @@ from serving.access import keys
 from serving.access.declaration import ADMIN, PREDICT
 from serving.access.doors import HostNames, is_cross_site, lacks_media_type
 from serving.access.guard import Bucket, Guard
+from serving.access.keys import Scope
+from serving.app import create_app
 from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
+from serving.settings import Settings
 
 ROW = {"x": 21}
 PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}}
@@ -314,6 +319,26 @@ def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path:
     now[0] += 2
     with pytest.raises(Unauthenticated):
         guard.admit(sent, PREDICT)
+
+
+@pytest.mark.anyio
+async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_path: Path) -> None:
+    made = {
+        name: keys.make(name, scope=scope) for name, scope in (("any", Scope.PREDICT), ("ops", Scope.ADMIN))
+    }
+    keys.write(tmp_path / "keys.json", [kept for _, kept in made.values()])
+    (tmp_path / "file.txt").write_text("content")
+    app = create_app(Settings(store_dir=tmp_path / "store", keys_file=tmp_path / "keys.json", admin_port=1))
+    app.mount("/files", StaticFiles(directory=tmp_path))
+    app.mount("/metrics2", PlainTextResponse("metrics"))
+    app.add_route("/old", lambda _: PlainTextResponse("old"))
+    app.add_api_route("/new", lambda: "new")
+    for path in ("/files/file.txt", "/metrics2/", "/metrics2/x", "/old", "/new"):
+        for url, expected in (("http://front:1", [401, 403, 200]), ("http://front:2", [404, 404, 404])):
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url) as client:
+                sent = [{}, bearing(made["any"][0]), bearing(made["ops"][0])]
+                found = [(await client.get(path, headers=each)).status_code for each in sent]
+            assert found == expected, (path, url)
 
 
 def test_a_guard_without_a_readable_file_grants_nothing_for_long(tmp_path: Path) -> None:

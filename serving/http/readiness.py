@@ -17,7 +17,7 @@ from serving.monitoring.drift import DriftState
 from serving.monitoring.trials import CanaryState, ShadowState
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
-from serving.registry.plan import Candidate
+from serving.registry.plan import Candidate, State
 from serving.runtime.loaded import Loaded
 from serving.runtime.slot import RECOVERING, Slot
 
@@ -172,7 +172,8 @@ def _facts(live: Loaded) -> dict[str, Any]:
 def _hide_reasons(state: dict[str, Any]) -> None:
     """Replace texts that models or exceptions can have written."""
     for part in (state, state["candidate"], state.get("batching")):
-        if part and part.get("reason") not in (None, "", RECOVERING):
+        is_loading = part and part.get("state") == State.LOADING.value
+        if part and part.get("reason") not in (None, "", RECOVERING) and not is_loading:
             part["reason"] = HIDDEN_REASON
 
 
