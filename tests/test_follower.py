@@ -486,7 +486,7 @@ async def test_artifacts_that_are_lost_and_found_again_go_live(stage: Stage, tmp
     await follower.settled()
     assert follower.candidate
     assert follower.candidate.state is State.WAITING
-    assert "No such artifact" in follower.candidate.reason
+    assert "No such file" in follower.candidate.reason
     (tmp_path / "lost").rename(saved)
     follower.candidate = replace(follower.candidate, retry_at=0.0)
     await settle(follower)

@@ -22,6 +22,7 @@ from serving.errors import RegistryUnavailable, Untrusted
 from serving.groups import Registry as RegistrySettings
 from serving.groups import Trust
 from serving.registry import blocking, folders
+from serving.registry import downloads as downloads_module
 from serving.registry.downloads import Downloads
 from serving.registry.policy import Policy, is_below, local_folder
 from serving.runtime.version import Version
@@ -319,3 +320,24 @@ async def test_call_that_hangs_can_be_given_up() -> None:
     assert await blocking.start(lambda: 5, name="test") == 5
     with pytest.raises(ZeroDivisionError):
         await blocking.start(lambda: 1 / 0, name="test")
+
+
+@pytest.mark.anyio
+async def test_downloads_that_trickle_keep_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads_module, "_MAX_SECONDS_IN_PLACE", 0.0)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    downloads, released = Downloads(RegistrySettings()), Event()
+
+    def trickle() -> Path:
+        released.wait()
+        return tmp_path
+
+    hanging = [asyncio.create_task(downloads.run(f"s3://{n}", tmp_path / "link", trickle)) for n in range(4)]
+    try:
+        assert await downloads.run("s3://other", tmp_path / "link", lambda: tmp_path) == tmp_path
+    finally:
+        released.set()
+    await asyncio.gather(*hanging)

@@ -309,5 +309,5 @@ class RegistryClient:
             tracking_uri=self._settings.tracking_uri,
             registry_uri=self._settings.registry_uri,
         )
-        folders.check_files(folder, self._settings.max_model_bytes)
+        folders.check_files(folder.resolve(), self._settings.max_model_bytes)
         return Path(found)

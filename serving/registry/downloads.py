@@ -17,6 +17,8 @@ _AT_ONCE = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
 _PATIENCE_SECONDS = 3.0
 """A download that has received nothing for so long gives its place to another."""
+_MAX_SECONDS_IN_PLACE = 30.0
+"""So does one that has run for so long, however much it receives."""
 _MAX_HANGING = 3
 """Downloads of one location that were given up and whose threads still run."""
 
@@ -88,12 +90,12 @@ class Downloads:
                 raise RegistryUnavailable(f"nothing was received for {now - progressed:.0f} s")
             if now - began > self._settings.download_seconds:
                 raise RegistryUnavailable(f"the download was not complete after {now - began:.0f} s")
-            if now - progressed > _PATIENCE_SECONDS:
+            if now - progressed > _PATIENCE_SECONDS or now - began > _MAX_SECONDS_IN_PLACE:
                 place.give_back()
 
     def _usage(self, folder: Path) -> Usage:
         try:
-            return check_files(folder, self._settings.max_model_bytes)
+            return check_files(folder.resolve(), self._settings.max_model_bytes)
         except FileNotFoundError:  # not begun, or a file was renamed during the look
             return Usage()
 
