@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from statistics import median
 from threading import Event, Thread
 from typing import Any
 
@@ -23,6 +25,7 @@ from rich.console import Console
 from benchmarks import processes, service, sheet
 from benchmarks.arrivals import arrive
 from benchmarks.client import Caller, Refused
+from benchmarks.injections import Injections
 from benchmarks.promotion import registry_client
 from benchmarks.sheet import Sheet
 from benchmarks.throughput import make_registry
@@ -58,13 +61,16 @@ class Found:
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from an injection until the service is ready and answers, by its name."""
 
 
 class Soak:
     """One service, its callers, and what is done to it."""
 
-    def __init__(self, url: str, client: Any, numbers: random.Random) -> None:
+    def __init__(self, url: str, client: Any, numbers: random.Random, folder: Path) -> None:
         self.url, self.found = url, Found()
+        self._injections = Injections(url, client, NAME, folder)
         self._client, self._numbers = client, numbers
         self._front = processes.front(int(url.rpartition(":")[2]))
         self._live, self._crashed_at = "1", -_SECONDS_BETWEEN_CRASHES
@@ -73,6 +79,7 @@ class Soak:
     def run(self, seconds: float, tell: Callable[[str], None]) -> Found:
         """Do one thing after the other for so long."""
         acts = [self.promote, self.promote_a_broken_one, self.crash, self.crash_altogether, self.overload]
+        acts += [partial(self.inject, name) for name in self._injections.all]
         began = time.monotonic()
         with self._calling():
             while (spent := time.monotonic() - began) < seconds:
@@ -82,6 +89,7 @@ class Soak:
                 with suppress(ValueError, OSError):  # a fork server that has just been killed
                     self.found.sizes.append(self._size(spent))
                 tell(f"{spent / 60:.1f} min, {self.found.answered:,} answers, {len(self.found.wrong)} wrong")
+        self._injections.close()
         return self.found
 
     def _size(self, spent: float) -> Size:
@@ -127,6 +135,25 @@ class Soak:
         self._overloaded.clear()
         self.found.done["overloads"] += 1
 
+    def inject(self, name: str) -> None:
+        """Inject a fault, and measure how long the service takes to recover from it."""
+        self._overloaded.set()  # requests may be refused meanwhile, and none may be answered wrongly
+        began = time.monotonic()
+        promoted = self._injections.all[name]()
+        if promoted:
+            self._until(lambda model: model["candidate"] and model["candidate"]["version"] == promoted)
+            self._to_production(self._live)
+        self._until(lambda model: model["state"] == "live" and model["candidate"] is None)
+        self._until_answered()
+        self.found.recoveries.setdefault(name, []).append(time.monotonic() - began)
+        self._overloaded.clear()
+
+    def _until_answered(self) -> None:
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        while httpx.post(f"{self.url}/predict", json={"x": 1.0}, timeout=90).status_code != 200:
+            if time.monotonic() > ends:
+                raise service.NotStarted(f"it did not answer within {_PATIENCE_SECONDS:g} s")
+
     def _kill(self, chosen: Callable[[int], Sequence[int]], told: str) -> None:
         if time.monotonic() - self._crashed_at < _SECONDS_BETWEEN_CRASHES:
             return
@@ -148,10 +175,16 @@ class Soak:
 
     def _until(self, seen: Callable[[dict[str, Any]], object]) -> None:
         ends = time.monotonic() + _PATIENCE_SECONDS
-        while not seen(told := httpx.get(f"{self.url}/ready", timeout=30).json()["models"][0]):
+        while not seen(told := self._ready()):
             if time.monotonic() > ends:
                 raise service.NotStarted(f"it did not come true in {_PATIENCE_SECONDS:g} s: {told}")
             time.sleep(0.02)
+
+    def _ready(self) -> dict[str, Any]:
+        model: dict[str, Any] = {"state": "unreachable", "candidate": None, "version": None}
+        with suppress(httpx.TransportError):  # the front has no descriptors left
+            model = httpx.get(f"{self.url}/ready", timeout=30).json()["models"][0]
+        return model
 
     # -- callers
 
@@ -201,7 +234,7 @@ def measure(folder: Path, seconds: float, seed: int, tell: Callable[[str], None]
     env |= {"SERVING_POLL_SECONDS": "0.2", "SERVING_WAIT_SECONDS": "0.05", "SERVING_DEADLINE_SECONDS": "60"}
     with ExitStack() as stack:
         url = stack.enter_context(service.serving(registry, folder, env=env))
-        return Soak(url, client, random.Random(seed)).run(seconds, tell)
+        return Soak(url, client, random.Random(seed), folder).run(seconds, tell)
 
 
 def show(found: Found, out: Console) -> None:
@@ -245,6 +278,13 @@ def _sheet(found: Found) -> Sheet:
     last = found.sizes[-1]
     rows = [("minutes", f"{found.seconds / 60:.1f}")]
     rows += [(what, f"{count:,}") for what, count in sorted(found.done.items())]
+    rows += [
+        (
+            f"recovery, s: {name} (median / worst of {len(found.recoveries[name])})",
+            f"{median(found.recoveries[name]):.1f} / {max(found.recoveries[name]):.1f}",
+        )
+        for name in sorted(found.recoveries)
+    ]
     rows += [
         ("calls answered", f"{found.answered:,}"),
         ("calls refused under overload", f"{found.refused:,}"),
