@@ -386,6 +386,21 @@ async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> No
         await own.aclose()
 
 
+async def test_row_58_fork_server_stopped_while_it_warms_up_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = "import os, pathlib\nnote = pathlib.Path(__file__).with_name('stopped')\n"
+    stop += "if not note.exists():\n    note.touch()\n    os.kill(os.getpid(), 19)\n"
+    (tmp_path / "stops.py").write_text(stop)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    own, folder = Launcher(preload=["stops"]), actor(tmp_path)
+    with pytest.raises(ProcessDied, match="was killed by SIGKILL"):
+        await Replica.start(own, folder, 60)
+    async with started(own, tmp_path) as replica:
+        assert await answer(replica, 1.0) == [1.0]
+    await own.aclose()
+
+
 async def test_what_a_model_starts_ends_with_a_fork_server_that_is_killed(tmp_path: Path) -> None:
     own = Launcher()
     try:

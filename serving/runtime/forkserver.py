@@ -8,12 +8,13 @@ what the front asks, one JSON object a line:
 - `{"fork": FOLDER, "number": N}` with a socket and a pipe attached: fork a process that serves the model in
   FOLDER on that socket, and whose output goes to that pipe; answered by `{"forked": PID, "number": N}`, or by
   `{"failed": REASON, "number": N}` where the system has no room for a process
-- `{"ping": N}`: answered by `{"pong": N, "pid": OWN PID}`
+- `{"ping": N}`: once it has imported the modules, answered by `{"pong": N, "pid": OWN PID}`
 - `{"kill": PID}`: kill that process, if it still lives
 
-and tells of each process that ended: `{"ended": PID, "status": EXIT CODE OR -SIGNAL}`. When the front has
-gone, however it went, the fork server ends and takes its processes along. It kills whatever a model process
-has started and leaves behind (`descendants`). Its parent, the `guardian`, does so when it can't.
+It sends `{"started": OWN PID}` first, and tells of each process that ended: `{"ended": PID, "status": EXIT
+CODE OR -SIGNAL}`. When the front has gone, however it went, the fork server ends and takes its processes
+along. It kills whatever a model process has started and leaves behind (`descendants`). Its parent, the
+`guardian`, does so when it can't.
 
 The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
 imports the front's main module again.
@@ -280,6 +281,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     guardian_pipe = guardian.guard(control)
+    control.sendall(json.dumps({"started": os.getpid()}).encode() + b"\n")
     preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
     allowed = [each[len(_SANDBOX) :].split(",") for each in sys.argv if each.startswith(_SANDBOX)]
     confined = [each for each in allowed[0] if each] if allowed else None

@@ -59,7 +59,9 @@ class _Server:
     children: dict[int, Child] = field(default_factory=dict)
     outputs: set[Output] = field(default_factory=set)
     pid: int | None = None
-    """The process itself, once it is warm; `process` is its guardian."""
+    """The process itself, once it has started; `process` is its guardian."""
+    is_warm: bool = False
+    """Whether it has imported its modules, and answers."""
     number: int = 0
     """The number of the last request to it."""
     text: bytes = b""
@@ -280,7 +282,7 @@ class Launcher:
         missed, stopped = 0, descendants.StopDetector()
         while not server.is_over:
             await asyncio.sleep(_SECONDS_BETWEEN_PINGS)
-            missed = 0 if server.has_answered else missed + (server.pid is not None)
+            missed = 0 if server.has_answered else missed + server.is_warm
             if missed >= _MAX_MISSED_PINGS or stopped.detects(server.process.pid, server.pid):
                 log.error("%s does not respond, and is replaced", self._subject)
                 with suppress(OSError):
@@ -304,6 +306,8 @@ class Launcher:
         except (ValueError, RecursionError):
             message = None
         match message:
+            case {"started": int(pid)}:
+                server.pid = pid
             case {"ended": int(pid), "status": int(status)}:
                 if child := server.children.pop(pid, None):
                     child.ended.set_result(status)
@@ -312,7 +316,7 @@ class Launcher:
             case {"failed": str(reason), "number": int(number)} if number in server.launching:
                 _fail(server.launching.pop(number), ProcessDied(f"no model process can be started: {reason}"))
             case {"pong": int(number), "pid": int(pid)} if number <= server.number:
-                server.has_answered, server.pid = True, pid
+                server.has_answered, server.is_warm, server.pid = True, True, pid
                 self._fail_unanswered(server, number)
             case _:
                 log.warning("%s sent a message that is ignored: %.100r", self._subject, line)
