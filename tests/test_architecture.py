@@ -113,10 +113,13 @@ def test_modules_are_small(name: str) -> None:
 
 
 SHORT_TASKS = {
+    "serving.http.api_document": "is awaited by its callers",
+    "serving.http.listener": "opens one connection, within a limit of time",
     "serving.http.predict": "watches one request",
     "serving.journal.link": "belongs to a supervised group",
     "serving.on_ray": "is awaited by its callers",
     "serving.registry.client": "is awaited by its callers",
+    "serving.registry.blocking": "runs one call, which its caller may give up",
     "serving.registry.follower": "brings one version up, and reports its failure",
     "serving.runtime.errands": "logs the failures of short tasks",
     "serving.runtime.pool": "belongs to a group that is awaited",

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from serving.errors import LoadFailed, ModelFailed, ProcessDied, Unprocessable
 from serving.journal import frames as journal_frames
 from serving.runtime import wire
-from serving.runtime.launcher import Launcher, _Server
+from serving.runtime.fork_server_process import ForkServerProcess
+from serving.runtime.launcher import Launcher
 from serving.runtime.output import Output
 from serving.runtime.replica import Replica, State
 
@@ -132,7 +133,7 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
 ) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
-        server = _Server(ours, None, "", Output({}, lambda _: None))  # type: ignore[arg-type]
+        server = ForkServerProcess(ours, None, "", Output({}, lambda _: None))  # type: ignore[arg-type]
         launched = server.launching[1] = asyncio.get_running_loop().create_future()
         server.number = 2
         stream = b"\n".join(sent) + b"\n"

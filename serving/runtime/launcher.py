@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +21,16 @@ from serving.errors import ProcessDied
 from serving.groups import Runtime, Trust
 from serving.runtime import descendants
 from serving.runtime.confinement import model_environment
+from serving.runtime.fork_server_process import Child, ForkServerProcess
 from serving.runtime.guardian import SCRATCH
 from serving.runtime.output import Output, inherited
 from serving.runtime.supervision import Component, Supervisor
 
 log = logging.getLogger("serving.launcher")
-_MAX_SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_PINGS = 1.0
 _MAX_MISSED_PINGS = 5
 """A fork server that has been warm and then misses so many pings in a row is replaced."""
 _MAX_LINE_BYTES = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Child:
-    """A model process: its id, and its exit code (or the negative signal) when it ends.
-
-    Instead the death of the fork server, where that took it along.
-    """
-
-    pid: int
-    ended: asyncio.Future[int | ProcessDied]
-
-
-@dataclass(slots=True)
-class _Server:
-    """One fork server, from its start to its end, and what it has been asked for."""
-
-    control: socket.socket
-    process: subprocess.Popen[bytes]
-    mark: str
-    scratch: tempfile.TemporaryDirectory[str]
-    """The temporary folder of its model processes."""
-    output: Output
-    launching: dict[int, asyncio.Future[Child]] = field(default_factory=dict)
-    children: dict[int, Child] = field(default_factory=dict)
-    outputs: set[Output] = field(default_factory=set)
-    pid: int | None = None
-    """The process itself, once it has started; `process` is its guardian."""
-    is_warm: bool = False
-    """Whether it has imported its modules, and answers."""
-    number: int = 0
-    """The number of the last request to it."""
-    text: bytes = b""
-    has_answered: bool = True
-    """Whether it has answered the last ping."""
-    is_over: bool = False
-
-    def send(self, request: Mapping[str, Any], handles: Sequence[int] = ()) -> None:
-        """Send a request; raises OSError where it has gone, or has not read for long."""
-        socket.send_fds(self.control, [json.dumps(request).encode() + b"\n"], handles)
-
-    def next_number(self) -> int:
-        """Return the number for a request; they are answered in their order."""
-        self.number += 1
-        return self.number
-
-    def wait(self) -> int:
-        """Wait until it and all that its model processes started have ended; return its status."""
-        self.process.send_signal(signal.SIGCONT)  # a guardian that is stopped could not end it
-        try:
-            status = self.process.wait(_MAX_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        descendants.kill_marked(self.mark)
-        self.scratch.cleanup()
-        return status
 
 
 class Launcher:
@@ -113,7 +55,7 @@ class Launcher:
         self._model_env, self._sandbox, self._sandbox_allow = model_env, sandbox, sandbox_allow
         self.supervisor = supervisor or Supervisor()
         """Supervises its tasks, and those of the pools that it launches processes for."""
-        self._server: _Server | None = None
+        self._server: ForkServerProcess | None = None
         self._listeners: set[Component] = set()
 
     @classmethod
@@ -157,7 +99,9 @@ class Launcher:
             raise ProcessDied(f"{self._subject} can't be started: {error}") from error
         self._supervise(self._server)
 
-    def _spawn(self, python: str, command: Sequence[str], env: Mapping[str, str], mark: str) -> _Server:
+    def _spawn(
+        self, python: str, command: Sequence[str], env: Mapping[str, str], mark: str
+    ) -> ForkServerProcess:
         with ExitStack() as failing:
             scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
             failing.callback(scratch.cleanup)
@@ -180,9 +124,9 @@ class Launcher:
                 finally:
                     os.close(output.theirs)
             failing.pop_all()
-            return _Server(control, process, mark, scratch, output)
+            return ForkServerProcess(control, process, mark, scratch, output)
 
-    def _supervise(self, server: _Server) -> None:
+    def _supervise(self, server: ForkServerProcess) -> None:
         detail = "of a version's own environment" if self.is_own else ""
         watchdog = self.supervisor.start("watchdog", lambda: self._watch(server), detail, finite=True)
         listener = self.supervisor.start(
@@ -249,7 +193,7 @@ class Launcher:
         own = " in this version's own environment" if self.is_own else ""
         return f"the process that starts model processes{own}"
 
-    async def _listen(self, server: _Server, watchdog: Component) -> None:
+    async def _listen(self, server: ForkServerProcess, watchdog: Component) -> None:
         """Receive what a fork server reports until it ends; can be called again if it failed."""
         await self._receive(server)
         server.is_over = True
@@ -267,7 +211,7 @@ class Launcher:
             _, child = server.children.popitem()
             child.ended.set_result(died)
 
-    async def _receive(self, server: _Server) -> None:
+    async def _receive(self, server: ForkServerProcess) -> None:
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while not server.is_over and (data := await loop.sock_recv(server.control, 65536)):
@@ -277,7 +221,7 @@ class Launcher:
                 for line in lines:
                     self._hear(server, line)
 
-    async def _watch(self, server: _Server) -> None:
+    async def _watch(self, server: ForkServerProcess) -> None:
         """Ping a fork server, and end it once it does not answer any more, or stays stopped."""
         missed, stopped = 0, descendants.StopDetector()
         while not server.is_over:
@@ -299,7 +243,7 @@ class Launcher:
             return f"{self._subject} was killed by {descendants.signal_name(-status)}{hint}"
         return f"{self._subject} ended with status {status}{f': {last}' * bool(last)}"
 
-    def _hear(self, server: _Server, line: bytes) -> None:
+    def _hear(self, server: ForkServerProcess, line: bytes) -> None:
         """Handle a message; modules that the fork server imports may write anything to its socket."""
         try:
             message = json.loads(line)
@@ -321,7 +265,7 @@ class Launcher:
             case _:
                 log.warning("%s sent a message that is ignored: %.100r", self._subject, line)
 
-    def _launched(self, server: _Server, number: int, pid: int) -> None:
+    def _launched(self, server: ForkServerProcess, number: int, pid: int) -> None:
         launched = server.launching.pop(number, None)
         if launched is None:
             return
@@ -331,7 +275,7 @@ class Launcher:
         else:
             launched.set_result(child)
 
-    def _fail_unanswered(self, server: _Server, number: int) -> None:
+    def _fail_unanswered(self, server: ForkServerProcess, number: int) -> None:
         """Fail the earlier requests: answers come in order, so those that are missing are lost."""
         for earlier in [each for each in server.launching if each < number]:
             _fail(server.launching.pop(earlier), ProcessDied(f"{self._subject} did not answer"))

@@ -16,7 +16,8 @@ from typing import Any, cast
 from serving.errors import Fault, LoadFailed, ModelFailed, ProcessDied, Unprocessable
 from serving.runtime import wire
 from serving.runtime.descendants import StopDetector, signal_name
-from serving.runtime.launcher import Child, Launcher
+from serving.runtime.fork_server_process import Child
+from serving.runtime.launcher import Launcher
 from serving.telemetry.metrics import Ending
 
 log = logging.getLogger("serving.replica")
