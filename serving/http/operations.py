@@ -111,7 +111,8 @@ class Readiness(BaseModel):
     registry: RegistryState
     components: list[ComponentState] = Field(
         default=[],
-        description="background components that ended unexpectedly a short time ago; empty if none did",
+        exclude_if=lambda found: not found,
+        description="background components that ended unexpectedly a short time ago; absent if none did",
     )
 
 
