@@ -59,7 +59,7 @@ def well(model: Model) -> Iterator[Model]:
     """A model whose version 1 is live; other models on the service are none of its business."""
     assert model.is_well("1")
     yield model
-    assert model.service.client.get("/ready").status_code == 200
+    model.service.until_ready()
     model.settle()
 
 

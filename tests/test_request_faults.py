@@ -44,7 +44,7 @@ def all_is_well(service: Service) -> Iterator[None]:
     """After each test the service lives, and answers rightly."""
     yield
     assert service.client.get("/health").status_code == 200
-    assert service.client.get("/ready").status_code == 200
+    service.until_ready()
     for name in ("actor", "neighbour"):
         until(lambda name=name: predict(service, {"x": 21}, name).json().get("prediction") == 42.0)  # type: ignore[misc]
 

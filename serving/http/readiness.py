@@ -94,7 +94,8 @@ class Readiness(BaseModel):
     registry: RegistryState
     components: list[ComponentState] = Field(
         default=[],
-        description="background components that ended unexpectedly a short time ago; empty if none did",
+        exclude_if=lambda found: not found,
+        description="background components that ended unexpectedly a short time ago; absent if none did",
     )
     keys: str | None = Field(
         None, description="readable, unreadable, or stale: no key is valid any more; null without keys"
