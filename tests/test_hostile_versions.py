@@ -170,7 +170,7 @@ def test_row_41_content_without_bounds_is_rejected(
 
 def test_row_41_large_input_example_is_rejected(model: Model) -> None:
     def enlarge(folder: Path) -> None:
-        os.truncate(folder / "serving_input_example.json", 10**10)
+        os.truncate(folder / "serving_input_example.json", 10**8)
 
     assert "its input example can't be read: it is larger" in rejection(model, enlarge)
 
@@ -193,7 +193,7 @@ GARBAGE = [
 @pytest.mark.parametrize("value", GARBAGE, ids=["deep", "future", "html", "control"])
 def test_garbage_in_tags_prevents_nothing(model: Model, value: str) -> None:
     version = model.add()
-    for name in (*TAGS_OF_FRONT, "serving.allow_breaking", "mlflow.note.content", "=cmd|' /C calc'!A0"):
+    for name in (*TAGS_OF_FRONT, "serving.allow_breaking", "mlflow.note.content"):
         if name != "serving.state":
             model.registry.client.set_model_version_tag("actor", version, name, value)
     model.promote(version)

@@ -77,6 +77,8 @@ def _copy_file(folder: int, path: str, target: Path, most: int | None) -> int:
             copied += len(chunk)
             if most is not None and copied > most:
                 break
+            if not os.fstat(new.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "the copy was removed meanwhile", str(target))
             new.write(chunk)
         return copied
 
