@@ -98,7 +98,9 @@ class Readiness(BaseModel):
         description="background components that ended unexpectedly a short time ago; absent if none did",
     )
     keys: str | None = Field(
-        None, description="readable, unreadable, or stale: no key is valid any more; null without keys"
+        None,
+        exclude_if=lambda found: found is None,
+        description="readable, unreadable, or stale: no key is valid any more; absent without keys",
     )
 
 
