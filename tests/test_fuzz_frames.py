@@ -133,7 +133,7 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
 ) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
-        server = ForkServerProcess(ours, None, "", Output({}, lambda _: None))  # type: ignore[arg-type]
+        server = ForkServerProcess(ours, None, "", None, Output({}, lambda _: None))  # type: ignore[arg-type]
         launched = server.launching[1] = asyncio.get_running_loop().create_future()
         server.number = 2
         stream = b"\n".join(sent) + b"\n"
