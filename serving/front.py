@@ -111,8 +111,8 @@ class Front(FastAPI):
     def _admit(self, scope: Scope, access: Access) -> None:
         """Check that the caller may use a route, before anything is leased or disclosed."""
         headers = dict(scope["headers"])
-        any_name = access.is_probe and self.probes_by_any_name
-        if self.hosts and not any_name and not self.hosts.accepts(headers.get(b"host")):
+        is_foreign = self.hosts and not self.hosts.accepts(headers.get(b"host"))
+        if is_foreign and not (access.is_probe and self.probes_by_any_name):
             raise errors.BadHost("This service does not have that host name.")
         if doors.is_cross_site(scope["method"], headers, self.origins):
             raise errors.CrossSite("Pages of other origins may not send this request.")

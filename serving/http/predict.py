@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,7 +22,7 @@ from serving.errors import Asleep, DeadlineExceeded, Fault, ModelFailed, Process
 from serving.groups import Limits
 from serving.http.body import read_json, timeout
 from serving.http.problems import respond
-from serving.http.unsent import reserve
+from serving.http.unsent import LARGE_BYTES, reserve
 from serving.runtime.calls import Part
 from serving.runtime.contract import Row
 from serving.runtime.exchange import Exchange, Observer
@@ -61,7 +62,8 @@ class Predict:
             else:
                 answer, headers = await self._cached(live.cache, live, parts, scope, receive, body)
         size = sum(map(len, answer))
-        reserve(scope, size)
+        if size > LARGE_BYTES:
+            reserve(scope, size)
         headers += [
             *scope.get("answered_in", _JSON),
             (b"content-length", str(size).encode()),
@@ -161,7 +163,7 @@ class Predict:
         self, live: Loaded, parts: list[Part], scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], bytes]:
         """The model's answer, in pieces, and where its time went."""
-        with tallied(live, parts, hurried=self.is_hurried(scope)), watched(live, parts, receive):
+        with tallied(live, parts, partial(self.is_hurried, scope)), watched(live, parts, receive):
             answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
         first, last = parts[0][1], parts[-1][1]
@@ -220,13 +222,13 @@ def whole(
 
 
 @contextmanager
-def tallied(live: Loaded, parts: Sequence[Part], *, hurried: bool = False) -> Iterator[None]:
+def tallied(live: Loaded, parts: Sequence[Part], is_hurried: Callable[[], bool]) -> Iterator[None]:
     """Count how a version does; only its own failures count.
 
     Args:
         live: the version.
         parts: the parts of the request, once they are queued.
-        hurried: the request has a shorter deadline than the service's own.
+        is_hurried: returns whether the request has a shorter deadline than the service's own.
     """
     try:
         yield
@@ -238,7 +240,7 @@ def tallied(live: Loaded, parts: Sequence[Part], *, hurried: bool = False) -> It
         live.tally.fail("the death of its process", [ticket for _, ticket in parts], died=True)
         raise
     except DeadlineExceeded as error:
-        if error.dead or (error.hung and not hurried):
+        if error.dead or (error.hung and not is_hurried()):
             live.tally.fail("no answer within the deadline")
         raise
     live.tally.answered += 1

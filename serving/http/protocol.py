@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.errors import Overloaded
 from serving.groups import Limits
@@ -84,7 +84,7 @@ class Protocol(CheckedParsing):
     def on_response_complete(self) -> None:
         """Go on with the next request, or close if the connection was refused behind this one."""
         is_last = not self.pipeline
-        super().on_response_complete()
+        HttpToolsProtocol.on_response_complete(self)
         if is_last and self._last_response is not None:
             self.transport.write(self._last_response)
             self.transport.close()
@@ -121,7 +121,7 @@ class Protocol(CheckedParsing):
         cycle.scope["reserve"] = self._reserve  # type: ignore[typeddict-unknown-key]  # servers may add keys
         if self._stopping and not self.pipeline:
             cycle.keep_alive = False
-        super()._start_asgi_task(cycle, app)
+        HttpToolsProtocol._start_asgi_task(self, cycle, app)
 
     # -- responses that are not read
 

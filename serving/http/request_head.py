@@ -22,6 +22,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _OF_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
 
+CHECKED_FIELDS = frozenset({b"host", b"transfer-encoding", b"expect"})
+"""The header fields to pass to `FieldChecker.check`."""
+
+
 class Invalid(Exception):
     """A request that is refused before it reaches the application."""
 
@@ -37,9 +41,6 @@ def too_long(what: str, max_bytes: int) -> Invalid:
 
 class FieldChecker:
     """Checks the header fields on which the framing and the target of a request depend."""
-
-    NAMES = frozenset({b"host", b"transfer-encoding", b"expect"})
-    """The fields to pass to `check`."""
 
     def __init__(self) -> None:
         self._host: bytes | None = None  # the last valid one: it is mostly the same for a whole connection
@@ -64,9 +65,12 @@ class FieldChecker:
         Raises:
             Invalid: it has no such value, or comes twice.
         """
-        value = value.strip(b" \t")
         if name == b"host":
             self._hosts += 1
+            if value == self._host:
+                return value
+        value = value.strip(b" \t")
+        if name == b"host":
             if value != self._host and not _HOST.fullmatch(value):
                 self.refuse(Invalid("The Host header is no name or address."))
             self._host = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -44,8 +45,11 @@ class PredictStream(Predict):
         body, leased = await self._taken(scope, receive)
         parts: list[Part] = []
         bits: list[bytes] = []
-        hurried = self.is_hurried(scope)
-        with leased as live, tallied(live, parts, hurried=hurried), watched(live, parts, receive):
+        with (
+            leased as live,
+            tallied(live, parts, partial(self.is_hurried, scope)),
+            watched(live, parts, receive),
+        ):
             if not live.contract.streams:
                 raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
             try:

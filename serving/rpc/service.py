@@ -201,7 +201,7 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             scope["asked"] = (request.model_name, request.model_version)
             leased = await self._infer.leased(scope)
             parts: list[Part] = []
-            with leased as live, tallied(live, parts, hurried=self._infer.is_hurried(scope)):
+            with leased as live, tallied(live, parts, partial(self._infer.is_hurried, scope)):
                 asked, inputs = read(request)
                 ends = time.perf_counter() + self._infer.seconds(scope)
                 try:
