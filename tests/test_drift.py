@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import mlflow
-import orjson
 import pandas as pd
 import pytest
 from casting import Registry, quiet
@@ -203,7 +202,7 @@ def test_every_protocol_counts(service: Service) -> None:
             {"content": table.to_csv(index=False), "headers": {"content-type": "text/csv"}},
             30,
         ),
-        (f"/v2{url}/infer", {"content": orjson.dumps({"inputs": tensors(table)})}, 30),
+        (f"/v2{url}/infer", {"json": {"inputs": tensors(table)}}, 30),
     ]
     count = 600
     for path, body, more in posts:

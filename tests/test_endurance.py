@@ -48,7 +48,7 @@ class Size:
     @classmethod
     def of(cls, service: Service) -> Size:
         front = service.process.pid
-        until(lambda: len(descendants(front)) == 1 + len(NAMES))  # what was live before has gone
+        until(lambda: len(descendants(front)) == 2 + len(NAMES))  # what was live before has gone
         server = fork_server(front)
         files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, server))
         threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, server))
@@ -120,7 +120,7 @@ def test_row_11_a_leak_that_is_planted_is_found(registry: str, tmp_path: Path) -
 def test_row_24_nothing_outlives_a_front_that_is_killed(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         left = descendants(service.process.pid)
-        assert len(left) == 1 + len(NAMES)
+        assert len(left) == 2 + len(NAMES)  # the guardian and the fork server
         with Watch(left) as watch:
             service.process.kill()
             assert not watch.left()

@@ -95,7 +95,9 @@ def key(keys: dict[str, str]) -> bytes:
     return b"X-API-Key: %b\r\n" % keys["predict"].encode()
 
 
-def head(target: bytes = b"/predict", *fields: bytes, method: bytes = b"POST", host: bytes = b"x") -> bytes:
+def head(
+    target: bytes = b"/predict", *fields: bytes, method: bytes = b"POST", host: bytes = b"localhost"
+) -> bytes:
     lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, host)]
     return b"".join([*lines, b"Content-Type: application/json\r\n", *fields, b"\r\n"])
 
@@ -200,7 +202,7 @@ def test_row_46_malformed_paths_are_refused(connection: socket.socket, key: byte
     problem(answered(connection), 400)
 
 
-@pytest.mark.parametrize("target", [b"/predict?%0a=%ff", b"/%70redict", b"http://x/predict"])
+@pytest.mark.parametrize("target", [b"/predict?%0a=%ff", b"/%70redict", b"http://localhost/predict"])
 def test_other_targets_are_valid(connection: socket.socket, target: bytes) -> None:
     connection.sendall(with_length(ROW, target=target))
     assert responses(connection, 1)[0][0] == 401
@@ -217,35 +219,38 @@ def request(*fields: bytes, version: bytes = b"1.1") -> bytes:
     "sent",
     [
         request(),
-        request(b"Host: x", b"Host: x"),
-        request(b"Host: x", b"host: y"),
-        request(b"Host: x", b"Host: x", version=b"1.0"),
+        request(b"Host: localhost", b"Host: localhost"),
+        request(b"Host: localhost", b"host: y"),
+        request(b"Host: localhost", b"Host: localhost", version=b"1.0"),
         *(
             request(b"Host: " + host)
             for host in (b"", b"a b", b"a,b", b"a/b", b"a@b", b"a:b", b"[::1", b"a\xff", b"a:123456", b"<x>")
         ),
         *(
-            request(b"Host: x", b"Transfer-Encoding: " + coding)
+            request(b"Host: localhost", b"Transfer-Encoding: " + coding)
             for coding in (b"gzip, chunked", b"chunked, gzip", b"identity", b"gzip", b"", b"chunked, chunked")
         ),
-        request(b"Host: x", b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"),
-        request(b"Host: x", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
-        request(b"Host: x", b"Transfer-Encoding: chunked", version=b"1.0"),
-        request(b"Host: x", b"Transfer-Encoding: chunked", b"Content-Length: 5"),
-        request(b"Host: x", b"Content-Length: 5", b"Content-Length: 5"),
-        *(request(b"Host: x", b"Content-Length: " + size) for size in (b"5, 5", b"+5", b"0x5", b"", b"5 5")),
+        request(b"Host: localhost", b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"),
+        request(b"Host: localhost", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
+        request(b"Host: localhost", b"Transfer-Encoding: chunked", version=b"1.0"),
+        request(b"Host: localhost", b"Transfer-Encoding: chunked", b"Content-Length: 5"),
+        request(b"Host: localhost", b"Content-Length: 5", b"Content-Length: 5"),
         *(
-            request(b"Host: x", b"X: a" + control + b"b")
+            request(b"Host: localhost", b"Content-Length: " + size)
+            for size in (b"5, 5", b"+5", b"0x5", b"", b"5 5")
+        ),
+        *(
+            request(b"Host: localhost", b"X: a" + control + b"b")
             for control in (b"\0", b"\r", b"\n", b"\x1b", b"\x7f")
         ),
-        request(b"Host: x", b"X: a\r\n folded"),
-        request(b"Host: x", b"X:\r\n\tfolded"),
+        request(b"Host: localhost", b"X: a\r\n folded"),
+        request(b"Host: localhost", b"X:\r\n\tfolded"),
         request(b" Host: x"),
-        request(b"Host: x", b"X Y: z"),
-        request(b"Host: x", b": z"),
-        request(b"Host: x", version=b"2.0"),
-        request(b"Host: x", version=b"0.9"),
-        b"BREW /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        request(b"Host: localhost", b"X Y: z"),
+        request(b"Host: localhost", b": z"),
+        request(b"Host: localhost", version=b"2.0"),
+        request(b"Host: localhost", version=b"0.9"),
+        b"BREW /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=lambda sent: repr(sent[13:60]),
 )
@@ -259,7 +264,9 @@ def test_a_tunnel_is_refused(connection: socket.socket) -> None:
     problem(answered(connection), 405)
 
 
-@pytest.mark.parametrize("host", [b"x", b"my_host.example.org:8000", b"[::1]:80", b"127.0.0.1", b" x "])
+@pytest.mark.parametrize(
+    "host", [b"localhost", b"my_host.localhost:8000", b"[::1]:80", b"127.0.0.1", b" localhost "]
+)
 def test_usual_hosts_are_valid(connection: socket.socket, host: bytes) -> None:
     connection.sendall(head(b"/predict", b"Content-Length: 0\r\n", host=host))
     assert responses(connection, 1)[0][0] == 401

@@ -29,7 +29,9 @@ class HostNames:
         """Check the value of a request's `Host` header."""
         if host in self._accepted:
             return True
-        if host is None or not self._is_ours(_PORT.sub("", host.decode("latin-1").lower()).strip("[]")):
+        if host is None:
+            return not self._names  # HTTP/1.0 needs no host; browsers always send one
+        if not self._is_ours(_PORT.sub("", host.decode("latin-1").lower()).strip("[]")):
             return False
         if len(self._accepted) < _MAX_REMEMBERED:
             self._accepted.add(host)

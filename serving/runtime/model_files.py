@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,30 +60,14 @@ async def read(folder: Path) -> ModelFiles:
 
 
 async def _parsed(folder: Path) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _PROGRAM,
-        str(folder),
-        str(Path(serving.__file__).parents[1]),
-        _packages(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-    )
+    process = await asyncio.to_thread(_start, folder)
     try:
         async with asyncio.timeout(_SECONDS):
-            output = await _output(process)
-            status = await process.wait()
+            output, status = await asyncio.to_thread(_finish, process)
     except TimeoutError:
         raise Untypable(f"its MLmodel file can't be read within {_SECONDS:g} s") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        process.kill()
     if status or len(output) > bounded_parser.MAX_OUTPUT_BYTES:
         ending = signal.Signals(-status).name if status < 0 else f"status {status}"
         raise Untypable(
@@ -93,14 +78,26 @@ async def _parsed(folder: Path) -> dict[str, Any]:
     return found
 
 
-async def _output(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout
-    output = bytearray()
-    while len(output) <= bounded_parser.MAX_OUTPUT_BYTES and (data := await process.stdout.read(2**18)):
-        output += data
-    if len(output) > bounded_parser.MAX_OUTPUT_BYTES:
-        process.kill()
-    return bytes(output)
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the parser; `subprocess` does so without copying the memory map of the front."""
+    package = str(Path(serving.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, str(folder), package, _packages()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+    )
+
+
+def _finish(process: subprocess.Popen[bytes]) -> tuple[bytes, int]:
+    """Return the output of the parser, up to a byte more than it may have, and its status."""
+    with process:
+        assert process.stdout
+        output = process.stdout.read(bounded_parser.MAX_OUTPUT_BYTES + 1)
+        if len(output) > bounded_parser.MAX_OUTPUT_BYTES:
+            process.kill()
+        return output, process.wait()
 
 
 def _packages() -> str:
