@@ -37,6 +37,8 @@ _CALLERS = 4
 _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_CRASHES = 35.0
 """A process that died young is replaced ever more slowly, as it should be."""
+_MAX_FILES = 500
+"""More files are connections of a burst, which the front closes as soon as it sees that their callers left."""
 _BURST_SECONDS, _BURST_RATE = 2.0, 3000.0
 # What has grown when the service has warmed up is no leak; before, all of it is.
 _WARM = 0.25
@@ -134,6 +136,7 @@ class Soak:
         self.found.refused += statuses[503]
         self.found.wrong += [f"under load: {status}" for status in statuses if status not in (200, 503)]
         self._overloaded.clear()
+        self._until(lambda _: len(os.listdir(f"/proc/{self._front}/fd")) < _MAX_FILES)
         self.found.done["overloads"] += 1
 
     def attack(self) -> None:
