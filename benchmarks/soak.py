@@ -38,7 +38,7 @@ _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_CRASHES = 35.0
 """A process that died young is replaced ever more slowly, as it should be."""
 _MAX_FILES = 500
-"""More files are connections of a burst, which the front closes as soon as it sees that their callers left."""
+"""More files are connections of a burst, which the front closes once it sees that their callers left."""
 _BURST_SECONDS, _BURST_RATE = 2.0, 3000.0
 # What has grown when the service has warmed up is no leak; before, all of it is.
 _WARM = 0.25
