@@ -37,8 +37,8 @@ class ForkServerProcess:
     control: socket.socket
     process: subprocess.Popen[bytes]
     mark: str
-    scratch: tempfile.TemporaryDirectory[str]
-    """The temporary folder of its model processes."""
+    scratch: tempfile.TemporaryDirectory[str] | None
+    """The temporary folder of its model processes; None where none can be made."""
     output: Output
     launching: dict[int, asyncio.Future[Child]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
@@ -72,5 +72,6 @@ class ForkServerProcess:
             self.process.kill()
             status = self.process.wait()
         descendants.kill_marked(self.mark)
-        self.scratch.cleanup()
+        if self.scratch:
+            self.scratch.cleanup()
         return status

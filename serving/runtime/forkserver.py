@@ -176,7 +176,8 @@ class ForkServer:
         """Report the end of a model process; that of any other child, or of none, is of no interest."""
         if pid in self.children:
             self.children.remove(pid)
-            shutil.rmtree(_scratch(pid), ignore_errors=True)
+            if scratch := _scratch(pid):
+                shutil.rmtree(scratch, ignore_errors=True)
             self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def _tell(self, fact: dict[str, int | str]) -> None:
@@ -184,22 +185,25 @@ class ForkServer:
             self.control.sendall(json.dumps(fact).encode() + b"\n")
 
 
-def _scratch(pid: int) -> Path:
-    """Return the temporary folder of a model process."""
-    return Path(os.environ["TMPDIR"], str(pid))
+def _scratch(pid: int) -> Path | None:
+    """Return the temporary folder of a model process; None where the front could make none."""
+    folder = Path(os.environ.get("TMPDIR", ""))
+    return folder / str(pid) if folder.name.startswith(guardian.SCRATCH) else None
 
 
-def _own_scratch() -> Path:
+def _own_scratch() -> list[Path]:
     """Have the temporary files of this process in a folder of its own, which is removed after its end."""
-    own = _scratch(os.getpid())
-    own.mkdir(mode=0o700)
-    os.environ["TMPDIR"], tempfile.tempdir = str(own), None
-    return own
+    if own := _scratch(os.getpid()):
+        with suppress(OSError):  # the disk is full
+            own.mkdir(mode=0o700)
+            os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+            return [own]
+    return []
 
 
-def _confine(allowed: Sequence[str | Path], scratch: Path) -> None:
+def _confine(allowed: Sequence[str | Path], scratch: Sequence[Path]) -> None:
     ports = [int(each) for each in map(str, allowed) if each.isdecimal()]
-    sandbox.confine([each for each in allowed if not str(each).isdecimal()], [scratch], ports)
+    sandbox.confine([each for each in allowed if not str(each).isdecimal()], scratch, ports)
 
 
 def _handle_signals_by_default() -> None:

@@ -103,8 +103,10 @@ class Launcher:
         self, python: str, command: Sequence[str], env: Mapping[str, str], mark: str
     ) -> ForkServerProcess:
         with ExitStack() as failing:
-            scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
-            failing.callback(scratch.cleanup)
+            scratch = None
+            with suppress(OSError):  # a container may have no folder for temporary files, or a full one
+                scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
+                failing.callback(scratch.cleanup)
             control, theirs = socket.socketpair()
             failing.callback(control.close)
             with theirs:
@@ -118,7 +120,7 @@ class Launcher:
                         stdin=subprocess.DEVNULL,
                         stdout=output.theirs,
                         stderr=output.theirs,
-                        env={**env, "TMPDIR": scratch.name},
+                        env={**env, **({"TMPDIR": scratch.name} if scratch else {})},
                         start_new_session=True,  # a signal to the front's group must not end it uncleanly
                     )
                 finally:
