@@ -174,7 +174,7 @@ def router(
 async def _with_fleet(own: Readiness, fleet: Fleet) -> FleetReadiness:
     seen = await fleet.look()
     required = [model.uri for model in own.models if model.required]
-    return FleetReadiness(**dict(own), replicas=[*seen.replicas], replicas_agree=agree(seen, required))
+    return FleetReadiness(**vars(own), replicas=[*seen.replicas], replicas_agree=agree(seen, required))
 
 
 def describe(contract: Contract) -> ContractDescription:
