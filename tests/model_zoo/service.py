@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any
 import grpc
 from casting import Registry
 from live import SELDOM, Service, served, until
-from pids import children, descendants
+from pids import descendants, fork_server
 
 from model_zoo.comparison import difference
 from model_zoo.entries import Entry, entries
@@ -28,6 +29,7 @@ from model_zoo.protocols import PROTOCOLS, Protocols, Reply, Send
 from serving.rpc.messages import services
 
 CONCURRENT_REQUESTS = 32
+_MAX_SECONDS_HELD = 1.0
 # A process that is stopped is no reason to refuse a request.
 PATIENCE = {"deadline_seconds": 60, "wait_seconds": 60, "load_seconds": 120}
 TESTS = Path(__file__).parent.parent
@@ -103,14 +105,17 @@ class Zoo:
         with ThreadPoolExecutor(len(calls)) as pool:
             with _held(self.service):
                 replies = [pool.submit(send) for *_, send in calls]
-                until(have_come)
+                # A process that stays stopped is replaced; requests that come later share calls among them.
+                ends = time.monotonic() + _MAX_SECONDS_HELD
+                while not have_come() and time.monotonic() < ends:
+                    time.sleep(0.02)
             return [reply.result() for reply in replies]
 
 
 @contextmanager
 def _held(service: Service) -> Iterator[None]:
     """Stop all model processes, so that requests wait for them together."""
-    pids = descendants(service.process.pid) - children(service.process.pid)
+    pids = descendants(fork_server(service.process.pid))
     _signal(pids, signal.SIGSTOP)
     try:
         yield
