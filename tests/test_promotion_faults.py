@@ -278,10 +278,10 @@ def test_row_6_artifacts_that_are_put_right_go_live_unaided(model: Model) -> Non
 
 
 def test_a_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
-    bad = model.promote()
+    bad = model.promote(on_large="kill")
     model.until_live(bad)
     for _ in range(2):  # each is tried twice, and takes a process along each time
-        assert model.predict(act="kill").status_code == 503
+        assert model.predict(101.0).status_code == 503
     reason = model.until_refused(bad, "reverted")
     assert re.fullmatch(rf"{model.name} version {bad} was reverted: its process died [34] times", reason)
     assert model.is_well("1")
@@ -294,10 +294,10 @@ def test_a_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
 
 def test_a_version_on_which_many_requests_fail_is_reverted(model: Model) -> None:
     with Callers(model, count=1) as callers:
-        bad = model.promote()
+        bad = model.promote(on_large="raise:unfit")
         model.until_live(bad)
         while model.state["version"] == bad:
-            assert model.predict(act="raise:unfit").status_code == 500
+            assert model.predict(101.0).status_code in (500, 200)  # the version before may have it by now
         assert "requests failed on it" in model.until_refused(bad, "reverted")
         callers.until_answered_by("1")
     assert callers.faults == []

@@ -179,13 +179,13 @@ def test_a_hint_has_it_look_at_once_and_a_version_that_fails_is_reverted_between
     service: Service, tracking: Tracking
 ) -> None:
     model = Model("hinted", service, tracking.registry)
-    bad = model.promote()
+    bad = model.promote(on_large="kill")
     json = {"content-type": "application/json"}
     hint = service.client.post("/webhooks/mlflow", content=BODY, headers=headers(at=time.time()) | json)
     assert hint.json() == {"status": "ok"}
     model.until_live(bad)
     for _ in range(2):
-        assert model.predict(act="kill").status_code == 503
+        assert model.predict(101.0).status_code == 503
     assert "its process died" in model.until_refused(bad, "reverted")
     assert model.is_well("1")
     assert model.until_told(bad, "reverted")

@@ -23,7 +23,7 @@ from serving.access.declaration import (
 from serving.access.guard import Guard
 from serving.errors import not_served
 from serving.http.components import component_states
-from serving.http.problems import documented
+from serving.http.problems import PathText, documented
 from serving.http.readiness import ModelState, Readiness, Teller, readiness, state_of
 from serving.http.replicas import Fleet, ReplicaState, agree
 from serving.http.visibility import check_visible, sees_reasons, visible_followers
@@ -140,19 +140,19 @@ def router(
     async def models(request: Request) -> Models:
         return Models(models=await _described(visible_followers(followers, request.scope), request))
 
-    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(404))
+    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(400, 404))
     @requires(PREDICT)
-    async def model(name: str, request: Request) -> ModelDescription:
+    async def model(name: PathText, request: Request) -> ModelDescription:
         (described,) = await _described([_named(name, request)], request)
         return described
 
     @routes.get(
         "/models/{name}/history",
         summary="What was live from when to when, refused or reverted, and why",
-        responses=documented(404),
+        responses=documented(400, 404),
     )
     @requires(ADMIN_OF_MODEL)
-    async def history(name: str, request: Request) -> list[Period]:
+    async def history(name: PathText, request: Request) -> list[Period]:
         return _named(name, request).history.periods()
 
     async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import orjson
+from fastapi import Path
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -74,6 +75,10 @@ def respond(
         del listed[len(listed) // 2 :]
         body = orjson.dumps(problem)
     return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+
+
+PathText = Annotated[str, Path(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+"""A part of a path: any text without control characters, which are refused before a route is looked for."""
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:

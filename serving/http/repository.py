@@ -10,7 +10,7 @@ from serving import __version__
 from serving.access.declaration import GENERAL, PREDICT, PROBE, requires
 from serving.http.inference import UNNAMED
 from serving.http.inference_tensors import DATATYPES
-from serving.http.problems import documented
+from serving.http.problems import PathText, documented
 from serving.http.visibility import HIDDEN_REASON, sees_reasons, visible_models
 from serving.runtime.kinds import Kind
 from serving.runtime.loaded import Loaded
@@ -88,27 +88,29 @@ def router(models: Models) -> APIRouter:
                 slot.check_serving()
         return {"ready": True}
 
-    @routes.get("/models/{name}", summary="What a model takes and answers", responses=documented(404, 503))
+    @routes.get(
+        "/models/{name}", summary="What a model takes and answers", responses=documented(400, 404, 503)
+    )
     @requires(PREDICT)
-    async def model(name: str, request: Request) -> ModelMetadata:
+    async def model(name: PathText, request: Request) -> ModelMetadata:
         visible = visible_models(models, request.scope)
         return metadata(visible, visible.lease(name, first))
 
-    @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(404))
+    @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(400, 404))
     @requires(PREDICT)
-    async def version(name: str, version: str, request: Request) -> ModelMetadata:
+    async def version(name: PathText, version: PathText, request: Request) -> ModelMetadata:
         visible = visible_models(models, request.scope)
         return metadata(visible, visible.version(name, version))
 
-    @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(404, 503))
+    @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(400, 404, 503))
     @requires(PREDICT)
-    async def model_ready(name: str, request: Request) -> ModelReady:
+    async def model_ready(name: PathText, request: Request) -> ModelReady:
         leased = visible_models(models, request.scope).lease(name, first)
         return ModelReady(name=leased.version.name, ready=True)
 
-    @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(404))
+    @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(400, 404))
     @requires(PREDICT)
-    async def version_ready(name: str, version: str, request: Request) -> ModelReady:
+    async def version_ready(name: PathText, version: PathText, request: Request) -> ModelReady:
         leased = visible_models(models, request.scope).version(name, version)
         return ModelReady(name=leased.version.name, ready=True)
 
