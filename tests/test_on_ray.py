@@ -238,7 +238,7 @@ def held(model: Model, caller: ThreadPoolExecutor, folder: Path) -> tuple[Future
         os.mkfifo(never)
     under_way = caller.submit(model.predict, 1.0, f"note:{note} wait:{never}")
     until(lambda: note.exists() and note.read_text())
-    return under_way, parent(parent(int(note.read_text())))
+    return under_way, parent(parent(parent(int(note.read_text()))))  # its fork server has a guardian
 
 
 def test_with_a_replica_dies_what_was_under_way_on_it_and_its_successor_has_what_the_others_have(
