@@ -181,7 +181,7 @@ def soak(
     with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _told_mistakes():
         found = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
     _soak.show(found, out)
-    _write(json_file, asdict(found), markdown_file, _soak.markdown(found))
+    _write(json_file, _soak.raw(found), markdown_file, _soak.markdown(found))
     _fail_if(_soak.failures(found))
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from statistics import median
@@ -265,6 +265,11 @@ def show(found: Found, out: Console) -> None:
 def markdown(found: Found) -> str:
     """The section of RESULTS.md."""
     return sheet.markdown("Soak: `python -m benchmarks soak`", [_sheet(found)])
+
+
+def raw(found: Found) -> dict[str, Any]:
+    """Return all measurements for a JSON file; `asdict` makes no counter of a counter."""
+    return {**vars(found), "done": {**found.done}, "sizes": [asdict(each) for each in found.sizes]}
 
 
 def failures(found: Found) -> int:

@@ -100,6 +100,7 @@ def promote_under_load(model: Model) -> None:
     assert model.is_well(str(first + PROMOTIONS))
 
 
+@pytest.mark.timeout(300)  # twenty promotions, beside other tests
 def test_row_1_no_request_fails_under_20_promotions_over_sqlite(model: Model) -> None:
     promote_under_load(model)
 
