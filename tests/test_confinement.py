@@ -131,7 +131,11 @@ def confined(registry: Registry, home: Path) -> Iterator[Service]:
 def test_a_model_in_the_sandbox_reaches_nothing_but_its_own(
     confined: Service, registry: Registry, home: Path
 ) -> None:
-    files = [Path("/etc/shadow"), *registry.folder.glob("*.db"), *(home / "store").rglob("live/*.json")]
+    files = [
+        Path("/etc/shadow"),
+        *registry.folder.glob("*.db"),
+        *until(lambda: [*(home / "store").rglob("live/*.json")]),
+    ]
     assert len(files) >= 3
     found = spied(confined, "actor", home / "allowed", *files)
     assert found["readable"] == [str(home / "allowed")]

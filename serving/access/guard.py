@@ -48,7 +48,7 @@ class Guard:
     """Holds the keys of a file, and notices within a second when that changes.
 
     A file that can't be read for a moment, as while it is written, leaves the keys valid. After
-    `stale_seconds` no key is valid any more, since nobody could revoke one.
+    `stale_seconds` no key is valid any more, since a revoked one would stay valid.
 
     Raises:
         BadKeys: the file can't be read.

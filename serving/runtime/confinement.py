@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from serving.runtime.descendants import prctl
+
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION = 0x20080522
@@ -57,7 +59,7 @@ def model_environment(variables: Mapping[str, str], names: Sequence[str]) -> dic
 
 def hide_memory() -> None:
     """Refuse to be traced by, and to be dumped for, processes of the same user."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_DUMPABLE, 0)
 
 
 def drop_privileges() -> None:
@@ -68,19 +70,14 @@ def drop_privileges() -> None:
     """
     if sys.platform != "linux":
         return
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(_MAX_CAPABILITY + 1):
-        _prctl(_PR_CAPBSET_DROP, capability)  # fails for those that the kernel does not know
+        prctl(_PR_CAPBSET_DROP, capability)  # fails for those that the kernel does not know
     head = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     none = (ctypes.c_uint32 * 6)()
     ctypes.CDLL(None).capset(head, none)
     hide_memory()
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
