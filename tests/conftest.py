@@ -194,6 +194,16 @@ async def stage(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[A
     await made.aclose()
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Name the failed tests last: in CI only the end of the output may be kept, and reasons can be long."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and not hasattr(config, "workerinput"):
+        for report in (report for kind in ("failed", "error") for report in reporter.stats.get(kind, [])):
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message.partition("\n")[0][:160] if crash else ""
+            reporter.write_line(f"{report.when} {report.nodeid}: {reason}")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a session of CI in which a test was skipped: there, everything must have run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

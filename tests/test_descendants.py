@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from casting import Registry
 from live import Service, environment, until
 from pids import Watch, descendants, fork_server, parent
 from promotions import Model
+
+from serving.runtime.descendants import StopDetector
 
 
 def drain(model: Model) -> None:
@@ -113,3 +116,24 @@ def test_daemons_of_models_end(registry: str, tmp_path: Path, end: Callable[[Mod
         service.process.kill()
         service.process.wait()
         service.stop()
+
+
+def test_process_that_runs_between_looks_is_not_stopped() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+
+        def has_state(state: str) -> bool:
+            return f"State:\t{state}" in Path(f"/proc/{process.pid}/status").read_text()
+
+        try:
+            detector = StopDetector()
+            for _ in range(6):
+                process.send_signal(signal.SIGSTOP)
+                until(lambda: has_state("T"))
+                assert not detector.detects(process.pid)
+                process.send_signal(signal.SIGCONT)
+                until(lambda: has_state("S"))
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: has_state("T"))
+            assert [detector.detects(process.pid) for _ in range(3)] == [False, False, True]
+        finally:
+            process.kill()

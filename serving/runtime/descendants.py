@@ -46,25 +46,33 @@ def children() -> set[int]:
     return found
 
 
-def is_stopped(pid: int) -> bool:
-    """Return whether a signal, such as SIGSTOP, has stopped a process; false if the system lists none."""
-    with suppress(OSError):
-        state = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-        return bool(state) and state[0] == b"T"
-    return False
-
-
 class StopDetector:
-    """Notices a process that stays stopped."""
+    """Notices a process that a signal, such as SIGSTOP, keeps stopped.
+
+    A process that runs at times, as under a tool that limits its CPU time by such signals, is not stopped.
+    """
 
     def __init__(self) -> None:
-        self._looks = 0
+        self._looks: dict[int, tuple[bytes, int]] = {}
 
     def detects(self, *pids: int | None) -> bool:
-        """Look once; return whether one of the processes was stopped at several looks in a row."""
-        stopped = any(is_stopped(pid) for pid in pids if pid)
-        self._looks = self._looks + 1 if stopped else 0
-        return self._looks >= _MAX_STOPPED_LOOKS
+        """Look once; return whether one of them was stopped at several looks, and never ran in between."""
+        looks = {}
+        for pid in pids:
+            if pid and (switches := _switches_if_stopped(pid)):
+                before, number = self._looks.get(pid, (switches, 0))
+                looks[pid] = (switches, number + 1 if switches == before else 1)
+        self._looks = looks
+        return any(number >= _MAX_STOPPED_LOOKS for _, number in looks.values())
+
+
+def _switches_if_stopped(pid: int) -> bytes:
+    """Return how often a stopped process was given a CPU; nothing if it runs, or if the system lists none."""
+    with suppress(OSError):
+        status = (_PROC / str(pid) / "status").read_bytes()
+        if b"\nState:\tT" in status:
+            return status.partition(b"\nvoluntary_ctxt_switches")[2] or b"unknown"
+    return b""
 
 
 def kill(pid: int) -> None:
