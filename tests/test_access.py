@@ -458,7 +458,7 @@ def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
         (b"127.0.0.1.evil.example.com", False),
         (b"localhost.", False),
         (b"", False),
-        (None, False),
+        (None, True),  # HTTP/1.0 needs no host
     ],
 )
 def test_without_names_local_ones_and_addresses_are_accepted(host: bytes | None, expected: bool) -> None:
