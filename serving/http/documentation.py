@@ -135,8 +135,10 @@ def _inlined(schema: Any, parts: Mapping[str, Any]) -> Any:
 
 
 def _parameter(where: str, name: str, description: str) -> dict[str, Any]:
-    required = {"required": True} if where == "path" else {}
-    return {"name": name, "in": where, "schema": _STRING, "description": description} | required
+    found: dict[str, Any] = {"name": name, "in": where, "schema": _STRING, "description": description}
+    if where == "path":
+        found |= {"required": True, "schema": _STRING | {"pattern": problems.PATH_PATTERN}}
+    return found
 
 
 def _contents(schemas: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from fastapi import Query
 from fastapi.routing import APIRoute
 
-from serving.http.problems import documented
+from serving.http.problems import PathText, documented
 from serving.http.streaming import ServerSentEvents
 from serving.runtime.contract import Contract, Param
 from serving.runtime.loaded import Loaded
@@ -77,7 +77,7 @@ def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[...,
     def declared() -> None:
         """Answers carry X-Model-Name, X-Model-Version, X-Request-ID and Server-Timing."""
 
-    named = [_parameter("version", str)] if pinned else []
+    named = [_parameter("version", PathText)] if pinned else []
     # The model's parameters may have names that Python's may not.
     queries = [_query(f"param_{index}", param) for index, param in enumerate(params)]
     # FastAPI reads the parameters there.
