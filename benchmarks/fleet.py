@@ -236,7 +236,7 @@ def _sheet_of_herds(foretold: Sequence[Foretold]) -> Sheet:
             )
             for each in foretold
         ),
-        ("A look is given up after 3 s. With restraint, rests are those of `serving.registry.plan`.",),
+        ("A look is given up after 3 s. With restraint, rests are those of `serving.registry.decisions`.",),
     )
 
 

@@ -20,7 +20,7 @@ import urllib3
 
 from benchmarks import service
 from benchmarks.load import drive
-from serving.registry.plan import pause, rest
+from serving.registry.decisions import pause, rest
 
 _API = "/api/2.0/mlflow"
 _NAME, _NEWEST = "m000001", "last_updated_timestamp DESC"

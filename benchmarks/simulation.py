@@ -16,7 +16,7 @@ from typing import Any
 
 import simpy
 
-from serving.registry.plan import pause, rest
+from serving.registry.decisions import pause, rest
 
 SHARED_FROM = 4
 PATIENCE = 3.0

@@ -15,38 +15,46 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving import __version__, errors
-from serving.access.doors import HostNames
-from serving.access.guard import Guard
-from serving.front import Front, answer
-from serving.http import api_document, feedback, operations, page, repository, status, webhooks
-from serving.http.exposition import State
-from serving.http.replicas import Fleet, common
+from serving.auth.authenticator import Guard
+from serving.auth.host_and_origin import HostNames
+from serving.cluster import Fleet, common
+from serving.drift.monitor import Drift
+from serving.hooks import Observer
+from serving.http.application import Front, answer
+from serving.http.endpoints import (
+    admin,
+    api_docs,
+    feedback,
+    model_repository,
+    status_data,
+    status_page,
+    webhooks,
+)
 from serving.http.request_id import new_id
-from serving.http.routes import Routes
-from serving.journal.journal import Journal
-from serving.monitoring import tracing
-from serving.monitoring.access_log import AccessLog
-from serving.monitoring.canary import Canary
-from serving.monitoring.drift import Drift
-from serving.monitoring.shadow import Shadow
-from serving.monitoring.timeline import Timeline
-from serving.monitoring.trials import Trials
+from serving.http.routing import Routes
+from serving.journal.observer import Journal
+from serving.models.selector import Models
+from serving.models.slot import Slot, SlotOnDemand
+from serving.observers import tracing
+from serving.observers.access_log import AccessLog
+from serving.observers.state_collector import State
+from serving.observers.traffic_history import Timeline
+from serving.processes import gc_tuning
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import Store
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.sleeper import Rota, Sleeper
-from serving.registry.store import Store
-from serving.runtime import heap
-from serving.runtime.exchange import Observer
-from serving.runtime.launcher import Launcher
-from serving.runtime.models import Models
-from serving.runtime.slot import Slot, SlotOnDemand
-from serving.runtime.supervision import Supervisor
-from serving.settings import Settings
-from serving.telemetry import lag
+from serving.registry.on_demand import Rota, Sleeper
+from serving.registry.tag_writer import Herald
+from serving.rollout.canary import Canary
+from serving.rollout.shadow import Shadow
+from serving.rollout.status import Trials
+from serving.settings.settings import Settings
+from serving.supervision import Supervisor
+from serving.telemetry import event_loop_lag
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
@@ -143,7 +151,9 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
             supervisor.start(type(each).__name__.lower(), each.run)
             for each in (*always, *sleepers, *watching)
         ]
-        running.append(supervisor.start("event loop monitor", lambda: lag.measure(metrics.loop_lag.observe)))
+        running.append(
+            supervisor.start("event loop monitor", lambda: event_loop_lag.measure(metrics.loop_lag.observe))
+        )
         running.append(supervisor.start("heap settlement", lambda: _settle(slots), finite=True))
         try:
             async with _answering_grpc(models, settings, app, guard, observers):
@@ -179,12 +189,12 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     tellers = [*telling, drift.tell]
     probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
     routers = [
-        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status.router(followers, registry, timeline, tellers),
-        page.router(),
+        admin.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
+        status_data.router(followers, registry, timeline, tellers),
+        status_page.router(),
         feedback.router(journal, settings),
-        repository.router(models),
-        api_document.router(app, models, has_keys=guard is not None),
+        model_repository.router(models),
+        api_docs.router(app, models, has_keys=guard is not None),
     ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
@@ -212,9 +222,9 @@ def _answering_grpc(
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
-    from serving.rpc import service  # what it needs is an extra
+    from serving.grpc import servicer  # what it needs is an extra
 
-    return service.serving(models, settings, app.refused, answer, new_id, guard, observers, app.certificate)
+    return servicer.serving(models, settings, app.refused, answer, new_id, guard, observers, app.certificate)
 
 
 async def _begin_as(fleet: Fleet, followers: Sequence[Follower]) -> None:
@@ -229,4 +239,4 @@ async def _settle(slots: Sequence[Slot]) -> None:
     """Once the first versions are up, take what is on the heap out of garbage collection."""
     for slot in slots:
         await slot.filled.wait()
-    heap.settle()
+    gc_tuning.settle()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from serving.groups import Journal, Registry
+from serving.settings.groups import Journal, Registry
 
 _FOR_OTHERS = 0o077
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from casting import Registry
 
+from serving.models.slot import Slot
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import Store
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.store import Store
-from serving.runtime.launcher import Launcher
-from serving.runtime.slot import Slot
-from serving.settings import Settings
+from serving.registry.tag_writer import Herald
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 PRODUCTION = "models:/actor/Production"

@@ -13,8 +13,8 @@ from conftest import NewRegistry
 from live import Service, environment, until
 from promotions import Model
 
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import Attempts
+from serving.version import Version
 
 FOUND = Version(name="iris", version="2", location="s3://iris/2", source="s3://iris/2", stage="Production")
 

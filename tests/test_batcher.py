@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from serving.batching.batcher import Batcher
+from serving.batching.chunk_stream import Stream
+from serving.batching.latency_model import Pace
+from serving.batching.pending import Ticket, retries, take
+from serving.codecs.predictions import Predictions
 from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, NotSeparable, Overloaded, ProcessDied
-from serving.runtime.batcher import Batcher
-from serving.runtime.pace import Pace
-from serving.runtime.predictions import Predictions
-from serving.runtime.replica import Outcome, State
-from serving.runtime.streams import Stream
-from serving.runtime.tickets import Ticket, retries, take
+from serving.processes.replica import Outcome, State
 
 DEADLINE = 10.0
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mlflow.types import ParamSpec
 from signatures import MOST_ROWS, contract
 
+from serving.contract.contract import Contract
 from serving.errors import BodyTooLarge, Malformed, RequestError, Unprocessable
-from serving.runtime import bulk
-from serving.runtime.bulk import Reader
-from serving.runtime.contract import Contract
+from serving.protocols import json_rows
+from serving.protocols.json_rows import Reader
 
 IRIS = contract("x: double, y: double", {"x": {"minimum": 0, "maximum": 10}})
 MIXED = contract("flag: boolean, small: integer, big: long, half: float, x: double, text: string")
@@ -28,7 +28,7 @@ CONTRACTS = {"numbers": IRIS, "mixed": MIXED, "holey": HOLEY, "dates": contract(
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows."""
-    monkeypatch.setattr(bulk, "_BYTES", 64)
+    monkeypatch.setattr(json_rows, "_BYTES", 64)
 
 
 def sent(rows: list[Any], **more: Any) -> bytes:

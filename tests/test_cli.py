@@ -18,7 +18,7 @@ import pytest
 from casting import Registry
 from live import environment
 
-from serving.settings import OPTIONS, variable
+from serving.settings.settings import OPTIONS, variable
 
 WORDS = {"x": {"minimum": 0, "maximum": 10, "description": "What is multiplied"}}
 

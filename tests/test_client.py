@@ -22,9 +22,9 @@ from signatures import columns
 from serving.errors import RegistryUnavailable, Unresolved
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.runtime.version import Version
-from serving.settings import Settings
+from serving.settings.settings import Settings
 from serving.telemetry.redaction import without_secrets
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 

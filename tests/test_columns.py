@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from signatures import TYPES, contract
 
 from serving.errors import Malformed, Unprocessable, Untypable
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.types.scalars import FLOAT32_MAX
 
 INT32, INT64 = 2**31, 2**63
 at = datetime.fromisoformat

@@ -23,10 +23,10 @@ from line import free_port
 from live import Service, served, until
 
 from benchmarks.postgres import Postgres
-from serving.access import keys
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.settings import OPTIONS, Settings, variable
+from serving.auth import api_keys
+from serving.auth.api_keys import Scope
+from serving.settings.settings import OPTIONS, Settings, variable
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -460,8 +460,8 @@ def test_an_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) ->
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with keys and a port for its operators, as the components have it; no registry is there."""
     folder = tmp_path_factory.mktemp("keyed")
-    told, kept = keys.make("prometheus", Scope.ADMIN)
-    keys.write(folder / "keys.json", [kept])
+    told, kept = api_keys.make("prometheus", Scope.ADMIN)
+    api_keys.write(folder / "keys.json", [kept])
     settings = {"keys_file": folder / "keys.json", "admin_port": free_port(), "_key": told}
     with served("http://127.0.0.1:1", folder, **settings) as service:
         yield service

@@ -18,10 +18,10 @@ from shop import customers, payer, rows
 from stage import Stage
 
 from serving.app import create_app
-from serving.monitoring.drift import Drift
-from serving.rpc.messages import protos, services
-from serving.runtime.exchange import Exchange
-from serving.settings import Settings
+from serving.drift.monitor import Drift
+from serving.grpc.messages import protos, services
+from serving.hooks import Exchange
+from serving.settings.settings import Settings
 from training import log_model
 
 NAMES = ("same", "moved", "coloured", "gone", "outgrown", "protocols", "promoted")

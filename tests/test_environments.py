@@ -24,9 +24,10 @@ from pids import descendants
 from promotions import Model
 from stage import Stage, settle
 
+from serving.contract import model_files
 from serving.errors import LoadFailed, NoEnvironment, ProcessDied, Untrusted
-from serving.runtime import environments, model_files, packages
-from serving.runtime.environments import Environments
+from serving.processes import environments, package_list
+from serving.processes.environments import Environments
 
 OTHER = "idna==3.10"
 """Another release of a package than the one that is installed here."""
@@ -469,18 +470,18 @@ HASH = f"--hash=sha256:{'0' * 64}"
 )
 def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: str) -> None:
     with pytest.raises(NoEnvironment, match="SERVING_PACKAGES has the entry"):
-        packages.read(listed(tmp_path, line))
+        package_list.read(listed(tmp_path, line))
 
 
 def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
-    found = packages.read(listed(tmp_path, *lines))
+    found = package_list.read(listed(tmp_path, *lines))
     limits = [Requirement("a!=2"), Requirement("b")]
-    selected = packages.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
+    selected = package_list.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
     assert selected == [lines[0], lines[3]]
     with pytest.raises(Untrusted, match="which is not in SERVING_PACKAGES"):
-        packages.select(found, [Requirement("c")], [], [], "3.11")
+        package_list.select(found, [Requirement("c")], [], [], "3.11")
     with pytest.raises(Untrusted, match="has no such version of a"):
-        packages.select(found, [Requirement("a>3")], [], [], "3.11")
+        package_list.select(found, [Requirement("a>3")], [], [], "3.11")
     with pytest.raises(NoEnvironment, match="lacks numpy, which model processes need"):
-        packages.select(found, [], [Requirement("numpy")], [], "3.11")
+        package_list.select(found, [], [Requirement("numpy")], [], "3.11")

@@ -18,11 +18,11 @@ from pids import Watch
 from stage import Stage, live, predict, settle
 
 from serving.errors import NotLive
+from serving.models.loaded_model import Loaded
 from serving.reference import Reference
-from serving.registry.plan import Candidate, State, Step, decide, pause, rest
-from serving.runtime.loaded import Loaded
-from serving.runtime.supervision import Supervisor
-from serving.runtime.version import Version
+from serving.registry.decisions import Candidate, State, Step, decide, pause, rest
+from serving.supervision import Supervisor
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 

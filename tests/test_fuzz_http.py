@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.groups import Limits
-from serving.http.protocol import Protocol
-from serving.http.unsent import UnsentBytes
+from serving.http.unsent_responses import UnsentBytes
+from serving.server.http_protocol import Protocol
+from serving.settings.groups import Limits
 from serving.telemetry.connections import ConnectionMetrics
 
 METRICS = ConnectionMetrics(CollectorRegistry())

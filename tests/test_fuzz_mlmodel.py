@@ -13,12 +13,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.contract import bounded_parser, mlmodel, model_files
+from serving.contract.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
+from serving.contract.model_files import ModelFiles
 from serving.errors import NoEnvironment, Untrusted, Untypable, VerificationFailed
-from serving.groups import Trust
-from serving.registry.policy import Policy
-from serving.runtime import bounded_parser, environments, input_example, mlmodel, model_files, packages
-from serving.runtime.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
-from serving.runtime.model_files import ModelFiles
+from serving.models import input_example
+from serving.processes import environments, package_list
+from serving.registry.artifact_policy import Policy
+from serving.settings.groups import Trust
 
 REAL = {
     "flavors": {
@@ -145,7 +147,7 @@ def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> N
 def test_any_list_of_packages_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, suppress(NoEnvironment):
         (Path(folder) / "list").write_bytes(content)
-        packages.read(Path(folder) / "list")
+        package_list.read(Path(folder) / "list")
 
 
 @given(values)

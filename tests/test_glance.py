@@ -10,9 +10,9 @@ import pytest
 from casting import Registry
 
 from serving.reference import Reference
+from serving.registry.change_detector import Glance
 from serving.registry.client import RegistryClient
-from serving.registry.glance import Glance
-from serving.settings import Settings
+from serving.settings.settings import Settings
 
 pytestmark = pytest.mark.anyio
 

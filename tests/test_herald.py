@@ -15,12 +15,12 @@ from casting import Registry
 from conftest import NewRegistry
 
 from serving.reference import Reference
-from serving.registry import herald as heralds
+from serving.registry import tag_writer as heralds
 from serving.registry.client import RegistryClient
-from serving.registry.herald import Herald
 from serving.registry.live_tag import latest
-from serving.runtime.version import Outcome, Version
-from serving.settings import Settings
+from serving.registry.tag_writer import Herald
+from serving.settings.settings import Settings
+from serving.version import Outcome, Version
 
 pytestmark = pytest.mark.anyio
 

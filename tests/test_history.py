@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.registry.history import Event, History, Period, periods
-from serving.runtime.version import Outcome
+from serving.version import Outcome
 
 pytestmark = pytest.mark.anyio
 

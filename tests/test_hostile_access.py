@@ -21,13 +21,13 @@ from line import free_port
 from live import SELDOM, Service, served, until
 from test_access import Keys
 
-from serving.access.declaration import Access, Concern, declared
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.front import Front
-from serving.rpc.messages import protos, services
-from serving.rpc.service import _Service
-from serving.settings import Settings
+from serving.auth.access_rules import Access, Concern, declared
+from serving.auth.api_keys import Scope
+from serving.grpc.messages import protos, services
+from serving.grpc.servicer import _Service
+from serving.http.application import Front
+from serving.settings.settings import Settings
 
 SECRET = "opaque-hunter2"
 ROW = {"x": 21}

@@ -22,7 +22,7 @@ FRONT = """
 import signal
 from pathlib import Path
 from serving.runtime.supervision import Supervisor
-from serving.cli import main
+from serving.cli.main import main
 
 start, supervisors = Supervisor.start, []
 

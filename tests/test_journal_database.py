@@ -28,22 +28,22 @@ from pyarrow import parquet
 from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
+from serving.codecs.json_values import Value
+from serving.codecs.prediction_schema import Labels, Outputs, Probabilities, Regression, Values
 from serving.errors import JournalAway
-from serving.groups import journal_url
-from serving.journal import database, outcomes
+from serving.journal import database, feedback_store
 from serving.journal.database import VERSION_TABLE, transaction
 from serving.journal.export import Choice, export
-from serving.journal.frames import Frame, Kind
-from serving.journal.link import Link
+from serving.journal.framing import Frame, Kind
+from serving.journal.mlflow_metrics import Reporter
 from serving.journal.quality import Quality
-from serving.journal.reporter import Reporter
 from serving.journal.schema import feedback, metadata, predictions, versions
-from serving.journal.verdict import Misfit, Verdict, judge
+from serving.journal.scoring import Misfit, Verdict, judge
 from serving.journal.writer import Writer
+from serving.journal.writer_client import Link
 from serving.registry.client import RegistryClient
-from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
-from serving.runtime.values import Value
-from serving.settings import Settings
+from serving.settings.groups import journal_url
+from serving.settings.settings import Settings
 
 NewDatabase = Callable[[], str]
 
@@ -114,7 +114,7 @@ def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
             connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
-        found = [each.metrics for each in outcomes.qualities(connection)]
+        found = [each.metrics for each in feedback_store.qualities(connection)]
     errors = ("mean_absolute_error", "root_mean_squared_error")
     assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
@@ -257,7 +257,7 @@ def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dic
     """Tell outcomes of rows."""
     given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
     with transaction(ledger.engine) as connection:
-        return outcomes.take(connection, {"feedback": given, "models": None})
+        return feedback_store.take(connection, {"feedback": given, "models": None})
 
 
 def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> None:
@@ -265,16 +265,16 @@ def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> No
     identity = regress(ledger, predicted)
     feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
     with transaction(ledger.engine) as connection:
-        (before,) = outcomes.qualities(connection)
+        (before,) = feedback_store.qualities(connection)
     for wrong in (1754000000000, 1e150):
         # Of two for one row the last counts, whether they come together or not.
         assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
         with transaction(ledger.engine) as connection:
-            (now,) = outcomes.qualities(connection)
+            (now,) = feedback_store.qualities(connection)
         assert now.mean_absolute_error == pytest.approx(wrong / 400)
         feed_back(ledger, identity, [(0, 7 + 1.3)])
     with transaction(ledger.engine) as connection:
-        (after,) = outcomes.qualities(connection)
+        (after,) = feedback_store.qualities(connection)
     assert after.metrics == before.metrics
     assert after.root_mean_squared_error == pytest.approx(1.3)
     assert after.feedback == 400

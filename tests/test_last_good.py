@@ -13,9 +13,9 @@ from casting import actor
 from stage import PRODUCTION, Stage, live, predict, settle
 
 from serving.errors import ProcessDied, Unavailable
+from serving.registry.decisions import State
 from serving.registry.follower import Follower
-from serving.registry.plan import State
-from serving.runtime.version import Version
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.monitoring.likeness import Tally, better_founded, difference
-from serving.monitoring.shadow import in_turns
+from serving.rollout.comparison import Tally, better_founded, difference
+from serving.rollout.shadow import in_turns
 
 
 @pytest.mark.anyio

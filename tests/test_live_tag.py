@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.client import News, RegistryClient
-from serving.registry.herald import Herald
 from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encoded, held_since, latest, references
-from serving.runtime.version import Outcome, Version
+from serving.registry.tag_writer import Herald
+from serving.version import Outcome, Version
 
 PRODUCTION, STABLE = "models:/iris/Production", "models:/iris@stable"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

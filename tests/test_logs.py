@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import ROOT, SELDOM, Service, environment, served, until
 
-from serving.monitoring.access_log import AccessLog
-from serving.telemetry.logs import Clean
-from serving.telemetry.ration import Ration
+from serving.observers.access_log import AccessLog
+from serving.telemetry.logging import Clean
+from serving.telemetry.rate_limit import Ration
 from serving.telemetry.redaction import Redaction, is_secret, printable, without_secrets
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"

@@ -29,8 +29,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 from scraping import found
 
-from serving.registry.plan import State
-from serving.telemetry import lag
+from serving.registry.decisions import State
+from serving.telemetry import event_loop_lag
 from serving.telemetry.metrics import Ending, Gauges, Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -205,7 +205,7 @@ def test_a_model_that_sleeps_is_not_ready_and_need_not_be(model: Model) -> None:
 @pytest.mark.anyio
 async def test_a_loop_that_is_held_up_is_seen_to_lag() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
-    measuring = asyncio.create_task(lag.measure(late.put_nowait))
+    measuring = asyncio.create_task(event_loop_lag.measure(late.put_nowait))
     await asyncio.sleep(0)
     time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
     assert await late.get() > 0.2

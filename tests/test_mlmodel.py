@@ -17,9 +17,11 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import SparkMLVector
 from signatures import columns, contract
 
+from serving.contract import mlmodel, model_files
+from serving.contract.model_files import ModelFiles
 from serving.errors import Unprocessable, Untypable, VerificationFailed
-from serving.runtime import input_example, mlmodel, model_files, model_input
-from serving.runtime.model_files import ModelFiles
+from serving.models import input_example
+from serving.processes import pyfunc_input
 
 HERE = Path(__file__).parent
 CLASSES = ["setosa", "versicolor"]
@@ -47,7 +49,7 @@ def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs
 def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None:
     made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
     rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
-    frame = model_input.decode(made.layout.encode(rows, "")).data
+    frame = pyfunc_input.decode(made.layout.encode(rows, "")).data
     pd.testing.assert_frame_equal(frame, pd.DataFrame([[1.5, 2.5]]), check_column_type=False)
     assert [*frame.columns] == [0, 1]
 

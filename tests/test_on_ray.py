@@ -24,7 +24,7 @@ from benchmarks import rays
 from benchmarks.rays import CONFIG
 
 with quiet():  # Ray's own settings are declared in a way that pydantic means to drop
-    from serving.on_ray import BadArguments, Behind, configured
+    from serving.integrations.ray import BadArguments, Behind, configured
 
 pytestmark = pytest.mark.timeout(300)  # of which the cluster takes up to a minute
 
@@ -141,7 +141,7 @@ async def test_a_route_prefix_and_a_second_request_id_are_taken_off(path: str, r
 
 def test_the_config_file_is_for_this_application() -> None:
     text = CONFIG.read_text()
-    assert "import_path: serving.on_ray:app" in text
+    assert "import_path: serving.integrations.ray:app" in text
     assert "name: front" in text
 
 

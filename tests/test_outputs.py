@@ -19,10 +19,10 @@ from mlflow.types.schema import Array
 from pydantic import TypeAdapter
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.json_values import NOT_FINITE
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed
-from serving.runtime import answers
-from serving.runtime.contract import Contract
-from serving.runtime.values import NOT_FINITE
 
 CLASSES = ["setosa", "versicolor", "virginica"]
 FLOATS = Schema([TensorSpec(np.dtype("float64"), (-1,))])
@@ -45,7 +45,7 @@ def classifier(outputs: Schema) -> Contract:
 
 
 def predictions(made: Contract, answer: Any) -> list[Any]:
-    return read(made, answers.decode(answers.encode(answer, 0)))
+    return read(made, model_output.decode(model_output.encode(answer, 0)))
 
 
 def read(made: Contract, table: pa.RecordBatch) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.pace import Pace
+from serving.batching.latency_model import Pace
 
 
 def paced(batches: list[tuple[int, float]], patience: float = 1.0, processes: int = 1) -> Pace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.runtime.probation import FEWEST_FAILURES, MOST_DEATHS, Tally, verdict
+from serving.models.probation import FEWEST_FAILURES, MOST_DEATHS, Tally, verdict
 
 WELL = Tally(answered=1000)
 

@@ -18,12 +18,12 @@ from casting import actor
 from pids import Watch, parent
 from signatures import contract
 
+from serving.codecs import model_output
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
-from serving.runtime import answers
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool, next_pause
-from serving.runtime.replica import Replica, State
-from serving.runtime.wire import Kind, pack
+from serving.processes.framing import Kind, pack
+from serving.processes.launcher import Launcher
+from serving.processes.pool import Pool, next_pause
+from serving.processes.replica import Replica, State
 from serving.telemetry.metrics import Ending
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,9 @@ def asked(*numbers: float, act: str | None = None) -> bytes:
 
 
 async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
-    found: list[Any] = answers.decode(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
+    found: list[Any] = (
+        model_output.decode(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
+    )
     return found
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from serving.settings import OPTIONS, Settings, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, shown_default, variable
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

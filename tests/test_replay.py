@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.runtime.replay import Comparison, Recorded, Recorder, compare, same
+from serving.models.replay import Comparison, Recorded, Recorder, compare, same
 
 
 def recorded(*predictions: Any, seconds: float = 0.001) -> Recorded:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from serving.http.replicas import ReplicaState, Seen, agree, common, stray
-from serving.telemetry.merged import Merged
+from serving.cluster import ReplicaState, Seen, agree, common, stray
+from serving.telemetry.multi_front_collector import Merged
 
 IRIS, ROSE = "models:/iris/Production", "models:/rose@champion"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, mistakes, shown_default, variable
 
 
 @pytest.fixture(autouse=True)

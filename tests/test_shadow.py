@@ -21,9 +21,9 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
-from serving.monitoring.likeness import Tally
-from serving.monitoring.shadow import TAG
-from serving.rpc.messages import protos, services
+from serving.grpc.messages import protos, services
+from serving.rollout.comparison import Tally
+from serving.rollout.shadow import TAG
 
 NAMES = [f"tried-{number}" for number in range(12)]
 

@@ -26,9 +26,9 @@ from mlflow.types.schema import Array
 from signatures import columns
 
 from serving.app import create_app
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import reported
-from serving.settings import Settings
+from serving.batching.sharing_proof import reported
+from serving.models.loaded_model import Loaded
+from serving.settings.settings import Settings
 
 SHAPES = Path(__file__).parent / "shapes.py"
 OPTIONAL = "x: double, unit: string?, w: double?, b: boolean?"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from serving.monitoring.sketch import Sketch, contributions, least_rows
-from serving.runtime.columns import Column
-from serving.runtime.profile import Distribution, read
+from serving.contract.reference_profile import Distribution, read
+from serving.drift.histogram import Sketch, contributions, least_rows
+from serving.types.columns import Column
 
 COLUMNS = [Column("x", "double"), Column("name", "string"), Column("at", "datetime")]
 NUMBERS = Distribution(edges=(1.5, 2.5), shares=(0.5, 0.25, 0.15), missing=0.1)

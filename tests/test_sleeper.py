@@ -21,11 +21,11 @@ from pids import descendants
 from stage import Stage
 
 from serving.errors import Asleep, NotLive
-from serving.groups import Limits
-from serving.http.predict import Predict
+from serving.http.endpoints.predict import Predict
+from serving.models.slot import SlotOnDemand
 from serving.reference import Reference
-from serving.registry.sleeper import Rota, Sleeper
-from serving.runtime.slot import SlotOnDemand
+from serving.registry.on_demand import Rota, Sleeper
+from serving.settings.groups import Limits
 
 KINDS: dict[str, dict[str, Any]] = {
     "patient": {"idle_seconds": 3600, "most_loaded": 50},

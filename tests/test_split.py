@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from serving.codecs.prediction_schema import outputs
+from serving.contract.contract import Contract
 from serving.errors import InvalidReference
-from serving.groups import Trying
-from serving.monitoring.watch import Sample, Watch, verdict
+from serving.models.probation import Tally
+from serving.models.slot import Slot
+from serving.models.traffic_split import Split, first, point
 from serving.reference import Reference
-from serving.runtime.columns import Column
-from serving.runtime.contract import Contract
-from serving.runtime.outputs import outputs
-from serving.runtime.probation import Tally
-from serving.runtime.slot import Slot
-from serving.runtime.split import Split, first, point
-from serving.settings import Settings, mistakes
+from serving.rollout.analysis import Sample, Watch, verdict
+from serving.settings.groups import Trying
+from serving.settings.settings import Settings, mistakes
+from serving.types.columns import Column
 
 CALLERS = [f"caller {number}" for number in range(2000)]
 

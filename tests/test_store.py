@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
+from serving.registry.artifact_store import Store, digest
 from serving.registry.client import RegistryClient
-from serving.registry.store import Store, digest
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.settings.settings import Settings
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.store import Store, digest, write_whole
-from serving.runtime.version import Artifacts, Version
+from serving.registry.artifact_store import Store, digest, write_whole
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from live import Service, served, until
 from pids import Watch, descendants
 from promotions import Model
 
-from serving.runtime.streams import Stream
+from serving.batching.chunk_stream import Stream
 
 Event = tuple[str, Any]
 SPEAKERS = [f"speaker-{number}" for number in range(1, 13)]

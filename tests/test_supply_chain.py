@@ -20,10 +20,10 @@ from promotions import Model
 from sklearn.linear_model import LinearRegression
 
 from serving.errors import Untrusted
-from serving.groups import Trust
-from serving.registry.policy import Policy, is_below
-from serving.runtime.launcher import Launcher
-from serving.runtime.replica import Replica
+from serving.processes.launcher import Launcher
+from serving.processes.replica import Replica
+from serving.registry.artifact_policy import Policy, is_below
+from serving.settings.groups import Trust
 
 FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
 LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)

@@ -20,12 +20,13 @@ from mlflow.types import ParamSchema, ParamSpec, Schema
 from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.model_output import Form
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable
-from serving.runtime import answers, model_input
-from serving.runtime.answers import Form
-from serving.runtime.contract import Contract
-from serving.runtime.nesting import unpacked
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.processes import pyfunc_input
+from serving.types.nested import unpacked
+from serving.types.scalars import FLOAT32_MAX
 
 
 class Point(BaseModel):
@@ -63,7 +64,7 @@ def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list
     """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
-        frame, count, params, _ = model_input.decode(made.layout.encode(group, ""))
+        frame, count, params, _ = pyfunc_input.decode(made.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
             found[index] = row
@@ -136,7 +137,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
     rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    given_ = model_input.decode(made.layout.encode(rows, text)).params
+    given_ = pyfunc_input.decode(made.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _enforce_params_schema(given_, schema)
@@ -161,7 +162,7 @@ def frame(spec: str, rows: Any) -> pd.DataFrame:
     """The one table that a model process makes of rows."""
     layout = contract(spec).layout
     ((_, _, group),) = layout.groups(rows)
-    return model_input.decode(layout.encode(group, "")).data
+    return pyfunc_input.decode(layout.encode(group, "")).data
 
 
 @pytest.mark.parametrize("kind", ["string", "double", "boolean", "binary", "datetime"])
@@ -246,7 +247,7 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
-    found = answers.decode(answers.encode(answer, len(rows)))
+    found = model_output.decode(model_output.encode(answer, len(rows)))
     assert found.schema.names == columns_
     assert [list(row) for row in zip(*map(unpacked, found.columns), strict=True)] == rows
 
@@ -270,7 +271,7 @@ def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], 
     ids=str,
 )
 def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
-    assert answers.form(answers.decode(answers.encode(answer, 1))) is form
+    assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
 SCALARS = [{"name": "a", "type": "string"}, {"name": "b", "type": "double"}]
@@ -306,8 +307,8 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
 def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
     outputs: list[dict[str, Any]], answer: Any, form: Form, rows: int
 ) -> None:
-    declared = answers.depths(outputs)
-    assert answers.form(answers.decode(answers.encode(answer, rows, declared))) is form
+    declared = model_output.depths(outputs)
+    assert model_output.form(model_output.decode(model_output.encode(answer, rows, declared))) is form
 
 
 @pytest.mark.parametrize(
@@ -317,19 +318,19 @@ def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_lengt
 )
 def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
     with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
-        answers.encode(answer, 1)
+        model_output.encode(answer, 1)
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=8).map(answers.encode([1.5], 1).__add__))
+@given(st.binary(max_size=64) | st.binary(max_size=8).map(model_output.encode([1.5], 1).__add__))
 def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
     with suppress(ModelFailed):
-        assert isinstance(answers.decode(stream), pa.RecordBatch)
+        assert isinstance(model_output.decode(stream), pa.RecordBatch)
 
 
 @given(st.data())
 def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
-    stream = bytearray(answers.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
+    stream = bytearray(model_output.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
     for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
         stream[place] ^= data.draw(st.integers(1, 255))
     with suppress(ModelFailed):
-        answers.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))
+        model_output.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from serving.monitoring.timeline import STEP_SECONDS, Lately, Timeline
+from serving.observers.traffic_history import STEP_SECONDS, Lately, Timeline
 from serving.telemetry.metrics import Gauges, Metrics, VersionMetrics
 
 

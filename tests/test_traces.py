@@ -23,11 +23,11 @@ from live import PROGRAM, SELDOM, Service, environment, served, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from serving.codecs.model_input import Layout
 from serving.errors import Untraceable
-from serving.monitoring import tracing
-from serving.monitoring.traces import Traces
-from serving.rpc.messages import protos, services
-from serving.runtime.table import Layout
+from serving.grpc.messages import protos, services
+from serving.observers import tracing
+from serving.observers.spans import Traces
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 

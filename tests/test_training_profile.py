@@ -16,7 +16,7 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from serving.runtime import mlmodel, model_files
+from serving.contract import mlmodel, model_files
 from training import log_model
 from training.profile import profile
 

@@ -19,8 +19,8 @@ from promotions import Callers, Model, Tracking
 
 from serving.app import create_app
 from serving.errors import Unauthenticated
-from serving.http.webhooks import Deliveries
-from serving.settings import Settings
+from serving.http.endpoints.webhooks import Deliveries
+from serving.settings.settings import Settings
 
 SECRET = "a secret of both"
 NOW = 1_800_000_000

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.wire import Frame, Kind, Unpacker, pack, receive
+from serving.processes.framing import Frame, Kind, Unpacker, pack, receive
 
 frames = st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=50)), max_size=8)
 

@@ -9,17 +9,17 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from serving.access.guard import STALE, Guard
-from serving.http.components import ComponentState
-from serving.http.visibility import HIDDEN_REASON
+from serving.auth.authenticator import STALE, Guard
+from serving.drift.monitor import DriftState
+from serving.http.component_status import ComponentState
+from serving.http.model_visibility import HIDDEN_REASON
 from serving.journal.quality import QualityState
-from serving.monitoring.drift import DriftState
-from serving.monitoring.trials import CanaryState, ShadowState
+from serving.models.loaded_model import Loaded
+from serving.models.slot import RECOVERING, Slot
 from serving.registry.client import RegistryClient
+from serving.registry.decisions import Candidate, State
 from serving.registry.follower import Follower
-from serving.registry.plan import Candidate, State
-from serving.runtime.loaded import Loaded
-from serving.runtime.slot import RECOVERING, Slot
+from serving.rollout.status import CanaryState, ShadowState
 
 
 class CandidateState(BaseModel):

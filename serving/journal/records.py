@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from serving.runtime.calls import Part
-from serving.runtime.exchange import Exchange
-from serving.runtime.loaded import Loaded
-from serving.runtime.outputs import Labels, Probabilities, Regression
-from serving.runtime.predictions import Later
-from serving.runtime.table import stream
+from serving.codecs.model_input import stream
+from serving.codecs.prediction_schema import Labels, Probabilities, Regression
+from serving.codecs.predictions import Later
+from serving.hooks import Exchange
+from serving.models.loaded_model import Loaded
+from serving.models.model_calls import Part
 
 _PROTOCOLS = {
     "predict": "predict",

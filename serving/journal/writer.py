@@ -27,14 +27,14 @@ from sqlalchemy import Connection, Engine, delete
 from sqlalchemy import select as choose
 
 from serving.errors import JournalAway
-from serving.journal import database, outcomes
+from serving.journal import database, feedback_store
 from serving.journal.database import Refused, transaction
-from serving.journal.frames import Frame, Kind, receive
+from serving.journal.framing import Frame, Kind, receive
 from serving.journal.quality import Quality
-from serving.journal.rows import PREDICTION, VERSION, unpack
+from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
-from serving.runtime import confinement
-from serving.telemetry import logs
+from serving.processes import confinement
+from serving.telemetry.logging import configure as configure_logging
 
 T = TypeVar("T")
 log = logging.getLogger("serving.journal")
@@ -95,7 +95,7 @@ class Writer:
     def _take(self, asked: Any) -> dict[str, Any]:
         """What became of feedback."""
         try:
-            return self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
+            return self._insist(partial(self._in_transaction, partial(feedback_store.take, asked=asked)))
         except Gone:
             raise
         except Refused as error:  # a prediction was deleted in this moment
@@ -194,7 +194,7 @@ class Writer:
 
     def _look(self) -> None:
         """Tell the front how right versions are by now, as other fronts may have heard of it too."""
-        found = self._in_transaction(outcomes.qualities)
+        found = self._in_transaction(feedback_store.qualities)
         if found != self._told:
             self._told = found
             self._tell(Kind.QUALITY, [asdict(each) for each in found])
@@ -231,7 +231,7 @@ def main(descriptor: int) -> None:
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
         asked = orjson.loads(opened.payload)
-        logs.configure(*asked["logged"])
+        configure_logging(*asked["logged"])
         threading.Thread(target=_end_with_the_front, args=(connection,), daemon=True).start()
         Writer(connection, asked["url"], asked["days"]).run()
 

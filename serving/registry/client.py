@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from serving.errors import RegistryUnavailable, Unresolved
-from serving.groups import Registry
 from serving.reference import Kind, Reference
-from serving.registry import blocking, bounded_http, folders
+from serving.registry import artifact_files, blocking_calls, bounded_http
+from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
-from serving.registry.entities import as_version, translated, underlying
 from serving.registry.live_tag import contested
-from serving.registry.policy import local_folder
-from serving.runtime.version import Version
+from serving.registry.mlflow_entities import as_version, translated, underlying
+from serving.settings.groups import Registry
 from serving.telemetry.redaction import without_secrets
+from serving.version import Version
 
 T = TypeVar("T")
 
@@ -176,12 +176,12 @@ class RegistryClient:
             seconds = _MAX_CALL_SECONDS if self._is_ready else _MAX_FIRST_CALL_SECONDS
             try:
                 async with asyncio.timeout(seconds):
-                    return await blocking.start(call, *args, name=_THREAD)
+                    return await blocking_calls.start(call, *args, name=_THREAD)
             except TimeoutError:
                 raise RegistryUnavailable(
                     f"no complete response from the registry in {seconds:g} s"
                 ) from None
-            except blocking.TooManyHang as error:
+            except blocking_calls.TooManyHang as error:
                 raise RegistryUnavailable(str(error)) from error
 
     # -- in the registry's threads
@@ -200,7 +200,7 @@ class RegistryClient:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        bounded_http.install(blocking.thread_name(_THREAD))
+        bounded_http.install(blocking_calls.thread_name(_THREAD))
         self._is_ready = True
         return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
 
@@ -300,7 +300,7 @@ class RegistryClient:
         if source := local_folder(version.location):
             source = source.resolve(strict=True)
             check(source)
-            return folders.copy(source, folder, self._settings.max_model_bytes)
+            return artifact_files.copy(source, folder, self._settings.max_model_bytes)
         from mlflow.artifacts import download_artifacts
 
         found = download_artifacts(
@@ -309,5 +309,5 @@ class RegistryClient:
             tracking_uri=self._settings.tracking_uri,
             registry_uri=self._settings.registry_uri,
         )
-        folders.check_files(folder.resolve(), self._settings.max_model_bytes)
+        artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
         return Path(found)

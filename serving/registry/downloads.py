@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import RegistryUnavailable
-from serving.groups import Registry
-from serving.registry import blocking
-from serving.registry.folders import Usage, check_files
+from serving.registry import blocking_calls
+from serving.registry.artifact_files import Usage, check_files
+from serving.settings.groups import Registry
 
 _AT_ONCE = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -63,8 +63,8 @@ class Downloads:
                 self._ended(location)
 
         try:
-            return blocking.start(counted, name="download")
-        except blocking.TooManyHang as error:
+            return blocking_calls.start(counted, name="download")
+        except blocking_calls.TooManyHang as error:
             self._ended(location)
             raise RegistryUnavailable(str(error)) from error
 

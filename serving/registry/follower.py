@@ -8,23 +8,23 @@ from contextlib import suppress
 from dataclasses import replace
 
 from serving.errors import ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
-from serving.groups import Following
-from serving.registry.chronicle import Chronicle
+from serving.models.loaded_model import Loaded
+from serving.models.probation import Tally
+from serving.models.slot import Slot
+from serving.registry.artifact_store import Store
+from serving.registry.change_detector import Glance
 from serving.registry.client import RegistryClient
+from serving.registry.decisions import REFUSED, Candidate, State, Step, decide, pause, refused, rest
+from serving.registry.fallback import LastGood
 from serving.registry.gate import Gate
-from serving.registry.glance import Glance
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.last_good import LastGood
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, pause, refused, rest
-from serving.registry.probation import Probation
-from serving.registry.store import Store
-from serving.runtime.errands import Errands
-from serving.runtime.loaded import Loaded
-from serving.runtime.probation import Tally
-from serving.runtime.slot import Slot
-from serving.runtime.version import Outcome, Version
+from serving.registry.promotion_events import Chronicle
+from serving.registry.rollback import Probation
+from serving.registry.tag_writer import Herald
+from serving.settings.groups import Following
+from serving.tasks import Errands
 from serving.telemetry.redaction import without_secrets
+from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.follower")
 _LONGEST_LOOK = 10.0

@@ -12,23 +12,24 @@ from functools import partial
 
 from cachetools import LRUCache
 
+from serving.batching.sharing_proof import Sharing, reported
+from serving.contract import model_files
+from serving.contract.compatibility import breaking_changes, input_changes
 from serving.errors import Breaking, Corrupt, FrontDied, LoadFailed, ProcessDied, VerificationFailed
-from serving.registry import attempts
-from serving.registry.attempts import Attempts
+from serving.models.loaded_model import Loaded
+from serving.models.slot import Known, Slot
+from serving.processes import environments
+from serving.processes.environments import Difference, Environments, Needs
+from serving.processes.launcher import Launcher
+from serving.registry import load_attempts
+from serving.registry.artifact_files import check_files
+from serving.registry.artifact_policy import Policy
+from serving.registry.artifact_store import Store
 from serving.registry.client import RegistryClient
-from serving.registry.folders import check_files
-from serving.registry.policy import Policy
-from serving.registry.store import Store
-from serving.runtime import environments, model_files
-from serving.runtime.compatibility import breaking_changes, input_changes
-from serving.runtime.environments import Difference, Environments, Needs
-from serving.runtime.launcher import Launcher
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import Sharing, reported
-from serving.runtime.slot import Known, Slot
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.registry.load_attempts import Attempts
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
+from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.gate")
 _MAX_DECISIONS = 1000
@@ -89,7 +90,7 @@ class Gate:
 
     async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> Loaded:
         """Bring up a version with which a front died, alone and last: another death has one cause."""
-        if deaths >= attempts.MAX_DEATHS:
+        if deaths >= load_attempts.MAX_DEATHS:
             raise FrontDied(
                 f"the front died while it was being verified, {deaths} times in a row: promote it again, or "
                 "change one of its tags, to have it tried again"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from serving.registry.store import write_whole
-from serving.runtime.version import Outcome
+from serving.registry.artifact_store import write_whole
+from serving.version import Outcome
 
 _MOST_EVENTS = 1000
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from serving.registry.live_tag import TAG, encoded, references
-from serving.runtime.version import Outcome, Version
+from serving.version import Outcome, Version
 
 LONGEST_REASON = 500
 _NOT_EVERYWHERE = "live, but not on every front: "

@@ -1,0 +1,123 @@
+"""The routes of predictions, found by their path in one look however many models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from random import random
+from urllib.parse import parse_qs
+
+from starlette.types import Scope
+
+from serving.errors import Contradictory
+from serving.hooks import Observer
+from serving.http.endpoints.invocations import Invocations
+from serving.http.endpoints.open_inference import Infer
+from serving.http.endpoints.predict import Predict
+from serving.http.endpoints.predict_batch import PredictBatch
+from serving.http.endpoints.predict_stream import PredictStream
+from serving.http.model_visibility import check_visible, visible_models
+from serving.models.loaded_model import Loaded
+from serving.models.selector import Models
+from serving.models.slot import Slot
+from serving.models.traffic_split import point
+from serving.settings.groups import Limits
+
+_KINDS: Mapping[tuple[str, tuple[str, ...]], type[Predict]] = {
+    ("models", ("predict",)): Predict,
+    ("models", ("predict", "batch")): PredictBatch,
+    ("models", ("predict", "stream")): PredictStream,
+    ("v2", ("infer",)): Infer,
+}
+
+
+class Routes:
+    """The applications that answer requests for predictions."""
+
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        observers: Sequence[Observer] = (),
+        sticky: bytes | None = None,
+    ) -> None:
+        self._models = models
+        self._sticky = sticky
+        self._default = models.slots[0].reference.name
+        self._made = limits, observers
+        self._paths: dict[str, Predict] = {
+            "/predict": Predict(self._by_header, *self._made),
+            "/predict/batch": PredictBatch(self._by_header, *self._made),
+            "/predict/stream": PredictStream(self._by_header, *self._made),
+            "/invocations": Invocations(self._by_header_or_query, *self._made),
+        }
+        for name, slot in models.named().items():
+            lease = partial(self._by_path, self._leasing(name, slot))
+            self._paths[f"/models/{name}/predict"] = Predict(lease, *self._made)
+            self._paths[f"/models/{name}/predict/batch"] = PredictBatch(lease, *self._made)
+            self._paths[f"/models/{name}/predict/stream"] = PredictStream(lease, *self._made)
+            self._paths[f"/v2/models/{name}/infer"] = Infer(lease, *self._made)
+
+    def find(self, path: str) -> Predict | None:
+        """The application of the route at this path, of a served model or not; None for other paths."""
+        return self._paths.get(path) or self._other(path)
+
+    def _other(self, path: str) -> Predict | None:
+        match path.removeprefix("/v2").split("/"):
+            case ["", "models", name, "versions", version, *rest]:
+                lease = partial(self._by_version, name, version)
+            case ["", "models", name, *rest]:
+                lease = partial(self._by_name, name)
+            case _:
+                return None
+        kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
+        return kind(partial(self._by_path, lease), *self._made) if kind else None
+
+    def _leasing(self, name: str, slot: Slot) -> Callable[[Scope], Loaded]:
+        """How what answers requests to a model is leased: in one step, unless references share it."""
+        return partial(self._by_name, name) if name in self._models.splits else partial(_of_slot, slot)
+
+    def _by_name(self, name: str, scope: Scope) -> Loaded:
+        return visible_models(self._models, scope).lease(name, partial(chance, name, scope, self._sticky))
+
+    def _by_version(self, name: str, version: str, scope: Scope) -> Loaded:
+        return visible_models(self._models, scope).version(name, version)
+
+    def _by_path(self, lease: Callable[[Scope], Loaded], scope: Scope) -> Loaded:
+        """The model that the path names; a header that names another is a mistake, whichever was meant."""
+        leased, named = lease(scope), _header(scope)
+        if named and not self._models.agrees(named, leased):
+            raise Contradictory("The path names one model, and X-Model another.")
+        return leased
+
+    def _by_header(self, scope: Scope) -> Loaded:
+        """The model that the header `X-Model` names, or the default one."""
+        return self._chosen(_header(scope), scope)
+
+    def _by_header_or_query(self, scope: Scope) -> Loaded:
+        named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
+        return self._chosen(named[-1] if named else _header(scope), scope)
+
+    def _chosen(self, chosen: str | None, scope: Scope) -> Loaded:
+        models = visible_models(self._models, scope)
+        if not models.splits:
+            return models.lease(chosen)
+        return models.lease(chosen, partial(chance, chosen or self._default, scope, self._sticky))
+
+
+def _of_slot(slot: Slot, scope: Scope) -> Loaded:
+    check_visible(scope, slot.reference.name)
+    return slot.lease()
+
+
+def chance(model: str, scope: Scope, sticky: bytes | None) -> float:
+    """What chooses among references that share a model: chance, or whom the `sticky` header names."""
+    caller = _header(scope, sticky) if sticky else None
+    return random() if caller is None else point(model, caller)  # noqa: S311 — no secret
+
+
+def _header(scope: Scope, wanted: bytes = b"x-model") -> str | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return str(value.decode("latin-1"))
+    return None
