@@ -68,8 +68,8 @@ def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
 DIE = """
 import asyncio, os, sys
 from pathlib import Path
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import Attempts
+from serving.version import Version
 
 async def verify():
     async with Attempts(Path(sys.argv[1])).marked(Version(**eval(sys.argv[2]))):

@@ -21,7 +21,7 @@ from promotions import Model
 FRONT = """
 import signal
 from pathlib import Path
-from serving.runtime.supervision import Supervisor
+from serving.supervision import Supervisor
 from serving.cli.main import main
 
 start, supervisors = Supervisor.start, []

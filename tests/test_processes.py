@@ -458,8 +458,8 @@ async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) 
 FRONT = """
 import asyncio, json, sys
 from pathlib import Path
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool
+from serving.processes.launcher import Launcher
+from serving.processes.pool import Pool
 
 async def main(folder, table, daemon):
     launcher = Launcher()

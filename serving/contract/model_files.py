@@ -23,7 +23,7 @@ _SECONDS = 20.0
 _PROGRAM = """
 import sys
 sys.path.extend(sys.argv[2:])
-from serving.runtime.bounded_parser import main
+from serving.contract.bounded_parser import main
 main(sys.argv[1])
 """
 _PASSED_ON = ("LD_LIBRARY_PATH", "LANG")
