@@ -20,7 +20,7 @@ import urllib3
 
 from benchmarks import service
 from benchmarks.load import drive
-from serving.registry.decisions import pause, rest
+from serving.registry.decisions import next_poll_delay, retry_delay
 
 _API = "/api/2.0/mlflow"
 _NAME, _NEWEST = "m000001", "last_updated_timestamp DESC"
@@ -147,8 +147,8 @@ def _follow(url: str, number: int, ends: float, restrained: bool, looks: list[Lo
             waited = time.monotonic() - began
             looks.append(Look(began, waited, fine))
             misses = 0 if fine else misses + 1
-            seconds = rest(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
-            time.sleep(max(seconds, pause(misses, _LONGEST_LOOK) if misses else 0))
+            seconds = next_poll_delay(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
+            time.sleep(max(seconds, retry_delay(misses, _LONGEST_LOOK) if misses else 0))
 
 
 def _until_free(url: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import simpy
 
-from serving.registry.decisions import pause, rest
+from serving.registry.decisions import next_poll_delay, retry_delay
 
 SHARED_FROM = 4
 PATIENCE = 3.0
@@ -192,8 +192,8 @@ class _Front:
             if (yield from self._is_due(follower)):
                 yield from self._look(follower)
             waited = self._waited if plan.restrained else 0.0
-            follower.pace = rest(plan.poll, waited, follower.pace if plan.restrained else 0.0)
-            seconds = max(follower.pace, pause(follower.misses, LONGEST_LOOK) if follower.misses else 0)
+            follower.pace = next_poll_delay(plan.poll, waited, follower.pace if plan.restrained else 0.0)
+            seconds = max(follower.pace, retry_delay(follower.misses, LONGEST_LOOK) if follower.misses else 0)
             follower.woken = env.event()
             jitter = self._chance.uniform(1 - plan.jitter, 1 + plan.jitter)
             yield env.timeout(seconds * jitter) | follower.woken
@@ -236,7 +236,7 @@ class _Front:
     def _bring_up(self, follower: _Follower) -> Steps:
         failures = 0
         while not (yield from self._all(["location", "aliases", *["artifacts"] * self._plan.files])):
-            yield self._env.timeout(pause(failures))
+            yield self._env.timeout(retry_delay(failures))
             failures += 1
         yield self._env.timeout(self._plan.bringing_up * self._chance.uniform(0.8, 1.2))
         follower.is_unsettled, follower.has_swapped = False, True

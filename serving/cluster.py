@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from serving.models.slot import Slot
 
 
-class ReplicaState(BaseModel):
+class InstanceState(BaseModel):
     """What one replica has live."""
 
     id: str
@@ -23,18 +23,18 @@ class ReplicaState(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ClusterView:
     """What a look at all replicas in service came to."""
 
-    replicas: Sequence[ReplicaState] = ()
+    replicas: Sequence[InstanceState] = ()
     silent: int = 0
     """How many may be in service, and told nothing in time."""
 
 
-class Fleet(Protocol):
+class Cluster(Protocol):
     """Knows the replicas of which this one is one."""
 
-    async def look(self) -> Seen:
+    async def look(self) -> ClusterView:
         """What those tell now that are in service."""
         ...
 
@@ -43,10 +43,10 @@ class Fleet(Protocol):
         ...
 
 
-def state(replica: str, node: str, slots: Iterable[Slot]) -> ReplicaState:
+def state(replica: str, node: str, slots: Iterable[Slot]) -> InstanceState:
     """What a replica with these slots has live."""
     live = {slot.reference.uri: slot.live for slot in slots if slot.live}
-    return ReplicaState(
+    return InstanceState(
         id=replica,
         node=node,
         models={uri: each.version.version or each.version.model_id or "" for uri, each in live.items()},
@@ -54,7 +54,7 @@ def state(replica: str, node: str, slots: Iterable[Slot]) -> ReplicaState:
     )
 
 
-def agree(seen: Seen, required: Collection[str]) -> bool:
+def is_consistent(seen: ClusterView, required: Collection[str]) -> bool:
     """Whether all replicas have these references live, in one version each.
 
     Models on demand are loaded where they are asked for, which is no disagreement.
@@ -63,7 +63,7 @@ def agree(seen: Seen, required: Collection[str]) -> bool:
     return not seen.silent and all(each == versions[0] and None not in each.values() for each in versions)
 
 
-def common(seen: Seen) -> dict[str, str]:
+def majority_versions(seen: ClusterView) -> dict[str, str]:
     """The version that most replicas have live, by reference."""
     uris = dict.fromkeys(uri for replica in seen.replicas for uri in replica.models)
     return {
@@ -72,7 +72,7 @@ def common(seen: Seen) -> dict[str, str]:
     }
 
 
-def stray(own: Mapping[str, str], others: Seen) -> str | None:
+def divergence(own: Mapping[str, str], others: ClusterView) -> str | None:
     """Why a replica that has these versions must not join those in service; None if it may.
 
     Where they are about to change from one version to another, it may have either.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 
 Header: TypeAlias = tuple[bytes, bytes]
@@ -16,13 +16,13 @@ Refused: TypeAlias = Callable[[MutableMapping[str, Any], int, Exception], None]
 """Is called with a request that was not answered as meant."""
 
 
-class Exchange(NamedTuple):
+class InferenceEvent(NamedTuple):
     """A request for predictions that was answered with 200; times are of the performance counter.
 
     One is made for each request: a frozen dataclass would take a microsecond more to make.
     """
 
-    live: Loaded
+    live: LoadedModel
     """The version that answered."""
     scope: MutableMapping[str, Any]
     """The request's ASGI scope: `path`, `headers` and `request_id` among others."""
@@ -39,25 +39,25 @@ class Exchange(NamedTuple):
     ended: float
 
     @property
-    def answered_by(self) -> Sequence[Part]:
+    def source_parts(self) -> Sequence[Part]:
         """The parts from which its answer was made: its own, or those of the request before."""
         return self.parts or self.scope.get("answered_before", ())
 
 
-class Observer:
+class RequestHook:
     """One who watches; whoever does not care for a moment inherits that it does nothing."""
 
-    def begun(self, scope: MutableMapping[str, Any]) -> None:
+    def on_request(self, scope: MutableMapping[str, Any]) -> None:
         """A request for predictions has come; what it asks for is not known yet, nor who asks."""
 
-    def announce(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
+    def response_headers(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
         """Headers that the answer is to carry; asked for as soon as it is there, before it is sent."""
         return ()
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """A request for predictions was answered."""
 
-    def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
+    def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
         """A request was not answered as meant; `scope["leased"]` has model and version, if any were."""
 
     async def aclose(self, seconds: float) -> None:

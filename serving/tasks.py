@@ -10,19 +10,19 @@ from typing import Any
 log = logging.getLogger("serving")
 
 
-class Errands:
+class BackgroundTasks:
     """Tasks that are under way."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task; an exception in it is logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    async def done(self) -> None:
+    async def join(self) -> None:
         """Wait until all of them have ended, however they did."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

@@ -18,7 +18,7 @@ class Outcome(StrEnum):
     REVERTED = "reverted"
 
 
-KEPT_BY_NOBODY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+NO_STORE_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 """What every answer tells caches and browsers."""
 TAGS_OF_FRONT = (
     "serving.state",
@@ -58,7 +58,7 @@ class Version:
         return self.version or self.model_id or ""
 
     @property
-    def tags_of_people(self) -> dict[str, str]:
+    def user_tags(self) -> dict[str, str]:
         """Its tags but those that the serving front writes itself."""
         return {name: value for name, value in self.tags.items() if name not in TAGS_OF_FRONT}
 
@@ -68,7 +68,7 @@ class Version:
         return (
             (b"x-model-name", quote(self.name).encode()),
             (b"x-model-version", quote(self.label).encode()),
-            *KEPT_BY_NOBODY,
+            *NO_STORE_HEADERS,
         )
 
     @property

@@ -21,8 +21,8 @@ from serving.journal import framing as journal_frames
 from serving.processes import framing
 from serving.processes.fork_server_process import ForkServerProcess
 from serving.processes.launcher import Launcher
-from serving.processes.output_capture import Output
-from serving.processes.replica import Replica, State
+from serving.processes.output_capture import OutputCapture
+from serving.processes.replica import Replica, ReplicaState
 
 MAX_BYTES = 2**16
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
@@ -43,7 +43,7 @@ heads = st.builds(
     st.integers(0, 255),
     st.sampled_from([0, 1, 5, 2**16 + 1, 2**20 + 1, 2**30, 2**32 - 1]),
 )
-frames = st.builds(framing.pack, st.sampled_from(framing.Kind), payloads)
+frames = st.builds(framing.pack, st.sampled_from(framing.FrameType), payloads)
 streams = st.lists(st.one_of(frames, frames, heads, st.binary(max_size=20)), max_size=8).map(b"".join)
 
 
@@ -80,7 +80,7 @@ def test_any_bytes_make_frames_or_an_error(stream: bytes, data: st.DataObject) -
     with suppress(ValueError):
         for chunk in chunks(stream, data):
             for kind, payload in unpacker.feed(chunk):
-                assert kind in framing.Kind
+                assert kind in framing.FrameType
                 assert len(payload) <= max(MAX_BYTES, framing.MAX_REPORT_BYTES)
 
 
@@ -96,7 +96,7 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
         outcomes: list[Any] = []
         heard: list[bytes] = []
         if loads:
-            replica.data_received(framing.pack(framing.Kind.READY, b"{}"))
+            replica.data_received(framing.pack(framing.FrameType.READY, b"{}"))
             if asks != "nothing":
                 replica.ask(b"rows", outcomes.append, heard.append if asks == "stream" else None)
         for chunk in chunks(stream, data):
@@ -104,7 +104,7 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
                 replica.data_received(chunk)
             assert buffered(replica) <= len(stream)
         replica.connection_lost(None)
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
         assert replica.dead.done()
         if loads and asks != "nothing":
             (outcome,) = outcomes
@@ -133,7 +133,7 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
 ) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
-        server = ForkServerProcess(ours, None, "", None, Output({}, lambda _: None))  # type: ignore[arg-type]
+        server = ForkServerProcess(ours, None, "", None, OutputCapture({}, lambda _: None))  # type: ignore[arg-type]
         launched = server.launching[1] = asyncio.get_running_loop().create_future()
         server.number = 2
         stream = b"\n".join(sent) + b"\n"
@@ -167,9 +167,11 @@ def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, d
     asyncio.run(feed())
 
 
-@pytest.mark.parametrize("kind", framing.Kind)
-def test_frame_above_its_limit_is_refused_by_its_header(kind: framing.Kind) -> None:
+@pytest.mark.parametrize("kind", framing.FrameType)
+def test_frame_above_its_limit_is_refused_by_its_header(kind: framing.FrameType) -> None:
     unpacker = framing.Unpacker(MAX_BYTES)
-    limit = MAX_BYTES if kind in (framing.Kind.ANSWER, framing.Kind.CHUNK) else framing.MAX_REPORT_BYTES
+    limit = (
+        MAX_BYTES if kind in (framing.FrameType.ANSWER, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES
+    )
     with pytest.raises(ValueError, match=f"more than {limit}"):
         list(unpacker.feed(struct.pack("<BI", kind, limit + 1)))

@@ -18,13 +18,13 @@ from conftest import NewRegistry
 from live import Service, served, until
 from promotions import Model
 
-from serving.errors import RegistryUnavailable, Untrusted
+from serving.errors import RegistryUnavailable, UntrustedArtifact
 from serving.registry import artifact_files, blocking_calls
 from serving.registry import downloads as downloads_module
-from serving.registry.artifact_policy import Policy, is_below, local_folder
+from serving.registry.artifact_policy import ArtifactPolicy, is_within, local_folder
 from serving.registry.downloads import Downloads
-from serving.settings.groups import Registry as RegistrySettings
-from serving.settings.groups import Trust
+from serving.settings.groups import ArtifactPolicySettings
+from serving.settings.groups import RegistrySettings as RegistrySettings
 from serving.version import Version
 
 
@@ -181,13 +181,13 @@ def test_local_folder_is_recognised(location: str, expected: str | None) -> None
 @pytest.mark.parametrize("host", ["elsewhere", "localhost:80", "user@localhost", "0.0.0.0", "127.0.0.2"])
 def test_file_url_with_a_host_is_refused(host: str) -> None:
     version = Version(name="x", version="1", location=f"file://{host}/models", source="")
-    with pytest.raises(Untrusted, match="another machine"):
-        Policy(Trust()).check_source(version)
+    with pytest.raises(UntrustedArtifact, match="another machine"):
+        ArtifactPolicy(ArtifactPolicySettings()).check_source(version)
 
 
 def test_local_host_is_below_a_local_path() -> None:
-    assert is_below("file://localhost/models/iris", "/models")
-    assert is_below("/models/iris", "file://localhost/models")
+    assert is_within("file://localhost/models/iris", "/models")
+    assert is_within("/models/iris", "file://localhost/models")
 
 
 def fifo(folder: Path) -> None:
@@ -250,9 +250,9 @@ def test_folder_of_more_than_files_is_refused(
     source.mkdir()
     (source / "MLmodel").write_text("flavors: {}")
     spoil(source)
-    with pytest.raises(Untrusted, match=expected):
+    with pytest.raises(UntrustedArtifact, match=expected):
         artifact_files.check_files(source, 2**30)
-    with pytest.raises(Untrusted, match=expected):
+    with pytest.raises(UntrustedArtifact, match=expected):
         artifact_files.copy(source, tmp_path / "copy", 2**30)
 
 
@@ -302,7 +302,7 @@ async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -
         return tmp_path
 
     try:
-        with pytest.raises(Untrusted, match="SERVING_MAX_MODEL_BYTES"):
+        with pytest.raises(UntrustedArtifact, match="SERVING_MAX_MODEL_BYTES"):
             await Downloads(RegistrySettings(max_model_bytes=2**20)).run("s3://a", tmp_path, grow)
     finally:
         released.set()

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from serving.errors import RegistryUnavailable, Untrusted
+from serving.errors import RegistryUnavailable, UntrustedArtifact
 from serving.reference import Reference
 from serving.registry import blocking_calls, bounded_http, client, mlflow_entities
-from serving.settings.groups import Registry
+from serving.settings.groups import RegistrySettings
 
 REFERENCE = Reference.parse("models:/iris/3")
 BOMB = gzip.compress(b" " * (bounded_http.MAX_RESPONSE_BYTES + 1))
@@ -79,7 +79,7 @@ async def test_registry_whose_responses_have_no_bound_is_away(
 ) -> None:
     monkeypatch.setattr(bounded_http, "MAX_RESPONSE_SECONDS", 0.5)
     monkeypatch.setattr(client, "_MAX_CALL_SECONDS", 2.0)
-    registry = client.RegistryClient(Registry(MLFLOW_TRACKING_URI=f"{address}/{kind}"))
+    registry = client.RegistryClient(RegistrySettings(MLFLOW_TRACKING_URI=f"{address}/{kind}"))
     _ = await blocking_calls.start(lambda: registry._client, name="registry")
     with pytest.raises(RegistryUnavailable, match=reason):
         await registry.resolve(REFERENCE)
@@ -131,5 +131,5 @@ def test_location_of_a_run_or_model_is_resolved(location: str, expected: str) ->
 
 
 def test_location_that_names_another_model_is_refused() -> None:
-    with pytest.raises(Untrusted, match="named by another model"):
+    with pytest.raises(UntrustedArtifact, match="named by another model"):
         mlflow_entities.underlying(NamedElsewhere(), "models:/iris/Production")

@@ -24,7 +24,7 @@ from benchmarks import rays
 from benchmarks.rays import CONFIG
 
 with quiet():  # Ray's own settings are declared in a way that pydantic means to drop
-    from serving.integrations.ray import BadArguments, Behind, configured
+    from serving.integrations.ray import BadArguments, RayAsgiAdapter, configured
 
 pytestmark = pytest.mark.timeout(300)  # of which the cluster takes up to a minute
 
@@ -135,7 +135,7 @@ async def test_a_route_prefix_and_a_second_request_id_are_taken_off(path: str, r
         sent.append(message)
 
     scope = {"type": "http", "path": path, "root_path": root, "headers": [(b"x-request-id", b"mine")]}
-    await Behind(front, AsyncExitStack())(scope, send, send)
+    await RayAsgiAdapter(front, AsyncExitStack())(scope, send, send)
     assert sent[0]["headers"] == [(b"x-request-id", b"new"), (b"x", b"y")]
 
 

@@ -27,7 +27,7 @@ from signatures import columns
 
 from serving.app import create_app
 from serving.batching.sharing_proof import reported
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.settings.settings import Settings
 
 SHAPES = Path(__file__).parent / "shapes.py"
@@ -128,7 +128,7 @@ class Service:
         """Do something in the service's thread, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(100)
 
-    def live(self, name: str) -> Loaded:
+    def live(self, name: str) -> LoadedModel:
         (found,) = [slot.live for slot in self.app.slots if slot.reference.name == name]
         return found
 

@@ -21,11 +21,11 @@ from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
 from serving.codecs import model_output
-from serving.codecs.model_output import Form
+from serving.codecs.model_output import OutputForm
 from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable
 from serving.processes import pyfunc_input
-from serving.types.nested import unpacked
+from serving.types.nested import to_python
 from serving.types.scalars import FLOAT32_MAX
 
 
@@ -249,28 +249,28 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
 def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
     found = model_output.decode(model_output.encode(answer, len(rows)))
     assert found.schema.names == columns_
-    assert [list(row) for row in zip(*map(unpacked, found.columns), strict=True)] == rows
+    assert [list(row) for row in zip(*map(to_python, found.columns), strict=True)] == rows
 
 
 @pytest.mark.parametrize(
     ("answer", "form"),
     [
-        (np.array([1]), Form.VALUES),
-        ([1], Form.VALUES),
-        (pd.DataFrame({"a": [1]}), Form.RECORDS),
-        (pd.Series([1]), Form.RECORDS),
-        ({"a": [1]}, Form.WHOLE),
-        ({"a": [1, 2]}, Form.WHOLE),
-        ({"a": 1}, Form.WHOLE),
-        ({}, Form.WHOLE),
-        (5, Form.WHOLE),
-        (None, Form.WHOLE),
-        ("text", Form.WHOLE),
-        (np.float64(1), Form.WHOLE),
+        (np.array([1]), OutputForm.VALUES),
+        ([1], OutputForm.VALUES),
+        (pd.DataFrame({"a": [1]}), OutputForm.RECORDS),
+        (pd.Series([1]), OutputForm.RECORDS),
+        ({"a": [1]}, OutputForm.WHOLE),
+        ({"a": [1, 2]}, OutputForm.WHOLE),
+        ({"a": 1}, OutputForm.WHOLE),
+        ({}, OutputForm.WHOLE),
+        (5, OutputForm.WHOLE),
+        (None, OutputForm.WHOLE),
+        ("text", OutputForm.WHOLE),
+        (np.float64(1), OutputForm.WHOLE),
     ],
     ids=str,
 )
-def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
+def test_the_front_is_told_what_the_model_answered(answer: Any, form: OutputForm) -> None:
     assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
@@ -283,29 +283,29 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
 @pytest.mark.parametrize(
     ("outputs", "answer", "form"),
     [
-        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, Form.COLUMNS),
-        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, Form.COLUMNS),
-        (SCALARS, {"a": "x", "b": 1.0}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": [["x"], ["y", "z"]]}, Form.COLUMNS),
-        (ARRAYS, {"a": []}, Form.WHOLE),
-        (TENSORS, {"a": np.zeros((2, 2))}, Form.COLUMNS),
-        (TENSORS, {"a": np.zeros(2)}, Form.WHOLE),
-        ([], {"a": np.zeros(2)}, Form.WHOLE),
-        (ARRAYS, ["x", "y"], Form.WHOLE),
-        (ARRAYS, [["x"], ["y", "z"]], Form.VALUES),
-        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], Form.WHOLE),
-        ([{"type": "string"}], ["x", "y"], Form.VALUES),
-        (TENSORS, [[1.0, 2.0]], Form.VALUES),
-        (TENSORS, [1.0, 2.0], Form.VALUES),
-        ([], ["x", "y"], Form.VALUES),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, OutputForm.COLUMNS),
+        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, OutputForm.COLUMNS),
+        (SCALARS, {"a": "x", "b": 1.0}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": [["x"], ["y", "z"]]}, OutputForm.COLUMNS),
+        (ARRAYS, {"a": []}, OutputForm.WHOLE),
+        (TENSORS, {"a": np.zeros((2, 2))}, OutputForm.COLUMNS),
+        (TENSORS, {"a": np.zeros(2)}, OutputForm.WHOLE),
+        ([], {"a": np.zeros(2)}, OutputForm.WHOLE),
+        (ARRAYS, ["x", "y"], OutputForm.WHOLE),
+        (ARRAYS, [["x"], ["y", "z"]], OutputForm.VALUES),
+        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], OutputForm.WHOLE),
+        ([{"type": "string"}], ["x", "y"], OutputForm.VALUES),
+        (TENSORS, [[1.0, 2.0]], OutputForm.VALUES),
+        (TENSORS, [1.0, 2.0], OutputForm.VALUES),
+        ([], ["x", "y"], OutputForm.VALUES),
     ],
     ids=str,
 )
 def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
-    outputs: list[dict[str, Any]], answer: Any, form: Form, rows: int
+    outputs: list[dict[str, Any]], answer: Any, form: OutputForm, rows: int
 ) -> None:
     declared = model_output.depths(outputs)
     assert model_output.form(model_output.decode(model_output.encode(answer, rows, declared))) is form

@@ -146,7 +146,7 @@ def logged(model: Any, table: Any, **more: Any) -> Any:
     """What an `MLmodel` file tells, and the contract that serving makes of it."""
     found = log_model(model, table, pip_requirements=[], skops_trusted_types=["numpy.dtype"], **more)
     folder = Path(mlflow.artifacts.download_artifacts(found.uri))
-    described = asyncio.run(model_files.read(folder)).described
+    described = asyncio.run(model_files.read(folder)).mlmodel
     return described["metadata"]["serving"], mlmodel.contract(described, "it", 1000)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope as Request
 
-from serving.auth.api_keys import Key, Scope
+from serving.auth.api_keys import ApiKey, Scope
 from serving.errors import Forbidden
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ class Access:
     is_probe: bool = False
     """Accept any host name, since supervisors use addresses."""
 
-    def check(self, key: Key) -> None:
+    def check(self, key: ApiKey) -> None:
         """Check that a valid key gives access.
 
         Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from serving.errors import BadKeys
+from serving.errors import ApiKeyFileError
 
 _FORM = re.compile(r"sk_([0-9a-f]{16})_[\w-]{43}")
 _EXPIRY = re.compile(r"([1-9]\d{0,4})([dh])")
@@ -28,7 +28,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-class Key(BaseModel):
+class ApiKey(BaseModel):
     """What is kept of a key; without `models` it is for all, without `rate` for any number a second."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,20 +47,20 @@ class Key(BaseModel):
         return self.expires is not None and now >= self.expires
 
 
-_KEYS = TypeAdapter(tuple[Key, ...])
+_KEYS = TypeAdapter(tuple[ApiKey, ...])
 
 
-def make(
+def create_key(
     name: str,
     scope: Scope = Scope.PREDICT,
     models: Sequence[str] = (),
     rate: float | None = None,
     expires: datetime | None = None,
-) -> tuple[str, Key]:
+) -> tuple[str, ApiKey]:
     """A new key of 256 random bits: as its holder sends it, and as it is kept."""
     identity = secrets.token_hex(8)
     told = f"sk_{identity}_{secrets.token_urlsafe(32)}"
-    kept = Key(
+    kept = ApiKey(
         id=identity,
         name=name,
         sha256=digest(told),
@@ -84,7 +84,7 @@ def identity(told: str) -> str | None:
     return found[1] if found else None
 
 
-def until(text: str, now: datetime) -> datetime:
+def parse_expiry(text: str, now: datetime) -> datetime:
     """When a key expires: after `90d` or `12h`, or at an ISO 8601 date or time, in UTC if it names no zone.
 
     Raises:
@@ -99,7 +99,7 @@ def until(text: str, now: datetime) -> datetime:
     return moment
 
 
-def read(file: Path) -> tuple[Key, ...]:
+def read(file: Path) -> tuple[ApiKey, ...]:
     """The keys in a file.
 
     Raises:
@@ -108,14 +108,14 @@ def read(file: Path) -> tuple[Key, ...]:
     try:
         return _KEYS.validate_json(file.read_bytes())
     except OSError as error:
-        raise BadKeys(f"{file}: {error.strerror}") from error
+        raise ApiKeyFileError(f"{file}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise BadKeys(f"{file} is no file of keys: {where or 'it'}: {first['msg']}") from error
+        raise ApiKeyFileError(f"{file} is no file of keys: {where or 'it'}: {first['msg']}") from error
 
 
-def write(file: Path, keys: Sequence[Key]) -> None:
+def write(file: Path, keys: Sequence[ApiKey]) -> None:
     """Write keys to a file, whose owner and mode stay as they are; a new one only its owner may read.
 
     Readers find the file whole: another one takes its place. Only where the system does not permit this user
@@ -136,7 +136,7 @@ def write(file: Path, keys: Sequence[Key]) -> None:
                 raise
             _overwrite(file, content)
     except OSError as error:
-        raise BadKeys(f"{file}: {error.strerror}") from error
+        raise ApiKeyFileError(f"{file}: {error.strerror}") from error
 
 
 def _replace(file: Path, content: bytes, before: os.stat_result | None) -> None:

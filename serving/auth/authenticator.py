@@ -13,8 +13,8 @@ from pathlib import Path
 
 from serving.auth import api_keys
 from serving.auth.access_rules import Access
-from serving.auth.api_keys import Key
-from serving.errors import BadKeys, RateExceeded, Unauthenticated
+from serving.auth.api_keys import ApiKey
+from serving.errors import ApiKeyFileError, RateExceeded, Unauthenticated
 
 log = logging.getLogger("serving.guard")
 READABLE, UNREADABLE, STALE = "readable", "unreadable", "stale"
@@ -24,7 +24,7 @@ _SEND_ONE = "Send a key, as Authorization: Bearer … or as X-API-Key."
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """Lets `rate` requests a second through, and as many at once as come in a second, but one at least."""
 
     rate: float
@@ -34,7 +34,7 @@ class Bucket:
     def __post_init__(self) -> None:
         self.tokens = max(1.0, self.rate)
 
-    def take(self, now: float) -> float:
+    def acquire(self, now: float) -> float:
         """Take one; gives 0, or the seconds after which there is one."""
         self.tokens = min(max(1.0, self.rate), self.tokens + (now - self.since) * self.rate)
         self.since = now
@@ -44,7 +44,7 @@ class Bucket:
         return 0.0
 
 
-class Guard:
+class Authenticator:
     """Holds the keys of a file, and notices within a second when that changes.
 
     A file that can't be read for a moment, as while it is written, leaves the keys valid. After
@@ -62,9 +62,9 @@ class Guard:
         self._keys = {key.id: key for key in api_keys.read(file)}
         self._looked = clock()
         self._unreadable_since: float | None = None
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]], access: Access) -> Key:
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]], access: Access) -> ApiKey:
         """Return the key that comes with a request, if it gives this access.
 
         Raises:
@@ -76,13 +76,13 @@ class Guard:
         self._refresh(now)
         if self._is_stale(now):
             raise Unauthenticated("No key is valid: the service can't read its file of keys.")
-        key = self._find(_sent(headers))
+        key = self._find(_extract_key(headers))
         access.check(key)
         if key.rate is not None:
             bucket = self._buckets.get(key.id)
             if bucket is None or bucket.rate != key.rate:
-                bucket = self._buckets[key.id] = Bucket(key.rate)
-            if seconds := bucket.take(now):
+                bucket = self._buckets[key.id] = TokenBucket(key.rate)
+            if seconds := bucket.acquire(now):
                 raise RateExceeded(f"This key is for {key.rate:g} requests a second.", math.ceil(seconds))
         return key
 
@@ -101,7 +101,7 @@ class Guard:
         since = self._unreadable_since
         return since is not None and now - since >= self._stale_seconds
 
-    def _find(self, told: str) -> Key:
+    def _find(self, told: str) -> ApiKey:
         key = self._keys.get(api_keys.identity(told) or "")
         # The time that this takes tells nothing of what is kept.
         if not hmac.compare_digest(api_keys.digest(told), key.sha256 if key else _NOBODY) or key is None:
@@ -119,7 +119,7 @@ class Guard:
             return
         try:
             self._keys = {key.id: key for key in api_keys.read(self._file)}
-        except BadKeys as error:
+        except ApiKeyFileError as error:
             if self._unreadable_since is None:
                 self._unreadable_since = now
                 log.error(
@@ -140,7 +140,7 @@ class Guard:
         return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
-def _sent(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def _extract_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip().decode("latin-1")

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from serving.batching.chunk_stream import Stream
-from serving.batching.latency_model import Pace
-from serving.batching.pending import Answer, Group, Ticket, called, retries, take
-from serving.codecs.model_input import Rows, joined
+from serving.batching.chunk_stream import ChunkStream
+from serving.batching.latency_model import BatchLatencyModel
+from serving.batching.pending import Group, Output, PendingRequest, next_batch, split_for_retry, start_call
+from serving.codecs.model_input import Rows, concat
 from serving.codecs.predictions import Predictions
 from serving.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DeadlineExceeded,
     ModelFailed,
     Overloaded,
@@ -28,8 +28,8 @@ from serving.errors import (
     ServingError,
     Unprocessable,
 )
-from serving.processes.replica import Outcome, Replica, State
-from serving.telemetry.trace_context import Call, current
+from serving.processes.replica import Outcome, Replica, ReplicaState
+from serving.telemetry.trace_context import ModelCall, current
 
 log = logging.getLogger("serving.batcher")
 # Callers who have just been answered are back within a millisecond or so. A model that takes long is given a
@@ -59,11 +59,11 @@ class Batcher:
     def __init__(
         self,
         encode: Callable[[Rows, Any, Mapping[bytes, str] | None], bytes],
-        read: Callable[[bytes, Group], Answer],
+        read: Callable[[bytes, Group], Output],
         *,
         most_waiting: int,
         deadline: float,
-        pace: Pace,
+        pace: BatchLatencyModel,
         shared: Callable[[], bool] = lambda: True,
         has_process: Callable[[], bool] = lambda: True,
         note: Callable[[int, float, float], None],
@@ -73,7 +73,7 @@ class Batcher:
         self._most_waiting, self._deadline, self._pace, self._note = most_waiting, deadline, pace, note
         self._shared, self._has_process = shared, has_process
         self._rows_waiting = self._rows_under_way = 0
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[PendingRequest] = deque()
         self._again: deque[Group] = deque()
         self._idle: deque[Replica] = deque()
         self._scheduled = False
@@ -99,11 +99,11 @@ class Batcher:
         key: Any,
         most_rows: int,
         deadline: float,
-        stream: Stream | None = None,
+        stream: ChunkStream | None = None,
         *,
         begun: bool = False,
         origin: object = None,
-    ) -> Ticket:
+    ) -> PendingRequest:
         """Queue rows that may share a batch, of at most `most_rows`, with others of the same key.
 
         More rows than that go alone. With a `stream` one row is answered bit by bit. What is `begun` is a
@@ -115,7 +115,7 @@ class Batcher:
         if self._waiting and not begun:
             self._refuse_too_much()
         trace, future = current.get(), asyncio.get_running_loop().create_future()
-        ticket = Ticket(rows, key, most_rows, future, stream, trace, origin)
+        ticket = PendingRequest(rows, key, most_rows, future, stream, trace, origin)
         if trace:
             trace.queued = trace.queued or ticket.queued
         ticket.call_after(deadline, self._expire)
@@ -130,18 +130,18 @@ class Batcher:
         if self.rows >= self._pace.most_rows:
             raise Overloaded("More is asked of this model than it can answer in time.")
 
-    def withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, ticket: PendingRequest) -> None:
         """Forget a request whose caller has gone; if its batch is under way, that goes on."""
-        self._drop(ticket)
-        ticket.settle(CallerLeft("The caller has gone."))
+        self._remove(ticket)
+        ticket.settle(ClientDisconnected("The caller has gone."))
 
-    def _expire(self, ticket: Ticket) -> None:
+    def _expire(self, ticket: PendingRequest) -> None:
         seconds = time.perf_counter() - ticket.started if ticket.started else 0.0
-        self._drop(ticket)
+        self._remove(ticket)
         detail, hung = "The model did not answer within the deadline.", seconds >= self._deadline / 2
         ticket.settle(DeadlineExceeded(detail, hung=hung, dead=not self._has_process()))
 
-    def _drop(self, ticket: Ticket) -> None:
+    def _remove(self, ticket: PendingRequest) -> None:
         if not ticket.started:
             self._waiting.remove(ticket)
             self._rows_waiting -= len(ticket.rows)
@@ -159,34 +159,34 @@ class Batcher:
             replica = self._free()
             if replica is None:
                 return
-            self._run(replica, self._next())
+            self._dispatch_batch(replica, self._next())
 
     def _next(self) -> Group:
         if self._again:
             return self._again.popleft()
-        group = take(self._waiting, shared=self._shared())
+        group = next_batch(self._waiting, shared=self._shared())
         self._rows_waiting -= sum(len(ticket.rows) for ticket in group)
         return group
 
-    def _free_again(self, replica: Replica) -> None:
-        if replica.state is State.IDLE:
+    def _release(self, replica: Replica) -> None:
+        if replica.state is ReplicaState.IDLE:
             self._idle.append(replica)
         self._dispatch()
 
     def _free(self) -> Replica | None:
         while self._idle:
             replica = self._idle.popleft()
-            if replica.state is State.IDLE:
+            if replica.state is ReplicaState.IDLE:
                 return replica
         return None
 
-    def _run(self, replica: Replica, group: Group) -> None:
+    def _dispatch_batch(self, replica: Replica, group: Group) -> None:
         now = time.perf_counter()
         for ticket in group:
             ticket.started = now
         group = [ticket for ticket in group if not ticket.future.done()]
-        rows = joined([ticket.rows for ticket in group])
-        call = called(group, len(rows), now)
+        rows = concat([ticket.rows for ticket in group])
+        call = start_call(group, len(rows), now)
         try:
             table = self._encode(rows, group[0].key, call.metadata if call else None) if group else b""
         except ModelFailed as error:
@@ -199,7 +199,7 @@ class Batcher:
             self._run_stream(replica, group[0], stream, table, call)
             return
         loop = asyncio.get_running_loop()
-        hanging = loop.call_later(self._deadline, replica.give_up)
+        hanging = loop.call_later(self._deadline, replica.kill_hung)
         started = loop.time()
         self._rows_under_way += len(rows)
 
@@ -211,23 +211,28 @@ class Batcher:
             self._rows_under_way -= len(rows)
             self._note(len(rows), now - group[0].queued, time.perf_counter() - now)
             if isinstance(outcome, bytes):
-                self._pace.note(len(rows), group[0].most_rows, took)
+                self._pace.observe(len(rows), group[0].most_rows, took)
             self._finish(group, outcome)
             if took < _SLOW_SECONDS:
-                self._free_again(replica)
+                self._release(replica)
             else:
-                loop.call_later(took * _REST, self._free_again, replica)
+                loop.call_later(took * _REST, self._release, replica)
 
         replica.ask(table, done)
 
     def _run_stream(
-        self, replica: Replica, ticket: Ticket, stream: Stream, table: bytes, call: Call | None
+        self,
+        replica: Replica,
+        ticket: PendingRequest,
+        stream: ChunkStream,
+        table: bytes,
+        call: ModelCall | None,
     ) -> None:
-        ticket.hurry_no_more()
+        ticket.cancel_timeout()
 
         def hung() -> None:
             ticket.settle(DeadlineExceeded("The model did not go on within the deadline.", hung=True))
-            replica.give_up()
+            replica.kill_hung()
 
         def stalled() -> None:
             if self._waiting or self._again:
@@ -235,7 +240,7 @@ class Batcher:
                 ticket.settle(DeadlineExceeded(detail, hung=False))
 
         def done(outcome: Outcome) -> None:
-            stream.left()
+            stream.detach()
             if call:
                 call.end(failed=not isinstance(outcome, bytes))
             self._note(1, ticket.started - ticket.queued, time.perf_counter() - ticket.started)
@@ -243,10 +248,10 @@ class Batcher:
                 ticket.settle(_STREAMED)
             else:
                 self._fail([ticket], outcome)
-            self._free_again(replica)
+            self._release(replica)
 
-        replica.ask(table, done, stream.hear)
-        stream.begin(replica, hung, stalled)
+        replica.ask(table, done, stream.feed)
+        stream.attach(replica, hung, stalled)
 
     def _finish(self, group: Group, outcome: Outcome) -> None:
         if not isinstance(outcome, bytes):
@@ -270,7 +275,7 @@ class Batcher:
             start = end
 
     def _fail(self, group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> None:
-        again = retries(group, error)
+        again = split_for_retry(group, error)
         self._again.extendleft(reversed(again))
         if isinstance(error, ProcessDied):
             log.warning("a model process died; requests that it had: %d", len(group), extra=self._told)

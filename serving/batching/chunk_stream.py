@@ -18,7 +18,7 @@ _MAX_PATIENCE_SECONDS = 1.0
 _PATIENCE_FRACTION = 4
 
 
-class Stream:
+class ChunkStream:
     """The chunks of one answer.
 
     A chunk may take as long as a whole answer otherwise may; time in which the caller does not take what is
@@ -50,15 +50,15 @@ class Stream:
 
     # -- from the model process
 
-    def begin(self, process: Replica, hung: Callable[[], None], stalled: Callable[[], None]) -> None:
+    def attach(self, process: Replica, hung: Callable[[], None], stalled: Callable[[], None]) -> None:
         """Start with a process that was called.
 
         `hung` is called if it is silent for too long, `stalled` repeatedly while it is held up by the caller.
         """
         self._process, self._hung, self._stalled = process, hung, stalled
-        self._wind()
+        self._restart_timer()
 
-    def hear(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """The process has told a chunk."""
         assert self._process is not None
         self.heard = True
@@ -67,16 +67,16 @@ class Stream:
         self._waiting.append(chunk)
         self._size += len(chunk) + _BYTES_PER_CHUNK
         self._more.set()
-        self._wind()
+        self._restart_timer()
         if self._size > self._max_size and not self._paused and not self._extend():
             self._paused = True
             self._process.pause()
-            self._unwind()
+            self._cancel_timer()
             self._watch_caller()
 
-    def left(self) -> None:
+    def detach(self) -> None:
         """The process has no more to tell, or is no more."""
-        self._unwind()
+        self._cancel_timer()
         self._process, self._paused = None, False
         if self._stall_timer is not None:
             self._stall_timer.cancel()
@@ -89,7 +89,7 @@ class Stream:
         self._more.set()
         if self._process is not None:
             self._process.stop()
-            self._wind()
+            self._restart_timer()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Each chunk, waited for, until there are no more."""
@@ -105,7 +105,7 @@ class Stream:
             if self._process is not None and self._paused and self._size <= self._max_size // 2:
                 self._paused = False
                 self._process.resume()
-                self._wind()
+                self._restart_timer()
 
     def _extend(self) -> bool:
         """Return whether more chunks may wait than before."""
@@ -131,10 +131,10 @@ class Stream:
                 self._stalled()
             self._watch_caller()
 
-    def _wind(self) -> None:
-        self._unwind()
+    def _restart_timer(self) -> None:
+        self._cancel_timer()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._hung)
 
-    def _unwind(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -6,12 +6,12 @@ import math
 
 # The estimate forgets batches over this time, but looks at a few at least.
 _MEMORY_SECONDS = 1.0
-_LEAST_KEPT = 0.8
+_MIN_SAMPLES = 0.8
 # A model that takes long for one request may have as many of them waiting, whatever the patience.
-_LEAST_CALLS = 4
+_MIN_CALLS = 4
 
 
-class Pace:
+class BatchLatencyModel:
     """Estimates the seconds of a batch as `call + row * rows`, by weighted least squares over the last ones.
 
     Until batches of different sizes have shown otherwise, a model is taken to need as long for many rows as
@@ -28,9 +28,9 @@ class Pace:
         self.most_rows = math.inf
         """Rows that may wait or be under way, so that the last of them is answered in time."""
 
-    def note(self, rows: int, most_rows: int, seconds: float) -> None:
+    def observe(self, rows: int, most_rows: int, seconds: float) -> None:
         """Learn from a batch of so many rows, of at most `most_rows`, that took so many seconds."""
-        kept = max(_LEAST_KEPT, math.exp(-seconds / _MEMORY_SECONDS))
+        kept = max(_MIN_SAMPLES, math.exp(-seconds / _MEMORY_SECONDS))
         weight, n, t, nn, nt = (kept * total for total in self._sums)
         weight, n, t, nn, nt = weight + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds
         self._sums = weight, n, t, nn, nt
@@ -38,5 +38,5 @@ class Pace:
         row = (nt / weight - n * t / weight**2) / spread if spread > 1e-9 * nn / weight else 0.0
         row = min(max(row, 0.0), t / n)
         call = max(t - row * n, 0.0) / weight
-        patience = max(self._patience, _LEAST_CALLS * (call + row))
+        patience = max(self._patience, _MIN_CALLS * (call + row))
         self.most_rows = patience * self._processes / max(call / most_rows + row, 1e-9)

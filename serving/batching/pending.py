@@ -9,29 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from serving.batching.chunk_stream import Stream
-from serving.codecs.model_input import Likeness, Rows
-from serving.codecs.predictions import Later, Predictions
+from serving.batching.chunk_stream import ChunkStream
+from serving.codecs.model_input import BatchShape, Rows
+from serving.codecs.predictions import LazyPredictions, Predictions
 from serving.errors import ModelFailed, NotSeparable, ProcessDied, ServingError, Unprocessable
-from serving.telemetry.trace_context import Call, Trace
+from serving.telemetry.trace_context import ModelCall, TraceContext
 
-Answer: TypeAlias = Predictions | Later
+Output: TypeAlias = Predictions | LazyPredictions
 
 _MAX_ROWS_OF_ONE_REQUEST = 4096
 """Rows of one request, which has come in pieces, that may share a call."""
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class BatchKey:
     """What the rows of one batch share."""
 
     params: str
-    likeness: Likeness
+    likeness: BatchShape
     in_columns: bool
     raw: bool
 
 
-class Ticket:
+class PendingRequest:
     """One request in the batcher, or a piece of one; settled exactly once, by `settle`.
 
     With a `stream` it is answered bit by bit, alone. Pieces of one request have the same `origin`.
@@ -57,9 +57,9 @@ class Ticket:
         rows: Rows,
         key: Any,
         most_rows: int,
-        future: asyncio.Future[Answer],
-        stream: Stream | None = None,
-        trace: Trace | None = None,
+        future: asyncio.Future[Output],
+        stream: ChunkStream | None = None,
+        trace: TraceContext | None = None,
         origin: object = None,
     ) -> None:
         self.rows, self.stream, self.origin = rows, stream, origin
@@ -72,18 +72,18 @@ class Ticket:
         self.trace = trace
         self._timer: asyncio.TimerHandle | None = None
 
-    def call_after(self, seconds: float, call: Callable[[Ticket], None]) -> None:
+    def call_after(self, seconds: float, call: Callable[[PendingRequest], None]) -> None:
         """Have `call` called if it is not settled within `seconds`."""
         self._timer = self.future.get_loop().call_later(seconds, call, self)
 
-    def hurry_no_more(self) -> None:
+    def cancel_timeout(self) -> None:
         """Take back what `call_after` has set."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def settle(self, outcome: Answer | ServingError) -> None:
+    def settle(self, outcome: Output | ServingError) -> None:
         """Give the waiting request its predictions or its error; the first call counts."""
-        self.hurry_no_more()
+        self.cancel_timeout()
         if self.future.done():
             return
         if self.stream is not None:
@@ -96,10 +96,10 @@ class Ticket:
             self.future.set_result(outcome)
 
 
-Group = list[Ticket]
+Group = list[PendingRequest]
 
 
-def take(waiting: deque[Ticket], *, shared: bool) -> Group:
+def next_batch(waiting: deque[PendingRequest], *, shared: bool) -> Group:
     """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it.
 
     Nothing goes beside it unless calls are `shared`, nor beside a request that is answered bit by bit.
@@ -122,7 +122,7 @@ def take(waiting: deque[Ticket], *, shared: bool) -> Group:
     return group
 
 
-def retries(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
+def split_for_retry(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
     """The smaller groups in which to try a failed one again; none where that would tell nothing new.
 
     An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
@@ -139,12 +139,12 @@ def retries(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> l
     return [group[:middle], group[middle:]] if middle else []
 
 
-def called(group: Group, rows: int, now: float) -> Call | None:
+def start_call(group: Group, rows: int, now: float) -> ModelCall | None:
     """The call of the model that begins with this batch, noted with each request of it that is recorded."""
     if not group or group[0].trace is None:
         return None
     traces = dict.fromkeys(ticket.trace for ticket in group if ticket.trace and ticket.trace.is_recorded)
-    call = Call([*traces] or [group[0].trace], len(group), rows, now)
+    call = ModelCall([*traces] or [group[0].trace], len(group), rows, now)
     for trace in traces:
         trace.calls.append(call)
     return call

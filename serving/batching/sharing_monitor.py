@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from serving.batching.batcher import Batcher
-from serving.batching.pending import Group, Key
+from serving.batching.pending import BatchKey, Group
 from serving.batching.sharing_proof import differing_rows
 from serving.codecs.model_input import Rows
-from serving.codecs.predictions import Later
+from serving.codecs.predictions import LazyPredictions
 from serving.errors import ServingError
-from serving.tasks import Errands
+from serving.tasks import BackgroundTasks
 from serving.telemetry import trace_context
 
 _MIN_INTERVAL_SECONDS = 1.0
@@ -37,7 +37,7 @@ class _Sample:
     """A request of a shared call, and what it got."""
 
     rows: Rows
-    key: Key
+    key: BatchKey
     output: pa.RecordBatch
 
 
@@ -52,7 +52,7 @@ class SharingMonitor:
     def __init__(self, batcher: Batcher, on_difference: Callable[[str], None]) -> None:
         self._batcher, self._on_difference = batcher, on_difference
         self._due = 0.0
-        self._checks = Errands()
+        self._checks = BackgroundTasks()
 
     def observe(self, group: Group, output: pa.RecordBatch) -> None:
         """Take a sample of a shared call, if one is due."""
@@ -65,7 +65,7 @@ class SharingMonitor:
             samples.append((ticket, start))
             start += len(ticket.rows)
         chosen = random.sample(samples, min(_MAX_REQUESTS, len(samples)))
-        self._checks.start(
+        self._checks.spawn(
             self._check(
                 [
                     _Sample(ticket.rows, ticket.key, output.slice(start, len(ticket.rows)))
@@ -81,7 +81,7 @@ class SharingMonitor:
 
     async def settled(self) -> None:
         """Wait until the checks that are in progress have ended."""
-        await self._checks.done()
+        await self._checks.join()
 
     async def _check(self, samples: list[_Sample]) -> None:
         trace_context.current.set(None)  # no caller's trace has these calls
@@ -89,13 +89,13 @@ class SharingMonitor:
         for sample in samples:
             await self._until_idle()
             try:
-                key = Key(sample.key.params, (object(),), sample.key.in_columns, raw=True)
+                key = BatchKey(sample.key.params, (object(),), sample.key.in_columns, raw=True)
                 ticket = self._batcher.submit(sample.rows, key, len(sample.rows), _DEADLINE_SECONDS)
                 answer = await ticket.future
             except ServingError:
                 continue  # the process died, or the queue is full
             seconds += ticket.finished - ticket.started
-            if not isinstance(answer, Later) or differing_rows(sample.output, answer.table):
+            if not isinstance(answer, LazyPredictions) or differing_rows(sample.output, answer.table):
                 self._on_difference("a live request got another prediction alone than in a shared call")
                 break
         self._due = time.monotonic() + max(_MIN_INTERVAL_SECONDS, _COST_FACTOR * seconds)

@@ -19,9 +19,9 @@ import orjson
 import pyarrow as pa
 
 from serving.codecs import model_output
-from serving.codecs.model_output import Form
+from serving.codecs.model_output import OutputForm
 from serving.errors import ModelFailed
-from serving.types.nested import unpacked
+from serving.types.nested import to_python
 
 MAX_ROWS = 12
 _MIN_ROWS = 2
@@ -112,7 +112,7 @@ async def prove(tables: Sequence[pa.RecordBatch], call: Call) -> Sharing:
             return Sharing(False, Basis.PROOF, f"it fails on {name}, though not on each alone: {error}")
         if (
             model_output.is_reordered(output)
-            or model_output.form(output) is Form.WHOLE
+            or model_output.form(output) is OutputForm.WHOLE
             or len(output) != len(order)
         ):
             return Sharing(False, Basis.PROOF, f"it does not return one result per row for {name}")
@@ -176,7 +176,7 @@ def _combinations(rows: int, seconds: float) -> list[tuple[str, list[int]]]:
 
 
 def _is_single(output: pa.RecordBatch) -> bool:
-    return model_output.form(output) is not Form.WHOLE and len(output) == 1
+    return model_output.form(output) is not OutputForm.WHOLE and len(output) == 1
 
 
 def differing_rows(one: pa.RecordBatch, other: pa.RecordBatch) -> list[int]:
@@ -197,7 +197,7 @@ def _differing(one: pa.Array, other: pa.Array) -> set[int]:
         alike = np.isclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
         return {*np.flatnonzero(~alike).tolist()}
     tolerance = max(_TOLERANCE.get(_innermost(column.type), 1e-9) for column in (one, other))
-    pairs = zip(unpacked(one), unpacked(other), strict=True)
+    pairs = zip(to_python(one), to_python(other), strict=True)
     return {row for row, (first, second) in enumerate(pairs) if not _is_alike(first, second, tolerance)}
 
 

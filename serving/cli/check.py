@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.processes.launcher import Launcher
 from serving.reference import Reference
-from serving.registry.artifact_store import Store
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 
-async def check(settings: Settings, reference: Reference, progress: Callable[[str], None]) -> Loaded:
+async def check_reference(
+    settings: Settings, reference: Reference, progress: Callable[[str], None]
+) -> LoadedModel:
     """Resolve, load and verify what the reference names; its processes have ended when this returns.
 
     Raises:
@@ -24,13 +26,13 @@ async def check(settings: Settings, reference: Reference, progress: Callable[[st
     """
     registry = RegistryClient(settings)
     launcher = Launcher.of(settings, settings)
-    gate = Gate(settings, registry, Store(settings.store_dir, registry.uri), launcher, Metrics())
+    gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:
         progress("asking the registry")
         version, _ = await registry.resolve(reference)
         progress(f"loading and verifying {version}")
-        loaded = await gate.bring_up(version, Slot(reference))
+        loaded = await gate.load_and_verify(version, Slot(reference))
         loaded.close()
         return loaded
     finally:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from serving.errors import JournalAway
+from serving.errors import JournalUnavailable
 from serving.settings.groups import journal_url
 
 # SQLAlchemy and pyarrow are imported by the commands, when they are needed.
@@ -35,10 +35,10 @@ def export(
     version: Annotated[str, typer.Option(help="Only of this version.")] = "",
 ) -> None:
     """Write predictions to a Parquet file: a line for each row, with the true outcome if it is known."""
-    from serving.journal.export import Choice
+    from serving.journal.export import ExportFilter
     from serving.journal.export import export as write
 
-    choice = Choice(_moment(since), _moment(until), model or None, version or None)
+    choice = ExportFilter(_moment(since), _moment(until), model or None, version or None)
     with _opened(url, reads=True) as engine:
         count = write(engine, file, choice)
     err.print(f"[green]✓[/] {count:,} rows in {file}", soft_wrap=True)
@@ -64,7 +64,7 @@ def _opened(url: str, *, reads: bool = False) -> Iterator[Any]:
         _fail(f"SERVING_JOURNAL_URL: {error}")
     try:
         yield engine
-    except JournalAway as error:
+    except JournalUnavailable as error:
         _fail(f"the journal's database can't be asked: {error}")
     except OSError as error:
         _fail(str(error))

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.auth import api_keys
-from serving.auth.api_keys import Key, Scope
-from serving.errors import BadKeys
+from serving.auth.api_keys import ApiKey, Scope
+from serving.errors import ApiKeyFileError
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -35,11 +35,11 @@ def create(
     """Make a key, and print it: it is not kept, and can't be told again."""
     now = datetime.now(UTC)
     try:
-        until = api_keys.until(expires, now) if expires else None
+        until = api_keys.parse_expiry(expires, now) if expires else None
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"{expires} is neither a time to come nor such as 90d") from None
     chosen = [model.strip() for model in models.split(",") if model.strip()]
-    told, kept = api_keys.make(name, scope, chosen, rate, until)
+    told, kept = api_keys.create_key(name, scope, chosen, rate, until)
     _write(file, (*(_read(file) if file.exists() else ()), kept))
     err.print(
         f"[green]✓[/] key {kept.id} of {_plain(name)}; send it as Authorization: Bearer …", soft_wrap=True
@@ -79,17 +79,17 @@ def revoke(
     err.print(f"[green]✓[/] revoked: {len(found) - len(left)}")
 
 
-def _read(file: Path) -> tuple[Key, ...]:
+def _read(file: Path) -> tuple[ApiKey, ...]:
     try:
         return api_keys.read(file)
-    except BadKeys as error:
+    except ApiKeyFileError as error:
         _fail(str(error))
 
 
-def _write(file: Path, kept: tuple[Key, ...] | list[Key]) -> None:
+def _write(file: Path, kept: tuple[ApiKey, ...] | list[ApiKey]) -> None:
     try:
         api_keys.write(file, kept)
-    except BadKeys as error:
+    except ApiKeyFileError as error:
         _fail(str(error))
 
 

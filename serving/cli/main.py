@@ -13,7 +13,7 @@ from rich.console import Console
 
 from serving import private_files
 from serving.cli import journal, keys
-from serving.settings.settings import OPTIONS, Settings, mistakes, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 # Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
 
@@ -56,7 +56,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
-    told = f"{field.description} [{variable(name)}; {shown_default(name)}]"
+    told = f"{field.description} [{env_name(name)}; {format_default(name)}]"
     kinds: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
     option = typer.Option(
         f"--{name.replace('_', '-')}",
@@ -72,7 +72,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        _fail(*mistakes(error))
+        _fail(*format_errors(error))
 
 
 def _fail(*lines: str) -> NoReturn:
@@ -85,15 +85,15 @@ def _fail(*lines: str) -> NoReturn:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models, and follow what is promoted."""
-    from serving.errors import BadKeys, Untraceable
-    from serving.server.server import CannotServe, serve
+    from serving.errors import ApiKeyFileError, TracingConfigError
+    from serving.server.server import StartupError, serve
 
-    _log(settings, settings.log_level)
+    _configure_logging(settings, settings.log_level)
     try:
         serve(settings)
-    except BadKeys as error:
+    except ApiKeyFileError as error:
         _fail(f"SERVING_KEYS_FILE: {error}")
-    except (CannotServe, Untraceable) as error:
+    except (StartupError, TracingConfigError) as error:
         _fail(str(error))
 
 
@@ -104,11 +104,11 @@ def check(
     reference: Annotated[str, typer.Argument(help="For example models:/iris/Production.")],
 ) -> None:
     """Would this version go live? Resolve, load and verify it; the exit status says."""
-    from serving.cli.check import check as find_out
+    from serving.cli.check import check_reference as find_out
     from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
     from serving.reference import Reference
 
-    _log(settings, "error")
+    _configure_logging(settings, "error")
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{reference}: …") as status:
@@ -219,7 +219,7 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _log(settings: Settings, level: str) -> None:
+def _configure_logging(settings: Settings, level: str) -> None:
     from serving.telemetry.logging import configure as configure_logging
 
     secret = settings.webhook_secret

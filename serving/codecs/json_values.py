@@ -16,8 +16,8 @@ from pyarrow import compute
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ModelFailed
-from serving.types.column_type import kind
-from serving.types.nested import JSON, unpacked
+from serving.types.column_type import column_type
+from serving.types.nested import JSON, to_python
 
 _SCHEMAS: Mapping[str, dict[str, Any]] = {
     "number": {"type": "number"},
@@ -45,7 +45,7 @@ NOT_FINITE = NotFinite()
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class JsonFragments:
     """JSON texts, one for each row; `bad` are the rows where JSON can't say a value, or one is missing."""
 
     texts: list[bytes]
@@ -53,7 +53,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class OutputColumn:
     """One output column: what its values are, the shape of one, and whether one may be null."""
 
     name: str | None
@@ -66,7 +66,7 @@ class Value:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value."""
-        schema = dict(kind(self.type).schema if self.type else _SCHEMAS[self.kind])
+        schema = dict(column_type(self.type).schema if self.type else _SCHEMAS[self.kind])
         if self._may_be_null and "type" in schema:
             schema["type"] = [schema["type"], "null"]
         for size in reversed(self.shape):
@@ -75,7 +75,7 @@ class Value:
                 schema |= {"minItems": size, "maxItems": size}
         return schema
 
-    def texts(self, array: pa.Array) -> Texts:
+    def to_json(self, array: pa.Array) -> JsonFragments:
         """The values as JSON texts.
 
         Raises:
@@ -90,28 +90,28 @@ class Value:
             raise self._unlike(array)
         plain = _is_plain(flat)
         if plain and flat is array and pa.types.is_primitive(array.type):
-            return Texts(numbers(array.to_numpy(zero_copy_only=False)))
-        values = unpacked(array)
+            return JsonFragments(number_fragments(array.to_numpy(zero_copy_only=False)))
+        values = to_python(array)
         said = values if plain else [self._said(value) for value in values]
         bad = [row for row, value in enumerate(said) if value is NOT_FINITE]
-        return Texts([b"" if value is NOT_FINITE else orjson.dumps(value) for value in said], bad)
+        return JsonFragments([b"" if value is NOT_FINITE else orjson.dumps(value) for value in said], bad)
 
-    def _nested_texts(self, array: pa.Array) -> Texts:
-        annotation: Any = kind(self.type).annotation({})
-        found = [in_json(value) for value in unpacked(array)]
+    def _nested_texts(self, array: pa.Array) -> JsonFragments:
+        annotation: Any = column_type(self.type).annotation({})
+        found = [to_jsonable(value) for value in to_python(array)]
         bad = {row for row, value in enumerate(found) if value is NOT_FINITE}
         values = [None if row in bad else value for row, value in enumerate(found)]
         try:
             TypeAdapter(list[annotation | None]).validate_python(values)
         except ValidationError:
             raise self._unlike(array) from None
-        return Texts([*map(orjson.dumps, values)], bad)
+        return JsonFragments([*map(orjson.dumps, values)], bad)
 
     def _unpacked(self, array: pa.Array) -> pa.Array:
         if self.kind == "any":
             return array
         try:
-            return pa.array(unpacked(array))
+            return pa.array(to_python(array))
         except pa.ArrowException:
             raise self._unlike(array) from None
 
@@ -135,7 +135,7 @@ class Value:
         # A gap in an optional column of numbers is NaN in pandas.
         if value is None or (self.kind == "number" and value != value):
             return None if self._may_be_null else NOT_FINITE
-        said = in_json(value)
+        said = to_jsonable(value)
         return NOT_FINITE if self.shape and not self._may_be_null and _has_gap(said) else said
 
     def _holds(self, found: pa.DataType) -> bool:
@@ -155,7 +155,7 @@ class Value:
     def told(self) -> str:
         """The kind and the shape of one value."""
         return (
-            kind(self.type).told
+            column_type(self.type).told
             if self.type
             else self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
         )
@@ -164,7 +164,7 @@ class Value:
         return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
 
 
-def numbers(array: np.ndarray[Any, Any]) -> list[bytes]:
+def number_fragments(array: np.ndarray[Any, Any]) -> list[bytes]:
     """The numbers or booleans of an array, row by row, as JSON texts."""
     if array.dtype.kind == "f":
         array = array.astype(np.float64, copy=False)
@@ -187,15 +187,15 @@ def _is_plain(array: pa.Array) -> bool:
     )
 
 
-def in_json(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """A value as JSON has it; `NOT_FINITE` where there is a number in it that JSON can't say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else NOT_FINITE
     if isinstance(value, (list, tuple)):
-        said = [in_json(each) for each in value]
+        said = [to_jsonable(each) for each in value]
         return NOT_FINITE if NOT_FINITE in said else said
     if isinstance(value, dict):
-        fields = {name: in_json(each) for name, each in value.items()}
+        fields = {name: to_jsonable(each) for name, each in value.items()}
         return NOT_FINITE if NOT_FINITE in fields.values() else fields
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()

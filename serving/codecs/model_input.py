@@ -20,15 +20,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from serving.errors import Fault, ModelFailed, Unprocessable
+from serving.errors import FieldError, ModelFailed, Unprocessable
 from serving.types.columns import Column
-from serving.types.nested import Nested, unpacked
+from serving.types.nested import Nested, to_python
 from serving.types.scalars import Scalar
 from serving.types.tensors import Tensor
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.RecordBatch
 """Rows as objects, or in columns."""
-Likeness: TypeAlias = tuple[Any, ...]
+BatchShape: TypeAlias = tuple[Any, ...]
 """What the rows of requests have in common that may share a table: their columns, and the dtypes of these."""
 
 PARAMS, FORM, TYPE, LABELS = b"params", b"form", b"type", b"labels"
@@ -38,7 +38,7 @@ INDEX = b"index"
 """Key of schema metadata: the index of the DataFrame, as JSON."""
 
 
-class Form(str, Enum):
+class InputKind(str, Enum):
     """What pyfunc takes."""
 
     FRAME = "frame"
@@ -53,16 +53,18 @@ class Form(str, Enum):
 
 
 @dataclass(frozen=True)
-class Layout:
+class InputLayout:
     """The table that rows become."""
 
     columns: tuple[Column, ...]
-    form: Form = Form.FRAME
+    form: InputKind = InputKind.FRAME
 
     @cached_property
     def is_flat(self) -> bool:
         """Whether it is a DataFrame of scalars."""
-        return self.form is Form.FRAME and all(isinstance(column.kind, Scalar) for column in self.columns)
+        return self.form is InputKind.FRAME and all(
+            isinstance(column.kind, Scalar) for column in self.columns
+        )
 
     @cached_property
     def optional(self) -> tuple[str, ...]:
@@ -146,7 +148,7 @@ class Layout:
         metadata: dict[bytes, Any] = {PARAMS: params} if params else {}
         if carried:
             metadata.update(carried)
-        if self.form is not Form.FRAME:
+        if self.form is not InputKind.FRAME:
             metadata[FORM] = self.form
         if self._labels:
             metadata[LABELS] = json.dumps([self._labels[name] for name in batch.schema.names])
@@ -167,7 +169,7 @@ class Layout:
 
     # -- which rows may share a table
 
-    def groups(self, rows: Rows, *, split: bool = True) -> Iterator[tuple[Likeness, Sequence[int], Rows]]:
+    def groups(self, rows: Rows, *, split: bool = True) -> Iterator[tuple[BatchShape, Sequence[int], Rows]]:
         """Yield the tables that the rows of one request become: likeness, indices of the rows, and the rows.
 
         It is one table, unless the rows differ in what no table can hold at once, and may be `split`.
@@ -181,7 +183,7 @@ class Layout:
         if self.is_uniform:
             yield (), range(len(rows)), rows
             return
-        groups: dict[Likeness, list[int]] = {}
+        groups: dict[BatchShape, list[int]] = {}
         for index, row in enumerate(rows):
             absent = [name not in row for name in self._without_nulls]
             shapes = [row[name].shape if name in row else None for name in self._of_any_shape]
@@ -197,7 +199,7 @@ class Layout:
             else:
                 yield (*shared, *self._likeness(group)), indices, group
 
-    def _likeness(self, rows: Sequence[Mapping[str, Any]]) -> Likeness:
+    def _likeness(self, rows: Sequence[Mapping[str, Any]]) -> BatchShape:
         present = [any(name in row for row in rows) for name in self.optional]
         # All nulls, or some beside booleans, make a column of objects; with others its dtype would be
         # another.
@@ -219,7 +221,7 @@ class Layout:
                 gaps[name] = absent
         return gaps
 
-    def _why_apart(self, groups: Mapping[Likeness, Any]) -> tuple[Fault, ...]:
+    def _why_apart(self, groups: Mapping[BatchShape, Any]) -> tuple[FieldError, ...]:
         absent = len(self._without_nulls)
         some = [
             name for index, name in enumerate(self._without_nulls) if len({key[index] for key in groups}) > 1
@@ -231,11 +233,11 @@ class Layout:
         ]
         left_out = "Only some rows have it, and MLflow takes no null for it: send it in all rows or in none"
         return (
-            *(Fault((name,), left_out) for name in some),
-            *(Fault((name,), "The arrays of all rows should have one shape") for name in shapes),
+            *(FieldError((name,), left_out) for name in some),
+            *(FieldError((name,), "The arrays of all rows should have one shape") for name in shapes),
         )
 
-    def _likeness_of_table(self, rows: pa.RecordBatch) -> Likeness:
+    def _likeness_of_table(self, rows: pa.RecordBatch) -> BatchShape:
         if is_own(rows):
             return (object(),)
         names = rows.schema.names
@@ -261,12 +263,12 @@ def _field(column: Column, array: pa.Array) -> pa.Field:
     return pa.field(column.name, array.type, metadata={TYPE: column.type} if converts else None)
 
 
-def in_text(params: Mapping[str, Any]) -> str:
+def canonical_json(params: Mapping[str, Any]) -> str:
     """Parameters as `Layout.encode` takes them; equal ones are equal texts."""
     return json.dumps(params, sort_keys=True, default=str) if params else ""
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concat(parts: Sequence[Rows]) -> Rows:
     """Rows one behind the other; all parts are of one form."""
     if len(parts) == 1:
         return parts[0]
@@ -275,7 +277,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
     return [row for part in parts for row in part]
 
 
-def rejoined(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
+def concat_ordered(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
     """Return rows that were in parts, each at its place among all; None where the parts differ in form."""
     try:
         if len({part.schema for part in parts}) == 1:
@@ -296,7 +298,7 @@ def merged(parts: Sequence[Rows]) -> Rows:
     """Return the rows of one request that was read in pieces."""
     tables = [part for part in parts if isinstance(part, pa.RecordBatch)]
     if len(parts) == 1 or (len(tables) == len(parts) and len({table.schema for table in tables}) == 1):
-        return joined(parts)
+        return concat(parts)
     return [row for part in parts for row in objects(part)]
 
 
@@ -304,7 +306,7 @@ def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
     """Rows as objects, with nested values as JSON has them."""
     if not isinstance(rows, pa.RecordBatch):
         return rows
-    columns = {field.name: unpacked(column) for field, column in zip(rows.schema, rows.columns, strict=True)}
+    columns = {field.name: to_python(column) for field, column in zip(rows.schema, rows.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

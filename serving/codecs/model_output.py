@@ -23,14 +23,14 @@ except ImportError:  # no answer in an environment without it holds one
 from serving.codecs.model_input import stream
 from serving.errors import ModelFailed
 from serving.types.nested import JSON, NOT_FINITE
-from serving.types.tensors import lists
+from serving.types.tensors import to_list_array
 
 UNNAMED = ""
 """The name in `depths` of an output that has none."""
 _FORM, _REORDERED = b"form", b"reordered"
 
 
-class Form(str, Enum):
+class OutputForm(str, Enum):
     """What the model answered."""
 
     VALUES = "values"
@@ -73,7 +73,7 @@ def encode(answer: Any, rows: int, declared: Mapping[str, Depth] = MappingProxyT
     """
     try:
         form, names, arrays = _columns(answer, declared)
-        metadata: dict[bytes, str] = {} if form is Form.VALUES else {_FORM: form}
+        metadata: dict[bytes, str] = {} if form is OutputForm.VALUES else {_FORM: form}
         if rows > 1 and isinstance(answer, (pd.DataFrame, pd.Series)) and _is_reordered(answer.index, rows):
             metadata[_REORDERED] = "true"
         batch = pa.RecordBatch.from_arrays(arrays, names=names)
@@ -96,9 +96,9 @@ def decode(encoded: bytes) -> pa.RecordBatch:
     return batch
 
 
-def form(table: pa.RecordBatch) -> Form:
+def form(table: pa.RecordBatch) -> OutputForm:
     """What the model answered, that this table tells."""
-    return Form((table.schema.metadata or {}).get(_FORM, b"values").decode())
+    return OutputForm((table.schema.metadata or {}).get(_FORM, b"values").decode())
 
 
 def is_reordered(table: pa.RecordBatch) -> bool:
@@ -115,7 +115,7 @@ def text(chunk: Any) -> bytes:
     return _text(chunk).encode()
 
 
-def retold(chunk: bytes) -> bytes:
+def to_json_value(chunk: bytes) -> bytes:
     """A bit of an answer, in one line.
 
     Raises:
@@ -135,19 +135,19 @@ def _is_reordered(index: pd.Index[Any], rows: int) -> bool:
     return within and not np.array_equal(places, np.arange(len(places)))
 
 
-def _columns(answer: Any, declared: Mapping[str, Depth]) -> tuple[Form, list[str], list[pa.Array]]:
+def _columns(answer: Any, declared: Mapping[str, Depth]) -> tuple[OutputForm, list[str], list[pa.Array]]:
     if isinstance(answer, pd.Series):
         answer = answer.to_frame(0 if answer.name is None else answer.name)
     if isinstance(answer, pd.DataFrame):
         columns = [_array(answer.iloc[:, index]) for index in range(answer.shape[1])]
-        return Form.RECORDS, [*map(str, answer.columns)], columns
+        return OutputForm.RECORDS, [*map(str, answer.columns)], columns
     if isinstance(answer, (list, tuple)) and _is_one_array(answer, declared):
-        return Form.WHOLE, ["0"], [_texts([answer])]
+        return OutputForm.WHOLE, ["0"], [_texts([answer])]
     if isinstance(answer, (list, tuple)) or (isinstance(answer, np.ndarray) and answer.ndim):
-        return Form.VALUES, ["0"], [_array(answer)]
+        return OutputForm.VALUES, ["0"], [_array(answer)]
     if isinstance(answer, Mapping) and _is_columnar(answer, declared):
-        return Form.COLUMNS, [*map(str, answer)], [*map(_array, answer.values())]
-    return Form.WHOLE, ["0"], [_texts([answer])]
+        return OutputForm.COLUMNS, [*map(str, answer)], [*map(_array, answer.values())]
+    return OutputForm.WHOLE, ["0"], [_texts([answer])]
 
 
 def _is_columnar(answer: Mapping[Any, Any], declared: Mapping[str, Depth]) -> bool:
@@ -184,7 +184,7 @@ def _depth(value: Any) -> int:
 
 def _array(values: Any) -> pa.Array:
     if isinstance(values, np.ndarray) and values.ndim > 1:
-        return lists(values)
+        return to_list_array(values)
     if _holds_objects(values):
         return _texts(values)
     # What is NaN in a column of numbers would become null, as pandas has it, which is another answer.

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from serving.errors import ModelFailed
-from serving.types.nested import JSON, unpacked
+from serving.types.nested import JSON, to_python
 
 
 def columns(table: pa.RecordBatch, names: Sequence[str | None]) -> list[pa.Array]:
@@ -39,7 +39,7 @@ def columns(table: pa.RecordBatch, names: Sequence[str | None]) -> list[pa.Array
 
 def _fields(array: pa.Array, names: Sequence[str | None]) -> list[pa.Array] | None:
     """Return the fields of objects; None where a value is no object, or one of other fields."""
-    rows = unpacked(array)
+    rows = to_python(array)
     if not all(isinstance(row, dict) and row.keys() <= {*names} for row in rows):
         return None
     return [column_of([row.get(name) for row in rows]) for name in names]

@@ -13,10 +13,10 @@ import orjson
 import pyarrow as pa
 from pydantic import WithJsonSchema
 
-from serving.codecs.json_values import Texts, Value, numbers
+from serving.codecs.json_values import JsonFragments, OutputColumn, number_fragments
 from serving.codecs.output_columns import columns
-from serving.codecs.predictions import Predictions, woven
-from serving.errors import ModelFailed, Untypable
+from serving.codecs.predictions import Predictions, interleave
+from serving.errors import ModelFailed, UnsupportedSignature
 
 _NUMPY_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "U": "string"}
 _MLFLOW_KINDS = {
@@ -31,7 +31,7 @@ _MLFLOW_KINDS = {
 }
 
 
-class Outputs(Protocol):
+class PredictionSchema(Protocol):
     """How a table of model outputs becomes predictions, one for each row."""
 
     @property
@@ -51,14 +51,14 @@ class Outputs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class GenericOutput:
     """Any output, typed after the signature: one value, or an object of named ones.
 
     With `flexible`, what does not fit the signature becomes a prediction all the same: no example has shown
     what the model returns.
     """
 
-    values: tuple[Value, ...]
+    values: tuple[OutputColumn, ...]
     flexible: bool = field(default=False, compare=False)
 
     @property
@@ -83,18 +83,18 @@ class Values:
             if not self.flexible:
                 raise
         names = table.schema.names if table.num_columns > 1 else [None]
-        return self._predictions([Value(name, "any", required=False) for name in names], table.columns)
+        return self._predictions([OutputColumn(name, "any", required=False) for name in names], table.columns)
 
     @staticmethod
-    def _predictions(values: Sequence[Value], arrays: Sequence[pa.Array]) -> Predictions:
-        texts = [value.texts(array) for value, array in zip(values, arrays, strict=True)]
+    def _predictions(values: Sequence[OutputColumn], arrays: Sequence[pa.Array]) -> Predictions:
+        texts = [value.to_json(array) for value, array in zip(values, arrays, strict=True)]
         if len(texts) == 1:
-            return woven(b'{"prediction":', texts[0], b"},")
-        parts: list[bytes | Texts] = []
+            return interleave(b'{"prediction":', texts[0], b"},")
+        parts: list[bytes | JsonFragments] = []
         for index, (value, text) in enumerate(zip(values, texts, strict=True)):
             before = b"," if index else b'{"prediction":{'
             parts += [before + orjson.dumps(str(value.name)) + b":", text]
-        return woven(*parts, b"}},")
+        return interleave(*parts, b"}},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Regression:
         (array,) = columns(table, [self.name])
         if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
             array = array.flatten()
-        return woven(b'{"prediction":', Value(self.name, "number").texts(array), b"},")
+        return interleave(b'{"prediction":', OutputColumn(self.name, "number").to_json(array), b"},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,21 +174,21 @@ class Probabilities:
         """The likeliest class of each row; of equally likely ones the first."""
         chances = _matrix(table, self.classes)
         best, finite = chances.argmax(axis=1), np.isfinite(chances).all(axis=1)
-        texts, width = numbers(chances), len(self.classes)
+        texts, width = number_fragments(chances), len(self.classes)
         heads = [head + b',"confidence":' for head in _heads(self.classes)]
         highest = np.arange(0, chances.size, width) + best
-        parts: list[bytes | Texts] = [
-            Texts([*map(heads.__getitem__, best.tolist())]),
-            Texts([*map(texts.__getitem__, highest.tolist())], np.flatnonzero(~finite).tolist()),
+        parts: list[bytes | JsonFragments] = [
+            JsonFragments([*map(heads.__getitem__, best.tolist())]),
+            JsonFragments([*map(texts.__getitem__, highest.tolist())], np.flatnonzero(~finite).tolist()),
         ]
         for index, name in enumerate(self.classes):
             before = b"," if index else b',"probabilities":{'
-            parts += [before + orjson.dumps(name) + b":", Texts(texts[index::width])]
-        return woven(*parts, b"}},")
+            parts += [before + orjson.dumps(name) + b":", JsonFragments(texts[index::width])]
+        return interleave(*parts, b"}},")
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class ClassLabels:
     """A class for each row, by id or by name, as `predict` gives them."""
 
     classes: tuple[str, ...]
@@ -215,55 +215,61 @@ class Labels:
         if len(found) != len(array) or not all(0 <= index < len(self.classes) for index in found):
             raise ModelFailed("the model answered a class that its metadata does not list")
         heads = _heads(self.classes)
-        return woven(Texts([heads[index] for index in found]), b"},")
+        return interleave(JsonFragments([heads[index] for index in found]), b"},")
 
 
-def outputs(specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple[str, ...]) -> Outputs:
+def prediction_schema_of(
+    specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple[str, ...]
+) -> PredictionSchema:
     """The outputs that a signature's `outputs` and the metadata's `task` and `classes` describe.
 
     Raises:
         Untypable: task and signature contradict each other.
     """
-    values = declared(specs) or (Value(None, "any", required=False),)
+    values = declared(specs) or (OutputColumn(None, "any", required=False),)
     if task == "classification":
         return _classification(values, classes)
     if task == "regression":
         if len(values) != 1 or values[0].kind not in ("number", "integer", "any"):
-            raise Untypable("its task is regression, but its output signature is not one number a row")
+            raise UnsupportedSignature(
+                "its task is regression, but its output signature is not one number a row"
+            )
         return Regression(values[0].name)
-    return Values(values)
+    return GenericOutput(values)
 
 
-def declared(specs: Sequence[Mapping[str, Any]]) -> tuple[Value, ...]:
+def declared(specs: Sequence[Mapping[str, Any]]) -> tuple[OutputColumn, ...]:
     """The columns of the model's answer, as a signature's `outputs` say."""
     return tuple(_value(spec) for spec in specs)
 
 
-def _classification(values: tuple[Value, ...], classes: tuple[str, ...]) -> Outputs:
+def _classification(values: tuple[OutputColumn, ...], classes: tuple[str, ...]) -> PredictionSchema:
     if not classes:
-        raise Untypable("its task is classification, but metadata serving.classes names no classes")
+        raise UnsupportedSignature(
+            "its task is classification, but metadata serving.classes names no classes"
+        )
     wide = len(values) > 1 or bool(values[0].shape)
     if not wide:
-        return Labels(classes, values[0].name)
+        return ClassLabels(classes, values[0].name)
     width = len(values) if len(values) > 1 else values[0].shape[-1]
     if width not in (-1, len(classes)):
-        raise Untypable(
+        raise UnsupportedSignature(
             f"its output signature has {width} columns, but metadata serving.classes names "
             f"{len(classes)} classes"
         )
     return Probabilities(classes)
 
 
-def _value(spec: Mapping[str, Any]) -> Value:
+def _value(spec: Mapping[str, Any]) -> OutputColumn:
     name = None if spec.get("name") is None else str(spec["name"])
     if spec["type"] == "tensor":
         tensor = spec["tensor-spec"]
         kind = _NUMPY_KINDS.get(np.dtype(tensor["dtype"]).kind, "any")
-        return Value(name, kind, tuple(tensor["shape"][1:]))
+        return OutputColumn(name, kind, tuple(tensor["shape"][1:]))
     if spec["type"] in ("array", "object", "map"):
         type = json.dumps({key: value for key, value in spec.items() if key not in ("name", "required")})
-        return Value(name, "nested", (), bool(spec.get("required", True)), type)
-    return Value(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
+        return OutputColumn(name, "nested", (), bool(spec.get("required", True)), type)
+    return OutputColumn(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
 
 
 def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:

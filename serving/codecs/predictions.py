@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from serving.codecs.json_values import Texts
+from serving.codecs.json_values import JsonFragments
 from serving.errors import ModelFailed
 
 
@@ -17,7 +17,7 @@ class Predictions:
 
     pieces: Sequence[bytes]
     width: int
-    bad: Collection[int] = ()
+    invalid_rows: Collection[int] = ()
     """Rows for which the model answered what JSON can't say."""
 
     def __len__(self) -> int:
@@ -29,7 +29,7 @@ class Predictions:
         Raises:
             ModelFailed: JSON can't say one of them.
         """
-        if self.bad and (rows := [row for row in self.bad if start <= row < end]):
+        if self.invalid_rows and (rows := [row for row in self.invalid_rows if start <= row < end]):
             raise ModelFailed(f"its prediction for row {min(rows) - start} is missing or not finite")
         return Predictions(self.pieces[start * self.width : end * self.width], self.width)
 
@@ -37,7 +37,7 @@ class Predictions:
         """Return whether there is one for each of so many rows."""
         return len(self) == rows
 
-    def now(self) -> Predictions:
+    def materialize(self) -> Predictions:
         """They are made."""
         return self
 
@@ -51,7 +51,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class LazyPredictions:
     """The predictions for a table, made when they are needed: at once, a large one would hold up others.
 
     A `whole` one is a result for all rows of a request, of which no row has a part.
@@ -68,11 +68,11 @@ class Later:
         """Return whether there is one result for each of so many rows."""
         return not self.whole and len(self.table) == rows
 
-    def part(self, start: int, end: int) -> Later:
+    def part(self, start: int, end: int) -> LazyPredictions:
         """Return those for some of the rows."""
-        return self if self.whole else Later(self.make, self.table.slice(start, end - start))
+        return self if self.whole else LazyPredictions(self.make, self.table.slice(start, end - start))
 
-    def now(self) -> Predictions:
+    def materialize(self) -> Predictions:
         """Make them.
 
         Raises:
@@ -83,11 +83,11 @@ class Later:
         return self.make(self.table).part(0, len(self.table))
 
 
-def woven(*parts: bytes | Texts) -> Predictions:
+def interleave(*parts: bytes | JsonFragments) -> Predictions:
     """Predictions of parts that stand one behind the other in each row: the same for all, or one for each."""
-    varying = [part for part in parts if isinstance(part, Texts)]
+    varying = [part for part in parts if isinstance(part, JsonFragments)]
     rows, width = len(varying[0].texts), len(parts)
     pieces = [b""] * (rows * width)
     for index, part in enumerate(parts):
-        pieces[index::width] = part.texts if isinstance(part, Texts) else [part] * rows
+        pieces[index::width] = part.texts if isinstance(part, JsonFragments) else [part] * rows
     return Predictions(pieces, width, {row for part in varying for row in part.bad})

@@ -18,28 +18,28 @@ from pydantic import ValidationError
 
 from serving.codecs.model_input import Rows
 from serving.contract.contract import Contract, validator
-from serving.errors import BodyTooLarge, Fault
+from serving.errors import BodyTooLarge, FieldError
 from serving.types.columns import Column
-from serving.types.constraints import NOTES
-from serving.types.nested import JSON, unpacked
+from serving.types.constraints import ANNOTATIONS
+from serving.types.nested import JSON, to_python
 from serving.types.scalars import Scalar
-from serving.types.tensors import Tensor, arrays, lists
+from serving.types.tensors import Tensor, from_list_array, to_list_array
 
 Given: TypeAlias = Sequence[Any] | pa.Array
 
 
-class _Unfit(ValueError):
+class _InvalidColumn(ValueError):
     """A column is not of its type."""
 
 
-class Intake:
+class ColumnValidator:
     """Checks columns by one contract."""
 
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
         self._readers = {column.name: _reader(column) for column in contract.columns}
 
-    def take(self, columns: Mapping[str, Given], **metadata: Any) -> pa.RecordBatch:
+    def validate(self, columns: Mapping[str, Given], **metadata: Any) -> pa.RecordBatch:
         """Return the rows of columns of values as JSON has them, None for null, or of Arrow arrays.
 
         The arrays are of the columns' types or such as those hold: integers for doubles, say. The
@@ -51,7 +51,7 @@ class Intake:
         """
         self._check_lengths(columns)
         found: dict[str, pa.Array] = {}
-        faults: list[Fault] = []
+        faults: list[FieldError] = []
         for column in self._contract.columns:
             given = columns.get(column.name)
             try:
@@ -59,26 +59,26 @@ class Intake:
                     is_array = isinstance(given, pa.Array)
                     found[column.name] = (self._of_array if is_array else self._of_values)(column, given)
                 elif column.required:
-                    faults.append(Fault((column.name,), "Field required"))
+                    faults.append(FieldError((column.name,), "Field required"))
             except ValidationError as error:
                 found_out = error.errors(include_url=False, include_input=False, include_context=False)
-                faults += [Fault((column.name, *fault["loc"]), fault["msg"]) for fault in found_out]
-            except _Unfit as error:
-                faults.append(Fault((column.name,), str(error)))
+                faults += [FieldError((column.name, *fault["loc"]), fault["msg"]) for fault in found_out]
+            except _InvalidColumn as error:
+                faults.append(FieldError((column.name,), str(error)))
         if faults:
             raise self._contract.refusal(faults)
         table = self._contract.layout.table(found)
         own = {name: json.dumps(value) for name, value in metadata.items() if value}
         return table.replace_schema_metadata(own) if own else table
 
-    def refitted(self, rows: Rows) -> Rows:
+    def revalidate(self, rows: Rows) -> Rows:
         """Rows that another version's contract has taken, in the types of this one; raises as `take` does."""
         if not isinstance(rows, pa.RecordBatch):
             return rows
         columns = zip(rows.schema, rows.columns, strict=True)
         own = {name.decode(): json.loads(value) for name, value in (rows.schema.metadata or {}).items()}
-        return self.take(
-            {field.name: unpacked(column) if field.type == JSON else column for field, column in columns},
+        return self.validate(
+            {field.name: to_python(column) if field.type == JSON else column for field, column in columns},
             **own,
         )
 
@@ -86,47 +86,47 @@ class Intake:
         known = [columns[column.name] for column in self._contract.columns if column.name in columns]
         lengths = {len(given) for given in known}
         if len(lengths) > 1:
-            raise self._contract.refusal([Fault((), "The columns differ in length")])
+            raise self._contract.refusal([FieldError((), "The columns differ in length")])
         rows = lengths.pop() if lengths else 0
         if rows > self._contract.max_rows:
             raise BodyTooLarge(f"There are more than {self._contract.max_rows} rows.")
         if known and not rows:
-            raise self._contract.refusal([Fault((), "There are no rows")])
+            raise self._contract.refusal([FieldError((), "There are no rows")])
 
     def _of_values(self, column: Column, values: Sequence[Any]) -> pa.Array:
         read = self._readers[column.name].validate_python(values)
         try:
             return column.kind.array(read)
         except ValueError:
-            raise _Unfit("The arrays of all rows should have one shape") from None
+            raise _InvalidColumn("The arrays of all rows should have one shape") from None
 
     def _of_array(self, column: Column, array: pa.Array) -> pa.Array:
         kind = column.kind
         if types.is_dictionary(array.type):
             array = array.dictionary_decode()
-        if isinstance(kind, Scalar) and _holds(kind.arrow, array.type):
+        if isinstance(kind, Scalar) and _accepts(kind.arrow, array.type):
             cast = _cast(array, kind)
-            if not {word for word, _ in column.facets} - NOTES:
+            if not {word for word, _ in column.constraints} - ANNOTATIONS:
                 return cast
         if isinstance(kind, Tensor) and types.is_fixed_size_list(array.type) == bool(kind.shape):
-            return _tensor(kind, arrays(array))
+            return _tensor(kind, from_list_array(array))
         return self._of_values(column, array.to_pylist(maps_as_pydicts="strict"))
 
 
 def _reader(column: Column) -> Any:
     kind = column.kind
-    value: Any = kind.annotation(dict(column.facets))
+    value: Any = kind.annotation(dict(column.constraints))
     if kind.nullable:
         value = value | None
     return validator(list[value])
 
 
-def _holds(wanted: pa.DataType, given: pa.DataType) -> bool:
+def _accepts(wanted: pa.DataType, given: pa.DataType) -> bool:
     """Whether every value of a type, but for its range, is one of another."""
-    return any(is_wanted(wanted) and any(holds(given) for holds in held) for is_wanted, held in _HELD)
+    return any(is_wanted(wanted) and any(holds(given) for holds in held) for is_wanted, held in _ACCEPTED)
 
 
-_HELD: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...]], ...] = (
+_ACCEPTED: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...]], ...] = (
     (types.is_floating, (types.is_floating, types.is_integer)),
     (types.is_integer, (types.is_integer,)),
     (types.is_boolean, (types.is_boolean,)),
@@ -138,15 +138,15 @@ _HELD: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], 
 
 def _cast(array: pa.Array, kind: Scalar) -> pa.Array:
     if array.null_count and not kind.nullable:
-        raise _Unfit(f"MLflow takes no null in a column of type {kind.told}: leave the column out")
+        raise _InvalidColumn(f"MLflow takes no null in a column of type {kind.told}: leave the column out")
     if types.is_timestamp(array.type) and array.type.tz:
         array = array.cast(pa.timestamp(array.type.unit, "UTC")).cast(pa.timestamp(array.type.unit))
     try:
         cast = array.cast(kind.arrow)
     except pa.ArrowInvalid:
-        raise _Unfit(f"Input should be in the range of a {kind.told}") from None
+        raise _InvalidColumn(f"Input should be in the range of a {kind.told}") from None
     if types.is_floating(cast.type) and not compute.all(compute.is_finite(cast), min_count=0).as_py():
-        raise _Unfit("Input should be a finite number")
+        raise _InvalidColumn("Input should be a finite number")
     return cast
 
 
@@ -155,7 +155,7 @@ def _tensor(kind: Tensor, given: np.ndarray[Any, Any]) -> pa.Array:
     if len(shape) != len(kind.shape) or any(
         size not in (wanted, -1) and wanted != -1 for size, wanted in zip(shape, kind.shape, strict=True)
     ):
-        raise _Unfit(f"Input should be of shape {[*kind.shape]} a row")
+        raise _InvalidColumn(f"Input should be of shape {[*kind.shape]} a row")
     if kind.dtype in ("str", "object"):
         return kind.array([*given])
     wanted = np.dtype(kind.dtype)
@@ -163,11 +163,11 @@ def _tensor(kind: Tensor, given: np.ndarray[Any, Any]) -> pa.Array:
     if kinds not in ("iu", "ui", "bb") and (
         "b" in kinds or not np.can_cast(given.dtype, wanted, "same_kind")
     ):
-        raise _Unfit(f"Input should be of type {kind.dtype}")
+        raise _InvalidColumn(f"Input should be of type {kind.dtype}")
     with np.errstate(over="ignore"):
         cast = given.astype(wanted)
     if wanted.kind in "iu" and not np.array_equal(cast, given):
-        raise _Unfit(f"Input should be in the range of {kind.dtype}")
+        raise _InvalidColumn(f"Input should be in the range of {kind.dtype}")
     if wanted.kind == "f" and not np.isfinite(cast).all():
-        raise _Unfit("Input should be a finite number")
-    return lists(cast)
+        raise _InvalidColumn("Input should be a finite number")
+    return to_list_array(cast)

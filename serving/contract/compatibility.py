@@ -49,12 +49,12 @@ def _column(old: Column, new: Column) -> Iterator[str]:
         return
     if new.required and not old.required:
         yield f"input {old.name!r} was optional and is required"
-    before, after = dict(old.facets), dict(new.facets)
-    for bound in _narrowed(before, after):
+    before, after = dict(old.constraints), dict(new.constraints)
+    for bound in _tightened_bounds(before, after):
         yield f"input {old.name!r} takes less: {bound}"
 
 
-def _narrowed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _tightened_bounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     if _lower(new) > _lower(old):
         yield _change("minimum", old, new)
     if _upper(new) < _upper(old):

@@ -13,20 +13,27 @@ from pydantic_core import SchemaError, SchemaValidator, from_json
 from typing_extensions import TypedDict
 
 from serving.codecs.json_fields import refuse_repeats
-from serving.codecs.json_values import Value
-from serving.codecs.model_input import Form, Layout
-from serving.codecs.prediction_schema import Outputs, Values, WholeOutput
+from serving.codecs.json_values import OutputColumn
+from serving.codecs.model_input import InputKind, InputLayout
+from serving.codecs.prediction_schema import GenericOutput, PredictionSchema, WholeOutput
 from serving.codecs.predictions import Predictions
 from serving.contract.reference_profile import Profile
 from serving.contract.type_hint_schema import item_schema
-from serving.errors import BodyTooLarge, Fault, Malformed, ModelFailed, Unprocessable, Untypable
+from serving.errors import (
+    BodyTooLarge,
+    FieldError,
+    Malformed,
+    ModelFailed,
+    Unprocessable,
+    UnsupportedSignature,
+)
 from serving.types.columns import Column
 from serving.types.scalars import SCALARS
 
 type_dict: Any = TypedDict  # its fields are known only when a version is loaded
 Row = dict[str, Any]
 
-_MOST_FAULTS = 20
+_MAX_FIELD_ERRORS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +74,12 @@ class Contract:
     name: str
     columns: tuple[Column, ...]
     params: tuple[Param, ...]
-    outputs: Outputs
+    outputs: PredictionSchema
     max_rows: int
-    form: Form = Form.FRAME
+    form: InputKind = InputKind.FRAME
     streams: bool = False
     """Whether the model can answer bit by bit."""
-    answered: tuple[Value, ...] = field(default=(), compare=False)
+    answered: tuple[OutputColumn, ...] = field(default=(), compare=False)
     """The columns of the model's answer, as its signature says."""
     profile: Profile | None = field(default=None, compare=False)
     """What its inputs and predictions were like in training."""
@@ -102,12 +109,12 @@ class Contract:
     @property
     def is_open(self) -> bool:
         """Whether no example has shown what the model returns, so that another output is returned whole."""
-        return isinstance(self.outputs, Values) and self.outputs.flexible
+        return isinstance(self.outputs, GenericOutput) and self.outputs.flexible
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> InputLayout:
         """The table that rows become."""
-        return Layout(self.columns, self.form)
+        return InputLayout(self.columns, self.form)
 
     @cached_property
     def json_schemas(self) -> Mapping[str, Any]:
@@ -125,7 +132,7 @@ class Contract:
             column.name: column.annotation if column.required else NotRequired[column.annotation]
             for column in self.columns
         }
-        if self.input_schema and self.form is Form.LIST:
+        if self.input_schema and self.form is InputKind.LIST:
             (column,) = self.columns
             fields[column.name] = Annotated[
                 fields[column.name], WithJsonSchema(item_schema(self.input_schema))
@@ -248,7 +255,7 @@ class Contract:
         try:
             self._row_validator, self._batch_validator, self._params_validator  # noqa: B018
         except (SchemaError, TypeError, ValueError) as error:
-            raise Untypable(f"its contract can't be compiled: {error}") from error
+            raise UnsupportedSignature(f"its contract can't be compiled: {error}") from error
 
     @cached_property
     def _row_validator(self) -> SchemaValidator:
@@ -275,15 +282,15 @@ class Contract:
             return Malformed(found[0]["msg"])
         if ("too_long", ("rows",)) in kinds:
             return BodyTooLarge(f"The batch has more than {self.max_rows} rows.")
-        return self.refusal([Fault(fault["loc"], fault["msg"]) for fault in found])
+        return self.refusal([FieldError(fault["loc"], fault["msg"]) for fault in found])
 
-    def refusal(self, faults: Sequence[Fault]) -> Unprocessable:
+    def refusal(self, faults: Sequence[FieldError]) -> Unprocessable:
         """The error for what does not fit; the first of many faults are listed."""
         listed = tuple(
-            Fault(tuple(_short(part) for part in fault.loc), fault.msg.removeprefix("Value error, "))
-            for fault in faults[:_MOST_FAULTS]
+            FieldError(tuple(_short(part) for part in fault.loc), fault.msg.removeprefix("Value error, "))
+            for fault in faults[:_MAX_FIELD_ERRORS]
         )
-        more = f" (the first {_MOST_FAULTS} are listed)" if len(faults) > _MOST_FAULTS else ""
+        more = f" (the first {_MAX_FIELD_ERRORS} are listed)" if len(faults) > _MAX_FIELD_ERRORS else ""
         things = "1 thing does" if len(faults) == 1 else f"{len(faults)} things do"
         return Unprocessable(f"{things} not fit the contract of model {self.name}{more}.", listed)
 

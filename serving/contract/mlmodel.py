@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from serving.codecs.model_input import Form
-from serving.codecs.prediction_schema import Outputs, declared, outputs
+from serving.codecs.model_input import InputKind
+from serving.codecs.prediction_schema import PredictionSchema, declared, prediction_schema_of
 from serving.contract import reference_profile
 from serving.contract.contract import Contract, Param
 from serving.contract.reference_profile import Profile
-from serving.errors import Untypable
+from serving.errors import UnsupportedSignature
 from serving.types.columns import UNNAMED, Column, column
 from serving.types.nested import nested
 from serving.types.scalars import SCALARS
@@ -45,30 +45,34 @@ def contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract
     try:
         return _contract(described, name, max_rows)
     except _UNEXPECTED as error:
-        raise Untypable(f"its signature or metadata has no form that is known: {error!r:.200}") from error
+        raise UnsupportedSignature(
+            f"its signature or metadata has no form that is known: {error!r:.200}"
+        ) from error
 
 
 def _contract(described: Mapping[str, Any], name: str, max_rows: int) -> Contract:
     signature = described.get("signature")
     if not signature:
-        raise Untypable(f"it has no signature: {HOW_TO_LOG}")
+        raise UnsupportedSignature(f"it has no signature: {HOW_TO_LOG}")
     metadata = _mapping(described.get("metadata") or {}, "metadata")
     serving = _mapping(metadata.get("serving") or {}, "metadata serving")
     if unknown := serving.keys() - _SERVING:
-        raise Untypable(f"metadata serving has unknown entries: {_listed(unknown)}")
+        raise UnsupportedSignature(f"metadata serving has unknown entries: {_join_names(unknown)}")
     task = serving.get("task")
     if task not in _TASKS:
-        raise Untypable(f"metadata serving.task is {task!r:.100}: write classification or regression")
+        raise UnsupportedSignature(
+            f"metadata serving.task is {task!r:.100}: write classification or regression"
+        )
     classes = _classes(serving.get("classes") or [])
     if classes and task != "classification":
-        raise Untypable(f"metadata serving.classes means nothing where serving.task is {task}")
+        raise UnsupportedSignature(f"metadata serving.classes means nothing where serving.task is {task}")
     inputs = _specs(signature, "inputs")
     batching = serving.get("batching")
     if batching not in (None, True, False):
-        raise Untypable(f"metadata serving.batching is {batching!r:.100}: write true or false")
+        raise UnsupportedSignature(f"metadata serving.batching is {batching!r:.100}: write true or false")
     of_hints = bool(described.get("is_signature_from_type_hint"))
     columns = _columns(inputs, serving.get("inputs") or {}, of_hints)
-    answer = outputs(_specs(signature, "outputs"), task, classes)
+    answer = prediction_schema_of(_specs(signature, "outputs"), task, classes)
     found = Contract(
         name,
         columns,
@@ -91,18 +95,18 @@ def _streams(described: Mapping[str, Any]) -> bool:
     return bool(_mapping(flavors.get("python_function") or {}, "flavor").get("streamable"))
 
 
-def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> Form:
+def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> InputKind:
     tensors = {spec.get("type") == "tensor" for spec in specs}
     named = {spec.get("name") is not None for spec in specs}
     if len(tensors) != 1 or len(named) != 1:
-        raise Untypable(f"its signature has no inputs, or inputs of several forms: {HOW_TO_LOG}")
+        raise UnsupportedSignature(f"its signature has no inputs, or inputs of several forms: {HOW_TO_LOG}")
     if tensors == {True} and named == {False} and len(specs) > 1:
-        raise Untypable("its signature has several tensors without names")
+        raise UnsupportedSignature("its signature has several tensors without names")
     if tensors == {True}:
-        return Form.ARRAYS if named == {True} else Form.ARRAY
+        return InputKind.ARRAYS if named == {True} else InputKind.ARRAY
     if of_type_hint:
-        return Form.LIST
-    return Form.FRAME if named == {True} else Form.UNNAMED_FRAME
+        return InputKind.LIST
+    return InputKind.FRAME if named == {True} else InputKind.UNNAMED_FRAME
 
 
 def _columns(specs: Sequence[Mapping[str, Any]], facets: Any, of_hints: bool) -> tuple[Column, ...]:
@@ -110,10 +114,10 @@ def _columns(specs: Sequence[Mapping[str, Any]], facets: Any, of_hints: bool) ->
     unnamed = [UNNAMED if len(specs) == 1 else str(index) for index in range(len(specs))]
     names = [str(spec.get("name", other)) for spec, other in zip(specs, unnamed, strict=True)]
     if len({*names}) < len(names):
-        raise Untypable(f"its signature has several inputs of one name: {_listed(names)}")
+        raise UnsupportedSignature(f"its signature has several inputs of one name: {_join_names(names)}")
     words = _mapping(facets, "metadata serving.inputs")
     if unknown := words.keys() - set(names):
-        raise Untypable(f"metadata serving.inputs names no column: {_listed(unknown)}")
+        raise UnsupportedSignature(f"metadata serving.inputs names no column: {_join_names(unknown)}")
     return tuple(
         column(
             _as_hinted(spec) if of_hints else spec,
@@ -133,7 +137,9 @@ def _as_hinted(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"type": "any", "required": spec.get("required", True)} if spec["type"] not in SCALARS else spec
 
 
-def _profile(told: Any, columns: Sequence[Column], answer: Outputs) -> tuple[Profile | None, tuple[str, ...]]:
+def _profile(
+    told: Any, columns: Sequence[Column], answer: PredictionSchema
+) -> tuple[Profile | None, tuple[str, ...]]:
     """The reference profile, or why there is none: it says nothing about how the model is asked."""
     if told is None:
         return None, ()
@@ -146,11 +152,13 @@ def _profile(told: Any, columns: Sequence[Column], answer: Outputs) -> tuple[Pro
 def _classes(named: Any) -> tuple[str, ...]:
     names = [str(each) for each in named] if isinstance(named, list) else None
     if names is None or len(set(names)) < len(names):
-        raise Untypable(f"metadata serving.classes is {named!r:.100}: write a list of different names")
+        raise UnsupportedSignature(
+            f"metadata serving.classes is {named!r:.100}: write a list of different names"
+        )
     return tuple(names)
 
 
-def _listed(names: Iterable[Any]) -> str:
+def _join_names(names: Iterable[Any]) -> str:
     shown = sorted(str(name)[:100] for name in names)
     more = len(shown) - _MAX_LISTED
     return ", ".join(shown[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -160,7 +168,7 @@ def _param(spec: Mapping[str, Any]) -> Param:
     name, type = str(spec["name"]), str(spec["type"])
     is_nested = type in ("object", "map", "array")
     if type == "binary" or (type not in SCALARS and not is_nested):
-        raise Untypable(
+        raise UnsupportedSignature(
             f"the parameter {name!r} is of type {type}: log one of {', '.join(SCALARS)}, or an object"
         )
     if is_nested:
@@ -173,15 +181,17 @@ def _specs(signature: Any, part: str) -> list[dict[str, Any]]:
     try:
         specs = json.loads(text) if text else []
     except (TypeError, ValueError, RecursionError) as error:
-        raise Untypable(f"its signature's {part} can't be read: {error}") from error
+        raise UnsupportedSignature(f"its signature's {part} can't be read: {error}") from error
     if not isinstance(specs, list) or not all(isinstance(spec, dict) for spec in specs):
-        raise Untypable(f"its signature's {part} are no list of columns")
+        raise UnsupportedSignature(f"its signature's {part} are no list of columns")
     if len(specs) > MAX_COLUMNS:
-        raise Untypable(f"its signature's {part} are {len(specs)} columns: at most {MAX_COLUMNS} are served")
+        raise UnsupportedSignature(
+            f"its signature's {part} are {len(specs)} columns: at most {MAX_COLUMNS} are served"
+        )
     return specs
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Untypable(f"its {what} is no mapping")
+        raise UnsupportedSignature(f"its {what} is no mapping")
     return value

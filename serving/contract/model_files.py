@@ -16,7 +16,7 @@ from typing import Any
 
 import serving
 from serving.contract import bounded_parser
-from serving.errors import Untypable
+from serving.errors import UnsupportedSignature
 
 _SECONDS = 20.0
 # Isolated from PYTHON* variables and .pth files, with this package and PyYAML alone.
@@ -33,7 +33,7 @@ _PASSED_ON = ("LD_LIBRARY_PATH", "LANG")
 class ModelFiles:
     """The content of the files that describe a model version."""
 
-    described: Mapping[str, Any]
+    mlmodel: Mapping[str, Any]
     """The content of `MLmodel`."""
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The content of the other YAML files, by name."""
@@ -54,7 +54,9 @@ async def read(folder: Path) -> ModelFiles:
     found = await _parsed(folder)
     documents, faults = found["documents"], found["faults"]
     if "MLmodel" not in documents:
-        raise Untypable(f"its MLmodel file can't be read: {faults.get('MLmodel', 'there is none')}")
+        raise UnsupportedSignature(
+            f"its MLmodel file can't be read: {faults.get('MLmodel', 'there is none')}"
+        )
     described = documents.pop("MLmodel")
     return ModelFiles(described, documents, found["texts"], found.get("example"), faults)
 
@@ -65,12 +67,12 @@ async def _parsed(folder: Path) -> dict[str, Any]:
         async with asyncio.timeout(_SECONDS):
             output, status = await asyncio.to_thread(_finish, process)
     except TimeoutError:
-        raise Untypable(f"its MLmodel file can't be read within {_SECONDS:g} s") from None
+        raise UnsupportedSignature(f"its MLmodel file can't be read within {_SECONDS:g} s") from None
     finally:
         process.kill()
     if status or len(output) > bounded_parser.MAX_OUTPUT_BYTES:
         ending = signal.Signals(-status).name if status < 0 else f"status {status}"
-        raise Untypable(
+        raise UnsupportedSignature(
             "its MLmodel file can't be read within the limits on time and memory: "
             f"the parser ended with {ending}"
         )

@@ -20,9 +20,9 @@ from pydantic import (
 from serving.types.columns import Column
 from serving.types.scalars import Scalar
 
-_MOST_COLUMNS = 200
-_MOST_OUTPUTS = 20
-_MOST_BINS = 50
+_MAX_COLUMNS = 200
+_MAX_OUTPUTS = 20
+_MAX_BINS = 50
 _TOLERANCE = 0.001
 
 Category = StrictBool | StrictInt | Annotated[StrictStr, Field(max_length=1000)]
@@ -40,8 +40,8 @@ class Distribution(_Form):
     the last is of all that is above, or of all others.
     """
 
-    edges: Annotated[tuple[FiniteFloat, ...], Field(max_length=_MOST_BINS)] | None = None
-    categories: Annotated[tuple[Category, ...], Field(max_length=_MOST_BINS)] | None = None
+    edges: Annotated[tuple[FiniteFloat, ...], Field(max_length=_MAX_BINS)] | None = None
+    categories: Annotated[tuple[Category, ...], Field(max_length=_MAX_BINS)] | None = None
     shares: tuple[Share, ...]
     missing: Share = 0.0
 
@@ -63,8 +63,8 @@ class Profile(_Form):
     """What is known of the rows a model was trained on, and of its answers to them, by column."""
 
     rows: Annotated[int, Field(ge=1)]
-    inputs: Annotated[dict[str, Distribution], Field(max_length=_MOST_COLUMNS)] = {}
-    outputs: Annotated[dict[str, Distribution], Field(max_length=_MOST_OUTPUTS)] = {}
+    inputs: Annotated[dict[str, Distribution], Field(max_length=_MAX_COLUMNS)] = {}
+    outputs: Annotated[dict[str, Distribution], Field(max_length=_MAX_OUTPUTS)] = {}
 
 
 def read(told: Any, columns: Iterable[Column], outputs: Mapping[str, Any]) -> Profile:

@@ -11,14 +11,14 @@ import numpy as np
 
 from serving.contract.reference_profile import Distribution
 
-_MOST_ROWS = 10_000
-_LEAST_SHARE = 1e-4
+_MAX_ROWS = 10_000
+_MIN_SHARE = 1e-4
 _CHANCE = 1e-4
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Sketch:
+class DecayedHistogram:
     """Counts of values in the bins of a reference, the older the less they weigh.
 
     All counts are halved when there are ten thousand, so that they tell of about the last ten thousand rows
@@ -34,7 +34,7 @@ class Sketch:
         self.counts: Array = np.zeros(len(reference.shares) + 1)
         self._reference, self._reference_rows = reference, rows
         self._expected: Array = np.array([*reference.shares, reference.missing])
-        self._least_rows = least_rows(self._expected, rows, threshold)
+        self._least_rows = min_rows(self._expected, rows, threshold)
         self._edges: Array = np.array(reference.edges or (), float)
         categories = reference.categories or ()
         self._places: dict[Any, int] = {value: index for index, value in enumerate(categories)}
@@ -48,7 +48,7 @@ class Sketch:
         """Count values; what is None, or of another kind than the reference's, is missing."""
         bins = self._in_categories(values) if self._reference.edges is None else self._between_edges(values)
         self.counts += np.bincount(bins, minlength=len(self.counts))
-        while self.counts.sum() > _MOST_ROWS:
+        while self.counts.sum() > _MAX_ROWS:
             self.counts /= 2
 
     @property
@@ -57,11 +57,11 @@ class Sketch:
         return float(self._contributions().sum())
 
     @property
-    def tells(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether there are enough rows for a PSI above the threshold to be no chance."""
         return self.rows >= self._least_rows
 
-    def change(self) -> str:
+    def describe_shift(self) -> str:
         """What there is more of than there was, as a person would say it."""
         now = self.counts / self.counts.sum()
         most = int(np.where(now > self._expected, self._contributions(), 0).argmax())
@@ -69,7 +69,7 @@ class Sketch:
         return f"{now[most]:.0%} of its values are {self._told(most)}, as against {then:.0%} in training"
 
     def _contributions(self) -> Array:
-        return contributions(self._expected, self._reference_rows, self.counts)
+        return psi_terms(self._expected, self._reference_rows, self.counts)
 
     def _between_edges(self, values: Sequence[Any]) -> Any:
         found = np.array([value if isinstance(value, int | float) else math.nan for value in values], float)
@@ -98,7 +98,7 @@ class Sketch:
         return f"below {bounds[0]}" if bin == 0 else f"{bounds[0]} or more"
 
 
-def contributions(expected: Array, expected_rows: int, counts: Array) -> Array:
+def psi_terms(expected: Array, expected_rows: int, counts: Array) -> Array:
     """What each bin adds to the population stability index, Σ (a - e) ln(a / e), of its shares e and a.
 
     N. Siddiqi, Credit Risk Scorecards, Wiley 2006, has the formula, and 0.25 as a major change. An empty
@@ -111,13 +111,13 @@ def contributions(expected: Array, expected_rows: int, counts: Array) -> Array:
         counts: The rows in each bin now, at least one in all.
     """
     rows = counts.sum()
-    least = max(_LEAST_SHARE, 0.5 / min(expected_rows, rows))
+    least = max(_MIN_SHARE, 0.5 / min(expected_rows, rows))
     then, now = np.maximum(expected, least), np.maximum(counts / rows, least)
     found: Array = (now - then) * np.log(now / then)
     return found
 
 
-def least_rows(expected: Array, expected_rows: int, threshold: float) -> float:
+def min_rows(expected: Array, expected_rows: int, threshold: float) -> float:
     """The rows from which on chance alone lifts the index over `threshold` once in ten thousand times.
 
     Of rows without any drift, n now and m of the reference in k bins, it is distributed as χ² with k - 1

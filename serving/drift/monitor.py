@@ -19,19 +19,19 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from serving.contract.reference_profile import Profile
-from serving.drift.histogram import Sketch
-from serving.drift.sampling import Asked, Sample, predicted
-from serving.hooks import Exchange, Observer
-from serving.models.loaded_model import Loaded, State
+from serving.drift.histogram import DecayedHistogram
+from serving.drift.sampling import SampledInputs, SampledRequest, sampled_predictions
+from serving.hooks import InferenceEvent, RequestHook
+from serving.models.loaded_model import LoadedModel, LoadState
 from serving.models.slot import Slot
 
 _ROWS_A_SECOND = 100
-_MOST_AT_ONCE = 1000
+_MAX_ROWS_AT_ONCE = 1000
 _BYTES_A_ROW = 4096
 _VALUES_AT_ONCE = 2000
-_MOST_TOLD = 20
+_MAX_FINDINGS = 20
 _SECONDS_AT_ONCE = 0.001
-_MOST_KEPT = 100
+_MAX_KEPT = 100
 """Versions of which the counts are kept, loaded or not: a model on demand may sleep between requests."""
 
 Labels = tuple[str, str]
@@ -69,35 +69,35 @@ class Finding:
         return DriftState(column=self.column, side=self.side, psi=round(self.psi, 4), rows=self.rows)
 
 
-class Watch:
+class VersionDrift:
     """What is seen of one version."""
 
     def __init__(self, profile: Profile, threshold: float) -> None:
-        self.left = _MOST_AT_ONCE
+        self.left = _MAX_ROWS_AT_ONCE
         """How many rows may be put aside."""
         self.looked_at = 0
         self.findings: Sequence[Finding] = ()
         """Of each column with enough rows, the worst first."""
         self._threshold = threshold
-        self._samples: list[Sample] = []
+        self._samples: list[SampledRequest] = []
         self._inputs, self._outputs = (
-            {name: Sketch(each, profile.rows, threshold) for name, each in side.items()}
+            {name: DecayedHistogram(each, profile.rows, threshold) for name, each in side.items()}
             for side in (profile.inputs, profile.outputs)
         )
 
-    def add(self, exchange: Exchange) -> None:
+    def add(self, exchange: InferenceEvent) -> None:
         """Put a request aside, or every so many of its rows."""
-        tickets = [ticket for _, ticket in exchange.answered_by]
+        tickets = [ticket for _, ticket in exchange.source_parts]
         rows = sum(len(ticket.rows) for ticket in tickets)
         step = math.ceil(rows / self.left) or 1
-        self._samples += [Sample(ticket.rows, ticket.future.result(), step) for ticket in tickets]
+        self._samples += [SampledRequest(ticket.rows, ticket.future.result(), step) for ticket in tickets]
         # So that large rows don't fill memory, they count for several.
         size = len(exchange.body) or sum(getattr(ticket.rows, "nbytes", 0) for ticket in tickets)
         self.left -= max(rows // step, size // _BYTES_A_ROW)
 
     def steps(self) -> Iterator[None]:
         """Count what was put aside, a little in each step."""
-        self.left = min(_MOST_AT_ONCE, max(0, self.left) + _ROWS_A_SECOND)
+        self.left = min(_MAX_ROWS_AT_ONCE, max(0, self.left) + _ROWS_A_SECOND)
         samples, self._samples = self._samples, []
         some = max(10, _VALUES_AT_ONCE // (len(self._inputs) or 1))
         for start in range(0, len(samples), some):
@@ -105,13 +105,13 @@ class Watch:
         if samples:
             yield from self._find()
 
-    def _count(self, samples: Sequence[Sample]) -> Iterator[None]:
-        asked = Asked(samples)
+    def _count(self, samples: Sequence[SampledRequest]) -> Iterator[None]:
+        asked = SampledInputs(samples)
         self.looked_at += len(asked)
         for name, sketch in self._inputs.items():
             sketch.count(asked.column(name))
             yield
-        for predictions in predicted(samples):
+        for predictions in sampled_predictions(samples):
             for name, sketch in self._outputs.items():
                 sketch.count([prediction.get(name) for prediction in predictions])
             yield
@@ -120,15 +120,15 @@ class Watch:
         found = []
         for side, sketches in (("input", self._inputs), ("output", self._outputs)):
             for name, sketch in sketches.items():
-                if sketch.tells:
+                if sketch.is_significant:
                     psi = sketch.psi
-                    change = sketch.change() if psi > self._threshold else ""
+                    change = sketch.describe_shift() if psi > self._threshold else ""
                     found.append(Finding(name, side, psi, sketch.rows, change))
                     yield
         self.findings = sorted(found, key=lambda each: -each.psi)
 
 
-class Drift(Observer, Collector):
+class Drift(RequestHook, Collector):
     """Watches every version that has a profile.
 
     Args:
@@ -137,10 +137,10 @@ class Drift(Observer, Collector):
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._watches: dict[Loaded, Watch] = {}
-        self._kept: LRUCache[Labels, Watch] = LRUCache(_MOST_KEPT)
+        self._watches: dict[LoadedModel, VersionDrift] = {}
+        self._kept: LRUCache[Labels, VersionDrift] = LRUCache(_MAX_KEPT)
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """Put a request aside, if there is room."""
         watch = self._watches.get(exchange.live)
         if watch is None:
@@ -150,9 +150,9 @@ class Drift(Observer, Collector):
         if watch.left > 0:
             watch.add(exchange)
 
-    def _watch(self, live: Loaded, profile: Profile) -> Watch:
+    def _watch(self, live: LoadedModel, profile: Profile) -> VersionDrift:
         """What has been seen of a version before, in whatever processes it ran, or nothing yet."""
-        return self._kept.setdefault(_labels(live), Watch(profile, self._threshold))
+        return self._kept.setdefault(_labels(live), VersionDrift(profile, self._threshold))
 
     async def run(self) -> None:
         """Count once a second until cancelled, and let others have their turn."""
@@ -172,25 +172,25 @@ class Drift(Observer, Collector):
     def _steps(self) -> Iterator[None]:
         for watch in {*self._watches.values()}:
             yield from watch.steps()
-        for live in [live for live in self._watches if live.state is State.CLOSED]:
+        for live in [live for live in self._watches if live.state is LoadState.CLOSED]:
             del self._watches[live]
 
     # -- telling
 
-    def findings(self, live: Loaded) -> Sequence[Finding]:
+    def findings(self, live: LoadedModel) -> Sequence[Finding]:
         """Of each column of which there are enough rows, the worst first."""
         watch = self._watches.get(live)
         return watch.findings if watch else ()
 
     def tell(self, slot: Slot) -> dict[str, Any]:
         """What is said of the version that is live: its worst columns, and which of them have drifted."""
-        found = self.findings(slot.live)[:_MOST_TOLD] if slot.live else ()
+        found = self.findings(slot.live)[:_MAX_FINDINGS] if slot.live else ()
         return {
             "drift": [each.state for each in found] or None,
             "warnings": [*map(str, self._drifted(found))],
         }
 
-    def tell_in_brief(self, slot: Slot) -> dict[str, Any]:
+    def summary(self, slot: Slot) -> dict[str, Any]:
         """What is said where anybody may ask: nothing of columns, nor of what was in them."""
         drifted = self._drifted(self.findings(slot.live)) if slot.live else ()
         told = f"drifted inputs and outputs: {len(drifted)}; /models/{slot.reference.name} tells which"
@@ -216,6 +216,6 @@ class Drift(Observer, Collector):
         yield from (psi, rows)
 
 
-def _labels(live: Loaded) -> Labels:
+def _labels(live: LoadedModel) -> Labels:
     version = live.version
     return version.name, version.version or version.model_id or ""

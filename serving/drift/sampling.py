@@ -11,27 +11,27 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from serving.batching.pending import Answer
+from serving.batching.pending import Output
 from serving.codecs.model_input import Rows
-from serving.codecs.predictions import Later, Predictions
+from serving.codecs.predictions import LazyPredictions, Predictions
 from serving.errors import ModelFailed
 
 _ROWS_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampledRequest:
     """Every so many of the rows that were asked together, and of the predictions."""
 
     rows: Rows
-    answer: Answer
+    answer: Output
     step: int
 
 
-class Asked:
+class SampledInputs:
     """The rows of samples."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[SampledRequest]) -> None:
         self._tables = _joined(
             [_every(each.rows, each.step) for each in samples if isinstance(each.rows, pa.RecordBatch)]
         )
@@ -54,7 +54,7 @@ class Asked:
         return values
 
 
-def predicted(samples: Sequence[Sample]) -> Iterator[list[dict[str, Any]]]:
+def sampled_predictions(samples: Sequence[SampledRequest]) -> Iterator[list[dict[str, Any]]]:
     """The predictions of samples, some hundred at a time; an empty one where JSON could not say it.
 
     There are none where a model answered bit by bit, or one thing for all rows.
@@ -64,20 +64,21 @@ def predicted(samples: Sequence[Sample]) -> Iterator[list[dict[str, Any]]]:
         yield orjson.loads(b"[" + some[:-1] + b"]")
 
 
-def _texts(samples: Sequence[Sample]) -> Iterator[bytes]:
+def _texts(samples: Sequence[SampledRequest]) -> Iterator[bytes]:
     """The object of each prediction, with a comma behind it."""
     for each in samples:
         if isinstance(each.answer, Predictions):
             yield from map(each.answer.row, range(0, len(each.answer), each.step))
     for predictions in _made(samples):
         yield from (
-            b"{}," if row in predictions.bad else predictions.row(row) for row in range(len(predictions))
+            b"{}," if row in predictions.invalid_rows else predictions.row(row)
+            for row in range(len(predictions))
         )
 
 
-def _made(samples: Sequence[Sample]) -> Iterator[Predictions]:
+def _made(samples: Sequence[SampledRequest]) -> Iterator[Predictions]:
     """The predictions that had not been made."""
-    later = [(each.answer, each.step) for each in samples if isinstance(each.answer, Later)]
+    later = [(each.answer, each.step) for each in samples if isinstance(each.answer, LazyPredictions)]
     for table in _joined([_every(answer.table, step) for answer, step in later]):
         for start in range(0, len(table), _ROWS_AT_ONCE):
             with suppress(ModelFailed):  # other protocols tell what JSON's predictions can't

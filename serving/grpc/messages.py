@@ -20,8 +20,8 @@ from serving.protocols.tensors import (
     Tensor,
     from_bytes,
     in_bytes,
+    invalid_tensor,
     kind,
-    unfit,
 )
 
 
@@ -56,7 +56,7 @@ _CONTENTS = {
 }
 
 
-def read(message: Any) -> tuple[InferenceRequest, list[Tensor]]:
+def from_request(message: Any) -> tuple[InferenceRequest, list[Tensor]]:
     """A request and its inputs, of a `ModelInferRequest`.
 
     Raises:
@@ -93,7 +93,7 @@ def read(message: Any) -> tuple[InferenceRequest, list[Tensor]]:
     ]
 
 
-def told(head: Mapping[str, str], tensors: Sequence[Tensor]) -> Any:
+def to_response(head: Mapping[str, str], tensors: Sequence[Tensor]) -> Any:
     """A `ModelInferResponse` with the tensors as raw contents.
 
     Raises:
@@ -119,11 +119,11 @@ def _with_parameters(message: Any) -> dict[str, Any]:
 def _of_contents(tensor: InputTensor, contents: Any) -> pa.Array:
     arrow = kind(tensor)
     if tensor.datatype not in _CONTENTS:
-        raise unfit(tensor, f"is of datatype {tensor.datatype}, which goes as raw contents only")
+        raise invalid_tensor(tensor, f"is of datatype {tensor.datatype}, which goes as raw contents only")
     values = getattr(contents, _CONTENTS[tensor.datatype])
     if len(values) != prod(tensor.shape):
-        raise unfit(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
+        raise invalid_tensor(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
     try:
         return pa.array(values, pa.binary() if tensor.datatype == "BYTES" else arrow)
     except pa.ArrowException:
-        raise unfit(tensor, f"has values that are no {tensor.datatype}") from None
+        raise invalid_tensor(tensor, f"has values that are no {tensor.datatype}") from None

@@ -18,19 +18,19 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, declared, requires
-from serving.auth.authenticator import Guard
-from serving.errors import CallerLeft, Malformed, NotLive
-from serving.grpc.messages import protos, read, services, told
-from serving.hooks import Observer, Refused
+from serving.auth.authenticator import Authenticator
+from serving.errors import ClientDisconnected, Malformed, NotLive
+from serving.grpc.messages import from_request, protos, services, to_response
+from serving.hooks import Refused, RequestHook
 from serving.http.endpoints import model_repository, open_inference
-from serving.http.endpoints.predict import tallied
+from serving.http.endpoints.predict import track_outcome
 from serving.http.model_visibility import visible_models
-from serving.http.problem_details import CALLER_LEFT
-from serving.http.routing import chance
-from serving.models.loaded_model import Loaded
+from serving.http.problem_details import CLIENT_CLOSED_REQUEST
+from serving.http.routing import routing_key
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
-from serving.models.selector import Models
-from serving.models.traffic_split import first
+from serving.models.selector import ModelSelector
+from serving.models.traffic_split import primary
 from serving.server.connection_limits import grpc_connections
 from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
@@ -56,14 +56,14 @@ Answer = Callable[[Scope, Exception, Any], Response]
 
 
 @asynccontextmanager
-async def serving(
-    models: Models,
+async def run_grpc_server(
+    models: ModelSelector,
     settings: Settings,
     refused: Refused,
     answer: Answer,
     new_id: Callable[[], str],
-    guard: Guard | None,
-    observers: Sequence[Observer] = (),
+    guard: Authenticator | None,
+    observers: Sequence[RequestHook] = (),
     certificate: Certificate | None = None,
 ) -> AsyncIterator[None]:
     """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
@@ -138,24 +138,26 @@ def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
 class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(
         self,
-        models: Models,
+        models: ModelSelector,
         settings: Settings,
         refused: Refused,
         answer: Answer,
         new_id: Callable[[], str],
-        guard: Guard | None,
-        observers: Sequence[Observer],
+        guard: Authenticator | None,
+        observers: Sequence[RequestHook],
     ) -> None:
         self._guard, self._observers = guard, observers
         self._models, self._refused, self._answer, self._new_id = models, refused, answer, new_id
-        self._infer = open_inference.Infer(self._lease_by_chance, settings, observers)
+        self._infer = open_inference.InferEndpoint(self._lease_by_chance, settings, observers)
         self._sticky = settings.sticky
 
-    def _lease_by_chance(self, scope: Scope) -> Loaded:
+    def _lease_by_chance(self, scope: Scope) -> LoadedModel:
         name, version = scope["asked"]
-        return self._lease(scope, name, version, partial(chance, name, scope, self._sticky))
+        return self._lease(scope, name, version, partial(routing_key, name, scope, self._sticky))
 
-    def _lease(self, scope: Scope, name: str, version: str, point: Callable[[], float] = first) -> Loaded:
+    def _lease(
+        self, scope: Scope, name: str, version: str, point: Callable[[], float] = primary
+    ) -> LoadedModel:
         models = visible_models(self._models, scope)
         return models.version(name, version) if version else models.lease(name, point)
 
@@ -203,23 +205,25 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             scope["asked"] = (request.model_name, request.model_version)
             leased = await self._infer.leased(scope)
             parts: list[Part] = []
-            with leased as live, tallied(live, parts, partial(self._infer.is_hurried, scope)):
-                asked, inputs = read(request)
+            with leased as live, track_outcome(live, parts, partial(self._infer.is_hurried, scope)):
+                asked, inputs = from_request(request)
                 ends = time.perf_counter() + self._infer.seconds(scope)
                 try:
-                    outputs, _ = await open_inference.inferred(live, parts, asked, inputs, ends)
+                    outputs, _ = await open_inference.run_inference(live, parts, asked, inputs, ends)
                 finally:
                     live.calls.withdraw(
                         parts
                     )  # gRPC cancels this where the caller leaves, or sets a deadline
                 head = {"model_name": live.version.name, "model_version": live.version.version or ""}
-                answered = told(head | {"id": asked.id or scope["request_id"]}, outputs)
+                answered = to_response(head | {"id": asked.id or scope["request_id"]}, outputs)
             live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
-            if headers := [header for observer in self._observers for header in observer.announce(scope)]:
+            if headers := [
+                header for observer in self._observers for header in observer.response_headers(scope)
+            ]:
                 await context.send_initial_metadata(
                     [(name.decode(), value.decode()) for name, value in headers]
                 )
-            self._infer.tell(live, scope, b"", (), parts)
+            self._infer.record(live, scope, b"", (), parts)
             return answered
 
         return await self._answered(context, request, "ModelInfer", infer)
@@ -233,16 +237,16 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
         scope |= {"began": time.perf_counter(), "client": (_host(context.peer()), None)}
         if name == "ModelInfer":
             for observer in self._observers:
-                observer.begun(scope)
+                observer.on_request(scope)
         try:
             if self._guard:
                 scope["key"] = None
-                scope["key"] = self._guard.admit(sent, declared(getattr(self, name)))
+                scope["key"] = self._guard.authenticate(sent, declared(getattr(self, name)))
             if isinstance(request, Malformed):
                 raise request
             return await make(scope)
         except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
-            self._refused(scope, CALLER_LEFT, CallerLeft("The caller has gone."))
+            self._refused(scope, CLIENT_CLOSED_REQUEST, ClientDisconnected("The caller has gone."))
             raise
         except Exception as error:
             response = self._answer(scope, error, open_inference.respond)

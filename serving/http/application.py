@@ -15,24 +15,24 @@ from starlette.types import Message, Receive, Scope, Send
 from serving import errors
 from serving.auth import host_and_origin
 from serving.auth.access_rules import NO_ROUTE, Access, required
-from serving.auth.authenticator import Guard
-from serving.hooks import Observer
+from serving.auth.authenticator import Authenticator
+from serving.hooks import RequestHook
 from serving.http import problem_details
 from serving.http.model_visibility import sees_reasons
 from serving.http.request_id import request_id
-from serving.http.routing import Routes
+from serving.http.routing import Router
 from serving.models.slot import Slot
 from serving.observers.access_log import AccessLog
 from serving.server.tls_certificate import Certificate
-from serving.telemetry.logging import of_request
+from serving.telemetry.logging import request_context
 from serving.telemetry.metrics import Metrics
-from serving.version import KEPT_BY_NOBODY
+from serving.version import NO_STORE_HEADERS
 
 log = logging.getLogger("serving")
 
 STATUSES: dict[type[errors.ServingError], int] = {
     errors.Malformed: 400,
-    errors.Contradictory: 400,
+    errors.ConflictingModel: 400,
     errors.BadHost: 400,
     errors.CrossSite: 403,
     errors.Unauthenticated: 401,
@@ -41,7 +41,7 @@ STATUSES: dict[type[errors.ServingError], int] = {
     errors.UnknownModel: 404,
     errors.UnknownPrediction: 404,
     errors.NotStreaming: 404,
-    errors.TooSlow: 408,
+    errors.RequestTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.Unprocessable: 422,
@@ -52,18 +52,18 @@ STATUSES: dict[type[errors.ServingError], int] = {
 """The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
 
 
-class Front(FastAPI):
+class ServingApp(FastAPI):
     """The application. Typed routes are answered here, around FastAPI's layers; all else by them.
 
     Every answer carries the request's id.
     """
 
-    predictions: Routes
+    predictions: Router
     metrics: Metrics
-    observers: Sequence[Observer] = ()
+    observers: Sequence[RequestHook] = ()
     access: AccessLog
     slots: Sequence[Slot] = ()
-    guard: Guard | None = None
+    guard: Authenticator | None = None
     hosts: host_and_origin.HostNames | None = None
     probes_by_any_name = True
     """Accept any host name for probes."""
@@ -78,37 +78,37 @@ class Front(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["request_id"], scope["began"] = request_id(scope), time.perf_counter()
-        predict = self.predictions.find(scope["path"])
+        predict = self.predictions.match(scope["path"])
         if predict:
             for observer in self.observers:
-                observer.begun(scope)
+                observer.on_request(scope)
         try:
-            self._admit(scope, predict.access if predict else required(self.router.routes, scope))
+            self._authorize(scope, predict.access if predict else required(self.router.routes, scope))
             if predict is None:
-                await super().__call__(scope, receive, _with_id(scope, send))
-                self.access.ended(scope, scope.get("status", problem_details.CALLER_LEFT))
+                await super().__call__(scope, receive, add_request_id(scope, send))
+                self.access.ended(scope, scope.get("status", problem_details.CLIENT_CLOSED_REQUEST))
             else:
                 await predict(scope, receive, send)
-        except errors.CallerLeft as error:
-            self.refused(scope, problem_details.CALLER_LEFT, error)
+        except errors.ClientDisconnected as error:
+            self.record_failure(scope, problem_details.CLIENT_CLOSED_REQUEST, error)
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
-                log.exception("a request was not answered as it should be", extra=of_request(scope))
+                log.exception("a request was not answered as it should be", extra=request_context(scope))
             respond = predict.respond if predict else problem_details.respond
-            response = answer(scope, error, scope.get("respond", respond))
-            self.refused(scope, response.status_code, error)
+            response = error_response(scope, error, scope.get("respond", respond))
+            self.record_failure(scope, response.status_code, error)
             if "status" not in scope:  # FastAPI's layers raise what they have answered with 500, too
-                await response(scope, receive, _with_id(scope, send))
+                await response(scope, receive, add_request_id(scope, send))
 
-    def refused(self, scope: Scope, status: int, error: Exception) -> None:
+    def record_failure(self, scope: Scope, status: int, error: Exception) -> None:
         """Count a request that was not answered as meant, and tell those who watch."""
         model, version = scope.get("leased", ("", ""))
         self.metrics.count(model, version, status)
         for observer in self.observers:
-            observer.refused(scope, status, error)
+            observer.on_error(scope, status, error)
         self.access.ended(scope, status)
 
-    def _admit(self, scope: Scope, access: Access) -> None:
+    def _authorize(self, scope: Scope, access: Access) -> None:
         """Check that the caller may use a route, before anything is leased or disclosed."""
         headers = dict(scope["headers"])
         is_foreign = self.hosts and not self.hosts.accepts(headers.get(b"host"))
@@ -123,10 +123,10 @@ class Front(FastAPI):
         if self.guard:
             scope["key"] = None
             if access.scope:
-                scope["key"] = self.guard.admit(scope["headers"], access)
+                scope["key"] = self.guard.authenticate(scope["headers"], access)
 
 
-def answer(
+def error_response(
     scope: Scope, error: Exception, respond: problem_details.Respond = problem_details.respond
 ) -> Response:
     """The response that tells of an error, a problem unless the protocol has another form for it."""
@@ -134,7 +134,7 @@ def answer(
     if isinstance(error, HTTPException):
         return respond(error.status_code, str(error.detail), request_id, headers=error.headers)
     if isinstance(error, RequestValidationError):
-        misfits = [errors.Fault(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
+        misfits = [errors.FieldError(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
         return respond(422, "The request does not fit.", request_id, faults=misfits)
     if not isinstance(error, errors.ServingError):
         return respond(500, "The server made a mistake; its log says which.", request_id)
@@ -149,7 +149,7 @@ def answer(
         return respond(status, detail, request_id, headers={"Retry-After": str(error.retry_after)})
     faults = error.faults if isinstance(error, errors.RequestError) else ()
     headers = {}
-    if isinstance(error, errors.TooSlow):
+    if isinstance(error, errors.RequestTimeout):
         headers["Connection"] = "close"
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
@@ -160,10 +160,10 @@ def answer(
 
 def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
     more = {"path": scope["path"], "cause": error.cause}
-    log.error("the model failed: %s", error, extra=of_request(scope) | more)
+    log.error("the model failed: %s", error, extra=request_context(scope) | more)
 
 
-def _with_id(scope: Scope, send: Send) -> Send:
+def add_request_id(scope: Scope, send: Send) -> Send:
     header = (b"x-request-id", scope["request_id"].encode())
 
     async def send_with_id(message: Message) -> None:
@@ -171,7 +171,11 @@ def _with_id(scope: Scope, send: Send) -> Send:
             scope["status"] = message["status"]
             headers = [*message.get("headers", ())]
             said = {name for name, _ in headers}
-            message["headers"] = [*headers, header, *(each for each in KEPT_BY_NOBODY if each[0] not in said)]
+            message["headers"] = [
+                *headers,
+                header,
+                *(each for each in NO_STORE_HEADERS if each[0] not in said),
+            ]
         await send(message)
 
     return send_with_id

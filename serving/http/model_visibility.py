@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.auth.api_keys import Key, Scope
+from serving.auth.api_keys import ApiKey, Scope
 from serving.errors import not_served
-from serving.models.selector import Models
+from serving.models.selector import ModelSelector
 from serving.registry.follower import Follower
 
 HIDDEN_REASON = "the log, the version's page in MLflow and a key with the scope admin show why"
 
 
-def visible_models(models: Models, scope: Mapping[str, Any]) -> Models:
+def visible_models(models: ModelSelector, scope: Mapping[str, Any]) -> ModelSelector:
     """Return the models that the caller's key gives access to, all without one."""
-    key: Key | None = scope.get("key")
+    key: ApiKey | None = scope.get("key")
     return models if key is None else models.only(key.models)
 
 
 def visible_followers(followers: Sequence[Follower], scope: Mapping[str, Any]) -> Sequence[Follower]:
     """Return the followers of the models that the caller's key gives access to, all without one."""
-    key: Key | None = scope.get("key")
+    key: ApiKey | None = scope.get("key")
     if key is None or not key.models:
         return followers
     return [each for each in followers if each.slot.reference.name in key.models]
@@ -33,7 +33,7 @@ def check_visible(scope: Mapping[str, Any], model: str) -> None:
     Raises:
         UnknownModel: it does not; the error is that for a model that does not exist.
     """
-    key: Key | None = scope.get("key")
+    key: ApiKey | None = scope.get("key")
     if key is not None and key.models and model not in key.models:
         raise not_served(model)
 
@@ -45,5 +45,5 @@ def sees_reasons(scope: Mapping[str, Any]) -> bool:
     """
     if "key" not in scope:
         return True
-    key: Key | None = scope["key"]
+    key: ApiKey | None = scope["key"]
     return key is not None and key.scope is Scope.ADMIN

@@ -11,18 +11,18 @@ from fastapi.openapi.utils import get_openapi
 from serving.http import problem_details
 from serving.http.endpoints import feedback
 from serving.http.typed_openapi import typed_routes
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.protocols.tabular import ARROW, CSV, PARQUET
 from serving.protocols.tensors import InferenceRequest
 
-_LONGEST = 2**63 - 1
+_MAX_TEXT_LENGTH = 2**63 - 1
 _JSON = "application/json"
 _STRING = {"type": "string"}
 _ANY: dict[str, Any] = {}
 
 
-def document(
-    app: FastAPI, default: Loaded | None, live: Mapping[str, Loaded], *, has_keys: bool
+def build_openapi(
+    app: FastAPI, default: LoadedModel | None, live: Mapping[str, LoadedModel], *, has_keys: bool
 ) -> dict[str, Any]:
     """The OpenAPI document of these live versions, and whether it takes a key to ask."""
     found = get_openapi(
@@ -35,23 +35,23 @@ def document(
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     schemas |= problem.pop("$defs") | {"Problem": problem} | feedback.SCHEMAS
     found["paths"] |= _invocations() | _infer("") | _infer("/versions/{version}")
-    _keep_longs(schemas)
+    _fix_int64_bounds(schemas)
     if has_keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"key": []}]
     return found
 
 
-def _keep_longs(schema: Any) -> None:
+def _fix_int64_bounds(schema: Any) -> None:
     """Write out the bounds of 64-bit integers, of which FastAPI makes floats."""
     if isinstance(schema, dict):
         if schema.get("format") == "int64":
             bounds = schema.keys() & {"minimum", "maximum"}
-            schema |= {word: min(int(schema[word]), _LONGEST) for word in bounds}
+            schema |= {word: min(int(schema[word]), _MAX_TEXT_LENGTH) for word in bounds}
         schema = [*schema.values()]
     if isinstance(schema, list):
         for each in schema:
-            _keep_longs(each)
+            _fix_int64_bounds(each)
 
 
 def _invocations() -> dict[str, Any]:
@@ -88,9 +88,9 @@ def _invocations() -> dict[str, Any]:
                     _parameter("query", "model", "a served model, or a reference that is live"),
                     _parameter("header", "X-Model", "the same"),
                 ],
-                "requestBody": {"required": True, "content": _contents({_JSON: asked} | tables)},
+                "requestBody": {"required": True, "content": _content({_JSON: asked} | tables)},
                 "responses": _responses(
-                    _contents({_JSON: {"type": "object", "required": ["predictions"]}} | tables),
+                    _content({_JSON: {"type": "object", "required": ["predictions"]}} | tables),
                     error,
                     (400, 404, 405, 413, 415, 500, 503, 504),
                 ),
@@ -101,7 +101,7 @@ def _invocations() -> dict[str, Any]:
 
 def _infer(version: str) -> dict[str, Any]:
     asked = InferenceRequest.model_json_schema()
-    asked |= {"properties": _inlined(asked["properties"], asked.pop("$defs"))}
+    asked |= {"properties": _inline_refs(asked["properties"], asked.pop("$defs"))}
     output = {"type": "object", "required": ["name", "shape", "datatype"]}
     answered = {
         "type": "object",
@@ -118,21 +118,21 @@ def _infer(version: str) -> dict[str, Any]:
                 "summary": "Predict, as Triton, KServe and MLServer do",
                 "operationId": f"{'pinned_' if version else ''}infer",
                 "parameters": [_parameter("path", name, f"the model's {name}") for name in names],
-                "requestBody": {"required": True, "content": _contents({_JSON: asked})},
+                "requestBody": {"required": True, "content": _content({_JSON: asked})},
                 "responses": _responses(
-                    _contents({_JSON: answered}), error, (400, 404, 405, 413, 415, 500, 503, 504)
+                    _content({_JSON: answered}), error, (400, 404, 405, 413, 415, 500, 503, 504)
                 ),
             }
         }
     }
 
 
-def _inlined(schema: Any, parts: Mapping[str, Any]) -> Any:
+def _inline_refs(schema: Any, parts: Mapping[str, Any]) -> Any:
     if isinstance(schema, dict):
         if "$ref" in schema:
-            return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
-        return {key: _inlined(value, parts) for key, value in schema.items()}
-    return [_inlined(each, parts) for each in schema] if isinstance(schema, list) else schema
+            return _inline_refs(parts[schema["$ref"].rpartition("/")[2]], parts)
+        return {key: _inline_refs(value, parts) for key, value in schema.items()}
+    return [_inline_refs(each, parts) for each in schema] if isinstance(schema, list) else schema
 
 
 def _parameter(where: str, name: str, description: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _parameter(where: str, name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": where, "schema": _STRING, "description": description} | required
 
 
-def _contents(schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _content(schemas: Mapping[str, Any]) -> dict[str, Any]:
     return {media_type: {"schema": schema} for media_type, schema in schemas.items()}
 
 
@@ -149,7 +149,7 @@ def _responses(fine: Any, error: Any, statuses: tuple[int, ...]) -> dict[str, An
     return {
         "200": {"description": "the predictions", "content": fine},
         **{
-            str(status): {"description": said["description"], "content": _contents({_JSON: error})}
+            str(status): {"description": said["description"], "content": _content({_JSON: error})}
             for status, said in failed.items()
         },
     }

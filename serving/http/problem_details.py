@@ -11,15 +11,15 @@ from fastapi import Path
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from serving.errors import Fault
+from serving.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
-CALLER_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """Nobody is answered so: it is for the metrics, as nginx counts those who left."""
-_MOST_BYTES = 8192
+_MAX_BYTES = 8192
 
 
-class FaultDetail(BaseModel):
+class FieldErrorDetail(BaseModel):
     """One thing that is wrong: where, and what."""
 
     loc: list[str | int] = Field(description="path to the field")
@@ -34,7 +34,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
-    errors: list[FaultDetail] = Field(default=[], description="the fields that are at fault")
+    errors: list[FieldErrorDetail] = Field(default=[], description="the fields that are at fault")
 
 
 class Respond(Protocol):
@@ -46,7 +46,7 @@ class Respond(Protocol):
         detail: str,
         request_id: str,
         *,
-        faults: Sequence[Fault] = (),
+        faults: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """The response."""
@@ -57,7 +57,7 @@ def respond(
     detail: str,
     request_id: str,
     *,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A problem response; faults that don't fit into 8 KB are left out."""
@@ -71,7 +71,7 @@ def respond(
         "errors": listed,
     }
     body = orjson.dumps(problem)
-    while len(body) > _MOST_BYTES and listed:
+    while len(body) > _MAX_BYTES and listed:
         del listed[len(listed) // 2 :]
         body = orjson.dumps(problem)
     return Response(body, status, dict(headers or {}), MEDIA_TYPE)

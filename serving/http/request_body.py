@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from starlette.types import Message, Receive, Scope
 
-from serving.errors import BodyTooLarge, CallerLeft, Malformed, TooSlow, UnsupportedMedia
+from serving.errors import BodyTooLarge, ClientDisconnected, Malformed, RequestTimeout, UnsupportedMedia
 
 JSON = "application/json"
 SECONDS = 20.0
@@ -27,17 +27,17 @@ async def read_json(scope: Scope, receive: Receive, most_bytes: int, seconds: fl
         Malformed: it asks for an answer within what is no number of seconds.
         CallerLeft: the caller went before it was whole.
     """
-    media_type = _head(scope, most_bytes)
+    media_type = _check_headers(scope, most_bytes)
     if media_type != b"application/json" and _essence(media_type) != JSON:
         raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json.")
     return await _read(receive, most_bytes, seconds)
 
 
-async def read_any(
+async def read_typed(
     scope: Scope, receive: Receive, most_bytes: int, seconds: float, media_types: Collection[str]
 ) -> tuple[str, bytes]:
     """The media type of a request, one of these, and its body; raises as `read_json` does."""
-    media_type = _essence(_head(scope, most_bytes))
+    media_type = _essence(_check_headers(scope, most_bytes))
     if media_type not in media_types:
         raise UnsupportedMedia(
             f"Send one of {', '.join(media_types)}, and say so with the header Content-Type."
@@ -45,9 +45,9 @@ async def read_any(
     return media_type, await _read(receive, most_bytes, seconds)
 
 
-async def read_raw(scope: Scope, receive: Receive, most_bytes: int, seconds: float) -> tuple[str, bytes]:
+async def read_untyped(scope: Scope, receive: Receive, most_bytes: int, seconds: float) -> tuple[str, bytes]:
     """The media type of a request, empty where it says none, and its body; raises as `read_json` does."""
-    told = _head(scope, most_bytes)
+    told = _check_headers(scope, most_bytes)
     if told and not _essence(told):
         raise UnsupportedMedia("Send JSON in UTF-8.")
     return _essence(told), await _read(receive, most_bytes, seconds)
@@ -59,15 +59,15 @@ async def _read(receive: Receive, most_bytes: int, seconds: float) -> bytes:
     if message.get("more_body"):
         try:
             async with asyncio.timeout(seconds):
-                body = await _read_on(receive, body, most_bytes)
+                body = await _read_rest(receive, body, most_bytes)
         except TimeoutError:
-            raise TooSlow(f"The body was not whole after {seconds:g} s.") from None
+            raise RequestTimeout(f"The body was not whole after {seconds:g} s.") from None
     if len(body) > most_bytes:
         raise BodyTooLarge(f"The body has more than {most_bytes} bytes.")
     return body
 
 
-async def _read_on(receive: Receive, begun: bytes, most_bytes: int) -> bytes:
+async def _read_rest(receive: Receive, begun: bytes, most_bytes: int) -> bytes:
     body, more = bytearray(begun), True
     while more and len(body) <= most_bytes:
         message = await receive()
@@ -78,12 +78,12 @@ async def _read_on(receive: Receive, begun: bytes, most_bytes: int) -> bytes:
 
 def _piece(message: Message) -> bytes:
     if message["type"] != "http.request":
-        raise CallerLeft("The caller went before the body was whole.")
+        raise ClientDisconnected("The caller went before the body was whole.")
     piece: bytes = message.get("body", b"")
     return piece
 
 
-def _head(scope: Scope, most_bytes: int) -> bytes:
+def _check_headers(scope: Scope, most_bytes: int) -> bytes:
     """The media type that the request's head says, if the rest of it is fine."""
     media_type = b""
     for name, value in scope["headers"]:

@@ -20,22 +20,22 @@ from fastapi.routing import APIRoute
 from serving.contract.contract import Contract, Param
 from serving.http.endpoints.predict_stream import ServerSentEvents
 from serving.http.problem_details import documented
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
-def typed_routes(default: Loaded | None, live: Mapping[str, Loaded]) -> list[APIRoute]:
+def typed_routes(default: LoadedModel | None, live: Mapping[str, LoadedModel]) -> list[APIRoute]:
     """The typed routes of live versions, as FastAPI would have them."""
-    routes = list(_declared("", "", default.contract)) if default else []
+    routes = list(_routes_for("", "", default.contract)) if default else []
     for name, loaded in live.items():
         prefix = f"/models/{quote(name)}"
-        routes += _declared(prefix, f"_{name}", loaded.contract)
-        routes += _declared(f"{prefix}/versions/{{version}}", f"_{name}", loaded.contract)
+        routes += _routes_for(prefix, f"_{name}", loaded.contract)
+        routes += _routes_for(f"{prefix}/versions/{{version}}", f"_{name}", loaded.contract)
     return routes
 
 
-def _declared(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRoute]:
+def _routes_for(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRoute]:
     tags: list[str | Enum] = [contract.name]
     pinned = "{version}" in prefix
     yield APIRoute(
@@ -89,7 +89,9 @@ def _query(name: str, param: Param) -> inspect.Parameter:
     if param.is_nested:  # JSON in text, of which FastAPI would make fields
         described = Query(alias=param.name, description="JSON", examples=[json.dumps(param.default)])
         return _parameter(name, Annotated[str | None, described], None)
-    return _parameter(name, Annotated[param.annotation, Query(alias=param.name)], _shown(param.default))
+    return _parameter(
+        name, Annotated[param.annotation, Query(alias=param.name)], _json_default(param.default)
+    )
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -97,6 +99,6 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
     return inspect.Parameter(name, kind, annotation=annotation, default=default)
 
 
-def _shown(default: Any) -> Any:
+def _json_default(default: Any) -> Any:
     """A default as JSON has it; None where JSON can't say it."""
     return None if isinstance(default, float) and not math.isfinite(default) else default

@@ -20,12 +20,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import private_files
-from serving.app import application
-from serving.cluster import ReplicaState, Seen, state, stray
+from serving.app import create_asgi_app
+from serving.cluster import ClusterView, InstanceState, divergence, state
 from serving.errors import NotLive
 from serving.models.slot import Slot
 from serving.processes import confinement
-from serving.settings.settings import OPTIONS, Settings, mistakes, variable
+from serving.settings.settings import OPTIONS, Settings, env_name, format_errors
 from serving.telemetry.logging import configure as configure_logging
 
 _START = "start_seconds"
@@ -74,12 +74,12 @@ def configured(args: Mapping[str, Any]) -> tuple[Settings, float]:
     try:
         settings = Settings(**{name: value for name, value in given.items() if name in OPTIONS})
         lines += [
-            f"{variable(name)}: Ray's proxy listens, and alone"
+            f"{env_name(name)}: Ray's proxy listens, and alone"
             for name in _NOT_THERE
             if getattr(settings, name) is not None
         ]
     except ValidationError as error:
-        lines += mistakes(error)
+        lines += format_errors(error)
     try:
         start_seconds = _SECONDS.validate_python(start_seconds)
     except ValidationError as error:
@@ -94,7 +94,7 @@ def _joined(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-class Behind:
+class RayAsgiAdapter:
     """The application as Ray's proxies call it, whose lifespan begins before Ray's and ends with it.
 
     They leave a route prefix in the path, and add `X-Request-ID` to answers themselves.
@@ -130,7 +130,7 @@ class Behind:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-class Replica:
+class RayReplica:
     """A front, and what it knows of the others: Ray calls its methods."""
 
     def __init__(self, settings: Settings, start_seconds: float) -> None:
@@ -140,7 +140,7 @@ class Replica:
         self._all = serve.get_deployment_handle(context.deployment, context.app_name)
         self._slots: Sequence[Slot] = ()
         self._registry = CollectorRegistry()
-        self._looking: asyncio.Task[Seen] | None = None
+        self._looking: asyncio.Task[ClusterView] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application, once all its models are live: Ray passes no request on before.
@@ -152,17 +152,17 @@ class Replica:
         private_files.set_umask()
         private_files.restrict(self._settings, self._settings)
         confinement.hide_memory()
-        application_, front = application(self._settings, self)
+        application_, front = create_asgi_app(self._settings, self)
         self._slots, self._registry = front.slots, front.metrics.registry
         async with AsyncExitStack() as starting:
             await starting.enter_async_context(front.router.lifespan_context(front))
             await self._join()
-            return Behind(application_, starting.pop_all())
+            return RayAsgiAdapter(application_, starting.pop_all())
 
     async def check_health(self) -> None:
         """Show that the front's event loop turns, which calls this."""
 
-    async def live(self) -> ReplicaState:
+    async def live(self) -> InstanceState:
         """What is live here."""
         return state(self._id, self._node, self._slots)
 
@@ -175,16 +175,16 @@ class Replica:
         answers = await self._ask("measured")
         return dict(answer for answer in answers if isinstance(answer, tuple))
 
-    async def look(self) -> Seen:
+    async def look(self) -> ClusterView:
         """What all replicas tell that are in service, of which one look is under way at a time."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)
 
-    async def _look(self) -> Seen:
+    async def _look(self) -> ClusterView:
         answers = await self._ask("live")
-        replicas = [answer for answer in answers if isinstance(answer, ReplicaState)]
-        return Seen(replicas, silent=len(answers) - len(replicas))
+        replicas = [answer for answer in answers if isinstance(answer, InstanceState)]
+        return ClusterView(replicas, silent=len(answers) - len(replicas))
 
     async def _ask(self, method: str) -> list[Any]:
         """What each replica in service answers, or an exception for those that may live and don't."""
@@ -202,12 +202,12 @@ class Replica:
         reason: str | None = "it is being resolved"
         try:
             async with asyncio.timeout(self._start_seconds):
-                while reason := await self._obstacle():  # noqa: ASYNC110  # others' versions are no event here
+                while reason := await self.readiness_blocker():  # noqa: ASYNC110  # others' versions are no event here
                     await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
         except TimeoutError:
             raise NotLive(f"not live after {self._start_seconds:g} s: {reason}") from None
 
-    async def _obstacle(self) -> str | None:
+    async def readiness_blocker(self) -> str | None:
         """Why this replica can't serve yet.
 
         Who tells nothing in time does not keep it out: replicas that are busy are why it is started, and what
@@ -217,7 +217,7 @@ class Replica:
         for slot in required:
             if not slot.live:
                 return f"{slot.reference}: {slot.reason}"
-        return stray(state(self._id, self._node, required).models, await self.look())
+        return divergence(state(self._id, self._node, required).models, await self.look())
 
 
 def _tell(settings: Settings) -> None:
@@ -227,4 +227,4 @@ def _tell(settings: Settings) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
 
 
-_front = serve.deployment(name="front")(serve.ingress()(Replica))
+_front = serve.deployment(name="front")(serve.ingress()(RayReplica))

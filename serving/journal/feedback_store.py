@@ -17,16 +17,16 @@ from serving.journal import row_builder
 from serving.journal.feedback_sums import Sums
 from serving.journal.quality import Quality
 from serving.journal.schema import feedback, predictions, versions
-from serving.journal.scoring import Misfit, Verdict, judge
+from serving.journal.scoring import InvalidOutcome, Score, score
 
-_MOST_TOLD = 100
+_MAX_FIELD_ERRORS = 100
 _outputs = lru_cache(maxsize=64)(row_builder.outputs)
 
 
-def qualities(connection: Connection) -> list[Quality]:
+def model_qualities(connection: Connection) -> list[Quality]:
     """How right versions were, those first on which feedback came last."""
     known = select(versions).where(versions.c.feedback > 0)
-    found = connection.execute(known.order_by(versions.c.feedback_at.desc()).limit(_MOST_TOLD))
+    found = connection.execute(known.order_by(versions.c.feedback_at.desc()).limit(_MAX_FIELD_ERRORS))
     return [_quality(row) for row in found]
 
 
@@ -50,7 +50,7 @@ def _quality(row: Row[Any]) -> Quality:
 # -- taking it
 
 
-def take(connection: Connection, asked: Mapping[str, Any]) -> dict[str, Any]:
+def record_feedback(connection: Connection, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Take all of the feedback, or nothing of it, and tell what became of it.
 
     `models` are those that the caller may speak of, or None; predictions of others are unknown to it. Either
@@ -68,12 +68,12 @@ def take(connection: Connection, asked: Mapping[str, Any]) -> dict[str, Any]:
     for index, each in enumerate(given):
         identity, place = each["prediction_id"], each["row"]
         try:
-            verdicts.append(_judged(found[identity], predicted[identity], place, each["outcome"]))
-        except Misfit as error:
+            verdicts.append(_score_row(found[identity], predicted[identity], place, each["outcome"]))
+        except InvalidOutcome as error:
             misfits.append([index, "row" if place >= found[identity].rows else "outcome", str(error)])
     if misfits:
         return {"misfits": misfits}
-    _put(connection, given, [found[each["prediction_id"]].version for each in given], verdicts)
+    _upsert(connection, given, [found[each["prediction_id"]].version for each in given], verdicts)
     return {"recorded": len(given)}
 
 
@@ -87,24 +87,24 @@ def _found(connection: Connection, identities: set[str]) -> dict[str, Row[Any]]:
     return found
 
 
-def _judged(row: Row[Any], predicted: list[Any], place: int, outcome: Any) -> Verdict:
+def _score_row(row: Row[Any], predicted: list[Any], place: int, outcome: Any) -> Score:
     if place >= row.rows:
-        raise Misfit(f"Input should be less than {row.rows}, the rows of this prediction")
+        raise InvalidOutcome(f"Input should be less than {row.rows}, the rows of this prediction")
     if len(predicted) != row.rows:  # one thing for all rows
         predicted = predicted[:1] * row.rows
-    return judge(_outputs(row.form), predicted[place], outcome)
+    return score(_outputs(row.form), predicted[place], outcome)
 
 
-def _put(
+def _upsert(
     connection: Connection,
     given: Sequence[Mapping[str, Any]],
     versions_of: Sequence[int],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[Score],
 ) -> None:
     """Have these outcomes be those of their rows, and the sums of the versions those with them."""
     now = datetime.now(UTC)
     sums = _sums(connection, {*versions_of})
-    known = _known(connection, {each["prediction_id"] for each in given})
+    known = _previous(connection, {each["prediction_id"] for each in given})
     made: dict[_Place, dict[str, Any]] = {}
     for each, version, verdict in zip(given, versions_of, verdicts, strict=True):
         place = each["prediction_id"], each["row"]
@@ -135,13 +135,13 @@ def _sums(connection: Connection, of: set[int]) -> dict[int, Sums]:
     return {row.id: Sums.of(row) for row in found}
 
 
-def _known(connection: Connection, identities: set[str]) -> dict[_Place, Verdict]:
+def _previous(connection: Connection, identities: set[str]) -> dict[_Place, Score]:
     """What was said of these predictions before, by row."""
     columns = select(feedback.c.prediction, feedback.c.row, feedback.c.correct, feedback.c.error)
-    found: dict[_Place, Verdict] = {}
+    found: dict[_Place, Score] = {}
     for some in _portions(identities):
         for row in connection.execute(columns.where(feedback.c.prediction.in_(some))):
-            found[row.prediction, row.row] = Verdict(row.correct, row.error)
+            found[row.prediction, row.row] = Score(row.correct, row.error)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from serving.journal.scoring import Verdict
+from serving.journal.scoring import Score
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Sums:
         errors = Fraction(row.absolute_errors), Fraction(row.squared_errors)
         return cls(row.feedback, row.classed, row.correct, row.measured, *errors)
 
-    def add(self, verdict: Verdict, sign: int = 1) -> None:
+    def add(self, verdict: Score, sign: int = 1) -> None:
         """Add what a verdict says, or take it away."""
         self.feedback += sign
         if verdict.correct is not None:

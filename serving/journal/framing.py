@@ -8,14 +8,14 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from serving.processes.framing import exactly
+from serving.processes.framing import recv_exactly
 
 _HEADER = struct.Struct("<BII")
 _MAX_BYTES = 16 * 2**20
 """The largest payload that the journal writer sends."""
 
 
-class Kind(IntEnum):
+class FrameType(IntEnum):
     """What a frame says."""
 
     OPEN = 1
@@ -38,7 +38,7 @@ class Kind(IntEnum):
 class Frame:
     """One frame."""
 
-    kind: Kind
+    kind: FrameType
     number: int
     payload: bytes
 
@@ -57,7 +57,7 @@ async def read(stream: asyncio.StreamReader) -> Frame | None:
         kind, number, length = _HEADER.unpack(await stream.readexactly(_HEADER.size))
         if length > _MAX_BYTES:
             raise ValueError(f"a frame of {length} bytes, more than {_MAX_BYTES}")
-        return Frame(Kind(kind), number, await stream.readexactly(length))
+        return Frame(FrameType(kind), number, await stream.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
@@ -65,10 +65,10 @@ async def read(stream: asyncio.StreamReader) -> Frame | None:
 def receive(connection: socket.socket) -> Frame | None:
     """The next frame, waited for; None where the other side has gone."""
     try:
-        if (header := exactly(connection, _HEADER.size)) is None:
+        if (header := recv_exactly(connection, _HEADER.size)) is None:
             return None
         kind, number, length = _HEADER.unpack(header)
-        payload = exactly(connection, length)
+        payload = recv_exactly(connection, length)
     except ConnectionError:
         return None
-    return None if payload is None else Frame(Kind(kind), number, bytes(payload))
+    return None if payload is None else Frame(FrameType(kind), number, bytes(payload))

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import orjson
 import pyarrow as pa
 
-from serving.codecs.json_values import Value, in_json
+from serving.codecs.json_values import OutputColumn, to_jsonable
 from serving.codecs.model_input import objects
 from serving.codecs.observed_output import is_whole
-from serving.codecs.prediction_schema import Outputs, Values
+from serving.codecs.prediction_schema import GenericOutput, PredictionSchema
 from serving.errors import ModelFailed
 from serving.protocols.mlflow_scoring_output import predictions_json
 
 _NOTHING = b'{"prediction":null}'
 
 
-def in_words(
-    rows: Sequence[bytes], answer: Sequence[bytes], places: Sequence[int], outputs: Outputs
+def to_json_rows(
+    rows: Sequence[bytes], answer: Sequence[bytes], places: Sequence[int], outputs: PredictionSchema
 ) -> tuple[bytes, bytes]:
     """The rows of a record and its predictions: JSON arrays, in the order of their places in the request.
 
@@ -28,7 +28,7 @@ def in_words(
     answered = [_read(each) for each in answer]
     order = sorted(range(len(places)), key=places.__getitem__)
     inputs = [row for each in given for row in objects(each)]
-    asked = orjson.dumps([inputs[index] for index in order], default=in_json)
+    asked = orjson.dumps([inputs[index] for index in order], default=to_jsonable)
     if len(answered) == 1 and is_whole(answered[0], len(inputs)):
         whole = b"".join(predictions_json((), answered[0]))
         return asked, b'[{"prediction":%s}]' % whole
@@ -40,11 +40,13 @@ def _read(encoded: bytes) -> pa.RecordBatch:
     return pa.ipc.open_stream(encoded).read_next_batch()
 
 
-def _predictions(outputs: Outputs, table: pa.RecordBatch) -> list[bytes]:
+def _predictions(outputs: PredictionSchema, table: pa.RecordBatch) -> list[bytes]:
     """The prediction of each row; as it is, where it is something else than the signature says."""
     try:
         made = outputs.predictions(table)
     except ModelFailed:
         names = table.schema.names if table.num_columns > 1 else [None]
-        made = Values(tuple(Value(name, "any", required=False) for name in names)).predictions(table)
-    return [_NOTHING if row in made.bad else made.row(row)[:-1] for row in range(len(made))]
+        made = GenericOutput(tuple(OutputColumn(name, "any", required=False) for name in names)).predictions(
+            table
+        )
+    return [_NOTHING if row in made.invalid_rows else made.row(row)[:-1] for row in range(len(made))]

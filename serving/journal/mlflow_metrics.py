@@ -7,17 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from serving.errors import RegistryError, Unresolved
+from serving.errors import ReferenceNotFound, RegistryError
 from serving.journal.quality import Quality
 from serving.registry.client import RegistryClient
 
 log = logging.getLogger("serving.journal")
-Key = tuple[str, str, str]
+RunKey = tuple[str, str, str]
 _SECONDS_BETWEEN = 60.0
 _SECONDS_BETWEEN_TRIES = 5.0
 
 
-class Reporter:
+class MetricsReporter:
     """Writes metrics once a minute for each version at most; what the registry does not take is tried again.
 
     Fronts that share a journal may each write a point a minute; what is the same, MLflow keeps once.
@@ -25,13 +25,13 @@ class Reporter:
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._clock = registry, clock
-        self._pending: dict[Key, Quality] = {}
-        self._told: dict[Key, Quality] = {}
-        self._told_at: dict[Key, float] = {}
+        self._pending: dict[RunKey, Quality] = {}
+        self._told: dict[RunKey, Quality] = {}
+        self._told_at: dict[RunKey, float] = {}
         self._more = asyncio.Event()
-        self._failing: set[Key] = set()
+        self._failing: set[RunKey] = set()
 
-    def tell(self, qualities: Sequence[Quality]) -> None:
+    def enqueue(self, qualities: Sequence[Quality]) -> None:
         """Have this written to the runs; what is told later replaces it."""
         for each in qualities:
             if each.run_id and self._told.get(each.key) != each:
@@ -56,7 +56,7 @@ class Reporter:
             try:
                 await self._write(quality)
             except RegistryError as error:
-                self._complain(quality, error)
+                self._log_failure(quality, error)
                 self._pending[key] = self._pending.pop(key)  # others come first when it is tried again
                 if not now:
                     return
@@ -73,11 +73,11 @@ class Reporter:
         of = quality.run_id, quality.model_id
         try:
             await self._registry.log_metrics(*of, metrics, quality.feedback, quality.at)
-        except Unresolved:
+        except ReferenceNotFound:
             said = "run %s has gone, and what is told of its model with it"
             log.info(said, quality.run_id, extra=_in_logs(quality))
 
-    def _complain(self, quality: Quality, error: RegistryError) -> None:
+    def _log_failure(self, quality: Quality, error: RegistryError) -> None:
         if quality.key not in self._failing:
             self._failing.add(quality.key)
             said = "how right version %s of %s is could not be told: %s"

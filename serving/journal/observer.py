@@ -18,14 +18,14 @@ from typing import Any
 import orjson
 from uuid_utils import uuid7
 
-from serving.errors import JournalAway
-from serving.hooks import Exchange, Header, Observer
-from serving.journal.framing import Frame, Kind
+from serving.errors import JournalUnavailable
+from serving.hooks import Header, InferenceEvent, RequestHook
+from serving.journal.framing import Frame, FrameType
 from serving.journal.metrics import JournalMetrics
-from serving.journal.mlflow_metrics import Reporter
+from serving.journal.mlflow_metrics import MetricsReporter
 from serving.journal.quality import Quality
 from serving.journal.records import Record, pack, record
-from serving.journal.writer_client import Link
+from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
 from serving.registry.client import RegistryClient
 from serving.settings.settings import Settings
@@ -36,18 +36,18 @@ log = logging.getLogger("serving.journal")
 MOST_RECORDS, MOST_BYTES = 100_000, 64 * 2**20
 """What may wait for the database."""
 _SECONDS_BETWEEN_MESSAGES = 0.1
-_MOST_BYTES_OF_MESSAGE = 2**20
+_MAX_MESSAGE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class InFlight:
     """How much of what waits is in one message."""
 
     records: int
     bytes: int
 
 
-class Journal(Observer):
+class JournalObserver(RequestHook):
     """Records the predictions of one front."""
 
     def __init__(
@@ -59,11 +59,11 @@ class Journal(Observer):
             "days": settings.journal_days,
             "logged": [settings.log_format, settings.log_level],
         }
-        self._link = Link(orjson.dumps(opening), self._hear, supervisor)
-        self._reporter = Reporter(registry)
+        self._link = WriterClient(orjson.dumps(opening), self._on_frame, supervisor)
+        self._reporter = MetricsReporter(registry)
         self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
-        self._sent: dict[int, Batch] = {}
+        self._sent: dict[int, InFlight] = {}
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._packing: asyncio.Handle | None = None
         self._is_empty = asyncio.Event()
@@ -81,12 +81,12 @@ class Journal(Observer):
 
     # -- predictions
 
-    def announce(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
+    def response_headers(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
         """The header that tells the prediction's id."""
         identity = scope["prediction_id"] = str(uuid7())
         return ((b"x-prediction-id", identity.encode()),)
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """Have it written, if there is room for it."""
         kept = record(exchange)
         size = kept.size
@@ -99,14 +99,14 @@ class Journal(Observer):
         self._pending_bytes += size
         if self._packing is None:
             self._packing = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_MESSAGES, self._pack)
-        if self._pending_bytes > _MOST_BYTES_OF_MESSAGE:
+        if self._pending_bytes > _MAX_MESSAGE_BYTES:
             self._pack()
 
     def _pack(self) -> None:
         if self._packing is not None:
             self._packing.cancel()
             self._packing = None
-        pending, batch = self._pending, Batch(len(self._pending), self._pending_bytes)
+        pending, batch = self._pending, InFlight(len(self._pending), self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
         if pending:
             try:
@@ -115,26 +115,28 @@ class Journal(Observer):
                 log.exception("predictions could not be packed")
                 self._settle(batch, lost=batch.records)
             else:
-                self._sent[self._link.send(Kind.RECORDS, packed)] = batch
+                self._sent[self._link.send(FrameType.RECORDS, packed)] = batch
 
     # -- feedback
 
-    async def feed_back(self, feedback: Sequence[Any], models: Sequence[str] | None) -> dict[str, Any]:
+    async def record_feedback(self, feedback: Sequence[Any], models: Sequence[str] | None) -> dict[str, Any]:
         """What became of outcomes that were told: see `outcomes.take`.
 
         Raises:
             JournalAway: the database can't be asked now.
         """
         if self._failing:
-            raise JournalAway("The journal's database can't be asked now.")
+            raise JournalUnavailable("The journal's database can't be asked now.")
         self._pack()  # the predictions that it is on
-        number = self._link.send(Kind.FEEDBACK, orjson.dumps({"feedback": feedback, "models": models}))
+        number = self._link.send(FrameType.FEEDBACK, orjson.dumps({"feedback": feedback, "models": models}))
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._seconds):
                 found: dict[str, Any] = await answer
         except TimeoutError:
-            raise JournalAway(f"The journal's database did not answer within {self._seconds:g} s.") from None
+            raise JournalUnavailable(
+                f"The journal's database did not answer within {self._seconds:g} s."
+            ) from None
         finally:
             del self._answers[number]
             self._link.forget(number)
@@ -149,21 +151,21 @@ class Journal(Observer):
 
     # -- what the process tells
 
-    def _hear(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         told = orjson.loads(frame.payload)
         match frame.kind:
-            case Kind.WRITTEN:
+            case FrameType.WRITTEN:
                 self._count(frame.number, told["lost"])
-            case Kind.ANSWER:
+            case FrameType.ANSWER:
                 if (answer := self._answers.get(frame.number)) and not answer.done():
                     answer.set_result(told)
-            case Kind.STATE:
-                self._turn(told["failing"])
-            case Kind.QUALITY:
+            case FrameType.STATE:
+                self._set_failing(told["failing"])
+            case FrameType.QUALITY:
                 found = [Quality(**each) for each in told]
                 self._qualities = {each.key: each for each in found}
-                self.metrics.tell(found)
-                self._reporter.tell(found)
+                self.metrics.update(found)
+                self._reporter.enqueue(found)
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):
@@ -172,13 +174,13 @@ class Journal(Observer):
         if not self._sent:
             self._is_empty.set()
 
-    def _settle(self, batch: Batch, lost: int) -> None:
+    def _settle(self, batch: InFlight, lost: int) -> None:
         self.metrics.written.inc(batch.records - lost)
         self.metrics.dropped.inc(lost)
         self._waiting -= batch.records
         self._waiting_bytes -= batch.bytes
 
-    def _turn(self, failing: str) -> None:
+    def _set_failing(self, failing: str) -> None:
         if failing:
             log.warning("predictions can't be recorded now, and wait: %s", failing)
         elif self._failing:
@@ -186,7 +188,7 @@ class Journal(Observer):
         self._failing = failing
         for answer in self._answers.values():
             if failing and not answer.done():
-                answer.set_exception(JournalAway("The journal's database can't be asked now."))
+                answer.set_exception(JournalUnavailable("The journal's database can't be asked now."))
 
     # -- the end
 

@@ -14,11 +14,19 @@ import orjson
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from serving.codecs.prediction_schema import Labels, Outputs, Probabilities, Regression, Values, WholeOutput
+from serving.codecs.prediction_schema import (
+    ClassLabels,
+    GenericOutput,
+    PredictionSchema,
+    Probabilities,
+    Regression,
+    WholeOutput,
+)
 
 log = logging.getLogger("serving.journal")
-_FORMS: Mapping[str, TypeAdapter[Outputs]] = {
-    form.__name__: TypeAdapter(form) for form in (Values, WholeOutput, Regression, Probabilities, Labels)
+_FORMS: Mapping[str, TypeAdapter[PredictionSchema]] = {
+    form.__name__: TypeAdapter(form)
+    for form in (GenericOutput, WholeOutput, Regression, Probabilities, ClassLabels)
 }
 
 
@@ -28,7 +36,7 @@ class Rows:
 
     versions: list[tuple[Any, ...]]
     predictions: list[tuple[Any, ...]]
-    lost: int
+    rejected: int
 
 
 VERSION = ("id", "model", "version", "model_id", "run_id", "source", "task", "outputs")
@@ -47,7 +55,7 @@ PREDICTION = (
 """The columns in which they are."""
 
 
-def outputs(told: str) -> Outputs:
+def outputs(told: str) -> PredictionSchema:
     """How a version's answers are read, of what the journal keeps of the version."""
     facts = orjson.loads(told)
     return _FORMS[facts.pop("form")].validate_python(facts)
@@ -57,7 +65,7 @@ def unpack(payload: bytes) -> Rows:
     """The rows of the tables for what `records.pack` made."""
     batch = pa.ipc.open_stream(payload).read_next_batch()
     versions = orjson.loads(batch.schema.metadata[b"versions"])
-    tails = [_tail(version) for version in versions]
+    tails = [_model_suffix_length(version) for version in versions]
     found, lost = [], 0
     for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _each(batch):
         try:
@@ -81,7 +89,7 @@ def _each(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
     return zip(*columns)  # noqa: B905  # what repeats has no length
 
 
-def _tail(version: Mapping[str, Any]) -> int:
+def _model_suffix_length(version: Mapping[str, Any]) -> int:
     """The length of what ends each typed answer, which tells the version."""
     model = orjson.dumps({"name": version["model"], "version": version["version"]})
     return len(b',"model":%s}' % model)
@@ -94,25 +102,25 @@ def _moment(prefix: str) -> datetime:
 
 
 def _in_words(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    from serving.journal.json_rows import in_words  # heavy, and mostly not needed
+    from serving.journal.json_rows import to_json_rows  # heavy, and mostly not needed
 
     rows, answers, places = tables
-    return in_words(rows, answers, places, outputs(version["outputs"]))
+    return to_json_rows(rows, answers, places, outputs(version["outputs"]))
 
 
 # -- what typed routes take and answer
 
 
-def _one(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+def _read_predict(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
     return b"[%s]" % body, b"[%s}]" % answer[:-tail]
 
 
-def _batch(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+def _read_batch(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
     return orjson.dumps(orjson.loads(body)["rows"]), answer[len(b'{"predictions":') : -tail]
 
 
-def _stream(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+def _read_stream(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
     return b"[%s]" % body, b"[[%s]]" % answer
 
 
-_READERS = {"predict": _one, "batch": _batch, "stream": _stream}
+_READERS = {"predict": _read_predict, "batch": _read_batch, "stream": _read_stream}

@@ -6,22 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from serving.codecs.prediction_schema import Labels, Outputs, Probabilities, Regression
+from serving.codecs.prediction_schema import ClassLabels, PredictionSchema, Probabilities, Regression
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Score:
     """Whether a class was right, or by how much a number was too high; neither for other predictions."""
 
     correct: bool | None = None
     error: float | None = None
 
 
-class Misfit(Exception):
+class InvalidOutcome(Exception):
     """The outcome is none that this prediction could have; the message says what it could."""
 
 
-def judge(outputs: Outputs, prediction: Any, outcome: Any) -> Verdict:
+def score(outputs: PredictionSchema, prediction: Any, outcome: Any) -> Score:
     """How right `prediction` was, the object that the typed routes answer for a row.
 
     A class is right or wrong, named or numbered. A number has an error. What has no task is judged so if it
@@ -31,34 +31,36 @@ def judge(outputs: Outputs, prediction: Any, outcome: Any) -> Verdict:
         Misfit: the outcome does not fit the outputs that the version declares.
     """
     predicted = prediction.get("prediction") if isinstance(prediction, dict) else None
-    if isinstance(outputs, Probabilities | Labels):
-        return _judge_class(outputs.classes, predicted, outcome)
+    if isinstance(outputs, Probabilities | ClassLabels):
+        return _score_class(outputs.classes, predicted, outcome)
     if isinstance(outputs, Regression):
         if not _is_number(outcome):
-            raise Misfit("Input should be a finite number")
-        return _measured(predicted, outcome) if _is_number(predicted) else Verdict()
+            raise InvalidOutcome("Input should be a finite number")
+        return _measured(predicted, outcome) if _is_number(predicted) else Score()
     if not _is_alike(predicted, outcome):
-        raise Misfit(f"Input should have the shape of the prediction, {_shape(predicted)}")
+        raise InvalidOutcome(f"Input should have the shape of the prediction, {_shape(predicted)}")
     if _is_number(predicted) and _is_number(outcome):
         return _measured(predicted, outcome)
     if isinstance(predicted, str | bool):
-        return Verdict(correct=predicted == outcome)
-    return Verdict()
+        return Score(correct=predicted == outcome)
+    return Score()
 
 
-def _measured(predicted: Any, outcome: Any) -> Verdict:
+def _measured(predicted: Any, outcome: Any) -> Score:
     error = float(predicted) - float(outcome)
     if not math.isfinite(error * error):
-        raise Misfit("Input should be a number whose error can be squared")
-    return Verdict(error=error)
+        raise InvalidOutcome("Input should be a number whose error can be squared")
+    return Score(error=error)
 
 
-def _judge_class(classes: tuple[str, ...], predicted: Any, outcome: Any) -> Verdict:
+def _score_class(classes: tuple[str, ...], predicted: Any, outcome: Any) -> Score:
     if isinstance(outcome, str) and outcome in classes:
         outcome = classes.index(outcome)
     if isinstance(outcome, bool) or not isinstance(outcome, int) or not 0 <= outcome < len(classes):
-        raise Misfit(f"Input should be a class: one of {', '.join(classes[:20])}, or its number from 0 on")
-    return Verdict(correct=predicted == outcome) if predicted is not None else Verdict()
+        raise InvalidOutcome(
+            f"Input should be a class: one of {', '.join(classes[:20])}, or its number from 0 on"
+        )
+    return Score(correct=predicted == outcome) if predicted is not None else Score()
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from serving.journal.framing import Frame, Kind, read
+from serving.journal.framing import Frame, FrameType, read
 from serving.processes.descendants import StopDetector
 from serving.supervision import Component, Supervisor
 
@@ -20,7 +20,7 @@ _SECONDS_TO_END = 15.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class Link:
+class WriterClient:
     """Sends frames, and again those that were not answered where the process died.
 
     `hear` is called with each frame that comes.
@@ -29,7 +29,7 @@ class Link:
     def __init__(
         self, opening: bytes, hear: Callable[[Frame], None], supervisor: Supervisor | None = None
     ) -> None:
-        self._opening, self._hear = Frame(Kind.OPEN, 0, opening), hear
+        self._opening, self._hear = Frame(FrameType.OPEN, 0, opening), hear
         self._asked: dict[int, Frame] = {}
         self._unsent: deque[Frame] = deque()
         self._number, self._more = 0, asyncio.Event()
@@ -41,7 +41,7 @@ class Link:
         """Start the process, unless it was started."""
         self._component = self._component or self._supervisor.start("journal writer", self._serve)
 
-    def send(self, kind: Kind, payload: bytes) -> int:
+    def send(self, kind: FrameType, payload: bytes) -> int:
         """Have this sent, in the order of the calls; gives its number, by which it is answered."""
         self._number += 1
         frame = self._asked[self._number] = Frame(kind, self._number, payload)
@@ -94,7 +94,7 @@ class Link:
 
     async def _receive(self, stream: asyncio.StreamReader) -> None:
         while frame := await read(stream):
-            if frame.kind in (Kind.WRITTEN, Kind.ANSWER):
+            if frame.kind in (FrameType.WRITTEN, FrameType.ANSWER):
                 self._asked.pop(frame.number, None)
             self._hear(frame)
 

@@ -14,15 +14,15 @@ import pyarrow as pa
 from serving.batching import sharing_proof
 from serving.batching.sharing_proof import Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, in_text, is_own, joined
+from serving.codecs.model_input import Rows, canonical_json, concat, is_own
 from serving.codecs.observed_output import is_whole, outputs_of
-from serving.codecs.prediction_schema import Values
+from serving.codecs.prediction_schema import GenericOutput
 from serving.codecs.predictions import Predictions
-from serving.contract.column_validator import Intake
+from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract
 from serving.errors import ModelFailed, ProcessDied, RequestError, VerificationFailed
 from serving.models.input_example import Example
-from serving.models.replay import Comparison, Recorded, compare
+from serving.models.replay import Comparison, RecordedRequest, compare
 from serving.models.sample_rows import sample_rows
 from serving.processes.replica import Replica
 from serving.protocols.mlflow_scoring_output import predictions_json
@@ -31,7 +31,7 @@ _TIMED = 10
 Found = TypeVar("Found")
 
 
-class Trial:
+class CandidateVerifier:
     """Calls a process that takes no requests yet.
 
     Args:
@@ -71,7 +71,7 @@ class Trial:
                 reason = ""
             except VerificationFailed as error:
                 reason = str(error)
-        if isinstance(self.contract.outputs, Values):
+        if isinstance(self.contract.outputs, GenericOutput):
             self.contract = replace(self.contract, outputs=replace(self.contract.outputs, flexible=True))
         return reason
 
@@ -82,12 +82,12 @@ class Trial:
         """
         calls = [(len(group), await self._call(group, params)) for group in self._tables(rows)]
         wholes = [call for call in calls if is_whole(call[1], call[0])]
-        if isinstance(self.contract.outputs, Values) and (of_all or wholes):
+        if isinstance(self.contract.outputs, GenericOutput) and (of_all or wholes):
             count, output = (wholes or calls)[0]
             outputs, warnings = outputs_of(self.contract.answered, output, count)
             warnings = (*self.contract.warnings, *warnings)
             self.contract = replace(self.contract, outputs=outputs, warnings=warnings)
-        elif wholes and not isinstance(self.contract.outputs, Values):
+        elif wholes and not isinstance(self.contract.outputs, GenericOutput):
             raise ModelFailed("it does not return one result per row, which its serving.task asks for")
         if not wholes:
             for count, output in calls:
@@ -97,14 +97,14 @@ class Trial:
         if is_whole(output, rows):
             raise ModelFailed(f"it returned {len(output)} results for {rows} rows")
         predictions = self.contract.predictions(output)
-        if predictions.bad:
-            row = min(predictions.bad) + 1
+        if predictions.invalid_rows:
+            row = min(predictions.invalid_rows) + 1
             raise ModelFailed(f"its prediction for row {row} is missing or not a finite number")
         return predictions
 
     # -- sharing
 
-    async def prove(self, example: Example | None, recorded: Sequence[Recorded]) -> Sharing:
+    async def prove(self, example: Example | None, recorded: Sequence[RecordedRequest]) -> Sharing:
         """Find out whether callers may share a call of the model; this may take the process along."""
         contract = self.contract
         if contract.is_whole:
@@ -124,19 +124,19 @@ class Trial:
             return Sharing(False, Basis.PROOF, "its process died on several rows at once")
 
     def _trial_rows(
-        self, example: Example | None, params: Mapping[str, Any], recorded: Sequence[Recorded]
+        self, example: Example | None, params: Mapping[str, Any], recorded: Sequence[RecordedRequest]
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the example, of recorded requests with its parameters, and generated ones."""
-        contract, intake = self.contract, Intake(self.contract)
+        contract, intake = self.contract, ColumnValidator(self.contract)
         rows: list[Rows] = [example.rows] if example else []
-        rows += [each.rows for each in recorded if in_text(each.params) == in_text(params)]
-        if example or contract.profile or any(column.facets for column in contract.columns):
+        rows += [each.rows for each in recorded if canonical_json(each.params) == canonical_json(params)]
+        if example or contract.profile or any(column.constraints for column in contract.columns):
             rows.append(sample_rows(contract, sharing_proof.MAX_ROWS, example.shown if example else None))
         for group in rows:
             with suppress(pa.ArrowException, RequestError, TypeError, ValueError):  # of an older contract
                 yield from (
                     table
-                    for table in self._tables(intake.refitted(group))
+                    for table in self._tables(intake.revalidate(group))
                     if len(table) and not is_own(table)
                 )
 
@@ -145,12 +145,12 @@ class Trial:
             yield group if isinstance(group, pa.RecordBatch) else self.contract.layout.to_table(group)
 
     async def _call(self, table: Rows, params: Mapping[str, Any]) -> pa.RecordBatch:
-        encoded = self.contract.layout.encode(table, in_text(params))
-        return model_output.decode(await self._process.answer(encoded))
+        encoded = self.contract.layout.encode(table, canonical_json(params))
+        return model_output.decode(await self._process.infer(encoded))
 
     # -- replay
 
-    async def rehearse(self, recorded: Sequence[Recorded], *, shared: bool) -> Comparison | None:
+    async def rehearse(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison | None:
         """Have requests answered that another version has answered, and compare; None if there are none.
 
         Raises:
@@ -171,10 +171,10 @@ class Trial:
         except (ModelFailed, ProcessDied, RequestError) as error:
             raise VerificationFailed(f"on {what} {error}") from error
 
-    async def _compared(self, recorded: Sequence[Recorded], *, shared: bool) -> Comparison:
+    async def _compared(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison:
         times = []
-        intake = Intake(self.contract)
-        recorded = [replace(each, rows=intake.refitted(each.rows)) for each in recorded]
+        intake = ColumnValidator(self.contract)
+        recorded = [replace(each, rows=intake.revalidate(each.rows)) for each in recorded]
         alone = recorded[-_TIMED:] if shared else recorded
         found = await self._together(recorded[: len(recorded) - len(alone)])
         for each in alone:
@@ -183,15 +183,15 @@ class Trial:
             times.append(time.perf_counter() - began)
         return compare(recorded, found, times[-_TIMED:])
 
-    async def _together(self, recorded: Sequence[Recorded]) -> list[bytes]:
+    async def _together(self, recorded: Sequence[RecordedRequest]) -> list[bytes]:
         """The answer for each request, asked for as batches would be: one for those that are alike."""
         found = [b""] * len(recorded)
         alike: dict[tuple[str, str], list[int]] = {}
         for index, each in enumerate(recorded):
             schema = str(each.rows.schema) if isinstance(each.rows, pa.RecordBatch) else ""
-            alike.setdefault((in_text(each.params), schema), []).append(index)
+            alike.setdefault((canonical_json(each.params), schema), []).append(index)
         for indices in alike.values():
-            rows = joined([recorded[index].rows for index in indices])
+            rows = concat([recorded[index].rows for index in indices])
             predictions = iter(await self._answer(rows, recorded[indices[0]].params))
             for index in indices:
                 found[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
@@ -220,7 +220,7 @@ class Trial:
                 self._process.stop()
             first.append(chunk)
 
-        asked = self.contract.layout.encode(example.rows[:1], in_text(example.params))
-        await self._process.answer(asked, hear)
+        asked = self.contract.layout.encode(example.rows[:1], canonical_json(example.params))
+        await self._process.infer(asked, hear)
         for chunk in first[:1]:
-            model_output.retold(chunk)
+            model_output.to_json_value(chunk)

@@ -12,19 +12,19 @@ import logging
 import random
 from collections.abc import Sequence
 
-from serving.batching.pending import Ticket
-from serving.codecs.predictions import Later
+from serving.batching.pending import PendingRequest
+from serving.codecs.predictions import LazyPredictions
 from serving.errors import ModelFailed, ProcessDied, ServingError
-from serving.models.loaded_model import Loaded
-from serving.models.probation import Tally
-from serving.models.replay import Recorded
+from serving.models.loaded_model import LoadedModel
+from serving.models.probation import RequestCounts
+from serving.models.replay import RecordedRequest
 
 log = logging.getLogger("serving.model")
 _MAX_SAMPLE = 8
 _MAX_SECONDS = 5.0
 
 
-async def excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
+async def excuse(tally: RequestCounts, other: LoadedModel, *, with_deaths: bool) -> None:
     """Excuse those failures in `tally` that `other` has too, as far as a sample of them shows.
 
     An error in here excuses nothing.
@@ -40,7 +40,7 @@ async def excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
         log.exception("requests that failed could not be repeated on %s", other.version)
 
 
-async def _excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
+async def _excuse(tally: RequestCounts, other: LoadedModel, *, with_deaths: bool) -> None:
     if share := await _share_failing(other, tally.raised):
         tally.excused += round(share * max(0, tally.own_failed - len(tally.fatal)))
     if with_deaths and (share := await _share_failing(other, [*tally.fatal][-1:])):
@@ -48,7 +48,7 @@ async def _excuse(tally: Tally, other: Loaded, *, with_deaths: bool) -> None:
         tally.excused_deaths += round(share * tally.own_deaths)
 
 
-async def _share_failing(other: Loaded, requests: Sequence[Ticket]) -> float:
+async def _share_failing(other: LoadedModel, requests: Sequence[PendingRequest]) -> float:
     """Return the share of a sample of the requests that `other` does not answer either."""
     sample = random.sample([*requests], min(_MAX_SAMPLE, len(requests)))
     with other:
@@ -56,10 +56,10 @@ async def _share_failing(other: Loaded, requests: Sequence[Ticket]) -> float:
     return sum(failing) / max(1, len(failing))
 
 
-async def _fails(other: Loaded, request: Ticket) -> bool:
+async def _fails(other: LoadedModel, request: PendingRequest) -> bool:
     """Return whether `other` fails on a request; not if it does not accept it, or has no time for it."""
     try:
-        rows = other.intake.refitted(request.rows)
+        rows = other.intake.revalidate(request.rows)
         params = other.contract.read_params(json.loads(request.key.params or "{}"))
         ((_, ticket),) = other.calls.submit(rows, params, _MAX_SECONDS, raw=True, alone=True)
         answer = await ticket.future
@@ -67,8 +67,8 @@ async def _fails(other: Loaded, request: Ticket) -> bool:
         return True
     except ServingError:
         return False
-    assert isinstance(answer, Later)
+    assert isinstance(answer, LazyPredictions)
     may_be_whole = request.key.raw or other.contract.is_whole or other.contract.is_open
     if not (may_be_whole or answer.is_one_per_row(len(rows))):
         return True
-    return Recorded(rows, params, answer, 0.0).told() is None
+    return RecordedRequest(rows, params, answer, 0.0).told() is None

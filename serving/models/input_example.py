@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.codecs.json_values import in_json
-from serving.codecs.model_input import Form, objects
-from serving.contract.column_validator import Intake
+from serving.codecs.json_values import to_jsonable
+from serving.codecs.model_input import InputKind, objects
+from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract, Row
 from serving.contract.model_files import ModelFiles
 from serving.errors import RequestError, VerificationFailed
-from serving.protocols.mlflow_scoring import FORMS, UNWRAPPED, Scoring
+from serving.protocols.mlflow_scoring import FORMS, UNWRAPPED, ScoringParser
 from serving.types.scalars import Scalar
 
 _MAX_ROWS = 100
@@ -69,7 +69,7 @@ def _logged(files: ModelFiles) -> dict[str, Any] | None:
 
     MLflow writes one since 2.15; before, there is only the example itself, with how it is to be read.
     """
-    info: Any = files.described.get("saved_input_example_info")
+    info: Any = files.mlmodel.get("saved_input_example_info")
     data: Any = files.example
     if data is None or not isinstance(info, Mapping):
         return None
@@ -94,9 +94,9 @@ def _logged(files: ModelFiles) -> dict[str, Any] | None:
 
 
 def _rows(logged: Mapping[str, Any], contract: Contract) -> list[Any]:
-    if contract.form is not Form.FRAME or "dataframe_split" not in logged:
-        rows = Scoring(contract, Intake(contract)).read(json.dumps(logged).encode()).rows
-        return [in_json(row) for row in objects(rows)]
+    if contract.form is not InputKind.FRAME or "dataframe_split" not in logged:
+        rows = ScoringParser(contract, ColumnValidator(contract)).read(json.dumps(logged).encode()).rows
+        return [to_jsonable(row) for row in objects(rows)]
     split = logged["dataframe_split"]
     dates = {column.name for column in contract.columns if column.type == "datetime"}
     names = [*map(str, split.get("columns") or (column.name for column in contract.columns))]

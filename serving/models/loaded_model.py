@@ -16,20 +16,20 @@ from cachetools import LRUCache
 
 from serving.batching.sharing_proof import Sharing
 from serving.contract import mlmodel
-from serving.contract.column_validator import Intake
+from serving.contract.column_validator import ColumnValidator
 from serving.contract.model_files import ModelFiles
 from serving.models import input_example, verification
 from serving.models.model_calls import Calls, Part
-from serving.models.probation import Tally
-from serving.models.replay import Comparison, Recorded, Recorder
+from serving.models.probation import RequestCounts
+from serving.models.replay import Comparison, RecordedRequest, RequestRecorder
 from serving.models.verification import Verification
 from serving.processes import gc_tuning
 from serving.processes.launcher import Launcher
 from serving.processes.pool import Pool
 from serving.protocols import json_rows
-from serving.protocols.mlflow_scoring import Scoring
-from serving.settings.groups import Limits, Runtime
-from serving.telemetry.metrics import Ending, Gauges, Metrics, VersionMetrics
+from serving.protocols.mlflow_scoring import ScoringParser
+from serving.settings.groups import LimitSettings, RuntimeSettings
+from serving.telemetry.metrics import ExitReason, Gauges, Metrics, VersionMetrics
 from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.model")
@@ -37,7 +37,7 @@ log = logging.getLogger("serving.model")
 Cache = LRUCache[Any, tuple[bytes, Sequence[Part], Sequence[tuple[bytes, bytes]]]]
 
 
-class State(Enum):
+class LoadState(Enum):
     """Where a loaded version stands."""
 
     STARTING = "starting"
@@ -46,7 +46,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Loaded:
+class LoadedModel:
     """A model version with processes of its own; held with `with` while a request is under way.
 
     Raises:
@@ -60,23 +60,23 @@ class Loaded:
         artifacts: Artifacts,
         files: ModelFiles,
         launcher: Launcher,
-        limits: Limits,
-        runtime: Runtime,
-        recorder: Recorder,
+        limits: LimitSettings,
+        runtime: RuntimeSettings,
+        recorder: RequestRecorder,
         metrics: Metrics,
         warnings: Sequence[str] = (),
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # once it takes requests
-        self.contract = mlmodel.contract(files.described, version.name, limits.max_rows)
+        self.contract = mlmodel.contract(files.mlmodel, version.name, limits.max_rows)
         self.example = input_example.example(files, self.contract)
         if self.example:
             self.contract = self.contract.with_example(self.example.shown)
-        self.reader = json_rows.Reader(self.contract)
+        self.reader = json_rows.BatchReader(self.contract)
         """Reads the bodies of batches."""
-        self.intake = Intake(self.contract)
+        self.intake = ColumnValidator(self.contract)
         """Checks columns that came in any protocol."""
-        self.scoring = Scoring(self.contract, self.intake)
+        self.scoring = ScoringParser(self.contract, self.intake)
         """Reads the bodies of MLflow's protocol."""
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
@@ -85,14 +85,14 @@ class Loaded:
         """Its last answers and their parts, by what was asked; None unless the model is to have that."""
         self.from_disk = False
         """Whether it came from the copy on disk, as the registry was away."""
-        self.tally = Tally()
+        self.tally = RequestCounts()
         self._verification: Verification
         self.unverified = ""
         """Why it went live without having answered an example; empty if it has."""
         self.comparison: Comparison | None = None
         """How it answered live requests before it went live."""
         self.loaded_at = datetime.now(UTC)
-        self.state, self.used_at = State.STARTING, 0.0
+        self.state, self.used_at = LoadState.STARTING, 0.0
         """When the last request on it was over, by the monotonic clock."""
         self._runtime, self._limits, self._warnings = runtime, limits, warnings
         self._leases, self._unheld = 0, asyncio.Event()
@@ -102,7 +102,7 @@ class Loaded:
             limits,
             runtime,
             record=lambda request: self.recorder.add(request),
-            note=lambda *call: self.metrics.called(*call),
+            note=lambda *call: self.metrics.observe_call(*call),
             has_process=lambda: self._pool.has_process,
         )
         """Takes its requests, once it is live."""
@@ -148,7 +148,7 @@ class Loaded:
         return self._pool.has_process
 
     @property
-    def is_held(self) -> bool:
+    def in_use(self) -> bool:
         """Whether a request is under way on it."""
         return self._leases > 0
 
@@ -169,7 +169,7 @@ class Loaded:
             self.close()
             raise
 
-    async def rehearse(self, recorded: Sequence[Recorded], decided: Sharing | None) -> None:
+    async def replay(self, recorded: Sequence[RecordedRequest], decided: Sharing | None) -> None:
         """Find out whether callers may share a call, answer what another version has answered, and compare.
 
         `decided` is what is known of the former.
@@ -190,18 +190,18 @@ class Loaded:
 
     def forget_requests(self, most: int) -> None:
         """Record requests anew: those of the version before need not fit this one."""
-        self.recorder = Recorder(most)
+        self.recorder = RequestRecorder(most)
 
-    def keep(self) -> None:
+    def activate(self) -> None:
         """Take requests, and have processes that die replaced."""
-        self.state, self.loaded_at = State.LIVE, datetime.now(UTC)
+        self.state, self.loaded_at = LoadState.LIVE, datetime.now(UTC)
         gauges = Gauges(lambda: self.calls.waiting, lambda: self._leases, self._pool.memory)
-        self.metrics = self._metrics.of(self.version.name, self.version.label, gauges)
+        self.metrics = self._metrics.for_version(self.version.name, self.version.label, gauges)
         self._pool.keep()
 
-    def _count_death(self, ending: Ending) -> None:
+    def _count_death(self, ending: ExitReason) -> None:
         self.metrics.deaths[ending].inc()
-        self.tally.deaths += ending is not Ending.MEMORY
+        self.tally.deaths += ending is not ExitReason.MEMORY
 
     # -- use
 
@@ -224,7 +224,7 @@ class Loaded:
 
     async def drain(self) -> None:
         """Wait until no request holds it, at most for the drain time, then end its processes."""
-        self.state = State.DRAINING
+        self.state = LoadState.DRAINING
         try:
             async with asyncio.timeout(self._drain_seconds):
                 while self._leases:
@@ -234,11 +234,11 @@ class Loaded:
             log.warning("%r is still held and is ended", self, extra=self.version.in_logs)
         finally:
             self.close()
-            gc_tuning.sweep_soon()
+            gc_tuning.schedule_collect()
 
     def close(self) -> None:
         """End its processes now."""
-        if self.state in (State.LIVE, State.DRAINING):
+        if self.state in (LoadState.LIVE, LoadState.DRAINING):
             self.metrics.retire()
-        self.state = State.CLOSED
+        self.state = LoadState.CLOSED
         self._pool.kill()

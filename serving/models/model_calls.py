@@ -10,19 +10,19 @@ from typing import Any
 import pyarrow as pa
 
 from serving.batching.batcher import Batcher
-from serving.batching.chunk_stream import Stream
-from serving.batching.latency_model import Pace
-from serving.batching.pending import Answer, Group, Key, Ticket
+from serving.batching.chunk_stream import ChunkStream
+from serving.batching.latency_model import BatchLatencyModel
+from serving.batching.pending import BatchKey, Group, Output, PendingRequest
 from serving.batching.sharing_monitor import SharingMonitor
 from serving.batching.sharing_proof import UNDECIDED, Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, in_text, is_own, rejoined
-from serving.codecs.predictions import Later
+from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_own
+from serving.codecs.predictions import LazyPredictions
 from serving.contract.contract import Contract, Row
 from serving.errors import NotSeparable
-from serving.models.replay import Recorded
+from serving.models.replay import RecordedRequest
 from serving.processes.replica import Replica
-from serving.settings.groups import Limits, Runtime
+from serving.settings.groups import LimitSettings, RuntimeSettings
 from serving.version import Version
 
 log = logging.getLogger("serving.model")
@@ -31,7 +31,7 @@ log = logging.getLogger("serving.model")
 _MAX_BULK_ROWS = 4096
 _MAX_ROWS_AT_ONCE = 512
 
-Part = tuple[Sequence[int], Ticket]
+Part = tuple[Sequence[int], PendingRequest]
 """Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
 
 
@@ -52,9 +52,9 @@ class Calls:
         self,
         version: Version,
         contract: Callable[[], Contract],
-        limits: Limits,
-        runtime: Runtime,
-        record: Callable[[Recorded], None],
+        limits: LimitSettings,
+        runtime: RuntimeSettings,
+        record: Callable[[RecordedRequest], None],
         note: Callable[[int, float, float], None],
         has_process: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -67,7 +67,7 @@ class Calls:
             self._read,
             most_waiting=limits.max_waiting,
             deadline=limits.deadline_seconds,
-            pace=Pace(limits.wait_seconds, runtime.replicas),
+            pace=BatchLatencyModel(limits.wait_seconds, runtime.replicas),
             shared=lambda: self.sharing.allowed,
             has_process=has_process,
             told=version.in_logs,
@@ -126,12 +126,12 @@ class Calls:
             Overloaded: the queue is full.
             Unprocessable: no table can hold the rows together.
         """
-        text, in_columns = in_text(params), isinstance(rows, pa.RecordBatch)
+        text, in_columns = canonical_json(params), isinstance(rows, pa.RecordBatch)
         shared = self.sharing.allowed and not alone
         parts: list[Part] = []
         try:
             for likeness, indices, group in self._contract().layout.groups(rows, split=shared):
-                key = Key(text, (object(),) if alone else likeness, in_columns, raw)
+                key = BatchKey(text, (object(),) if alone else likeness, in_columns, raw)
                 size = len(group)
                 if shared and isinstance(group, pa.RecordBatch) and not is_own(group):
                     size = _MAX_BULK_ROWS
@@ -154,7 +154,7 @@ class Calls:
         params: Mapping[str, Any],
         deadline: float,
         reserve: Callable[[int], None] | None = None,
-    ) -> tuple[Part, Stream]:
+    ) -> tuple[Part, ChunkStream]:
         """Queue a row to be answered bit by bit; the first bit has to come within `deadline` seconds.
 
         `reserve` makes room for what is read ahead of the caller.
@@ -163,8 +163,8 @@ class Calls:
             Overloaded: the queue is full.
         """
         ((likeness, indices, group),) = self._contract().layout.groups([row])
-        key = Key(in_text(params), likeness, in_columns=False, raw=False)
-        stream = Stream(self._deadline_seconds, reserve)
+        key = BatchKey(canonical_json(params), likeness, in_columns=False, raw=False)
+        stream = ChunkStream(self._deadline_seconds, reserve)
         return (indices, self._batcher.submit(group, key, 1, deadline, stream)), stream
 
     async def answered(
@@ -183,8 +183,8 @@ class Calls:
             # If sharing has ended meanwhile, what the parts got may be wrong.
             is_split = all(answer.is_one_per_row(len(ticket.rows)) for _, ticket, answer in found)
             if self.sharing.allowed and is_split:
-                tables = [answer.table for _, _, answer in found if isinstance(answer, Later)]
-                if (table := rejoined(tables, [indices for indices, _, _ in found])) is not None:
+                tables = [answer.table for _, _, answer in found if isinstance(answer, LazyPredictions)]
+                if (table := concat_ordered(tables, [indices for indices, _, _ in found])) is not None:
                     return table
             else:
                 self.stop_sharing("a part of a large request did not return one result per row")
@@ -192,8 +192,8 @@ class Calls:
             parts[:] = self.submit(rows, params, left, raw=True, begun=True, alone=True)
             found = [(indices, ticket, await ticket.future) for indices, ticket in parts]
         ((_, ticket, answer),) = found
-        assert isinstance(answer, Later)
-        self._record(Recorded(rows, params, answer, ticket.finished - ticket.started))
+        assert isinstance(answer, LazyPredictions)
+        self._record(RecordedRequest(rows, params, answer, ticket.finished - ticket.started))
         return answer.table
 
     def withdraw(self, parts: list[Part]) -> None:
@@ -202,10 +202,10 @@ class Calls:
             if not ticket.finished:  # its future may be done, cancelled with the one who awaited it
                 self._batcher.withdraw(ticket)
 
-    def _read(self, answer: bytes, group: Group) -> Answer:
+    def _read(self, answer: bytes, group: Group) -> Output:
         table, key = model_output.decode(answer), group[0].key
         whole, rows = (
-            model_output.form(table) is model_output.Form.WHOLE,
+            model_output.form(table) is model_output.OutputForm.WHOLE,
             sum([len(ticket.rows) for ticket in group]),
         )
         if len(group) > 1:
@@ -215,5 +215,5 @@ class Calls:
             if self.sharing.basis is Basis.PROOF:
                 self.monitor.observe(group, table)
         if key.raw or whole or len(table) != rows or rows > _MAX_ROWS_AT_ONCE:
-            return Later(self._contract().predictions, table, whole)
+            return LazyPredictions(self._contract().predictions, table, whole)
         return self._contract().predictions(table)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.batching.pending import Ticket
+from serving.batching.pending import PendingRequest
 
 MOST_DEATHS = 3
 FEWEST_FAILURES = 5
@@ -16,7 +16,7 @@ _MAX_KEPT_ROWS = 100
 
 
 @dataclass(slots=True)
-class Tally:
+class RequestCounts:
     """What the requests to one version came to, since it went live."""
 
     answered: int = 0
@@ -27,12 +27,12 @@ class Tally:
     excused_deaths: int = 0
     last_failure: str = ""
     """How the last request failed: the class of the exception, or a few words."""
-    raised: deque[Ticket] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
+    raised: deque[PendingRequest] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
     """The last requests on which the model raised, or returned what its contract does not allow."""
-    fatal: deque[Ticket] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
+    fatal: deque[PendingRequest] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
     """The last requests under which its processes died."""
 
-    def fail(self, failure: str, requests: Sequence[Ticket] = (), *, died: bool = False) -> None:
+    def fail(self, failure: str, requests: Sequence[PendingRequest] = (), *, died: bool = False) -> None:
         """Count a request that failed, of which these are the parts; large ones are not kept."""
         self.failed += 1
         self.last_failure = failure
@@ -64,7 +64,7 @@ class Tally:
         return self.own_failed / max(1, self.answered + self.own_failed)
 
 
-def verdict(new: Tally, old: Tally) -> str | None:
+def rollback_reason(new: RequestCounts, old: RequestCounts) -> str | None:
     """Why the new version should give way to the old one; None if it should not.
 
     It should where its processes die repeatedly, or where more than a tenth of the requests fail on it, and

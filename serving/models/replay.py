@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from serving.codecs.model_input import Rows
-from serving.codecs.predictions import Later
+from serving.codecs.predictions import LazyPredictions
 from serving.errors import ModelFailed
 from serving.protocols.mlflow_scoring_output import predictions_json
 
@@ -21,12 +21,12 @@ _MOST_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedRequest:
     """One request that the live version answered, and the seconds that its batch took."""
 
     rows: Rows
     params: Mapping[str, Any]
-    answer: bytes | Later
+    answer: bytes | LazyPredictions
     """The predictions' objects, each with a comma behind it, or what they can be made of."""
     seconds: float
 
@@ -36,7 +36,7 @@ class Recorded:
             if isinstance(self.answer, bytes):
                 return self.answer
             if self.answer.is_one_per_row(len(self.rows)):
-                return self.answer.now().json()
+                return self.answer.materialize().json()
             return b"".join(predictions_json((), self.answer.table)) + b","
         except ModelFailed:
             return None
@@ -61,26 +61,28 @@ class Comparison:
         )
 
 
-class Recorder:
+class RequestRecorder:
     """Keeps the last `most` requests; large ones are passed over, so that memory stays bounded."""
 
     def __init__(self, most: int) -> None:
-        self._kept: deque[Recorded] = deque(maxlen=most)
+        self._kept: deque[RecordedRequest] = deque(maxlen=most)
 
-    def add(self, recorded: Recorded) -> None:
+    def add(self, recorded: RecordedRequest) -> None:
         """Keep a request."""
         if len(recorded.rows) <= _MOST_ROWS:
             self._kept.append(recorded)
 
-    def last(self) -> tuple[Recorded, ...]:
+    def last(self) -> tuple[RecordedRequest, ...]:
         """What is kept, the oldest first."""
         return tuple(self._kept)
 
 
-def compare(recorded: Sequence[Recorded], answers: Sequence[bytes], seconds: Sequence[float]) -> Comparison:
+def compare(
+    recorded: Sequence[RecordedRequest], answers: Sequence[bytes], seconds: Sequence[float]
+) -> Comparison:
     """Compare a candidate's answers to all that was recorded, and its seconds for some of it."""
     pairs = [
-        same(old, new)
+        predictions_match(old, new)
         for each, answer in zip(recorded, answers, strict=True)
         for old, new in zip(_read(each.told() or b""), _read(answer), strict=True)
     ]
@@ -94,14 +96,14 @@ def _read(answer: bytes) -> list[Any]:
     return predictions
 
 
-def same(old: Any, new: Any) -> bool:
+def predictions_match(old: Any, new: Any) -> bool:
     """Whether two predictions say the same: the same class, or numbers within one percent."""
     if isinstance(old, dict) and isinstance(new, dict):
         if "label" in old:
             return bool(old["label"] == new.get("label"))
-        return old.keys() == new.keys() and all(same(old[key], new[key]) for key in old)
+        return old.keys() == new.keys() and all(predictions_match(old[key], new[key]) for key in old)
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(same, old, new))
+        return len(old) == len(new) and all(map(predictions_match, old, new))
     if isinstance(old, float) and isinstance(new, int | float):
         return math.isclose(old, new, rel_tol=_SAME, abs_tol=1e-9)
     return bool(old == new)

@@ -46,7 +46,7 @@ def sample_rows(contract: Contract, count: int, like: Mapping[str, Any] | None =
 
 
 def _value(contract: Contract, column: Column, number: int, given: Any) -> Any:
-    facets = dict(column.facets)
+    facets = dict(column.constraints)
     for word in ("enum", "examples"):
         if facets.get(word):
             return facets[word][number % len(facets[word])]

@@ -8,35 +8,35 @@ from copy import copy
 from random import random
 
 from serving.errors import UnknownModel, not_served
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot, SlotOnDemand
-from serving.models.traffic_split import Split
+from serving.models.traffic_split import TrafficSplit
 
 _SCHEME = "models:/"
 _MAX_VIEWS = 1000
 
 
-class Models:
+class ModelSelector:
     """What is served for each reference; the first is the default.
 
     References with weights share the requests to their model: where no reference is named but the model,
     `point` (from 0 to below 1) chooses one.
     """
 
-    splits: Mapping[str, Split]
+    splits: Mapping[str, TrafficSplit]
     """Those that are shared, by the model's name."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         self._default: Slot | None = slots[0]
-        self._views: dict[tuple[str, ...], Models] = {}
+        self._views: dict[tuple[str, ...], ModelSelector] = {}
         weighted = [slot for slot in slots if slot.reference.weight is not None]
         self.splits = {
-            name: Split([slot for slot in weighted if slot.reference.name == name])
+            name: TrafficSplit([slot for slot in weighted if slot.reference.name == name])
             for name in {slot.reference.name for slot in weighted}
         }
 
-    def only(self, names: tuple[str, ...]) -> Models:
+    def only(self, names: tuple[str, ...]) -> ModelSelector:
         """Return a view of these models alone, in which no other model exists; no names stand for all."""
         if not names:
             return self
@@ -46,7 +46,7 @@ class Models:
             self._views[names] = self._limited(names)
         return self._views[names]
 
-    def _limited(self, names: tuple[str, ...]) -> Models:
+    def _limited(self, names: tuple[str, ...]) -> ModelSelector:
         view = copy(self)
         view.slots = [slot for slot in self.slots if slot.reference.name in names]
         view.splits = {name: split for name, split in self.splits.items() if name in names}
@@ -67,7 +67,7 @@ class Models:
             found.setdefault(slot.reference.name, slot)
         return found
 
-    def lease(self, chosen: str | None = None, point: Callable[[], float] = random) -> Loaded:
+    def lease(self, chosen: str | None = None, point: Callable[[], float] = random) -> LoadedModel:
         """What is live for a model; hold it with `with`.
 
         `chosen` is a name, or a reference with or without `models:/`: a served one, or else an alias or a
@@ -84,7 +84,7 @@ class Models:
                 return self._default.lease()
             chosen = self._default.reference.name
         if split := self.splits.get(chosen):
-            return split.choose(point()).lease()
+            return split.route(point()).lease()
         wanted = chosen.removeprefix(_SCHEME)
         for slot in self.slots:
             if wanted in _called(slot):
@@ -95,10 +95,10 @@ class Models:
         for slot in self.slots:
             if slot.warm and wanted == _numbered(slot.warm):
                 return slot.warm
-        self._rouse(re.split("[/@]", wanted)[0])
+        self._wake(re.split("[/@]", wanted)[0])
         raise not_served(chosen)
 
-    def agrees(self, chosen: str, leased: Loaded) -> bool:
+    def matches(self, chosen: str, leased: LoadedModel) -> bool:
         """Whether a choice, as `lease` takes it, means this version; the model's name means any of them."""
         wanted = chosen.removeprefix(_SCHEME)
         if wanted in (leased.version.name, _numbered(leased)):
@@ -107,7 +107,7 @@ class Models:
             wanted in (*_called(slot), *_carried(leased)) for slot in self.slots if slot.live is leased
         )
 
-    def version(self, name: str, version: str) -> Loaded:
+    def version(self, name: str, version: str) -> LoadedModel:
         """A version that is loaded.
 
         Raises:
@@ -117,10 +117,10 @@ class Models:
         for loaded in self.loaded(name):
             if loaded.version.version == version:
                 return loaded
-        self._rouse(name)
+        self._wake(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")
 
-    def loaded(self, name: str) -> Iterator[Loaded]:
+    def loaded(self, name: str) -> Iterator[LoadedModel]:
         """The versions of a model that are loaded, first the live one.
 
         Raises:
@@ -132,7 +132,7 @@ class Models:
         for slot in slots:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
 
-    def _rouse(self, name: str) -> None:
+    def _wake(self, name: str) -> None:
         """Which versions of a model on demand there are, is known once it is awake."""
         for slot in self.slots:
             if slot.reference.name == name and isinstance(slot, SlotOnDemand):
@@ -144,7 +144,7 @@ def _called(slot: Slot) -> tuple[str, str]:
     return slot.reference.name, slot.reference.uri.removeprefix(_SCHEME)
 
 
-def _carried(live: Loaded) -> list[str]:
+def _carried(live: LoadedModel) -> list[str]:
     """The references that name a version, by what the registry says of it.
 
     Only for what is live: what was so before is remembered with a stage and aliases that it has lost since.
@@ -154,5 +154,5 @@ def _carried(live: Loaded) -> list[str]:
     return [_numbered(live), *named, *(f"{version.name}@{alias}" for alias in version.aliases)]
 
 
-def _numbered(loaded: Loaded) -> str:
+def _numbered(loaded: LoadedModel) -> str:
     return f"{loaded.version.name}/{loaded.version.version}"

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from serving.contract.contract import Contract
-from serving.errors import Asleep, NotLive, Overloaded
-from serving.models.loaded_model import Loaded
-from serving.models.replay import Recorder
+from serving.errors import NotLive, NotLoaded, Overloaded
+from serving.models.loaded_model import LoadedModel
+from serving.models.replay import RequestRecorder
 from serving.reference import Reference
 from serving.version import Version
 
@@ -19,7 +19,7 @@ RECOVERING = "none of its processes is up; they are being restarted"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class LastLive:
     """The version that went live last, and the contract by which clients know the model since."""
 
     version: Version
@@ -35,14 +35,14 @@ class Slot:
 
     def __init__(self, reference: Reference, recorded: int = 0, *, required: bool = True) -> None:
         self.reference, self.required = reference, required
-        self.live: Loaded | None = None
-        self.warm: Loaded | None = None
-        self.known: Known | None = None
+        self.live: LoadedModel | None = None
+        self.warm: LoadedModel | None = None
+        self.last_live: LastLive | None = None
         """What went live last, whether it is loaded or not."""
-        self.recorder = Recorder(recorded)
-        self.filled = asyncio.Event()
+        self.recorder = RequestRecorder(recorded)
+        self.ready = asyncio.Event()
         """Set once the first version is live."""
-        self.is_named = True
+        self.is_resolved = True
         """False while the registry says that the reference names nothing; what was live stays so."""
         self.reason = "it is being resolved"
         """Why nothing is live, where nothing is."""
@@ -63,7 +63,7 @@ class Slot:
         """Whether a version is live, and one of its processes is up."""
         return self.live is not None and self.live.has_process
 
-    def lease(self) -> Loaded:
+    def lease(self) -> LoadedModel:
         """The live version; hold it with `with` for as long as the request is under way.
 
         Raises:
@@ -73,7 +73,7 @@ class Slot:
             raise NotLive(f"{self.reference} is not live: {self.reason}.", f"{self.reference} is not live.")
         return self.live
 
-    def check_serving(self) -> Loaded:
+    def check_serving(self) -> LoadedModel:
         """Return the live version, for probes.
 
         Raises:
@@ -90,14 +90,14 @@ class Slot:
         told = self.live.version.in_logs if self.live else {"model": self.reference.name}
         return {"reference": self.reference.uri, **told}
 
-    def swap(self, new: Loaded, probation_seconds: float) -> list[Loaded]:
+    def swap(self, new: LoadedModel, probation_seconds: float) -> list[LoadedModel]:
         """Make `new` live; gives what is to be drained now."""
         old, warm = self.live, self.warm
-        self.live, self.known = new, Known(new.version, new.contract)
+        self.live, self.last_live = new, LastLive(new.version, new.contract)
         self.recorder = new.recorder
         self.warm = old if probation_seconds else None
         self._probation_ends = time.monotonic() + probation_seconds
-        self.filled.set()
+        self.ready.set()
         retired = [warm] if warm and warm is not new else []
         return retired + ([old] if old and not probation_seconds else [])
 
@@ -105,7 +105,7 @@ class Slot:
         """Whether the live version has done well for long enough."""
         return time.monotonic() >= self._probation_ends
 
-    def clear(self, reason: str) -> list[Loaded]:
+    def clear(self, reason: str) -> list[LoadedModel]:
         """Have nothing live; gives what was, to be drained."""
         was = [loaded for loaded in (self.live, self.warm) if loaded]
         self.live = self.warm = None
@@ -134,21 +134,21 @@ class SlotOnDemand(Slot):
     @property
     def is_held(self) -> bool:
         """Whether a request is under way on it, or about to be."""
-        return self._waiting > 0 or any(loaded.is_held for loaded in (self.live, self.warm) if loaded)
+        return self._waiting > 0 or any(loaded.in_use for loaded in (self.live, self.warm) if loaded)
 
     @property
     def used_at(self) -> float:
         """When the last request to it was over, or it was filled, by the monotonic clock."""
         return max([self.filled_at, *(loaded.used_at for loaded in (self.live, self.warm) if loaded)])
 
-    def lease(self) -> Loaded:
+    def lease(self) -> LoadedModel:
         """The live version.
 
         Raises:
             Asleep: there is none; it can be woken.
         """
         if self.live is None:
-            raise Asleep(
+            raise NotLoaded(
                 f"{self.reference} is not live: {self.reason}.",
                 f"{self.reference} is not live.",
                 self.awaken,

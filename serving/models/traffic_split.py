@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 from serving.contract.compatibility import breaking_changes
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 
 
-class Split:
+class TrafficSplit:
     """Chooses which of a model's references answers a request.
 
     One that is not live, or whose contract would break clients of the first one's, is not chosen: its part
@@ -21,8 +21,8 @@ class Split:
         self.slots = slots
         total = sum(slot.reference.weight or 0.0 for slot in slots)
         self._shares = {slot: (slot.reference.weight or 0.0) / total for slot in slots}
-        self._given: dict[Slot, Loaded | None] = {}
-        self._lives: tuple[Loaded | None, ...] | None = None
+        self._given: dict[Slot, LoadedModel | None] = {}
+        self._lives: tuple[LoadedModel | None, ...] | None = None
         self._bounds: list[tuple[float, Slot]] = []
 
     @property
@@ -34,7 +34,7 @@ class Split:
         """The part of the requests that a reference is meant to get, between 0 and 1."""
         return self._shares[slot]
 
-    def give(self, slot: Slot, share: float) -> None:
+    def set_weight(self, slot: Slot, share: float) -> None:
         """Give what is live for a reference that part of the requests, and take it from the first.
 
         What goes live there later is given nothing until this is called again.
@@ -43,7 +43,7 @@ class Split:
         self._shares[self.first] = max(0.0, 1.0 - sum(self._shares[other] for other in self.slots[1:]))
         self._lives = None
 
-    def choose(self, point: float) -> Slot:
+    def route(self, point: float) -> Slot:
         """The reference that answers, by a number from 0 to below 1; an equal one chooses the same.
 
         As the part of a reference grows, those stay with it who are with it.
@@ -57,7 +57,7 @@ class Split:
                 return slot
         return self.first
 
-    def fits(self, slot: Slot) -> bool:
+    def is_compatible(self, slot: Slot) -> bool:
         """Whether clients of the first reference can be answered by this one."""
         live, first = slot.live, self.first.live
         if live is None or first is None:
@@ -69,19 +69,19 @@ class Split:
         found, bound = [], 1.0
         for slot in self.slots[1:]:
             meant = self._given.get(slot, slot.live) is slot.live
-            if meant and self._shares[slot] > 0 and self.fits(slot):
+            if meant and self._shares[slot] > 0 and self.is_compatible(slot):
                 bound -= self._shares[slot]
                 found.append((bound, slot))
         alone = found and self.first.live is None
         return [*found[:-1], (0.0, found[-1][1])] if alone else found
 
 
-def first() -> float:
+def primary() -> float:
     """The number that chooses the first reference, if that is live."""
     return 0.0
 
 
-def point(model: str, caller: str) -> float:
+def hash_bucket(model: str, caller: str) -> float:
     """A number from 0 to below 1 that is always the same for a caller of a model, and spread evenly."""
     digest = hashlib.sha256(f"{model}\0{caller}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

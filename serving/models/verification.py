@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from serving.batching.sharing_proof import UNDECIDED, Sharing, overridden
 from serving.contract.contract import Contract
-from serving.models.candidate_verifier import Trial
+from serving.models.candidate_verifier import CandidateVerifier
 from serving.models.input_example import Example
-from serving.models.replay import Comparison, Recorded
+from serving.models.replay import Comparison, RecordedRequest
 from serving.processes.pool import Pool
 
 
@@ -34,7 +34,7 @@ async def verify(contract: Contract, example: Example | None, pool: Pool, second
         VerificationFailed: it does not answer the example as its contract says, or not within `seconds`.
     """
     replica = pool.replicas[0]
-    trial = Trial(contract.with_input_schema(replica.shown.get("input_schema")), replica, seconds)
+    trial = CandidateVerifier(contract.with_input_schema(replica.shown.get("input_schema")), replica, seconds)
     if example:
         await trial.verify(example)
         return Verification(trial.contract)
@@ -50,7 +50,7 @@ async def rehearse(
     example: Example | None,
     pool: Pool,
     seconds: float,
-    recorded: Sequence[Recorded],
+    recorded: Sequence[RecordedRequest],
     *,
     decided: Sharing | None,
 ) -> Verification:
@@ -68,9 +68,9 @@ async def rehearse(
         LoadFailed: a process that had to be replaced did not load.
         VerificationFailed: it fails on one of the requests.
     """
-    trial = Trial(verified.contract, pool.replicas[0], seconds)
+    trial = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
     sharing = overridden(verified.contract.batching) or decided or await trial.prove(example, recorded)
     await pool.renew()
-    trial = Trial(verified.contract, pool.replicas[0], seconds)
+    trial = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
     comparison = await trial.rehearse(recorded, shared=sharing.allowed)
     return replace(verified, sharing=sharing, comparison=comparison)

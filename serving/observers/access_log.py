@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from serving.hooks import Exchange, Observer
-from serving.telemetry.logging import of_request
-from serving.telemetry.rate_limit import Ration
+from serving.hooks import InferenceEvent, RequestHook
+from serving.telemetry.logging import request_context
+from serving.telemetry.rate_limit import FixedWindow
 
 log = logging.getLogger("serving.access")
 _MOST_FAILURES = 100
@@ -23,15 +23,15 @@ _ASKED_BY_MACHINES = frozenset(
 )
 
 
-class AccessLog(Observer):
+class AccessLog(RequestHook):
     """Tells of requests, and of this share of those that did not fail."""
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self._failures = Ration(_MOST_FAILURES, time.monotonic)
+        self._failures = FixedWindow(_MOST_FAILURES, time.monotonic)
         self._left_out = 0
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """A request for predictions was answered."""
         self.ended(exchange.scope, 200)
 
@@ -48,7 +48,9 @@ class AccessLog(Observer):
             if self._left_out:
                 told["left_out"], self._left_out = self._left_out, 0
             level = logging.WARNING if status >= 500 else logging.INFO
-            log.log(level, "%s %s %d", told["method"], told["path"], status, extra=told | of_request(scope))
+            log.log(
+                level, "%s %s %d", told["method"], told["path"], status, extra=told | request_context(scope)
+            )
 
     def _is_told(self, path: str, status: int) -> bool:
         if self.share == 1:
@@ -57,7 +59,7 @@ class AccessLog(Observer):
             return False
         if status < 500:
             return random.random() < self.share  # noqa: S311  # whom it hits is no secret
-        allowed = bool(self._failures.take())
+        allowed = bool(self._failures.acquire())
         self._left_out += not allowed
         return allowed
 

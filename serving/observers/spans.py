@@ -24,8 +24,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, T
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serving import __version__
-from serving.hooks import Exchange, Observer
-from serving.telemetry.trace_context import Call, Trace, current
+from serving.hooks import InferenceEvent, RequestHook
+from serving.telemetry.trace_context import ModelCall, TraceContext, current
 
 log = logging.getLogger("serving.traces")
 _W3C = TraceContextTextMapPropagator()
@@ -48,7 +48,7 @@ class _Request(NamedTuple):
     """A request that is traced; `epoch` is when the performance counter was 0, in nanoseconds since 1970."""
 
     span: Span
-    trace: Trace
+    trace: TraceContext
     epoch: int
 
     def wall(self, moment: float) -> int:
@@ -56,7 +56,7 @@ class _Request(NamedTuple):
         return self.epoch + int(moment * 1e9)
 
 
-class Traces(Observer):
+class TraceRecorder(RequestHook):
     """Makes the spans of requests, and sends them as the standard variables say.
 
     It has a provider of its own: the global one is MLflow's, or a library's.
@@ -74,7 +74,7 @@ class Traces(Observer):
 
     # -- watching
 
-    def begun(self, scope: MutableMapping[str, Any]) -> None:
+    def on_request(self, scope: MutableMapping[str, Any]) -> None:
         """A request has come: begin its span, in the trace of its caller if it tells of one."""
         told: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
@@ -86,11 +86,11 @@ class Traces(Observer):
         span = self._tracer.start_span(name, _W3C.extract(told), kind, attributes, start_time=began)
         context = span.get_span_context()
         ids, state = (f"{context.trace_id:032x}", f"{context.span_id:016x}"), context.trace_state.to_header()
-        scope["trace"] = trace = Trace(*ids, context.trace_flags, state)
+        scope["trace"] = trace = TraceContext(*ids, context.trace_flags, state)
         scope["traced"] = _Request(span, trace, epoch)
         current.set(trace)
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """A request was answered: make the spans of its parts, and end its own."""
         request: _Request = exchange.scope["traced"]
         if request.span.is_recording():
@@ -98,7 +98,7 @@ class Traces(Observer):
             request.span.set_attributes({"serving.rows": rows, "serving.cached": not exchange.parts})
             self._end(request, exchange.scope, 200, exchange.ended)
 
-    def refused(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
+    def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
         """A request was not answered as meant; its span has failed unless that is the caller's mistake."""
         request: _Request | None = scope.get("traced")
         if request and request.span.is_recording():
@@ -144,7 +144,7 @@ class Traces(Observer):
         for call in trace.calls:
             self._make_call(request, call, ended)
 
-    def _make_call(self, request: _Request, call: Call, ended: float) -> None:
+    def _make_call(self, request: _Request, call: ModelCall, ended: float) -> None:
         """The span that model code continues, of the request whose trace that is; others refer to it."""
         home, links = call.home, [_link(call.home, call.span_id)]
         if request.trace is home:
@@ -172,7 +172,7 @@ class Traces(Observer):
         span.end(request.wall(max(began, ended)))
 
 
-def _link(trace: Trace, span_id: str) -> Link:
+def _link(trace: TraceContext, span_id: str) -> Link:
     flags = TraceFlags(trace.flags)
     return Link(SpanContext(int(trace.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=flags))
 

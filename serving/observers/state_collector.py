@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from serving import __version__
-from serving.auth.authenticator import Guard
+from serving.auth.authenticator import Authenticator
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.settings.settings import Settings
@@ -19,7 +19,7 @@ _MODEL = ("model", "uri")
 _COUNTED = (Outcome.LIVE, Outcome.REJECTED, Outcome.REVERTED)
 
 
-class State(Collector):
+class StateCollector(Collector):
     """What is live, what wants to be, and how the registry is; any thread may ask, and waits for nothing."""
 
     def __init__(
@@ -27,7 +27,7 @@ class State(Collector):
         followers: Sequence[Follower],
         registry: RegistryClient,
         settings: Settings,
-        guard: Guard | None = None,
+        guard: Authenticator | None = None,
     ) -> None:
         self._followers, self._registry, self._settings = followers, registry, settings
         self._guard = guard

@@ -35,7 +35,7 @@ _WIDTH = _ROWS + 1 + len(SECONDS) + 1
 
 
 @dataclass(frozen=True, slots=True)
-class Lately:
+class RecentTraffic:
     """The last minute: requests a second, seconds to answer, rows in each call of the model.
 
     Times are of the requests that were answered, interpolated within the buckets of the histogram that
@@ -52,7 +52,7 @@ class Lately:
     rows: float | None
 
 
-_NOTHING = Lately(0.0, 0.0, 0.0, None, None, None)
+_NOTHING = RecentTraffic(0.0, 0.0, 0.0, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Series:
     rows: list[float | None]
 
 
-class Timeline:
+class TrafficHistory:
     """Looks at the metrics every few seconds; `tick()` is one look.
 
     Args:
@@ -89,7 +89,7 @@ class Timeline:
         self._looked_at = clock()
         self.ticks = 0
         """Looks so far: what is told changes with it, and only then."""
-        self._told: dict[str | None, tuple[Lately, list[float]]] = {}
+        self._told: dict[str | None, tuple[RecentTraffic, list[float]]] = {}
 
     async def run(self) -> None:
         """Tick until cancelled, and let requests have their turn meanwhile."""
@@ -149,7 +149,7 @@ class Timeline:
         self.ticks += 1
         self._told = {}
 
-    def lately(self, model: str | None = None) -> tuple[Lately, list[float]]:
+    def lately(self, model: str | None = None) -> tuple[RecentTraffic, list[float]]:
         """The last minute of a model, or of all together, and the trend of its requests a second.
 
         The trend has a point for each half minute; it is empty where nobody asked in all that time.
@@ -158,7 +158,7 @@ class Timeline:
             self._told = dict(self._tell())
         return self._told.get(model, (_NOTHING, []))
 
-    def _tell(self) -> Iterator[tuple[str | None, tuple[Lately, list[float]]]]:
+    def _tell(self) -> Iterator[tuple[str | None, tuple[RecentTraffic, list[float]]]]:
         """The same of all models at once, which takes hardly longer."""
         order, rings = self._order(), self._rings.values()
         if not rings:
@@ -171,7 +171,7 @@ class Timeline:
         starts = np.unique(np.maximum(np.arange(first, self.ticks) // _GROUP * _GROUP - first, 0))
         trends = np.add.reduceat(asked, starts, axis=1) / np.add.reduceat(seconds, starts)
         for model, trend, *each in zip(self._rings, _listed(trends, 2), *columns, strict=True):
-            yield model, (Lately(*each), trend)
+            yield model, (RecentTraffic(*each), trend)
 
     def series(self, model: str) -> Series:
         """Each step of the last half hour of a model."""

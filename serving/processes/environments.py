@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 import serving
 from serving.contract.model_files import ModelFiles
-from serving.errors import NoEnvironment
+from serving.errors import EnvironmentUnavailable
 from serving.processes import package_list, uv
 
 log = logging.getLogger("serving.environments")
@@ -97,7 +97,7 @@ def _python(named: Any) -> str:
 
 
 def _flavor(files: ModelFiles) -> Mapping[str, Any]:
-    flavors = files.described.get("flavors")
+    flavors = files.mlmodel.get("flavors")
     found = flavors.get("python_function") if isinstance(flavors, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
@@ -213,10 +213,10 @@ class Environments:
             Untrusted: strict mode does not allow what it requires.
         """
         if needs.fault:
-            raise NoEnvironment(needs.fault, may_heal=False)
+            raise EnvironmentUnavailable(needs.fault, may_heal=False)
         python = needs.python or _HERE
         if Version(python) < Version(_MIN_PYTHON):
-            raise NoEnvironment(
+            raise EnvironmentUnavailable(
                 f"it was logged under Python {python}, and model processes need {_MIN_PYTHON} or later: "
                 "log it again under one of these",
                 may_heal=False,
@@ -238,7 +238,7 @@ class Environments:
 
     def _selected(self, needs: Needs, own: Sequence[str], python: str) -> list[str]:
         if self._packages is None:
-            raise NoEnvironment(
+            raise EnvironmentUnavailable(
                 "strict mode installs packages from the operator's list alone: set SERVING_PACKAGES",
                 may_heal=False,
             )
@@ -282,7 +282,7 @@ class Environments:
                 (made / "front" / "serving").symlink_to(source)
                 _put(made, place)
         except OSError as error:
-            raise NoEnvironment(
+            raise EnvironmentUnavailable(
                 f"no environment could be made for it in {self._root}: {error}: let this service write "
                 "there, or set SERVING_STORE_DIR"
             ) from error

@@ -95,9 +95,9 @@ class ForkServer:
         if self._woken in readable:
             os.read(self._woken, 4096)
             self._reap()
-        return self._guardian not in readable and (control not in readable or self._obey())
+        return self._guardian not in readable and (control not in readable or self._handle_commands())
 
-    def _obey(self) -> bool:
+    def _handle_commands(self) -> bool:
         data, handles, flags, _ = socket.recv_fds(self.control, 65536, 16)
         self._handles += handles
         if flags & socket.MSG_CTRUNC:  # this process had no descriptors left
@@ -108,7 +108,7 @@ class ForkServer:
             if "fork" in request:
                 self._fork(request["number"], Path(request["fork"]))
             elif "ping" in request:
-                self._tell({"pong": request["ping"], "pid": os.getpid()})
+                self._send({"pong": request["ping"], "pid": os.getpid()})
             elif request["kill"] in self.children:
                 descendants.kill(request["kill"])
         return bool(data)
@@ -122,10 +122,10 @@ class ForkServer:
                 self._become_model_process(handle, output, folder)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "too many open files"
-            self._tell({"failed": reason or repr(error), "number": number})
+            self._send({"failed": reason or repr(error), "number": number})
         else:
             self.children.add(pid)
-            self._tell({"forked": pid, "number": number})
+            self._send({"forked": pid, "number": number})
         finally:
             self._close_handles()
 
@@ -140,7 +140,7 @@ class ForkServer:
             descendants.die_with_parent()
             descendants.adopt_orphans()
             os.setsid()  # a Ctrl-C in the terminal is the front's
-            _print_to(output)
+            _redirect_output(output)
             os.nice(_NICE)
             _handle_signals_by_default()
             for inherited in (self.control.detach(), self._woken, self._wake, self._guardian):
@@ -178,9 +178,9 @@ class ForkServer:
             self.children.remove(pid)
             if scratch := _scratch(pid):
                 shutil.rmtree(scratch, ignore_errors=True)
-            self._tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+            self._send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
-    def _tell(self, fact: dict[str, int | str]) -> None:
+    def _send(self, fact: dict[str, int | str]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.control.sendall(json.dumps(fact).encode() + b"\n")
 
@@ -215,7 +215,7 @@ def _handle_signals_by_default() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _print_to(output: int) -> None:
+def _redirect_output(output: int) -> None:
     """Have all that is printed, by C libraries too, go to `output` as soon as a line is whole."""
     for standard in (sys.stdout, sys.stderr):
         standard.flush()

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving.errors import ProcessDied
 from serving.processes import descendants
-from serving.processes.output_capture import Output
+from serving.processes.output_capture import OutputCapture
 
 _MAX_SECONDS_TO_END = 10.0
 
@@ -39,10 +39,10 @@ class ForkServerProcess:
     mark: str
     scratch: tempfile.TemporaryDirectory[str] | None
     """The temporary folder of its model processes; None where none can be made."""
-    output: Output
+    output: OutputCapture
     launching: dict[int, asyncio.Future[Child]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
-    outputs: set[Output] = field(default_factory=set)
+    outputs: set[OutputCapture] = field(default_factory=set)
     pid: int | None = None
     """The process itself, once it has started; `process` is its guardian."""
     is_warm: bool = False

@@ -18,7 +18,7 @@ MAX_REPORT_BYTES = 2**20
 """The largest frame of any other kind that a model process sends."""
 
 
-class Kind(IntEnum):
+class FrameType(IntEnum):
     """What a frame says."""
 
     READY = 1
@@ -41,12 +41,12 @@ class Kind(IntEnum):
     """The input does not fit the model's type hint: JSON with `loc` and `msg` of each fault."""
 
 
-_KINDS = frozenset(Kind)
-_OUTPUTS = (Kind.ANSWER, Kind.CHUNK)
-Frame = tuple[Kind, bytes]
+_KINDS = frozenset(FrameType)
+_OUTPUTS = (FrameType.ANSWER, FrameType.CHUNK)
+Frame = tuple[FrameType, bytes]
 
 
-def pack(kind: Kind, payload: bytes = b"") -> bytes:
+def pack(kind: FrameType, payload: bytes = b"") -> bytes:
     """A frame's bytes."""
     return _HEADER.pack(kind, len(payload)) + payload
 
@@ -72,7 +72,7 @@ class Unpacker:
             number, length = _HEADER.unpack_from(self._buffer)
             if number not in _KINDS:
                 raise ValueError(f"a frame of the unknown kind {number}")
-            kind = Kind(number)
+            kind = FrameType(number)
             limit = self._max_bytes if kind in _OUTPUTS else MAX_REPORT_BYTES
             if length > limit:
                 raise ValueError(f"a frame of {length} bytes, more than {limit}")
@@ -86,15 +86,15 @@ class Unpacker:
 
 def receive(connection: socket.socket) -> Frame | None:
     """The next frame, waited for; None where the other side has gone."""
-    header = exactly(connection, _HEADER.size)
+    header = recv_exactly(connection, _HEADER.size)
     if header is None:
         return None
     kind, length = _HEADER.unpack(header)
-    payload = exactly(connection, length)
-    return None if payload is None else (Kind(kind), bytes(payload))
+    payload = recv_exactly(connection, length)
+    return None if payload is None else (FrameType(kind), bytes(payload))
 
 
-def exactly(connection: socket.socket, size: int) -> bytearray | None:
+def recv_exactly(connection: socket.socket, size: int) -> bytearray | None:
     """So many bytes, waited for; None where the other side goes before that."""
     data = bytearray(size)
     view = memoryview(data)

@@ -9,14 +9,14 @@ _RARELY = (50_000, 50, 100)
 _SECONDS_TO_END = 1.0
 
 
-def settle() -> None:
+def freeze() -> None:
     """Take what is on the heap out of garbage collection, which is rare from now on."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_RARELY)
 
 
-def sweep_soon() -> None:
+def schedule_collect() -> None:
     """Collect what a version leaves that was closed, once its tasks are over.
 
     By itself Python would come to it after dozens of promotions, each of which leaves a contract and the

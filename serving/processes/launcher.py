@@ -22,8 +22,8 @@ from serving.processes import descendants
 from serving.processes.confinement import model_environment
 from serving.processes.fork_server_process import Child, ForkServerProcess
 from serving.processes.guardian import SCRATCH
-from serving.processes.output_capture import Output, inherited
-from serving.settings.groups import Runtime, Trust
+from serving.processes.output_capture import OutputCapture, inherited
+from serving.settings.groups import ArtifactPolicySettings, RuntimeSettings
 from serving.supervision import Component, Supervisor
 
 log = logging.getLogger("serving.launcher")
@@ -59,7 +59,9 @@ class Launcher:
         self._listeners: set[Component] = set()
 
     @classmethod
-    def of(cls, runtime: Runtime, trust: Trust, supervisor: Supervisor | None = None) -> Launcher:
+    def of(
+        cls, runtime: RuntimeSettings, trust: ArtifactPolicySettings, supervisor: Supervisor | None = None
+    ) -> Launcher:
         """Return one for the operator's settings."""
         return cls(
             preload=runtime.preload,
@@ -72,7 +74,7 @@ class Launcher:
         )
 
     @property
-    def is_own(self) -> bool:
+    def is_dedicated(self) -> bool:
         """Whether it is for one version alone, whose interpreter it has."""
         return self._interpreter is not None
 
@@ -111,7 +113,7 @@ class Launcher:
             failing.callback(control.close)
             with theirs:
                 control.setblocking(False)
-                output = Output({"child": "fork server"}, lambda _: None)
+                output = OutputCapture({"child": "fork server"}, lambda _: None)
                 failing.callback(output.close)
                 try:
                     process = subprocess.Popen(
@@ -129,7 +131,7 @@ class Launcher:
             return ForkServerProcess(control, process, mark, scratch, output)
 
     def _supervise(self, server: ForkServerProcess) -> None:
-        detail = "of a version's own environment" if self.is_own else ""
+        detail = "of a version's own environment" if self.is_dedicated else ""
         watchdog = self.supervisor.start("watchdog", lambda: self._watch(server), detail, finite=True)
         listener = self.supervisor.start(
             "launcher", lambda: self._listen(server, watchdog), detail, finite=True
@@ -166,7 +168,7 @@ class Launcher:
             with suppress(OSError):
                 self._server.send({"kill": child.pid})
 
-    def by(self, interpreter: Path) -> Launcher:
+    def with_interpreter(self, interpreter: Path) -> Launcher:
         """Another one like this, whose model processes are run by an interpreter of an environment."""
         return Launcher(
             preload=self._preload,
@@ -192,7 +194,7 @@ class Launcher:
 
     @property
     def _subject(self) -> str:
-        own = " in this version's own environment" if self.is_own else ""
+        own = " in this version's own environment" if self.is_dedicated else ""
         return f"the process that starts model processes{own}"
 
     async def _listen(self, server: ForkServerProcess, watchdog: Component) -> None:
@@ -221,7 +223,7 @@ class Launcher:
                 if len(server.text) > _MAX_LINE_BYTES:
                     server.text = b""
                 for line in lines:
-                    self._hear(server, line)
+                    self._on_message(server, line)
 
     async def _watch(self, server: ForkServerProcess) -> None:
         """Ping a fork server, and end it once it does not answer any more, or stays stopped."""
@@ -245,7 +247,7 @@ class Launcher:
             return f"{self._subject} was killed by {descendants.signal_name(-status)}{hint}"
         return f"{self._subject} ended with status {status}{f': {last}' * bool(last)}"
 
-    def _hear(self, server: ForkServerProcess, line: bytes) -> None:
+    def _on_message(self, server: ForkServerProcess, line: bytes) -> None:
         """Handle a message; modules that the fork server imports may write anything to its socket."""
         try:
             message = json.loads(line)

@@ -16,7 +16,7 @@ from serving.codecs import model_output
 from serving.processes import framing, gc_tuning, pyfunc_input
 from serving.telemetry import trace_context
 
-_MOST_TEXT = 8000
+_MAX_TEXT_LENGTH = 8000
 _MAX_FAULTS = 20
 _UNTRACED = nullcontext()
 
@@ -51,14 +51,14 @@ def serve(connection: socket.socket, folder: Path, *, enforce: bool) -> None:
     try:
         model = load(folder, enforce=enforce)
     except (Exception, SystemExit) as error:
-        connection.sendall(framing.pack(framing.Kind.FAILED, _described(error)))
+        connection.sendall(framing.pack(framing.FrameType.FAILED, _described(error)))
         return
-    connection.sendall(framing.pack(framing.Kind.READY, model.ready()))
+    connection.sendall(framing.pack(framing.FrameType.READY, model.ready()))
     while (frame := framing.receive(connection)) is not None:
         kind, payload = frame
-        if kind is framing.Kind.PREDICT:
+        if kind is framing.FrameType.PREDICT:
             connection.sendall(_answered(model, payload))
-        elif kind is framing.Kind.STREAM:
+        elif kind is framing.FrameType.STREAM:
             connection.sendall(_streamed(model, payload, connection))
 
 
@@ -71,12 +71,12 @@ def load(folder: Path, *, enforce: bool) -> Model:
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(str(folder))
-    predict = model.predict if enforce or _converts(model) else _unenforced(model)
-    gc_tuning.settle()
+    predict = model.predict if enforce or _needs_pyfunc_conversion(model) else _unwrapped_predict(model)
+    gc_tuning.freeze()
     hint = _hint(model)
     outputs = model.metadata.get_output_schema()
     depths = model_output.depths(outputs.to_dict() if outputs else [])
-    stream = _of_hints(model) if hint else getattr(model, "predict_stream", predict)
+    stream = _type_hint_stream(model) if hint else getattr(model, "predict_stream", predict)
     return Model(predict, stream, depths, hint)
 
 
@@ -86,7 +86,7 @@ def _hint(model: Any) -> Any:
     return model.unwrap_python_model().predict_type_hints.input if is_hinted else None
 
 
-def _converts(model: Any) -> bool:
+def _needs_pyfunc_conversion(model: Any) -> bool:
     """Whether pyfunc does more than enforce: it makes the input anew, after hints, an example or types."""
     from mlflow.types.schema import DataType
 
@@ -109,7 +109,7 @@ def _has_fact(metadata: Any, name: str) -> bool:
     return bool(getattr(metadata, name, bool)())
 
 
-def _unenforced(model: Any) -> Predict:
+def _unwrapped_predict(model: Any) -> Predict:
     """The predict function that pyfunc would call in the end, by its interface for developers."""
     from mlflow.models.utils import _enforce_params_schema
 
@@ -122,7 +122,7 @@ def _unenforced(model: Any) -> Predict:
     return lambda frame, params: predict(frame, params=_enforce_params_schema(params, schema))
 
 
-def _of_hints(model: Any) -> Predict:
+def _type_hint_stream(model: Any) -> Predict:
     """The function that streams; pyfunc's own refuses whatever a signature of type hints allows."""
     from mlflow.types.type_hints import _validate_data_against_type_hint
 
@@ -138,13 +138,13 @@ def _answered(model: Model, payload: bytes) -> bytes:
     try:
         data, rows, params, headers = pyfunc_input.decode(payload)
         data = _fitted(model, data)
-        with trace_context.continued(headers) if headers else _UNTRACED:
+        with trace_context.attach(headers) if headers else _UNTRACED:
             answer = model.predict(data, params)
-        return framing.pack(framing.Kind.ANSWER, model_output.encode(answer, rows, model.depths))
+        return framing.pack(framing.FrameType.ANSWER, model_output.encode(answer, rows, model.depths))
     except _InvalidInput as error:
-        return framing.pack(framing.Kind.INVALID, error.args[0])
+        return framing.pack(framing.FrameType.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
-        return framing.pack(framing.Kind.FAILED, _described(error))
+        return framing.pack(framing.FrameType.FAILED, _described(error))
 
 
 def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
@@ -152,19 +152,19 @@ def _streamed(model: Model, payload: bytes, connection: socket.socket) -> bytes:
     try:
         data, _, params, headers = pyfunc_input.decode(payload)
         data = _fitted(model, data)
-        with trace_context.continued(headers) if headers else _UNTRACED:
+        with trace_context.attach(headers) if headers else _UNTRACED:
             chunks = model.predict_stream(data, params)
             for chunk in chunks:
-                connection.sendall(framing.pack(framing.Kind.CHUNK, model_output.text(chunk)))
-                if _is_called(connection):
+                connection.sendall(framing.pack(framing.FrameType.CHUNK, model_output.text(chunk)))
+                if _has_pending_message(connection):
                     break
             if isinstance(chunks, Generator):
                 chunks.close()
     except _InvalidInput as error:
-        return framing.pack(framing.Kind.INVALID, error.args[0])
+        return framing.pack(framing.FrameType.INVALID, error.args[0])
     except (Exception, SystemExit) as error:
-        return framing.pack(framing.Kind.FAILED, _described(error))
-    return framing.pack(framing.Kind.END)
+        return framing.pack(framing.FrameType.FAILED, _described(error))
+    return framing.pack(framing.FrameType.END)
 
 
 class _InvalidInput(Exception):  # never leaves this module
@@ -203,7 +203,7 @@ def _parsed(hint: Any, data: Any) -> Any:
     raise _InvalidInput(json.dumps(told).encode())
 
 
-def _is_called(connection: socket.socket) -> bool:
+def _has_pending_message(connection: socket.socket) -> bool:
     """Whether the front has something to say, or has hung up."""
     try:
         connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -214,7 +214,7 @@ def _is_called(connection: socket.socket) -> bool:
 
 def _described(error: BaseException) -> bytes:
     told = {
-        "error": "".join(traceback.format_exception_only(error)).strip()[:_MOST_TEXT],
-        "traceback": "".join(traceback.format_exception(error))[-_MOST_TEXT:],
+        "error": "".join(traceback.format_exception_only(error)).strip()[:_MAX_TEXT_LENGTH],
+        "traceback": "".join(traceback.format_exception(error))[-_MAX_TEXT_LENGTH:],
     }
     return json.dumps(told).encode()

@@ -13,27 +13,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from serving.telemetry.rate_limit import Ration
+from serving.telemetry.rate_limit import FixedWindow
 
 log = logging.getLogger("serving.output")
-_MOST_LINES = 100
-_MOST_LINE_BYTES = 4000
+_MAX_LINES = 100
+_MAX_LINE_BYTES = 4000
 _PIECE_BYTES, _MOST_PIECES = 65536, 16
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 """So much is read in a second; a process that writes more has to wait until that is over."""
 
 
-class Output:
+class OutputCapture:
     """The output of a process, which holds `theirs` until it ends, and of its children.
 
     `told` is what each line tells of the process; `gone` is called once nothing more will come.
     """
 
-    def __init__(self, told: Mapping[str, Any], gone: Callable[[Output], None]) -> None:
+    def __init__(self, told: Mapping[str, Any], gone: Callable[[OutputCapture], None]) -> None:
         self._told, self._gone = told, gone
         self._loop = asyncio.get_running_loop()
-        self._lines = Ration(_MOST_LINES, self._loop.time)
-        self._bytes = Ration(_MOST_BYTES, self._loop.time)
+        self._lines = FixedWindow(_MAX_LINES, self._loop.time)
+        self._bytes = FixedWindow(_MAX_BYTES, self._loop.time)
         self._begun, self._left_out = b"", 0
         self.last = ""
         """The last line, also where it was left out of the log."""
@@ -62,7 +62,7 @@ class Output:
             self._end()
             return False
         self._hear(data)
-        if self._bytes.take(len(data)) < len(data):
+        if self._bytes.acquire(len(data)) < len(data):
             self._loop.remove_reader(self._ours)
             self._resting = self._loop.call_later(1.0, self._listen)
         return True
@@ -85,21 +85,21 @@ class Output:
             self._tell(self._begun + whole)
             self._begun = b""
         self._begun += begun
-        if len(self._begun) > _MOST_LINE_BYTES:
+        if len(self._begun) > _MAX_LINE_BYTES:
             self._tell(self._begun)
             self._begun = b""
 
     def _tell(self, text: bytes) -> None:
         if last := text.rstrip().rpartition(b"\n")[2].strip():
-            self.last = last[:_MOST_LINE_BYTES].decode(errors="backslashreplace")
+            self.last = last[:_MAX_LINE_BYTES].decode(errors="backslashreplace")
         wanted = text.count(b"\n") + 1
-        allowed = self._lines.take(wanted)
+        allowed = self._lines.acquire(wanted)
         if allowed:
             self._tell_what_was_left_out()
         self._left_out += wanted - allowed
         for line in text.split(b"\n", allowed)[:allowed]:
             if line:
-                log.info("%s", line[:_MOST_LINE_BYTES].decode(errors="backslashreplace"), extra=self._told)
+                log.info("%s", line[:_MAX_LINE_BYTES].decode(errors="backslashreplace"), extra=self._told)
 
     def _tell_what_was_left_out(self) -> None:
         if self._left_out:
@@ -108,9 +108,9 @@ class Output:
 
 
 @contextmanager
-def inherited(told: Mapping[str, Any], outputs: set[Output]) -> Iterator[int]:
+def inherited(told: Mapping[str, Any], outputs: set[OutputCapture]) -> Iterator[int]:
     """Return the end of a pipe to give to a process in the block that follows."""
-    output = Output(told, outputs.discard)
+    output = OutputCapture(told, outputs.discard)
     outputs.add(output)
     try:
         yield output.theirs

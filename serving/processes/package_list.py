@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from serving.errors import NoEnvironment, Untrusted
+from serving.errors import EnvironmentUnavailable, UntrustedArtifact
 
 _HASH = re.compile(r"\s--hash=(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?=\s|$)")
 _SETTING = "SERVING_PACKAGES"
@@ -37,7 +37,7 @@ def read(file: Path) -> list[Package]:
     try:
         text = file.read_text()
     except (OSError, ValueError) as error:
-        raise NoEnvironment(f"{_SETTING} can't be read: {error}") from error
+        raise EnvironmentUnavailable(f"{_SETTING} can't be read: {error}") from error
     lines = (line.partition(" #")[0].strip() for line in re.sub(r"\\\r?\n", " ", text).splitlines())
     return [_package(line) for line in lines if line and not line.startswith("#")]
 
@@ -50,7 +50,7 @@ def _package(line: str) -> Package:
             raise ValueError
         return Package(canonicalize_name(requirement.name), Version(pin.version), requirement, line)
     except (InvalidRequirement, InvalidVersion, ValueError):
-        raise NoEnvironment(
+        raise EnvironmentUnavailable(
             f"{_SETTING} has the entry {line!r:.200}: write name==version --hash=sha256:…"
         ) from None
 
@@ -84,7 +84,7 @@ def select(
             offered.setdefault(package.name, []).append(package)
     for each in required:
         if canonicalize_name(each.name) not in offered:
-            raise Untrusted(f"it requires {each.name[:100]}, which is not in {_SETTING}")
+            raise UntrustedArtifact(f"it requires {each.name[:100]}, which is not in {_SETTING}")
     chosen = []
     for name, found in sorted(offered.items()):
         specifiers = [each.specifier for each in wanted.get(name, ())]
@@ -95,8 +95,8 @@ def select(
         ]
         if not fitting:
             asked = ", ".join(map(str, wanted[name]))[:200]
-            raise Untrusted(f"it requires {asked}, and {_SETTING} has no such version of {name}")
+            raise UntrustedArtifact(f"it requires {asked}, and {_SETTING} has no such version of {name}")
         chosen.append(max(fitting, key=lambda each: each.version).line)
     if missing := [str(each) for each in own if canonicalize_name(each.name) not in offered]:
-        raise NoEnvironment(f"{_SETTING} lacks {', '.join(missing)}, which model processes need")
+        raise EnvironmentUnavailable(f"{_SETTING} lacks {', '.join(missing)}, which model processes need")
     return chosen

@@ -15,20 +15,20 @@ from serving.errors import LoadFailed, ProcessDied
 from serving.processes import framing
 from serving.processes.descendants import StopDetector
 from serving.processes.launcher import Launcher
-from serving.processes.replica import Replica, State
+from serving.processes.replica import Replica, ReplicaState
 from serving.supervision import Component
-from serving.telemetry.metrics import Ending
+from serving.telemetry.metrics import ExitReason
 
 log = logging.getLogger("serving.pool")
 _STEADY_SECONDS = 30.0
-_LONGEST_PAUSE = 30.0
+_MAX_BACKOFF_SECONDS = 30.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def next_pause(pause: float, lived: float) -> float:
+def next_backoff(pause: float, lived: float) -> float:
     """Seconds to wait before a dead process is replaced: none at first, then growing while they die young."""
-    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else min(max(2 * pause, 0.5), _LONGEST_PAUSE)
+    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else min(max(2 * pause, 0.5), _MAX_BACKOFF_SECONDS)
 
 
 def resident_bytes(pid: int | None) -> int:
@@ -58,8 +58,8 @@ class Pool:
         max_answer_bytes: int = framing.MAX_BYTES,
         told: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
-        on_death: Callable[[Ending], None],
-        on_restart: Callable[[Ending], None],
+        on_death: Callable[[ExitReason], None],
+        on_restart: Callable[[ExitReason], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
@@ -92,26 +92,27 @@ class Pool:
             LoadFailed: the new process raised, hung or died while loading.
         """
         for index, replica in enumerate(self.replicas):
-            if replica.state is not State.IDLE:
+            if replica.state is not ReplicaState.IDLE:
                 replica.kill()
                 self.replicas[index] = await self._new()
 
     @property
     def has_process(self) -> bool:
         """Whether one of the processes is up."""
-        return any(replica.state is not State.DEAD for replica in self.replicas)
+        return any(replica.state is not ReplicaState.DEAD for replica in self.replicas)
 
     def memory(self) -> list[int | None]:
         """The resident bytes of each process, None of one that is not up."""
         return [
-            None if replica.state is State.DEAD else resident_bytes(replica.pid) for replica in self.replicas
+            None if replica.state is ReplicaState.DEAD else resident_bytes(replica.pid)
+            for replica in self.replicas
         ]
 
     def keep(self) -> None:
         """Hand out the processes, and from now on replace those that die."""
         for index, replica in enumerate(self.replicas):
             self._on_ready(replica)
-            keep, detail = partial(self._keep_one, index), f"of {self._told.get('model', self._folder.name)}"
+            keep, detail = partial(self._supervise, index), f"of {self._told.get('model', self._folder.name)}"
             self._keepers.append(self._launcher.supervisor.start("process keeper", keep, detail))
 
     def kill(self) -> None:
@@ -120,7 +121,7 @@ class Pool:
             keeper.stop()
         for replica in self.replicas:
             replica.kill()
-        if self._launcher.is_own:
+        if self._launcher.is_dedicated:
             self._launcher.close()
 
     async def _new(self) -> Replica:
@@ -133,30 +134,30 @@ class Pool:
         self.replicas.append(replica)
         return replica
 
-    async def _keep_one(self, index: int) -> None:
+    async def _supervise(self, index: int) -> None:
         loop = asyncio.get_running_loop()
         pause, started = -1.0, loop.time()
         while True:
             old = self.replicas[index]
-            if await self._lives_until_too_large(old):
+            if await self._wait_for_exit_or_oom(old):
                 megabytes = resident_bytes(old.pid) >> 20
                 log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._told)
-                self._take(index, await self._replacement(0.0), Ending.MEMORY)
+                self._install(index, await self._replacement(0.0), ExitReason.MEMORY)
                 old.retire()
-                self._on_death(Ending.MEMORY)
+                self._on_death(ExitReason.MEMORY)
                 continue
             self._on_death(old.ending)
-            pause = next_pause(pause, loop.time() - started)
+            pause = next_backoff(pause, loop.time() - started)
             log.warning("%r has died; the next starts in %g s", old, pause, extra=self._told)
             started = loop.time()
-            self._take(index, await self._replacement(pause), old.ending)
+            self._install(index, await self._replacement(pause), old.ending)
 
-    def _take(self, index: int, replica: Replica, ending: Ending) -> None:
+    def _install(self, index: int, replica: Replica, ending: ExitReason) -> None:
         self.replicas[index] = replica
         self._on_restart(ending)
         self._on_ready(replica)
 
-    async def _lives_until_too_large(self, replica: Replica) -> bool:
+    async def _wait_for_exit_or_oom(self, replica: Replica) -> bool:
         """Wait until it has died, or has more memory than it may have: then true."""
         most = self._most_bytes
         if most is not None and resident_bytes(replica.pid) > most:
@@ -168,7 +169,7 @@ class Pool:
             await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS)
             if stopped.detects(replica.pid):
                 log.error("%r was stopped by a signal, and is replaced", replica, extra=self._told)
-                replica.give_up()
+                replica.kill_hung()
             if most is not None and resident_bytes(replica.pid) > most:
                 return True
         return False
@@ -179,6 +180,6 @@ class Pool:
             try:
                 return await self._new()
             except (LoadFailed, ProcessDied) as error:
-                pause = next_pause(pause, 0.0)
+                pause = next_backoff(pause, 0.0)
                 said = "no new model process: %s; the next try is in %g s"
                 log.error(said, error, pause, extra=self._told)

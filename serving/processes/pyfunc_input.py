@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from serving.codecs.model_input import FORM, GAPS, INDEX, LABELS, PARAMS, TYPE, Form
+from serving.codecs.model_input import FORM, GAPS, INDEX, LABELS, PARAMS, TYPE, InputKind
 from serving.telemetry import trace_context
-from serving.types.nested import JSON, revived, unpacked
-from serving.types.tensors import arrays
+from serving.types.nested import JSON, restore_types, to_python
+from serving.types.tensors import from_list_array
 
 _NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int64, pa.int32(): np.int32}
 
@@ -37,21 +37,23 @@ def decode(encoded: bytes) -> ModelInput:
     metadata = batch.schema.metadata or {}
     params = metadata.get(PARAMS)
     data = _data(batch, metadata)
-    headers = trace_context.carried(metadata) if metadata else {}
+    headers = trace_context.extract(metadata) if metadata else {}
     return ModelInput(data, batch.num_rows, json.loads(params) if params else None, headers)
 
 
 def _data(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes]) -> Any:
-    match Form(metadata.get(FORM, b"frame").decode()):
-        case Form.FRAME:
+    match InputKind(metadata.get(FORM, b"frame").decode()):
+        case InputKind.FRAME:
             return _labelled(_frame(batch), metadata)
-        case Form.UNNAMED_FRAME:
+        case InputKind.UNNAMED_FRAME:
             return _labelled(_frame(batch).set_axis(range(batch.num_columns), axis=1), metadata)
-        case Form.LIST:
-            return unpacked(batch.column(0))  # pyfunc converts them, by the type hint
-        case Form.ARRAY:
-            return arrays(batch.column(0))
-    return {name: arrays(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+        case InputKind.LIST:
+            return to_python(batch.column(0))  # pyfunc converts them, by the type hint
+        case InputKind.ARRAY:
+            return from_list_array(batch.column(0))
+    return {
+        name: from_list_array(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
 
 
 def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
@@ -95,9 +97,9 @@ def _labelled(frame: pd.DataFrame, metadata: Mapping[bytes, bytes]) -> pd.DataFr
 
 
 def _nested(column: pa.Array, field: pa.Field, date: Callable[[datetime], Any]) -> list[Any]:
-    values = unpacked(column)
+    values = to_python(column)
     type = (field.metadata or {}).get(TYPE)
-    return [revived(value, json.loads(type), date) for value in values] if type else values
+    return [restore_types(value, json.loads(type), date) for value in values] if type else values
 
 
 @lru_cache(maxsize=16)

@@ -13,25 +13,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from serving.errors import Fault, LoadFailed, ModelFailed, ProcessDied, Unprocessable
+from serving.errors import FieldError, LoadFailed, ModelFailed, ProcessDied, Unprocessable
 from serving.processes import framing
 from serving.processes.descendants import StopDetector, signal_name
 from serving.processes.fork_server_process import Child
 from serving.processes.launcher import Launcher
-from serving.telemetry.metrics import Ending
+from serving.telemetry.metrics import ExitReason
 
 log = logging.getLogger("serving.replica")
 _SECONDS_TO_REAP = 5
 _SECONDS_BETWEEN_LOOKS = 1.0
 _MAX_FAULTS = 20
 _UNREADABLE = (ValueError, TypeError, LookupError, RecursionError)
-_ENDS = (framing.Kind.FAILED, framing.Kind.INVALID)
+_ENDS = (framing.FrameType.FAILED, framing.FrameType.INVALID)
 
 Outcome = bytes | ModelFailed | ProcessDied | Unprocessable
 """How a call ended: the answer's bytes, the model's exception, the death of the process, an unfit input."""
 
 
-class State(Enum):
+class ReplicaState(Enum):
     """Where a model process stands."""
 
     LOADING = "loading"
@@ -56,10 +56,10 @@ class Replica(asyncio.Protocol):
         self._hear: Callable[[bytes], None] | None = None
         self._transport: asyncio.Transport | None = None
         self._retiring = False
-        self.state = State.LOADING
+        self.state = ReplicaState.LOADING
         self.shown: Mapping[str, Any] = {}
         """What only the loaded model shows: `input_schema`, the JSON Schema of its type hint."""
-        self.ending = Ending.CRASH
+        self.ending = ExitReason.CRASH
         """Why it ended, once it has, unless its version was closed."""
         self._child: Child | None = None
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,7 +100,7 @@ class Replica(asyncio.Protocol):
         except TimeoutError:
             raise LoadFailed(f"it had not loaded after {seconds:g} s, and was stopped") from None
         finally:
-            if replica.state is not State.IDLE:
+            if replica.state is not ReplicaState.IDLE:
                 replica.kill()
         return replica
 
@@ -111,12 +111,14 @@ class Replica(asyncio.Protocol):
 
         With `hear` it answers bit by bit, and nothing at the end.
         """
-        assert self.state is State.IDLE, self
+        assert self.state is ReplicaState.IDLE, self
         assert self._transport is not None, self
-        self.state, self._done, self._hear = State.BUSY, done, hear
-        self._transport.write(framing.pack(framing.Kind.STREAM if hear else framing.Kind.PREDICT, payload))
+        self.state, self._done, self._hear = ReplicaState.BUSY, done, hear
+        self._transport.write(
+            framing.pack(framing.FrameType.STREAM if hear else framing.FrameType.PREDICT, payload)
+        )
 
-    async def answer(self, payload: bytes, hear: Callable[[bytes], None] | None = None) -> bytes:
+    async def infer(self, payload: bytes, hear: Callable[[bytes], None] | None = None) -> bytes:
         """As `ask`, waited for.
 
         Raises:
@@ -134,7 +136,7 @@ class Replica(asyncio.Protocol):
     def stop(self) -> None:
         """Have a process that answers bit by bit be done after the next one."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(framing.pack(framing.Kind.STOP))
+            self._transport.write(framing.pack(framing.FrameType.STOP))
             self._transport.resume_reading()
 
     def pause(self) -> None:
@@ -154,19 +156,19 @@ class Replica(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def give_up(self) -> None:
+    def kill_hung(self) -> None:
         """End the process now, as it does not answer in time."""
-        self.ending = Ending.HANG
+        self.ending = ExitReason.HANG
         self.kill()
 
     def retire(self) -> None:
         """Be asked no more, and end once what is under way is answered."""
         self._retiring = True
-        if self.state is State.IDLE:
+        if self.state is ReplicaState.IDLE:
             self._end()
 
     def _end(self) -> None:
-        self.state = State.DEAD  # nobody may ask it in this very turn
+        self.state = ReplicaState.DEAD  # nobody may ask it in this very turn
         self.kill()
 
     async def _connect(self, folder: Path) -> None:
@@ -218,46 +220,50 @@ class Replica(asyncio.Protocol):
         """Handle bytes from the process, which is not trusted: it is stopped when it breaks the protocol."""
         try:
             for kind, payload in self._unpacker.feed(data):
-                if self.state is State.DEAD:
+                if self.state is ReplicaState.DEAD:
                     return
-                self._heard(kind, payload)
+                self._on_frame(kind, payload)
         except ValueError as error:
             log.error("model process %s sent %s, and is stopped", self.pid, error, extra=self._told)
             self._refuse(f"its process sent {error}")
 
     def _refuse(self, reason: str) -> None:
         """Stop a process that breaks the protocol, which is the fault of the version."""
-        was, self.state = self.state, State.DEAD
-        if was is State.LOADING and not self._loaded.done():
+        was, self.state = self.state, ReplicaState.DEAD
+        if was is ReplicaState.LOADING and not self._loaded.done():
             self._fail(LoadFailed(reason))
         self.kill()
         self._end_call(ModelFailed(reason))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The process has gone."""
-        was, self.state = self.state, State.DEAD
+        was, self.state = self.state, ReplicaState.DEAD
         try:
-            if was is State.LOADING and not self._loaded.done():
+            if was is ReplicaState.LOADING and not self._loaded.done():
                 self._fail(ProcessDied("The model process died while loading."))
             self._end_call(ProcessDied("The model process died under the request."))
         finally:
             if not self.dead.done():
                 self.dead.set_result(None)
 
-    def _heard(self, kind: framing.Kind, payload: bytes) -> None:
+    def _on_frame(self, kind: framing.FrameType, payload: bytes) -> None:
         streams = self._hear is not None
-        if self.state is State.LOADING and not self._loaded.done() and kind is framing.Kind.READY:
-            self.state = State.IDLE
+        if self.state is ReplicaState.LOADING and not self._loaded.done() and kind is framing.FrameType.READY:
+            self.state = ReplicaState.IDLE
             self.shown = _shown(payload)
             self._loaded.set_result(None)
-        elif self.state is State.LOADING and not self._loaded.done() and kind is framing.Kind.FAILED:
+        elif (
+            self.state is ReplicaState.LOADING
+            and not self._loaded.done()
+            and kind is framing.FrameType.FAILED
+        ):
             error, trace = _failure(payload)
             log.warning("loading raised %s", error, extra={**self._told, "cause": trace})
             self._fail(LoadFailed(f"loading it raised {error}"))
-        elif kind is framing.Kind.CHUNK and self._hear:
+        elif kind is framing.FrameType.CHUNK and self._hear:
             self._hear(payload)
-        elif self._done and kind in (*_ENDS, framing.Kind.END if streams else framing.Kind.ANSWER):
-            self.state = State.IDLE
+        elif self._done and kind in (*_ENDS, framing.FrameType.END if streams else framing.FrameType.ANSWER):
+            self.state = ReplicaState.IDLE
             if self._retiring:
                 self._end()
             self._end_call(_outcome(kind, payload))
@@ -278,11 +284,11 @@ class _Stopped(ProcessDied):  # leaves this module as `ProcessDied`
     """A signal has stopped the process while it was loading."""
 
 
-def _outcome(kind: framing.Kind, payload: bytes) -> Outcome:
+def _outcome(kind: framing.FrameType, payload: bytes) -> Outcome:
     """Return the outcome of a call that its last frame reports."""
-    if kind is framing.Kind.INVALID:
+    if kind is framing.FrameType.INVALID:
         return _unfit(payload)
-    if kind is framing.Kind.FAILED:
+    if kind is framing.FrameType.FAILED:
         error, trace = _failure(payload)
         return ModelFailed(f"it raised {error}", trace, error.partition(":")[0])
     return payload
@@ -299,7 +305,8 @@ def _shown(payload: bytes) -> Mapping[str, Any]:
 def _unfit(payload: bytes) -> Unprocessable:
     try:
         faults = [
-            Fault(tuple(fault["loc"]), str(fault["msg"])[:200]) for fault in json.loads(payload)[:_MAX_FAULTS]
+            FieldError(tuple(fault["loc"]), str(fault["msg"])[:200])
+            for fault in json.loads(payload)[:_MAX_FAULTS]
         ]
     except _UNREADABLE:
         faults = []

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from serving.errors import NoEnvironment
+from serving.errors import EnvironmentUnavailable
 
 _SECONDS = 600.0
 _MAX_OUTPUT_LENGTH = 400
@@ -30,7 +30,7 @@ def find() -> str:
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if (program := shutil.which("uv", path=path)) is None:
-        raise NoEnvironment(
+        raise EnvironmentUnavailable(
             "it needs an environment of its own, which uv makes, and uv is not installed where this "
             "service runs: install the extra `environments`, or put uv on the PATH"
         )
@@ -54,7 +54,7 @@ async def run(failed: str, *command: str, cwd: Path | None = None) -> None:
         async with asyncio.timeout(_SECONDS):
             _, said = await process.communicate()
     except TimeoutError:
-        raise NoEnvironment(f"its environment was not ready after {_SECONDS:g} s") from None
+        raise EnvironmentUnavailable(f"its environment was not ready after {_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -63,4 +63,4 @@ async def run(failed: str, *command: str, cwd: Path | None = None) -> None:
         text = said.decode(errors="replace")
         start = max(text.find("error:"), text.find("×"), 0)  # warnings stand before
         reason = " ".join(_DECORATION.sub(" ", text[start:]).split())[:_MAX_OUTPUT_LENGTH]
-        raise NoEnvironment(f"{failed}. uv reports: {reason}")
+        raise EnvironmentUnavailable(f"{failed}. uv reports: {reason}")

@@ -22,33 +22,33 @@ from pydantic import ValidationError
 
 from serving.codecs.model_input import Rows
 from serving.contract.contract import Contract, validator
-from serving.errors import BodyTooLarge, Fault, Malformed, Unprocessable
+from serving.errors import BodyTooLarge, FieldError, Malformed, Unprocessable
 from serving.types.scalars import Scalar
 
 _BYTES = 64 * 1024
 _PARAMS = rb'"params"\s*:\s*\{[^{}]*\}\s*'
 _HEAD = re.compile(rb"\s*\{\s*(?:" + _PARAMS + rb',\s*)?"rows"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*(?:,\s*" + _PARAMS + rb")?\}\s*\Z")
-_LONGEST_TAIL = 4096
+_MAX_TAIL_BYTES = 4096
 _BETWEEN_ROWS = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RowChunk:
     """Some rows of a batch, and the batch's parameters."""
 
     rows: Rows
     params: Mapping[str, Any]
 
 
-class Reader:
+class BatchReader:
     """Reads batches for one contract."""
 
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
         self._columns = _Columns(contract)
 
-    def read(self, body: bytes) -> Iterator[Piece]:
+    def read(self, body: bytes) -> Iterator[RowChunk]:
         """The rows of a batch's JSON body, in pieces of some hundred kilobytes.
 
         Raises:
@@ -56,29 +56,29 @@ class Reader:
             BodyTooLarge: there are more rows than the contract takes.
             Unprocessable: it does not fit the contract.
         """
-        head, tail = _HEAD.match(body), _TAIL.search(body, max(0, len(body) - _LONGEST_TAIL))
+        head, tail = _HEAD.match(body), _TAIL.search(body, max(0, len(body) - _MAX_TAIL_BYTES))
         if not head or not tail or head.end() > tail.start():
-            yield Piece(*self._contract.read_batch(body))
+            yield RowChunk(*self._contract.read_batch(body))
             return
         around = partial(b"%b%b%b".__mod__)
         before, after = body[: head.end()], body[tail.start() :]
         params: Mapping[str, Any] | None = None if b'"params"' in before + after else {}
         count = 0
-        for start, end in _cuts(body, head.end(), tail.start()):
+        for start, end in _row_boundaries(body, head.end(), tail.start()):
             rows = None if params is None else self._columns.read(body[start:end])
             if rows is None:
                 try:
                     rows, params = self._contract.read_batch(around((before, body[start:end], after)))
                 except Malformed:
                     rows, params = self._contract.read_batch(body)
-                    yield Piece(rows[count:], params)
+                    yield RowChunk(rows[count:], params)
                     return
                 except Unprocessable as error:
-                    raise _further_down(error, count) from None
+                    raise _offset_rows(error, count) from None
             count += len(rows)
             if count > self._contract.max_rows:
                 raise BodyTooLarge(f"The batch has more than {self._contract.max_rows} rows.")
-            yield Piece(rows, params or {})
+            yield RowChunk(rows, params or {})
 
 
 class _Columns:
@@ -129,7 +129,7 @@ class _Columns:
         return known and bool(piece.count(b":") == fields + in_texts)
 
 
-def _cuts(body: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _row_boundaries(body: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where pieces of the rows between `start` and `end` begin and end."""
     while cut := _BETWEEN_ROWS.search(body, start + _BYTES, end):
         yield start, cut.start() + 1
@@ -137,10 +137,10 @@ def _cuts(body: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-def _further_down(error: Unprocessable, rows: int) -> Unprocessable:
+def _offset_rows(error: Unprocessable, rows: int) -> Unprocessable:
     """The same error, of rows that stand behind others."""
     faults = tuple(
-        Fault((fault.loc[0], fault.loc[1] + rows, *fault.loc[2:]), fault.msg)
+        FieldError((fault.loc[0], fault.loc[1] + rows, *fault.loc[2:]), fault.msg)
         if fault.loc[:1] == ("rows",) and len(fault.loc) > 1 and isinstance(fault.loc[1], int)
         else fault
         for fault in error.faults

@@ -16,8 +16,8 @@ import orjson
 import pyarrow as pa
 
 from serving.codecs.json_fields import refuse_repeats
-from serving.codecs.model_input import Form
-from serving.contract.column_validator import Intake
+from serving.codecs.model_input import InputKind
+from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract
 from serving.errors import Malformed, Unprocessable
 from serving.types.columns import Column
@@ -31,7 +31,7 @@ Columns = dict[str, Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """The rows that a body asks for, and the parameters."""
 
     rows: pa.RecordBatch
@@ -39,15 +39,15 @@ class Asked:
     unwrapped: bool = False
 
 
-class Scoring:
+class ScoringParser:
     """Reads the bodies of one contract."""
 
-    def __init__(self, contract: Contract, intake: Intake) -> None:
+    def __init__(self, contract: Contract, intake: ColumnValidator) -> None:
         self._contract, self._intake = contract, intake
         self._names = [column.name for column in contract.columns]
         self._one_row = any(isinstance(column.kind, Nested) for column in contract.columns)
 
-    def read(self, body: bytes) -> Asked:
+    def read(self, body: bytes) -> ParsedRequest:
         """The rows and the parameters of a JSON body.
 
         Raises:
@@ -78,25 +78,27 @@ class Scoring:
                 columns = self._inputs(found)
         params = document.get("params")
         params = self._contract.read_params({} if params is None else params)
-        return Asked(self._intake.take(columns, **own), params)
+        return ParsedRequest(self._intake.validate(columns, **own), params)
 
-    def _unwrapped(self, document: dict[str, Any]) -> Asked:
+    def _unwrapped(self, document: dict[str, Any]) -> ParsedRequest:
         """One input: its fields are columns, or parameters where the model has such."""
         named = {param.name for param in self._contract.params}
         params = {name: value for name, value in document.items() if name in named}
         fields = {name: value for name, value in document.items() if name not in named}
-        if self._contract.form is Form.FRAME:
+        if self._contract.form is InputKind.FRAME:
             columns: Columns = {name: [value] for name, value in fields.items()}
-        elif self._contract.form is Form.LIST:
+        elif self._contract.form is InputKind.LIST:
             columns = {self._names[0]: [document]}
         else:
             (value, *_) = fields.values()
             columns = {self._only("the body"): value if isinstance(value, list) else [value]}
-        return Asked(self._intake.take(columns), self._contract.read_params(params), unwrapped=True)
+        return ParsedRequest(
+            self._intake.validate(columns), self._contract.read_params(params), unwrapped=True
+        )
 
     def _index(self, index: Any, rows: int) -> list[Any] | None:
         """The index of a DataFrame; None where it only counts the rows."""
-        if index is None or self._contract.form not in (Form.FRAME, Form.UNNAMED_FRAME):
+        if index is None or self._contract.form not in (InputKind.FRAME, InputKind.UNNAMED_FRAME):
             return None
         if not isinstance(index, list) or not all(isinstance(label, int | float | str) for label in index):
             _refuse("dataframe_split.index should be a list of numbers or texts.")
@@ -104,25 +106,27 @@ class Scoring:
             _refuse(f"dataframe_split.index should have {rows} labels, one for each row of data.")
         return None if index == [*range(rows)] else index
 
-    def arrange(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    def from_table(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
         """Return the rows of a table of Arrow arrays; raises as `read` does."""
-        if self._contract.form is Form.FRAME:
+        if self._contract.form is InputKind.FRAME:
             # pandas reads a missing text as NaN, where JSON's null is None.
             empty = (name for name, array in table.items() if array.null_count == len(array) > 0)
             texts = {column.name for column in self._contract.columns if column.type == "string"}
-            return self._intake.take(
+            return self._intake.validate(
                 table, gaps={name: [*range(len(table[name]))] for name in empty if name in texts}
             )
-        return self._intake.take(self._arranged([*table], [array.to_pylist() for array in table.values()]))
+        return self._intake.validate(
+            self._arranged([*table], [array.to_pylist() for array in table.values()])
+        )
 
     def _arranged(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
         """The columns of a table as those of the contract."""
         form = self._contract.form
-        if form is Form.LIST:
+        if form is InputKind.LIST:
             _refuse("This model takes values, not a table: send inputs.")
-        if form is Form.UNNAMED_FRAME:
+        if form is InputKind.UNNAMED_FRAME:
             return dict(zip(self._names, columns, strict=False))
-        if form is Form.ARRAY:
+        if form is InputKind.ARRAY:
             rows = columns[0] if len(columns) == 1 else [[*row] for row in zip(*columns, strict=True)]
             return {self._names[0]: _shaped(rows, self._contract.columns[0])}
         given = dict(zip(names, columns, strict=True))
@@ -132,17 +136,17 @@ class Scoring:
     def _instances(self, found: Any) -> Columns:
         if not isinstance(found, list):
             _refuse("instances should be a list of rows.")
-        if found and isinstance(found[0], dict) and self._contract.form is not Form.LIST:
+        if found and isinstance(found[0], dict) and self._contract.form is not InputKind.LIST:
             return self._arranged(*_records(found, "instances"))
         return {self._only("instances"): found}
 
     def _inputs(self, found: Any) -> Columns:
-        if self._contract.form is Form.LIST:
+        if self._contract.form is InputKind.LIST:
             return {self._names[0]: found if isinstance(found, list) else [found]}
         if isinstance(found, dict):
-            if self._contract.form is Form.ARRAY:
+            if self._contract.form is InputKind.ARRAY:
                 _refuse("This model takes one array without a name: send inputs as lists.")
-            if self._contract.form is Form.ARRAYS:
+            if self._contract.form is InputKind.ARRAYS:
                 return {name: _list(values, name) for name, values in found.items()}
             alone = self._one_row or not any(isinstance(value, list) for value in found.values())
             return {name: [value] if alone else _list(value, name) for name, value in found.items()}
@@ -173,7 +177,9 @@ def _fields(document: Mapping[str, Any]) -> int:
     return len(document) + sum(len(each) for each in below if isinstance(each, dict))
 
 
-def _split(found: Any, form: Form, known: Sequence[str]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+def _split(
+    found: Any, form: InputKind, known: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
     if not isinstance(found, dict) or "data" not in found or found.keys() - {"data", "columns", "index"}:
         _refuse("dataframe_split should be an object with data, columns, and perhaps an index.")
     rows = found["data"]
@@ -181,7 +187,7 @@ def _split(found: Any, form: Form, known: Sequence[str]) -> tuple[Sequence[str],
         _refuse("dataframe_split.data should be a list of lists.")
     names = found.get("columns")
     numbered = [str(index) for index in range(len(rows[0]) if rows else len(known))]
-    if names is None and (form not in (Form.FRAME, Form.ARRAYS) or numbered == [*known]):
+    if names is None and (form not in (InputKind.FRAME, InputKind.ARRAYS) or numbered == [*known]):
         names = numbered
     if not isinstance(names, list) or len({*map(str, names)}) != len(names):
         _refuse("dataframe_split.columns should be a list of different names.")

@@ -10,16 +10,16 @@ import orjson
 import pyarrow as pa
 
 from serving.codecs import model_output
-from serving.codecs.json_values import Texts, Value
-from serving.codecs.model_output import Form
-from serving.codecs.predictions import woven
+from serving.codecs.json_values import JsonFragments, OutputColumn
+from serving.codecs.model_output import OutputForm
+from serving.codecs.predictions import interleave
 from serving.errors import ModelFailed
-from serving.types.tensors import arrays
+from serving.types.tensors import from_list_array
 
 _ROWS_AT_ONCE = 4096
 
 
-def predictions_json(declared: Sequence[Value], table: pa.RecordBatch) -> Iterator[bytes]:
+def predictions_json(declared: Sequence[OutputColumn], table: pa.RecordBatch) -> Iterator[bytes]:
     """Render a model's output as MLflow's server writes it under `predictions`, in pieces.
 
     Args:
@@ -31,31 +31,31 @@ def predictions_json(declared: Sequence[Value], table: pa.RecordBatch) -> Iterat
     """
     names = table.schema.names
     match model_output.form(table):
-        case Form.RECORDS:
+        case OutputForm.RECORDS:
             fields = [
                 _value(declared, name, column) for name, column in zip(names, table.columns, strict=True)
             ]
             yield from _listed(table, partial(_records, fields))
-        case Form.VALUES:
+        case OutputForm.VALUES:
             only = (
                 declared[0].name if len(declared) == 1 else None
             )  # an array is that column, whatever its name
             yield from _listed(table, partial(_only, _value(declared, only, table.column(0))))
-        case Form.COLUMNS:
+        case OutputForm.COLUMNS:
             for index, (name, column) in enumerate(zip(names, table.columns, strict=True)):
                 yield (b"," if index else b"{") + orjson.dumps(name) + b":"
                 yield from _listed(table.select([name]), partial(_only, _value(declared, name, column)))
             yield b"}"
-        case Form.WHOLE:
+        case OutputForm.WHOLE:
             yield _only(_value(declared, None, table.column(0)), table)
 
 
-def _value(declared: Sequence[Value], name: str | None, column: pa.Array) -> Value:
+def _value(declared: Sequence[OutputColumn], name: str | None, column: pa.Array) -> OutputColumn:
     """Return how the values of an output column are rendered: as they are, NaN as null if it is optional."""
     may_be_nan = pa.types.is_floating(column.type) and any(
         value.name == name and not value.required for value in declared
     )
-    return Value(name, "number" if may_be_nan else "any", (), required=False)
+    return OutputColumn(name, "number" if may_be_nan else "any", (), required=False)
 
 
 def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:
@@ -66,20 +66,20 @@ def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> I
     yield b"]"
 
 
-def _records(fields: list[Value], rows: pa.RecordBatch) -> bytes:
-    parts: list[bytes | Texts] = []
+def _records(fields: list[OutputColumn], rows: pa.RecordBatch) -> bytes:
+    parts: list[bytes | JsonFragments] = []
     for index, (value, column) in enumerate(zip(fields, rows.columns, strict=True)):
         parts += [(b"," if index else b"{") + orjson.dumps(str(value.name)) + b":", _texts(value, column)]
-    return woven(*parts, b"},").json()[:-1]
+    return interleave(*parts, b"},").json()[:-1]
 
 
-def _only(value: Value, rows: pa.RecordBatch) -> bytes:
+def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
     """The values of the only column, a comma between them."""
     innermost = column = rows.column(0)
     while pa.types.is_fixed_size_list(innermost.type):
         innermost = innermost.flatten()
     if pa.types.is_floating(innermost.type) or pa.types.is_integer(innermost.type):
-        found = arrays(column)
+        found = from_list_array(column)
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             return b",".join(_texts(value, column).texts)  # gaps, where the output is optional
         if found.dtype.kind == "f":
@@ -88,8 +88,8 @@ def _only(value: Value, rows: pa.RecordBatch) -> bytes:
     return b",".join(_texts(value, column).texts)
 
 
-def _texts(value: Value, column: pa.Array) -> Texts:
-    found = value.texts(column)
+def _texts(value: OutputColumn, column: pa.Array) -> JsonFragments:
+    found = value.to_json(column)
     if found.bad:
         raise ModelFailed("its answer has a number that is not finite")
     return found

@@ -11,18 +11,18 @@ from pyarrow import csv, parquet
 
 from serving.codecs import model_output
 from serving.errors import BodyTooLarge, Malformed
-from serving.types.column_type import Kind
+from serving.types.column_type import ColumnType
 from serving.types.columns import Column
 from serving.types.nested import JSON
 from serving.types.scalars import Scalar
-from serving.types.tensors import arrays
+from serving.types.tensors import from_list_array
 
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 ARROW = "application/vnd.apache.arrow.stream"
-_MOST_TIMES_LARGER = 20
+_MAX_EXPANSION_FACTOR = 20
 # What pandas reads as a gap, which is what MLflow reads CSV with.
-_GAPS = (
+NULL_VALUES = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
     "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
@@ -46,26 +46,30 @@ def read(media_type: str, body: bytes, columns: Mapping[str, Column], most_rows:
         raise BodyTooLarge(f"There are more than {most_rows} rows.")
     if len({*table.column_names}) != table.num_columns:
         raise Malformed("A column is named twice.")
-    return {name: _whole(table.column(name)) for name in table.column_names}
+    return {name: _combine_chunks(table.column(name)) for name in table.column_names}
 
 
 def write(media_type: str, answer: pa.RecordBatch) -> bytes:
     """A model's answer in one of these formats."""
     sink = BytesIO()
-    names = ["predictions"] if model_output.form(answer) is model_output.Form.VALUES else answer.schema.names
+    names = (
+        ["predictions"]
+        if model_output.form(answer) is model_output.OutputForm.VALUES
+        else answer.schema.names
+    )
     columns = [column.storage if column.type == JSON else column for column in answer.columns]
     _WRITERS[media_type](pa.table(columns, names=names), sink)
     return sink.getvalue()
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def _combine_chunks(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([])])
 
 
 def _csv(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Table:
     options = csv.ConvertOptions(
-        column_types={name: _read_as(column.kind) for name, column in columns.items()},
-        null_values=_GAPS,
+        column_types={name: _csv_type(column.kind) for name, column in columns.items()},
+        null_values=NULL_VALUES,
         strings_can_be_null=True,
         true_values=["true", "True", "TRUE"],
         false_values=["false", "False", "FALSE"],
@@ -73,7 +77,7 @@ def _csv(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Table
     return csv.read_csv(BytesIO(body), csv.ReadOptions(use_threads=False), convert_options=options)
 
 
-def _read_as(kind: Kind) -> pa.DataType:
+def _csv_type(kind: ColumnType) -> pa.DataType:
     return kind.arrow if isinstance(kind, Scalar) and kind.convert is None else pa.string()
 
 
@@ -81,7 +85,7 @@ def _parquet(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.T
     with parquet.ParquetFile(BytesIO(body)) as file:
         meta = file.metadata
         size = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
-        if meta.num_rows > most_rows or size > _MOST_TIMES_LARGER * max(len(body), 2**16):
+        if meta.num_rows > most_rows or size > _MAX_EXPANSION_FACTOR * max(len(body), 2**16):
             raise BodyTooLarge(f"There are more than {most_rows} rows, or too many bytes when unpacked.")
         return file.read(use_threads=False)
 
@@ -93,11 +97,11 @@ def _arrow(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Tab
 def _write_csv(table: pa.Table, sink: BytesIO) -> None:
     columns: dict[str, pa.Array] = {}
     for name in table.column_names:
-        column = _whole(table.column(name))
+        column = _combine_chunks(table.column(name))
         if not pa.types.is_fixed_size_list(column.type):
             columns[name] = column
             continue
-        matrix = arrays(column).reshape(len(column), -1)
+        matrix = from_list_array(column).reshape(len(column), -1)
         columns |= {f"{name}_{index}": pa.array(matrix[:, index]) for index in range(matrix.shape[1])}
     csv.write_csv(pa.table(columns), sink)
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.codecs.json_fields import refuse_repeats
-from serving.codecs.json_values import in_json
+from serving.codecs.json_values import to_jsonable
 from serving.errors import Malformed, ModelFailed, Unprocessable
 from serving.types.nested import JSON
-from serving.types.tensors import fixed
+from serving.types.tensors import fixed_size_list
 
 TYPES: Mapping[str, pa.DataType] = {
     "BOOL": pa.bool_(),
@@ -88,7 +88,7 @@ class Tensor:
     @property
     def rows(self) -> pa.Array:
         """What each row is: an element, or lists of a fixed size in one another."""
-        return fixed(self.flat, self.shape)
+        return fixed_size_list(self.flat, self.shape)
 
 
 # -- requests
@@ -141,10 +141,10 @@ def _fields(document: Mapping[str, Any]) -> int:
 def _from_json(tensor: InputTensor) -> pa.Array:
     arrow = kind(tensor)
     if tensor.data is None:
-        raise unfit(tensor, "has no data")
+        raise invalid_tensor(tensor, "has no data")
     values = [*_flattened(tensor.data, len(tensor.shape))]
     if len(values) != prod(tensor.shape):
-        raise unfit(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
+        raise invalid_tensor(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
     try:
         # Arrow would take a boolean for a number, and of 1.5 make 1.
         kinds = {*map(type, values)}
@@ -152,7 +152,7 @@ def _from_json(tensor: InputTensor) -> pa.Array:
             raise pa.ArrowInvalid("they are of another kind")
         return pa.array(values, arrow)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        raise unfit(tensor, f"has values that are no {tensor.datatype}") from None
+        raise invalid_tensor(tensor, f"has values that are no {tensor.datatype}") from None
 
 
 def _flattened(data: list[Any], depth: int) -> Iterator[Any]:
@@ -171,25 +171,25 @@ def from_bytes(tensor: InputTensor, data: bytes) -> pa.Array:
     """
     arrow = kind(tensor)
     if tensor.datatype == "BYTES":
-        values = [*_elements(tensor, data)]
+        values = [*_split_bytes_elements(tensor, data)]
         if len(values) != prod(tensor.shape):
-            raise unfit(tensor, f"has {len(values)} elements, which is not the shape {tensor.shape}")
+            raise invalid_tensor(tensor, f"has {len(values)} elements, which is not the shape {tensor.shape}")
         return pa.array(values, pa.binary())
     dtype = np.dtype(arrow.to_pandas_dtype()).newbyteorder("<")
     if len(data) != prod(tensor.shape) * dtype.itemsize:
-        raise unfit(tensor, f"has {len(data)} bytes, which is not the shape {tensor.shape}")
+        raise invalid_tensor(tensor, f"has {len(data)} bytes, which is not the shape {tensor.shape}")
     if dtype.kind == "b":
         return pa.array(np.frombuffer(data, np.uint8) != 0)
     return pa.array(np.frombuffer(data, dtype))
 
 
-def _elements(tensor: InputTensor, data: bytes) -> Iterator[bytes]:
+def _split_bytes_elements(tensor: InputTensor, data: bytes) -> Iterator[bytes]:
     start = 0
     while start < len(data):
         end = start + _LENGTH.size
         size = _LENGTH.unpack_from(data, start)[0] if end <= len(data) else len(data)
         if end + size > len(data):
-            raise unfit(tensor, "has an element that is longer than its data")
+            raise invalid_tensor(tensor, "has an element that is longer than its data")
         yield data[end : end + size]
         start = end + size
 
@@ -201,13 +201,13 @@ def kind(tensor: InputTensor) -> pa.DataType:
         Unprocessable: there is none, or the tensor has no elements.
     """
     if tensor.datatype not in TYPES:
-        raise unfit(tensor, f"is of datatype {tensor.datatype[:20]!r}: send {', '.join(TYPES)}")
+        raise invalid_tensor(tensor, f"is of datatype {tensor.datatype[:20]!r}: send {', '.join(TYPES)}")
     if not prod(tensor.shape):
-        raise unfit(tensor, "is empty")
+        raise invalid_tensor(tensor, "is empty")
     return TYPES[tensor.datatype]
 
 
-def unfit(tensor: InputTensor, detail: str) -> Unprocessable:
+def invalid_tensor(tensor: InputTensor, detail: str) -> Unprocessable:
     """The error for an input."""
     return Unprocessable(f"Input {tensor.name[:50]!r} {detail}.")
 
@@ -218,7 +218,7 @@ def unfit(tensor: InputTensor, detail: str) -> Unprocessable:
 def tensor(name: str, column: pa.Array) -> Tensor:
     """A column of a model's answer as a tensor; what is no number or boolean becomes text."""
     shape, flat = [len(column)], column
-    while pa.types.is_fixed_size_list(flat.type) or _is_regular(flat):
+    while pa.types.is_fixed_size_list(flat.type) or _is_rectangular(flat):
         flat = flat.flatten()
         shape.append(len(flat) // max(1, prod(shape)))
     if pa.types.is_large_string(flat.type):
@@ -231,7 +231,7 @@ def tensor(name: str, column: pa.Array) -> Tensor:
     return Tensor(name, tuple(shape), pa.array(texts, pa.string()))
 
 
-def _is_regular(array: pa.Array) -> bool:
+def _is_rectangular(array: pa.Array) -> bool:
     """Whether it is of lists of one length."""
     if not pa.types.is_list(array.type) or array.null_count or not len(array):
         return False
@@ -240,7 +240,7 @@ def _is_regular(array: pa.Array) -> bool:
 
 
 def _text(value: Any) -> str:
-    said = in_json(value)
+    said = to_jsonable(value)
     return said if isinstance(said, str) else orjson.dumps(said).decode()
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import Untrusted
+from serving.errors import UntrustedArtifact
 
 MAX_FILES = 20_000
 MAX_DEPTH = 50
@@ -111,22 +111,24 @@ def _entries(handle: int, max_bytes: int | None) -> Iterator[tuple[str, int | No
                 raise _no_file(path, "a link" if stat.S_ISLNK(found.st_mode) else "no file")
             usage = usage.plus(found)
             if usage.entries > MAX_FILES:
-                raise Untrusted(f"its artifacts are more than {MAX_FILES} files and folders")
+                raise UntrustedArtifact(f"its artifacts are more than {MAX_FILES} files and folders")
             _check_size(usage.size, max_bytes)
             yield path, None if is_folder else folder, usage
 
 
 def _check_name(name: str, path: str) -> None:
     if not name.isprintable():  # nor is a name that is not UTF-8
-        raise Untrusted(f"the name of one of its artifacts is not printable: {ascii(name)[:100]}")
+        raise UntrustedArtifact(f"the name of one of its artifacts is not printable: {ascii(name)[:100]}")
     if path.count(os.sep) >= MAX_DEPTH:
-        raise Untrusted(f"its artifacts are in folders that are nested deeper than {MAX_DEPTH} levels")
+        raise UntrustedArtifact(
+            f"its artifacts are in folders that are nested deeper than {MAX_DEPTH} levels"
+        )
 
 
 def _check_size(size: int, max_bytes: int | None) -> None:
     if max_bytes is not None and size > max_bytes:
-        raise Untrusted(f"its artifacts are larger than SERVING_MAX_MODEL_BYTES ({max_bytes} bytes)")
+        raise UntrustedArtifact(f"its artifacts are larger than SERVING_MAX_MODEL_BYTES ({max_bytes} bytes)")
 
 
-def _no_file(path: str, kind: str) -> Untrusted:
-    return Untrusted(f"{path[:200]} among its artifacts is {kind}")
+def _no_file(path: str, kind: str) -> UntrustedArtifact:
+    return UntrustedArtifact(f"{path[:200]} among its artifacts is {kind}")

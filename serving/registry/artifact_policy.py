@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from serving.contract.model_files import ModelFiles
-from serving.errors import Untrusted
+from serving.errors import UntrustedArtifact
 from serving.processes.environments import Needs
 from serving.registry import strict_mode
-from serving.settings.groups import Trust
+from serving.settings.groups import ArtifactPolicySettings
 from serving.version import Version
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
@@ -21,10 +21,10 @@ _PATHS = {"artifact_path", "code", "conda", "data", "model_data", "model_path", 
 _PATHS |= {"python_model", "serving_input_path", "virtualenv"}
 
 
-class Policy:
+class ArtifactPolicy:
     """The operator's rules."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: ArtifactPolicySettings) -> None:
         self._trust = trust
 
     def check_source(self, version: Version) -> None:
@@ -34,7 +34,7 @@ class Policy:
             Untrusted: they do.
         """
         allowed = self._trust.allowed_sources
-        if allowed and not any(is_below(version.location, each) for each in allowed):
+        if allowed and not any(is_within(version.location, each) for each in allowed):
             raise self._elsewhere(version.location)
         if folder := local_folder(version.location):
             self.check_folder(folder.resolve())
@@ -59,17 +59,19 @@ class Policy:
         allowed = self._trust.allowed_sources
         for each in (*needs.packages, *needs.constraints):
             if each.url and self._trust.strict:
-                raise Untrusted(f"it requires {str(each)[:200]}: strict mode installs nothing by its URL")
-            if each.url and allowed and not any(is_below(each.url, source) for source in allowed):
-                raise Untrusted(
+                raise UntrustedArtifact(
+                    f"it requires {str(each)[:200]}: strict mode installs nothing by its URL"
+                )
+            if each.url and allowed and not any(is_within(each.url, source) for source in allowed):
+                raise UntrustedArtifact(
                     f"it requires {without_query(str(each))[:200]}, which is not below any of "
                     f"SERVING_ALLOWED_SOURCES ({', '.join(allowed)})"
                 )
         if self._trust.strict:
             strict_mode.check_listed(files)
 
-    def _elsewhere(self, location: str) -> Untrusted:
-        return Untrusted(
+    def _elsewhere(self, location: str) -> UntrustedArtifact:
+        return UntrustedArtifact(
             f"its artifacts come from {without_query(location)[:500]}, which is none of "
             f"SERVING_ALLOWED_SOURCES ({', '.join(self._trust.allowed_sources)})"
         )
@@ -83,12 +85,12 @@ class Policy:
         named = (described.get("flavors"), described.get("saved_input_example_info"))
         for key, path in (found for each in named for found in _paths(each)):
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
-                raise Untrusted(f"its MLmodel file names a {key} outside its folder")
+                raise UntrustedArtifact(f"its MLmodel file names a {key} outside its folder")
         if self._trust.strict:
             strict_mode.check(folder, described, self._trust.trusted_types)
 
 
-def is_below(location: str, allowed: str) -> bool:
+def is_within(location: str, allowed: str) -> bool:
     """Whether a URI or path is an allowed one, or below it."""
     found, wanted = _parts(location), _parts(allowed)
     return ".." not in found and found[: len(wanted)] == wanted
@@ -119,7 +121,7 @@ def local_folder(location: str) -> Path | None:
     if at.scheme.lower() != "file":
         return None
     if at.netloc.lower() not in _LOCAL_HOSTS:
-        raise Untrusted(f"its artifacts are at a file URL of another machine, {at.netloc[:100]!r}")
+        raise UntrustedArtifact(f"its artifacts are at a file URL of another machine, {at.netloc[:100]!r}")
     return Path(unquote(at.path))
 
 

@@ -20,13 +20,13 @@ from serving.errors import RegistryUnavailable
 from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.store")
-_MOST_KEPT = 3
+_MAX_CACHED_VERSIONS = 3
 _KEPT_SECONDS = 3600
 _FOLDERS = ("live", "history", "attempts")
 _PLACE = re.compile("[0-9a-f]{16}")
 
 
-class Store:
+class ArtifactStore:
     """Keeps downloaded versions below `root`, apart for each registry; several fronts may share it."""
 
     def __init__(self, root: Path, registry_uri: str) -> None:
@@ -58,7 +58,7 @@ class Store:
         """
         place = self._place(version)
         try:
-            kept = await asyncio.to_thread(_kept, place)
+            kept = await asyncio.to_thread(_load_verified, place)
             return kept or await self._keep(place, version, download)
         except OSError as error:
             raise RegistryUnavailable(f"the artifacts of {version} can't be kept: {error}") from error
@@ -67,7 +67,7 @@ class Store:
         """Forget what was kept of the version, so that it is downloaded again."""
         await asyncio.to_thread(shutil.rmtree, self._place(version), ignore_errors=True)
 
-    async def remember(self, reference: str, version: Version, artifacts: Artifacts) -> None:
+    async def save_last_live(self, reference: str, version: Version, artifacts: Artifacts) -> None:
         """Note that the version went live for the reference; what went live long before may go.
 
         A disk that does not take the note is no reason to serve less.
@@ -79,7 +79,7 @@ class Store:
             said = "%s could not be noted as last known good: %s"
             log.warning(said, version, error, extra=version.in_logs)
 
-    async def recall(self, reference: str) -> tuple[Version, Artifacts] | None:
+    async def load_last_live(self, reference: str) -> tuple[Version, Artifacts] | None:
         """The version that went live last for the reference, if it is still here and whole."""
         return await asyncio.to_thread(self._recall, reference)
 
@@ -93,15 +93,15 @@ class Store:
 
     def _remember(self, reference: str, version: Version, artifacts: Artifacts) -> None:
         note = self._note(reference)
-        live = [fact for fact in _noted(note) if fact["place"] != artifacts.folder.parent.name]
+        live = [fact for fact in _read_records(note) if fact["place"] != artifacts.folder.parent.name]
         live.insert(0, {"place": artifacts.folder.parent.name, "version": asdict(version)})
-        write_whole(note, json.dumps(live[:_MOST_KEPT]))
+        atomic_write(note, json.dumps(live[:_MAX_CACHED_VERSIONS]))
         self._prune()
 
     def _recall(self, reference: str) -> tuple[Version, Artifacts] | None:
-        for fact in _noted(self._note(reference))[:1]:
+        for fact in _read_records(self._note(reference))[:1]:
             with suppress(OSError, TypeError, KeyError):
-                if artifacts := _kept(self._root / fact["place"]):
+                if artifacts := _load_verified(self._root / fact["place"]):
                     return Version(**fact["version"] | {"aliases": ()}), artifacts
         return None
 
@@ -114,7 +114,7 @@ class Store:
                 shutil.rmtree(place, ignore_errors=True)
 
     def _noted_places(self) -> set[str]:
-        return {fact["place"] for note in self._root.glob("live/*.json") for fact in _noted(note)}
+        return {fact["place"] for note in self._root.glob("live/*.json") for fact in _read_records(note)}
 
     async def _keep(
         self, place: Path, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
@@ -132,7 +132,7 @@ class Store:
                 whole.rename(place)
             except OSError:
                 # Another front may have been faster.
-                if kept := await asyncio.to_thread(_kept, place):
+                if kept := await asyncio.to_thread(_load_verified, place):
                     return kept
                 raise
         finally:
@@ -141,7 +141,7 @@ class Store:
         return Artifacts(place / "artifacts", found)
 
 
-def write_whole(file: Path, text: str) -> None:
+def atomic_write(file: Path, text: str) -> None:
     """Have the file hold this text or what it held before, whoever else writes it and whenever this ends."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix="writing-") as folder:
@@ -150,7 +150,7 @@ def write_whole(file: Path, text: str) -> None:
         new.replace(file)
 
 
-def _noted(note: Path) -> list[dict[str, Any]]:
+def _read_records(note: Path) -> list[dict[str, Any]]:
     try:
         noted = json.loads(note.read_bytes())
     except (OSError, ValueError):
@@ -169,7 +169,7 @@ def digest(folder: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _kept(place: Path) -> Artifacts | None:
+def _load_verified(place: Path) -> Artifacts | None:
     """What was kept at `place`; None where there is nothing, or not what was downloaded."""
     with suppress(FileNotFoundError):
         expected = (place / "digest").read_text(errors="replace")

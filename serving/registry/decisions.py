@@ -9,11 +9,11 @@ from enum import Enum
 
 from serving.version import Outcome, Version
 
-_LONGEST_PAUSE = 30.0
+_MAX_RETRY_SECONDS = 30.0
 _RESTRAINT, _FORGOTTEN = 4.0, 0.8
 
 
-class State(Enum):
+class CandidatePhase(Enum):
     """Where a version stands that is to go live."""
 
     LOADING = "loading"
@@ -22,7 +22,7 @@ class State(Enum):
     REVERTED = "reverted"
 
 
-REFUSED = (State.REJECTED, State.REVERTED)
+REFUSED = (CandidatePhase.REJECTED, CandidatePhase.REVERTED)
 """Not tried again until a person changes something."""
 
 
@@ -34,7 +34,7 @@ class Candidate:
     """
 
     version: Version
-    state: State
+    state: CandidatePhase
     reason: str = ""
     failures: int = 0
     retry_at: float | None = None
@@ -42,10 +42,14 @@ class Candidate:
     @property
     def told(self) -> str:
         """Why it is not live, in a sentence of its own."""
-        return f"{self.version} is refused: {self.reason}" if self.state is State.REJECTED else self.reason
+        return (
+            f"{self.version} is refused: {self.reason}"
+            if self.state is CandidatePhase.REJECTED
+            else self.reason
+        )
 
 
-class Step(Enum):
+class Action(Enum):
     """What a tick does about the version that it found."""
 
     NOTHING = "nothing"
@@ -56,45 +60,45 @@ class Step(Enum):
 
 def decide(
     found: Version, live: Version | None, warm: Version | None, candidate: Candidate | None, now: float
-) -> Step:
+) -> Action:
     """What to do about the version that the reference names now."""
     if live and live.identity == found.identity:
-        return Step.FORGET if candidate else Step.NOTHING
+        return Action.FORGET if candidate else Action.NOTHING
     if candidate is None or candidate.version.identity != found.identity:
-        return Step.RETURN if warm and warm.identity == found.identity else Step.START
-    if candidate.state is State.LOADING:
-        return Step.NOTHING
-    changed = candidate.version.tags_of_people != found.tags_of_people
+        return Action.RETURN if warm and warm.identity == found.identity else Action.START
+    if candidate.state is CandidatePhase.LOADING:
+        return Action.NOTHING
+    changed = candidate.version.user_tags != found.user_tags
     due = candidate.retry_at is not None and now >= candidate.retry_at
-    return Step.START if changed or due else Step.NOTHING
+    return Action.START if changed or due else Action.NOTHING
 
 
 def refused(found: Version) -> Candidate | None:
     """A version as fronts have refused it before, as its tags tell; None if they have not."""
     state, reason = found.tags.get("serving.state"), found.tags.get("serving.reason", "")
     if state == Outcome.REJECTED:
-        return Candidate(found, State.REJECTED, reason)
+        return Candidate(found, CandidatePhase.REJECTED, reason)
     if state == Outcome.REVERTED:
-        return Candidate(found, State.REVERTED, f"{found} was reverted: {reason}")
+        return Candidate(found, CandidatePhase.REVERTED, f"{found} was reverted: {reason}")
     return None
 
 
-def pause(failures: int, longest: float = _LONGEST_PAUSE) -> float:
+def retry_delay(failures: int, longest: float = _MAX_RETRY_SECONDS) -> float:
     """Seconds until something that may heal is tried again: growing, and not the same for all fronts."""
     return float(min(longest, 0.5 * 2.0 ** min(failures, 10))) * random.uniform(0.8, 1.2)  # noqa: S311 — no secret
 
 
-def rest(poll: float, waited: float, before: float) -> float:
+def next_poll_delay(poll: float, waited: float, before: float) -> float:
     """Seconds until the next look, where the registry took `waited` to answer and the last rest was `before`.
 
     Many fronts together may ask more than a registry can answer, and what they give up costs it as much as
     what they hear. So each waits for it a fifth of its time at most, and comes back by and by, not all at
     once. `python -m benchmarks fleet` shows what becomes of that.
     """
-    return max(poll, min(_LONGEST_PAUSE, max(_RESTRAINT * waited, _FORGOTTEN * before)))
+    return max(poll, min(_MAX_RETRY_SECONDS, max(_RESTRAINT * waited, _FORGOTTEN * before)))
 
 
-def in_vain(rival: Version, found: Version, stage: str) -> str:
+def outranked_reason(rival: Version, found: Version, stage: str) -> str:
     """Why a version that was promoted is not served, where another in its stage has a higher number."""
     return (
         f"it is in {stage} too, but {found} has the higher number and is served: if {rival} was "
@@ -102,7 +106,7 @@ def in_vain(rival: Version, found: Version, stage: str) -> str:
     )
 
 
-def trap(rivals: Sequence[Version], found: Version, stage: str) -> str:
+def stage_conflict_warning(rivals: Sequence[Version], found: Version, stage: str) -> str:
     """What a person should know where several versions are in one stage."""
     others = ", ".join(str(rival.version) for rival in rivals)
     return (

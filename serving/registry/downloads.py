@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.errors import RegistryUnavailable
 from serving.registry import blocking_calls
 from serving.registry.artifact_files import Usage, check_files
-from serving.settings.groups import Registry
+from serving.settings.groups import RegistrySettings
 
 _AT_ONCE = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -26,7 +26,7 @@ _MAX_HANGING = 3
 class Downloads:
     """Runs a few downloads at once; those that stall do not count."""
 
-    def __init__(self, settings: Registry) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._running: Counter[str] = Counter()

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from serving.registry.artifact_store import write_whole
+from serving.registry.artifact_store import atomic_write
 from serving.version import Version
 
 log = logging.getLogger("serving.store")
@@ -31,7 +31,7 @@ MAX_DEATHS = 2
 _MAX_NOTE_BYTES = 2**20
 
 
-class Attempts:
+class LoadAttempts:
     """Keeps the markers in `folder`; several fronts may share it."""
 
     def __init__(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Attempts:
                 promotion = found.get("promotion")
                 before = record.get("deaths", 0) if record.get("promotion") == promotion else 0
                 deaths = before + 1 if isinstance(before, int) else 1
-                write_whole(self._record(version), json.dumps({"deaths": deaths, "promotion": promotion}))
+                atomic_write(self._record(version), json.dumps({"deaths": deaths, "promotion": promotion}))
                 marker.unlink()
 
     def _record(self, version: Version) -> Path:
@@ -145,7 +145,7 @@ def _key(version: Version) -> str:
 
 def _promotion(version: Version) -> str:
     """Return what changes when a person changes a version's tags or its stage."""
-    facts = [version.stage, sorted(version.tags_of_people.items())]
+    facts = [version.stage, sorted(version.user_tags.items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import RegistryUnavailable, ServingError, Unresolved, Untrusted
-from serving.telemetry.redaction import without_secrets
+from serving.errors import ReferenceNotFound, RegistryUnavailable, ServingError, UntrustedArtifact
+from serving.telemetry.redaction import redact
 from serving.version import Version
 
 MAX_TAGS = 500
@@ -38,7 +38,7 @@ def underlying(client: Any, location: str) -> str:
         return f"{client.get_run(run).info.artifact_uri.rstrip('/')}/{below}"
     if scheme.lower() == "models":
         if not path.startswith("/m-"):
-            raise Untrusted(f"its artifacts are named by another model, {location[:200]}")
+            raise UntrustedArtifact(f"its artifacts are named by another model, {location[:200]}")
         return str(client.get_logged_model(path[1:]).artifact_location)
     return location
 
@@ -52,9 +52,9 @@ def translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
         # MLflow tells the whole address of a server that is away.
-        reason = without_secrets(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
+        reason = redact(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
         if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
-            raise Unresolved(f"{what} names nothing in the registry ({reason})") from error
+            raise ReferenceNotFound(f"{what} names nothing in the registry ({reason})") from error
         raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error
 
 

@@ -15,33 +15,33 @@ log = logging.getLogger("serving.sleeper")
 _SECONDS_AFTER_FAILURE = 2.0
 
 
-class Rota:
+class LoadedModelLimit:
     """Who is awake: at most so many at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._awake: set[Sleeper] = set()
+        self._awake: set[OnDemandModel] = set()
 
-    async def admit(self, sleeper: Sleeper) -> bool:
+    async def admit(self, sleeper: OnDemandModel) -> bool:
         """Let one more wake, for which the one that has been idle for longest goes to sleep if need be.
 
         False if all are busy.
         """
         while len(self._awake) >= self._most:
             leaving = [each for each in self._awake if each.is_leaving]
-            idle = [each for each in self._awake if each.may_rest]
+            idle = [each for each in self._awake if each.is_evictable]
             if not leaving and not idle:
                 return False
-            await (leaving[0] if leaving else min(idle, key=lambda each: each.slot.used_at)).rest()
+            await (leaving[0] if leaving else min(idle, key=lambda each: each.slot.used_at)).evict()
         self._awake.add(sleeper)
         return True
 
-    def dismiss(self, sleeper: Sleeper) -> None:
+    def dismiss(self, sleeper: OnDemandModel) -> None:
         """It sleeps."""
         self._awake.discard(sleeper)
 
 
-class Sleeper:
+class OnDemandModel:
     """Follows one reference while its model is in use, and has nothing loaded the rest of the time.
 
     Args:
@@ -57,7 +57,7 @@ class Sleeper:
         self,
         follower: Follower,
         slot: SlotOnDemand,
-        rota: Rota,
+        rota: LoadedModelLimit,
         idle_seconds: float,
         clock: Callable[[], float],
         supervisor: Supervisor | None = None,
@@ -71,7 +71,7 @@ class Sleeper:
         self._failure, self._tired_until = "", 0.0
 
     @property
-    def may_rest(self) -> bool:
+    def is_evictable(self) -> bool:
         """Whether it is loaded, and no request holds it."""
         return self.slot.live is not None and not self.slot.is_held
 
@@ -85,14 +85,14 @@ class Sleeper:
         while True:
             await self.slot.wanted.wait()
             try:
-                if await self.wake():
+                if await self.load():
                     await self._follow()
             except Exception:  # a mistake in here must not end the waking
                 log.exception("%s could not be woken", self.slot.reference, extra=self.slot.in_logs)
                 self._fail("the serving front made a mistake; see its log")
-            await self.sleep()
+            await self.evict_when_idle()
 
-    async def wake(self) -> bool:
+    async def load(self) -> bool:
         """Load what the reference names now, and tell those who wait; False if that can't be."""
         self._dismissed.clear()
         if self._clock() < self._tired_until:
@@ -102,7 +102,7 @@ class Sleeper:
             self.slot.answer("as many models as may be loaded at once are busy")
             return False
         self._asleep.clear()
-        await self._follower.fill()
+        await self._follower.load()
         if not self.slot.live:
             self._fail(self.slot.reason)
             return False
@@ -110,15 +110,15 @@ class Sleeper:
         self.slot.answer(None)
         return True
 
-    async def sleep(self) -> None:
+    async def evict_when_idle(self) -> None:
         """Unload the model, once the requests that hold it are answered."""
         self._dismissed.set()
         failed = f", and could not be woken: {self._failure}" if self._failure else ""
-        await self._follower.empty(f"it is asleep{failed}")
+        await self._follower.unload(f"it is asleep{failed}")
         self._rota.dismiss(self)
         self._asleep.set()
 
-    async def rest(self) -> None:
+    async def evict(self) -> None:
         """Sleep now, so that another may wake."""
         self._dismissed.set()
         await self._asleep.wait()

@@ -9,12 +9,12 @@ from functools import partial
 
 from serving.batching.sharing_proof import TAG as BATCHING_TAG
 from serving.batching.sharing_proof import Sharing, reported
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
-from serving.registry.decisions import Candidate, State, in_vain, trap
+from serving.registry.decisions import Candidate, CandidatePhase, outranked_reason, stage_conflict_warning
 from serving.registry.history import Event, History
-from serving.registry.tag_writer import Herald, now
-from serving.tasks import Errands
+from serving.registry.tag_writer import TagWriter, now
+from serving.tasks import BackgroundTasks
 from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.follower")
@@ -23,12 +23,12 @@ _MIN_LIVE_TIME = timedelta(seconds=2)
 _NO_WARNINGS = "none"
 
 
-class Chronicle:
+class PromotionEvents:
     """Tells what becomes of the versions of one reference."""
 
-    def __init__(self, slot: Slot, herald: Herald, history: History, errands: Errands) -> None:
+    def __init__(self, slot: Slot, herald: TagWriter, history: History, errands: BackgroundTasks) -> None:
         self._slot, self._herald, self._history, self._errands = slot, herald, history, errands
-        self._reported: dict[str, tuple[Loaded, str]] = {}
+        self._reported: dict[str, tuple[LoadedModel, str]] = {}
 
     def live(self, new: Version, old: Version | None, reason: str, *, stands_in: bool) -> None:
         """Tell that a version is live, and that the one before is not.
@@ -47,17 +47,17 @@ class Chronicle:
 
     def superseded(self, version: Version, reason: str) -> None:
         """Tell that another serves in a version's place; the history tells it by the other."""
-        self._herald.tell(version, Outcome.SUPERSEDED, reason)
+        self._herald.publish(version, Outcome.SUPERSEDED, reason)
 
-    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+    def publish(self, version: Version, outcome: Outcome, reason: str) -> None:
         """Tell what became of a version that is not live, in MLflow and in the history."""
-        self._herald.tell(version, outcome, reason)
+        self._herald.publish(version, outcome, reason)
         self._record(version, outcome, reason)
 
     def _record(self, version: Version, outcome: Outcome, reason: str) -> None:
-        self._errands.start(self._history.add(Event(version.label, outcome, now(), reason)))
+        self._errands.spawn(self._history.add(Event(version.label, outcome, now(), reason)))
 
-    def condition(self, live: Loaded) -> None:
+    def condition(self, live: LoadedModel) -> None:
         """Report in MLflow whether callers share calls of the live version, and its warnings.
 
         A version that gives way at once is not reported on: each tag is two calls of the registry.
@@ -72,26 +72,26 @@ class Chronicle:
             is_new = self._reported.get(tag) != (live, text)
             if is_new and (text or live.version.tags.get(tag) or tag in self._reported):
                 self._reported[tag] = live, text
-                self._herald.note(live.version, tag, merge)
+                self._herald.set_tag(live.version, tag, merge)
 
-    def says(self, reason: str, candidate: Candidate | None) -> None:
+    def set_reason(self, reason: str, candidate: Candidate | None) -> None:
         """Tell why nothing is live, or not what is promoted."""
         if reason != self._slot.reason:
             self._slot.reason = reason
             told = self._slot.in_logs | (candidate.version.in_logs if candidate else {})
-            loading = candidate is not None and candidate.state is State.LOADING
+            loading = candidate is not None and candidate.state is CandidatePhase.LOADING
             log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=told)
 
-    def warn_of(self, rivals: tuple[Version, ...], found: Version) -> None:
+    def add_warning(self, rivals: tuple[Version, ...], found: Version) -> None:
         """Warn of several versions in one stage: the rollback trap, since the highest number is served."""
         stage, live = self._slot.reference.selector, self._slot.live
         # What is live was not promoted in vain: it gives way once the higher number has proved itself.
         rivals = tuple(each for each in rivals if not (live and live.version.identity == each.identity))
         for rival in rivals:
-            self.superseded(rival, in_vain(rival, found, stage))
-        self.warns(*([trap(rivals, found, stage)] if rivals else []))
+            self.superseded(rival, outranked_reason(rival, found, stage))
+        self.set_warnings(*([stage_conflict_warning(rivals, found, stage)] if rivals else []))
 
-    def warns(self, *warnings: str) -> None:
+    def set_warnings(self, *warnings: str) -> None:
         """Tell what a person should look at, though a version is live; of what was told before, nothing."""
         for warning in warnings:
             if warning not in self._slot.warnings:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from serving.models.failure_crosscheck import excuse
-from serving.models.loaded_model import Loaded
-from serving.models.probation import verdict
+from serving.models.loaded_model import LoadedModel
+from serving.models.probation import rollback_reason
 from serving.models.slot import Slot
-from serving.tasks import Errands
+from serving.tasks import BackgroundTasks
 
 
-class Probation:
+class ProbationMonitor:
     """Judges the live version of a slot while the one before is still warm.
 
     Before a version is reverted for failed requests, the version before answers a sample of them: what fails
     there too does not count.
     """
 
-    def __init__(self, slot: Slot, errands: Errands) -> None:
+    def __init__(self, slot: Slot, errands: BackgroundTasks) -> None:
         self._slot, self._errands = slot, errands
-        self._checked: Loaded | None = None
+        self._checked: LoadedModel | None = None
         """The version whose failures are being checked."""
 
-    def judge(self, revert: Callable[[Loaded, str], None]) -> Loaded | None:
+    def judge(self, revert: Callable[[LoadedModel, str], None]) -> LoadedModel | None:
         """Return the version before once it is not needed any more.
 
         `revert` is called with the version before and the reason, if the live one has to give way to it.
@@ -31,19 +31,21 @@ class Probation:
         live, warm = self._slot.live, self._slot.warm
         if live is None or warm is None or self._checked is live:
             return None
-        if verdict(live.tally, warm.tally):
+        if rollback_reason(live.tally, warm.tally):
             self._checked = live
-            self._errands.start(self._check(live, warm, revert))
+            self._errands.spawn(self._check(live, warm, revert))
         elif self._slot.probation_is_over():
             self._slot.warm = None
             return warm
         return None
 
-    async def _check(self, live: Loaded, warm: Loaded, revert: Callable[[Loaded, str], None]) -> None:
+    async def _check(
+        self, live: LoadedModel, warm: LoadedModel, revert: Callable[[LoadedModel, str], None]
+    ) -> None:
         try:
             await excuse(live.tally, warm, with_deaths=True)
         finally:
             self._checked = None
         is_current = self._slot.live is live and self._slot.warm is warm
-        if is_current and (reason := verdict(live.tally, warm.tally)):
+        if is_current and (reason := rollback_reason(live.tally, warm.tally)):
             revert(warm, reason)

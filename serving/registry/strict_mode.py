@@ -9,7 +9,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from serving.contract.model_files import ModelFiles
-from serving.errors import Untrusted
+from serving.errors import UntrustedArtifact
 
 # In strict mode: the flavors whose files hold data alone, and what those files are called.
 _LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "onnx")}
@@ -30,31 +30,35 @@ def check(folder: Path, described: Mapping[str, Any], trusted: Sequence[str]) ->
     flavors = described.get("flavors")
     python = flavors.get("python_function") if isinstance(flavors, Mapping) else None
     if not isinstance(flavors, Mapping) or not isinstance(python, Mapping):
-        raise Untrusted("its MLmodel file names no flavor that strict mode knows")
+        raise UntrustedArtifact("its MLmodel file names no flavor that strict mode knows")
     name = _LOADERS.get(str(python.get("loader_module")))
     flavor = flavors.get(name) if name else None
     if not isinstance(flavor, Mapping):
-        raise Untrusted(
+        raise UntrustedArtifact(
             f"it is loaded by {python.get('loader_module')}, which may run code that comes with it: strict "
             f"mode lets in {', '.join(_LOADERS.values())}"
         )
     if python.get("code") or flavor.get("code"):
-        raise Untrusted("it brings code along, which strict mode does not let in")
+        raise UntrustedArtifact("it brings code along, which strict mode does not let in")
     own_class = str(flavor.get("model_class", f"{name}."))
     if not own_class.startswith(f"{name}."):
-        raise Untrusted(f"it names {own_class[:100]} as its class, which is not of {name}")
+        raise UntrustedArtifact(f"it names {own_class[:100]} as its class, which is not of {name}")
     form = flavor.get("serialization_format", "pickle" if name == "sklearn" else "skops")
     if form != "skops":
-        raise Untrusted(f"it is serialized by {form}, which strict mode does not let in: log it with skops")
+        raise UntrustedArtifact(
+            f"it is serialized by {form}, which strict mode does not let in: log it with skops"
+        )
     if unknown := sorted({*map(str, flavor.get("skops_trusted_types") or ())} - {*trusted}):
-        raise Untrusted(f"it needs types that are not in SERVING_TRUSTED_TYPES: {', '.join(unknown)[:500]}")
+        raise UntrustedArtifact(
+            f"it needs types that are not in SERVING_TRUSTED_TYPES: {', '.join(unknown)[:500]}"
+        )
     if python.get("predict_fn", "predict") not in _PREDICT_FUNCTIONS or python.get("streamable"):
-        raise Untrusted("it names a function to predict with that strict mode does not let in")
+        raise UntrustedArtifact("it names a function to predict with that strict mode does not let in")
     if name == "onnx":
         _check_onnx(flavor)
     for path in folder.rglob("*"):
         if path.is_file() and not (_is_data(path) and (path.name != "MLmodel" or path.parent == folder)):
-            raise Untrusted(f"{path.relative_to(folder)} among its artifacts may hold code")
+            raise UntrustedArtifact(f"{path.relative_to(folder)} among its artifacts may hold code")
 
 
 def _check_onnx(flavor: Mapping[str, Any]) -> None:
@@ -62,9 +66,9 @@ def _check_onnx(flavor: Mapping[str, Any]) -> None:
     providers, options = flavor.get("providers"), flavor.get("onnx_session_options")
     named = providers if isinstance(providers, list) else [providers]
     if any(each is not None and each not in _ONNX_PROVIDERS for each in named):
-        raise Untrusted("it names providers for onnxruntime that strict mode does not let in")
+        raise UntrustedArtifact("it names providers for onnxruntime that strict mode does not let in")
     if options and not (isinstance(options, Mapping) and options.keys() <= _ONNX_OPTIONS):
-        raise Untrusted("it names options for onnxruntime that strict mode does not let in")
+        raise UntrustedArtifact("it names options for onnxruntime that strict mode does not let in")
 
 
 def check_listed(files: ModelFiles) -> None:
@@ -80,16 +84,18 @@ def check_listed(files: ModelFiles) -> None:
             except (InvalidRequirement, RecursionError):
                 is_plain = False
             if not is_plain and line != "-r requirements.txt":
-                raise Untrusted(f"its {name} requires {str(line)[:200]!r}: strict mode allows no such line")
+                raise UntrustedArtifact(
+                    f"its {name} requires {str(line)[:200]!r}: strict mode allows no such line"
+                )
 
 
 def _listed(files: ModelFiles) -> Iterator[tuple[str, Sequence[Any]]]:
     for name, key in (("python_env.yaml", "build_dependencies"), ("conda.yaml", "dependencies")):
         if fault := files.faults.get(name):
-            raise Untrusted(f"its {name} can't be read: {fault}")
+            raise UntrustedArtifact(f"its {name} can't be read: {fault}")
         found = files.documents.get(name, {}).get(key) or []
         if not isinstance(found, list):
-            raise Untrusted(f"the {key} in its {name} are no list")
+            raise UntrustedArtifact(f"the {key} in its {name} are no list")
         if key == "build_dependencies":
             yield name, found
         for each in found:

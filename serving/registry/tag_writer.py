@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
-from serving.errors import RegistryError, Unresolved
-from serving.reference import Kind, Reference
+from serving.errors import ReferenceNotFound, RegistryError
+from serving.reference import Reference, ReferenceKind
 from serving.registry.client import News, RegistryClient
 from serving.registry.live_tag import held_since, moment, references
 from serving.registry.tag_changes import (
-    LONGEST_REASON,
+    MAX_REASON_LENGTH,
     Claim,
-    Notice,
+    StatusUpdate,
     is_live_everywhere,
     is_reverted_elsewhere,
     live,
@@ -37,9 +37,9 @@ from serving.registry.tag_changes import (
 from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.herald")
-_MOST_PENDING = 100
-_MOST_TOLD = 1000
-_SHOWN = (Kind.STAGE, Kind.LATEST)
+_MAX_PENDING = 100
+_MAX_PUBLISHED = 1000
+_SHOWN = (ReferenceKind.STAGE, ReferenceKind.LATEST)
 """A look at one of these shows all versions of the model, with their tags."""
 _SECONDS_BETWEEN_CHECKS = 60.0
 """The tags are checked this often for other references, and where what is live is not what is named."""
@@ -48,7 +48,7 @@ Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Note:
+class TagUpdate:
     """A tag that a version is to carry, and who hears of it once it does."""
 
     version: Version
@@ -56,7 +56,7 @@ class Note:
     done: Callable[[], None]
 
 
-class Herald:
+class TagWriter:
     """Writes notices as tags; what the registry does not take is tried again, and is never fatal.
 
     Args:
@@ -67,13 +67,13 @@ class Herald:
 
     def __init__(self, registry: RegistryClient, spread: float = 0.0) -> None:
         self._registry, self._spread = registry, spread
-        self._pending: dict[Key, Notice] = {}
+        self._pending: dict[Key, StatusUpdate] = {}
         self._claims: dict[str, Claim] = {}
         self._unwritten: dict[str, None] = {}
         self._checks: dict[str, float] = {}
         self._due = 0.0
-        self._notes: dict[tuple[str, str, str], Note] = {}
-        self._told: dict[Key, Notice] = {}
+        self._notes: dict[tuple[str, str, str], TagUpdate] = {}
+        self._told: dict[Key, StatusUpdate] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
 
@@ -92,13 +92,13 @@ class Herald:
         self._schedule()
         self._unwritten[reference] = None
 
-    def leave(self, reference: str) -> None:
+    def mark_superseded(self, reference: str) -> None:
         """Keep the tags as they are, though the version that is live under `reference` is unloaded."""
         if claim := self._claims.get(reference):
             self._claims[reference] = replace(claim, is_loaded=False)
             self._checks.pop(reference, None)
 
-    def tell(self, version: Version, outcome: Outcome, reason: str) -> None:
+    def publish(self, version: Version, outcome: Outcome, reason: str) -> None:
         """Record what became of a version that is not live; a later notice replaces an earlier one.
 
         A version that is live under any reference, as its tags show, is not superseded.
@@ -107,12 +107,12 @@ class Herald:
         told = self._told.get(key)
         if version.version is None or (told and (told.outcome, told.reason) == (outcome, reason)):
             return
-        notice = Notice(version, outcome, reason, now())
+        notice = StatusUpdate(version, outcome, reason, now())
         self._schedule()
-        _keep(self._told, key, notice, _MOST_TOLD)
-        _keep(self._pending, key, notice, _MOST_PENDING)
+        _keep(self._told, key, notice, _MAX_PUBLISHED)
+        _keep(self._pending, key, notice, _MAX_PENDING)
 
-    def remind(self, reference: str, found: Version) -> None:
+    def reassert(self, reference: str, found: Version) -> None:
         """Write again that a version is live under `reference`, if the tags in the registry differ from that.
 
         Fronts that write at the same moment undo each other's writes, and one that is killed leaves its work
@@ -135,14 +135,14 @@ class Herald:
         refusal = self._told.get(key)
         if refusal and refusal.outcome is Outcome.REJECTED and is_live_everywhere(found.tags):
             self._schedule()
-            _keep(self._pending, key, refusal, _MOST_PENDING)
+            _keep(self._pending, key, refusal, _MAX_PENDING)
 
     def _schedule(self) -> None:
         """Set the time of the next write, unless something waits already."""
         if not self._pending and not self._unwritten:
             self._due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
 
-    def note(
+    def set_tag(
         self, version: Version, tag: str, says: Callable[[str], str], done: Callable[[], None] = lambda: None
     ) -> None:
         """Have a version carry a tag of ours that says how it does; a later note replaces an earlier one.
@@ -151,9 +151,9 @@ class Herald:
         called once the registry has it, unless a later note has come.
         """
         if version.version is not None:
-            note = Note(version, partial(_noted, tag, says), done)
+            note = TagUpdate(version, partial(_noted, tag, says), done)
             self._notes[version.name, version.version, tag] = note
-            if len(self._notes) > _MOST_PENDING:
+            if len(self._notes) > _MAX_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
     @property
@@ -193,7 +193,7 @@ class Herald:
         """Whether that is done with, as the registry took it or the version has gone."""
         try:
             await writing
-        except Unresolved:
+        except ReferenceNotFound:
             log.info("%s has gone from the registry, and its tags with it", version, extra=version.in_logs)
         except RegistryError as error:
             if not self._failing:
@@ -245,24 +245,24 @@ class Herald:
             await self._write(version, partial(live, uri, held, claim))
         for other in versions:
             if other.version != version.version and uri in references(other.tags):
-                with suppress(Unresolved):
+                with suppress(ReferenceNotFound):
                     await self._write(other, partial(not_live, uri, held, self._notice(other, version, held)))
 
-    def _notice(self, old: Version, new: Version, held: datetime) -> Notice:
+    def _notice(self, old: Version, new: Version, held: datetime) -> StatusUpdate:
         """Return what becomes of a version from which another takes its last reference."""
         told = self._pending.get((old.name, old.version))
         if told and told.outcome is Outcome.REVERTED:
             return told
         since = held.isoformat(timespec="seconds")
-        return Notice(old, Outcome.SUPERSEDED, f"{new} went live", since)
+        return StatusUpdate(old, Outcome.SUPERSEDED, f"{new} went live", since)
 
     async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
         """Return the number of the version that a reference names now; the versions show it for a stage."""
         if reference.kind in _SHOWN:
-            is_latest = reference.kind is Kind.LATEST
+            is_latest = reference.kind is ReferenceKind.LATEST
             found = [each for each in versions if is_latest or each.stage == reference.selector]
             return max((str(each.version) for each in found), key=int, default=None)
-        with suppress(Unresolved):
+        with suppress(ReferenceNotFound):
             return (await self._registry.resolve(reference))[0].version
         return None
 
@@ -279,11 +279,11 @@ def now() -> str:
 
 def _noted(tag: str, says: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str | None]:
     said = present.get(tag, "")
-    told = says(said)[:LONGEST_REASON]
+    told = says(said)[:MAX_REASON_LENGTH]
     return {} if told == said else {tag: told}
 
 
-def _keep(notices: dict[Key, Notice], key: Key, notice: Notice, most: int) -> None:
+def _keep(notices: dict[Key, StatusUpdate], key: Key, notice: StatusUpdate, most: int) -> None:
     """Put a notice last; the oldest goes where there are too many."""
     notices.pop(key, None)
     notices[key] = notice

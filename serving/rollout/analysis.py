@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.models.loaded_model import Loaded
-from serving.settings.groups import Trying
+from serving.models.loaded_model import LoadedModel
+from serving.settings.groups import RolloutSettings
 
-_FEWEST_REQUESTS = 100
-_FEWEST_FAILURES = 5
-_MOST_TIMES = 1000
+_MIN_REQUESTS = 100
+_MIN_FAILURES = 5
+_MAX_FACTOR = 1000
 _NO_MATTER_SECONDS = 0.005
 """A difference of so little is noise, whatever the ratio."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RequestStats:
     """What the requests to one version came to since a moment: how many, how many failed, and its times."""
 
     requests: int
@@ -34,14 +34,14 @@ class Sample:
     @property
     def is_enough(self) -> bool:
         """Whether there were enough requests to judge by."""
-        return self.requests >= _FEWEST_REQUESTS
+        return self.requests >= _MIN_REQUESTS
 
 
-def verdict(new: Sample, old: Sample, limits: Trying) -> str | None:
+def failure_reason(new: RequestStats, old: RequestStats, limits: RolloutSettings) -> str | None:
     """Why the new version should get no requests; None if it should."""
-    if new.failed >= _FEWEST_FAILURES and new.failing > old.failing + limits.canary_max_failing:
+    if new.failed >= _MIN_FAILURES and new.failing > old.failing + limits.canary_max_failing:
         return f"{new.failed} of {new.requests} requests failed on it"
-    if min(each.requests - each.failed for each in (new, old)) < _FEWEST_REQUESTS:
+    if min(each.requests - each.failed for each in (new, old)) < _MIN_REQUESTS:
         return None  # what failed has no time
     slower = new.p95 - old.p95
     if slower > _NO_MATTER_SECONDS and new.p95 > limits.canary_max_latency * old.p95:
@@ -50,13 +50,13 @@ def verdict(new: Sample, old: Sample, limits: Trying) -> str | None:
 
 
 @dataclass(slots=True)
-class Watch:
+class TrafficWindow:
     """A version's requests since a moment."""
 
-    loaded: Loaded
-    before: Sample = Sample(0, 0, 0.0)
+    loaded: LoadedModel
+    before: RequestStats = RequestStats(0, 0, 0.0)
     """What there was before that moment, when it was last enough to judge by."""
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_TIMES))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_FACTOR))
     _answered: int = 0
     _failed: int = 0
 
@@ -73,14 +73,14 @@ class Watch:
         self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.own_failed
         self.seconds.clear()
 
-    def sample(self) -> Sample:
+    def sample(self) -> RequestStats:
         """What there was since."""
         answered = self.loaded.tally.answered - self._answered
         failed = max(0, self.loaded.tally.own_failed - self._failed)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
-        return Sample(answered + failed, failed, p95)
+        return RequestStats(answered + failed, failed, p95)
 
-    def measure(self, *, is_asked: bool) -> Sample:
+    def baseline(self, *, is_asked: bool) -> RequestStats:
         """What others are measured by: what there was since, or before, as long as that is too little.
 
         Where it is asked, and fails more often than before, that counts at once: others then fail with it.

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.models.replay import same
+from serving.models.replay import predictions_match
 
 BOUNDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper bounds of the buckets in which differences are counted."""
-_MOST_KEPT = 2000
+_MAX_KEPT = 2000
 _TOLD = re.compile(
     r"agrees with (?P<live>.+) in [\d.]+% of (?P<rows>\d{1,15}) rows; .*failed on (?P<failed>\d{1,15}), .*"
 )
@@ -46,7 +46,7 @@ def _is_number(value: Any) -> bool:
 
 
 @dataclass(slots=True)
-class Tally:
+class ComparisonStats:
     """What the comparison of two versions has come to."""
 
     rows: int = 0
@@ -60,9 +60,9 @@ class Tally:
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     total: float = 0.0
     """The sum of all differences."""
-    last: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_KEPT))
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
     """The last differences."""
-    seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MOST_KEPT))
+    seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
     """What the last calls took: of the one, of the other."""
 
     def compare(self, old: bytes, new: bytes) -> None:
@@ -72,7 +72,7 @@ class Tally:
             self._count(0.0, agrees=True)
             return
         one, other = orjson.loads(old[:-1]), orjson.loads(new[:-1])
-        self._count(difference(one, other), agrees=same(one, other))
+        self._count(difference(one, other), agrees=predictions_match(one, other))
 
     def _count(self, found: float, *, agrees: bool) -> None:
         self.agreeing += agrees
@@ -106,7 +106,7 @@ class Tally:
         )
 
 
-def better_founded(told: str, said: str) -> str:
+def prefer_larger_sample(told: str, said: str) -> str:
     """The sentence to keep: `told`, unless `said` is of the same live version and of more rows.
 
     Both are of one shadow; `said` may be whatever somebody has written.

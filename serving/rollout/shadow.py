@@ -22,16 +22,16 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.batching.pending import Answer, Ticket
+from serving.batching.pending import Output, PendingRequest
 from serving.contract.compatibility import breaking_changes
 from serving.errors import ModelFailed, Overloaded, ServingError
-from serving.hooks import Exchange, Observer
-from serving.models.loaded_model import Loaded
+from serving.hooks import InferenceEvent, RequestHook
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.models.slot import Slot
-from serving.registry.tag_writer import Herald
-from serving.rollout.comparison import BOUNDS, Tally, better_founded
-from serving.rollout.shadow_queue import Backlog
+from serving.registry.tag_writer import TagWriter
+from serving.rollout.comparison import BOUNDS, ComparisonStats, prefer_larger_sample
+from serving.rollout.shadow_queue import ShadowQueue
 
 TAG = "serving.shadow"
 _DEADLINE_SECONDS = 10.0
@@ -43,28 +43,28 @@ _ROWS_IN_A_TURN = 128
 _ROWS_OF_A_REQUEST = 16
 """As many rows are compared while a request is queued."""
 _SECONDS_BETWEEN_TAGS = 60.0
-_FEWEST_ROWS = 100
+_MIN_ROWS = 100
 _LOWEST_PRIORITY = 19
 
 
 @dataclass(slots=True, eq=False)
-class Pair:
+class ShadowComparison:
     """The version that answers, the one that is asked beside it, and how they compare."""
 
-    live: Loaded
-    shadow: Loaded
+    live: LoadedModel
+    shadow: LoadedModel
     reason: str
     """Why they are not compared; empty if they are."""
-    tally: Tally = field(default_factory=Tally)
-    backlog: Backlog = field(default_factory=Backlog)
+    tally: ComparisonStats = field(default_factory=ComparisonStats)
+    backlog: ShadowQueue = field(default_factory=ShadowQueue)
     tag_due: float = 0.0
 
 
-Asked = tuple[Ticket, Sequence[Part]]
+MirroredRequest = tuple[PendingRequest, Sequence[Part]]
 """A part of a request, and what the shadow was asked for it."""
 
 
-class Shadow(Observer, Collector):
+class Shadow(RequestHook, Collector):
     """Compares what a reference names with what is live for its model.
 
     Args:
@@ -73,15 +73,15 @@ class Shadow(Observer, Collector):
         herald: tells in the registry, on the shadow's version, how it does.
     """
 
-    def __init__(self, slot: Slot, main: Slot, herald: Herald) -> None:
+    def __init__(self, slot: Slot, main: Slot, herald: TagWriter) -> None:
         self.slot, self.main = slot, main
         self._herald = herald
-        self._pair: Pair | None = None
+        self._pair: ShadowComparison | None = None
         self._wanted = asyncio.Event()
         self._lowered: set[int] = set()
 
     @property
-    def pair(self) -> Pair | None:
+    def pair(self) -> ShadowComparison | None:
         """The two versions that are compared now; None while one of them is not there.
 
         With another version on either side all begins anew: what waits was answered by the one before.
@@ -90,12 +90,12 @@ class Shadow(Observer, Collector):
         if live is None or shadow is None:
             self._pair = None
         elif pair is None or pair.live is not live or pair.shadow is not shadow:
-            self._pair = Pair(live, shadow, _incomparable(live, shadow))
+            self._pair = ShadowComparison(live, shadow, incompatibility(live, shadow))
         return self._pair
 
     # -- on the way of a request
 
-    def answered(self, exchange: Exchange) -> None:
+    def on_response(self, exchange: InferenceEvent) -> None:
         """Note a request that the live version answered, if there is room."""
         if exchange.live is not self.main.live or not exchange.parts or self.slot.live is None:
             return
@@ -125,20 +125,20 @@ class Shadow(Observer, Collector):
             return 0.0
         began = time.perf_counter()
         with pair.shadow:
-            self._lower(pair.shadow)
-            asked: list[Asked] = []
-            await in_turns(_asking(pair, taken, asked))
+            self._renice(pair.shadow)
+            asked: list[MirroredRequest] = []
+            await run_cooperatively(_submit_all(pair, taken, asked))
             for other in [other for _, parts in asked for _, other in parts]:
                 await asyncio.wait([other.future])
-            self._lower(pair.shadow)
+            self._renice(pair.shadow)
         answered = time.perf_counter()
-        held = await in_turns(
-            rows for ticket, parts in asked for rows in _comparing(pair.tally, ticket, parts)
+        held = await run_cooperatively(
+            rows for ticket, parts in asked for rows in _compare_all(pair.tally, ticket, parts)
         )
         self._tell(pair)
         return max(_REST * (answered - began), _PAUSE * held)
 
-    def _lower(self, shadow: Loaded) -> None:
+    def _renice(self, shadow: LoadedModel) -> None:
         """Give its processes the lowest priority, all of their threads, as soon as there are new ones."""
         if (pids := {*shadow.pids}) != self._lowered:
             self._lowered = pids
@@ -148,12 +148,12 @@ class Shadow(Observer, Collector):
 
     # -- telling
 
-    def _tell(self, pair: Pair) -> None:
+    def _tell(self, pair: ShadowComparison) -> None:
         now, tally = time.monotonic(), pair.tally
-        if tally.rows + tally.failed >= _FEWEST_ROWS and now >= pair.tag_due:
+        if tally.rows + tally.failed >= _MIN_ROWS and now >= pair.tag_due:
             pair.tag_due = now + _SECONDS_BETWEEN_TAGS
             told = tally.told(str(pair.live.version))
-            self._herald.note(pair.shadow.version, TAG, partial(better_founded, told))
+            self._herald.set_tag(pair.shadow.version, TAG, partial(prefer_larger_sample, told))
 
     def collect(self) -> Iterator[Metric]:
         """How the pair compares, for Prometheus; what is told is of the present pair of versions."""
@@ -185,7 +185,7 @@ class Shadow(Observer, Collector):
         yield from (rows, apart, slower)
 
 
-def _incomparable(live: Loaded, shadow: Loaded) -> str:
+def incompatibility(live: LoadedModel, shadow: LoadedModel) -> str:
     """Why two versions can't be compared; empty if they can."""
     if live.version.identity == shadow.version.identity:
         return "it is what is live"
@@ -193,7 +193,7 @@ def _incomparable(live: Loaded, shadow: Loaded) -> str:
     return f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
 
 
-async def in_turns(work: Iterator[int]) -> float:
+async def run_cooperatively(work: Iterator[int]) -> float:
     """Do work on the event loop that tells after each bit how many rows that was; others have their turns.
 
     Gives the seconds that the loop was held.
@@ -208,11 +208,13 @@ async def in_turns(work: Iterator[int]) -> float:
     return held + time.perf_counter() - began
 
 
-def _asking(pair: Pair, taken: Sequence[Ticket], asked: list[Asked]) -> Iterator[int]:
+def _submit_all(
+    pair: ShadowComparison, taken: Sequence[PendingRequest], asked: list[MirroredRequest]
+) -> Iterator[int]:
     """Queue what the live version was asked, and note that; what the shadow does not take is counted."""
     for ticket in taken:
         try:
-            rows = pair.shadow.intake.refitted(ticket.rows)
+            rows = pair.shadow.intake.revalidate(ticket.rows)
             params = pair.shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
             parts = pair.shadow.calls.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
             asked.append((ticket, parts))
@@ -223,7 +225,7 @@ def _asking(pair: Pair, taken: Sequence[Ticket], asked: list[Asked]) -> Iterator
         yield _ROWS_OF_A_REQUEST + len(ticket.rows)
 
 
-def _comparing(tally: Tally, ticket: Ticket, parts: Sequence[Part]) -> Iterator[int]:
+def _compare_all(tally: ComparisonStats, ticket: PendingRequest, parts: Sequence[Part]) -> Iterator[int]:
     """Count what was answered; nothing where the live version answered what JSON can't say."""
     try:
         before = yield from _texts(ticket.future.result())
@@ -251,11 +253,11 @@ def _comparing(tally: Tally, ticket: Ticket, parts: Sequence[Part]) -> Iterator[
     tally.seconds.append((ticket.finished - ticket.started, other.finished - other.started))
 
 
-def _texts(answer: Answer) -> Generator[int, None, list[bytes]]:
+def _texts(answer: Output) -> Generator[int, None, list[bytes]]:
     """The predictions as JSON, row by row."""
     texts: list[bytes] = []
     for start in range(0, len(answer), _ROWS_IN_A_TURN):
-        found = answer.part(start, min(start + _ROWS_IN_A_TURN, len(answer))).now()
+        found = answer.part(start, min(start + _ROWS_IN_A_TURN, len(answer))).materialize()
         texts += map(found.row, range(len(found)))
         yield len(found)
     return texts

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from serving.models.slot import Slot
 from serving.rollout.canary import Canary
-from serving.rollout.comparison import Tally
+from serving.rollout.comparison import ComparisonStats
 from serving.rollout.shadow import Shadow
 
 
@@ -38,7 +38,7 @@ class ShadowState(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Trials:
+class Rollouts:
     """Canaries and shadows."""
 
     canaries: Sequence[Canary]
@@ -61,7 +61,7 @@ class Trials:
 
 def _told(shadow: Shadow) -> ShadowState:
     pair = shadow.pair
-    tally = pair.tally if pair else Tally()
+    tally = pair.tally if pair else ComparisonStats()
     quantiles = {f"p{share:g}": tally.quantile(share / 100) for share in (50, 95, 99, 100)}
     return ShadowState(
         live=pair.live.version.version if pair else None,

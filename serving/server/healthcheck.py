@@ -16,7 +16,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 _SECONDS = 2.0
 
 
-def lives(environment: Mapping[str, str]) -> bool:
+def is_alive(environment: Mapping[str, str]) -> bool:
     """Whether a service with these settings answers on this machine; its certificate is not looked at."""
     # Who listens on all addresses is reached by the name of all of them.
     host = environment.get("SERVING_HOST") or "127.0.0.1"
@@ -37,4 +37,4 @@ def lives(environment: Mapping[str, str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not lives(os.environ))
+    sys.exit(not is_alive(os.environ))

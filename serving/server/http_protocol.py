@@ -17,13 +17,13 @@ from serving.http.unsent_responses import ReadProgress, UnsentBytes
 from serving.server.request_head import Invalid, refusal
 from serving.server.request_parsing import CheckedParsing
 from serving.server.response_corking import Corked
-from serving.settings.groups import Limits
+from serving.settings.groups import LimitSettings
 from serving.telemetry.connections import Closed, ConnectionMetrics
 
-_SECONDS_TO_SAY_GOODBYE = 1.0
+_LINGER_SECONDS = 1.0
 
 
-class Protocol(CheckedParsing):
+class LimitedHttpProtocol(CheckedParsing):
     """uvicorn's protocol on a corked transport, within limits.
 
     Args:
@@ -35,7 +35,7 @@ class Protocol(CheckedParsing):
     def __init__(
         self,
         *args: Any,
-        limits: Limits,
+        limits: LimitSettings,
         unsent: UnsentBytes,
         metrics: ConnectionMetrics,
         **more: Any,
@@ -57,7 +57,7 @@ class Protocol(CheckedParsing):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client has connected."""
         super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]  # by duck type
-        self._look_again = self.loop.call_later(self._interval, self._look)
+        self._look_again = self.loop.call_later(self._interval, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has gone."""
@@ -114,7 +114,7 @@ class Protocol(CheckedParsing):
             super().shutdown()
         else:
             self._stopping = True
-            self.loop.call_later(_SECONDS_TO_SAY_GOODBYE, self.shutdown)
+            self.loop.call_later(_LINGER_SECONDS, self.shutdown)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -149,9 +149,9 @@ class Protocol(CheckedParsing):
 
     # -- time
 
-    def _look(self) -> None:
+    def _check_timeouts(self) -> None:
         """Disconnect a client that takes too long to send a request, or to read its response."""
-        self._look_again = self.loop.call_later(self._interval, self._look)
+        self._look_again = self.loop.call_later(self._interval, self._check_timeouts)
         now = self.loop.time()
         if self._reading.has_stopped(self.transport, now):
             self._abort(Closed.UNREAD)

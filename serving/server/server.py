@@ -15,13 +15,13 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 
 from serving import private_files
-from serving.app import application
+from serving.app import create_asgi_app
 from serving.auth.host_and_origin import HostNames
 from serving.http.unsent_responses import UnsentBytes
 from serving.processes import confinement
 from serving.registry import blocking_calls
 from serving.server.connection_limits import http_connections
-from serving.server.http_protocol import Protocol
+from serving.server.http_protocol import LimitedHttpProtocol
 from serving.server.listener import HttpServer
 from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
@@ -29,10 +29,10 @@ from serving.telemetry.connections import ConnectionMetrics
 
 log = logging.getLogger("serving")
 # Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
-_SECONDS_KEPT_OPEN = 75
+_KEEP_ALIVE_SECONDS = 75
 
 
-class CannotServe(Exception):
+class StartupError(Exception):
     """A setting that the machine does not go along with; the message names it."""
 
 
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
     _check_ports(settings)
     private_files.restrict(settings, settings)
     confinement.hide_memory()
-    app, front = application(settings)
+    app, front = create_asgi_app(settings)
     metrics, max_connections = ConnectionMetrics(front.metrics.registry), http_connections(settings)
     unsent = UnsentBytes(settings.max_unsent_bytes)
     metrics.unsent.set_function(lambda: unsent.used)
@@ -60,14 +60,14 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         http=partial(  # type: ignore[arg-type]  # whatever makes protocols
-            Protocol, limits=settings, unsent=unsent, metrics=metrics
+            LimitedHttpProtocol, limits=settings, unsent=unsent, metrics=metrics
         ),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=_SECONDS_KEPT_OPEN,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -80,7 +80,7 @@ def serve(settings: Settings) -> None:
     for each in sockets:
         each.listen(config.backlog)  # who calls as soon as the address is told is not refused
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by connections
-    _tell(settings, sockets)
+    _log_started_message(settings, sockets)
     if max_connections < settings.max_connections and settings.grpc_port is None:
         log.warning(
             "accepting %d connections, as the limit of open files allows no more: raise `ulimit -n` or set "
@@ -108,7 +108,7 @@ def _exit() -> None:
     sys.exit(0)
 
 
-def _tell(settings: Settings, sockets: list[socket.socket]) -> None:
+def _log_started_message(settings: Settings, sockets: list[socket.socket]) -> None:
     scheme = "https" if settings.tls_cert else "http"
     host, port = sockets[0].getsockname()[:2]
     served = ", ".join(map(str, settings.models))
@@ -128,7 +128,7 @@ def _check_ports(settings: Settings) -> None:
             try:
                 socket.create_server((settings.host, port)).close()
             except OSError as error:
-                raise CannotServe(f"SERVING_{name.upper()}: {error}") from error
+                raise StartupError(f"SERVING_{name.upper()}: {error}") from error
 
 
 def _certificate(settings: Settings, metrics: ConnectionMetrics) -> Certificate | None:
@@ -137,7 +137,7 @@ def _certificate(settings: Settings, metrics: ConnectionMetrics) -> Certificate 
     try:
         return Certificate(settings.tls_cert, settings.tls_key, metrics.certificate_broken)
     except OSError as error:
-        raise CannotServe(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
+        raise StartupError(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
 
 
 def _allow_many_connections() -> None:

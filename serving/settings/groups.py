@@ -92,11 +92,11 @@ def journal_url(text: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
-class Group(BaseModel):
+class SettingsGroup(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Listen(Group):
+class ServerSettings(SettingsGroup):
     """Where the front listens."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -106,7 +106,7 @@ class Listen(Group):
     )
 
 
-class Access(Group):
+class AccessSettings(SettingsGroup):
     """Who may ask."""
 
     admin_port: int | None = Field(
@@ -128,7 +128,7 @@ class Access(Group):
     )
 
 
-class Limits(Group):
+class LimitSettings(SettingsGroup):
     """What one caller may ask for."""
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
@@ -161,7 +161,7 @@ class Limits(Group):
     cache_entries: int = Field(10_000, ge=1, description="answers that are kept for each version")
 
 
-class Runtime(Group):
+class RuntimeSettings(SettingsGroup):
     """How model versions are run."""
 
     replicas: int = Field(1, ge=1, le=256, description="model processes per version")
@@ -199,7 +199,7 @@ class Runtime(Group):
     drain_seconds: float = Field(30.0, ge=0, description="time an old version or a stop may drain")
 
 
-class Registry(Group):
+class RegistrySettings(SettingsGroup):
     """Where model versions come from."""
 
     tracking_uri: str = Field(
@@ -229,7 +229,7 @@ class Registry(Group):
     )
 
 
-class Trust(Group):
+class ArtifactPolicySettings(SettingsGroup):
     """Which versions are let in."""
 
     allowed_sources: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
@@ -246,7 +246,7 @@ class Trust(Group):
     )
 
 
-class Following(Group):
+class PromotionSettings(SettingsGroup):
     """How promotions are followed."""
 
     poll_seconds: float = Field(1.0, gt=0, description="time between looks at the registry")
@@ -264,7 +264,7 @@ class Following(Group):
     )
 
 
-class Trying(Group):
+class RolloutSettings(SettingsGroup):
     """How a version is tried on live requests before it is promoted."""
 
     shadow: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(unweighted)] = Field(
@@ -292,7 +292,7 @@ class Trying(Group):
         return self.sticky_header.lower().encode() if self.sticky_header else None
 
 
-class Monitoring(Group):
+class MonitoringSettings(SettingsGroup):
     """What is watched and told."""
 
     drift_psi: float = Field(
@@ -309,7 +309,7 @@ class Monitoring(Group):
     )
 
 
-class Journal(Group):
+class JournalSettings(SettingsGroup):
     """Where predictions are recorded."""
 
     journal_url: Annotated[SecretStr | None, AfterValidator(_database)] = Field(

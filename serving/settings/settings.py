@@ -17,23 +17,33 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from serving import sandbox
 from serving.reference import Reference
 from serving.settings.groups import (
-    Access,
-    Following,
-    Journal,
-    Limits,
-    Listen,
-    Monitoring,
-    Registry,
-    Runtime,
-    Trust,
-    Trying,
+    AccessSettings,
+    ArtifactPolicySettings,
+    JournalSettings,
+    LimitSettings,
+    MonitoringSettings,
+    PromotionSettings,
+    RegistrySettings,
+    RolloutSettings,
+    RuntimeSettings,
+    ServerSettings,
     unweighted,
     weighted,
 )
 
 
 class Settings(
-    Listen, Access, Limits, Runtime, Trust, Following, Trying, Monitoring, Journal, Registry, BaseSettings
+    ServerSettings,
+    AccessSettings,
+    LimitSettings,
+    RuntimeSettings,
+    ArtifactPolicySettings,
+    PromotionSettings,
+    RolloutSettings,
+    MonitoringSettings,
+    JournalSettings,
+    RegistrySettings,
+    BaseSettings,
 ):
     """All groups at once: whatever asks for one group is handed this."""
 
@@ -52,7 +62,7 @@ class Settings(
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: model processes can't be confined: {reason}")
-        if mistake := _unshared(self.models, self.canary_steps):
+        if mistake := check_weights(self.models, self.canary_steps):
             raise ValueError(mistake)
         if unknown := {each.name for each in self.shadow} - {each.name for each in self.models}:
             raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
@@ -80,12 +90,23 @@ class Settings(
     most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
-_GROUPS = (Listen, Access, Runtime, Limits, Following, Trying, Trust, Monitoring, Journal, Registry)
+_GROUPS = (
+    ServerSettings,
+    AccessSettings,
+    RuntimeSettings,
+    LimitSettings,
+    PromotionSettings,
+    RolloutSettings,
+    ArtifactPolicySettings,
+    MonitoringSettings,
+    JournalSettings,
+    RegistrySettings,
+)
 OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
 """All settings, in the order in which they are told."""
 
 
-def _unshared(models: Sequence[Reference], steps: Sequence[float]) -> str | None:
+def check_weights(models: Sequence[Reference], steps: Sequence[float]) -> str | None:
     """What is wrong with the weights of references; None if nothing is."""
     for name in {each.name for each in models if each.weight is not None}:
         weights = [each.weight for each in models if each.name == name]
@@ -100,13 +121,13 @@ def _unshared(models: Sequence[Reference], steps: Sequence[float]) -> str | None
     return None
 
 
-def variable(name: str) -> str:
+def env_name(name: str) -> str:
     """The environment variable of a setting."""
     of_mlflow = name in ("tracking_uri", "registry_uri")
     return f"{'MLFLOW' if of_mlflow else 'SERVING'}_{name.upper()}"
 
 
-def shown_default(name: str) -> str:
+def format_default(name: str) -> str:
     """A setting's default as a person would write it."""
     field = Settings.model_fields[name]
     if field.examples:
@@ -118,10 +139,10 @@ def shown_default(name: str) -> str:
     return "none" if field.default is None else str(field.default)
 
 
-def mistakes(error: ValidationError) -> list[str]:
+def format_errors(error: ValidationError) -> list[str]:
     """One readable line for each wrong setting."""
     return [
-        "".join(f"{variable(str(part).lower().removeprefix('mlflow_'))}: " for part in fault["loc"][:1])
+        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in fault["loc"][:1])
         + fault["msg"].removeprefix("Value error, ")
         for fault in error.errors(include_url=False)
     ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 _SECONDS_BETWEEN = 0.25
 
 
-async def measure(observe: Callable[[float], None]) -> None:
+async def measure_loop_lag(observe: Callable[[float], None]) -> None:
     """Tell by how many seconds a timer is late, again and again, until cancelled."""
     while True:
         due = time.perf_counter() + _SECONDS_BETWEEN  # the loop's own clock stands still within a turn

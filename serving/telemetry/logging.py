@@ -21,10 +21,10 @@ from typing import Any
 import orjson
 import structlog
 
-from serving.telemetry.redaction import Redaction, is_secret, of_environment, printable
+from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, secrets_in_environment
 
 log = logging.getLogger("serving")
-_MOST_TEXT = 16_000
+_MAX_TEXT_LENGTH = 16_000
 # Most values are told again and again: paths, models, versions, clients.
 _SHORT, _KEPT = 100, 1000
 _LONG = ("exception", "stack", "cause")
@@ -56,11 +56,11 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                Clean(Redaction([*secrets, *of_environment()])),
+                RedactingProcessor(Redaction([*secrets, *secrets_in_environment()])),
                 *(
-                    _for_people(colours=on_terminal and "NO_COLOR" not in os.environ)
+                    _console_renderer(colours=on_terminal and "NO_COLOR" not in os.environ)
                     if readable
-                    else _FOR_MACHINES
+                    else _JSON_RENDERER
                 ),
             ],
         )
@@ -69,10 +69,10 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level.upper())
-    _tell_all()
+    _install_hooks()
 
 
-def of_request(scope: Mapping[str, Any]) -> dict[str, Any]:
+def request_context(scope: Mapping[str, Any]) -> dict[str, Any]:
     """What a line on a request tells of it, for `extra`."""
     told = {"request_id": scope["request_id"]}
     if "leased" in scope:
@@ -82,7 +82,7 @@ def of_request(scope: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-class Clean:
+class RedactingProcessor:
     """A processor that takes out of all values what must not be told, and makes each a text of one line."""
 
     def __init__(self, redaction: Redaction) -> None:
@@ -92,7 +92,7 @@ class Clean:
     def __call__(self, logger: Any, method: str, line: Line) -> Line:
         """The line, clean."""
         return {
-            printable(name): value if name in _OURS else self._clean(name, value)
+            escape_control_chars(name): value if name in _OURS else self._clean(name, value)
             for name, value in line.items()
             if name != "color_message"  # uvicorn's, the event once more
         }
@@ -105,30 +105,30 @@ class Clean:
         text = value if type(value) is str else str(value)
         if name in _LONG:
             # Twice as much as is told: a secret through which this cuts is not told.
-            kept = self._redacted(text[-2 * _MOST_TEXT :])[-_MOST_TEXT:]
-            return "\n".join(map(printable, kept.rstrip().split("\n")))
+            kept = self._redacted(text[-2 * _MAX_TEXT_LENGTH :])[-_MAX_TEXT_LENGTH:]
+            return "\n".join(map(escape_control_chars, kept.rstrip().split("\n")))
         return self._short(text) if len(text) < _SHORT else self._in_line(text)
 
     def _in_line(self, text: str) -> str:
-        return printable(self._redacted(text[: 2 * _MOST_TEXT])[:_MOST_TEXT])
+        return escape_control_chars(self._redacted(text[: 2 * _MAX_TEXT_LENGTH])[:_MAX_TEXT_LENGTH])
 
 
 def _in_json(line: Line, **_: Any) -> str:
     return orjson.dumps(line).decode()
 
 
-_FOR_MACHINES = [structlog.processors.JSONRenderer(serializer=_in_json)]
+_JSON_RENDERER = [structlog.processors.JSONRenderer(serializer=_in_json)]
 
 
-def _for_people(*, colours: bool) -> list[Any]:
+def _console_renderer(*, colours: bool) -> list[Any]:
     plain = structlog.dev.plain_traceback
     return [
-        _with_gutter,
+        _indent_multiline,
         structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, exception_formatter=plain),
     ]
 
 
-def _with_gutter(logger: Any, method: str, line: Line) -> Line:
+def _indent_multiline(logger: Any, method: str, line: Line) -> Line:
     """Fields of several lines stand below, behind a mark that no line of the log begins with."""
     below = [text for name in _LONG if (text := line.pop(name, None))]
     if below:
@@ -146,7 +146,7 @@ class _Handler(logging.StreamHandler[Any]):
             self.stream.write(self.terminator)
 
 
-def _tell_all() -> None:
+def _install_hooks() -> None:
     """Have warnings, and exceptions that nobody catches, be lines of the log as well."""
     logging.captureWarnings(True)
     warnings.formatwarning = _warning

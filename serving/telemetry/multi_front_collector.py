@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 
-class Merged:
+class MultiInstanceCollector:
     """Collects what several fronts have told in Prometheus' text format, by the fronts' names."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:

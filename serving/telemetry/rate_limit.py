@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Ration:
+class FixedWindow:
     """Allows `most` things in each second of the clock."""
 
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self._most, self._clock = most, clock
         self._since, self._left = clock(), most
 
-    def take(self, wanted: int = 1) -> int:
+    def acquire(self, wanted: int = 1) -> int:
         """How many of those that are wanted are allowed."""
         if (now := self._clock()) - self._since >= 1.0:
             self._since, self._left = now, self._most

@@ -18,7 +18,7 @@ _PARENT, _STATE = b"traceparent", b"tracestate"
 
 
 @dataclass(slots=True, eq=False)
-class Trace:
+class TraceContext:
     """The trace of one request: where it stands in it, and what became of its rows."""
 
     trace_id: str
@@ -29,7 +29,7 @@ class Trace:
     state: str = ""
     queued: float = 0.0
     """When its first rows were queued, by the performance counter."""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModelCall] = field(default_factory=list)
     """The calls of the model that had rows of it."""
 
     @property
@@ -39,13 +39,13 @@ class Trace:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class ModelCall:
     """One call of the model; times are of the performance counter.
 
     `traces` are those of its requests that are recorded, or else one that is not.
     """
 
-    traces: Sequence[Trace]
+    traces: Sequence[TraceContext]
     requests: int
     rows: int
     started: float
@@ -58,7 +58,7 @@ class Call:
         self.finished, self.failed = time.perf_counter(), failed
 
     @property
-    def home(self) -> Trace:
+    def home(self) -> TraceContext:
         """The trace that model code continues."""
         return self.traces[0]
 
@@ -70,17 +70,17 @@ class Call:
         return {_PARENT: parent, _STATE: home.state} if home.state else {_PARENT: parent}
 
 
-current: ContextVar[Trace | None] = ContextVar("current", default=None)
+current: ContextVar[TraceContext | None] = ContextVar("current", default=None)
 """The trace of the request that this context answers; None unless requests are traced."""
 
 
-def carried(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+def extract(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     """What `Call.metadata` has carried here."""
     return {name.decode(): metadata[name].decode() for name in (_PARENT, _STATE) if name in metadata}
 
 
 @contextmanager
-def continued(carried: Mapping[str, str]) -> Iterator[None]:
+def attach(carried: Mapping[str, str]) -> Iterator[None]:
     """Have OpenTelemetry continue a trace that was carried here, for the block.
 
     Where it is not installed, as in environments of older MLflow, model code can't continue one.

@@ -17,7 +17,7 @@ from serving.types.scalars import SCALARS
 from serving.types.tensors import tensor
 
 
-class Kind(Protocol):
+class ColumnType(Protocol):
     """What the values of a column are in Python, Arrow and JSON Schema."""
 
     @property
@@ -37,10 +37,10 @@ class Kind(Protocol):
         """Whether a DataFrame has a column of Python objects for it, at least where some are missing."""
 
     @property
-    def words(self) -> frozenset[str]:
+    def keywords(self) -> frozenset[str]:
         """The words of JSON Schema that say something about its values."""
 
-    def described(self, facets: Mapping[str, Any]) -> dict[str, Any]:
+    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON Schema of one value that has these facets."""
 
     def annotation(self, facets: Mapping[str, Any]) -> Any:
@@ -51,7 +51,7 @@ class Kind(Protocol):
 
 
 @lru_cache(maxsize=1024)
-def kind(type: str) -> Kind:
+def column_type(type: str) -> ColumnType:
     """The kind of a column from its type: a scalar's name, or MLflow's JSON of another type.
 
     Raises:

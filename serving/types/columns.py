@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from serving.errors import Untypable
-from serving.types.column_type import Kind, kind
-from serving.types.constraints import correction
+from serving.errors import UnsupportedSignature
+from serving.types.column_type import ColumnType, column_type
+from serving.types.constraints import check_keyword
 from serving.types.scalars import SCALARS, Scalar
 
 UNNAMED = "input"
@@ -27,25 +27,25 @@ class Column:
     name: str
     type: str
     required: bool = True
-    facets: tuple[tuple[str, Any], ...] = ()
+    constraints: tuple[tuple[str, Any], ...] = ()
     label: int | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ColumnType:
         """What its values are in Python, Arrow and JSON Schema."""
-        return kind(self.type)
+        return column_type(self.type)
 
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value, null not counted."""
-        return self.kind.described(dict(self.facets))
+        return self.kind.json_schema(dict(self.constraints))
 
     @property
     def annotation(self) -> Any:
         """The type of one value for pydantic, or null where the column is optional and MLflow takes it."""
         from pydantic import BeforeValidator, WithJsonSchema
 
-        checked = self.kind.annotation(dict(self.facets))
+        checked = self.kind.annotation(dict(self.constraints))
         if self.required:
             return Annotated[checked, WithJsonSchema(self.schema)]
         if not self.kind.nullable:
@@ -65,20 +65,22 @@ def column(spec: Mapping[str, Any], facets: Mapping[str, Any], name: str = UNNAM
         known = ("type", "items", "properties", "values", "tensor-spec")
         type = json.dumps({key: spec[key] for key in known if key in spec}, sort_keys=True)
     try:
-        found = kind(type)
-    except Untypable as error:
-        raise Untypable(
+        found = column_type(type)
+    except UnsupportedSignature as error:
+        raise UnsupportedSignature(
             f"the input {name!r} {error}: log a signature of {', '.join(SCALARS)}, {_MORE}"
         ) from None
     for word, value in facets.items():
-        if word not in found.words:
-            raise Untypable(
+        if word not in found.keywords:
+            raise UnsupportedSignature(
                 f"metadata serving.inputs.{name} has {word!r}, which says nothing about a {found.told}: "
-                f"use {', '.join(sorted(found.words))}"
+                f"use {', '.join(sorted(found.keywords))}"
             )
         python = found.python if isinstance(found, Scalar) else str
-        if wanted := correction(word, value, python):
-            raise Untypable(f"metadata serving.inputs.{name}.{word} is {value!r:.100}: write {wanted}")
+        if wanted := check_keyword(word, value, python):
+            raise UnsupportedSignature(
+                f"metadata serving.inputs.{name}.{word} is {value!r:.100}: write {wanted}"
+            )
     words = tuple(sorted(_hashable(facets).items()))
     return Column(name, type, bool(spec.get("required", True)), words, label)
 

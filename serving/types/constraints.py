@@ -19,11 +19,11 @@ BOUNDS: Mapping[str, str] = {
     "multipleOf": "multiple_of",
 }
 LENGTHS: Mapping[str, str] = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
-NOTES = frozenset({"title", "description", "unit", "examples"})
+ANNOTATIONS = frozenset({"title", "description", "unit", "examples"})
 _TYPES: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
-def correction(word: str, value: Any, python: type) -> str | None:
+def check_keyword(word: str, value: Any, python: type) -> str | None:
     """What should stand as the value of a word on a column of type `python`; None where it is fine."""
     if word == "enum":
         listed = isinstance(value, (list, tuple)) and value

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import orjson
 import pyarrow as pa
 
-from serving.errors import Untypable
-from serving.types.constraints import NOTES
+from serving.errors import UnsupportedSignature
+from serving.types.constraints import ANNOTATIONS
 from serving.types.scalars import SCALARS, Scalar
 
 
@@ -57,7 +57,7 @@ class Nested:
     """Values nested in one another, by the JSON in which MLflow writes their type."""
 
     type: str
-    words = NOTES
+    keywords = ANNOTATIONS
     nullable = True
     is_object = True
 
@@ -82,7 +82,7 @@ class Nested:
         """The JSON Schema of one value."""
         return _schema(self.spec)
 
-    def described(self, facets: Mapping[str, Any]) -> dict[str, Any]:
+    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
         """Its schema, and notes on it."""
         return self.schema | dict(facets)
 
@@ -158,7 +158,7 @@ def _annotation(spec: Mapping[str, Any]) -> Any:
             return Annotated[Any, AfterValidator(_plain)]
         case scalar if scalar in SCALARS:
             return _scalar(SCALARS[scalar])
-    raise Untypable(f"holds a {spec['type']}, from which no typed endpoint can be made")
+    raise UnsupportedSignature(f"holds a {spec['type']}, from which no typed endpoint can be made")
 
 
 def _object(properties: Mapping[str, Any]) -> Any:
@@ -207,7 +207,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def unpacked(array: pa.Array) -> list[Any]:
+def to_python(array: pa.Array) -> list[Any]:
     """An array's values in Python; those of JSON texts are what JSON has, or NaN."""
     if array.type != JSON:
         values: list[Any] = array.to_pylist()
@@ -221,17 +221,17 @@ def _read(text: str | None) -> Any:
     return math.nan if text == NOT_FINITE else orjson.loads(text)
 
 
-def revived(value: Any, spec: Mapping[str, Any], date: Callable[[datetime], Any]) -> Any:
+def restore_types(value: Any, spec: Mapping[str, Any], date: Callable[[datetime], Any]) -> Any:
     """What JSON has of a nested value with the bytes and datetimes in it that its type says."""
     if value is None:
         return None
     match spec["type"]:
         case "array":
-            return [revived(each, spec["items"], date) for each in value]
+            return [restore_types(each, spec["items"], date) for each in value]
         case "map":
-            return {name: revived(each, spec["values"], date) for name, each in value.items()}
+            return {name: restore_types(each, spec["values"], date) for name, each in value.items()}
         case "object":
-            return {name: revived(each, spec["properties"][name], date) for name, each in value.items()}
+            return {name: restore_types(each, spec["properties"][name], date) for name, each in value.items()}
         case scalar if scalar in SCALARS and (convert := SCALARS[scalar].convert):
             found = convert(value)
             return date(found) if isinstance(found, datetime) else found

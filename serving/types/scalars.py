@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 
-from serving.types.constraints import BOUNDS, LENGTHS, NOTES
+from serving.types.constraints import ANNOTATIONS, BOUNDS, LENGTHS
 
 FLOAT32_MAX = 3.4028234663852886e38
 # pandas keeps nanoseconds in 64 bits, which ends within these years.
@@ -70,11 +70,11 @@ class Scalar:
         return self.arrow in (pa.string(), pa.binary(), pa.bool_())
 
     @property
-    def words(self) -> frozenset[str]:
+    def keywords(self) -> frozenset[str]:
         """The words of JSON Schema that say something about its values."""
-        return frozenset({*self.bounds, *NOTES, *(() if self.convert else ("enum",))})
+        return frozenset({*self.bounds, *ANNOTATIONS, *(() if self.convert else ("enum",))})
 
-    def described(self, facets: Mapping[str, Any]) -> dict[str, Any]:
+    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON Schema of one value that has these facets."""
         words = self._limited(facets)
         # One bound a side is enough to be told.
@@ -94,7 +94,7 @@ class Scalar:
             limits = {keyword: int(limit) for keyword, limit in limits.items()}
         if self.python is float:
             limits["allow_inf_nan"] = False
-        before = [BeforeValidator(whole)] if self.python is int else []
+        before = [BeforeValidator(coerce_integral)] if self.python is int else []
         extra: list[Any] = [AfterValidator(self.convert)] if self.convert else []
         if "enum" in words:
             extra.append(AfterValidator(_one_of(words["enum"])))
@@ -116,7 +116,7 @@ class Scalar:
         return words
 
 
-def whole(value: Any) -> Any:
+def coerce_integral(value: Any) -> Any:
     """A whole number as such, however it is written: to JSON Schema `1.0` is an integer.
 
     JSON's readers make a float of an integer beyond 64 bits, which may have come to be within them.

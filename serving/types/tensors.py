@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 
-from serving.errors import Untypable
-from serving.types.constraints import NOTES
-from serving.types.scalars import FLOAT32_MAX, whole
+from serving.errors import UnsupportedSignature
+from serving.types.constraints import ANNOTATIONS
+from serving.types.scalars import FLOAT32_MAX, coerce_integral
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Tensor:
 
     dtype: str
     shape: tuple[int, ...]
-    words = NOTES
+    keywords = ANNOTATIONS
     nullable = False
     is_object = False
 
@@ -40,7 +40,7 @@ class Tensor:
                 described |= {"minItems": size, "maxItems": size}
         return described
 
-    def described(self, facets: Mapping[str, Any]) -> dict[str, Any]:
+    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
         """Its schema, and notes on it."""
         return self.schema | dict(facets)
 
@@ -58,7 +58,7 @@ class Tensor:
     def array(self, values: Sequence[Any]) -> pa.Array:
         """Arrays of one shape as lists of a fixed size."""
         made = np.stack([np.asarray(value, self._numpy) for value in values])
-        return lists(made, pa.large_string() if self.dtype == "object" else None)
+        return to_list_array(made, pa.large_string() if self.dtype == "object" else None)
 
     @property
     def _numpy(self) -> Any:
@@ -74,7 +74,7 @@ class Tensor:
         return made
 
 
-def arrays(values: pa.Array) -> np.ndarray[Any, Any]:
+def from_list_array(values: pa.Array) -> np.ndarray[Any, Any]:
     """The array that lists of a fixed size in one another are."""
     shape = [len(values)]
     while pa.types.is_fixed_size_list(values.type):
@@ -86,12 +86,12 @@ def arrays(values: pa.Array) -> np.ndarray[Any, Any]:
     return flat.reshape(shape)
 
 
-def lists(array: np.ndarray[Any, Any], type: pa.DataType | None = None) -> pa.Array:
+def to_list_array(array: np.ndarray[Any, Any], type: pa.DataType | None = None) -> pa.Array:
     """An array of any number of dimensions as lists of a fixed size in one another."""
-    return fixed(pa.array(np.ascontiguousarray(array).reshape(-1), type), array.shape)
+    return fixed_size_list(pa.array(np.ascontiguousarray(array).reshape(-1), type), array.shape)
 
 
-def fixed(flat: pa.Array, shape: Sequence[int]) -> pa.Array:
+def fixed_size_list(flat: pa.Array, shape: Sequence[int]) -> pa.Array:
     """The elements of an array of this shape as lists of a fixed size in one another."""
     for size in reversed(shape[1:]):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
@@ -108,9 +108,13 @@ def tensor(spec: Mapping[str, Any]) -> Tensor:
     try:
         element(dtype)
     except (KeyError, TypeError):
-        raise Untypable(f"is a tensor of {dtype}, from which no typed endpoint can be made") from None
+        raise UnsupportedSignature(
+            f"is a tensor of {dtype}, from which no typed endpoint can be made"
+        ) from None
     if not shape or shape[0] not in (-1, 1):
-        raise Untypable(f"is a tensor of shape {shape}, which has no dimension for rows: let its first be -1")
+        raise UnsupportedSignature(
+            f"is a tensor of shape {shape}, which has no dimension for rows: let its first be -1"
+        )
     return Tensor(dtype, shape[1:])
 
 
@@ -128,7 +132,7 @@ def element(dtype: str) -> tuple[Any, dict[str, Any]]:
         info = np.iinfo(found)
         least, most = int(info.min), int(info.max)
         schema = {"type": "integer", "minimum": least, "maximum": most}
-        return Annotated[int, BeforeValidator(whole), Field(strict=True, ge=least, le=most)], schema
+        return Annotated[int, BeforeValidator(coerce_integral), Field(strict=True, ge=least, le=most)], schema
     if found.kind != "f" or found.itemsize > 8:
         raise TypeError(dtype)
     if found.itemsize == 8:

@@ -13,20 +13,20 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field
 
 from serving.auth.access_rules import ADMIN, ADMIN_OF_MODEL, GENERAL, PREDICT, PROBE, requires
-from serving.auth.authenticator import Guard
-from serving.cluster import Fleet, ReplicaState, agree
+from serving.auth.authenticator import Authenticator
+from serving.cluster import Cluster, InstanceState, is_consistent
 from serving.contract.contract import Contract
 from serving.errors import not_served
 from serving.http.component_status import component_states
 from serving.http.model_visibility import check_visible, sees_reasons, visible_followers
 from serving.http.problem_details import PathText, documented
-from serving.http.readiness import ModelState, Readiness, Teller, readiness, state_of
+from serving.http.readiness import ModelState, Readiness, StatusContributor, readiness, state_of
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
-from serving.registry.history import Period
+from serving.registry.history import HistoryEntry
 from serving.supervision import Supervisor
 from serving.telemetry.metrics import Metrics
-from serving.telemetry.multi_front_collector import Merged
+from serving.telemetry.multi_front_collector import MultiInstanceCollector
 
 
 class Health(BaseModel):
@@ -38,7 +38,7 @@ class Health(BaseModel):
 class FleetReadiness(Readiness):
     """The same of a replica, and which versions all replicas have."""
 
-    replicas: list[ReplicaState]
+    replicas: list[InstanceState]
     replicas_agree: bool = Field(description="whether every replica has every required model in one version")
 
 
@@ -67,10 +67,10 @@ def router(
     followers: Sequence[Follower],
     registry: RegistryClient,
     metrics: Metrics,
-    tellers: Sequence[Teller],
-    probe_tellers: Sequence[Teller],
-    guard: Guard | None = None,
-    fleet: Fleet | None = None,
+    tellers: Sequence[StatusContributor],
+    probe_tellers: Sequence[StatusContributor],
+    guard: Authenticator | None = None,
+    fleet: Cluster | None = None,
     supervisor: Supervisor | None = None,
 ) -> APIRouter:
     """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
@@ -125,7 +125,7 @@ def router(
     @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
-        collected: Any = Merged(await fleet.measure()) if fleet else metrics.registry
+        collected: Any = MultiInstanceCollector(await fleet.measure()) if fleet else metrics.registry
         return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
     @routes.get("/models", summary="What is served, with each contract")
@@ -145,7 +145,7 @@ def router(
         responses=documented(400, 404),
     )
     @requires(ADMIN_OF_MODEL)
-    async def history(name: PathText, request: Request) -> list[Period]:
+    async def history(name: PathText, request: Request) -> list[HistoryEntry]:
         return _named(name, request).history.periods()
 
     async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
@@ -164,13 +164,15 @@ def router(
     return routes
 
 
-async def _with_fleet(own: Readiness, fleet: Fleet) -> FleetReadiness:
+async def _with_fleet(own: Readiness, fleet: Cluster) -> FleetReadiness:
     seen = await fleet.look()
     required = [model.uri for model in own.models if model.required]
-    return FleetReadiness(**vars(own), replicas=[*seen.replicas], replicas_agree=agree(seen, required))
+    return FleetReadiness(
+        **vars(own), replicas=[*seen.replicas], replicas_agree=is_consistent(seen, required)
+    )
 
 
-def describe(contract: Contract) -> ContractDescription:
+def contract_schema(contract: Contract) -> ContractDescription:
     """A contract as JSON Schema."""
     schemas = contract.json_schemas
     return ContractDescription(
@@ -181,6 +183,8 @@ def describe(contract: Contract) -> ContractDescription:
     )
 
 
-def _description(follower: Follower, tellers: Sequence[Teller], *, in_full: bool) -> ModelDescription:
+def _description(
+    follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool
+) -> ModelDescription:
     live, state = follower.slot.live, state_of(follower, tellers, in_full=in_full)
-    return ModelDescription(**state, contract=describe(live.contract) if live else None)
+    return ModelDescription(**state, contract=contract_schema(live.contract) if live else None)

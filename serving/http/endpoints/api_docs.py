@@ -16,9 +16,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from serving.auth.access_rules import GENERAL, PREDICT, requires
 from serving.http.endpoints.status_page import add_file, etag
 from serving.http.model_visibility import visible_models
-from serving.http.openapi import document
-from serving.models.loaded_model import Loaded
-from serving.models.selector import Models
+from serving.http.openapi import build_openapi
+from serving.models.loaded_model import LoadedModel
+from serving.models.selector import ModelSelector
 
 log = logging.getLogger("serving.api_document")
 _FILES = Path(__file__).parents[1] / "swagger"
@@ -35,7 +35,7 @@ class ApiDocument:
         self._tasks: dict[Hashable, asyncio.Task[bytes]] = {}
         self._one_at_a_time = asyncio.Lock()
 
-    async def get(self, models: Models, root_path: str) -> bytes:
+    async def get(self, models: ModelSelector, root_path: str) -> bytes:
         """Return the document of the live versions of these models; callers share one generation."""
         live = {name: slot.live for name, slot in models.named().items() if slot.live}
         default = models.default.live if models.default else None
@@ -49,7 +49,7 @@ class ApiDocument:
         return await asyncio.shield(self._tasks[key])
 
     async def _write(
-        self, key: Hashable, default: Loaded | None, live: Mapping[str, Loaded], root_path: str
+        self, key: Hashable, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str
     ) -> bytes:
         async with self._one_at_a_time:
             written = await asyncio.to_thread(self._written, default, live, root_path)
@@ -57,14 +57,14 @@ class ApiDocument:
         log.info("wrote the OpenAPI document of %d models: %d bytes", len(live), len(written))
         return written
 
-    def _written(self, default: Loaded | None, live: Mapping[str, Loaded], root_path: str) -> bytes:
-        found: dict[str, Any] = document(self._app, default, live, has_keys=self._has_keys)
+    def _written(self, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str) -> bytes:
+        found: dict[str, Any] = build_openapi(self._app, default, live, has_keys=self._has_keys)
         if root_path:
             found["servers"] = [{"url": root_path}]
         return json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def router(app: FastAPI, models: Models, *, has_keys: bool) -> APIRouter:
+def router(app: FastAPI, models: ModelSelector, *, has_keys: bool) -> APIRouter:
     """Return the routes of the document and of the page that shows it, whose files come from here alone."""
     routes = APIRouter(include_in_schema=False)
     written = ApiDocument(app, has_keys=has_keys)

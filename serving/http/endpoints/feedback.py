@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError, from_json
 
 from serving.auth.access_rules import PREDICT, requires
-from serving.errors import Fault, JournalAway, Malformed, UnknownPrediction, Unprocessable
+from serving.errors import FieldError, JournalUnavailable, Malformed, UnknownPrediction, Unprocessable
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
-from serving.journal.observer import Journal
-from serving.settings.groups import Limits
+from serving.journal.observer import JournalObserver
+from serving.settings.groups import LimitSettings
 
-_MOST = 10_000
-_MOST_FAULTS = 20
+_MAX_ITEMS = 10_000
+_MAX_FIELD_ERRORS = 20
 
 
 class Feedback(BaseModel):
@@ -47,10 +47,10 @@ class FeedbackBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST)]
+    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
-class Taken(BaseModel):
+class FeedbackAccepted(BaseModel):
     """What was taken."""
 
     recorded: int = Field(description="how many outcomes")
@@ -61,7 +61,7 @@ SCHEMAS: dict[str, Any] = _SCHEMA.pop("$defs")
 """What the documentation of the route refers to."""
 
 
-def router(journal: Journal | None, limits: Limits) -> APIRouter:
+def router(journal: JournalObserver | None, limits: LimitSettings) -> APIRouter:
     """The route of feedback."""
     routes = APIRouter(tags=["feedback"])
     body = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
@@ -73,7 +73,7 @@ def router(journal: Journal | None, limits: Limits) -> APIRouter:
         openapi_extra={"requestBody": body},
     )
     @requires(PREDICT)
-    async def feed_back(request: Request) -> Taken:
+    async def feed_back(request: Request) -> FeedbackAccepted:
         sent = await read_json(request.scope, request.receive, limits.max_body_bytes, limits.receive_seconds)
         if journal is None:
             raise UnknownPrediction(
@@ -82,10 +82,10 @@ def router(journal: Journal | None, limits: Limits) -> APIRouter:
         asked = _read(sent)
         listed = asked.feedback if isinstance(asked, FeedbackBatch) else [asked]
         key = request.scope.get("key")
-        found = await journal.feed_back(
+        found = await journal.record_feedback(
             [each.model_dump(mode="json") for each in listed], key.models or None if key else None
         )
-        return Taken(recorded=_recorded(found, isinstance(asked, FeedbackBatch)))
+        return FeedbackAccepted(recorded=_recorded(found, isinstance(asked, FeedbackBatch)))
 
     return routes
 
@@ -101,8 +101,8 @@ def _read(body: bytes) -> Feedback | FeedbackBatch:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[:_MOST_FAULTS]
-        faults = tuple(Fault(tuple(each["loc"]), each["msg"]) for each in found)
+        found = error.errors(include_url=False, include_input=False)[:_MAX_FIELD_ERRORS]
+        faults = tuple(FieldError(tuple(each["loc"]), each["msg"]) for each in found)
         raise Unprocessable("The feedback does not fit.", faults) from None
 
 
@@ -114,13 +114,14 @@ def _recorded(found: dict[str, Any], is_list: bool) -> int:
 
     if "unknown" in found:
         faults = [
-            Fault(at(index, "prediction_id"), "There is no such prediction") for index in found["unknown"]
+            FieldError(at(index, "prediction_id"), "There is no such prediction")
+            for index in found["unknown"]
         ]
-        raise UnknownPrediction("A prediction is not in the journal.", tuple(faults[:_MOST_FAULTS]))
+        raise UnknownPrediction("A prediction is not in the journal.", tuple(faults[:_MAX_FIELD_ERRORS]))
     if "misfits" in found:
-        wrong = [Fault(at(index, field), message) for index, field, message in found["misfits"]]
-        raise Unprocessable("An outcome does not fit its prediction.", tuple(wrong[:_MOST_FAULTS]))
+        wrong = [FieldError(at(index, field), message) for index, field, message in found["misfits"]]
+        raise Unprocessable("An outcome does not fit its prediction.", tuple(wrong[:_MAX_FIELD_ERRORS]))
     if "refused" in found:
-        raise JournalAway("The journal did not take it.")
+        raise JournalUnavailable("The journal did not take it.")
     recorded: int = found["recorded"]
     return recorded

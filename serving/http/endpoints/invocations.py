@@ -14,13 +14,13 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from serving.errors import Fault
-from serving.http.endpoints.predict import Predict
-from serving.http.request_body import JSON, read_any
-from serving.models.loaded_model import Loaded
+from serving.errors import FieldError
+from serving.http.endpoints.predict import PredictEndpoint
+from serving.http.request_body import JSON, read_typed
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.protocols import tabular
-from serving.protocols.mlflow_scoring import Asked
+from serving.protocols.mlflow_scoring import ParsedRequest
 from serving.protocols.mlflow_scoring_output import predictions_json
 from serving.protocols.tabular import ARROW, CSV, PARQUET
 
@@ -46,7 +46,7 @@ def respond(
     detail: str,
     request_id: str,
     *,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error as MLflow tells it: what does not fit the contract is 400."""
@@ -60,18 +60,20 @@ def respond(
     return Response(orjson.dumps(told), status, dict(headers or {}), JSON)
 
 
-class Invocations(Predict):
+class InvocationsEndpoint(PredictEndpoint):
     """The ASGI application of `/invocations`."""
 
     respond = staticmethod(respond)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         most, seconds = self._limits.max_body_bytes, self._limits.receive_seconds
-        media_type, body = await read_any(scope, receive, most, seconds, _MEDIA_TYPES)
+        media_type, body = await read_typed(scope, receive, most, seconds, _MEDIA_TYPES)
         scope["formats"] = media_type, _accepted(scope)
         return body
 
-    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
+    async def _answer(
+        self, live: LoadedModel, parts: list[Part], scope: Scope, body: bytes
+    ) -> Sequence[bytes]:
         media_type, accepted = scope["formats"]
         asked = await self._asked(live, media_type, body)
         ends = time.perf_counter() + self.seconds(scope)
@@ -84,13 +86,13 @@ class Invocations(Predict):
         pieces = predictions_json(live.contract.answered, found)
         return [*pieces] if asked.unwrapped else [b'{"predictions":', *pieces, b"}"]
 
-    async def _asked(self, live: Loaded, media_type: str, body: bytes) -> Asked:
+    async def _asked(self, live: LoadedModel, media_type: str, body: bytes) -> ParsedRequest:
         if media_type == JSON:
             return live.scoring.read(body)
         columns = {column.name: column for column in live.contract.columns}
         limit = self._limits.max_rows
         table = await asyncio.to_thread(tabular.read, media_type, body, columns, limit)
-        return Asked(live.scoring.arrange(table), {})
+        return ParsedRequest(live.scoring.from_table(table), {})
 
 
 def _accepted(scope: Scope) -> str:

@@ -8,16 +8,16 @@ from pydantic import BaseModel
 
 from serving import __version__
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, requires
-from serving.codecs.json_values import Value
+from serving.codecs.json_values import OutputColumn
 from serving.http.endpoints.open_inference import UNNAMED
 from serving.http.model_visibility import HIDDEN_REASON, sees_reasons, visible_models
 from serving.http.problem_details import PathText, documented
-from serving.models.loaded_model import Loaded
-from serving.models.selector import Models
+from serving.models.loaded_model import LoadedModel
+from serving.models.selector import ModelSelector
 from serving.models.slot import RECOVERING, Slot
-from serving.models.traffic_split import first
+from serving.models.traffic_split import primary
 from serving.protocols.tensors import DATATYPES
-from serving.types.column_type import Kind
+from serving.types.column_type import ColumnType
 from serving.types.scalars import Scalar
 from serving.types.tensors import Tensor
 
@@ -66,7 +66,7 @@ class Indexed(BaseModel):
     reason: str
 
 
-def router(models: Models) -> APIRouter:
+def router(models: ModelSelector) -> APIRouter:
     """The routes that tell of the server and its models."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -94,7 +94,7 @@ def router(models: Models) -> APIRouter:
     @requires(PREDICT)
     async def model(name: PathText, request: Request) -> ModelMetadata:
         visible = visible_models(models, request.scope)
-        return metadata(visible, visible.lease(name, first))
+        return metadata(visible, visible.lease(name, primary))
 
     @routes.get("/models/{name}/versions/{version}", summary="The same", responses=documented(400, 404))
     @requires(PREDICT)
@@ -105,7 +105,7 @@ def router(models: Models) -> APIRouter:
     @routes.get("/models/{name}/ready", summary="Is a model live?", responses=documented(400, 404, 503))
     @requires(PREDICT)
     async def model_ready(name: PathText, request: Request) -> ModelReady:
-        leased = visible_models(models, request.scope).lease(name, first)
+        leased = visible_models(models, request.scope).lease(name, primary)
         return ModelReady(name=leased.version.name, ready=True)
 
     @routes.get("/models/{name}/versions/{version}/ready", summary="The same", responses=documented(400, 404))
@@ -131,7 +131,7 @@ def _indexed(slot: Slot, in_full: bool) -> Indexed:
     return Indexed(name=slot.reference.name, version=version, state=state, reason=reason)
 
 
-def metadata(models: Models, loaded: Loaded) -> ModelMetadata:
+def metadata(models: ModelSelector, loaded: LoadedModel) -> ModelMetadata:
     """What a loaded version takes and answers."""
     name, contract = loaded.version.name, loaded.contract
     versions = [each.version.version for each in models.loaded(name) if each.version.version]
@@ -143,7 +143,7 @@ def metadata(models: Models, loaded: Loaded) -> ModelMetadata:
     )
 
 
-def _input(name: str, kind: Kind) -> TensorMetadata:
+def _input(name: str, kind: ColumnType) -> TensorMetadata:
     if isinstance(kind, Tensor):
         arrow = pa.string() if kind.dtype in ("str", "object") else pa.from_numpy_dtype(kind.dtype)
         return TensorMetadata(name=name, datatype=DATATYPES[arrow], shape=[-1, *kind.shape])
@@ -154,6 +154,6 @@ def _input(name: str, kind: Kind) -> TensorMetadata:
 _OUTPUTS = {"number": "FP64", "integer": "INT64", "boolean": "BOOL"}
 
 
-def _output(value: Value) -> TensorMetadata:
+def _output(value: OutputColumn) -> TensorMetadata:
     datatype = _OUTPUTS.get(value.kind, "BYTES")
     return TensorMetadata(name=value.name or UNNAMED, datatype=datatype, shape=[-1, *value.shape])

@@ -17,18 +17,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from serving.codecs import model_output
-from serving.codecs.model_input import Form
+from serving.codecs.model_input import InputKind
 from serving.codecs.output_columns import column_of, columns
 from serving.contract.column_validator import Given
 from serving.contract.contract import Contract
-from serving.errors import Fault, ModelFailed, Unprocessable, UnsupportedMedia
-from serving.http.endpoints.predict import Predict
-from serving.http.request_body import JSON, read_raw
-from serving.models.loaded_model import Loaded
+from serving.errors import FieldError, ModelFailed, Unprocessable, UnsupportedMedia
+from serving.http.endpoints.predict import PredictEndpoint
+from serving.http.request_body import JSON, read_untyped
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.protocols.tensors import InferenceRequest, Tensor, encode, parse, tensor
-from serving.types.column_type import Kind
-from serving.types.nested import Nested, unpacked
+from serving.types.column_type import ColumnType
+from serving.types.nested import Nested, to_python
 from serving.types.scalars import Scalar
 from serving.types.tensors import Tensor as TensorKind
 
@@ -43,7 +43,7 @@ def respond(
     detail: str,
     request_id: str,
     *,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error as the protocol tells it: what does not fit is 400."""
@@ -52,13 +52,13 @@ def respond(
     return Response(orjson.dumps(told), 400 if status == 422 else status, dict(headers or {}), JSON)
 
 
-class Infer(Predict):
+class InferEndpoint(PredictEndpoint):
     """The ASGI application of `…/infer`."""
 
     respond = staticmethod(respond)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        media_type, body = await read_raw(
+        media_type, body = await read_untyped(
             scope, receive, self._limits.max_body_bytes, self._limits.receive_seconds
         )
         length = next((value for name, value in scope["headers"] if name == _LENGTH), None)
@@ -69,10 +69,12 @@ class Infer(Predict):
         scope["formats"] = None if length is None else int(length)
         return body
 
-    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
+    async def _answer(
+        self, live: LoadedModel, parts: list[Part], scope: Scope, body: bytes
+    ) -> Sequence[bytes]:
         request, inputs = parse(body, scope["formats"])
         ends = time.perf_counter() + self.seconds(scope)
-        outputs, binary = await inferred(live, parts, request, inputs, ends)
+        outputs, binary = await run_inference(live, parts, request, inputs, ends)
         head = {"model_name": live.version.name, "model_version": live.version.version}
         if request.id or live.cache is None:  # an answer that others get again has no id of its own
             head["id"] = request.id or scope["request_id"]
@@ -85,20 +87,22 @@ class Infer(Predict):
         return pieces
 
 
-async def inferred(
-    live: Loaded, parts: list[Part], request: InferenceRequest, inputs: list[Tensor], ends: float
+async def run_inference(
+    live: LoadedModel, parts: list[Part], request: InferenceRequest, inputs: list[Tensor], ends: float
 ) -> tuple[list[Tensor], list[bool]]:
     """The outputs that a request asks for, and which of them as bytes, before `ends` on the counter.
 
     Raises:
         ServingError: it does not fit the contract, or was not answered.
     """
-    rows = live.intake.take(_columns(live.contract, inputs))
+    rows = live.intake.validate(_columns(live.contract, inputs))
     params = {param.name for param in live.contract.params} & request.parameters.keys()
     given = live.contract.read_params({name: request.parameters[name] for name in params})
     left = max(0.0, ends - time.perf_counter())
     parts += live.calls.submit(rows, given, left, raw=True, origin=parts)
-    return _wanted(request, _outputs(live.contract, await live.calls.answered(rows, given, parts, ends)))
+    return _select_outputs(
+        request, _outputs(live.contract, await live.calls.answered(rows, given, parts, ends))
+    )
 
 
 # -- inputs
@@ -109,7 +113,7 @@ def _columns(contract: Contract, tensors: list[Tensor]) -> dict[str, Given]:
     columns = contract.columns
     known = {column.name: column.kind for column in columns}
     named = {each.name: each for each in tensors}
-    if not named.keys() & known.keys() or (contract.form is Form.ARRAY and len(tensors) == 1):
+    if not named.keys() & known.keys() or (contract.form is InputKind.ARRAY and len(tensors) == 1):
         if len(tensors) == len(columns) == 1:
             named = {columns[0].name: tensors[0]}
         elif len(tensors) == 1 and tensors[0].shape[1:] == (len(columns),):
@@ -120,10 +124,10 @@ def _columns(contract: Contract, tensors: list[Tensor]) -> dict[str, Given]:
             }
     if unknown := sorted(named.keys() - known.keys()):
         raise Unprocessable(f"The model has no input {unknown[0][:50]!r}: send {', '.join(known)}.")
-    return {name: _given(known[name], each) for name, each in named.items()}
+    return {name: _to_column(known[name], each) for name, each in named.items()}
 
 
-def _given(kind: Kind, given: Tensor) -> Given:
+def _to_column(kind: ColumnType, given: Tensor) -> Given:
     is_column = len(given.shape) == 1 or given.shape[1:] == (1,)
     wants_bytes = isinstance(kind, Scalar) and pa.types.is_binary(kind.arrow)
     flat = given.flat
@@ -154,16 +158,18 @@ def _from_text(text: str | None) -> Any:
 
 
 def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
-    if model_output.form(table) in (model_output.Form.RECORDS, model_output.Form.COLUMNS):
+    if model_output.form(table) in (model_output.OutputForm.RECORDS, model_output.OutputForm.COLUMNS):
         optional = {value.name for value in contract.answered if not value.required}
         return [
-            tensor(name, _with_gaps(column) if name in optional else column)
+            tensor(name, _nan_to_null(column) if name in optional else column)
             for name, column in zip(table.schema.names, table.columns, strict=True)
         ]
     declared = [value.name for value in contract.answered]
-    if model_output.form(table) is model_output.Form.WHOLE and (fields := _fields(table.column(0), declared)):
+    if model_output.form(table) is model_output.OutputForm.WHOLE and (
+        fields := _fields(table.column(0), declared)
+    ):
         return fields
-    if model_output.form(table) is model_output.Form.VALUES and len(declared) > 1:
+    if model_output.form(table) is model_output.OutputForm.VALUES and len(declared) > 1:
         with suppress(ModelFailed):  # it has other columns
             return [
                 tensor(str(name), column)
@@ -175,21 +181,21 @@ def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
 
 def _fields(whole: pa.Array, declared: list[str | None]) -> list[Tensor]:
     """The fields of an object that is a result itself, if they are the declared outputs."""
-    (value,) = unpacked(whole)
+    (value,) = to_python(whole)
     if not isinstance(value, dict) or not value or {*value} != {*declared}:
         return []
     fields = ((name, each if isinstance(each, list) else [each]) for name, each in value.items())
     return [tensor(name, column_of(values)) for name, values in fields]
 
 
-def _with_gaps(column: pa.Array) -> pa.Array:
+def _nan_to_null(column: pa.Array) -> pa.Array:
     """A column with nulls for what is NaN, as pandas has a gap in one of numbers."""
     if not pa.types.is_floating(column.type):
         return column
     return compute.if_else(compute.is_nan(column), None, column)
 
 
-def _wanted(request: InferenceRequest, outputs: list[Tensor]) -> tuple[list[Tensor], list[bool]]:
+def _select_outputs(request: InferenceRequest, outputs: list[Tensor]) -> tuple[list[Tensor], list[bool]]:
     """The outputs that a request asks for, and which of them as bytes; all if it names none."""
     as_bytes = request.parameters.get("binary_data_output") is True
     if not request.outputs:

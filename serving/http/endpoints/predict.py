@@ -18,28 +18,28 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serving.auth.access_rules import PREDICT
-from serving.batching.pending import Answer, Ticket
+from serving.batching.pending import Output, PendingRequest
 from serving.codecs.model_input import Rows
-from serving.codecs.predictions import Later
+from serving.codecs.predictions import LazyPredictions
 from serving.contract.contract import Row
-from serving.errors import Asleep, DeadlineExceeded, Fault, ModelFailed, ProcessDied, Unprocessable
-from serving.hooks import Exchange, Observer
+from serving.errors import DeadlineExceeded, FieldError, ModelFailed, NotLoaded, ProcessDied, Unprocessable
+from serving.hooks import InferenceEvent, RequestHook
 from serving.http.problem_details import respond
 from serving.http.request_body import read_json, timeout
 from serving.http.unsent_responses import LARGE_BYTES, reserve
-from serving.models.loaded_model import Cache, Loaded
+from serving.models.loaded_model import Cache, LoadedModel
 from serving.models.model_calls import Part
-from serving.models.replay import Recorded
+from serving.models.replay import RecordedRequest
 from serving.protocols.mlflow_scoring_output import predictions_json
-from serving.settings.groups import Limits
+from serving.settings.groups import LimitSettings
 
 # A caller who has waited this long is watched, to drop the request if the caller goes.
-_PATIENCE_SECONDS = 0.05
+_DISCONNECT_CHECK_DELAY = 0.05
 _JSON = ((b"content-type", b"application/json"),)
 _LARGEST_CACHED, _LARGEST_CACHED_ANSWER = 4096, 65_536
 
 
-class Predict:
+class PredictEndpoint:
     """The ASGI application of `/predict`: one row."""
 
     respond = staticmethod(respond)
@@ -47,7 +47,10 @@ class Predict:
     access = PREDICT
 
     def __init__(
-        self, lease: Callable[[Scope], Loaded], limits: Limits, observers: Sequence[Observer] = ()
+        self,
+        lease: Callable[[Scope], LoadedModel],
+        limits: LimitSettings,
+        observers: Sequence[RequestHook] = (),
     ) -> None:
         self._lease, self._limits, self._observers = lease, limits, observers
 
@@ -70,17 +73,17 @@ class Predict:
             (b"x-request-id", scope["request_id"].encode()),
         ]
         for observer in self._observers:
-            headers += observer.announce(scope)
+            headers += observer.response_headers(scope)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in answer[:-1]:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": answer[-1]})
-        self.tell(live, scope, body, answer, parts)
+        self.record(live, scope, body, answer, parts)
 
-    def tell(
+    def record(
         self,
-        live: Loaded,
+        live: LoadedModel,
         scope: Scope,
         body: bytes,
         answer: Sequence[bytes],
@@ -91,35 +94,35 @@ class Predict:
         live.metrics.answered.inc()
         live.metrics.seconds.observe(ended - began)
         if self._observers:
-            exchange = Exchange(live, scope, body, answer, parts, began, ended)
+            exchange = InferenceEvent(live, scope, body, answer, parts, began, ended)
             for observer in self._observers:
-                observer.answered(exchange)
+                observer.on_response(exchange)
 
-    async def _taken(self, scope: Scope, receive: Receive) -> tuple[bytes, Loaded]:
+    async def _taken(self, scope: Scope, receive: Receive) -> tuple[bytes, LoadedModel]:
         """The body, and what is leased to answer it."""
         if scope["method"] != "POST":
             raise HTTPException(405, "Predictions are asked for with POST.", {"Allow": "POST"})
         body = await self._read(scope, receive)
         return body, await self.leased(scope)
 
-    async def leased(self, scope: Scope) -> Loaded:
+    async def leased(self, scope: Scope) -> LoadedModel:
         """What is leased to answer a request, woken if it was asleep."""
         try:
             leased = self._lease(scope)
-        except Asleep as asleep:
+        except NotLoaded as asleep:
             leased = await self._woken(asleep, scope)
         scope["taken"] = time.perf_counter()
         scope["leased"] = (leased.version.name, leased.version.label)
         return leased
 
-    async def _woken(self, asleep: Asleep, scope: Scope) -> Loaded:
+    async def _woken(self, asleep: NotLoaded, scope: Scope) -> LoadedModel:
         """What is leased once the model is awake; waiting for that is part of the request's time."""
         ends = time.perf_counter() + self.seconds(scope)
         while True:
             async with asleep.awaken(max(0.0, ends - time.perf_counter())):
                 try:
                     leased = self._lease(scope)
-                except Asleep as another:
+                except NotLoaded as another:
                     asleep = another
                 else:
                     scope["seconds"] = max(0.0, ends - time.perf_counter())
@@ -141,7 +144,7 @@ class Predict:
     async def _cached(
         self,
         cache: Cache,
-        live: Loaded,
+        live: LoadedModel,
         parts: list[Part],
         scope: Scope,
         receive: Receive,
@@ -160,10 +163,13 @@ class Predict:
         return answer, [*live.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
 
     async def _answered(
-        self, live: Loaded, parts: list[Part], scope: Scope, receive: Receive, body: bytes
+        self, live: LoadedModel, parts: list[Part], scope: Scope, receive: Receive, body: bytes
     ) -> tuple[Sequence[bytes], bytes]:
         """The model's answer, in pieces, and where its time went."""
-        with tallied(live, parts, partial(self.is_hurried, scope)), watched(live, parts, receive):
+        with (
+            track_outcome(live, parts, partial(self.is_hurried, scope)),
+            cancel_on_disconnect(live, parts, receive),
+        ):
             answer = await self._answer(live, parts, scope, body)
         live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
         first, last = parts[0][1], parts[-1][1]
@@ -174,8 +180,10 @@ class Predict:
         )
         return answer, timing
 
-    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
-        rows, params = asked(live, scope, body)
+    async def _answer(
+        self, live: LoadedModel, parts: list[Part], scope: Scope, body: bytes
+    ) -> Sequence[bytes]:
+        rows, params = parse_row(live, scope, body)
         parts += live.calls.submit(rows, params, self.seconds(scope), raw=live.contract.is_whole)
         ticket = parts[0][1]
         try:
@@ -184,17 +192,18 @@ class Predict:
             if len(live.contract.columns) != 1:
                 raise ModelFailed("it refused an input though it has no type hint") from None
             faults = [
-                Fault((live.contract.columns[0].name, *fault.loc[1:]), fault.msg) for fault in error.faults
+                FieldError((live.contract.columns[0].name, *fault.loc[1:]), fault.msg)
+                for fault in error.faults
             ]
             raise live.contract.refusal(faults) from None
         if not answer.is_one_per_row(1) or live.contract.is_whole:
             return [*whole(live, rows, params, ticket, answer)]
-        row = answer.now().json()
-        live.recorder.add(Recorded(rows, params, row, ticket.finished - ticket.started))
+        row = answer.materialize().json()
+        live.recorder.add(RecordedRequest(rows, params, row, ticket.finished - ticket.started))
         return [row[:-2] + b',"model":' + live.told + b"}"]
 
 
-def asked(live: Loaded, scope: Scope, body: bytes) -> tuple[list[Row], dict[str, Any]]:
+def parse_row(live: LoadedModel, scope: Scope, body: bytes) -> tuple[list[Row], dict[str, Any]]:
     """The one row of a request, and its parameters.
 
     Raises:
@@ -206,23 +215,23 @@ def asked(live: Loaded, scope: Scope, body: bytes) -> tuple[list[Row], dict[str,
 
 
 def whole(
-    live: Loaded, rows: Rows, params: Mapping[str, Any], ticket: Ticket, answer: Answer
+    live: LoadedModel, rows: Rows, params: Mapping[str, Any], ticket: PendingRequest, answer: Output
 ) -> Iterator[bytes]:
     """Render an output that is not one result per row, as `/invocations` does.
 
     Raises:
         ModelFailed: the contract promises one result per row.
     """
-    if not isinstance(answer, Later) or not (live.contract.is_whole or live.contract.is_open):
+    if not isinstance(answer, LazyPredictions) or not (live.contract.is_whole or live.contract.is_open):
         raise ModelFailed(f"it returned {len(answer)} results for {len(rows)} rows")
     yield b'{"predictions":'
     yield from predictions_json(live.contract.answered, answer.table)
     yield b',"model":' + live.told + b"}"
-    live.recorder.add(Recorded(rows, params, answer, ticket.finished - ticket.started))
+    live.recorder.add(RecordedRequest(rows, params, answer, ticket.finished - ticket.started))
 
 
 @contextmanager
-def tallied(live: Loaded, parts: Sequence[Part], is_hurried: Callable[[], bool]) -> Iterator[None]:
+def track_outcome(live: LoadedModel, parts: Sequence[Part], is_hurried: Callable[[], bool]) -> Iterator[None]:
     """Count how a version does; only its own failures count.
 
     Args:
@@ -247,7 +256,7 @@ def tallied(live: Loaded, parts: Sequence[Part], is_hurried: Callable[[], bool])
 
 
 @contextmanager
-def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]:
+def cancel_on_disconnect(live: LoadedModel, parts: list[Part], receive: Receive) -> Iterator[None]:
     """Forget what is left of a request when the caller goes, or when it is over."""
     watch: asyncio.Task[None] | None = None
 
@@ -255,7 +264,7 @@ def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]
         nonlocal watch
         watch = asyncio.create_task(_withdraw_if_left(live, parts, receive))
 
-    patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, slow)
+    patience = asyncio.get_running_loop().call_later(_DISCONNECT_CHECK_DELAY, slow)
     try:
         yield
     finally:
@@ -265,7 +274,7 @@ def watched(live: Loaded, parts: list[Part], receive: Receive) -> Iterator[None]
         live.calls.withdraw(parts)
 
 
-async def _withdraw_if_left(live: Loaded, parts: list[Part], receive: Receive) -> None:
+async def _withdraw_if_left(live: LoadedModel, parts: list[Part], receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     live.calls.withdraw(parts)

@@ -11,23 +11,25 @@ from typing import Any
 
 from starlette.types import Scope
 
-from serving.batching.pending import Answer
+from serving.batching.pending import Output
 from serving.codecs.model_input import Rows, merged
-from serving.http.endpoints.predict import Predict, whole
-from serving.models.loaded_model import Loaded
+from serving.http.endpoints.predict import PredictEndpoint, whole
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
-from serving.models.replay import Recorded
-from serving.protocols.json_rows import Piece
+from serving.models.replay import RecordedRequest
+from serving.protocols.json_rows import RowChunk
 
 # Rows of one request that may be read ahead of its answers.
 _MAX_AHEAD = 8192
 _ROWS_AT_ONCE = 4096
 
 
-class PredictBatch(Predict):
+class PredictBatchEndpoint(PredictEndpoint):
     """The ASGI application of `/predict/batch`: rows, read and answered in pieces if they are many."""
 
-    async def _answer(self, live: Loaded, parts: list[Part], scope: Scope, body: bytes) -> Sequence[bytes]:
+    async def _answer(
+        self, live: LoadedModel, parts: list[Part], scope: Scope, body: bytes
+    ) -> Sequence[bytes]:
         ends = time.perf_counter() + self.seconds(scope)
         if live.calls.sharing.allowed and not live.contract.layout.optional:
             with suppress(_NotSplit):
@@ -36,9 +38,11 @@ class PredictBatch(Predict):
         rows, params = merged([piece.rows for piece in pieces]), pieces[0].params
         return await self._as_one(live, parts, rows, params, ends)
 
-    async def _in_pieces(self, live: Loaded, parts: list[Part], body: bytes, ends: float) -> Sequence[bytes]:
+    async def _in_pieces(
+        self, live: LoadedModel, parts: list[Part], body: bytes, ends: float
+    ) -> Sequence[bytes]:
         """Answer the rows while the rest of them is read."""
-        waiting: deque[tuple[Piece, list[Part]]] = deque()
+        waiting: deque[tuple[RowChunk, list[Part]]] = deque()
         answer: list[bytes] = []
         ahead = 0
         async for piece in _pieces(live, body):
@@ -59,12 +63,12 @@ class PredictBatch(Predict):
         if single:
             ticket = parts[0][1]
             live.recorder.add(
-                Recorded(single.rows, single.params, answer[0], ticket.finished - ticket.started)
+                RecordedRequest(single.rows, single.params, answer[0], ticket.finished - ticket.started)
             )
         return _enclosed(live, answer)
 
     async def _as_one(
-        self, live: Loaded, parts: list[Part], rows: Rows, params: Mapping[str, Any], ends: float
+        self, live: LoadedModel, parts: list[Part], rows: Rows, params: Mapping[str, Any], ends: float
     ) -> Sequence[bytes]:
         """Answer the rows together, as one call if need be."""
         live.calls.withdraw(parts)
@@ -75,7 +79,7 @@ class PredictBatch(Predict):
             parts[:] = live.calls.submit(rows, params, left, raw=raw, begun=alone, alone=alone or raw)
             if len(parts) > 1:
                 with suppress(_NotSplit):
-                    return _enclosed(live, [await _joined(Piece(rows, params), parts)])
+                    return _enclosed(live, [await _joined(RowChunk(rows, params), parts)])
                 live.calls.stop_sharing("a part of a large request did not return one result per row")
                 continue
             ticket = parts[0][1]
@@ -83,7 +87,9 @@ class PredictBatch(Predict):
             if live.contract.is_whole or not answer.is_one_per_row(len(rows)):
                 return [*whole(live, rows, params, ticket, answer)]
             pieces = [piece async for piece in _rendered(answer)]
-            live.recorder.add(Recorded(rows, params, b"".join(pieces), ticket.finished - ticket.started))
+            live.recorder.add(
+                RecordedRequest(rows, params, b"".join(pieces), ticket.finished - ticket.started)
+            )
             return _enclosed(live, pieces)
         raise AssertionError("a call of its own is one part")
 
@@ -92,27 +98,27 @@ class _NotSplit(Exception):  # never leaves this module
     """A part of a request did not return one result per row: it has to be one call."""
 
 
-async def _pieces(live: Loaded, body: bytes) -> AsyncIterator[Piece]:
+async def _pieces(live: LoadedModel, body: bytes) -> AsyncIterator[RowChunk]:
     """Read a batch in pieces; between them others have their turn."""
     for piece in live.reader.read(body):
         yield piece
         await asyncio.sleep(0)
 
 
-def _enclosed(live: Loaded, answer: list[bytes]) -> Sequence[bytes]:
+def _enclosed(live: LoadedModel, answer: list[bytes]) -> Sequence[bytes]:
     answer[0] = b'{"predictions":[' + answer[0]
     answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
     return answer
 
 
-async def _rendered(answer: Answer) -> AsyncIterator[bytes]:
+async def _rendered(answer: Output) -> AsyncIterator[bytes]:
     """Render predictions, so many at once that others have their turn."""
     for start in range(0, len(answer), _ROWS_AT_ONCE):
-        yield answer.part(start, min(start + _ROWS_AT_ONCE, len(answer))).now().json()
+        yield answer.part(start, min(start + _ROWS_AT_ONCE, len(answer))).materialize().json()
         await asyncio.sleep(0)
 
 
-async def _joined(piece: Piece, parts: list[Part]) -> bytes:
+async def _joined(piece: RowChunk, parts: list[Part]) -> bytes:
     """The predictions of a piece, in the order of its rows.
 
     Raises:
@@ -124,10 +130,10 @@ async def _joined(piece: Piece, parts: list[Part]) -> bytes:
     ):
         raise _NotSplit
     if len(answers) == 1:
-        return answers[0].now().json()
+        return answers[0].materialize().json()
     rows = [b""] * len(piece.rows)
     for answer, (indices, _) in zip(answers, parts, strict=True):
-        predictions = answer.now()
+        predictions = answer.materialize()
         for place, index in enumerate(indices):
             rows[index] = predictions.row(place)
     return b"".join(rows)

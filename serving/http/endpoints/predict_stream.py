@@ -10,12 +10,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.batching.pending import Ticket
-from serving.codecs.model_output import retold
+from serving.batching.pending import PendingRequest
+from serving.codecs.model_output import to_json_value
 from serving.errors import DeadlineExceeded, NotStreaming
-from serving.http.endpoints.predict import Predict, asked, tallied, watched
+from serving.http.endpoints.predict import PredictEndpoint, cancel_on_disconnect, parse_row, track_outcome
 from serving.http.problem_details import respond
-from serving.models.loaded_model import Loaded
+from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 
 
@@ -33,7 +33,7 @@ class _LastEvent(Response):
         await send(_event(bytes(self.body), b"error", more=False))
 
 
-class PredictStream(Predict):
+class PredictStreamEndpoint(PredictEndpoint):
     """The ASGI application of `/predict/stream`: one row, each bit of the answer as soon as it is there.
 
     Each is an event whose data is JSON. An event `end` tells the model version that answered; where the model
@@ -47,8 +47,8 @@ class PredictStream(Predict):
         bits: list[bytes] = []
         with (
             leased as live,
-            tallied(live, parts, partial(self.is_hurried, scope)),
-            watched(live, parts, receive),
+            track_outcome(live, parts, partial(self.is_hurried, scope)),
+            cancel_on_disconnect(live, parts, receive),
         ):
             if not live.contract.streams:
                 raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
@@ -59,16 +59,16 @@ class PredictStream(Predict):
                 detail = f"The answer was not over after {self._limits.stream_seconds:g} s."
                 raise DeadlineExceeded(detail, hung=False) from None
         live.metrics.rows.inc()
-        self.tell(live, scope, body, bits, parts)
+        self.record(live, scope, body, bits, parts)
 
     async def _stream(
-        self, live: Loaded, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
+        self, live: LoadedModel, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
     ) -> None:
-        (row,), params = asked(live, scope, body)
+        (row,), params = parse_row(live, scope, body)
         part, stream = live.calls.submit_stream(row, params, self.seconds(scope), scope.get("reserve"))
         parts.append(part)
         async for chunk in stream.chunks():
-            bit = retold(chunk)
+            bit = to_json_value(chunk)
             if self._observers:
                 bits.append(bit)
             if "respond" not in scope:
@@ -80,7 +80,7 @@ class PredictStream(Predict):
             await send(self._head(live, scope, part[1]))
         await send(_event(b'{"model":%s}' % live.told, b"end", more=False))
 
-    def _head(self, live: Loaded, scope: Scope, ticket: Ticket) -> Message:
+    def _head(self, live: LoadedModel, scope: Scope, ticket: PendingRequest) -> Message:
         queued = (ticket.started - ticket.queued) * 1e3
         first = (time.perf_counter() - ticket.started) * 1e3
         headers = [
@@ -91,7 +91,7 @@ class PredictStream(Predict):
             (b"x-request-id", scope["request_id"].encode()),
         ]
         for observer in self._observers:
-            headers += observer.announce(scope)
+            headers += observer.response_headers(scope)
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
 

@@ -14,14 +14,14 @@ from serving import __version__
 from serving.auth.access_rules import ADMIN, requires
 from serving.errors import not_served
 from serving.http.problem_details import documented
-from serving.http.readiness import ModelState, RegistryState, Teller, readiness
-from serving.observers.traffic_history import STEP_SECONDS, Lately, Series, Timeline
+from serving.http.readiness import ModelState, RegistryState, StatusContributor, readiness
+from serving.observers.traffic_history import STEP_SECONDS, RecentTraffic, Series, TrafficHistory
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
-from serving.registry.history import Period
+from serving.registry.history import HistoryEntry
 
-_MOST_CHANGES = 8
-_MOST_PERIODS = 50
+_MAX_CHANGES = 8
+_MAX_PERIODS = 50
 
 
 class ModelStatus(ModelState):
@@ -30,16 +30,18 @@ class ModelStatus(ModelState):
     Its drift by column is told where one model is asked for.
     """
 
-    lately: Lately
+    lately: RecentTraffic
     trend: list[float] = Field(
         description="requests a second in each half minute of the last half hour; empty if there were none"
     )
     series: Series | None = Field(None, description="that half hour in steps, where one model is asked for")
-    history: list[Period] | None = Field(None, description="the last events, where one model is asked for")
+    history: list[HistoryEntry] | None = Field(
+        None, description="the last events, where one model is asked for"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Change(Period):
+class Change(HistoryEntry):
     """What became of a version, for one reference."""
 
     uri: str
@@ -55,7 +57,7 @@ class Status(BaseModel):
     ticks: int = Field(description="looks at the traffic so far: its figures change with it")
     step_seconds: float = STEP_SECONDS
     registry: RegistryState
-    lately: Lately = Field(description="all models together, and what reached none")
+    lately: RecentTraffic = Field(description="all models together, and what reached none")
     trend: list[float]
     changes: list[Change] = Field(description="what became of versions lately, the newest first")
     models: list[ModelStatus]
@@ -64,8 +66,8 @@ class Status(BaseModel):
 def router(
     followers: Sequence[Follower],
     registry: RegistryClient,
-    timeline: Timeline,
-    tellers: Sequence[Teller] = (),
+    timeline: TrafficHistory,
+    tellers: Sequence[StatusContributor] = (),
 ) -> APIRouter:
     """The route of the status page's figures."""
     routes = APIRouter(tags=["operations"])
@@ -99,11 +101,11 @@ def router(
     return routes
 
 
-def _told(state: ModelState, follower: Follower, timeline: Timeline, *, in_full: bool) -> ModelStatus:
+def _told(state: ModelState, follower: Follower, timeline: TrafficHistory, *, in_full: bool) -> ModelStatus:
     lately, trend = timeline.lately(state.name)
     told = ModelStatus(**dict(state), lately=lately, trend=trend)
     if in_full:
-        told.series, told.history = timeline.series(state.name), follower.history.periods(_MOST_PERIODS)
+        told.series, told.history = timeline.series(state.name), follower.history.periods(_MAX_PERIODS)
     else:
         told.drift = None  # so many columns of so many models; what has drifted stands in the warnings
     return told
@@ -113,6 +115,6 @@ def _changes(followers: Sequence[Follower]) -> list[Change]:
     found = [
         Change(**asdict(period), uri=follower.slot.reference.uri)
         for follower in followers
-        for period in follower.history.periods(_MOST_CHANGES)
+        for period in follower.history.periods(_MAX_CHANGES)
     ]
-    return sorted(found, key=attrgetter("since"), reverse=True)[:_MOST_CHANGES]
+    return sorted(found, key=attrgetter("since"), reverse=True)[:_MAX_CHANGES]

@@ -17,18 +17,18 @@ from serving.errors import Unauthenticated
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
 
-_MOST_BYTES = 2**20
-_OLDEST_SECONDS = 300
-_REMEMBERED = 10_000
+_MAX_BYTES = 2**20
+_MAX_AGE_SECONDS = 300
+_MAX_REMEMBERED = 10_000
 
 
-class Heard(BaseModel):
+class WebhookAccepted(BaseModel):
     """The hint was taken."""
 
     status: str = "ok"
 
 
-class Deliveries:
+class DeliveryVerifier:
     """Tells genuine deliveries from forged, old and repeated ones."""
 
     def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
@@ -48,19 +48,19 @@ class Deliveries:
         given = headers.get("x-mlflow-signature", "")
         if not hmac.compare_digest(f"v1,{expected}".encode(), given.encode()):
             raise Unauthenticated("The webhook is not signed with the secret that is set here.")
-        if not timestamp.isdecimal() or abs(self._clock() - int(timestamp)) > _OLDEST_SECONDS:
+        if not timestamp.isdecimal() or abs(self._clock() - int(timestamp)) > _MAX_AGE_SECONDS:
             raise Unauthenticated("The webhook is too old.")
         if delivery in self._seen:
             raise Unauthenticated("The webhook was delivered before.")
         self._seen[delivery] = None
-        if len(self._seen) > _REMEMBERED:
+        if len(self._seen) > _MAX_REMEMBERED:
             self._seen.popitem(last=False)
 
 
 def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
     """The route for webhooks that are signed with `secret`; each of `wake` is called for a genuine one."""
     routes = APIRouter(tags=["operations"])
-    deliveries = Deliveries(secret)
+    deliveries = DeliveryVerifier(secret)
 
     @routes.post(
         "/webhooks/mlflow",
@@ -68,11 +68,11 @@ def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
         responses=documented(401, 413, 415),
     )
     @requires(SIGNED)
-    async def hear(request: Request) -> Heard:
-        body = await read_json(request.scope, request.receive, _MOST_BYTES)
+    async def hear(request: Request) -> WebhookAccepted:
+        body = await read_json(request.scope, request.receive, _MAX_BYTES)
         deliveries.check(request.headers, body)
         for follower in wake:
             follower()
-        return Heard()
+        return WebhookAccepted()
 
     return routes
