@@ -136,8 +136,10 @@ def _inline_refs(schema: Any, parts: Mapping[str, Any]) -> Any:
 
 
 def _parameter(where: str, name: str, description: str) -> dict[str, Any]:
-    required = {"required": True} if where == "path" else {}
-    return {"name": name, "in": where, "schema": _STRING, "description": description} | required
+    found: dict[str, Any] = {"name": name, "in": where, "schema": _STRING, "description": description}
+    if where == "path":
+        found |= {"required": True, "schema": _STRING | {"pattern": problem_details.PATH_PATTERN}}
+    return found
 
 
 def _content(schemas: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def respond(
     return Response(body, status, dict(headers or {}), MEDIA_TYPE)
 
 
-PathText = Annotated[str, Path(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+PATH_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+PathText = Annotated[str, Path(pattern=PATH_PATTERN)]
 """A part of a path: any text without control characters, which are refused before a route is looked for."""
 
 

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 
 from serving.contract.contract import Contract, Param
 from serving.http.endpoints.predict_stream import ServerSentEvents
-from serving.http.problem_details import documented
+from serving.http.problem_details import PathText, documented
 from serving.models.loaded_model import LoadedModel
 
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
@@ -77,7 +77,7 @@ def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[...,
     def declared() -> None:
         """Answers carry X-Model-Name, X-Model-Version, X-Request-ID and Server-Timing."""
 
-    named = [_parameter("version", str)] if pinned else []
+    named = [_parameter("version", PathText)] if pinned else []
     # The model's parameters may have names that Python's may not.
     queries = [_query(f"param_{index}", param) for index, param in enumerate(params)]
     # FastAPI reads the parameters there.
