@@ -92,8 +92,10 @@ def test_named_options_of_serving_exist(page: Path) -> None:
 def test_named_scripts_and_files_exist(page: Path) -> None:
     text = page.read_text()
     assert {*re.findall(r"\bscripts/([a-z]+)", text)} <= SCRIPTS
-    for path in re.findall(r"\b(?:deploy|benchmarks)/[\w/.-]+\w", text):
+    for path in re.findall(r"\b(?:deploy|benchmarks|tests|training)/[\w/.-]+\w", text):
         assert (ROOT / path).exists(), path
+    for module in re.findall(r"\b(serving\.[a-z_.]+):app\b", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
