@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _argparse_section(name: str, parser: argparse.ArgumentParser) -> str:
     return _section(name, description[:1].upper() + description[1:], rows)
 
 
-def _section(usage: str, text: str, rows: list[tuple[str, str | None]]) -> str:
+def _section(usage: str, text: str, rows: Sequence[tuple[str, str | None]]) -> str:
     table = [f"| {name} | {description} |" for name, description in rows]
     head = ["", "| argument | description |", "|---|---|"] if table else []
     return "\n".join([f"## `{usage}`", "", text.strip(), *head, *table])

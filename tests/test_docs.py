@@ -6,6 +6,7 @@ import ast
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,11 +137,12 @@ def test_generated_tables_match_the_code() -> None:
 
 
 def test_endpoints_match_the_routes(tmp_path: Path) -> None:
-    known = {
+    urls = {
         "journal_url": f"sqlite:///{tmp_path}/journal.db",
         "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
     }
-    app = create_app(Settings(store_dir=tmp_path, webhook_secret="secret", **known))
+    settings: dict[str, Any] = {"store_dir": tmp_path, "webhook_secret": "secret"} | urls
+    app = create_app(Settings(**settings))
     routes = {
         (method, re.sub(r"^/(page|swagger)/.*", r"/\1/{file}", route.path))  # type: ignore[attr-defined]
         for route in app.router.routes

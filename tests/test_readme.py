@@ -23,7 +23,7 @@ DOCUMENTS = [
     "docs/tutorials/operator.md",
     "README.md",
 ]
-"""In this order: a document may continue with the versions that the ones before it have registered."""
+"""In this order, because a document may use versions that an earlier one has registered."""
 STARTED_ELSEWHERE = ("scripts/serve", "scripts/ui", "scripts/test")
 """Commands that do not end; `test_scripts.py` runs them."""
 REPEATABLE = ("curl", "serving status")
@@ -101,6 +101,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
         service.stop()
 
 
+@pytest.mark.timeout(300)  # some commands import MLflow, which takes seconds
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_run_as_documented(service: Service, document: str, tmp_path: Path) -> None:
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
