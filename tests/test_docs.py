@@ -122,6 +122,22 @@ def test_glossary_defines_the_words_of_the_project() -> None:
         assert word in defined, word
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tell|tells|told|telling",
+        "answer|answers|answered",
+        "say|says|said",
+        "nobody|whoever|whatever",
+        "asked",
+    ],
+)
+def test_dialect_words_are_rare(word: str) -> None:
+    text = " ".join(re.sub(r"`[^`]*`", "", prose(page)) for page in PAGES)
+    uses = re.findall(rf"\b(?:{word})\b", text, re.IGNORECASE)
+    assert len(uses) < 0.5 * len(text.split()) / 1000, uses
+
+
 # -- tables
 
 
