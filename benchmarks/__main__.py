@@ -17,17 +17,17 @@ from benchmarks import bulk as _bulk
 from benchmarks import features as _features
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
-from benchmarks import on_ray as _on_ray
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
+from benchmarks import ray_serve as _ray_serve
 from benchmarks import scale as _scale
 from benchmarks import soak as _soak
 from benchmarks import throughput as _throughput
-from benchmarks.bulk import WrongAnswer
-from benchmarks.client import Refused
-from benchmarks.load import NoWrk
-from benchmarks.service import NotStarted
+from benchmarks.bulk import WrongPrediction
+from benchmarks.client import UnexpectedStatus
+from benchmarks.servers import NotStarted
+from benchmarks.wrk import WrkNotInstalled
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
@@ -53,11 +53,11 @@ def throughput(
 ) -> None:
     """Requests a second and latencies, beside a FastAPI endpoint that returns a constant."""
     counts = [int(count) for count in connections.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _throughput.measure(Path(folder), counts, rounds, seconds)
-    _throughput.show(found, out)
-    _write(json_file, _throughput.raw(found), markdown_file, _throughput.markdown(found))
-    _fail_if(_throughput.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _throughput.measure(Path(folder), counts, rounds, seconds)
+    _throughput.show(results, out)
+    _write(json_file, _throughput.raw(results), markdown_file, _throughput.markdown(results))
+    _fail_if(_throughput.failures(results))
 
 
 @app.command()
@@ -67,13 +67,13 @@ def promotion(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """From the registry's answer to a promotion to the first answer by the new version."""
-    found = []
+    results = []
     for way in (_promotion.by_polling, _promotion.by_webhook):
-        with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-            found.append(way(Path(folder), promotions))
-    _promotion.show(found, out)
-    _write(json_file, [asdict(each) for each in found], markdown_file, _promotion.markdown(found))
-    _fail_if(sum(each.quiet.failed + each.swapping.failed for each in found))
+        with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+            results.append(way(Path(folder), promotions))
+    _promotion.show(results, out)
+    _write(json_file, [asdict(result) for result in results], markdown_file, _promotion.markdown(results))
+    _fail_if(sum(result.quiet.failed + result.swapping.failed for result in results))
 
 
 @app.command()
@@ -86,11 +86,11 @@ def bulk(
 ) -> None:
     """Many rows in one request, beside MLflow's server and the bare model, and small requests beside them."""
     counts = [int(count) for count in sizes.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _bulk.measure(Path(folder), counts, rounds, seconds)
-    _bulk.show(found, out)
-    _write(json_file, _bulk.raw(found), markdown_file, _bulk.markdown(found))
-    _fail_if(_bulk.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _bulk.measure(Path(folder), counts, rounds, seconds)
+    _bulk.show(results, out)
+    _write(json_file, _bulk.raw(results), markdown_file, _bulk.markdown(results))
+    _fail_if(_bulk.failures(results))
 
 
 @app.command()
@@ -101,11 +101,11 @@ def heavy(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Models that keep the cores busy, with one and two model processes, and /health meanwhile."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _heavy.measure(Path(folder), rounds, seconds)
-    _heavy.show(found, out)
-    _write(json_file, _heavy.raw(found), markdown_file, _heavy.markdown(found))
-    _fail_if(_heavy.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _heavy.measure(Path(folder), rounds, seconds)
+    _heavy.show(results, out)
+    _write(json_file, _heavy.raw(results), markdown_file, _heavy.markdown(results))
+    _fail_if(_heavy.failures(results))
 
 
 @app.command()
@@ -116,11 +116,11 @@ def overload(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """More requests than a model can answer: what is answered and refused, and how soon."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _overload.measure(Path(folder), rounds, seconds)
-    _overload.show(found, out)
-    _write(json_file, _overload.raw(found), markdown_file, _overload.markdown(found))
-    _fail_if(_overload.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _overload.measure(Path(folder), rounds, seconds)
+    _overload.show(results, out)
+    _write(json_file, _overload.raw(results), markdown_file, _overload.markdown(results))
+    _fail_if(_overload.failures(results))
 
 
 @app.command()
@@ -132,11 +132,11 @@ def features(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """What drift, journal, shadow, access log and traces cost, each alone and all together."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found, counts = _features.measure(Path(folder), connections, rounds, seconds)
-    _features.show(found, counts, out)
-    _write(json_file, _features.raw(found, counts), markdown_file, _features.markdown(found, counts))
-    _fail_if(_features.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results, counts = _features.measure(Path(folder), connections, rounds, seconds)
+    _features.show(results, counts, out)
+    _write(json_file, _features.raw(results, counts), markdown_file, _features.markdown(results, counts))
+    _fail_if(_features.failures(results))
 
 
 @app.command()
@@ -150,11 +150,11 @@ def scale(
 ) -> None:
     """Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
     counts = [int(count) for count in models.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _scale.measure(Path(folder), counts, rounds, seconds, idle)
-    _scale.show(found, out)
-    _write(json_file, _scale.raw(found), markdown_file, _scale.markdown(found))
-    _fail_if(_scale.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _scale.measure(Path(folder), counts, rounds, seconds, idle)
+    _scale.show(results, out)
+    _write(json_file, _scale.raw(results), markdown_file, _scale.markdown(results))
+    _fail_if(_scale.failures(results))
 
 
 @app.command()
@@ -164,10 +164,10 @@ def fleet(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Many fronts on one registry: what a call costs, what fronts ask, and simulated fleets."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _fleet.measure(Path(folder), seconds, lambda told: status.update(f"{told} …"))
-    _fleet.show(found, out)
-    _write(json_file, _fleet.raw(found), markdown_file, _fleet.markdown(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _fleet.measure(Path(folder), seconds, lambda told: status.update(f"{told} …"))
+    _fleet.show(results, out)
+    _write(json_file, _fleet.raw(results), markdown_file, _fleet.markdown(results))
 
 
 @app.command()
@@ -178,11 +178,11 @@ def soak(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Promotions, broken versions, crashes and overload in any order, with each answer checked."""
-    with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _told_mistakes():
-        found = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
-    _soak.show(found, out)
-    _write(json_file, _soak.raw(found), markdown_file, _soak.markdown(found))
-    _fail_if(_soak.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _reported_errors():
+        results = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
+    _soak.show(results, out)
+    _write(json_file, _soak.raw(results), markdown_file, _soak.markdown(results))
+    _fail_if(_soak.failures(results))
 
 
 @app.command()
@@ -193,11 +193,11 @@ def ray(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Heavy models in replicas on Ray, beside plain fronts; a promotion and deaths under callers."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _on_ray.measure(Path(folder), rounds, seconds, lambda told: status.update(f"{told} …"))
-    _on_ray.show(found, out)
-    _write(json_file, _on_ray.raw(found), markdown_file, _on_ray.markdown(found))
-    _fail_if(_on_ray.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _ray_serve.measure(Path(folder), rounds, seconds, lambda told: status.update(f"{told} …"))
+    _ray_serve.show(results, out)
+    _write(json_file, _ray_serve.raw(results), markdown_file, _ray_serve.markdown(results))
+    _fail_if(_ray_serve.failures(results))
 
 
 @app.command()
@@ -214,13 +214,13 @@ def peers(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Other servers of the same model, each in an environment of its own, which is made the first time."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _peers.measure(Path(folder), envs, rounds, seconds, lambda told: status.update(f"{told} …"))
-    _peers.show(found, out)
-    _write(json_file, _peers.raw(found), markdown_file, _peers.markdown(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _peers.measure(Path(folder), envs, rounds, seconds, lambda told: status.update(f"{told} …"))
+    _peers.show(results, out)
+    _write(json_file, _peers.raw(results), markdown_file, _peers.markdown(results))
     if picture_file:
-        _peers.picture(found, picture_file)
-    _fail_if(_peers.failures(found))
+        _peers.picture(results, picture_file)
+    _fail_if(_peers.failures(results))
 
 
 def _write(json_file: Path | None, raw: Any, markdown_file: Path | None, markdown: str) -> None:
@@ -231,10 +231,10 @@ def _write(json_file: Path | None, raw: Any, markdown_file: Path | None, markdow
 
 
 @contextmanager
-def _told_mistakes() -> Iterator[None]:
+def _reported_errors() -> Iterator[None]:
     try:
         yield
-    except (NoWrk, NotStarted, Refused, WrongAnswer) as error:
+    except (WrkNotInstalled, NotStarted, UnexpectedStatus, WrongPrediction) as error:
         err.print(f"[red]✗[/] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
 

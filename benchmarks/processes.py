@@ -58,10 +58,10 @@ def memory(front: int) -> Memory:
 
 def private(pid: int) -> float:
     """The private memory of a process, in MB."""
-    return private_in((_PROC / str(pid) / "smaps_rollup").read_text())
+    return parse_private((_PROC / str(pid) / "smaps_rollup").read_text())
 
 
-def private_in(rollup: str) -> float:
+def parse_private(rollup: str) -> float:
     """Private_Clean and Private_Dirty of a `smaps_rollup`, in MB."""
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.M)) / 1024
 
@@ -78,8 +78,8 @@ def open_files(wanted: int) -> Iterator[int]:
     """Let this process open `wanted` files, or as many as it may, until the block ends; gives that limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     finally:

@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.load import Measured, drive
+from benchmarks import report, servers
 from benchmarks.throughput import ROW, make_registry
+from benchmarks.wrk import LoadResult, drive
 
 _CONNECTIONS = 8
 _QUIET_SECONDS = 5.0
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Promotions:
 
     by: str
     seconds: tuple[float, ...]
-    quiet: Measured
-    swapping: Measured
+    quiet: LoadResult
+    swapping: LoadResult
 
     @property
     def p99_ratio(self) -> float:
@@ -48,7 +48,7 @@ def by_polling(folder: Path, promotions: int) -> Promotions:
     """Promote to a stage of a SQLite registry, which the service polls every second."""
     registry = make_registry(folder)
     client = registry_client(registry)
-    with service.serving(registry, folder) as url:
+    with servers.serving(registry, folder) as url:
         versions = more_versions(client, "iris", promotions)
 
         def promote(version: str) -> None:
@@ -70,7 +70,7 @@ def by_webhook(folder: Path, promotions: int) -> Promotions:
             "SERVING_POLL_SECONDS": "3600",
             "SERVING_WEBHOOK_SECRET": secret,
         }
-        with service.serving(registry, folder, env=env) as url:
+        with servers.serving(registry, folder, env=env) as url:
             command = [sys.executable, "-m", "serving", "webhook", url]
             variables = {**os.environ, **env, "MLFLOW_TRACKING_URI": registry}
             subprocess.run(command, env=variables, check=True, capture_output=True)
@@ -86,7 +86,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     """Run an MLflow server that keeps the artifacts and may send webhooks to this machine; gives its URI."""
     from cryptography.fernet import Fernet
 
-    port = service.free_port()
+    port = servers.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -98,32 +98,32 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     }
-    with service.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
+    with servers.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
         yield url
 
 
-def show(found: Sequence[Promotions], out: Console) -> None:
+def show(results: Sequence[Promotions], out: Console) -> None:
     """Print what was found."""
-    sheet.show([_sheet(found)], out)
+    report.show([_table(results)], out)
 
 
-def markdown(found: Sequence[Promotions]) -> str:
+def markdown(results: Sequence[Promotions]) -> str:
     """The section of `RESULTS.md`."""
-    return sheet.markdown("Promotions: `python -m benchmarks promotion`", [_sheet(found)])
+    return report.markdown("Promotions: `python -m benchmarks promotion`", [_table(results)])
 
 
-def _sheet(found: Sequence[Promotions]) -> sheet.Sheet:
+def _table(results: Sequence[Promotions]) -> report.ReportTable:
     rows = [
         (
-            each.by,
-            str(len(each.seconds)),
-            sheet.range_of(each.seconds),
-            f"{each.quiet.p99:.1f}",
-            f"{each.swapping.p99:.1f}",
-            f"{each.p99_ratio:.2f}",
-            str(each.quiet.failed + each.swapping.failed),
+            result.by,
+            str(len(result.seconds)),
+            report.range_of(result.seconds),
+            f"{result.quiet.p99:.1f}",
+            f"{result.swapping.p99:.1f}",
+            f"{result.p99_ratio:.2f}",
+            str(result.quiet.failed + result.swapping.failed),
         )
-        for each in found
+        for result in results
     ]
     columns = (
         "followed by",
@@ -138,7 +138,7 @@ def _sheet(found: Sequence[Promotions]) -> sheet.Sheet:
         "From the registry's answer to the first answer by the new version, while wrk calls over "
         f"{_CONNECTIONS} connections without a pause; one promotion follows the other."
     )
-    return sheet.Sheet("Promotions under load", columns, tuple(rows), (note,))
+    return report.ReportTable("Promotions under load", columns, tuple(rows), (note,))
 
 
 def _measure(
@@ -147,20 +147,20 @@ def _measure(
     predict = f"{url}/predict"
     drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1)
     quiet = drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=_QUIET_SECONDS)
-    found: list[Measured] = []
+    results: list[LoadResult] = []
     # Longer than the promotions can take would be waiting; shorter would leave some without clients.
     load = Thread(
-        target=lambda: found.append(
+        target=lambda: results.append(
             drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1.3 * len(versions))
         )
     )
     load.start()
-    seconds = tuple(seconds_to_answer(predict, version, promote) for version in versions)
+    seconds = tuple(seconds_to_live(predict, version, promote) for version in versions)
     load.join()
-    return Promotions(by, seconds, quiet, found[0])
+    return Promotions(by, seconds, quiet, results[0])
 
 
-def seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -> float:
+def seconds_to_live(url: str, version: str, promote: Callable[[str], None]) -> float:
     """Seconds from the registry's answer to `promote` to the first answer by this version at `url`.
 
     Raises:
@@ -170,8 +170,8 @@ def seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) ->
     began = time.perf_counter()
     with httpx.Client() as client:
         while client.post(url, json=ROW).raise_for_status().headers["x-model-version"] != version:
-            if time.perf_counter() - began > _PATIENCE_SECONDS:
-                raise service.NotStarted(f"version {version} did not go live")
+            if time.perf_counter() - began > _TIMEOUT_SECONDS:
+                raise servers.NotStarted(f"version {version} did not go live")
             time.sleep(0.005)
     return time.perf_counter() - began
 

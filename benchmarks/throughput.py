@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.load import Measured, drive
-from benchmarks.sheet import Sheet, range_of
+from benchmarks import report, servers
+from benchmarks.report import ReportTable, range_of
+from benchmarks.wrk import LoadResult, drive
 
 ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 SERVING, CACHED, CONSTANT = "serving", "serving, cached", "constant"
 
-Rounds = dict[int, dict[str, list[Measured]]]
+Rounds = dict[int, dict[str, list[LoadResult]]]
 """By number of connections, then by system: a measurement a round."""
 
 
@@ -41,10 +41,10 @@ def make_registry(folder: Path, uri: str | None = None) -> str:
 
 def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: float) -> Rounds:
     """Drive the systems in turn, round by round, after each has answered rightly."""
-    found: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
+    results: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
     registry = make_registry(folder)
-    cached = service.serving(registry, folder, env={"SERVING_CACHE": "iris"})
-    with service.serving(registry, folder) as ours, cached as kept, service.constant(folder) as theirs:
+    cached = servers.serving(registry, folder, env={"SERVING_CACHE": "iris"})
+    with servers.serving(registry, folder) as ours, cached as kept, servers.constant(folder) as theirs:
         systems = {SERVING: ours, CACHED: kept, CONSTANT: theirs}
         for url in systems.values():
             _check(url)
@@ -53,59 +53,61 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
             for count in connections:
                 for name, url in systems.items():
                     measured = drive(f"{url}/predict", ROW, folder, connections=count, seconds=seconds)
-                    found[count][name].append(measured)
+                    results[count][name].append(measured)
         for url in systems.values():
             _check(url)
-    return found
+    return results
 
 
-def ratios(found: Rounds, connections: int, system: str = SERVING) -> list[float]:
+def ratios(results: Rounds, connections: int, system: str = SERVING) -> list[float]:
     """A system's requests a second to the constant's, each of the same round."""
-    pairs = zip(found[connections][system], found[connections][CONSTANT], strict=True)
+    pairs = zip(results[connections][system], results[connections][CONSTANT], strict=True)
     return [ours.rate / theirs.rate for ours, theirs in pairs]
 
 
-def sheets(found: Rounds) -> list[Sheet]:
+def tables(results: Rounds) -> list[ReportTable]:
     """What was found: the median, and the least and the most of the rounds."""
     rows = [
         (
             str(count),
             name,
-            *(range_of([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
-            range_of(ratios(found, count, name)),
-            str(sum(each.failed for each in rounds)),
+            *(range_of([getattr(result, value) for result in rounds]) for value in ("rate", "p50", "p99")),
+            range_of(ratios(results, count, name)),
+            str(sum(result.failed for result in rounds)),
         )
-        for count, systems in found.items()
+        for count, systems in results.items()
         for name, rounds in systems.items()
     ]
     columns = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "ratio to the constant", "failed")
-    return [Sheet("`/predict`, one row: least / median / most", columns, tuple(rows))]
+    return [ReportTable("`/predict`, one row: least / median / most", columns, tuple(rows))]
 
 
-def show(found: Rounds, out: Console) -> None:
+def show(results: Rounds, out: Console) -> None:
     """Print what was found."""
-    sheet.show(sheets(found), out)
+    report.show(tables(results), out)
 
 
-def markdown(found: Rounds) -> str:
+def markdown(results: Rounds) -> str:
     """The section of `RESULTS.md`."""
-    return sheet.markdown("Throughput: `python -m benchmarks throughput`", sheets(found))
+    return report.markdown("Throughput: `python -m benchmarks throughput`", tables(results))
 
 
-def raw(found: Rounds) -> dict[str, Any]:
+def raw(results: Rounds) -> dict[str, Any]:
     """All measurements, for JSON."""
     return {
-        str(count): {name: [asdict(each) for each in rounds] for name, rounds in systems.items()}
-        for count, systems in found.items()
+        str(count): {name: [asdict(result) for result in rounds] for name, rounds in systems.items()}
+        for count, systems in results.items()
     }
 
 
-def failures(found: Rounds) -> int:
+def failures(results: Rounds) -> int:
     """How many requests failed in all."""
-    return sum(each.failed for systems in found.values() for rounds in systems.values() for each in rounds)
+    return sum(
+        result.failed for systems in results.values() for rounds in systems.values() for result in rounds
+    )
 
 
 def _check(url: str) -> None:
-    answer = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
-    if answer["label"] != "setosa" or answer["model"] != {"name": "iris", "version": "1"}:
-        raise RuntimeError(f"{url} answers {answer}")
+    response = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
+    if response["label"] != "setosa" or response["model"] != {"name": "iris", "version": "1"}:
+        raise RuntimeError(f"{url} answers {response}")

@@ -12,10 +12,10 @@ from threading import Thread
 import orjson
 import pytest
 
-from benchmarks import bulk, processes, scale, sheet
-from benchmarks.client import Caller, Refused, probe, summary
-from benchmarks.load import parse
-from benchmarks.sheet import Sheet
+from benchmarks import bulk, processes, report, scale
+from benchmarks.client import HttpClient, UnexpectedStatus, probe, summary
+from benchmarks.report import ReportTable
+from benchmarks.wrk import parse
 
 WRK = """Running 1s test @ http://127.0.0.1:8000/predict
   1 threads and 4 connections
@@ -52,11 +52,11 @@ def test_what_wrk_does_not_print_is_nan() -> None:
 
 
 def test_rows_differ_are_the_same_in_every_run_and_fit_the_contract() -> None:
-    made = bulk.rows(2000)
-    assert made == bulk.rows(2000)
-    assert len({tuple(row.values()) for row in made}) == 2000
-    assert all(0 < value <= 10 for row in made for value in row.values())
-    assert made[:100] == bulk.rows(100)
+    generated = bulk.rows(2000)
+    assert generated == bulk.rows(2000)
+    assert len({tuple(row.values()) for row in generated}) == 2000
+    assert all(0 < value <= 10 for row in generated for value in row.values())
+    assert generated[:100] == bulk.rows(100)
 
 
 def test_a_body_says_the_same_rows_to_each_system() -> None:
@@ -76,9 +76,9 @@ THEIRS = {"predictions": [[0.25, 0.75], [1.0, 0.0]]}
 def test_an_answer_is_compared_with_the_bare_model(answer: object) -> None:
     body = orjson.dumps(answer)
     bulk.check("it", body, 2, {1: [1.0 - 1e-7, 1e-7]})
-    with pytest.raises(bulk.WrongAnswer, match="2 rows for 3"):
+    with pytest.raises(bulk.WrongPrediction, match="2 rows for 3"):
         bulk.check("it", body, 3, {})
-    with pytest.raises(bulk.WrongAnswer, match="to row 0"):
+    with pytest.raises(bulk.WrongPrediction, match="to row 0"):
         bulk.check("it", body, 2, {0: [0.251, 0.749]})
 
 
@@ -126,10 +126,10 @@ def server():
 
 
 def test_a_caller_posts_what_it_has_and_takes_nothing_but_200(server: str) -> None:
-    with Caller(f"{server}/echo") as caller:
-        assert [caller.ask(b"1"), caller.ask(b"2")] == [b"1", b"2"]
-    with Caller(f"{server}/missing") as caller, pytest.raises(Refused, match="404"):
-        caller.ask(b"1")
+    with HttpClient(f"{server}/echo") as client:
+        assert [client.request(b"1"), client.request(b"2")] == [b"1", b"2"]
+    with HttpClient(f"{server}/missing") as client, pytest.raises(UnexpectedStatus, match="404"):
+        client.request(b"1")
 
 
 def test_a_probe_asks_at_its_rate(server: str) -> None:
@@ -138,8 +138,8 @@ def test_a_probe_asks_at_its_rate(server: str) -> None:
 
 
 def test_percentiles_are_of_what_happened() -> None:
-    found = summary([float(value) for value in range(200, 0, -1)])
-    assert (found.p50, found.p99, found.worst) == (100.0, 199.0, 200.0)
+    results = summary([float(value) for value in range(200, 0, -1)])
+    assert (results.p50, results.p99, results.worst) == (100.0, 199.0, 200.0)
     assert summary([3.0]).p99 == 3.0
 
 
@@ -148,7 +148,7 @@ def test_percentiles_are_of_what_happened() -> None:
 
 def test_private_memory_is_both_clean_and_dirty() -> None:
     rollup = "Rss: 9000 kB\nPrivate_Clean:      512 kB\nPrivate_Dirty:     1536 kB\nPrivate_Hugetlb: 4 kB\n"
-    assert processes.private_in(rollup) == 2.0
+    assert processes.parse_private(rollup) == 2.0
 
 
 def test_all_memory_is_that_of_every_process() -> None:
@@ -182,7 +182,9 @@ def test_a_connection_is_open_until_the_other_side_closes_it() -> None:
 
 
 def test_a_sheet_is_a_table_in_markdown() -> None:
-    text = sheet.markdown("Speed", [Sheet("Rows", ("system", "rows/s"), (("ours", "1"),), ("A note.",))])
+    text = report.markdown(
+        "Speed", [ReportTable("Rows", ("system", "rows/s"), (("ours", "1"),), ("A note.",))]
+    )
     assert text.splitlines() == [
         "## Speed",
         "",
@@ -197,5 +199,5 @@ def test_a_sheet_is_a_table_in_markdown() -> None:
 
 
 def test_a_range_is_least_median_and_most() -> None:
-    assert sheet.range_of([3.0, 1.0, 2.5]) == "1.00 / 2.50 / 3.00"
-    assert sheet.spread([1200.0, 1000.4, 3000.0]) == "1,200 (1,000–3,000)"
+    assert report.range_of([3.0, 1.0, 2.5]) == "1.00 / 2.50 / 3.00"
+    assert report.spread([1200.0, 1000.4, 3000.0]) == "1,200 (1,000–3,000)"

@@ -7,7 +7,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 
-class Talker(PythonModel):
+class EndlessStream(PythonModel):
     """Returns each `x`, or streams texts of 10 KB for as long as the caller reads."""
 
     # MLflow would take type hints for the model's signature.
@@ -23,4 +23,4 @@ class Talker(PythonModel):
             yield {"text": "x" * 10_000}
 
 
-set_model(Talker())
+set_model(EndlessStream())

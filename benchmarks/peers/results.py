@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.peers.turns import Turn
+from benchmarks.peers.runner import Run
 
 OURS, CONSTANT = "this service", "FastAPI, a constant"
 BUSY = 64
@@ -21,18 +21,18 @@ class Entry:
     name: str
     version: str
     setting: str
-    turns: tuple[Turn, ...] = ()
+    runs: tuple[Run, ...] = ()
     not_installed: str | None = None
     installed: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, value: str, connections: int) -> list[float]:
         """`rate`, `p50` or `p99` of each round that was measured at this many connections."""
-        turns = (turn.measured.get(connections) for turn in self.turns)
-        return [getattr(measured, value) for measured in turns if measured]
+        runs = (run.measured.get(connections) for run in self.runs)
+        return [getattr(measured, value) for measured in runs if measured]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Results:
     """All entries, with when and on what they were measured; `model` is what the model was logged with."""
 
     date: str
@@ -51,7 +51,7 @@ class Found:
 
 def ratios(ours: Entry, theirs: Entry, connections: int = BUSY) -> list[float]:
     """Our requests a second to theirs, each of the same round; rounds that either lacks are left out."""
-    pairs = zip(ours.turns, theirs.turns, strict=False)
+    pairs = zip(ours.runs, theirs.runs, strict=False)
     both = [(one.measured.get(connections), other.measured.get(connections)) for one, other in pairs]
     return [one.rate / other.rate for one, other in both if one and other and other.rate]
 
@@ -60,21 +60,21 @@ def faults(entries: Sequence[Entry]) -> list[str]:
     """What went wrong, a line each: wrong answers, failed requests, servers that did not start."""
     lines = []
     for entry in entries:
-        for number, turn in enumerate(entry.turns, 1):
-            failed = sum(measured.failed for measured in turn.measured.values())
-            said = [turn.fault] if turn.fault else []
-            said += [f"{failed} requests failed"] if failed else []
-            lines += [f"{entry.name}, round {number}: {fault}" for fault in said]
+        for number, run in enumerate(entry.runs, 1):
+            failed = sum(measured.failed for measured in run.measured.values())
+            messages = [run.fault] if run.fault else []
+            messages += [f"{failed} requests failed"] if failed else []
+            lines += [f"{entry.name}, round {number}: {fault}" for fault in messages]
     return lines
 
 
-def failures(found: Found) -> int:
+def failures(results: Results) -> int:
     """How many requests failed in all; a turn that ended otherwise counts as one."""
-    turns = [turn for entry in found.entries for turn in entry.turns]
-    failed = sum(measured.failed for turn in turns for measured in turn.measured.values())
-    return failed + sum(turn.fault is not None for turn in turns)
+    runs = [run for entry in results.entries for run in entry.runs]
+    failed = sum(measured.failed for run in runs for measured in run.measured.values())
+    return failed + sum(run.fault is not None for run in runs)
 
 
-def raw(found: Found) -> dict[str, Any]:
+def raw(results: Results) -> dict[str, Any]:
     """Everything, for JSON."""
-    return asdict(found)
+    return asdict(results)

@@ -16,17 +16,17 @@ from typing import Any
 
 import httpx
 
-from benchmarks import service
-from benchmarks.load import Measured, drive
-from benchmarks.peers.table import Answer, Peer
+from benchmarks import servers
+from benchmarks.peers.catalog import Peer, ProbabilityReader
+from benchmarks.wrk import LoadResult, drive
 
 TOKEN = "PEER_TURN"
 """The variable by which what was started for a turn is known."""
 
 _APPS = Path(__file__).with_name("apps")
 _TOLERANCE = 1e-6
-_SECONDS_TO_WARM_UP = 2
-_SECONDS_TO_END = 5.0
+_WARM_UP_SECONDS = 2
+_KILL_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,19 @@ class System:
     start: Callable[[Path], AbstractContextManager[str]]
     path: str
     body: Mapping[str, Any]
-    answer: Answer
+    read_probabilities: ProbabilityReader
     expected: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Run:
     """What was measured, by number of connections; `fault` says what went wrong."""
 
-    measured: Mapping[int, Measured]
+    measured: Mapping[int, LoadResult]
     fault: str | None = None
 
 
-class WrongAnswer(Exception):
+class WrongPrediction(Exception):
     """Another answer than the bare model's; the message has both."""
 
 
@@ -56,16 +56,16 @@ class NotEnded(Exception):
     """Processes of a server that outlive even SIGKILL; the message has their ids."""
 
 
-_FAULTS = (service.NotStarted, NotEnded, WrongAnswer, httpx.HTTPError, subprocess.CalledProcessError)
+_FAULTS = (servers.NotStarted, NotEnded, WrongPrediction, httpx.HTTPError, subprocess.CalledProcessError)
 
 
-def take(system: System, connections: Sequence[int], seconds: float) -> Turn:
+def run(system: System, connections: Sequence[int], seconds: float) -> Run:
     """One system's turn. What goes wrong is told in the turn, so that the others get theirs.
 
     Raises:
         NoWrk: wrk is not installed.
     """
-    measured: dict[int, Measured] = {}
+    measured: dict[int, LoadResult] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         try:
@@ -75,8 +75,8 @@ def take(system: System, connections: Sequence[int], seconds: float) -> Turn:
                     measured[count] = _drive(system, url, folder, count, seconds)
                 _check(system, url)
         except _FAULTS as error:
-            return Turn(measured, f"{type(error).__name__}: {error}")
-    return Turn(measured)
+            return Run(measured, f"{type(error).__name__}: {error}")
+    return Run(measured)
 
 
 @contextmanager
@@ -87,9 +87,9 @@ def serve(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[str]:
         NotStarted: it did not come up.
         NotEnded: something of it is left.
     """
-    port, token = service.free_port(), secrets.token_hex(16)
-    places = {"port": str(port), "model": str(model), "apps": str(_APPS), "folder": str(folder)}
-    command = [word.format(python=python, **places) for word in peer.command]
+    port, token = servers.free_port(), secrets.token_hex(16)
+    paths = {"port": str(port), "model": str(model), "apps": str(_APPS), "folder": str(folder)}
+    command = [word.format(python=python, **paths) for word in peer.command]
     env = {
         # What peers write into a home (tokens, caches, sockets) goes with the turn.
         "HOME": str(folder),
@@ -98,43 +98,45 @@ def serve(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[str]:
         "PYTHONPATH": "",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "PEER_PORT_2": str(service.free_port()),
-        **{f"PEER_{name.upper()}": place for name, place in places.items()},
+        "PEER_PORT_2": str(servers.free_port()),
+        **{f"PEER_{name.upper()}": place for name, place in paths.items()},
         TOKEN: token,
         **peer.env,
     }
     url = f"http://127.0.0.1:{port}"
     try:
-        with service.running(command, f"{url}{peer.ready}", folder / "server.log", env):
+        with servers.running(command, f"{url}{peer.ready}", folder / "server.log", env):
             yield url
     finally:
-        end_what_is_left(token)
+        kill_leftovers(token)
 
 
-def close(answer: Sequence[float], expected: Sequence[float]) -> bool:
+def is_close(probabilities: Sequence[float], expected: Sequence[float]) -> bool:
     """Whether an answer has the expected numbers, to 1e-6."""
-    return len(answer) == len(expected) and all(
-        abs(one - other) <= _TOLERANCE for one, other in zip(answer, expected, strict=True)
+    return len(probabilities) == len(expected) and all(
+        abs(value - reference) <= _TOLERANCE for value, reference in zip(probabilities, expected, strict=True)
     )
 
 
-def _drive(system: System, url: str, folder: Path, connections: int, seconds: float) -> Measured:
+def _drive(system: System, url: str, folder: Path, connections: int, seconds: float) -> LoadResult:
     # Batchers that learn, learn the load that they are measured with.
-    drive(url + system.path, system.body, folder, connections=connections, seconds=_SECONDS_TO_WARM_UP)
+    drive(url + system.path, system.body, folder, connections=connections, seconds=_WARM_UP_SECONDS)
     return drive(url + system.path, system.body, folder, connections=connections, seconds=seconds)
 
 
 def _check(system: System, url: str) -> None:
-    answered = httpx.post(url + system.path, json=system.body, timeout=30)
+    response = httpx.post(url + system.path, json=system.body, timeout=30)
     try:
-        answer = [float(value) for value in system.answer(answered.raise_for_status().json())]
+        probabilities = [
+            float(value) for value in system.read_probabilities(response.raise_for_status().json())
+        ]
     except (LookupError, TypeError, ValueError) as error:
-        raise WrongAnswer(f"{answered.text[:200]} can't be read: {error!r}") from None
-    if not close(answer, system.expected):
-        raise WrongAnswer(f"{answer}, while the model says {system.expected}")
+        raise WrongPrediction(f"{response.text[:200]} can't be read: {error!r}") from None
+    if not is_close(probabilities, system.expected):
+        raise WrongPrediction(f"{probabilities}, while the model says {system.expected}")
 
 
-def end_what_is_left(token: str) -> None:
+def kill_leftovers(token: str) -> None:
     """End the processes that were started with this token, whoever their parent is by now.
 
     MLflow's command leaves its server behind, and Ray's processes have groups of their own: what they do
@@ -147,7 +149,7 @@ def end_what_is_left(token: str) -> None:
         for process in _started_with(token):
             with suppress(ProcessLookupError):
                 os.kill(process, sent)
-        end = time.monotonic() + _SECONDS_TO_END
+        end = time.monotonic() + _KILL_TIMEOUT_SECONDS
         while _started_with(token) and time.monotonic() < end:
             time.sleep(0.1)
     if left := _started_with(token):
@@ -155,11 +157,11 @@ def end_what_is_left(token: str) -> None:
 
 
 def _started_with(token: str) -> list[int]:
-    wanted, found = f"{TOKEN}={token}".encode(), []
+    wanted, results = f"{TOKEN}={token}".encode(), []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         try:
             if wanted in environ.read_bytes():
-                found.append(int(environ.parent.name))
+                results.append(int(environ.parent.name))
         except OSError:  # it ended meanwhile, or is somebody else's
             continue
-    return found
+    return results

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-_SECONDS_TO_START = 120
+_START_TIMEOUT_SECONDS = 120
 
 
 class NotStarted(Exception):
@@ -71,7 +71,7 @@ def serving(
 def constant(folder: Path) -> Iterator[str]:
     """Run the endpoint that returns a constant; gives its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant:create_app", "--factory"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant_app:create_app", "--factory"]
     command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
     with running(command, f"http://127.0.0.1:{port}/docs", folder / "constant.log") as url:
         yield url
@@ -94,7 +94,7 @@ def mlflow_scoring(registry: str, model: str, folder: Path) -> Iterator[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _SECONDS_TO_START
+    end = time.monotonic() + _START_TIMEOUT_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
             if httpx.get(url, timeout=2).status_code == 200:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.throughput import ROW
 
-Answer = Callable[[Any], Sequence[float]]
+ProbabilityReader = Callable[[Any], Sequence[float]]
 
 _UVICORN = ("uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")
 
@@ -30,7 +30,7 @@ class Peer:
     path: str = "/predict"
     ready: str = "/health"
     body: Mapping[str, Any] = field(default_factory=lambda: ROW)
-    answer: Answer = lambda answered: answered["predictions"][0]
+    read_probabilities: ProbabilityReader = lambda response: response["predictions"][0]
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,7 +73,7 @@ PEERS = (
                 for name, value in ROW.items()
             ]
         },
-        answer=lambda answered: answered["outputs"][0]["data"],
+        read_probabilities=lambda response: response["outputs"][0]["data"],
     ),
     Peer(
         name="BentoML",
@@ -84,7 +84,7 @@ PEERS = (
         setting="batchable arrays, up to 64 at once; one worker; no metrics",
         ready="/readyz",
         body={"rows": [[*ROW.values()]]},
-        answer=lambda answered: answered[0],
+        read_probabilities=lambda response: response[0],
         env={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     Peer(
@@ -104,7 +104,7 @@ PEERS = (
         requirements=("litserve==0.2.19", *_UVICORN),
         command=_python("{apps}/litserve_app.py"),
         setting="batches of up to 64 of what waits; one worker, one HTTP server",
-        answer=lambda answered: answered["predictions"],
+        read_probabilities=lambda response: response["predictions"],
     ),
     Peer(
         name="fastapi-mlflow",
@@ -115,7 +115,7 @@ PEERS = (
         path="/predictions",
         ready="/docs",
         body={"data": [ROW]},
-        answer=lambda answered: [*answered["data"][0].values()],
+        read_probabilities=lambda response: [*response["data"][0].values()],
     ),
     Peer(
         name="FastAPI",

@@ -30,12 +30,12 @@ end
 """
 
 
-class NoWrk(Exception):
+class WrkNotInstalled(Exception):
     """wrk, which makes the load, is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class LoadResult:
     """Requests a second, latencies in milliseconds, and how many requests failed."""
 
     rate: float
@@ -47,7 +47,7 @@ class Measured:
 
 def drive(
     url: str, body: Any, folder: Path, *, connections: int, seconds: float, paths: Sequence[str] = ()
-) -> Measured:
+) -> LoadResult:
     """POST `body` as JSON to `url` over this many connections for this long; to `paths` there in turn.
 
     Without a body they are asked by GET.
@@ -56,7 +56,9 @@ def drive(
         NoWrk: wrk is not installed.
     """
     if shutil.which("wrk") is None:
-        raise NoWrk("wrk makes the load and is not installed: apt-get install wrk, or brew install wrk")
+        raise WrkNotInstalled(
+            "wrk makes the load and is not installed: apt-get install wrk, or brew install wrk"
+        )
     script = folder / "post.lua"
     # A JSON text in a JSON string is a string in Lua, too, as long as it has no escapes but quotes.
     in_turn = _IN_TURN.format(paths=" ".join(paths)) if paths else ""
@@ -77,13 +79,13 @@ def drive(
     return parse(done.stdout)
 
 
-def parse(text: str) -> Measured:
+def parse(text: str) -> LoadResult:
     """What wrk printed."""
     failed = sum(int(count) for count in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
     for errors in re.findall(r"Socket errors: (.*)", text):
         failed += sum(int(count) for count in re.findall(r"\d+", errors))
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    return Measured(
+    return LoadResult(
         float(rate[1]) if rate else 0.0,
         _latency(r"50%\s+", text),
         _latency(r"99%\s+", text),
@@ -93,5 +95,5 @@ def parse(text: str) -> Measured:
 
 
 def _latency(before: str, text: str) -> float:
-    found = re.search(rf"{before}([\d.]+)(us|ms|s|m)\b", text)
-    return float(found[1]) * _MS[found[2]] if found else float("nan")
+    match = re.search(rf"{before}([\d.]+)(us|ms|s|m)\b", text)
+    return float(match[1]) * _MS[match[2]] if match else float("nan")

@@ -19,12 +19,12 @@ import httpx
 import yaml
 
 from benchmarks.processes import children
-from benchmarks.service import NotStarted, free_port
+from benchmarks.servers import NotStarted, free_port
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "ray" / "serve.yaml"
 _BIN = Path(sys.executable).parent
 _OBJECT_STORE_BYTES = 2**27
-_PATIENCE_SECONDS = 240.0
+_TIMEOUT_SECONDS = 240.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray gives way to whatever else runs on a machine, which here is who calls.
@@ -71,8 +71,8 @@ class Node:
     @property
     def raylet(self) -> int:
         """The process that a node is."""
-        (found,) = (pid for pid in children(self._process.pid) if _program(pid).endswith("/raylet"))
-        return found
+        (results,) = (pid for pid in children(self._process.pid) if _program(pid).endswith("/raylet"))
+        return results
 
     @property
     def replicas(self) -> list[int]:
@@ -82,7 +82,7 @@ class Node:
     def kill(self) -> None:
         """Kill its raylet, which takes along what runs on the node."""
         os.kill(self.raylet, signal.SIGKILL)
-        self._process.wait(_PATIENCE_SECONDS)
+        self._process.wait(_TIMEOUT_SECONDS)
 
 
 class Cluster:
@@ -102,7 +102,7 @@ class Cluster:
             ports = ("--port", self._at.rpartition(":")[2], "--ray-client-server-port", str(free_port()))
             head = ("--head", *ports, "--temp-dir", self._temp, "--include-dashboard", "false")
             self.head = self._node("head", *head)
-            until(self.head.is_up)
+            wait_until(self.head.is_up)
             self.worker = self._node("worker", "--address", self._at)
             self._stack = self._stack.pop_all()
         return self
@@ -122,14 +122,14 @@ class Cluster:
         done = subprocess.run(command, env=self._env, capture_output=True, text=True)
         if done.returncode:
             raise NotStarted(done.stderr[-2000:])
-        until(self.worker.is_up)
-        until(lambda: len(self.ready().get("replicas", ())) == replicas)
+        wait_until(self.worker.is_up)
+        wait_until(lambda: len(self.ready().get("replicas", ())) == replicas)
 
     def ready(self) -> dict[str, Any]:
         """What `/ready` answers; nothing before the service is there."""
         with suppress(httpx.TransportError, ValueError):
-            found: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=30).json()
-            return found
+            results: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=30).json()
+            return results
         return {}
 
     @property
@@ -153,22 +153,22 @@ class Cluster:
         return config
 
 
-def until(seen: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait until this is true.
 
     Raises:
         NotStarted: it is not, for minutes.
     """
-    ends = time.monotonic() + _PATIENCE_SECONDS
-    while not seen():
+    ends = time.monotonic() + _TIMEOUT_SECONDS
+    while not condition():
         if time.monotonic() > ends:
-            raise NotStarted(f"it did not come true in {_PATIENCE_SECONDS:g} s")
+            raise NotStarted(f"it did not come true in {_TIMEOUT_SECONDS:g} s")
         time.sleep(0.05)
 
 
 def _descendants(parent: int) -> list[int]:
     with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        return [each for child in children(parent) for each in (child, *_descendants(child))]
+        return [pid for child in children(parent) for pid in (child, *_descendants(child))]
     return []
 
 

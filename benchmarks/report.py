@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ReportTable:
     """A table with a title, and what there is to say of it."""
 
     title: str
@@ -21,25 +21,25 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
 
-def show(sheets: Iterable[Sheet], out: Console) -> None:
+def show(tables: Iterable[ReportTable], out: Console) -> None:
     """Print them."""
-    for sheet in sheets:
-        table = Table(*sheet.columns, title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in sheet.rows:
+    for content in tables:
+        table = Table(*content.columns, title=content.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in content.rows:
             table.add_row(*row)
         out.print(table)
-        for note in sheet.notes:
+        for note in content.notes:
             out.print(f"· {note}")
 
 
-def markdown(heading: str, sheets: Iterable[Sheet]) -> str:
+def markdown(heading: str, tables: Iterable[ReportTable]) -> str:
     """A section of a Markdown file: the heading, and each table below it with its notes."""
     parts = [f"## {heading}\n"]
-    for sheet in sheets:
-        lines = [sheet.columns, tuple("---" for _ in sheet.columns), *sheet.rows]
-        parts.append(f"### {sheet.title}\n")
+    for content in tables:
+        lines = [content.columns, tuple("---" for _ in content.columns), *content.rows]
+        parts.append(f"### {content.title}\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-        parts.append("".join(f"- {note}\n" for note in sheet.notes))
+        parts.append("".join(f"- {note}\n" for note in content.notes))
     return "\n".join(part for part in parts if part)
 
 

@@ -18,44 +18,44 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from benchmarks import heavy, overload, service, sheet, soak
-from benchmarks.client import Caller, Refused
-from benchmarks.load import Measured, drive
+from benchmarks import heavy, overload, report, servers, soak
+from benchmarks.client import HttpClient, UnexpectedStatus
+from benchmarks.models.fixed_latency import SECONDS_PER_ROW
 from benchmarks.promotion import registry_client
-from benchmarks.rays import Cluster, until
-from benchmarks.sheet import Sheet, range_of
+from benchmarks.ray_cluster import Cluster, wait_until
+from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
-from benchmarks.toiler import SECONDS_A_ROW
+from benchmarks.wrk import LoadResult, drive
 
 PLAIN, RAY = "plain front", "Ray Serve"
-_MODELS = {overload.NAME: "20 ms a request, none of it CPU", heavy.BURNER: "20 ms of CPU a batch"}
-_ROWS = round(0.02 / SECONDS_A_ROW)
-_ASKED: dict[str, tuple[str, Any]] = {
+_MODELS = {overload.NAME: "20 ms a request, none of it CPU", heavy.CPU_BOUND: "20 ms of CPU a batch"}
+_ROWS = round(0.02 / SECONDS_PER_ROW)
+_REQUESTS: dict[str, tuple[str, Any]] = {
     overload.NAME: ("predict/batch", {"rows": [ROW] * _ROWS}),
-    heavy.BURNER: ("predict", ROW),
+    heavy.CPU_BOUND: ("predict", ROW),
 }
 _COUNTS = (1, 2)
 _CONNECTIONS = 16
-_CALLERS = 8
-_SECONDS_AROUND = 2.0
+_CLIENTS = 8
+_MARGIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
+class LoadRun:
     """A heavy model under load in one round: in model processes of one front, or in replicas on Ray."""
 
     system: str
     count: int
     model: str
-    measured: Measured
+    measured: LoadResult
 
 
 @dataclass(frozen=True, slots=True)
-class Noticed:
+class Disruption:
     """What callers noticed of an event: how many calls were answered and failed, and the longest pause."""
 
     event: str
-    answered: int
+    succeeded: int
     failed: int
     wrong: int
     pause: float
@@ -65,19 +65,19 @@ class Noticed:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Results:
     """All that was measured."""
 
-    driven: list[Driven]
-    noticed: list[Noticed]
+    runs: list[LoadRun]
+    disruptions: list[Disruption]
 
 
-class Callers:
+class Clients:
     """Clients that multiply, one request after the other each, without retries; each answer is checked."""
 
     def __init__(self, url: str) -> None:
         self._url, self._stop = url, Event()
-        self.answered: list[tuple[float, int]] = []
+        self.succeeded: list[tuple[float, int]] = []
         """When, and by which version."""
         self.failed: list[str] = []
         self.wrong: list[str] = []
@@ -85,7 +85,7 @@ class Callers:
     @contextmanager
     def calling(self) -> Iterator[None]:
         """Call while the block runs."""
-        threads = [Thread(target=self._call, args=(number,)) for number in range(_CALLERS)]
+        threads = [Thread(target=self._call, args=(number,)) for number in range(_CLIENTS)]
         for thread in threads:
             thread.start()
         try:
@@ -95,37 +95,37 @@ class Callers:
             for thread in threads:
                 thread.join()
 
-    def notice(self, event: str, act: Callable[[], None]) -> Noticed:
+    def observe(self, event: str, act: Callable[[], None]) -> Disruption:
         """What becomes of calls around what happens; the longest pause in seconds."""
-        began = len(self.answered), len(self.failed), len(self.wrong)
-        time.sleep(_SECONDS_AROUND)
+        began = len(self.succeeded), len(self.failed), len(self.wrong)
+        time.sleep(_MARGIN_SECONDS)
         happened = time.monotonic()
         act()
         seconds = time.monotonic() - happened
-        time.sleep(_SECONDS_AROUND)
-        times = sorted(at for at, _ in self.answered[began[0] :])
+        time.sleep(_MARGIN_SECONDS)
+        times = sorted(at for at, _ in self.succeeded[began[0] :])
         pause = max(later - earlier for earlier, later in pairwise(times))
-        return Noticed(
+        return Disruption(
             event, len(times), len(self.failed) - began[1], len(self.wrong) - began[2], pause, seconds
         )
 
     def _call(self, number: int) -> None:
         numbers = Random(number)
-        with Caller(f"{self._url}/predict") as caller:
+        with HttpClient(f"{self._url}/predict") as client:
             while not self._stop.wait(0.002):  # it leaves the machine time for something else than calls
                 x = float(numbers.randrange(1000))
                 try:
-                    told = orjson.loads(caller.ask(orjson.dumps({"x": x})))
-                except (Refused, HTTPException, OSError) as error:
+                    response = orjson.loads(client.request(orjson.dumps({"x": x})))
+                except (UnexpectedStatus, HTTPException, OSError) as error:
                     self.failed.append(f"{type(error).__name__}: {error}")
                     continue
-                version = int(told["model"]["version"])
-                self.answered.append((time.monotonic(), version))
-                if told["prediction"] != x * soak.FACTORS[version - 1]:
-                    self.wrong.append(f"{x:g} gave {told}")
+                version = int(response["model"]["version"])
+                self.succeeded.append((time.monotonic(), version))
+                if response["prediction"] != x * soak.FACTORS[version - 1]:
+                    self.wrong.append(f"{x:g} gave {response}")
 
 
-def measure(folder: Path, rounds: int, seconds: float, tell: Callable[[str], None]) -> Found:
+def measure(folder: Path, rounds: int, seconds: float, progress: Callable[[str], None]) -> Results:
     """Drive heavy models in turn, round by round; then promote and kill under callers.
 
     Raises:
@@ -138,7 +138,7 @@ def measure(folder: Path, rounds: int, seconds: float, tell: Callable[[str], Non
     client = registry_client(registry)
     for name in (soak.NAME, overload.NAME):
         client.transition_model_version_stage(name, "1", "Production")
-    found = Found([], [])
+    results = Results([], [])
     env = {
         "MLFLOW_TRACKING_URI": registry,
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -147,115 +147,120 @@ def measure(folder: Path, rounds: int, seconds: float, tell: Callable[[str], Non
         "SERVING_STORE_DIR": str(folder / "store"),
     }
     with ExitStack() as stack:
-        tell("starting two Ray nodes")
+        progress("starting two Ray nodes")
         cluster = stack.enter_context(Cluster(folder, env))
         plain = {count: stack.enter_context(_plain(registry, folder, count, env)) for count in _COUNTS}
         for number in range(rounds):
             for count in _COUNTS:
-                tell(f"round {number + 1}: {count} replicas")
+                progress(f"round {number + 1}: {count} replicas")
                 cluster.deploy(count)
                 for model in _MODELS:
                     for system, url in ((PLAIN, plain[count]), (RAY, cluster.url)):
-                        found.driven.append(_drive(system, count, model, url, folder, seconds))
-        found.noticed.extend(_notice(cluster, registry, tell))
-    return found
+                        results.runs.append(_run_load(system, count, model, url, folder, seconds))
+        results.disruptions.extend(_disruptions(cluster, registry, progress))
+    return results
 
 
 def _plain(registry: str, folder: Path, count: int, env: dict[str, str]) -> Any:
     place = folder / f"processes-{count}"
     place.mkdir()
-    return service.serving(
+    return servers.serving(
         registry, place, env={**env, "SERVING_REPLICAS": str(count), "SERVING_STORE_DIR": str(place)}
     )
 
 
-def _drive(system: str, count: int, model: str, url: str, folder: Path, seconds: float) -> Driven:
-    path, body = _ASKED[model]
+def _run_load(system: str, count: int, model: str, url: str, folder: Path, seconds: float) -> LoadRun:
+    path, body = _REQUESTS[model]
     predict = f"{url}/models/{model}/{path}"
     drive(predict, body, folder, connections=_CONNECTIONS, seconds=1)
-    return Driven(
+    return LoadRun(
         system, count, model, drive(predict, body, folder, connections=_CONNECTIONS, seconds=seconds)
     )
 
 
-def _notice(cluster: Cluster, registry: str, tell: Callable[[str], None]) -> Iterator[Noticed]:
+def _disruptions(cluster: Cluster, registry: str, progress: Callable[[str], None]) -> Iterator[Disruption]:
     client, uri = registry_client(registry), f"models:/{soak.NAME}/Production"
 
     def have(version: str, count: int) -> bool:
-        told = cluster.ready()
-        found = [each["models"].get(uri) for each in told.get("replicas", ())]
-        return found == [version] * count and bool(told["replicas_agree"])
+        readiness = cluster.ready()
+        versions = [instance["models"].get(uri) for instance in readiness.get("replicas", ())]
+        return versions == [version] * count and bool(readiness["replicas_agree"])
 
     def promote() -> None:
         client.transition_model_version_stage(soak.NAME, "2", "Production", True)
-        until(lambda: have("2", 2))
+        wait_until(lambda: have("2", 2))
 
     def kill_replica() -> None:
         (replica,) = cluster.worker.replicas
         os.kill(replica, signal.SIGKILL)
-        until(lambda: have("2", 1))
+        wait_until(lambda: have("2", 1))
 
     def kill_node() -> None:
         cluster.worker.kill()
-        until(lambda: have("2", 1))
+        wait_until(lambda: have("2", 1))
 
-    callers = Callers(cluster.url)
-    with callers.calling():
+    clients = Clients(cluster.url)
+    with clients.calling():
         for event, act in (
             ("a promotion", promote),
             ("a replica is killed", kill_replica),
             ("a node is killed", kill_node),
         ):
-            until(lambda: len(cluster.ready().get("replicas", ())) == 2)
-            tell(event)
-            yield callers.notice(event, act)
+            wait_until(lambda: len(cluster.ready().get("replicas", ())) == 2)
+            progress(event)
+            yield clients.observe(event, act)
 
 
-def show(found: Found, out: Console) -> None:
+def show(results: Results, out: Console) -> None:
     """Print what was found."""
-    sheet.show(_sheets(found), out)
+    report.show(_tables(results), out)
 
 
-def markdown(found: Found) -> str:
+def markdown(results: Results) -> str:
     """The section of `RESULTS.md`."""
-    return sheet.markdown("On Ray: `python -m benchmarks ray`", _sheets(found))
+    return report.markdown("On Ray: `python -m benchmarks ray`", _tables(results))
 
 
-def raw(found: Found) -> dict[str, Any]:
+def raw(results: Results) -> dict[str, Any]:
     """All measurements, for JSON."""
-    return asdict(found)
+    return asdict(results)
 
 
-def failures(found: Found) -> int:
+def failures(results: Results) -> int:
     """How many requests failed that nothing was killed under, and how many were answered wrongly."""
-    failed = sum(each.measured.failed for each in found.driven)
-    return failed + sum(each.wrong + each.failed * ("killed" not in each.event) for each in found.noticed)
+    failed = sum(run.measured.failed for run in results.runs)
+    return failed + sum(
+        disruption.wrong + disruption.failed * ("killed" not in disruption.event)
+        for disruption in results.disruptions
+    )
 
 
-def ratios(found: Found, system: str, count: int, model: str) -> list[float]:
+def ratios(results: Results, system: str, count: int, model: str) -> list[float]:
     """Requests a second, to those of the plain front with one model process in the same round."""
     return [
-        each.measured.rate / one.measured.rate
-        for each, one in zip(_of(found, system, count, model), _of(found, PLAIN, 1, model), strict=True)
+        run.measured.rate / baseline.measured.rate
+        for run, baseline in zip(
+            _of(results, system, count, model), _of(results, PLAIN, 1, model), strict=True
+        )
     ]
 
 
-def _of(found: Found, system: str, count: int, model: str) -> list[Driven]:
-    return [each for each in found.driven if (each.system, each.count, each.model) == (system, count, model)]
+def _of(results: Results, system: str, count: int, model: str) -> list[LoadRun]:
+    return [run for run in results.runs if (run.system, run.count, run.model) == (system, count, model)]
 
 
-def _sheets(found: Found) -> list[Sheet]:
+def _tables(results: Results) -> list[ReportTable]:
     lines = []
     for model in _MODELS:
         for system in (PLAIN, RAY):
             for count in _COUNTS:
-                driven = _of(found, system, count, model)
+                runs = _of(results, system, count, model)
                 values = [
-                    range_of([getattr(each.measured, value) for each in driven])
+                    range_of([getattr(run.measured, value) for run in runs])
                     for value in ("rate", "p50", "p99")
                 ]
-                failed = str(sum(each.measured.failed for each in driven))
-                ratio = range_of(ratios(found, system, count, model))
+                failed = str(sum(run.measured.failed for run in runs))
+                ratio = range_of(ratios(results, system, count, model))
                 lines.append((_MODELS[model], system, str(count), *values, ratio, failed))
     columns = ("model", "system", "processes", "requests/s", "p50 ms", "p99 ms", "ratio", "failed")
     note = (
@@ -263,27 +268,27 @@ def _sheets(found: Found) -> list[Sheet]:
         "processes. Ray: so many replicas, on a node each, with one model process each, behind one proxy of "
         "Ray's. The ratio is to the plain front with one model process in the same round."
     )
-    noticed = [
+    disruptions = [
         (
-            each.event,
-            f"{each.answered:,}",
-            str(each.failed),
-            str(each.wrong),
-            f"{each.pause:.2f}",
-            f"{each.seconds:.1f}",
+            disruption.event,
+            f"{disruption.succeeded:,}",
+            str(disruption.failed),
+            str(disruption.wrong),
+            f"{disruption.pause:.2f}",
+            f"{disruption.seconds:.1f}",
         )
-        for each in found.noticed
+        for disruption in results.disruptions
     ]
-    told = (
-        f"{_CALLERS} callers without retries, who check each answer; a replica or a node is killed with "
+    disruption_note = (
+        f"{_CLIENTS} callers without retries, who check each answer; a replica or a node is killed with "
         "SIGKILL. Seconds are from then to when /ready told that all who are left have what was promoted."
     )
     return [
-        Sheet("Heavy models", columns, tuple(lines), (note,)),
-        Sheet(
+        ReportTable("Heavy models", columns, tuple(lines), (note,)),
+        ReportTable(
             "Two replicas on two nodes",
             ("event", "answered", "failed", "wrong", "longest pause, s", "seconds"),
-            tuple(noticed),
-            (told,),
+            tuple(disruptions),
+            (disruption_note,),
         ),
     ]

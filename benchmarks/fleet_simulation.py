@@ -19,9 +19,9 @@ import simpy
 from serving.registry.plan import pause, rest
 
 SHARED_FROM = 4
-PATIENCE = 3.0
-LONGEST_LOOK = 10.0
-BETWEEN_LOOKS = 10.0
+TIMEOUT_SECONDS = 3.0
+MAX_POLL_SECONDS = 10.0
+FULL_POLL_SECONDS = 10.0
 Steps = Generator[simpy.Event, Any, Any]
 
 
@@ -51,16 +51,16 @@ class Plan:
     workers: int
     fronts: int
     models: int = 1
-    poll: float = 1.0
+    poll_seconds: float = 1.0
     seconds: float = 60.0
-    bringing_up: float = 0.4
+    load_seconds: float = 0.4
     files: int = 9
     restrained: bool = True
-    aliases_every: float = 5.0
+    alias_poll_seconds: float = 5.0
     jitter: float = 0.0
     together: bool = False
     promoted_at: float | None = None
-    away: tuple[float, float] | None = None
+    outage: tuple[float, float] | None = None
     seed: int = 0
 
 
@@ -75,13 +75,13 @@ class Outcome:
     """
 
     plan: Plan
-    asked: Counter[str] = field(default_factory=Counter)
-    in_vain: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    failed_calls: int = 0
     busy: float = 0.0
     waits: list[float] = field(default_factory=list)
-    stale: list[float] = field(default_factory=list)
-    moments: list[float] = field(default_factory=list)
-    back: list[float] = field(default_factory=list)
+    seconds_to_live: list[float] = field(default_factory=list)
+    called_at: list[float] = field(default_factory=list)
+    recovered_at: list[float] = field(default_factory=list)
 
     @property
     def measured_seconds(self) -> float:
@@ -91,7 +91,7 @@ class Outcome:
     @property
     def rate(self) -> float:
         """Calls a second that reached the registry."""
-        return self.asked.total() / self.measured_seconds
+        return self.calls.total() / self.measured_seconds
 
     @property
     def load(self) -> float:
@@ -101,11 +101,11 @@ class Outcome:
     @property
     def failed(self) -> float:
         """The share of calls that were given up or refused."""
-        return self.in_vain / max(1, self.asked.total())
+        return self.failed_calls / max(1, self.calls.total())
 
     def peak(self, since: float) -> int:
         """The most calls within a second, from a moment on."""
-        return max(Counter(int(moment) for moment in self.moments if moment >= since).values(), default=0)
+        return max(Counter(int(moment) for moment in self.called_at if moment >= since).values(), default=0)
 
 
 def simulate(plan: Plan) -> Outcome:
@@ -135,9 +135,9 @@ class _Registry:
         self._chance = Random(plan.seed + 1)
 
     @property
-    def is_away(self) -> bool:
-        away = self._plan.away
-        return away is not None and away[0] <= self._env.now < away[1]
+    def is_down(self) -> bool:
+        outage = self._plan.outage
+        return outage is not None and outage[0] <= self._env.now < outage[1]
 
     def has_promoted(self) -> bool:
         at = self._plan.promoted_at
@@ -147,22 +147,22 @@ class _Registry:
         """What the registry says, None if that is nothing: it takes too long, or is away."""
         began = self._env.now
         counted = began >= self._plan.seconds / 3
-        self._outcome.moments.append(began)
-        self._outcome.asked[kind] += counted
-        if self.is_away:
-            self._outcome.in_vain += counted
+        self._outcome.called_at.append(began)
+        self._outcome.calls[kind] += counted
+        if self.is_down:
+            self._outcome.failed_calls += counted
             yield self._env.timeout(0.001)
             return None
-        answering = self._env.process(self._answer(kind))
-        yield answering | self._env.timeout(PATIENCE)
-        if answering.is_alive:
-            self._outcome.in_vain += counted
+        call = self._env.process(self._serve(kind))
+        yield call | self._env.timeout(TIMEOUT_SECONDS)
+        if call.is_alive:
+            self._outcome.failed_calls += counted
             return None
         if counted:
             self._outcome.waits.append(self._env.now - began)
-        return answering.value
+        return call.value
 
-    def _answer(self, kind: str) -> Steps:
+    def _serve(self, kind: str) -> Steps:
         with self._workers.request() as turn:
             yield turn
             cost = self._plan.costs[kind] * self._chance.uniform(0.7, 1.3)
@@ -178,82 +178,84 @@ class _Front:
     ) -> None:
         self._env, self._plan, self._registry, self._outcome = env, plan, registry, outcome
         self._chance = chance
-        self._starts = 0.0 if plan.together else chance.uniform(0, plan.poll)
-        self._glance: simpy.Process | None = None
-        self._glanced_at = float("-inf")
+        self._starts = 0.0 if plan.together else chance.uniform(0, plan.poll_seconds)
+        self._shared_poll: simpy.Process | None = None
+        self._shared_poll_at = float("-inf")
         self._has_reached, self._waited = True, 0.0
 
     def follow(self, *, promoted: bool) -> Steps:
         """One model: look, rest, look again."""
         plan, env = self._plan, self._env
-        follower = _Follower(promoted=promoted, woken=env.event())
+        follower = _Follower(promoted=promoted, wake=env.event())
         yield env.timeout(self._starts + self._chance.uniform(0, 0.01))
         while True:
             if (yield from self._is_due(follower)):
-                yield from self._look(follower)
+                yield from self._poll(follower)
             waited = self._waited if plan.restrained else 0.0
-            follower.pace = rest(plan.poll, waited, follower.pace if plan.restrained else 0.0)
-            seconds = max(follower.pace, pause(follower.misses, LONGEST_LOOK) if follower.misses else 0)
-            follower.woken = env.event()
+            follower.pace = rest(plan.poll_seconds, waited, follower.pace if plan.restrained else 0.0)
+            seconds = max(
+                follower.pace, pause(follower.failures, MAX_POLL_SECONDS) if follower.failures else 0
+            )
+            follower.wake = env.event()
             jitter = self._chance.uniform(1 - plan.jitter, 1 + plan.jitter)
-            yield env.timeout(seconds * jitter) | follower.woken
+            yield env.timeout(seconds * jitter) | follower.wake
 
     def _is_due(self, follower: _Follower) -> Steps:
         if self._plan.models < SHARED_FROM:
             return True
-        if self._glance is None or self._env.now - self._glanced_at > self._plan.poll / 2:
-            self._glanced_at = self._env.now
-            self._glance = self._env.process(self._ask("marker"))
-        shown = yield self._glance
+        if self._shared_poll is None or self._env.now - self._shared_poll_at > self._plan.poll_seconds / 2:
+            self._shared_poll_at = self._env.now
+            self._shared_poll = self._env.process(self._call("marker"))
+        shown = yield self._shared_poll
         if shown is None:
             return True
         is_news = follower.shown is None or (follower.promoted and shown != follower.shown)
         if not is_news and self._env.now < follower.due and not follower.is_unsettled:
             return False
         follower.shown = shown
-        between = max(BETWEEN_LOOKS, 10 * self._plan.poll)
+        between = max(FULL_POLL_SECONDS, 10 * self._plan.poll_seconds)
         follower.due = self._env.now + between * self._chance.uniform(0.8, 1.2)
         return True
 
-    def _look(self, follower: _Follower) -> Steps:
-        said = yield from self._ask("look")
-        if said is None:
-            follower.misses, follower.shown = follower.misses + 1, None
+    def _poll(self, follower: _Follower) -> Steps:
+        result = yield from self._call("look")
+        if result is None:
+            follower.failures, follower.shown = follower.failures + 1, None
             self._has_reached = False
             return
-        follower.misses = 0
+        follower.failures = 0
         if not self._has_reached:
             self._has_reached = True
-            self._outcome.back.append(self._env.now)
-        (is_new,) = said
+            self._outcome.recovered_at.append(self._env.now)
+        (is_new,) = result
         if is_new and follower.promoted and not follower.is_unsettled and not follower.has_swapped:
             follower.is_unsettled = True
-            self._env.process(self._bring_up(follower))
+            self._env.process(self._load(follower))
         elif self._env.now >= follower.aliases_due:
-            follower.aliases_due = self._env.now + self._plan.aliases_every
-            yield from self._ask("aliases")
+            follower.aliases_due = self._env.now + self._plan.alias_poll_seconds
+            yield from self._call("aliases")
 
-    def _bring_up(self, follower: _Follower) -> Steps:
+    def _load(self, follower: _Follower) -> Steps:
         failures = 0
         while not (yield from self._all(["location", "aliases", *["artifacts"] * self._plan.files])):
             yield self._env.timeout(pause(failures))
             failures += 1
-        yield self._env.timeout(self._plan.bringing_up * self._chance.uniform(0.8, 1.2))
+        yield self._env.timeout(self._plan.load_seconds * self._chance.uniform(0.8, 1.2))
         follower.is_unsettled, follower.has_swapped = False, True
-        self._outcome.stale.append(self._env.now - (self._plan.promoted_at or 0))
-        if not follower.woken.triggered:
-            follower.woken.succeed()
+        self._outcome.seconds_to_live.append(self._env.now - (self._plan.promoted_at or 0))
+        if not follower.wake.triggered:
+            follower.wake.succeed()
         yield from self._all(["tags", "tags"])
 
-    def _ask(self, kind: str) -> Steps:
+    def _call(self, kind: str) -> Steps:
         began = self._env.now
-        said = yield from self._registry.call(kind)
+        result = yield from self._registry.call(kind)
         self._waited = self._env.now - began
-        return said
+        return result
 
     def _all(self, kinds: list[str]) -> Steps:
         for kind in kinds:
-            if (yield from self._ask(kind)) is None:
+            if (yield from self._call(kind)) is None:
                 return False
         return True
 
@@ -261,8 +263,8 @@ class _Front:
 @dataclass(slots=True)
 class _Follower:
     promoted: bool
-    woken: simpy.Event
-    misses: int = 0
+    wake: simpy.Event
+    failures: int = 0
     pace: float = 0.0
     due: float = 0.0
     aliases_due: float = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.simulation import Outcome, Plan, simulate
+from benchmarks.fleet_simulation import Outcome, Plan, simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,17 @@ class Fleet:
     rate: float
     load: float
     failed: float
-    stale: tuple[float, ...]
+    seconds_to_live: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Return:
+class Recovery:
     """A registry that comes back, simulated: the most calls in a second, and when each front was answered."""
 
     name: str
     plan: Plan
     peak: int
-    back: tuple[float, ...]
+    seconds_to_recover: tuple[float, ...]
 
 
 def fleets(costs: Mapping[str, float]) -> list[Fleet]:
@@ -41,31 +41,33 @@ def fleets(costs: Mapping[str, float]) -> list[Fleet]:
         "100 fronts, 10 models each": Plan(costs, 4, 100, 10, **few),
         "1,000 fronts, a model each": Plan(costs, 4, 1000, **many),
         "the same without restraint": Plan(costs, 4, 1000, restrained=False, **many),
-        "the same, a look every 10 s": Plan(costs, 4, 1000, poll=10, **many),
-        "… and the artifacts in a bucket": Plan(costs, 4, 1000, poll=10, files=0, **many),
-        "… and 16 workers": Plan(costs, 16, 1000, poll=10, files=0, **many),
-        "… and 10 of 10,000 models each": Plan(costs, 16, 1000, 10, poll=10, files=0, **many),
+        "the same, a look every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **many),
+        "… and the artifacts in a bucket": Plan(costs, 4, 1000, poll_seconds=10, files=0, **many),
+        "… and 16 workers": Plan(costs, 16, 1000, poll_seconds=10, files=0, **many),
+        "… and 10 of 10,000 models each": Plan(costs, 16, 1000, 10, poll_seconds=10, files=0, **many),
     }
     return [_fleet(name, simulate(plan)) for name, plan in planned.items()]
 
 
 def _fleet(name: str, outcome: Outcome) -> Fleet:
-    return Fleet(name, outcome.plan, outcome.rate, outcome.load, outcome.failed, tuple(sorted(outcome.stale)))
+    return Fleet(
+        name, outcome.plan, outcome.rate, outcome.load, outcome.failed, tuple(sorted(outcome.seconds_to_live))
+    )
 
 
-def outages(costs: Mapping[str, float]) -> list[Return]:
+def outages(costs: Mapping[str, float]) -> list[Recovery]:
     """A registry of 4 workers that refuses all calls for twenty seconds, and what it is asked when back."""
     ends = 90.0
-    away: dict[str, Any] = {"away": (ends - 20, ends), "seconds": 150.0}
+    outage: dict[str, Any] = {"away": (ends - 20, ends), "seconds": 150.0}
     planned = {
-        "100 fronts": Plan(costs, 4, 100, **away),
-        "100 fronts, each rest 10 % longer or shorter": Plan(costs, 4, 100, jitter=0.1, **away),
-        "100 fronts, without restraint": Plan(costs, 4, 100, restrained=False, **away),
-        "1,000 fronts, a look every 10 s": Plan(costs, 4, 1000, poll=10, **away),
+        "100 fronts": Plan(costs, 4, 100, **outage),
+        "100 fronts, each rest 10 % longer or shorter": Plan(costs, 4, 100, jitter=0.1, **outage),
+        "100 fronts, without restraint": Plan(costs, 4, 100, restrained=False, **outage),
+        "1,000 fronts, a look every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **outage),
     }
-    return [_return(name, simulate(plan), ends) for name, plan in planned.items()]
+    return [_recovery(name, simulate(plan), ends) for name, plan in planned.items()]
 
 
-def _return(name: str, outcome: Outcome, ends: float) -> Return:
-    back = [moment - ends for moment in outcome.back if moment >= ends]
-    return Return(name, outcome.plan, outcome.peak(ends), tuple(sorted(back)))
+def _recovery(name: str, outcome: Outcome, ends: float) -> Recovery:
+    seconds_to_recover = [moment - ends for moment in outcome.recovered_at if moment >= ends]
+    return Recovery(name, outcome.plan, outcome.peak(ends), tuple(sorted(seconds_to_recover)))
