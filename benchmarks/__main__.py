@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`."""
+"""Command line of the benchmarks: `python -m benchmarks COMMAND`."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from benchmarks.wrk import WrkNotInstalled
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all measurements here.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all measurements to this file.")]
 MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", help="Write the section of RESULTS.md here.")
+    Path | None, typer.Option("--markdown", help="Write the section of RESULTS.md to this file.")
 ]
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure the service beside what runs in the same minutes: only ratios count on a noisy machine."""
+    """Compare systems in the same minutes: on a noisy machine only ratios are reliable."""
 
 
 @app.command()
 def throughput(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
-    connections: Annotated[str, typer.Option(help="Numbers of connections, comma separated.")] = "1,64",
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
+    connections: Annotated[str, typer.Option(help="Numbers of connections, comma-separated.")] = "1,64",
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Requests a second and latencies, beside a FastAPI endpoint that returns a constant."""
+    """Measure throughput and latency, compared with a FastAPI endpoint that returns a constant."""
     counts = [int(count) for count in connections.split(",")]
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results = _throughput.measure(Path(folder), counts, rounds, seconds)
@@ -62,11 +62,11 @@ def throughput(
 
 @app.command()
 def promotion(
-    promotions: Annotated[int, typer.Option(help="Promotions each way.")] = 20,
+    promotions: Annotated[int, typer.Option(help="Promotions by polling, and as many by webhook.")] = 20,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """From the registry's answer to a promotion to the first answer by the new version."""
+    """Measure the time from a promotion in the registry to the first prediction of the new version."""
     results = []
     for way in (_promotion.by_polling, _promotion.by_webhook):
         with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
@@ -78,13 +78,13 @@ def promotion(
 
 @app.command()
 def bulk(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or three requests.")] = 3,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
-    sizes: Annotated[str, typer.Option(help="Numbers of rows, comma separated.")] = "1,100,10000,100000",
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement; at least three requests.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Numbers of rows, comma-separated.")] = "1,100,10000,100000",
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many rows in one request, beside MLflow's server and the bare model, and small requests beside them."""
+    """Measure requests with many rows, compared with MLflow's server and the bare model."""
     counts = [int(count) for count in sizes.split(",")]
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results = _bulk.measure(Path(folder), counts, rounds, seconds)
@@ -95,12 +95,14 @@ def bulk(
 
 @app.command()
 def heavy(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; models and replicas take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds; each measures all models and numbers of processes.")
+    ] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Models that keep the cores busy, with one and two model processes, and /health meanwhile."""
+    """Measure CPU-bound models with one and two model processes, and the latency of /health meanwhile."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results = _heavy.measure(Path(folder), rounds, seconds)
     _heavy.show(results, out)
@@ -110,12 +112,12 @@ def heavy(
 
 @app.command()
 def overload(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; the settings take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all settings.")] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """More requests than a model can answer: what is answered and refused, and how soon."""
+    """Measure load above the capacity of a model: accepted and rejected requests, and their latencies."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results = _overload.measure(Path(folder), rounds, seconds)
     _overload.show(results, out)
@@ -125,13 +127,13 @@ def overload(
 
 @app.command()
 def features(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds, in which two services take turns.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures both services.")] = 5,
     connections: Annotated[int, typer.Option(help="Number of connections.")] = 64,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """What drift, journal, shadow, access log and traces cost, each alone and all together."""
+    """Measure the cost of drift, journal, shadow, access log and traces, alone and together."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results, counts = _features.measure(Path(folder), connections, rounds, seconds)
     _features.show(results, counts, out)
@@ -141,14 +143,14 @@ def features(
 
 @app.command()
 def scale(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the numbers of models take turns in each.")] = 3,
-    models: Annotated[str, typer.Option(help="Numbers of models, comma separated.")] = "1,10,50",
-    idle: Annotated[int, typer.Option(help="Idle connections beside the busy ones.")] = _scale.IDLE,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all numbers of models.")] = 3,
+    models: Annotated[str, typer.Option(help="Numbers of models, comma-separated.")] = "1,10,50",
+    idle: Annotated[int, typer.Option(help="Idle connections next to the busy ones.")] = _scale.IDLE,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+    """Measure many models in one front and many idle connections: memory, start, promotion and latency."""
     counts = [int(count) for count in models.split(",")]
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
         results = _scale.measure(Path(folder), counts, rounds, seconds, idle)
@@ -159,27 +161,27 @@ def scale(
 
 @app.command()
 def fleet(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or a few times that.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Base of the seconds per measurement.")] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many fronts on one registry: what a call costs, what fronts ask, and simulated fleets."""
+    """Measure many fronts on one registry: cost of a call, calls per front, and simulated fleets."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
-        results = _fleet.measure(Path(folder), seconds, lambda told: status.update(f"{told} …"))
+        results = _fleet.measure(Path(folder), seconds, lambda step: status.update(f"{step} …"))
     _fleet.show(results, out)
     _write(json_file, _fleet.raw(results), markdown_file, _fleet.markdown(results))
 
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(help="How long; hours find what minutes do not.")] = 5,
-    seed: Annotated[int, typer.Option(help="What is done, in which order.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Length; some faults appear only after hours.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the order of events.")] = 0,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Promotions, broken versions, crashes and overload in any order, with each answer checked."""
+    """Run promotions, crashes, overload and attacks in random order, and check every prediction."""
     with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _reported_errors():
-        results = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
+        results = _soak.measure(Path(folder), minutes * 60, seed, lambda step: status.update(f"{step} …"))
     _soak.show(results, out)
     _write(json_file, _soak.raw(results), markdown_file, _soak.markdown(results))
     _fail_if(_soak.failures(results))
@@ -187,14 +189,16 @@ def soak(
 
 @app.command()
 def ray(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; systems and replicas take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds; each measures all systems and numbers of instances.")
+    ] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Heavy models in replicas on Ray, beside plain fronts; a promotion and deaths under callers."""
+    """Measure heavy models on Ray, compared with plain fronts; then a promotion and crashes."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
-        results = _ray_serve.measure(Path(folder), rounds, seconds, lambda told: status.update(f"{told} …"))
+        results = _ray_serve.measure(Path(folder), rounds, seconds, lambda step: status.update(f"{step} …"))
     _ray_serve.show(results, out)
     _write(json_file, _ray_serve.raw(results), markdown_file, _ray_serve.markdown(results))
     _fail_if(_ray_serve.failures(results))
@@ -202,20 +206,20 @@ def ray(
 
 @app.command()
 def peers(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
     envs: Annotated[
-        Path, typer.Option(help="Where their environments are kept.", show_default="the user's cache folder")
+        Path, typer.Option(help="Folder of the environments.", show_default="the user's cache folder")
     ] = _peers.ENVIRONMENTS,
     picture_file: Annotated[
-        Path | None, typer.Option("--picture", help="Draw a bar chart here, SVG or PNG.")
+        Path | None, typer.Option("--picture", help="Draw a bar chart to this file, SVG or PNG.")
     ] = None,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Other servers of the same model, each in an environment of its own, which is made the first time."""
+    """Compare with other model servers; each gets its own environment, which is created on the first run."""
     with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
-        results = _peers.measure(Path(folder), envs, rounds, seconds, lambda told: status.update(f"{told} …"))
+        results = _peers.measure(Path(folder), envs, rounds, seconds, lambda step: status.update(f"{step} …"))
     _peers.show(results, out)
     _write(json_file, _peers.raw(results), markdown_file, _peers.markdown(results))
     if picture_file:

@@ -1,4 +1,4 @@
-"""Many rows in one request: beside MLflow's server, beside the bare model, and what small requests feel."""
+"""Requests with many rows, compared with MLflow's server and the bare model, and small requests meanwhile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -33,16 +33,16 @@ _SMALL_CONNECTIONS = 4
 _PROBES_PER_SECOND = 50
 
 Speeds = dict[int, dict[str, list[float]]]
-"""By number of rows, then by system: rows a second, one value a round."""
+"""Rows per second: by number of rows, then by system, one value per round."""
 
 
 class WrongPrediction(Exception):
-    """A system answered with another number of rows, or not what the bare model says."""
+    """Raised when a system returns another number of rows, or other predictions, than the bare model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """What small requests took: over a few connections without a pause, and at a steady rate."""
+    """Latencies of small requests: over a few busy connections, and at a constant rate."""
 
     load: LoadResult
     latencies: Latencies
@@ -50,7 +50,7 @@ class Small:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Small requests alone, and beside a client that sends one large batch after the other."""
+    """Small requests alone, and next to a client that sends large batches back to back."""
 
     quiet: Small
     busy: Small
@@ -59,7 +59,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that was measured."""
+    """All measurements."""
 
     speeds: Speeds
     body_bytes: dict[int, int]
@@ -68,13 +68,13 @@ class Results:
 
 
 def rows(count: int) -> list[dict[str, float]]:
-    """Flowers that differ from each other, the same in every run; values have three decimals."""
+    """Return distinct rows, the same in every run; values have three decimals."""
     random = Random(_SEED)
     return [{name: round(random.uniform(*ends), 3) for name, ends in _RANGES.items()} for _ in range(count)]
 
 
 def bodies(count: int) -> dict[str, bytes]:
-    """The same rows as each system takes them, in compact JSON."""
+    """Return the same rows in the JSON format of each system."""
     generated = rows(count)
     split = {"columns": [*_RANGES], "data": [[*row.values()] for row in generated]}
     return {
@@ -85,11 +85,11 @@ def bodies(count: int) -> dict[str, bytes]:
 
 
 def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> Results:
-    """Have each system answer the same rows in turn, round by round, one request after the other.
+    """Send the same rows to each system in turn, round by round, one request at a time.
 
     Raises:
-        WrongAnswer: a system does not answer what the bare model does.
-        NotStarted: a system does not start.
+        WrongPrediction: A system disagrees with the bare model.
+        NotStarted: A system does not start.
     """
     registry = make_registry(folder)
     results = Results({count: {} for count in sizes}, {}, {count: {} for count in sizes}, [])
@@ -112,7 +112,7 @@ def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> 
                         response = client.request(body)
                         results.response_bytes[count][name] = len(response)
                         check(name, response, count, bare.predictions(count))
-                        _record(results, count, name, repeat(lambda: client.request(body), seconds))  # noqa: B023  # called at once
+                        _record(results, count, name, repeat(partial(client.request, body), seconds))
                 _record(results, count, BARE, bare.seconds(count, seconds))
         with Prober() as prober:
             for _ in range(rounds):
@@ -123,50 +123,50 @@ def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> 
 
 
 def check(name: str, response: bytes, count: int, wanted: dict[int, list[float]]) -> None:
-    """Compare the number of answers, and the chances of the rows in `wanted`, with the bare model's.
+    """Compare the number of predictions, and the probabilities of the rows in `wanted`, with the bare model.
 
     Raises:
-        WrongAnswer: they differ.
+        WrongPrediction: They differ.
     """
     predictions = orjson.loads(response)["predictions"]
     if len(predictions) != count:
-        raise WrongPrediction(f"{name} answers {len(predictions)} rows for {count}")
+        raise WrongPrediction(f"{name} returned {len(predictions)} rows for {count}")
     for index, chances in wanted.items():
         predicted = predictions[index]
         predicted = [*predicted["probabilities"].values()] if isinstance(predicted, dict) else predicted
         if any(
             abs(value - reference) > _TOLERANCE for value, reference in zip(predicted, chances, strict=True)
         ):
-            raise WrongPrediction(f"{name} answers {predicted} to row {index}, the bare model {chances}")
+            raise WrongPrediction(f"{name} returned {predicted} for row {index}, the bare model {chances}")
 
 
 def better(speeds: dict[str, list[float]]) -> str:
-    """MLflow's faster format, by the median."""
+    """Return the faster of MLflow's two formats, by the median."""
     return max((SPLIT, RECORDS), key=lambda name: median(speeds[name]))
 
 
 def ratios(speeds: dict[str, list[float]], to: str) -> list[float]:
-    """Our rows a second to another system's, each of the same round."""
+    """Return the ratios of our rows per second to another system's, round by round."""
     return [ours / theirs for ours, theirs in zip(speeds[SERVING], speeds[to], strict=True)]
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show(_tables(results), out)
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Many rows in one request", _tables(results))
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return asdict(results)
 
 
 def failures(results: Results) -> int:
-    """How many small requests failed in all."""
+    """Return the total number of failed small requests."""
     return sum(result.quiet.load.failed + result.busy.load.failed for result in results.beside)
 
 
@@ -182,13 +182,13 @@ def _measure_beside(url: str, body: bytes, folder: Path, prober: Prober, seconds
 
 
 def _measure_small(url: str, folder: Path, prober: Prober, seconds: float) -> Small:
-    """Not at the same time: what is probed would wait for what is driven."""
+    """Measure wrk and the probe one after the other: wrk would delay the probe's requests."""
     predict = f"{url}/predict"
     load = drive(predict, ROW, folder, connections=_SMALL_CONNECTIONS, seconds=seconds)
     return Small(load, prober.start(predict, _PROBES_PER_SECOND, seconds, orjson.dumps(ROW)).result())
 
 
-# -- the bare model, in a process of its own
+# -- the bare model, in its own process
 
 
 class _Bare:
@@ -241,7 +241,7 @@ def _frame(count: int) -> Any:
     return pd.DataFrame(rows(count))
 
 
-# -- telling
+# -- report
 
 
 def _tables(results: Results) -> list[ReportTable]:
@@ -267,13 +267,11 @@ def _speed_table(results: Results) -> ReportTable:
             )
         best = better(speeds)
         notes.append(f"{count:,} row{'s' * (count > 1)}: serving / {best} = {range_of(ratios(speeds, best))}")
-    notes.append(
-        "One client on one connection, which waits for each answer; min / median / max of the rounds."
-    )
+    notes.append("One client on one connection, one request at a time; min / median / max of the rounds.")
     sizes = ", ".join(f"{size / 1e6:.4f} MB for {count:,}" for count, size in results.body_bytes.items())
     notes.append(f"Bodies to serving: {sizes}; SERVING_MAX_BODY_BYTES is at its default.")
-    columns = ("rows", "system", "rows/s", "ms a request", "of the bare model", "answer MB")
-    return ReportTable("Rows a second", columns, tuple(lines), tuple(notes))
+    columns = ("rows", "system", "rows/s", "ms per request", "ratio to the bare model", "response MB")
+    return ReportTable("Rows per second", columns, tuple(lines), tuple(notes))
 
 
 def _small_requests_table(beside: Sequence[Beside]) -> ReportTable:
@@ -281,9 +279,9 @@ def _small_requests_table(beside: Sequence[Beside]) -> ReportTable:
         "wrk, 4 connections: requests/s": lambda small: small.load.rate,
         "wrk, 4 connections: p99 ms": lambda small: small.load.p99,
         "wrk, 4 connections: worst ms": lambda small: small.load.worst,
-        "50 a second: p50 ms": lambda small: small.latencies.p50,
-        "50 a second: p99 ms": lambda small: small.latencies.p99,
-        "50 a second: worst ms": lambda small: small.latencies.worst,
+        "50 per second: p50 ms": lambda small: small.latencies.p50,
+        "50 per second: p99 ms": lambda small: small.latencies.p99,
+        "50 per second: worst ms": lambda small: small.latencies.worst,
     }
     lines = []
     for name, of in figures.items():
@@ -292,10 +290,10 @@ def _small_requests_table(beside: Sequence[Beside]) -> ReportTable:
         lines.append((name, range_of(quiet), range_of(busy), range_of(times)))
     batches = range_of([result.seconds_per_batch for result in beside])
     notes = (
-        f"Beside them one client sends the largest batch again and again; a batch took {batches} s.",
-        "wrk sends nothing while it waits, so that a stall counts once a connection; asked 50 times a second "
-        "each request counts that a stall delays.",
+        f"Meanwhile one client sends the largest batch repeatedly; a batch took {batches} s.",
+        "wrk sends nothing while it waits, so that a stall counts once per connection. At a constant rate, "
+        "every request that a stall delays counts.",
     )
     return ReportTable(
-        "Small requests beside large ones", ("", "quiet", "beside", "ratio"), tuple(lines), notes
+        "Small requests next to large ones", ("", "alone", "next to a batch", "ratio"), tuple(lines), notes
     )

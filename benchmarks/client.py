@@ -1,4 +1,4 @@
-"""Clients in Python, for what wrk can't do: answers that are looked at, and requests at a steady rate."""
+"""HTTP clients in Python for measurements that wrk cannot do: checked responses and constant rates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_CONNECTIONS = 64
 
 
 class UnexpectedStatus(Exception):
-    """A request that should have been answered was not."""
+    """Raised when the status of a response is not 200."""
 
 
 class HttpClient:
-    """One keep-alive connection, on which each request waits for the answer to the one before."""
+    """One keep-alive connection that sends one request at a time."""
 
     def __init__(self, url: str) -> None:
         at = urlsplit(url)
@@ -40,22 +40,22 @@ class HttpClient:
         self._connection.close()
 
     def request(self, body: bytes | None = None) -> bytes:
-        """The answer to a POST of JSON; without a body, to a GET.
+        """Return the body of the response to a POST of JSON, or to a GET if there is no body.
 
         Raises:
-            Refused: its status is not 200.
+            UnexpectedStatus: The status is not 200.
         """
         headers = {"Content-Type": "application/json"} if body else {}
         self._connection.request("POST" if body else "GET", self._path, body, headers)
         response = self._connection.getresponse()
         text = response.read()
         if response.status != 200:
-            raise UnexpectedStatus(f"{self._path} answers {response.status}: {text[:500]!r}")
+            raise UnexpectedStatus(f"{self._path} returned {response.status}: {text[:500]!r}")
         return text
 
 
 def repeat(call: Callable[[], object], seconds: float, at_least: int = 3) -> float:
-    """Seconds that one call takes, on average over those that fit in `seconds`."""
+    """Return the mean seconds per call, over all calls that fit into `seconds`."""
     began, calls = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds or calls < at_least:
         call()
@@ -65,7 +65,7 @@ def repeat(call: Callable[[], object], seconds: float, at_least: int = 3) -> flo
 
 @contextmanager
 def repeated_requests(url: str, body: bytes) -> Iterator[list[float]]:
-    """Send this body again and again in the background; gives the seconds each answer took, as they come."""
+    """Send a body repeatedly in the background; yield the list that collects the seconds of each response."""
     seconds: list[float] = []
     stop = Event()
 
@@ -87,7 +87,7 @@ def repeated_requests(url: str, body: bytes) -> Iterator[list[float]]:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Milliseconds that requests at a steady rate took: half, 99 of 100 and all of them at most."""
+    """Median, 99th percentile and maximum of request latencies, in milliseconds."""
 
     p50: float
     p99: float
@@ -95,9 +95,9 @@ class Latencies:
 
 
 def probe(url: str, rate: float, seconds: float, body: bytes | None = None) -> Latencies:
-    """Ask this often a second, whether what was asked before is answered or not.
+    """Send requests at a constant rate, without waiting for earlier responses.
 
-    What takes long delays nothing behind it, as if each request came from a client of its own.
+    A slow response delays no later request, as if each request had its own client.
     """
     clients: SimpleQueue[HttpClient] = SimpleQueue()
     milliseconds: list[float] = []
@@ -115,7 +115,7 @@ def probe(url: str, rate: float, seconds: float, body: bytes | None = None) -> L
         pending = []
         for number in range(round(rate * seconds)):
             time.sleep(max(0.0, began + number / rate - time.perf_counter()))
-            # How late this process wakes up is nothing that the service could help.
+            # The latency starts now: a late wake-up of this process must not count against the service.
             pending.append(threads.submit(request, time.perf_counter()))
         for future in pending:
             future.result()
@@ -123,20 +123,20 @@ def probe(url: str, rate: float, seconds: float, body: bytes | None = None) -> L
 
 
 def summary(milliseconds: list[float]) -> Latencies:
-    """The percentiles of what was taken, each one that did happen."""
+    """Return the percentiles of latencies; each one is a measured value, not an interpolated one."""
     ordered = sorted(milliseconds)
     last = len(ordered) - 1
     return Latencies(ordered[last // 2], ordered[min(last, round(len(ordered) * 0.99))], ordered[last])
 
 
 class Prober:
-    """Runs `probe` in a process of its own, so that it waits for nothing but the answers."""
+    """Run `probe` in its own process, where no other work delays it."""
 
     def __init__(self) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def __enter__(self) -> Self:
-        self._process.submit(time.perf_counter).result()  # it has started
+        self._process.submit(time.perf_counter).result()  # waits until the process has started
         return self
 
     def __exit__(
@@ -145,5 +145,5 @@ class Prober:
         self._process.shutdown(cancel_futures=True)
 
     def start(self, url: str, rate: float, seconds: float, body: bytes | None = None) -> Future[Latencies]:
-        """Begin to probe; its result is there after `seconds`."""
+        """Start a probe; its future is done after `seconds`."""
         return self._process.submit(probe, url, rate, seconds, body)

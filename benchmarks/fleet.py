@@ -1,8 +1,7 @@
-"""Many fronts on one registry: what a call costs it, what fronts ask, and fleets of them, simulated.
+"""Many fronts on one registry: cost of a call, calls per front, and simulated fleets.
 
-The figures that the simulation goes by are measured in the same run, on an MLflow server with PostgreSQL; and
-what it foretells is measured there too, as far as one machine goes: with real fronts, and with clients that
-look as fronts do.
+The inputs of the simulation are measured in the same run, on an MLflow server with PostgreSQL. Its outputs
+are validated as far as one machine allows: with real fronts, and with clients that poll like fronts.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _MODELS = (1, 6)
 
 @dataclass(frozen=True, slots=True)
 class CallRate:
-    """Calls of one real front, a second or for one promotion, and what the simulation has for it."""
+    """Calls per second, or per promotion, of one real front, and the simulated number."""
 
     what: str
     measured: Mapping[str, float]
@@ -44,7 +43,7 @@ class CallRate:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What clients that look as fronts do saw, and what the simulation has for as many fronts."""
+    """Measurements of clients that poll like fronts, and the simulation of as many fronts."""
 
     measured: PollStats
     simulated: PollStats
@@ -52,7 +51,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that was measured and simulated."""
+    """All measurements and simulations."""
 
     costs: list[Cost]
     call_rates: list[CallRate]
@@ -62,14 +61,14 @@ class Results:
 
 
 def measure(folder: Path, seconds: float, progress: Callable[[str], None]) -> Results:
-    """Measure the registry and fronts on it, and simulate fleets with what was found.
+    """Measure the registry and the fronts on it, and simulate fleets from these numbers.
 
     Raises:
-        NoWrk: wrk is not installed.
-        NotStarted: a server did not come up, or a version did not go live.
+        WrkNotInstalled: wrk is not installed.
+        NotStarted: A server did not start, or a version did not go live.
     """
     with Postgres() as postgres, registry_server.server(folder, uri := postgres.url(), 1) as url:
-        progress("what a call costs")
+        progress("cost of a call")
         costs = []
         for models in (FEW, MANY):
             registry_server.populate(uri, models)
@@ -78,9 +77,9 @@ def measure(folder: Path, seconds: float, progress: Callable[[str], None]) -> Re
             ]
         seconds_of = {cost.call: 1 / cost.rate for cost in costs if cost.models == MANY}
         seconds_of["artifacts"] = seconds_of["location"]
-        progress("what fronts ask")
+        progress("calls of fronts")
         call_rates = _call_rates(url, folder, seconds_of, 4 * seconds)
-        progress("clients that look as fronts do")
+        progress("clients that poll like fronts")
         validations = _validations(url, seconds_of["look"], 10 * seconds)
     progress("fleets")
     return Results(costs, call_rates, validations, fleets(seconds_of), outages(seconds_of))
@@ -103,10 +102,10 @@ def _call_rates(url: str, folder: Path, costs: Mapping[str, float], seconds: flo
             idle = _calls(log, lambda: time.sleep(seconds))
             plan = Plan(costs, 1, _FRONTS, models)
             rates = {call: count / seconds / _FRONTS for call, count in idle.items()}
-            results.append(CallRate(f"{models} followed, a second", rates, simulate(plan).rate / _FRONTS))
+            results.append(CallRate(f"{models} followed, per second", rates, simulate(plan).rate / _FRONTS))
             if models == 1:
                 promoted = _calls_of_promotion(client, names[0], fronts, log)
-                results.append(CallRate("for a promotion", promoted, _simulated_promotion(plan)))
+                results.append(CallRate("per promotion", promoted, _simulated_promotion(plan)))
     return results
 
 
@@ -116,7 +115,7 @@ def _front(stack: ExitStack, url: str, folder: Path, references: str) -> str:
 
 
 def _calls_of_promotion(client: Any, name: str, fronts: Sequence[str], log: Path) -> dict[str, float]:
-    """The calls of each front that are for a promotion alone, beyond its looks."""
+    """Return the calls per front that belong to a promotion alone, without its polls."""
     (version,) = more_versions(client, name, 1)
 
     def promote(_: str) -> None:
@@ -127,7 +126,7 @@ def _calls_of_promotion(client: Any, name: str, fronts: Sequence[str], log: Path
             seconds_to_live(
                 f"{front}/models/{name}/predict", version, promote if number == 0 else lambda _: None
             )
-        time.sleep(2)  # the tags follow with the next look
+        time.sleep(2)  # the next poll writes the tags
 
     results = _calls(log, swap)
     return {call: count / len(fronts) for call, count in results.items() if call in OF_PROMOTION}
@@ -144,7 +143,7 @@ def _calls(log: Path, during: Callable[[], None]) -> Counter[str]:
     return registry_server.count_calls(log, since)
 
 
-# -- clients that look as fronts do
+# -- clients that poll like fronts
 
 
 def _validations(url: str, cost: float, seconds: float) -> list[Validation]:
@@ -171,21 +170,21 @@ def _simulated(cost: float, fronts: int, seconds: float, *, restrained: bool) ->
     )
 
 
-# -- telling
+# -- report
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show(_tables(results), out)
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Many fronts on one registry: `python -m benchmarks fleet`", _tables(results))
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """All figures, for JSON."""
+    """Return all numbers for JSON."""
     return asdict(results)
 
 
@@ -202,23 +201,23 @@ def _tables(results: Results) -> list[ReportTable]:
 def _cost_table(costs: Sequence[Cost]) -> ReportTable:
     rate = {(cost.call, cost.models): cost.rate for cost in costs}
     return ReportTable(
-        "What one worker of the MLflow server answers, on PostgreSQL",
+        "Capacity of one worker of the MLflow server, on PostgreSQL",
         ("call", *(f"calls/s, {models:,} models registered" for models in (FEW, MANY))),
         tuple(
             (call, *(f"{rate[call, models]:,.0f}" for models in (FEW, MANY)))
             for call in registry_server.CALLS
         ),
         (
-            "wrk with 8 connections, PostgreSQL and wrk on the same two cores. A look searches the versions "
-            "of a model, a marker the five that changed last: what a front asks again and again.",
+            "wrk with 8 connections; PostgreSQL and wrk share two cores. `look` searches the versions of a "
+            "model, `marker` the five that changed last: the calls of each poll.",
         ),
     )
 
 
 def _call_rate_table(call_rates: Sequence[CallRate]) -> ReportTable:
     return ReportTable(
-        "What a front asks the registry",
-        ("models", "calls, as the server counted them", "in all", "simulated"),
+        "Calls of a front to the registry",
+        ("models", "calls, from the server's log", "total", "simulated"),
         tuple(
             (
                 call_rate.what,
@@ -228,14 +227,14 @@ def _call_rate_table(call_rates: Sequence[CallRate]) -> ReportTable:
             )
             for call_rate in call_rates
         ),
-        (f"{_FRONTS} real fronts, which look every second; the first of them writes the tags for all.",),
+        (f"{_FRONTS} real fronts, which poll every second; the first one writes the tags for all.",),
     )
 
 
 def _polling_table(validations: Sequence[Validation]) -> ReportTable:
     return ReportTable(
-        "Clients that look every second as fronts do, at one worker: measured / simulated",
-        ("clients", "restraint", "looks/s", "p50 s", "p99 s", "in vain"),
+        "Clients that poll every second like fronts, with one worker: measured / simulated",
+        ("clients", "restraint", "polls/s", "p50 s", "p99 s", "failed"),
         tuple(
             (
                 f"{validation.measured.fronts:,}",
@@ -247,14 +246,14 @@ def _polling_table(validations: Sequence[Validation]) -> ReportTable:
             )
             for validation in validations
         ),
-        ("A look is given up after 3 s. With restraint, rests are those of `serving.registry.plan`.",),
+        ("A poll times out after 3 s. With restraint, the delays are those of the service.",),
     )
 
 
 def _fleet_table(fleets: Sequence[Fleet]) -> ReportTable:
     return ReportTable(
-        "Simulated: fleets, and one promotion that each front is to see",
-        ("fleet", "workers", "calls/s", "busy", "in vain", "seconds to live: p50 / p99", "live on"),
+        "Simulated: fleets with one promotion on each front",
+        ("fleet", "workers", "calls/s", "busy", "failed", "seconds to live: p50 / p99", "live on"),
         tuple(
             (
                 fleet.name,
@@ -267,19 +266,19 @@ def _fleet_table(fleets: Sequence[Fleet]) -> ReportTable:
             )
             for fleet in fleets
         ),
-        ("Calls, load and those in vain are of a third without and a third or two with the promotion.",),
+        ("Calls, load and failures cover the time after the warm-up, before and after the promotion.",),
     )
 
 
 def _recovery_table(recoveries: Sequence[Recovery]) -> ReportTable:
     return ReportTable(
-        "Simulated: the registry is away for 20 s and comes back, 4 workers",
-        ("fleet", "most calls within a second", "seconds until answered again: p50 / all"),
+        "Simulated: an outage of the registry for 20 s, 4 workers",
+        ("fleet", "max calls per second", "seconds to recover: p50 / max"),
         tuple(
             (
                 recovery.name,
                 f"{recovery.peak:,}",
-                f"{quantile(recovery.seconds_to_recover, 0.5):.1f} / {quantile(recovery.seconds_to_recover, 1):.1f}",
+                " / ".join(f"{quantile(recovery.seconds_to_recover, share):.1f}" for share in (0.5, 1)),
             )
             for recovery in recoveries
         ),

@@ -1,4 +1,4 @@
-"""Fleets of ten to a thousand fronts on one registry, as the simulation has them."""
+"""Simulated scenarios: ten to a thousand fronts on one registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.fleet_simulation import Outcome, Plan, simulate
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What became of a fleet, simulated: the registry's load, and each front's seconds to the new version."""
+    """A simulated fleet: load of the registry, and each front's seconds until the new version is live."""
 
     name: str
     plan: Plan
@@ -23,7 +23,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """A registry that comes back, simulated: the most calls in a second, and when each front was answered."""
+    """A simulated outage: maximum calls per second afterwards, and the seconds until each front recovers."""
 
     name: str
     plan: Plan
@@ -32,17 +32,17 @@ class Recovery:
 
 
 def fleets(costs: Mapping[str, float]) -> list[Fleet]:
-    """Fleets on a registry of 4 or 16 workers, and a promotion that each of their fronts is to see."""
+    """Simulate fleets on a registry with 4 or 16 workers, and one promotion on each of their fronts."""
     few: dict[str, Any] = {"promoted_at": 60.0, "seconds": 120.0}
     many = few | {"seconds": 360.0}
     planned = {
-        "10 fronts, a model each": Plan(costs, 4, 10, **few),
-        "100 fronts, a model each": Plan(costs, 4, 100, **few),
+        "10 fronts, one model each": Plan(costs, 4, 10, **few),
+        "100 fronts, one model each": Plan(costs, 4, 100, **few),
         "100 fronts, 10 models each": Plan(costs, 4, 100, 10, **few),
-        "1,000 fronts, a model each": Plan(costs, 4, 1000, **many),
+        "1,000 fronts, one model each": Plan(costs, 4, 1000, **many),
         "the same without restraint": Plan(costs, 4, 1000, restrained=False, **many),
-        "the same, a look every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **many),
-        "… and the artifacts in a bucket": Plan(costs, 4, 1000, poll_seconds=10, files=0, **many),
+        "the same, a poll every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **many),
+        "… artifacts in a bucket": Plan(costs, 4, 1000, poll_seconds=10, files=0, **many),
         "… and 16 workers": Plan(costs, 16, 1000, poll_seconds=10, files=0, **many),
         "… and 10 of 10,000 models each": Plan(costs, 16, 1000, 10, poll_seconds=10, files=0, **many),
     }
@@ -56,14 +56,14 @@ def _fleet(name: str, outcome: Outcome) -> Fleet:
 
 
 def outages(costs: Mapping[str, float]) -> list[Recovery]:
-    """A registry of 4 workers that refuses all calls for twenty seconds, and what it is asked when back."""
+    """Simulate a registry with 4 workers that rejects all calls for twenty seconds, and then returns."""
     ends = 90.0
     outage: dict[str, Any] = {"away": (ends - 20, ends), "seconds": 150.0}
     planned = {
         "100 fronts": Plan(costs, 4, 100, **outage),
-        "100 fronts, each rest 10 % longer or shorter": Plan(costs, 4, 100, jitter=0.1, **outage),
+        "100 fronts, delays vary by 10 %": Plan(costs, 4, 100, jitter=0.1, **outage),
         "100 fronts, without restraint": Plan(costs, 4, 100, restrained=False, **outage),
-        "1,000 fronts, a look every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **outage),
+        "1,000 fronts, a poll every 10 s": Plan(costs, 4, 1000, poll_seconds=10, **outage),
     }
     return [_recovery(name, simulate(plan), ends) for name, plan in planned.items()]
 

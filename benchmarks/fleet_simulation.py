@@ -1,9 +1,9 @@
-"""A fleet of fronts that looks at one registry, simulated: what that is asked, and how stale the fronts are.
+"""Simulation of a fleet that polls one registry: load of the registry, and delay of a promotion.
 
-What a front does is as in `serving.registry`: a look for each model that it follows, or from four models on a
-glance that all share and a look at each model now and then; three seconds of patience; rests and pauses, for
-which the product's own functions are called. The server has workers, each of which answers one call at a
-time, in turn; a call that its caller has given up costs it as much as any other.
+A front behaves as in `serving.registry`. It polls for each model that it follows; from four models on, all
+models share one poll for changes, and each model has its own poll now and then. A call times out after three
+seconds. The delays come from the product's own functions. Each worker of the server handles one call at a
+time, in order of arrival. A call that the client has abandoned costs as much as any other call.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Steps = Generator[simpy.Event, Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is simulated.
+    """Parameters of a simulation.
 
     Args:
-        costs: seconds that a worker takes for each kind of call.
-        workers: that answer, each one call at a time.
-        fronts: how many there are.
-        models: that each front follows by stage.
-        poll: seconds between looks.
-        seconds: that are simulated; what happens in the first third is warming up.
-        bringing_up: seconds from the artifacts to a version that is proven.
-        files: calls for a version's artifacts.
-        restrained: whether fronts rest for longer where the registry is slow, as the product does.
-        aliases_every: seconds between looks at a live version's aliases.
-        jitter: by which part of it a rest is longer or shorter, at random.
-        together: whether all fronts start at the same moment.
-        promoted_at: when a version of a model of each front is promoted.
-        away: from when to when the registry refuses every call.
-        seed: of what is random.
+        costs: Seconds of worker time, by kind of call.
+        workers: Number of workers; each handles one call at a time.
+        fronts: Number of fronts.
+        models: Number of models that each front follows by stage.
+        poll_seconds: Seconds between polls.
+        seconds: Simulated seconds; the first third is warm-up.
+        load_seconds: Seconds from the artifacts to a verified version.
+        files: Number of calls for the artifacts of a version.
+        restrained: Whether fronts poll less often when the registry is slow, as the product does.
+        alias_poll_seconds: Seconds between polls of a live version's aliases.
+        jitter: Relative amount by which a delay varies at random.
+        together: Whether all fronts start at the same moment.
+        promoted_at: Time at which a version of one model of each front is promoted.
+        outage: Start and end of the time in which the registry rejects every call.
+        seed: Seed of the random numbers.
     """
 
     costs: Mapping[str, float]
@@ -66,12 +66,12 @@ class Plan:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it.
+    """Results of a simulation.
 
-    `asked`, `in_vain`, `busy` and `waits` are of the time after warming up: calls by kind, those given up or
-    refused, the workers' seconds, and the seconds of each call that was answered. `stale` are the seconds
-    from the promotion to the swap of each front that got there, `moments` when calls were made, and `back`
-    when each front was first answered again after the registry had been away.
+    `calls`, `failed_calls`, `busy` and `waits` exclude the warm-up: calls by kind, calls that timed out or
+    were rejected, seconds of worker time, and seconds of each successful call. `seconds_to_live` are the
+    seconds from the promotion to the swap, one for each front that completed it. `called_at` are the times
+    of all calls, and `recovered_at` the time of each front's first successful call after an outage.
     """
 
     plan: Plan
@@ -85,31 +85,31 @@ class Outcome:
 
     @property
     def measured_seconds(self) -> float:
-        """How long was measured."""
+        """Return the length of the simulation without the warm-up."""
         return self.plan.seconds * 2 / 3
 
     @property
     def rate(self) -> float:
-        """Calls a second that reached the registry."""
+        """Return the calls per second that reached the registry."""
         return self.calls.total() / self.measured_seconds
 
     @property
     def load(self) -> float:
-        """The share of the workers' time that was used."""
+        """Return the share of worker time that was used."""
         return self.busy / self.measured_seconds / self.plan.workers
 
     @property
     def failed(self) -> float:
-        """The share of calls that were given up or refused."""
+        """Return the share of calls that timed out or were rejected."""
         return self.failed_calls / max(1, self.calls.total())
 
     def peak(self, since: float) -> int:
-        """The most calls within a second, from a moment on."""
+        """Return the maximum number of calls within one second, from a time on."""
         return max(Counter(int(moment) for moment in self.called_at if moment >= since).values(), default=0)
 
 
 def simulate(plan: Plan) -> Outcome:
-    """Run it; the same plan has the same outcome."""
+    """Run the simulation; equal plans have equal outcomes."""
     env = simpy.Environment()
     outcome = Outcome(plan)
     registry = _Registry(env, plan, outcome)
@@ -123,7 +123,7 @@ def simulate(plan: Plan) -> Outcome:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of them is."""
+    """Return the value below which this share of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
@@ -144,7 +144,7 @@ class _Registry:
         return at is not None and self._env.now >= at
 
     def call(self, kind: str) -> Steps:
-        """What the registry says, None if that is nothing: it takes too long, or is away."""
+        """Return the registry's response, or None if the call times out or the registry is down."""
         began = self._env.now
         counted = began >= self._plan.seconds / 3
         self._outcome.called_at.append(began)
@@ -184,7 +184,7 @@ class _Front:
         self._has_reached, self._waited = True, 0.0
 
     def follow(self, *, promoted: bool) -> Steps:
-        """One model: look, rest, look again."""
+        """Follow one model: poll, wait, poll again."""
         plan, env = self._plan, self._env
         follower = _Follower(promoted=promoted, wake=env.event())
         yield env.timeout(self._starts + self._chance.uniform(0, 0.01))

@@ -1,4 +1,4 @@
-"""Models that keep the cores busy: how fast they answer, and whether the front still answers at once."""
+"""CPU-bound models: throughput, and the latency of the front under their load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.wrk import LoadResult, drive
 
 CPU_BOUND, FOREST = "cpu-bound", "forest"
 REPLICAS = (1, 2)
-_DESCRIPTIONS = {CPU_BOUND: "20 ms of CPU a call", FOREST: "forest of 300 trees"}
+_DESCRIPTIONS = {CPU_BOUND: "20 ms of CPU per call", FOREST: "forest of 300 trees"}
 _TREES = 300
 _CONNECTIONS = 16
 _PROBES_PER_SECOND = 50
@@ -37,17 +37,17 @@ class LoadRun:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that was measured; `quiet` is `/health` while nothing else is asked."""
+    """All measurements; `quiet` is `/health` without load."""
 
     runs: list[LoadRun]
     quiet: list[Latencies]
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> Results:
-    """Drive each model with each number of model processes in turn, round by round.
+    """Measure each model with each number of model processes in turn, round by round.
 
     Raises:
-        NotStarted: a service does not start.
+        NotStarted: A service does not start.
     """
     registry = make_registry(folder)
     register(registry)
@@ -64,22 +64,22 @@ def measure(folder: Path, rounds: int, seconds: float) -> Results:
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show([_table(results)], out)
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Heavy models", [_table(results)])
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return asdict(results)
 
 
 def failures(results: Results) -> int:
-    """How many requests failed in all."""
+    """Return the total number of failed requests."""
     return sum(run.predict.failed for run in results.runs)
 
 
@@ -100,7 +100,7 @@ def _run_load(model: str, replicas: int, url: str, folder: Path, prober: Prober,
 
 
 def register(registry: str) -> None:
-    """Log both models in a registry, and promote them."""
+    """Log both models in a registry and promote them."""
     client = registry_client(registry)
     import mlflow
     from mlflow.models import infer_signature
@@ -111,18 +111,18 @@ def register(registry: str) -> None:
 
     data = load_iris(as_frame=True)
     flowers = data.data.set_axis([*ROW], axis="columns")
-    mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
+    mlflow.set_experiment("iris")  # its artifacts are stored in `folder`
     mlflow.pyfunc.log_model(
         name=CPU_BOUND,
         python_model=str(Path(__file__).with_name("models") / "cpu_bound.py"),
         signature=infer_signature(flowers, [0.0]),
         input_example=flowers.head(),
-        pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
+        pip_requirements=["mlflow"],  # otherwise MLflow loads the model once more to infer them
         registered_model_name=CPU_BOUND,
     )
     forest = RandomForestClassifier(_TREES, n_jobs=1, random_state=0).fit(flowers, data.target)
     classes = [str(name) for name in data.target_names]
-    # skops takes no tree from a file without being told to; this one was grown here.
+    # skops refuses trees from a file by default. This tree was trained here.
     trusted = ["sklearn.tree._tree.Tree"]
     log_model(forest, flowers, registered_model_name=FOREST, classes=classes, skops_trusted_types=trusted)
     for name in _DESCRIPTIONS:
@@ -157,10 +157,10 @@ def _table(results: Results) -> ReportTable:
         "failed",
     )
     notes = (
-        f"wrk with {_CONNECTIONS} connections; /health (in ms) is asked {_PROBES_PER_SECOND} times a second by "
-        "a process of its own, the first line while nothing else is. Min / median / max of the rounds.",
+        f"wrk with {_CONNECTIONS} connections; /health (ms) gets {_PROBES_PER_SECOND} requests/s from "
+        "another process, in the first line without load. Min / median / max of the rounds.",
     )
-    return ReportTable("Models that keep the cores busy", columns, tuple(lines), notes)
+    return ReportTable("CPU-bound models", columns, tuple(lines), notes)
 
 
 def _health(rounds: Sequence[Latencies]) -> tuple[str, str]:

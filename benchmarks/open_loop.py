@@ -1,4 +1,4 @@
-"""Requests that arrive at a constant rate, whatever becomes of those before: as many callers' do."""
+"""Open-loop load: requests at a constant rate that does not depend on earlier responses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One request: its status, 0 where it got no answer, and the seconds from when it was due to that."""
+    """Status of one request (0 without a response), and the seconds from its due time to the response."""
 
     status: int
     seconds: float
 
 
 async def send_at_rate(url: str, body: bytes, rate: float, seconds: float) -> list[Response]:
-    """Ask so many times a second for so long; a request is timed from when it was due."""
+    """Send requests at a constant rate; a request's latency starts at its due time."""
     at = urlsplit(url)
     head = f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

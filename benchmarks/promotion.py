@@ -1,4 +1,4 @@
-"""How soon a promotion answers clients, and what they notice of the swap."""
+"""Time from a promotion to the first prediction of the new version, and the effect of the swap on clients."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Promotions:
-    """Seconds from the registry's answer to each promotion to the first answer by its version.
+    """Seconds from each promotion in the registry to the first prediction of its version.
 
-    `quiet` and `swapping` are what clients measured before and during the promotions.
+    `quiet` and `swapping` are the clients' measurements before and during the promotions.
     """
 
     by: str
@@ -40,7 +40,7 @@ class Promotions:
 
     @property
     def p99_ratio(self) -> float:
-        """The clients' p99 during the swaps as a ratio to the quiet one."""
+        """Return the ratio of the clients' p99 during the swaps to the p99 before them."""
         return self.swapping.p99 / self.quiet.p99
 
 
@@ -58,7 +58,7 @@ def by_polling(folder: Path, promotions: int) -> Promotions:
 
 
 def by_webhook(folder: Path, promotions: int) -> Promotions:
-    """Move an alias on an MLflow server, which sends the service a webhook; it polls too slowly to count."""
+    """Move an alias on an MLflow server that sends webhooks; the service practically does not poll."""
     secret = secrets.token_hex(16)
     with mlflow_server(folder) as registry:
         make_registry(folder, registry)
@@ -83,7 +83,7 @@ def by_webhook(folder: Path, promotions: int) -> Promotions:
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """Run an MLflow server that keeps the artifacts and may send webhooks to this machine; gives its URI."""
+    """Run an MLflow server that serves artifacts and may send webhooks to this machine; yield its URI."""
     from cryptography.fernet import Fernet
 
     port = servers.free_port()
@@ -93,7 +93,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     env = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # else a new webhook is not known for a minute
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # the default hides a new webhook for a minute
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
@@ -103,12 +103,12 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 
 def show(results: Sequence[Promotions], out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show([_table(results)], out)
 
 
 def markdown(results: Sequence[Promotions]) -> str:
-    """The section of `RESULTS.md`."""
+    """Return the section of `RESULTS.md`."""
     return report.markdown("Promotions: `python -m benchmarks promotion`", [_table(results)])
 
 
@@ -128,15 +128,15 @@ def _table(results: Sequence[Promotions]) -> report.ReportTable:
     columns = (
         "followed by",
         "promotions",
-        "seconds: least / median / most",
-        "p99 quiet, ms",
-        "p99 swapping, ms",
+        "seconds: min / median / max",
+        "p99 before, ms",
+        "p99 during swaps, ms",
         "ratio",
         "failed",
     )
     note = (
-        "From the registry's answer to the first answer by the new version, while wrk calls over "
-        f"{_CONNECTIONS} connections without a pause; one promotion follows the other."
+        "From the registry's response to the first prediction of the new version, while wrk sends requests "
+        f"over {_CONNECTIONS} connections without a pause. Promotions follow each other directly."
     )
     return report.ReportTable("Promotions under load", columns, tuple(rows), (note,))
 
@@ -148,7 +148,7 @@ def _measure(
     drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1)
     quiet = drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=_QUIET_SECONDS)
     results: list[LoadResult] = []
-    # Longer than the promotions can take would be waiting; shorter would leave some without clients.
+    # The load should last as long as the promotions: they take about a second each.
     load = Thread(
         target=lambda: results.append(
             drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1.3 * len(versions))
@@ -161,10 +161,10 @@ def _measure(
 
 
 def seconds_to_live(url: str, version: str, promote: Callable[[str], None]) -> float:
-    """Seconds from the registry's answer to `promote` to the first answer by this version at `url`.
+    """Return the seconds from the end of `promote` to the first prediction of this version at `url`.
 
     Raises:
-        NotStarted: it did not go live.
+        NotStarted: The version did not go live.
     """
     promote(version)
     began = time.perf_counter()
@@ -177,7 +177,7 @@ def seconds_to_live(url: str, version: str, promote: Callable[[str], None]) -> f
 
 
 def registry_client(registry: str) -> Any:
-    """An MLflow client of this registry, which is MLflow's from now on in this process."""
+    """Return an MLflow client, and make this registry MLflow's default in this process."""
     import logging
     import warnings
 
@@ -185,13 +185,13 @@ def registry_client(registry: str) -> Any:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # stages, which MLflow means to drop
+    warnings.filterwarnings("ignore", category=FutureWarning)  # MLflow has deprecated stages
     mlflow.set_tracking_uri(registry)
     return mlflow.MlflowClient()
 
 
 def more_versions(client: Any, name: str, count: int) -> list[str]:
-    """More versions of the first one's artifacts: each is downloaded, loaded and verified as any other."""
+    """Register further versions of version 1's artifacts; the service loads and verifies each separately."""
     first = client.get_model_version(name, "1")
     model_id = first.source.removeprefix("models:/")
     return [

@@ -1,4 +1,4 @@
-"""On Ray: heavy models in one and two replicas, beside plain fronts, and what callers notice of deaths."""
+"""Heavy models on one and two instances on Ray, compared with plain fronts, and the effect of crashes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from benchmarks.throughput import ROW, make_registry
 from benchmarks.wrk import LoadResult, drive
 
 PLAIN, RAY = "plain front", "Ray Serve"
-_MODELS = {overload.NAME: "20 ms a request, none of it CPU", heavy.CPU_BOUND: "20 ms of CPU a batch"}
+_MODELS = {overload.NAME: "20 ms per request, without CPU", heavy.CPU_BOUND: "20 ms of CPU per batch"}
 _ROWS = round(0.02 / SECONDS_PER_ROW)
 _REQUESTS: dict[str, tuple[str, Any]] = {
     overload.NAME: ("predict/batch", {"rows": [ROW] * _ROWS}),
@@ -42,7 +42,7 @@ _MARGIN_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """A heavy model under load in one round: in model processes of one front, or in replicas on Ray."""
+    """A heavy model under load in one round: in model processes of one front, or on instances on Ray."""
 
     system: str
     count: int
@@ -52,39 +52,39 @@ class LoadRun:
 
 @dataclass(frozen=True, slots=True)
 class Disruption:
-    """What callers noticed of an event: how many calls were answered and failed, and the longest pause."""
+    """Effect of an event on clients: successful, failed and wrong calls, and the longest pause."""
 
     event: str
     succeeded: int
     failed: int
     wrong: int
     pause: float
-    """Seconds in which no call was answered, at most."""
+    """Maximum seconds without a successful call."""
     seconds: float
-    """From the event to when `/ready` told that it was over."""
+    """Seconds from the event until `/ready` reports that it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that was measured."""
+    """All measurements."""
 
     runs: list[LoadRun]
     disruptions: list[Disruption]
 
 
 class Clients:
-    """Clients that multiply, one request after the other each, without retries; each answer is checked."""
+    """Clients that send one request at a time, without retries, and check each prediction."""
 
     def __init__(self, url: str) -> None:
         self._url, self._stop = url, Event()
         self.succeeded: list[tuple[float, int]] = []
-        """When, and by which version."""
+        """Time and version of each successful call."""
         self.failed: list[str] = []
         self.wrong: list[str] = []
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        """Call while the block runs."""
+        """Send requests while the block runs."""
         threads = [Thread(target=self._call, args=(number,)) for number in range(_CLIENTS)]
         for thread in threads:
             thread.start()
@@ -96,7 +96,7 @@ class Clients:
                 thread.join()
 
     def observe(self, event: str, act: Callable[[], None]) -> Disruption:
-        """What becomes of calls around what happens; the longest pause in seconds."""
+        """Run an event, and return its effect on the clients."""
         began = len(self.succeeded), len(self.failed), len(self.wrong)
         time.sleep(_MARGIN_SECONDS)
         happened = time.monotonic()
@@ -112,7 +112,7 @@ class Clients:
     def _call(self, number: int) -> None:
         numbers = Random(number)
         with HttpClient(f"{self._url}/predict") as client:
-            while not self._stop.wait(0.002):  # it leaves the machine time for something else than calls
+            while not self._stop.wait(0.002):  # leaves CPU time for other processes
                 x = float(numbers.randrange(1000))
                 try:
                     response = orjson.loads(client.request(orjson.dumps({"x": x})))
@@ -122,14 +122,14 @@ class Clients:
                 version = int(response["model"]["version"])
                 self.succeeded.append((time.monotonic(), version))
                 if response["prediction"] != x * soak.FACTORS[version - 1]:
-                    self.wrong.append(f"{x:g} gave {response}")
+                    self.wrong.append(f"{x:g} returned {response}")
 
 
 def measure(folder: Path, rounds: int, seconds: float, progress: Callable[[str], None]) -> Results:
-    """Drive heavy models in turn, round by round; then promote and kill under callers.
+    """Measure heavy models in turn, round by round; then promote and kill while clients send requests.
 
     Raises:
-        NotStarted: a service or a cluster does not start.
+        NotStarted: A service or a cluster does not start.
     """
     registry = make_registry(folder)
     heavy.register(registry)
@@ -152,7 +152,7 @@ def measure(folder: Path, rounds: int, seconds: float, progress: Callable[[str],
         plain = {count: stack.enter_context(_plain(registry, folder, count, env)) for count in _COUNTS}
         for number in range(rounds):
             for count in _COUNTS:
-                progress(f"round {number + 1}: {count} replicas")
+                progress(f"round {number + 1}: {count} instances")
                 cluster.deploy(count)
                 for model in _MODELS:
                     for system, url in ((PLAIN, plain[count]), (RAY, cluster.url)):
@@ -203,7 +203,7 @@ def _disruptions(cluster: Cluster, registry: str, progress: Callable[[str], None
     with clients.calling():
         for event, act in (
             ("a promotion", promote),
-            ("a replica is killed", kill_replica),
+            ("an instance is killed", kill_replica),
             ("a node is killed", kill_node),
         ):
             wait_until(lambda: len(cluster.ready().get("replicas", ())) == 2)
@@ -212,22 +212,22 @@ def _disruptions(cluster: Cluster, registry: str, progress: Callable[[str], None
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show(_tables(results), out)
 
 
 def markdown(results: Results) -> str:
-    """The section of `RESULTS.md`."""
+    """Return the section of `RESULTS.md`."""
     return report.markdown("On Ray: `python -m benchmarks ray`", _tables(results))
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return asdict(results)
 
 
 def failures(results: Results) -> int:
-    """How many requests failed that nothing was killed under, and how many were answered wrongly."""
+    """Return the number of failed requests without a kill, plus the number of wrong predictions."""
     failed = sum(run.measured.failed for run in results.runs)
     return failed + sum(
         disruption.wrong + disruption.failed * ("killed" not in disruption.event)
@@ -236,7 +236,7 @@ def failures(results: Results) -> int:
 
 
 def ratios(results: Results, system: str, count: int, model: str) -> list[float]:
-    """Requests a second, to those of the plain front with one model process in the same round."""
+    """Return the ratios of requests per second to the plain front with one model process, round by round."""
     return [
         run.measured.rate / baseline.measured.rate
         for run, baseline in zip(
@@ -264,9 +264,9 @@ def _tables(results: Results) -> list[ReportTable]:
                 lines.append((_MODELS[model], system, str(count), *values, ratio, failed))
     columns = ("model", "system", "processes", "requests/s", "p50 ms", "p99 ms", "ratio", "failed")
     note = (
-        f"wrk with {_CONNECTIONS} connections, all on one machine. Plain: one front with so many model "
-        "processes. Ray: so many replicas, on a node each, with one model process each, behind one proxy of "
-        "Ray's. The ratio is to the plain front with one model process in the same round."
+        f"wrk with {_CONNECTIONS} connections, all on one machine. Plain: one front with this number of "
+        "model processes. Ray: this number of instances with one model process, on separate nodes, behind "
+        "one proxy. The ratio is to the plain front with one model process in the same round."
     )
     disruptions = [
         (
@@ -280,14 +280,14 @@ def _tables(results: Results) -> list[ReportTable]:
         for disruption in results.disruptions
     ]
     disruption_note = (
-        f"{_CLIENTS} callers without retries, who check each answer; a replica or a node is killed with "
-        "SIGKILL. Seconds are from then to when /ready told that all who are left have what was promoted."
+        f"{_CLIENTS} clients without retries check each prediction; SIGKILL ends an instance or a node. "
+        "Seconds are from the event until /ready lists the promoted version on all remaining instances."
     )
     return [
         ReportTable("Heavy models", columns, tuple(lines), (note,)),
         ReportTable(
-            "Two replicas on two nodes",
-            ("event", "answered", "failed", "wrong", "longest pause, s", "seconds"),
+            "Two instances on two nodes",
+            ("event", "succeeded", "failed", "wrong", "longest pause, s", "seconds"),
             tuple(disruptions),
             (disruption_note,),
         ),

@@ -1,4 +1,4 @@
-"""The registry that fronts look at: an MLflow server on PostgreSQL, and what a front's calls cost it."""
+"""An MLflow server on PostgreSQL, and the cost of the calls that a front makes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CALLS = {
     "tags": f"{_API}/model-versions/get?name={_NAME}&version=1",
     "tag": f"{_API}/model-versions/set-tag",
 }
-"""What a front asks, by the names that this benchmark has for it."""
+"""Paths of the calls that a front makes, by their names in this benchmark."""
 _TAG = {"name": _NAME, "version": "1", "key": "serving.state", "value": "live"}
 _CONNECTIONS = 8
 TIMEOUT_SECONDS = 3.0
-"""After which a front gives a call up."""
+"""Timeout of a front's call."""
 _MAX_POLL_SECONDS, _POLL_SECONDS, _QUICK_SECONDS = 10.0, 1.0, 0.2
 
-# Registered models with a version each, as the server itself writes them.
+# Registered models with one version each, inserted with the columns that the server itself writes.
 _POPULATE = """
 INSERT INTO registered_models (workspace, name, creation_time, last_updated_time)
   SELECT 'default', 'm' || lpad(n::text, 6, '0'), n, n FROM generate_series(1, {models}) n
@@ -55,7 +55,7 @@ ANALYZE;
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Calls a second that the server answers at most; `models` are registered, `workers` answer."""
+    """Maximum calls per second of the server; `models` are registered, and `workers` handle calls."""
 
     call: str
     models: int
@@ -66,7 +66,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class PollStats:
-    """What so many clients that look as fronts do saw: looks a second, their seconds, the share in vain."""
+    """Measurements of clients that poll like fronts: polls/s, latencies, and share of failed polls."""
 
     fronts: int
     restrained: bool
@@ -77,7 +77,7 @@ class PollStats:
 
 
 def populate(uri: str, models: int) -> None:
-    """Have so many models with a version in Production registered, besides what there is."""
+    """Add registered models with one version in Production, until there are this many."""
     import psycopg
 
     with closing(psycopg.connect(uri, autocommit=True)) as connection:
@@ -87,7 +87,7 @@ def populate(uri: str, models: int) -> None:
 
 @contextmanager
 def server(folder: Path, uri: str, workers: int) -> Iterator[str]:
-    """Run an MLflow server on a database, with a line for each request in `mlflow.log`; gives its URL."""
+    """Run an MLflow server on a database, with one line per request in `mlflow.log`; yield its URL."""
     port = servers.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(workers)]
     command += ["--backend-store-uri", uri.replace("postgresql:", "postgresql+psycopg2:")]
@@ -98,10 +98,10 @@ def server(folder: Path, uri: str, workers: int) -> Iterator[str]:
 
 
 def cost(url: str, folder: Path, call: str, models: int, workers: int, seconds: float) -> Cost:
-    """How many of one kind of call the server answers in a second.
+    """Measure how many calls of one kind the server handles per second.
 
     Raises:
-        NoWrk: wrk is not installed.
+        WrkNotInstalled: wrk is not installed.
     """
     body = _TAG if call == "tag" else None
     result = drive(f"{url}{CALLS[call]}", body, folder, connections=_CONNECTIONS, seconds=seconds)
@@ -109,9 +109,9 @@ def cost(url: str, folder: Path, call: str, models: int, workers: int, seconds: 
 
 
 def poll_as_fronts(url: str, fronts: int, seconds: float, *, restrained: bool) -> PollStats:
-    """Look every second as so many fronts do that follow a model each, with their patience and their rests.
+    """Poll every second like this many fronts that follow one model each, with their timeout and delays.
 
-    Only the last two thirds of the time count. Without restraint they rest for a second however slow it is.
+    Only the last two thirds of the time count. Without restraint, the delay is always one second.
     """
     _wait_until_idle(url)
     polls: list[Poll] = []
@@ -131,7 +131,7 @@ def poll_as_fronts(url: str, fronts: int, seconds: float, *, restrained: bool) -
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """When a client looked, how long that took, and whether it was answered."""
+    """Time and duration of one poll, and whether it succeeded."""
 
     at: float
     seconds: float
@@ -152,7 +152,7 @@ def _poll_repeatedly(url: str, number: int, ends: float, restrained: bool, polls
 
 
 def _wait_until_idle(url: str) -> None:
-    """Wait until the server has done with what others have given up."""
+    """Wait until the server has handled the calls that other clients abandoned."""
     quick = 0
     with urllib3.PoolManager() as connection:
         while quick < 5:
@@ -161,7 +161,7 @@ def _wait_until_idle(url: str) -> None:
 
 
 def _poll(connection: urllib3.PoolManager, url: str) -> bool:
-    """Whether a look is answered; as MLflow's client makes it, who notices where the server has hung up."""
+    """Return whether a poll succeeds. Like MLflow's client, it detects a closed connection."""
     try:
         response = connection.request("GET", url + CALLS["look"], timeout=TIMEOUT_SECONDS, retries=False)
     except urllib3.exceptions.HTTPError:
@@ -170,7 +170,7 @@ def _poll(connection: urllib3.PoolManager, url: str) -> bool:
 
 
 def count_calls(log: Path, since: int = 0) -> Counter[str]:
-    """How often each route was asked, as the server's log tells behind its first `since` bytes."""
+    """Count the calls of each kind in the server's log, after its first `since` bytes."""
     with log.open("rb") as lines:
         lines.seek(since)
         text = lines.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What a measurement found, as a table: the same one on the screen and in `RESULTS.md`."""
+"""Tables of results, printed on the screen and written to `RESULTS.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """A table with a title, and what there is to say of it."""
+    """A table with a title and notes."""
 
     title: str
     columns: tuple[str, ...]
@@ -22,7 +22,7 @@ class ReportTable:
 
 
 def show(tables: Iterable[ReportTable], out: Console) -> None:
-    """Print them."""
+    """Print the tables."""
     for content in tables:
         table = Table(*content.columns, title=content.title, title_justify="left", box=box.SIMPLE_HEAD)
         for row in content.rows:
@@ -33,7 +33,7 @@ def show(tables: Iterable[ReportTable], out: Console) -> None:
 
 
 def markdown(heading: str, tables: Iterable[ReportTable]) -> str:
-    """A section of a Markdown file: the heading, and each table below it with its notes."""
+    """Return a section of a Markdown file: the heading, and each table with its notes."""
     parts = [f"## {heading}\n"]
     for content in tables:
         lines = [content.columns, tuple("---" for _ in content.columns), *content.rows]
@@ -44,13 +44,13 @@ def markdown(heading: str, tables: Iterable[ReportTable]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """`median (least–most)`."""
+    """Format as `median (min–max)`."""
     digits = 0 if median(values) >= 100 else 2
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
 def range_of(values: Sequence[float]) -> str:
-    """`least / median / most`, to three digits."""
+    """Format as `min / median / max`, with three digits."""
     middle = abs(median(values))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return " / ".join(f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))

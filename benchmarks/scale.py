@@ -1,4 +1,4 @@
-"""Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+"""Many models in one front, and many idle connections: memory, start, promotion and latency."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ _IDLE_SECONDS = 8.0
 class Front:
     """One front with this many models, in one round.
 
-    `cold` and `warm` are the seconds of a start without and with the artifacts in its store, `idle_cpu` the
-    cores that the front uses while nobody calls, `further` the seconds of each promotion to live.
+    `cold` and `warm` are the seconds of a start without and with the artifacts in its store. `idle_cpu` is
+    the number of cores that the front uses without requests. `promotions` are the seconds of each promotion
+    to live.
     """
 
     models: int
@@ -48,10 +49,10 @@ class Front:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Busy connections alone, and beside idle ones, in one round.
+    """Busy connections alone, and next to idle ones, in one round.
 
-    `silent` idle connections have asked nothing yet; of those that did ask, `kept` are open after
-    `_IDLE_SECONDS` more.
+    `silent` counts the idle connections that stayed open without a request. After one request on each, `kept`
+    counts those that stay open for `_IDLE_SECONDS` more.
     """
 
     alone: LoadResult
@@ -63,7 +64,7 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that was measured; `files` is how many this process could open."""
+    """All measurements; `files` is the number of files that this process may open."""
 
     fronts: list[Front]
     idle: list[Idle]
@@ -74,7 +75,7 @@ def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, id
     """Measure a front with each number of models in turn, round by round.
 
     Raises:
-        NotStarted: a service does not start, or a version does not go live.
+        NotStarted: A service does not start, or a version does not go live.
     """
     registry = make_registry(folder)
     client = registry_client(registry)
@@ -93,29 +94,29 @@ def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, id
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show(_tables(results), out)
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Many models, many connections", _tables(results))
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return asdict(results)
 
 
 def failures(results: Results) -> int:
-    """How many requests failed in all."""
+    """Return the total number of failed requests."""
     driven = [run for front in results.fronts for run in (front.first, front.spread)]
     driven += [run for idle in results.idle for run in (idle.alone, idle.beside)]
     return sum(run.failed for run in driven)
 
 
 def register(client: Any, names: Sequence[str]) -> None:
-    """The iris model's artifacts once more under each name, with the digest, and promoted."""
+    """Register and promote the iris model's artifacts, with their digest, under each name."""
     iris = client.get_model_version("iris", "1")
     for name in names:
         client.create_registered_model(name)
@@ -168,7 +169,7 @@ def _promote(client: Any, name: str, url: str) -> tuple[float, ...]:
 
 
 def _idle(registry: str, folder: Path, names: Sequence[str], seconds: float, count: int) -> tuple[Idle, int]:
-    """The limit on open files is raised once the service has started, which is to raise its own."""
+    """Measure with idle connections. The limit of open files rises after the service's start, not before."""
     with ExitStack() as stack:
         url, _ = _start(stack, registry, folder, names)
         files = stack.enter_context(processes.open_files(count + _SPARE_FILES))
@@ -195,7 +196,7 @@ def _connected(url: str, count: int) -> Iterator[list[socket.socket]]:
 
 
 def _responds(idle: socket.socket) -> bool:
-    """Whether it is answered."""
+    """Return whether a request on the connection succeeds."""
     try:
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         return idle.recv(65536).startswith(b"HTTP/1.1 200")
@@ -204,7 +205,7 @@ def _responds(idle: socket.socket) -> bool:
 
 
 def is_open(idle: socket.socket) -> bool:
-    """Whether the other side has not closed it."""
+    """Return whether the other side has not closed the connection."""
     idle.setblocking(False)
     try:
         return bool(idle.recv(1, socket.MSG_PEEK))
@@ -216,7 +217,7 @@ def is_open(idle: socket.socket) -> bool:
         idle.settimeout(5)
 
 
-# -- telling
+# -- report
 
 
 def _tables(results: Results) -> list[ReportTable]:
@@ -227,12 +228,12 @@ def _front_table(fronts: Sequence[Front]) -> ReportTable:
     figures: dict[str, Callable[[Front], float]] = {
         "cold start to ready, s": lambda front: front.cold,
         "second start to ready, s": lambda front: front.warm,
-        "further version, promotion to live, s": lambda front: median(front.promotions),
+        "promotion to live, s": lambda front: median(front.promotions),
         "a model process, median: private MB": lambda front: median(front.memory.models),
-        "a model process, most: private MB": lambda front: max(front.memory.models),
+        "a model process, max: private MB": lambda front: max(front.memory.models),
         "the front: private MB": lambda front: front.memory.front,
         "the fork server: private MB": lambda front: front.memory.fork_server,
-        "all together: private MB": lambda front: front.memory.total,
+        "total: private MB": lambda front: front.memory.total,
         "the front's CPU while idle, %": lambda front: 100 * front.idle_cpu,
         "first model: requests/s": lambda front: front.first.rate,
         "first model: p99 ms": lambda front: front.first.p99,
@@ -246,7 +247,7 @@ def _front_table(fronts: Sequence[Front]) -> ReportTable:
     ]
     notes = (
         f"wrk with {_CONNECTIONS} connections; memory is read after the requests. A promotion is to a stage, "
-        "which the front looks for every second.",
+        "which the front polls every second.",
     )
     columns = ("", *(f"{count} model{'s' * (count > 1)}" for count in counts))
     return ReportTable("Models in one front", columns, tuple(lines), notes)
@@ -265,10 +266,10 @@ def _idle_table(results: Results) -> ReportTable:
     ]
     opened, silent = (min(getattr(run, name) for run in results.idle) for name in ("opened", "silent"))
     notes = (
-        f"{opened:,} idle connections were open, of which {silent:,} still were after the "
-        f"measurement; once each had asked, {min(run.kept for run in results.idle):,} were open "
-        f"{_IDLE_SECONDS:g} s later.",
-        f"This process may open {results.files:,} files; the service has its own limit as it was started.",
+        f"{opened:,} idle connections were open; {silent:,} remained after the "
+        f"measurement. After one request on each, {min(run.kept for run in results.idle):,} remained open "
+        f"for {_IDLE_SECONDS:g} s.",
+        f"This process may open {results.files:,} files; the service has its own limit.",
     )
-    columns = ("", f"{_CONNECTIONS} busy connections", f"beside {opened:,} idle ones")
+    columns = ("", f"{_CONNECTIONS} busy connections", f"next to {opened:,} idle ones")
     return ReportTable("Idle connections", columns, tuple(lines), notes)

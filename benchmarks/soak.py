@@ -1,4 +1,4 @@
-"""What a service meets in hours, from promotions to overload and attacks; each answer is checked."""
+"""Long-running test with promotions, overload, crashes and attacks; every prediction is checked."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from benchmarks.throughput import make_registry
 NAME = "multiplier"
 FACTORS = (1.0, 2.0, 3.0)
 BAD_FILE, SILENT = "5", "6"
-"""Versions after those of `FACTORS` and the broken one."""
+"""Version numbers after those of `FACTORS` and the broken version."""
 _CLIENTS = 4
 _TIMEOUT_SECONDS = 60.0
 _CRASH_INTERVAL_SECONDS = 35.0
-"""A process that died young is replaced ever more slowly, as it should be."""
+"""The service replaces a process that died young after an increasing delay."""
 _MAX_FILES = 500
-"""More files are connections of a burst, which the front closes once it sees that their callers left."""
+"""Further files are connections of a burst, which the front closes once their clients have left."""
 _BURST_SECONDS, _BURST_RATE = 2.0, 3000.0
-# What has grown when the service has warmed up is no leak; before, all of it is.
+# Share of the time that counts as warm-up: growth afterwards would be a leak.
 _WARM = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """After so many seconds: private memory in MB, and how many files the front has open."""
+    """Private memory in MB and open files of the front, after this many seconds."""
 
     seconds: float
     front: float
@@ -56,7 +56,7 @@ class Size:
 
 @dataclass
 class Results:
-    """What was done, and what became of the calls meanwhile."""
+    """Number of events and outcomes of the calls."""
 
     seconds: float = 0.0
     done: Counter[str] = field(default_factory=Counter)
@@ -65,11 +65,11 @@ class Results:
     wrong: list[str] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds until the service had recovered, by the attack."""
+    """Seconds until the service recovered, by attack."""
 
 
 class Soak:
-    """One service, its callers, and what is done to it."""
+    """One service, its clients, and the events injected into it."""
 
     def __init__(self, url: str, client: Any, numbers: random.Random) -> None:
         self.url, self.results = url, Results()
@@ -81,7 +81,7 @@ class Soak:
         self.results.recoveries = self._attacks.recoveries.seconds
 
     def run(self, seconds: float, progress: Callable[[str], None]) -> Results:
-        """Do one thing after the other for so long."""
+        """Run events one after the other for this long."""
         actions = [
             self.promote,
             self.promote_broken_version,
@@ -96,10 +96,10 @@ class Soak:
                 action = self._numbers.choice(actions)
                 action()
                 self.results.seconds = time.monotonic() - began
-                with suppress(ValueError, OSError):  # a fork server that has just been killed
+                with suppress(ValueError, OSError):  # the fork server has just been killed
                     self.results.sizes.append(self._size(spent))
                 progress(
-                    f"{spent / 60:.1f} min, {self.results.succeeded:,} answers, {len(self.results.wrong)} wrong"
+                    f"{spent / 60:.1f} min, {self.results.succeeded:,} calls, {len(self.results.wrong)} wrong"
                 )
         return self.results
 
@@ -108,17 +108,17 @@ class Soak:
         sizes = processes.private(self._front), processes.private(fork_server)
         return Size(spent, *sizes, len(os.listdir(f"/proc/{self._front}/fd")))
 
-    # -- what is done
+    # -- events
 
     def promote(self) -> None:
-        """A version that can serve goes live."""
+        """Promote a working version, which goes live."""
         self._live = self._numbers.choice([str(round(factor)) for factor in FACTORS])
         self._to_production(self._live)
         self._wait_until(lambda model: model["version"] == self._live)
         self.results.done["promotions"] += 1
 
     def promote_broken_version(self) -> None:
-        """One that can't serve is refused, and the one before goes on."""
+        """Promote a version that cannot load; the version before it stays live."""
         broken = str(len(FACTORS) + 1)
         self._to_production(broken)
         self._wait_until(lambda model: model["candidate"] and model["candidate"]["version"] == broken)
@@ -127,15 +127,15 @@ class Soak:
         self.results.done["broken versions"] += 1
 
     def kill_model_processes(self) -> None:
-        """The model processes are killed."""
+        """Kill the model processes."""
         self._kill(lambda fork_server: processes.children(fork_server), "processes killed")
 
     def kill_fork_server(self) -> None:
-        """The fork server is killed, and its processes with it."""
+        """Kill the fork server, and its children with it."""
         self._kill(lambda fork_server: [fork_server], "fork servers killed")
 
     def overload(self) -> None:
-        """More requests than can be answered: those must be refused, and no answer be wrong."""
+        """Send more requests than the model can handle; the service rejects the excess."""
         self._overloaded.set()
         body = orjson.dumps({"x": 1.0})
         responses = asyncio.run(send_at_rate(f"{self.url}/predict", body, _BURST_RATE, _BURST_SECONDS))
@@ -148,7 +148,7 @@ class Soak:
         self.results.done["overloads"] += 1
 
     def attack(self) -> None:
-        """One of the attacks that once succeeded, from which the service has to recover."""
+        """Run one of the attacks that were once successful, and wait for the recovery."""
         attacks: list[Callable[[], None]] = [
             lambda: self._attacks.bad_file(BAD_FILE, self._live),
             self._attacks.stray_child,
@@ -169,7 +169,7 @@ class Soak:
         self.results.done["attacks"] += 1
 
     def _accepts_requests(self) -> bool:
-        """Return whether requests are accepted again: slow rows make the service expect more of them."""
+        """Return whether the service accepts requests; after slow rows it expects slow calls for a while."""
         statuses = {
             httpx.post(f"{self.url}/predict", json={"x": 1.0}, timeout=30).status_code for _ in range(20)
         }
@@ -202,10 +202,10 @@ class Soak:
         ends = time.monotonic() + _TIMEOUT_SECONDS
         while not condition(model := httpx.get(f"{self.url}/ready", timeout=30).json()["models"][0]):
             if time.monotonic() > ends:
-                raise servers.NotStarted(f"it did not come true in {_TIMEOUT_SECONDS:g} s: {model}")
+                raise servers.NotStarted(f"{model} did not change within {_TIMEOUT_SECONDS:g} s")
             time.sleep(0.02)
 
-    # -- callers
+    # -- clients
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -229,22 +229,22 @@ class Soak:
                     response = orjson.loads(client.request(orjson.dumps({"x": x})))
                 except (UnexpectedStatus, HTTPException, OSError) as error:
                     is_busy = self._overloaded.is_set() or self._under_attack.is_set()
-                    if any(f"answers {status}" in str(error) for status in (503, 504)) and is_busy:
+                    if any(f"returned {status}" in str(error) for status in (503, 504)) and is_busy:
                         self.results.rejected += 1
                     else:
                         self.results.wrong.append(f"{type(error).__name__}: {error}")
                     continue
                 self.results.succeeded += 1
                 if response["prediction"] != x * FACTORS[int(response["model"]["version"]) - 1]:
-                    self.results.wrong.append(f"{x:g} gave {response}")
-                time.sleep(0.002)  # it leaves the machine time for something else than calls
+                    self.results.wrong.append(f"{x:g} returned {response}")
+                time.sleep(0.002)  # leaves CPU time for other processes
 
 
 def measure(folder: Path, seconds: float, seed: int, progress: Callable[[str], None]) -> Results:
-    """Soak a service for so long.
+    """Run the test for this long.
 
     Raises:
-        NotStarted: the service does not start, or does not come to what was promoted.
+        NotStarted: The service does not start, or a promoted version does not go live.
     """
     registry = make_registry(folder)
     client = registry_client(registry)
@@ -264,34 +264,34 @@ def measure(folder: Path, seconds: float, seed: int, progress: Callable[[str], N
 
 
 def show(results: Results, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show([_table(results)], out)
     for fault in results.wrong[:20]:
         out.print(f"[red]✗[/] {fault}", soft_wrap=True)
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     return report.markdown("Soak: `python -m benchmarks soak`", [_table(results)])
 
 
 def raw(results: Results) -> dict[str, Any]:
-    """Return all measurements for a JSON file; `asdict` makes no counter of a counter."""
+    """Return all measurements for JSON; `asdict` would not copy a Counter correctly."""
     return {**vars(results), "done": {**results.done}, "sizes": [asdict(size) for size in results.sizes]}
 
 
 def failures(results: Results) -> int:
-    """How many calls failed or were answered wrongly."""
+    """Return the number of failed calls and wrong predictions."""
     return len(results.wrong)
 
 
 def register(folder: Path) -> None:
-    """Log a version for each factor, and a broken one, in the registry that is MLflow's."""
+    """Log a version for each factor and a broken version, in MLflow's current registry."""
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
 
-    mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
+    mlflow.set_experiment("iris")  # its artifacts are stored in `folder`
     example = pd.DataFrame({"x": [1.0, 2.0]})
     for config in (*({"factor": factor} for factor in FACTORS), {"broken": True}):
         mlflow.pyfunc.log_model(
@@ -299,7 +299,7 @@ def register(folder: Path) -> None:
             python_model=str(Path(__file__).with_name("models") / "multiplier.py"),
             model_config=config,
             signature=infer_signature(example, [0.0]),
-            pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
+            pip_requirements=["mlflow"],  # otherwise MLflow loads the model once more to infer them
             registered_model_name=NAME,
         )
     mlflow.pyfunc.log_model(
@@ -312,7 +312,7 @@ def register(folder: Path) -> None:
 
 
 def register_attacks(client: Any, folder: Path, source: str) -> None:
-    """Register versions of which one has a harmful `MLmodel` file and one a source that never responds."""
+    """Register a version with a harmful `MLmodel` file, and one whose source never responds."""
     (folder / "bad").mkdir()
     (folder / "bad" / "MLmodel").write_text("[" * 100_000)
     for version, location in ((BAD_FILE, str(folder / "bad")), (SILENT, source)):
@@ -325,15 +325,15 @@ def _table(results: Results) -> ReportTable:
     rows = [("minutes", f"{results.seconds / 60:.1f}")]
     rows += [(what, f"{count:,}") for what, count in sorted(results.done.items())]
     rows += [
-        ("calls answered", f"{results.succeeded:,}"),
-        ("calls refused under overload or attack", f"{results.rejected:,}"),
-        ("calls failed or answered wrongly", f"{len(results.wrong):,}"),
+        ("successful calls", f"{results.succeeded:,}"),
+        ("calls rejected under overload or attack", f"{results.rejected:,}"),
+        ("calls that failed or returned a wrong prediction", f"{len(results.wrong):,}"),
         *(
-            (f"recovery, s, median / most: {attack}", f"{median(seconds):.1f} / {max(seconds):.1f}")
+            (f"recovery, s, median / max: {attack}", f"{median(seconds):.1f} / {max(seconds):.1f}")
             for attack, seconds in sorted(results.recoveries.items())
         ),
         ("front, MB: after a quarter of the time / at the end", f"{first.front:.1f} / {last.front:.1f}"),
         ("fork server, MB", f"{first.fork_server:.1f} / {last.fork_server:.1f}"),
-        ("files that the front has open", f"{first.files} / {last.files}"),
+        ("open files of the front", f"{first.files} / {last.files}"),
     ]
-    return ReportTable("What was done, and what became of it", ("what", "how many"), tuple(rows))
+    return ReportTable("Events and outcomes", ("event", "count"), tuple(rows))

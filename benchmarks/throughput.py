@@ -1,7 +1,7 @@
-"""This service, doing real inference, beside a FastAPI endpoint of the same types that returns a constant.
+"""Throughput of this service with real inference, compared with a FastAPI endpoint that returns a constant.
 
-The service with its cache is driven, too: with the same row again and again, which is the best that a cache
-can meet. It helps as far as callers repeat themselves to the byte.
+A third system is the service with its cache, which receives the same row every time: the best case of a
+cache. It helps only if clients repeat requests byte by byte.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_widt
 SERVING, CACHED, CONSTANT = "serving", "serving, cached", "constant"
 
 Rounds = dict[int, dict[str, list[LoadResult]]]
-"""By number of connections, then by system: a measurement a round."""
+"""Measurements by number of connections, then by system, one per round."""
 
 
 def make_registry(folder: Path, uri: str | None = None) -> str:
-    """Train, register and promote an iris model in a registry, by default one in `folder`; gives its URI."""
+    """Train and promote an iris model in a registry, by default a new one in `folder`; return its URI."""
     if uri is None:
         (folder / "mlruns").mkdir()
         uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
@@ -40,7 +40,7 @@ def make_registry(folder: Path, uri: str | None = None) -> str:
 
 
 def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: float) -> Rounds:
-    """Drive the systems in turn, round by round, after each has answered rightly."""
+    """Check each system, then measure them in turn, round by round."""
     results: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
     registry = make_registry(folder)
     cached = servers.serving(registry, folder, env={"SERVING_CACHE": "iris"})
@@ -60,13 +60,13 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
 
 
 def ratios(results: Rounds, connections: int, system: str = SERVING) -> list[float]:
-    """A system's requests a second to the constant's, each of the same round."""
+    """Return the ratios of a system's requests per second to the constant's, round by round."""
     pairs = zip(results[connections][system], results[connections][CONSTANT], strict=True)
     return [ours.rate / theirs.rate for ours, theirs in pairs]
 
 
 def tables(results: Rounds) -> list[ReportTable]:
-    """What was found: the median, and the least and the most of the rounds."""
+    """Return the tables: minimum, median and maximum of the rounds."""
     rows = [
         (
             str(count),
@@ -79,21 +79,21 @@ def tables(results: Rounds) -> list[ReportTable]:
         for name, rounds in systems.items()
     ]
     columns = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "ratio to the constant", "failed")
-    return [ReportTable("`/predict`, one row: least / median / most", columns, tuple(rows))]
+    return [ReportTable("`/predict`, one row: min / median / max", columns, tuple(rows))]
 
 
 def show(results: Rounds, out: Console) -> None:
-    """Print what was found."""
+    """Print the results."""
     report.show(tables(results), out)
 
 
 def markdown(results: Rounds) -> str:
-    """The section of `RESULTS.md`."""
+    """Return the section of `RESULTS.md`."""
     return report.markdown("Throughput: `python -m benchmarks throughput`", tables(results))
 
 
 def raw(results: Rounds) -> dict[str, Any]:
-    """All measurements, for JSON."""
+    """Return all measurements for JSON."""
     return {
         str(count): {name: [asdict(result) for result in rounds] for name, rounds in systems.items()}
         for count, systems in results.items()
@@ -101,7 +101,7 @@ def raw(results: Rounds) -> dict[str, Any]:
 
 
 def failures(results: Rounds) -> int:
-    """How many requests failed in all."""
+    """Return the total number of failed requests."""
     return sum(
         result.failed for systems in results.values() for rounds in systems.values() for result in rounds
     )
@@ -110,4 +110,4 @@ def failures(results: Rounds) -> int:
 def _check(url: str) -> None:
     response = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
     if response["label"] != "setosa" or response["model"] != {"name": "iris", "version": "1"}:
-        raise RuntimeError(f"{url} answers {response}")
+        raise RuntimeError(f"{url} returned {response}")

@@ -78,7 +78,7 @@ def test_an_answer_is_compared_with_the_bare_model(answer: object) -> None:
     bulk.check("it", body, 2, {1: [1.0 - 1e-7, 1e-7]})
     with pytest.raises(bulk.WrongPrediction, match="2 rows for 3"):
         bulk.check("it", body, 3, {})
-    with pytest.raises(bulk.WrongPrediction, match="to row 0"):
+    with pytest.raises(bulk.WrongPrediction, match="for row 0"):
         bulk.check("it", body, 2, {0: [0.251, 0.749]})
 
 

@@ -75,7 +75,7 @@ def test_what_a_peer_pins_stands_above_the_model_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "expected"),
     [
         (
             "  × No solution found\n  ╰─▶ Because there is no x==9, it fails.\n",

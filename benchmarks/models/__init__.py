@@ -1,1 +1,1 @@
-"""Models that benchmarks log as code: each file is a program for `mlflow.pyfunc.log_model`."""
+"""Models that the benchmarks log as code: `mlflow.pyfunc.log_model` stores each file as a program."""

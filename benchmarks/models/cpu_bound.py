@@ -1,4 +1,4 @@
-"""A model that keeps a core busy for 20 ms a call, whatever it is asked: logged as code by `heavy`."""
+"""A model that uses 20 ms of CPU time per call. `heavy` logs it as code."""
 
 import time
 
@@ -9,14 +9,14 @@ CPU_SECONDS = 0.02
 
 
 class CpuBound(PythonModel):
-    """Answers zeros after it has spent its share of CPU."""
+    """Return zeros after a fixed CPU time."""
 
-    # MLflow would take type hints for the model's signature.
+    # Without type hints: MLflow would derive the model's signature from them.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        """One zero for each row."""
-        # The thread's own clock: on a busy machine, time that others had the core for doesn't count.
-        wait_until = time.thread_time() + CPU_SECONDS
-        while time.thread_time() < wait_until:
+        """Return one zero per row."""
+        # The thread's own clock excludes time that other processes had the core.
+        deadline = time.thread_time() + CPU_SECONDS
+        while time.thread_time() < deadline:
             pass
         return [0.0] * len(model_input)
 

@@ -1,4 +1,4 @@
-"""A model that takes 5 ms for each row, as one on an accelerator would: logged as code by `overload`."""
+"""A model that takes 5 ms per row without CPU time, as on an accelerator. `overload` logs it as code."""
 
 import time
 
@@ -9,11 +9,11 @@ SECONDS_PER_ROW = 0.005
 
 
 class FixedLatency(PythonModel):
-    """Answers zeros once its time is over; it leaves the cores to those who measure."""
+    """Return zeros after a fixed time; leave the CPU to the other processes."""
 
-    # MLflow would take type hints for the model's signature.
+    # Without type hints: MLflow would derive the model's signature from them.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        """One zero for each row."""
+        """Return one zero per row."""
         time.sleep(SECONDS_PER_ROW * len(model_input))
         return [0.0] * len(model_input)
 

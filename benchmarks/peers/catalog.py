@@ -1,4 +1,4 @@
-"""The peers: what is installed of each, how it is served, what it is asked and what it answers."""
+"""The peers: requirements, command, request and response format of each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _UVICORN = ("uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another way to serve the same model, in an environment of its own.
+    """Another server for the same model, in its own environment.
 
-    `requirements` are pinned, the peer itself first; they stand above the model's own where both name
-    a package. In `command`, `{python}`, `{port}`, `{model}`, `{apps}` and `{folder}` are filled in; the
-    apps also find `PEER_PORT`, `PEER_PORT_2`, `PEER_MODEL` and `PEER_FOLDER` in their environment.
-    `answer` reads the probabilities of the one row that `body` asks about.
+    `requirements` are pinned, with the peer itself first; they override the model's own pins. `command` may
+    contain `{python}`, `{port}`, `{model}`, `{apps}` and `{folder}`; the apps read `PEER_PORT`,
+    `PEER_PORT_2`, `PEER_MODEL` and `PEER_FOLDER` from their environment. `read_probabilities` extracts the
+    probabilities of the row in `body` from a response.
     """
 
     name: str
@@ -94,7 +94,7 @@ PEERS = (
         setting="@serve.batch of up to 64 of what waits; one replica behind HAProxy, throughput-optimized",
         ready="/",
         env={
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",  # ten times what its Python proxy does
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",  # ten times as fast as its Python proxy
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         },
@@ -108,10 +108,10 @@ PEERS = (
     ),
     Peer(
         name="fastapi-mlflow",
-        # It takes no newer pandas and NumPy than these.
+        # It requires pandas and NumPy no newer than these.
         requirements=("fastapi-mlflow==0.8.0", "numpy==1.26.4", "pandas==2.3.3", *_UVICORN),
         command=_uvicorn("fastapi_mlflow_app"),
-        setting="uvicorn; a column for each class, since it answers no matrix",
+        setting="uvicorn; one column per class: it has no type for a matrix",
         path="/predictions",
         ready="/docs",
         body={"data": [ROW]},

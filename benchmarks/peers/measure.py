@@ -1,4 +1,4 @@
-"""Every system in turn, round by round."""
+"""Measurement of every system in turn, round by round."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Entrant = tuple[Entry, System | None]
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """The logged model: its registry, folder and requirements, and the probabilities it has for the row."""
+    """The logged model: its registry, folder and requirements, and its probabilities for the row."""
 
     registry: str
     folder: Path
@@ -34,10 +34,10 @@ class _Model:
 
 
 def measure(folder: Path, environments: Path, rounds: int, seconds: float, progress: Progress) -> Results:
-    """Install all peers, then give every system its turn in each round; `tell` is told what goes on.
+    """Install all peers, then run every system once per round; report progress through `progress`.
 
     Raises:
-        NoWrk: wrk is not installed.
+        WrkNotInstalled: wrk is not installed.
     """
     progress("training the model")
     registry = make_registry(folder)

@@ -1,4 +1,4 @@
-"""What was found, on the screen, in Markdown and as a picture."""
+"""The results on the screen, in Markdown and as a chart."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.report import ReportTable
 
 _NONE = "–"
 _MAX_FAULT_LENGTH = 200
-_WIDTH, _BAR = 11.0, 0.42  # inches: of the picture, and of the height of a bar
+_WIDTH, _BAR = 11.0, 0.42  # inches: width of the chart, height of a bar
 _OURS_COLOUR, _THEIR_COLOUR = "#c2410c", "#64748b"
 
 
 def show(results: Results, out: Console) -> None:
-    """Print the table: medians with the least and the most of the rounds, latencies as p50 / p99."""
+    """Print the table: median with minimum and maximum of the rounds, latencies as p50 / p99."""
     rows = [_summary_row(results, entry) for entry in _ranked(results)]
     latencies = [f"p50/p99 ms at {count}" for count in CONNECTIONS]
     columns = ("system, version", f"requests/s at {BUSY}", *latencies, "ours ÷ it")
@@ -28,39 +28,41 @@ def show(results: Results, out: Console) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The section of RESULTS.md: every figure as least / median / most of the rounds."""
+    """Return the section of RESULTS.md: every number as min / median / max of the rounds."""
     ranked = _ranked(results)
     latencies = [f"{value} ms at {count}" for count in CONNECTIONS for value in ("p50", "p99")]
     columns = ("system", "version", f"requests/s at {BUSY}", *latencies, "ours ÷ it")
     notes = (
         f"Measured on {results.date} with `python -m benchmarks peers --rounds {results.rounds} "
-        f"--seconds {results.seconds:g}` on {results.machine}, Python {results.python}; wrk on the same machine.",
-        f"Cells are least / median / most of {_rounds(results)}. The last column is this service's "
+        f"--seconds {results.seconds:g}` on {results.machine}, Python {results.python}, with wrk.",
+        f"Cells are min / median / max of {_rounds(results)}. The last column is this service's "
         f"requests/s at {BUSY} connections as a ratio to the other's, of the same round.",
-        f"One iris pipeline through pyfunc, logged with {', '.join(results.model)}; all answered a "
-        "known row as the bare model does, to 1e-6, before and after each turn, where nothing is told below.",
+        f"One iris pipeline through pyfunc, logged with {', '.join(results.model)}; all returned "
+        "the bare model's prediction for a row, to 1e-6, before and after each run, unless listed below.",
     )
     figures = ReportTable("Speed", columns, tuple(_full_row(results, entry) for entry in ranked), notes)
     served = ReportTable(
-        "How each is served",
+        "Configuration",
         ("system", "version", "setting"),
         tuple((entry.name, entry.version, entry.setting) for entry in ranked),
-        ("One process runs the model; no access log; each is started for its turn and ended after it.",),
+        ("One process runs the model, without an access log. Each system runs only while it is measured.",),
     )
-    wrong = ReportTable("What went wrong", ("fault",), tuple((fault,) for fault in _fault_lines(results)))
-    return report.markdown("Beside other servers", [figures, served, *([wrong] if wrong.rows else [])])
+    wrong = ReportTable("Faults", ("fault",), tuple((fault,) for fault in _fault_lines(results)))
+    return report.markdown(
+        "Comparison with other servers", [figures, served, *([wrong] if wrong.rows else [])]
+    )
 
 
 def picture(results: Results, file: Path) -> None:
-    """Draw requests a second and p99 at 64 connections as bars, SVG or PNG as the file is named."""
+    """Draw requests per second and p99 at 64 connections as a bar chart; the file name selects SVG or PNG."""
     from matplotlib.figure import Figure
 
     entries = [entry for entry in reversed(_ranked(results)) if entry.values("rate", BUSY)]
     size = (_WIDTH, 1.6 + _BAR * len(entries))
     figure = Figure(figsize=size, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _bars(left, entries, "rate", f"requests/s at {BUSY} connections (more is better)")
-    _bars(right, entries, "p99", f"p99 in ms at {BUSY} connections (less is better)")
+    _bars(left, entries, "rate", f"requests/s at {BUSY} connections (higher is better)")
+    _bars(right, entries, "p99", f"p99 in ms at {BUSY} connections (lower is better)")
     figure.suptitle(f"One iris model through pyfunc, {results.machine}: median of {_rounds(results)}")
     figure.savefig(file)
 
@@ -85,7 +87,7 @@ def _bars(axes: Any, entries: Sequence[Entry], value: str, label: str) -> None:
 
 
 def _ranked(results: Results) -> list[Entry]:
-    """The fastest first; what has no figures comes last."""
+    """Return the entries, the fastest first and those without numbers last."""
     return sorted(results.entries, key=lambda entry: -median(entry.values("rate", BUSY) or [0.0]))
 
 
@@ -132,6 +134,6 @@ def _rounds(results: Results) -> str:
 
 
 def _fault_lines(results: Results) -> list[str]:
-    """A line for each fault; the end of a server's log, which some have, is only in the JSON."""
+    """Return one line per fault. A server log in a fault is cut: the JSON contains all of it."""
     lines = (" ".join(fault.split()).replace("|", "/") for fault in faults(results.entries))
     return [line if len(line) <= _MAX_FAULT_LENGTH else f"{line[:_MAX_FAULT_LENGTH]} …" for line in lines]

@@ -1,4 +1,4 @@
-"""A system's turn: started, checked, driven, checked again and ended, with nothing of it left."""
+"""One run of a system: start, check, measure, check again, and end it with all its processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.peers.catalog import Peer, ProbabilityReader
 from benchmarks.wrk import LoadResult, drive
 
 TOKEN = "PEER_TURN"
-"""The variable by which what was started for a turn is known."""
+"""Environment variable that marks the processes of a run."""
 
 _APPS = Path(__file__).with_name("apps")
 _TOLERANCE = 1e-6
@@ -31,7 +31,7 @@ _KILL_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What takes turns: how it starts, giving its URL, what it is asked, and what it has to answer."""
+    """A system to measure: how it starts (yielding its URL), its request, and the expected probabilities."""
 
     start: Callable[[Path], AbstractContextManager[str]]
     path: str
@@ -42,28 +42,28 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was measured, by number of connections; `fault` says what went wrong."""
+    """Measurements by number of connections; `fault` describes an error."""
 
     measured: Mapping[int, LoadResult]
     fault: str | None = None
 
 
 class WrongPrediction(Exception):
-    """Another answer than the bare model's; the message has both."""
+    """Raised when probabilities differ from the bare model's; the message has both."""
 
 
 class NotEnded(Exception):
-    """Processes of a server that outlive even SIGKILL; the message has their ids."""
+    """Raised when processes of a server survive SIGKILL; the message has their ids."""
 
 
 _FAULTS = (servers.NotStarted, NotEnded, WrongPrediction, httpx.HTTPError, subprocess.CalledProcessError)
 
 
 def run(system: System, connections: Sequence[int], seconds: float) -> Run:
-    """One system's turn. What goes wrong is told in the turn, so that the others get theirs.
+    """Run one system. An error ends this run only and becomes its `fault`.
 
     Raises:
-        NoWrk: wrk is not installed.
+        WrkNotInstalled: wrk is not installed.
     """
     measured: dict[int, LoadResult] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -81,17 +81,17 @@ def run(system: System, connections: Sequence[int], seconds: float) -> Run:
 
 @contextmanager
 def serve(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[str]:
-    """Run a peer in its environment; gives its URL.
+    """Run a peer in its environment; yield its URL.
 
     Raises:
-        NotStarted: it did not come up.
-        NotEnded: something of it is left.
+        NotStarted: The server does not start.
+        NotEnded: Some of its processes do not end.
     """
     port, token = servers.free_port(), secrets.token_hex(16)
     paths = {"port": str(port), "model": str(model), "apps": str(_APPS), "folder": str(folder)}
     command = [word.format(python=python, **paths) for word in peer.command]
     env = {
-        # What peers write into a home (tokens, caches, sockets) goes with the turn.
+        # Files that peers write to the home folder (tokens, caches, sockets) are deleted after the run.
         "HOME": str(folder),
         "RAY_TMPDIR": str(folder),
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -112,14 +112,14 @@ def serve(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[str]:
 
 
 def is_close(probabilities: Sequence[float], expected: Sequence[float]) -> bool:
-    """Whether an answer has the expected numbers, to 1e-6."""
+    """Return whether probabilities equal the expected ones to within 1e-6."""
     return len(probabilities) == len(expected) and all(
         abs(value - reference) <= _TOLERANCE for value, reference in zip(probabilities, expected, strict=True)
     )
 
 
 def _drive(system: System, url: str, folder: Path, connections: int, seconds: float) -> LoadResult:
-    # Batchers that learn, learn the load that they are measured with.
+    # Adaptive batchers adapt to the load during the warm-up.
     drive(url + system.path, system.body, folder, connections=connections, seconds=_WARM_UP_SECONDS)
     return drive(url + system.path, system.body, folder, connections=connections, seconds=seconds)
 
@@ -133,17 +133,17 @@ def _check(system: System, url: str) -> None:
     except (LookupError, TypeError, ValueError) as error:
         raise WrongPrediction(f"{response.text[:200]} can't be read: {error!r}") from None
     if not is_close(probabilities, system.expected):
-        raise WrongPrediction(f"{probabilities}, while the model says {system.expected}")
+        raise WrongPrediction(f"{probabilities}; the bare model returns {system.expected}")
 
 
 def kill_leftovers(token: str) -> None:
-    """End the processes that were started with this token, whoever their parent is by now.
+    """End the processes with this token, even if they have another parent by now.
 
-    MLflow's command leaves its server behind, and Ray's processes have groups of their own: what they do
-    keep is their environment. Where there is no /proc, nothing is found.
+    MLflow's command does not end its server, and Ray's processes have their own process groups, but all of
+    them keep their environment. Without /proc this does nothing.
 
     Raises:
-        NotEnded: they do not.
+        NotEnded: Some processes do not end.
     """
     for sent in (signal.SIGTERM, signal.SIGKILL):
         for process in _started_with(token):
@@ -162,6 +162,6 @@ def _started_with(token: str) -> list[int]:
         try:
             if wanted in environ.read_bytes():
                 results.append(int(environ.parent.name))
-        except OSError:  # it ended meanwhile, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return results
