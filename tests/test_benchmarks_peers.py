@@ -1,4 +1,4 @@
-"""The plain parts of measuring peers: their table, their environments' names, ratios, and what is told."""
+"""Pure parts of the comparison with peers: catalog, environments, ratios and report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def apps(peer: Peer) -> set[str]:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_a_peer_is_pinned_and_its_command_names_an_app_that_is_there(peer: Peer) -> None:
+def test_peer_is_pinned_and_its_app_exists(peer: Peer) -> None:
     assert all(re.fullmatch(r"[a-z\-]+(\[\w+\])?==[\d.]+", pin) for pin in peer.requirements)
     assert peer.command[0] == "{python}"
     assert all((APPS / f"{app}.py").is_file() for app in apps(peer))
@@ -62,12 +62,12 @@ def test_a_peer_is_pinned_and_its_command_names_an_app_that_is_there(peer: Peer)
         word.format(python="", port="", model="", apps="", folder="")
 
 
-def test_every_app_is_a_peer_s_and_names_are_not_used_twice() -> None:
+def test_apps_and_names_are_used_once() -> None:
     assert {app.stem for app in APPS.glob("*.py")} == set().union(*map(apps, PEERS))
     assert len({peer.name for peer in PEERS} | {OURS, CONSTANT}) == len(PEERS) + 2
 
 
-def test_what_a_peer_pins_stands_above_the_model_s() -> None:
+def test_peer_pins_override_model_pins() -> None:
     merged = environments.merge_requirements(
         ["numpy==2.4.6", "mlflow==3.17.2"], ["ray[serve]==2.6", "NumPy==1.26.4"]
     )
@@ -86,24 +86,24 @@ def test_what_a_peer_pins_stands_above_the_model_s() -> None:
         ("", "no reason given"),
     ],
 )
-def test_why_something_was_not_installed_is_one_short_line(output: str, expected: str) -> None:
+def test_failure_reason_is_one_short_line(output: str, expected: str) -> None:
     assert environments.failure_reason(output) == expected
 
 
-def test_ratios_are_of_the_same_round_and_lack_those_that_failed() -> None:
+def test_ratios_skip_failed_rounds() -> None:
     assert ratios(OUR, SLOW) == [10, 5]
     assert ratios(OUR, OUR) == [1, 1, 1]
     assert ratios(OUR, ABSENT) == []
 
 
-def test_an_answer_may_be_off_by_a_millionth() -> None:
+def test_probabilities_may_differ_by_a_millionth() -> None:
     assert runner.is_close([0.1, 0.9], [0.1 + 9e-7, 0.9])
     assert not runner.is_close([0.1, 0.9], [0.1 + 2e-6, 0.9])
     assert not runner.is_close([0.1], [0.1, 0.9])
     assert not runner.is_close([float("nan")], [0.1])
 
 
-def test_faults_are_told_with_their_round_and_counted() -> None:
+def test_faults_name_their_round_and_count() -> None:
     assert faults(RESULTS.entries) == [
         "Slow, round 3: NotStarted: no\nport",
         f"{CONSTANT}, round 2: 2 requests failed",
@@ -111,7 +111,7 @@ def test_faults_are_told_with_their_round_and_counted() -> None:
     assert peers.failures(RESULTS) == 3
 
 
-def test_the_table_has_the_fastest_first_and_says_what_is_missing() -> None:
+def test_table_lists_the_fastest_first() -> None:
     console = Console(width=150, record=True, file=io.StringIO())
     peers.show(RESULTS, console)
     text = console.export_text()
@@ -121,7 +121,7 @@ def test_the_table_has_the_fastest_first_and_says_what_is_missing() -> None:
     assert "Slow, round 3: NotStarted: no port" in text
 
 
-def test_the_section_has_all_figures_and_how_they_were_had() -> None:
+def test_section_contains_all_numbers_and_the_setup() -> None:
     text = peers.markdown(RESULTS)
     assert "| Slow | 1.0 | 100 / 150 / 200 |" in text
     assert "| 5.00 / 7.50 / 10.00 |" in text
@@ -133,7 +133,7 @@ def test_the_section_has_all_figures_and_how_they_were_had() -> None:
     assert "| Slow, round 3: NotStarted: no port |" in text
 
 
-def test_everything_is_json_and_drawn(tmp_path: Path) -> None:
+def test_results_convert_to_json_and_a_chart(tmp_path: Path) -> None:
     entries = json.loads(json.dumps(peers.raw(RESULTS)))["entries"]
     assert entries[1]["runs"][2]["measured"][str(BUSY)]["rate"] == 3000
     peers.picture(RESULTS, tmp_path / "peers.svg")
@@ -141,7 +141,7 @@ def test_everything_is_json_and_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
-def test_what_a_peer_left_behind_is_ended() -> None:
+def test_leftover_processes_are_killed() -> None:
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(100)"],
         env={**os.environ, runner.TOKEN: "abc"},
