@@ -20,6 +20,7 @@ from serving.access.guard import Guard
 from serving.front import Front, answer
 from serving.http import api_document, feedback, operations, page, repository, status, webhooks
 from serving.http.exposition import State
+from serving.http.mlflow_links import MlflowUi
 from serving.http.replicas import Fleet, common
 from serving.http.request_id import new_id
 from serving.http.routes import Routes
@@ -180,7 +181,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
     routers = [
         operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status.router(followers, registry, timeline, tellers),
+        status.router(followers, registry, timeline, MlflowUi.of(settings), tellers, guard, supervisor),
         page.router(),
         feedback.router(journal, settings),
         repository.router(models),
