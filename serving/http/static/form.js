@@ -4,7 +4,8 @@ import { badge, duration, h, plural, write } from "./elements.js";
 import { createFields, parsed, rawField } from "./fields.js";
 import { events } from "./stream.js";
 
-const MAX_CHUNKS = 1000; // shown at a time, of a stream that may not end
+const MAX_CHARACTERS = 50_000; // shown at a time, of a stream that may not end
+const RENDER_MS = 100; // a fast stream would otherwise block the page
 
 /** The part of a model's page that sends predictions; `fetchWithKey` adds the viewer's key. */
 export class Form {
@@ -179,26 +180,36 @@ export class Form {
   async #showStream(response, show, elapsed) {
     const lines = h("code");
     const summary = h("p", { class: "muted" }, "Waiting for the first chunk …");
-    let count = 0;
+    let [count, text, timer, isComplete] = [0, "", null, false];
+    const render = () => {
+      timer = null;
+      write(lines, text);
+      list.scrollTop = list.scrollHeight;
+    };
     // The chunks are no live region: a screen reader would interrupt itself with each one.
-    const list = h("pre", { tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Streamed chunks" }, lines);
+    const attributes = { tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Streamed chunks" };
+    const list = h("pre", attributes, lines);
     show(summary, list);
     try {
       for await (const { name, data } of events(response)) {
         if (name === "error") return show(list, ...this.#problem(parsed(data)?.status ?? "", data));
-        if (name === "end") break;
+        isComplete = name === "end";
+        if (isComplete) break;
         count += 1;
         if (count === 1) write(summary, `First chunk after ${duration(elapsed())}.`);
-        lines.append(`${data}\n`);
-        while (lines.childNodes.length > MAX_CHUNKS) lines.firstChild.remove();
-        list.scrollTop = list.scrollHeight;
+        text = `${text}${data}\n`.slice(-MAX_CHARACTERS);
+        timer ??= setTimeout(render, RENDER_MS);
       }
     } catch (error) {
       if (error.name !== "AbortError") throw error;
       return write(summary, `Stopped after ${plural(count, "chunk")}.`);
+    } finally {
+      clearTimeout(timer);
+      render();
     }
     const version = decodeURIComponent(response.headers.get("X-Model-Version") ?? "");
-    write(summary, `Version ${version} streamed ${plural(count, "chunk")} in ${duration(elapsed())}.`);
+    const outcome = isComplete ? "streamed" : "closed the connection after";
+    write(summary, `Version ${version} ${outcome} ${plural(count, "chunk")} in ${duration(elapsed())}.`);
   }
 
   #reject(fields) {
