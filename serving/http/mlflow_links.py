@@ -21,7 +21,7 @@ class MlflowLinks(BaseModel):
 
     version: str | None = None
     run: str | None = None
-    logged_model: str | None = Field(None, description="null also with a custom artifact location")
+    logged_model: str | None = Field(default=None, description="null also with a custom artifact location")
 
 
 @dataclass(frozen=True, slots=True)
