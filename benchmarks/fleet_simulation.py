@@ -16,7 +16,7 @@ from typing import Any
 
 import simpy
 
-from serving.registry.plan import pause, rest
+from serving.registry.decisions import next_poll_delay, retry_delay
 
 SHARED_FROM = 4
 TIMEOUT_SECONDS = 3.0
@@ -192,9 +192,11 @@ class _Front:
             if (yield from self._is_due(follower)):
                 yield from self._poll(follower)
             waited = self._waited if plan.restrained else 0.0
-            follower.pace = rest(plan.poll_seconds, waited, follower.pace if plan.restrained else 0.0)
+            follower.pace = next_poll_delay(
+                plan.poll_seconds, waited, follower.pace if plan.restrained else 0.0
+            )
             seconds = max(
-                follower.pace, pause(follower.failures, MAX_POLL_SECONDS) if follower.failures else 0
+                follower.pace, retry_delay(follower.failures, MAX_POLL_SECONDS) if follower.failures else 0
             )
             follower.wake = env.event()
             jitter = self._chance.uniform(1 - plan.jitter, 1 + plan.jitter)
@@ -238,7 +240,7 @@ class _Front:
     def _load(self, follower: _Follower) -> Steps:
         failures = 0
         while not (yield from self._all(["location", "aliases", *["artifacts"] * self._plan.files])):
-            yield self._env.timeout(pause(failures))
+            yield self._env.timeout(retry_delay(failures))
             failures += 1
         yield self._env.timeout(self._plan.load_seconds * self._chance.uniform(0.8, 1.2))
         follower.is_unsettled, follower.has_swapped = False, True

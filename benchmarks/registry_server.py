@@ -20,7 +20,7 @@ import urllib3
 
 from benchmarks import servers
 from benchmarks.wrk import drive
-from serving.registry.plan import pause, rest
+from serving.registry.decisions import next_poll_delay, retry_delay
 
 _API = "/api/2.0/mlflow"
 _NAME, _NEWEST = "m000001", "last_updated_timestamp DESC"
@@ -147,8 +147,8 @@ def _poll_repeatedly(url: str, number: int, ends: float, restrained: bool, polls
             waited = time.monotonic() - began
             polls.append(Poll(began, waited, succeeded))
             failures = 0 if succeeded else failures + 1
-            seconds = rest(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
-            time.sleep(max(seconds, pause(failures, _MAX_POLL_SECONDS) if failures else 0))
+            seconds = next_poll_delay(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
+            time.sleep(max(seconds, retry_delay(failures, _MAX_POLL_SECONDS) if failures else 0))
 
 
 def _wait_until_idle(url: str) -> None:

@@ -15,52 +15,60 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving import __version__, errors
-from serving.access.doors import HostNames
-from serving.access.guard import Guard
-from serving.front import Front, answer
-from serving.http import api_document, feedback, operations, page, repository, status, webhooks
-from serving.http.exposition import State
+from serving.auth.authenticator import Authenticator
+from serving.auth.host_and_origin import HostNames
+from serving.cluster import Cluster, majority_versions
+from serving.drift.monitor import Drift
+from serving.hooks import RequestHook
+from serving.http.application import ServingApp, error_response
+from serving.http.endpoints import (
+    admin,
+    api_docs,
+    feedback,
+    model_repository,
+    status_data,
+    status_page,
+    webhooks,
+)
 from serving.http.mlflow_links import MlflowUi
-from serving.http.replicas import Fleet, common
 from serving.http.request_id import new_id
-from serving.http.routes import Routes
-from serving.journal.journal import Journal
-from serving.monitoring import tracing
-from serving.monitoring.access_log import AccessLog
-from serving.monitoring.canary import Canary
-from serving.monitoring.drift import Drift
-from serving.monitoring.shadow import Shadow
-from serving.monitoring.timeline import Timeline
-from serving.monitoring.trials import Trials
+from serving.http.routing import Router
+from serving.journal.observer import JournalObserver
+from serving.models.selector import ModelSelector
+from serving.models.slot import Slot, SlotOnDemand
+from serving.observers import tracing
+from serving.observers.access_log import AccessLog
+from serving.observers.state_collector import StateCollector
+from serving.observers.traffic_history import TrafficHistory
+from serving.processes import gc_tuning
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.sleeper import Rota, Sleeper
-from serving.registry.store import Store
-from serving.runtime import heap
-from serving.runtime.exchange import Observer
-from serving.runtime.launcher import Launcher
-from serving.runtime.models import Models
-from serving.runtime.slot import Slot, SlotOnDemand
-from serving.runtime.supervision import Supervisor
-from serving.settings import Settings
-from serving.telemetry import lag
+from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.registry.tag_writer import TagWriter
+from serving.rollout.canary import Canary
+from serving.rollout.shadow import Shadow
+from serving.rollout.status import Rollouts
+from serving.settings.settings import Settings
+from serving.supervision import Supervisor
+from serving.telemetry import event_loop_lag
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
 
 _MANY = 4
 """So many models look at the registry together."""
-_LONGEST_SPREAD = 1.0
+_MAX_SPREAD_SECONDS = 1.0
 """Within so many seconds, at random, each front tells the registry what became of a version."""
-_LEAST_SECONDS = 1.0
+_MIN_SECONDS = 1.0
 """Those who watch have this time to end, however long it took to drain."""
 
 
-def application(settings: Settings, fleet: Fleet | None = None) -> tuple[ASGIApp, Front]:
+def create_asgi_app(settings: Settings, fleet: Cluster | None = None) -> tuple[ASGIApp, ServingApp]:
     """What a server is given, and the application in it; pages from elsewhere may ask, if they are to."""
     app = create_app(settings, fleet)
     if not settings.cors_origins:
@@ -73,7 +81,7 @@ def application(settings: Settings, fleet: Fleet | None = None) -> tuple[ASGIApp
     return CORSMiddleware(app, origins, methods, asked + traced, expose_headers=shared), app
 
 
-def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
+def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     """The application that serves the models which the settings name, alone or as one of a fleet.
 
     Raises:
@@ -83,14 +91,16 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     registry = RegistryClient(settings)
     supervisor = Supervisor()
     launcher = Launcher.of(settings, settings, supervisor)
-    store = Store(settings.store_dir, registry.uri)
+    store = ArtifactStore(settings.store_dir, registry.uri)
     metrics = Metrics()
     guard = (
-        Guard(settings.keys_file, stale_seconds=settings.keys_stale_seconds) if settings.keys_file else None
+        Authenticator(settings.keys_file, stale_seconds=settings.keys_stale_seconds)
+        if settings.keys_file
+        else None
     )
-    timeline = Timeline(metrics)
+    timeline = TrafficHistory(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
-    herald = Herald(registry, min(settings.poll_seconds, _LONGEST_SPREAD))
+    herald = TagWriter(registry, min(settings.poll_seconds, _MAX_SPREAD_SECONDS))
     slots = [
         Slot(reference, settings.replayed, required=_is_required(reference, settings.models))
         for reference in settings.models
@@ -112,23 +122,23 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         )
         for slot in (*slots, *shadowing, *on_demand)
     ]
-    rota = Rota(settings.most_loaded)
+    rota = LoadedModelLimit(settings.most_loaded)
     sleepers = [
-        Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
+        OnDemandModel(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
         for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)
     ]
-    models = Models([*slots, *shadowing, *on_demand])
-    trials = Trials(
+    models = ModelSelector([*slots, *shadowing, *on_demand])
+    trials = Rollouts(
         [Canary(split, settings, herald) for split in models.splits.values()],
         [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
     )
     drift = Drift(settings.drift_psi)
-    for told in (State(followers, registry, settings, guard), supervisor, *trials.all, drift):
+    for told in (StateCollector(followers, registry, settings, guard), supervisor, *trials.all, drift):
         metrics.registry.register(told)
     access = AccessLog(settings.access_log)
-    observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
+    observers: list[RequestHook] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
     observers += [drift] if settings.drift_psi else []
-    journal = Journal(settings, metrics, registry, supervisor) if settings.journal_url else None
+    journal = JournalObserver(settings, metrics, registry, supervisor) if settings.journal_url else None
     journals = [journal] if journal else []
     observers += journals
 
@@ -137,29 +147,35 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         with suppress(errors.ProcessDied):  # the first model process tries again
             launcher.start()
         if fleet:
-            await _begin_as(fleet, followers[: len(slots)])
+            await _adopt_cluster_versions(fleet, followers[: len(slots)])
         always = followers[: len(followers) - len(sleepers)]
         watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
         running = [
             supervisor.start(type(each).__name__.lower(), each.run)
             for each in (*always, *sleepers, *watching)
         ]
-        running.append(supervisor.start("event loop monitor", lambda: lag.measure(metrics.loop_lag.observe)))
-        running.append(supervisor.start("heap settlement", lambda: _settle(slots), finite=True))
+        running.append(
+            supervisor.start(
+                "event loop monitor", lambda: event_loop_lag.measure_loop_lag(metrics.loop_lag.observe)
+            )
+        )
+        running.append(
+            supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True)
+        )
         try:
-            async with _answering_grpc(models, settings, app, guard, observers):
+            async with _grpc_server(models, settings, app, guard, observers):
                 yield
         finally:
             began = time.monotonic()
             for component in running:
                 component.stop()
-            await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
+            await asyncio.gather(*(follower.unload("the service is stopping") for follower in followers))
             await launcher.aclose()
-            left = max(_LEAST_SECONDS, settings.drain_seconds - (time.monotonic() - began))
+            left = max(_MIN_SECONDS, settings.drain_seconds - (time.monotonic() - began))
             await asyncio.gather(*(observer.aclose(left) for observer in observers))
             registry.close()
 
-    app = Front(
+    app = ServingApp(
         title="Model serving",
         version=__version__,
         description="Typed predictions of the models in an MLflow registry.",
@@ -170,7 +186,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
+    app.predictions, app.metrics = Router(models, settings, observers, settings.sticky), metrics
     app.slots = models.slots
     app.observers, app.access = observers, access
     app.guard = guard
@@ -178,14 +194,14 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
     telling = [trials.tell, *(journal.tell for journal in journals)]
     tellers = [*telling, drift.tell]
-    probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
+    probe_tellers = [*telling, drift.summary] if guard else tellers
     routers = [
-        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status.router(followers, registry, timeline, MlflowUi.of(settings), tellers, guard, supervisor),
-        page.router(),
+        admin.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
+        status_data.router(followers, registry, timeline, MlflowUi.of(settings), tellers, guard, supervisor),
+        status_page.router(),
         feedback.router(journal, settings),
-        repository.router(models),
-        api_document.router(app, models, has_keys=guard is not None),
+        model_repository.router(models),
+        api_docs.router(app, models, has_keys=guard is not None),
     ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
@@ -193,7 +209,7 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
     for each in routers:  # flat, so that `required` sees every route
         app.router.routes.extend(each.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
+        app.add_exception_handler(kind, lambda request, error: error_response(request.scope, error))
     return app
 
 
@@ -204,30 +220,32 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
     )
 
 
-def _answering_grpc(
-    models: Models,
+def _grpc_server(
+    models: ModelSelector,
     settings: Settings,
-    app: Front,
-    guard: Guard | None,
-    observers: Sequence[Observer],
+    app: ServingApp,
+    guard: Authenticator | None,
+    observers: Sequence[RequestHook],
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
-    from serving.rpc import service  # what it needs is an extra
+    from serving.grpc import servicer  # what it needs is an extra
 
-    return service.serving(models, settings, app.refused, answer, new_id, guard, observers, app.certificate)
-
-
-async def _begin_as(fleet: Fleet, followers: Sequence[Follower]) -> None:
-    """Have live what the others in the fleet have, if there are any."""
-    live = common(await fleet.look())
-    await asyncio.gather(
-        *(each.begin(live[uri]) for each in followers if (uri := each.slot.reference.uri) in live)
+    return servicer.run_grpc_server(
+        models, settings, app.record_failure, error_response, new_id, guard, observers, app.certificate
     )
 
 
-async def _settle(slots: Sequence[Slot]) -> None:
+async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:
+    """Have live what the others in the fleet have, if there are any."""
+    live = majority_versions(await fleet.look())
+    await asyncio.gather(
+        *(each.adopt(live[uri]) for each in followers if (uri := each.slot.reference.uri) in live)
+    )
+
+
+async def _freeze_heap_when_ready(slots: Sequence[Slot]) -> None:
     """Once the first versions are up, take what is on the heap out of garbage collection."""
     for slot in slots:
-        await slot.filled.wait()
-    heap.settle()
+        await slot.ready.wait()
+    gc_tuning.freeze()

@@ -64,7 +64,7 @@ class RegistryUnavailable(RegistryError):
     """The registry or the artifact store gave no sensible answer; it may heal."""
 
 
-class Unresolved(RegistryError):
+class ReferenceNotFound(RegistryError):
     """The reference names no version at present."""
 
 
@@ -75,7 +75,7 @@ class Rejected(ServingError):
     """Whether it is worth another try without anybody's doing."""
 
 
-class Untypable(Rejected):
+class UnsupportedSignature(Rejected):
     """No signature, or one from which no typed endpoint can be made."""
 
 
@@ -87,11 +87,11 @@ class VerificationFailed(Rejected):
     """The version doesn't answer its own input example, or live requests, as its contract says."""
 
 
-class Untrusted(Rejected):
+class UntrustedArtifact(Rejected):
     """The operator's rules do not let it in."""
 
 
-class Breaking(Rejected):
+class IncompatibleContract(Rejected):
     """Clients of the live version could not go on with it."""
 
 
@@ -99,7 +99,7 @@ class FrontDied(Rejected):
     """Fronts died while it was being verified."""
 
 
-class NoEnvironment(Rejected):
+class EnvironmentUnavailable(Rejected):
     """What it requires can't be installed; it may heal, unless what it requires can't be read."""
 
     def __init__(self, detail: str, *, may_heal: bool = True) -> None:
@@ -107,17 +107,17 @@ class NoEnvironment(Rejected):
         self.may_heal = may_heal
 
 
-class Corrupt(Rejected):
+class DigestMismatch(Rejected):
     """Its artifacts are not those that were registered; it may heal."""
 
     may_heal = True
 
 
-class BadKeys(ServingError):
+class ApiKeyFileError(ServingError):
     """The file of API keys can't be read or written."""
 
 
-class Untraceable(ServingError):
+class TracingConfigError(ServingError):
     """Traces are asked for that can't be sent; the message names the variable."""
 
 
@@ -138,7 +138,7 @@ class RateExceeded(ServingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FieldError:
     """One thing that is wrong with a request body: where (`loc`), and what (`msg`)."""
 
     loc: tuple[str | int, ...]
@@ -148,7 +148,7 @@ class Fault:
 class RequestError(ServingError):
     """The caller's mistake; `faults` says where."""
 
-    def __init__(self, detail: str, faults: tuple[Fault, ...] = ()) -> None:
+    def __init__(self, detail: str, faults: tuple[FieldError, ...] = ()) -> None:
         super().__init__(detail)
         self.faults = faults
 
@@ -169,7 +169,7 @@ class BodyTooLarge(RequestError):
     """The body is over the limit."""
 
 
-class TooSlow(RequestError):
+class RequestTimeout(RequestError):
     """The request has not come whole in time."""
 
 
@@ -185,7 +185,7 @@ class NotStreaming(RequestError):
     """The model can't answer bit by bit."""
 
 
-class Contradictory(RequestError):
+class ConflictingModel(RequestError):
     """The path of the request and its header name different models."""
 
 
@@ -219,7 +219,7 @@ class NotLive(Unavailable):
         self.public = public
 
 
-class Asleep(NotLive):
+class NotLoaded(NotLive):
     """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
 
     def __init__(
@@ -233,7 +233,7 @@ class Overloaded(Unavailable):
     """The queue of the model is full."""
 
 
-class JournalAway(Unavailable):
+class JournalUnavailable(Unavailable):
     """The journal of predictions can't be asked now."""
 
     retry_after = 5
@@ -243,7 +243,7 @@ class ProcessDied(Unavailable):
     """The model process died under the request, twice."""
 
 
-class CallerLeft(ServingError):
+class ClientDisconnected(ServingError):
     """Nobody waits for the answer any more."""
 
 

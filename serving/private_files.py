@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from serving.groups import Journal, Registry
+from serving.settings.groups import JournalSettings, RegistrySettings
 
 _FOR_OTHERS = 0o077
 
@@ -19,7 +19,7 @@ def set_umask() -> None:
     os.umask(_FOR_OTHERS)
 
 
-def restrict(journal: Journal, registry: Registry) -> None:
+def restrict(journal: JournalSettings, registry: RegistrySettings) -> None:
     """Take other users' access from the store and the journal's file; earlier releases gave it."""
     paths = [registry.store_dir]
     url = make_url(journal.journal_url.get_secret_value()) if journal.journal_url else None

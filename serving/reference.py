@@ -20,7 +20,7 @@ _WEIGHT = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
-class Kind(StrEnum):
+class ReferenceKind(StrEnum):
     """How a reference picks a version."""
 
     STAGE = "stage"
@@ -36,7 +36,7 @@ class Reference:
 
     uri: str
     name: str
-    kind: Kind
+    kind: ReferenceKind
     selector: str
     weight: float | None = None
     """Its part of the requests to its model, where several references share them."""
@@ -67,29 +67,29 @@ class Reference:
             raise InvalidReference(f"{uri!r} is no model reference: write {FORMS}")
         name, selector, alias = match["name"], match["selector"], match["alias"]
         if alias is not None:
-            return cls(match[0], name, Kind.ALIAS, alias)
+            return cls(match[0], name, ReferenceKind.ALIAS, alias)
         if selector is None:
             # MLflow reads a bare `models:/iris` as the id of a logged model, which it can't be.
             if not _MODEL_ID.fullmatch(name):
                 raise InvalidReference(f"{uri!r} names a model but no version: write {FORMS}")
-            return cls(match[0], name, Kind.MODEL_ID, name)
+            return cls(match[0], name, ReferenceKind.MODEL_ID, name)
         return cls(match[0], name, *_selected(uri, selector))
 
     @property
     def is_fixed(self) -> bool:
         """Whether nothing that the registry tells of it later can matter: of what is tried, tags do."""
-        return self.kind in (Kind.VERSION, Kind.MODEL_ID) and self.weight is None
+        return self.kind in (ReferenceKind.VERSION, ReferenceKind.MODEL_ID) and self.weight is None
 
     def __str__(self) -> str:
         return self.uri
 
 
-def _selected(uri: str, selector: str) -> tuple[Kind, str]:
+def _selected(uri: str, selector: str) -> tuple[ReferenceKind, str]:
     if selector.isascii() and selector.isdigit():
-        return Kind.VERSION, str(int(selector))
+        return ReferenceKind.VERSION, str(int(selector))
     if selector.lower() == "latest":
-        return Kind.LATEST, "latest"
+        return ReferenceKind.LATEST, "latest"
     if stage := STAGES.get(selector.lower()):
-        return Kind.STAGE, stage
+        return ReferenceKind.STAGE, stage
     stages = ", ".join(STAGES.values())
     raise InvalidReference(f"{uri!r}: {selector!r} is no stage ({stages}): write {FORMS}")

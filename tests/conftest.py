@@ -176,7 +176,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(scope="session")
 async def launcher() -> AsyncIterator[Any]:
     """A fork server for all tests: it takes seconds to warm up."""
-    from serving.runtime.launcher import Launcher
+    from serving.processes.launcher import Launcher
 
     launcher = Launcher()
     launcher.start()

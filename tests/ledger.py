@@ -9,10 +9,10 @@ import httpx
 from live import Service, until
 from sqlalchemy import func, select
 
-from serving.groups import journal_url
 from serving.journal import database
 from serving.journal.database import transaction
 from serving.journal.schema import feedback, predictions, versions
+from serving.settings.groups import journal_url
 
 
 class Ledger:

@@ -19,7 +19,7 @@ from typing import IO, Any, TypeVar
 
 import httpx
 
-from serving.runtime.forkserver import PRELOAD
+from serving.processes.fork_server import PRELOAD
 
 T = TypeVar("T")
 

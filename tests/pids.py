@@ -36,7 +36,7 @@ def fork_server(front: int) -> int:
     """The fork server of a front that has one, which is a child of its guardian; 0 while there is none."""
     for guardian in children(front):
         with suppress(OSError):
-            if b"serving.runtime.forkserver" in Path(f"/proc/{guardian}/cmdline").read_bytes():
+            if b"serving.processes.fork_server" in Path(f"/proc/{guardian}/cmdline").read_bytes():
                 return next(iter(children(guardian)), 0)
     return 0
 

@@ -8,8 +8,8 @@ from typing import Any
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from serving.runtime import mlmodel
-from serving.runtime.contract import Contract
+from serving.contract import mlmodel
+from serving.contract.contract import Contract
 
 TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
 MOST_ROWS = 100

@@ -8,16 +8,16 @@ from typing import Any
 
 from casting import Registry
 
+from serving.models.slot import Slot
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.store import Store
-from serving.runtime.launcher import Launcher
-from serving.runtime.slot import Slot
-from serving.settings import Settings
+from serving.registry.tag_writer import TagWriter
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 PRODUCTION = "models:/actor/Production"
@@ -37,7 +37,7 @@ class Stage:
         *,
         shared: bool = False,
         slot: Slot | None = None,
-        herald: Herald | None = None,
+        herald: TagWriter | None = None,
         **settings: Any,
     ) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
@@ -45,10 +45,10 @@ class Stage:
             **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
         )
         client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replayed)
-        store = Store(made.store_dir, self.registry.uri)
+        store = ArtifactStore(made.store_dir, self.registry.uri)
         gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))
-        herald = herald or Herald(client)
+        herald = herald or TagWriter(client)
         follower = Follower(slot, client, store, gate, herald, history, made, shared=shared)
         self._followers.append((follower, client))
         return follower
@@ -76,7 +76,7 @@ class Stage:
 
     async def aclose(self) -> None:
         for follower, client in self._followers:
-            await follower.empty("the test is over")
+            await follower.unload("the test is over")
             client.close()
 
 
@@ -94,4 +94,4 @@ def live(follower: Follower) -> str | None:
 async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
     with follower.slot.lease() as leased:
         ((_, ticket),) = leased.calls.submit([{"x": x, "act": act}], {}, 30)
-        return json.loads((await ticket.future).now().json()[:-1])["prediction"]
+        return json.loads((await ticket.future).materialize().json()[:-1])["prediction"]

@@ -17,24 +17,34 @@ LAYERS = [
     "serving.errors",
     "serving.sandbox",
     "serving.reference",
-    "serving.groups",
-    "serving.private_files",
+    "serving.version",
     "serving.settings",
-    "serving.access",
+    "serving.private_files",
+    "serving.tasks",
+    "serving.supervision",
+    "serving.auth",
     "serving.telemetry",
-    "serving.runtime",
+    "serving.types",
+    "serving.codecs",
+    "serving.contract",
+    "serving.protocols",
+    "serving.processes",
+    "serving.batching",
+    "serving.models",
+    "serving.hooks",
+    "serving.cluster",
     "serving.registry",
     "serving.journal",
-    "serving.monitoring",
+    "serving.drift",
+    "serving.rollout",
+    "serving.observers",
+    "serving.server.connection_limits",
+    "serving.server.tls_certificate",
     "serving.http",
-    "serving.rpc",
-    "serving.front",
-    "serving.check",
+    "serving.grpc",
     "serving.app",
     "serving.server",
-    "serving.on_ray",
-    "serving.keys",
-    "serving.health",
+    "serving.integrations",
     "serving.cli",
     "serving.__main__",
 ]
@@ -65,13 +75,13 @@ def imported(name: str) -> Iterator[str]:
 
 
 def layer(name: str) -> int:
-    """The place of a module among the layers, the lowest first."""
-    return max(index for index, each in enumerate(LAYERS) if name == each or name.startswith(f"{each}."))
+    """Return the index of a module's layer, the lowest first: the one with the longest matching name."""
+    return LAYERS.index(max((entry for entry in LAYERS if f"{name}.".startswith(f"{entry}.")), key=len))
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert "serving.runtime.contract" in MODULES
-    assert "serving.runtime.columns" in [*imported("serving.runtime.contract")]
+    assert "serving.contract.contract" in MODULES
+    assert "serving.types.columns" in [*imported("serving.contract.contract")]
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("serving")))
@@ -113,19 +123,19 @@ def test_modules_are_small(name: str) -> None:
 
 
 SHORT_TASKS = {
-    "serving.http.api_document": "is awaited by its callers",
-    "serving.http.listener": "opens one connection, within a limit of time",
-    "serving.http.predict": "watches one request",
-    "serving.journal.link": "belongs to a supervised group",
-    "serving.on_ray": "is awaited by its callers",
+    "serving.http.endpoints.api_docs": "is awaited by its callers",
+    "serving.server.listener": "opens one connection, within a limit of time",
+    "serving.http.endpoints.predict": "watches one request",
+    "serving.journal.writer_client": "belongs to a supervised group",
+    "serving.integrations.ray": "is awaited by its callers",
     "serving.registry.client": "is awaited by its callers",
-    "serving.registry.blocking": "runs one call, which its caller may give up",
+    "serving.registry.blocking_calls": "runs one call, which its caller may give up",
     "serving.registry.follower": "brings one version up, and reports its failure",
-    "serving.runtime.errands": "logs the failures of short tasks",
-    "serving.runtime.pool": "belongs to a group that is awaited",
-    "serving.runtime.supervision": "is the supervisor",
+    "serving.tasks": "logs the failures of short tasks",
+    "serving.processes.pool": "belongs to a group that is awaited",
+    "serving.supervision": "is the supervisor",
     "serving.journal.writer": "ends its own process",
-    "serving.monitoring.traces": "sends the last spans at the end",
+    "serving.observers.spans": "sends the last spans at the end",
 }
 """Modules that start tasks or threads, and why these need no supervision."""
 
@@ -146,9 +156,9 @@ def test_tasks_and_threads_that_run_long_are_supervised() -> None:
     ("name", "heavy"),
     [
         ("serving.app", ["mlflow", "sklearn", "scipy", "skops"]),
-        ("serving.cli", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
+        ("serving.cli.main", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
         ("serving.registry.client", ["mlflow", "sklearn"]),
-        ("serving.runtime.forkserver", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
+        ("serving.processes.fork_server", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
         ("training.cli", ["mlflow", "sklearn", "pandas"]),
     ],
 )

@@ -13,8 +13,8 @@ from conftest import NewRegistry
 from live import Service, environment, until
 from promotions import Model
 
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import LoadAttempts
+from serving.version import Version
 
 FOUND = Version(name="iris", version="2", location="s3://iris/2", source="s3://iris/2", stage="Production")
 
@@ -68,8 +68,8 @@ def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
 DIE = """
 import asyncio, os, sys
 from pathlib import Path
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import Attempts
+from serving.version import Version
 
 async def verify():
     async with Attempts(Path(sys.argv[1])).marked(Version(**eval(sys.argv[2]))):
@@ -96,13 +96,13 @@ def die(folder: Path, version: Version) -> None:
 
 
 def test_deaths_are_counted_until_something_changes(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 0
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
     assert attempts.deaths(FOUND) == 1
     die(tmp_path, FOUND)
-    assert Attempts(tmp_path).deaths(FOUND) == 2
+    assert LoadAttempts(tmp_path).deaths(FOUND) == 2
     written = replace(FOUND, tags={"serving.state": "rejected"})
     assert attempts.deaths(written) == 2
     assert attempts.deaths(replace(FOUND, tags={"owner": "me"})) == 0
@@ -110,7 +110,7 @@ def test_deaths_are_counted_until_something_changes(tmp_path: Path) -> None:
 
 
 def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
     attempts.named("models:/iris/Production", FOUND)
@@ -122,15 +122,15 @@ def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_version_under_verification_elsewhere_is_no_death(tmp_path: Path) -> None:
-    async with Attempts(tmp_path).marked(FOUND):
-        assert Attempts(tmp_path).deaths(FOUND) == 0
+    async with LoadAttempts(tmp_path).marked(FOUND):
+        assert LoadAttempts(tmp_path).deaths(FOUND) == 0
     assert names(tmp_path) == []
 
 
 @pytest.mark.anyio
 async def test_passing_forgets_deaths(tmp_path: Path) -> None:
     die(tmp_path, FOUND)
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 1
     async with attempts.marked(FOUND):
         pass
@@ -140,13 +140,13 @@ async def test_passing_forgets_deaths(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_marker_that_cannot_be_written_does_not_prevent_verification(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("no folder")
-    async with Attempts(tmp_path / "attempts").marked(FOUND):
+    async with LoadAttempts(tmp_path / "attempts").marked(FOUND):
         pass
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b'{"deaths": "many", "promotion": 5}'])
 def test_damaged_record_counts_no_death(tmp_path: Path, content: bytes) -> None:
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
     (record,) = tmp_path.iterdir()

@@ -17,13 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, NotSeparable, Overloaded, ProcessDied
-from serving.runtime.batcher import Batcher
-from serving.runtime.pace import Pace
-from serving.runtime.predictions import Predictions
-from serving.runtime.replica import Outcome, State
-from serving.runtime.streams import Stream
-from serving.runtime.tickets import Ticket, retries, take
+from serving.batching.batcher import Batcher
+from serving.batching.chunk_stream import ChunkStream
+from serving.batching.latency_model import BatchLatencyModel
+from serving.batching.pending import PendingRequest, next_batch, split_for_retry
+from serving.codecs.predictions import Predictions
+from serving.errors import (
+    ClientDisconnected,
+    DeadlineExceeded,
+    ModelFailed,
+    NotSeparable,
+    Overloaded,
+    ProcessDied,
+)
+from serving.processes.replica import Outcome, ReplicaState
 
 DEADLINE = 10.0
 
@@ -41,15 +48,15 @@ class Process:
     """Takes tables as a `Replica` does, and holds each until it is told how that ends."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.state = State.IDLE
+        self.state = ReplicaState.IDLE
         self.loop = loop
         self.asked: list[list[dict[str, Any]]] = []
         self.killed = False
         self._done: Callable[[Outcome], None] | None = None
 
     def ask(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
-        assert self.state is State.IDLE
-        self.state, self._done = State.BUSY, done
+        assert self.state is ReplicaState.IDLE
+        self.state, self._done = ReplicaState.BUSY, done
         self.asked.append(json.loads(payload))
 
     def kill(self) -> None:
@@ -62,13 +69,13 @@ class Process:
         """Answer what was asked; each row is predicted as twice its `x` unless something else is given."""
         rows = self.asked[-1]
         found = [row.get("nan") or row["x"] * 2 for row in rows] if predictions is None else predictions
-        self._end(State.IDLE, json.dumps(found).encode())
+        self._end(ReplicaState.IDLE, json.dumps(found).encode())
 
     def fail(self) -> None:
-        self._end(State.IDLE, ModelFailed("it raised"))
+        self._end(ReplicaState.IDLE, ModelFailed("it raised"))
 
     def die(self) -> None:
-        self._end(State.DEAD, ProcessDied("it died"))
+        self._end(ReplicaState.DEAD, ProcessDied("it died"))
 
     def play(self) -> None:
         """End as the rows say: one that is poison makes the model raise, one that kills ends the process."""
@@ -80,8 +87,8 @@ class Process:
         else:
             self.answer()
 
-    def _end(self, state: State, outcome: Outcome) -> None:
-        self.state = State.DEAD if self.state is State.DEAD else state
+    def _end(self, state: ReplicaState, outcome: Outcome) -> None:
+        self.state = ReplicaState.DEAD if self.state is ReplicaState.DEAD else state
         if done := self._done:
             self._done = None
             done(outcome)
@@ -94,7 +101,7 @@ class Bench:
         self.loop = Clockwork()
         self.shared = True
         self.processes: list[Process] = []
-        self.pace = Pace(1.0, max(1, processes))
+        self.pace = BatchLatencyModel(1.0, max(1, processes))
         self.calls: list[tuple[int, float, float]] = []
         self.batcher = Batcher(
             encode,
@@ -131,15 +138,15 @@ class Bench:
 
     def submit(
         self, *requests: list[dict[str, Any]], key: str = "", deadline: float = DEADLINE
-    ) -> list[Ticket]:
+    ) -> list[PendingRequest]:
         """Submit requests, all in the same turn of the loop."""
-        made: list[Ticket] = self.do(lambda: [self._submit(rows, key, deadline) for rows in requests])
+        made: list[PendingRequest] = self.do(lambda: [self._submit(rows, key, deadline) for rows in requests])
         return made
 
-    def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> Ticket:
+    def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> PendingRequest:
         return self.batcher.submit(rows, key, self.most_rows, deadline)
 
-    def withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, ticket: PendingRequest) -> None:
         self.do(lambda: self.batcher.withdraw(ticket))
 
     def advance(self, seconds: float) -> None:
@@ -148,9 +155,9 @@ class Bench:
 
     def play(self) -> None:
         """Let all processes work until nothing is asked any more; those that die are replaced."""
-        while busy := [process for process in self.processes if process.state is State.BUSY]:
+        while busy := [process for process in self.processes if process.state is ReplicaState.BUSY]:
             self.do(busy[0].play)
-            if busy[0].state is State.DEAD:
+            if busy[0].state is ReplicaState.DEAD:
                 self.add()
 
 
@@ -160,7 +167,7 @@ def encode(rows: Any, key: Any, carried: Any) -> bytes:
     return json.dumps(rows).encode()
 
 
-def read(answer: bytes, group: list[Ticket]) -> Predictions:
+def read(answer: bytes, group: list[PendingRequest]) -> Predictions:
     found = json.loads(answer)
     if found == ["inseparable"]:
         raise NotSeparable("it returned one result for several requests")
@@ -180,15 +187,15 @@ def rows(*numbers: int, **more: Any) -> list[dict[str, Any]]:
     return [{"x": number} | more for number in numbers]
 
 
-def result(ticket: Ticket) -> Any:
+def result(ticket: PendingRequest) -> Any:
     """What a ticket was settled with: predictions, the class of an error, or "waits"."""
     if not ticket.future.done():
         return "waits"
     error = ticket.future.exception()
-    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().now().json()[:-1])
+    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().materialize().json()[:-1])
 
 
-def results(tickets: list[Ticket]) -> list[Any]:
+def results(tickets: list[PendingRequest]) -> list[Any]:
     return [result(ticket) for ticket in tickets]
 
 
@@ -197,8 +204,8 @@ def results(tickets: list[Ticket]) -> list[Any]:
 requests = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 5)), min_size=1, max_size=12)
 
 
-def tickets_of(asked: list[tuple[str, int]], most: int = 1) -> list[Ticket]:
-    return [Ticket(rows(*range(count)), key, most, None) for key, count in asked]  # type: ignore[arg-type]
+def tickets_of(asked: list[tuple[str, int]], most: int = 1) -> list[PendingRequest]:
+    return [PendingRequest(rows(*range(count)), key, most, None) for key, count in asked]  # type: ignore[arg-type]
 
 
 @given(requests, st.integers(1, 12))
@@ -207,7 +214,7 @@ def test_a_batch_is_the_oldest_request_and_those_like_it_that_fit(
 ) -> None:
     tickets = tickets_of(asked, most)
     waiting = deque(tickets)
-    group = take(waiting, shared=True)
+    group = next_batch(waiting, shared=True)
     assert group[0] is tickets[0]
     assert {ticket.key for ticket in group} == {tickets[0].key}
     size = sum(len(ticket.rows) for ticket in group)
@@ -224,7 +231,7 @@ def test_every_request_leaves_once(asked: list[tuple[str, int]], most: int) -> N
     tickets = tickets_of(asked, most)
     waiting, left = deque(tickets), []
     while waiting:
-        left += take(waiting, shared=True)
+        left += next_batch(waiting, shared=True)
     assert len(left) == len(tickets)
     assert set(map(id, left)) == set(map(id, tickets))
 
@@ -232,7 +239,7 @@ def test_every_request_leaves_once(asked: list[tuple[str, int]], most: int) -> N
 @given(requests)
 def test_a_group_that_raised_is_halved_in_order(asked: list[tuple[str, int]]) -> None:
     group = tickets_of(asked)
-    halves = retries(group, ModelFailed("it raised"))
+    halves = split_for_retry(group, ModelFailed("it raised"))
     assert [ticket for half in halves for ticket in half] == (group if len(group) > 1 else [])
     assert all(len(half) < len(group) for half in halves)
 
@@ -244,7 +251,9 @@ def test_a_group_that_died_is_tried_again_one_by_one_and_once(
     group = tickets_of(asked)
     for ticket in group:
         ticket.retried = data.draw(st.booleans())
-    assert retries(group, ProcessDied("it died")) == [[ticket] for ticket in group if not ticket.retried]
+    assert split_for_retry(group, ProcessDied("it died")) == [
+        [ticket] for ticket in group if not ticket.retried
+    ]
 
 
 # -- batching
@@ -346,7 +355,7 @@ def test_a_process_that_hangs_is_killed_and_the_others_are_served(bench: Bench) 
     queued = bench.submit(rows(3))
     bench.advance(5)
     assert bench.processes[0].killed
-    assert bench.processes[0].state is State.DEAD
+    assert bench.processes[0].state is ReplicaState.DEAD
     assert results(hanging + queued) == [DeadlineExceeded, DeadlineExceeded, "waits"]
     bench.add()
     bench.play()
@@ -371,7 +380,7 @@ def test_a_caller_that_goes_while_queued_is_dropped_from_the_batch(bench: Bench)
     bench.withdraw(tickets[1])
     bench.play()
     assert bench.processes[0].asked == [rows(0), rows(1, 3)]
-    assert results(tickets) == [[2], CallerLeft, [6]]
+    assert results(tickets) == [[2], ClientDisconnected, [6]]
 
 
 def test_nothing_is_asked_where_all_callers_have_gone(bench: Bench) -> None:
@@ -453,15 +462,15 @@ def test_an_answer_that_cannot_be_read_is_hunted_down_like_an_exception(bench: B
 
 
 def test_stream_shares_no_call_with_a_request_like_it(bench: Bench) -> None:
-    async def waiting() -> deque[Ticket]:
+    async def waiting() -> deque[PendingRequest]:
         loop = asyncio.get_running_loop()
-        streams = (None, Stream(DEADLINE), None)
-        return deque(Ticket([{"x": 1}], "", 32, loop.create_future(), stream) for stream in streams)
+        streams = (None, ChunkStream(DEADLINE), None)
+        return deque(PendingRequest([{"x": 1}], "", 32, loop.create_future(), stream) for stream in streams)
 
     tickets = bench.loop.run_until_complete(waiting())
     first, second, third = tickets
-    assert take(tickets, shared=True) == [first, third]
-    assert take(tickets, shared=True) == [second]
+    assert next_batch(tickets, shared=True) == [first, third]
+    assert next_batch(tickets, shared=True) == [second]
 
 
 def test_requests_of_an_output_that_cannot_be_split_are_called_for_alone(bench: Bench) -> None:
@@ -508,7 +517,7 @@ def test_a_row_that_kills_fails_alone_and_after_two_deaths(bench: Bench) -> None
     tickets = bench.submit(rows(1), rows(2, kills=True), rows(3))
     bench.play()
     assert results(tickets) == [[2], ProcessDied, [6]]
-    assert sum(process.state is State.DEAD for process in bench.processes) == 2
+    assert sum(process.state is ReplicaState.DEAD for process in bench.processes) == 2
 
 
 def test_what_is_tried_again_goes_before_what_came_later(bench: Bench) -> None:
@@ -540,7 +549,7 @@ def test_a_quick_model_is_asked_again_at_once(bench: Bench) -> None:
 
 
 def test_a_process_that_died_idle_is_not_asked(bench: Bench) -> None:
-    bench.processes[0].state = State.DEAD
+    bench.processes[0].state = ReplicaState.DEAD
     tickets = bench.submit(rows(1))
     assert bench.processes[0].asked == []
     bench.add()
@@ -601,7 +610,7 @@ class Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.bench = Bench(processes=2, most_rows=8, most_waiting=20)
-        self.tickets: list[Ticket] = []
+        self.tickets: list[PendingRequest] = []
         self.settled: dict[int, Any] = {}
 
     @rule(
@@ -632,7 +641,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 9))
     def work(self, index: int) -> None:
-        busy = [process for process in self.bench.processes if process.state is State.BUSY]
+        busy = [process for process in self.bench.processes if process.state is ReplicaState.BUSY]
         if busy:
             self.bench.do(busy[index % len(busy)].play)
 
@@ -647,7 +656,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def add(self) -> None:
-        if sum(process.state is not State.DEAD for process in self.bench.processes) < 2:
+        if sum(process.state is not ReplicaState.DEAD for process in self.bench.processes) < 2:
             self.bench.add()
 
     @invariant()
@@ -660,7 +669,7 @@ class Requests(RuleBasedStateMachine):
             self.check(ticket, found)
 
     @staticmethod
-    def check(ticket: Ticket, found: Any) -> None:
+    def check(ticket: PendingRequest, found: Any) -> None:
         if isinstance(found, list):
             assert found == [row["x"] * 2 for row in ticket.rows]
             assert not {"poison", "kills", "nan"} & ticket.rows[0].keys()
@@ -669,7 +678,7 @@ class Requests(RuleBasedStateMachine):
         elif found is ProcessDied:
             assert ticket.retried
         else:
-            assert found in ("cancelled", CallerLeft, DeadlineExceeded)
+            assert found in ("cancelled", ClientDisconnected, DeadlineExceeded)
 
     def teardown(self) -> None:
         self.add()

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mlflow.types import ParamSpec
 from signatures import MOST_ROWS, contract
 
+from serving.contract.contract import Contract
 from serving.errors import BodyTooLarge, Malformed, RequestError, Unprocessable
-from serving.runtime import bulk
-from serving.runtime.bulk import Reader
-from serving.runtime.contract import Contract
+from serving.protocols import json_rows
+from serving.protocols.json_rows import BatchReader
 
 IRIS = contract("x: double, y: double", {"x": {"minimum": 0, "maximum": 10}})
 MIXED = contract("flag: boolean, small: integer, big: long, half: float, x: double, text: string")
@@ -28,7 +28,7 @@ CONTRACTS = {"numbers": IRIS, "mixed": MIXED, "holey": HOLEY, "dates": contract(
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows."""
-    monkeypatch.setattr(bulk, "_BYTES", 64)
+    monkeypatch.setattr(json_rows, "_BYTES", 64)
 
 
 def sent(rows: list[Any], **more: Any) -> bytes:
@@ -45,7 +45,7 @@ def table(made: Contract, rows: Any) -> pa.RecordBatch:
 def whole(made: Contract, body: bytes) -> tuple[Any, Any]:
     """The rows as a table and the parameters, of all pieces together; or how the body was refused."""
     try:
-        pieces = [*Reader(made).read(body)]
+        pieces = [*BatchReader(made).read(body)]
     except RequestError as error:
         return type(error), error.faults
     rows = [
@@ -67,7 +67,7 @@ def at_once(made: Contract, body: bytes) -> tuple[Any, Any]:
 
 def test_a_large_batch_comes_in_pieces_of_columns() -> None:
     rows = [{"x": index % 10, "y": index / 7} for index in range(100)]
-    pieces = [*Reader(IRIS).read(sent(rows))]
+    pieces = [*BatchReader(IRIS).read(sent(rows))]
     assert len(pieces) > 10
     assert all(isinstance(piece.rows, pa.RecordBatch) for piece in pieces)
     assert [row for piece in pieces for row in piece.rows.to_pylist()] == rows
@@ -77,7 +77,7 @@ def test_the_place_of_a_mistake_is_counted_from_the_first_row() -> None:
     rows = [{"x": 1, "y": 1} for _ in range(100)]
     rows[70] = {"x": 11, "y": 1}
     with pytest.raises(Unprocessable) as caught:
-        list(Reader(IRIS).read(sent(rows)))
+        list(BatchReader(IRIS).read(sent(rows)))
     assert [fault.loc for fault in caught.value.faults] == [("rows", 70, "x")]
 
 
@@ -189,13 +189,13 @@ def test_parameters_are_those_of_the_whole_batch() -> None:
         sent([{"x": 1}] * 50, params={"k": 2.5}),
         b'{"params":{"k":2.5},"rows":[%b{"x":1}]}' % (b'{"x":1},' * 50),
     ):
-        pieces = [*Reader(PARAMS).read(body)]
+        pieces = [*BatchReader(PARAMS).read(body)]
         assert len(pieces) > 1
         assert all(piece.params == {"k": 2.5} for piece in pieces)
 
 
 def test_more_rows_than_the_limit_are_not_read_to_their_end() -> None:
-    pieces = Reader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
+    pieces = BatchReader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
     assert len(next(pieces).rows) < MOST_ROWS
     with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
         list(pieces)
@@ -209,12 +209,12 @@ def test_more_rows_than_the_limit_are_not_read_to_their_end() -> None:
     ],
 )
 def test_a_column_that_all_rows_leave_out_is_absent(rows: list[dict[str, Any]], names: list[str]) -> None:
-    (piece,) = Reader(HOLEY).read(sent(rows))
+    (piece,) = BatchReader(HOLEY).read(sent(rows))
     assert isinstance(piece.rows, pa.RecordBatch)
     assert piece.rows.schema.names == names
 
 
 def test_rows_of_which_some_leave_a_column_out_are_read_as_rows() -> None:
     rows = [{"x": 1.0, "n": 1}, {"x": 2.0}]
-    (piece,) = Reader(HOLEY).read(sent(rows))
+    (piece,) = BatchReader(HOLEY).read(sent(rows))
     assert piece.rows == rows

@@ -18,7 +18,7 @@ import pytest
 from casting import Registry
 from live import environment
 
-from serving.settings import OPTIONS, variable
+from serving.settings.settings import OPTIONS, env_name
 
 WORDS = {"x": {"minimum": 0, "maximum": 10, "description": "What is multiplied"}}
 
@@ -52,7 +52,7 @@ def test_the_help_lists_every_setting_with_its_variable(env: dict[str, str], com
     words = set(re.findall(r"[\w-]+", printed))
     for name in OPTIONS:
         assert f"--{name.replace('_', '-')}" in words
-        assert variable(name) in words
+        assert env_name(name) in words
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])

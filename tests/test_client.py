@@ -19,12 +19,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema
 from signatures import columns
 
-from serving.errors import RegistryUnavailable, Unresolved
+from serving.errors import ReferenceNotFound, RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.runtime.version import Version
-from serving.settings import Settings
-from serving.telemetry.redaction import without_secrets
+from serving.settings.settings import Settings
+from serving.telemetry.redaction import redact
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -184,7 +184,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 async def test_what_names_nothing_is_told_in_a_sentence(
     client: RegistryClient, catalogue: Registry, uri: str, said: str
 ) -> None:
-    with pytest.raises(Unresolved) as missing:
+    with pytest.raises(ReferenceNotFound) as missing:
         await resolved(client, uri)
     assert str(missing.value).startswith(said)
     assert "\n" not in str(missing.value)
@@ -261,15 +261,15 @@ async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catal
     ],
 )
 async def test_passwords_are_never_shown(uri: str, shown: str) -> None:
-    assert without_secrets(uri) == shown
-    assert without_secrets(shown) == shown
+    assert redact(uri) == shown
+    assert redact(shown) == shown
     with closing(RegistryClient(Settings(tracking_uri=uri))) as client:
         assert client.uri == shown
 
 
 @given(st.text("abc:@?=&%", min_size=1).filter(lambda text: not text.startswith("@")))
 def test_no_part_of_a_password_is_shown(password: str) -> None:
-    assert without_secrets(f"http://alice:{password}@host/path") == "http://***@host/path"
+    assert redact(f"http://alice:{password}@host/path") == "http://***@host/path"
 
 
 async def test_a_registry_of_its_own_goes_before_the_tracking_server(tmp_path: Path, registry: str) -> None:
@@ -290,10 +290,10 @@ async def test_how_long_the_registry_took_is_told_but_not_what_importing_mlflow_
 async def test_how_long_it_took_is_told_of_looks_alone(client: RegistryClient, catalogue: Registry) -> None:
     """By that followers rest; tags, each of which takes calls of its own, are no sign of a slow registry."""
     version = await resolved(client, "models:/iris/1")
-    await client.marker(0.0)
+    await client.cursor(0.0)
     waited = client.waited
     assert waited > 0
     await client.write_tags(version, lambda _: {f"tag-{number}": "x" for number in range(5)})
     assert client.waited == waited
-    await client.marker(0.0)
+    await client.cursor(0.0)
     assert client.waited != waited

@@ -10,8 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 from signatures import TYPES, contract
 
-from serving.errors import Malformed, Unprocessable, Untypable
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.errors import Malformed, Unprocessable, UnsupportedSignature
+from serving.types.scalars import FLOAT32_MAX
 
 INT32, INT64 = 2**31, 2**63
 at = datetime.fromisoformat
@@ -232,7 +232,7 @@ def test_no_word_makes_room_for_what_the_width_cannot_hold(
 def test_a_word_with_a_value_that_means_nothing_is_refused_with_what_to_write(
     kind: str, word: str, value: Any
 ) -> None:
-    with pytest.raises(Untypable) as refused:
+    with pytest.raises(UnsupportedSignature) as refused:
         contract(f"it: {kind}", {"it": {word: value}})
     said = str(refused.value)
     assert said.startswith(f"metadata serving.inputs.it.{word} is ")
@@ -258,7 +258,7 @@ def test_a_word_with_a_value_that_means_nothing_is_refused_with_what_to_write(
     ],
 )
 def test_a_word_that_says_nothing_about_the_type_is_refused_with_those_that_do(kind: str, word: Any) -> None:
-    with pytest.raises(Untypable, match=f"says nothing about a {kind}: use .*description.*unit"):
+    with pytest.raises(UnsupportedSignature, match=f"says nothing about a {kind}: use .*description.*unit"):
         contract(f"it: {kind}", {"it": {word: 1}})
 
 

@@ -9,7 +9,7 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from numpy import dtype
 from signatures import contract
 
-from serving.runtime.compatibility import breaking_changes
+from serving.contract.compatibility import breaking_changes
 
 BASE = "a: double, b: long?"
 

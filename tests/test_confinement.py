@@ -17,8 +17,8 @@ from conftest import NewRegistry
 from live import Service, served, until
 
 from serving import sandbox
-from serving.runtime.confinement import model_environment
-from serving.settings import Settings
+from serving.processes.confinement import model_environment
+from serving.settings.settings import Settings
 
 SECRETS = {
     "webhook_secret": "hook-secret-of-the-front",

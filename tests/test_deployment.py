@@ -23,10 +23,10 @@ from line import free_port
 from live import Service, served, until
 
 from benchmarks.postgres import Postgres
-from serving.access import keys
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.settings import OPTIONS, Settings, variable
+from serving.auth import api_keys
+from serving.auth.api_keys import Scope
+from serving.settings.settings import OPTIONS, Settings, env_name
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -134,7 +134,7 @@ def test_the_health_check_is_passed_where_the_service_listens_and_nowhere_else(k
 def test_the_image_sets_what_can_be_set() -> None:
     named = set(re.findall(r"\b(SERVING_\w+)=", DOCKERFILE))
     assert named
-    assert named <= {*map(variable, OPTIONS)}
+    assert named <= {*map(env_name, OPTIONS)}
 
 
 def test_the_image_has_what_every_extra_needs() -> None:
@@ -338,7 +338,7 @@ def test_there_is_a_front_in_each() -> None:
 
 def test_fronts_are_set_as_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     for _, _, env in fronts():
-        assert {*env} <= {*map(variable, OPTIONS), "OMP_NUM_THREADS"}
+        assert {*env} <= {*map(env_name, OPTIONS), "OMP_NUM_THREADS"}
         for name, value in env.items():
             monkeypatch.setenv(name, value.replace("{{.Name}}", "iris"))
         made = Settings()
@@ -460,8 +460,8 @@ def test_an_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) ->
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with keys and a port for its operators, as the components have it; no registry is there."""
     folder = tmp_path_factory.mktemp("keyed")
-    told, kept = keys.make("prometheus", Scope.ADMIN)
-    keys.write(folder / "keys.json", [kept])
+    told, kept = api_keys.create_key("prometheus", Scope.ADMIN)
+    api_keys.write(folder / "keys.json", [kept])
     settings = {"keys_file": folder / "keys.json", "admin_port": free_port(), "_key": told}
     with served("http://127.0.0.1:1", folder, **settings) as service:
         yield service

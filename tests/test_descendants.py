@@ -15,7 +15,7 @@ from live import Service, environment, until
 from pids import Watch, descendants, fork_server, parent
 from promotions import Model
 
-from serving.runtime.descendants import StopDetector
+from serving.processes.descendants import StopDetector
 
 
 def drain(model: Model) -> None:

@@ -18,10 +18,10 @@ from shop import customers, payer, rows
 from stage import Stage
 
 from serving.app import create_app
-from serving.monitoring.drift import Drift
-from serving.rpc.messages import protos, services
-from serving.runtime.exchange import Exchange
-from serving.settings import Settings
+from serving.drift.monitor import Drift
+from serving.grpc.messages import protos, services
+from serving.hooks import InferenceEvent
+from serving.settings.settings import Settings
 from training import log_model
 
 NAMES = ("same", "moved", "coloured", "gone", "outgrown", "protocols", "promoted")
@@ -297,24 +297,24 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     with live:
         parts = live.calls.submit([{"x": 1.0}] * 10, {}, 5.0)
         await parts[0][1].future
-    small = Exchange(live, {}, b"{}", (), parts, 0.0, 0.0)
+    small = InferenceEvent(live, {}, b"{}", (), parts, 0.0, 0.0)
     large = small._replace(body=bytes(2**20))
 
-    def kept(exchange: Exchange) -> int:
+    def kept(exchange: InferenceEvent) -> int:
         (watch,) = drift._watches.values()
         before = watch.looked_at
         for _ in range(500):
-            drift.answered(exchange)
+            drift.on_response(exchange)
         drift.tick()
         return watch.looked_at - before
 
-    drift.answered(small)
+    drift.on_response(small)
     assert [kept(small), kept(small), kept(small)] == [1000, 100, 100]
     assert drift.findings(live)[0].psi > 0.25
     for _ in range(10):
         drift.tick()
     assert kept(large) == 40  # 4 MB
-    await follower.empty("the test is over")
+    await follower.unload("the test is over")
     drift.tick()
     assert not drift._watches
 

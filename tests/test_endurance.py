@@ -22,7 +22,7 @@ MOST_GROWTH_MB = 6.0
 LEAKY = """
 import os
 from serving import cli
-from serving.runtime.slot import Slot
+from serving.models.slot import Slot
 
 swap, kept = Slot.swap, []
 

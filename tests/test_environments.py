@@ -24,9 +24,10 @@ from pids import descendants
 from promotions import Model
 from stage import Stage, settle
 
-from serving.errors import LoadFailed, NoEnvironment, ProcessDied, Untrusted
-from serving.runtime import environments, model_files, packages
-from serving.runtime.environments import Environments
+from serving.contract import model_files
+from serving.errors import EnvironmentUnavailable, LoadFailed, ProcessDied, UntrustedArtifact
+from serving.processes import environments, package_list
+from serving.processes.environments import Environments
 
 OTHER = "idna==3.10"
 """Another release of a package than the one that is installed here."""
@@ -232,10 +233,10 @@ async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: St
     for _ in range(2):
         for _ in range(2):
             with pytest.raises(ProcessDied) as died:
-                await follower._gate.bring_up(found, follower.slot)
+                await follower._gate.load_and_verify(found, follower.slot)
             assert str(died.value) == reason
         with pytest.raises(LoadFailed) as rejected:
-            await follower._gate.bring_up(found, follower.slot)
+            await follower._gate.load_and_verify(found, follower.slot)
         assert str(rejected.value) == f"{reason} (3 times in a row)"
 
 
@@ -299,7 +300,7 @@ def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
 )
 @pytest.mark.anyio
 async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(NoEnvironment, match=said) as rejected:
+    with pytest.raises(EnvironmentUnavailable, match=said) as rejected:
         await Environments(tmp_path, strict=False).interpreter(needs(tmp_path, line))
     assert not rejected.value.may_heal
 
@@ -337,7 +338,7 @@ def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
 )
 async def test_unreadable_python_env_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "python_env.yaml").write_text(text)
-    with pytest.raises(NoEnvironment, match="the files of its environment can't be read"):
+    with pytest.raises(EnvironmentUnavailable, match="the files of its environment can't be read"):
         await Environments(tmp_path, strict=False).interpreter(read(tmp_path))
 
 
@@ -354,7 +355,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
             True,
         ),
     ]:
-        with pytest.raises(NoEnvironment, match=said) as rejected:
+        with pytest.raises(EnvironmentUnavailable, match=said) as rejected:
             await Environments(tmp_path, strict=False).interpreter(environments.Needs(python))
         assert rejected.value.may_heal is heals
 
@@ -365,14 +366,16 @@ async def test_missing_uv_is_reported_with_the_remedy(
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoEnvironment, match="uv is not installed where this service runs: install the extra"):
+    with pytest.raises(
+        EnvironmentUnavailable, match="uv is not installed where this service runs: install the extra"
+    ):
         await Environments(tmp_path, strict=False).interpreter(environments.Needs())
 
 
 @pytest.mark.anyio
 async def test_conflicting_requirements_are_reported_in_words_of_uv(tmp_path: Path) -> None:
     found = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
-    with pytest.raises(NoEnvironment, match="can't be installed together.*uv reports: .*idna==3.10"):
+    with pytest.raises(EnvironmentUnavailable, match="can't be installed together.*uv reports: .*idna==3.10"):
         await Environments(tmp_path / "store", strict=False).interpreter(found)
     assert [*(tmp_path / "store").iterdir()] == []
 
@@ -436,7 +439,7 @@ async def test_strict_environment_consists_of_listed_packages(
     made = Environments(tmp_path / "store", strict=True, packages=file)
     wanted = environments.Needs(packages=[Requirement("idna>=3")])
     if fault:
-        with pytest.raises(NoEnvironment, match=fault):
+        with pytest.raises(EnvironmentUnavailable, match=fault):
             await made.interpreter(wanted)
         return
     python = await made.interpreter(wanted)
@@ -446,7 +449,7 @@ async def test_strict_environment_consists_of_listed_packages(
 
 @pytest.mark.anyio
 async def test_strict_environment_needs_a_list(tmp_path: Path) -> None:
-    with pytest.raises(NoEnvironment, match="set SERVING_PACKAGES"):
+    with pytest.raises(EnvironmentUnavailable, match="set SERVING_PACKAGES"):
         await Environments(tmp_path, strict=True).interpreter(environments.Needs())
 
 
@@ -468,19 +471,19 @@ HASH = f"--hash=sha256:{'0' * 64}"
     ],
 )
 def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: str) -> None:
-    with pytest.raises(NoEnvironment, match="SERVING_PACKAGES has the entry"):
-        packages.read(listed(tmp_path, line))
+    with pytest.raises(EnvironmentUnavailable, match="SERVING_PACKAGES has the entry"):
+        package_list.read(listed(tmp_path, line))
 
 
 def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
-    found = packages.read(listed(tmp_path, *lines))
+    found = package_list.read(listed(tmp_path, *lines))
     limits = [Requirement("a!=2"), Requirement("b")]
-    selected = packages.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
+    selected = package_list.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
     assert selected == [lines[0], lines[3]]
-    with pytest.raises(Untrusted, match="which is not in SERVING_PACKAGES"):
-        packages.select(found, [Requirement("c")], [], [], "3.11")
-    with pytest.raises(Untrusted, match="has no such version of a"):
-        packages.select(found, [Requirement("a>3")], [], [], "3.11")
-    with pytest.raises(NoEnvironment, match="lacks numpy, which model processes need"):
-        packages.select(found, [], [Requirement("numpy")], [], "3.11")
+    with pytest.raises(UntrustedArtifact, match="which is not in SERVING_PACKAGES"):
+        package_list.select(found, [Requirement("c")], [], [], "3.11")
+    with pytest.raises(UntrustedArtifact, match="has no such version of a"):
+        package_list.select(found, [Requirement("a>3")], [], [], "3.11")
+    with pytest.raises(EnvironmentUnavailable, match="lacks numpy, which model processes need"):
+        package_list.select(found, [], [Requirement("numpy")], [], "3.11")

@@ -18,11 +18,11 @@ from pids import Watch
 from stage import Stage, live, predict, settle
 
 from serving.errors import NotLive
+from serving.models.loaded_model import LoadedModel
 from serving.reference import Reference
-from serving.registry.plan import Candidate, State, Step, decide, pause, rest
-from serving.runtime.loaded import Loaded
-from serving.runtime.supervision import Supervisor
-from serving.runtime.version import Version
+from serving.registry.decisions import Action, Candidate, CandidatePhase, decide, next_poll_delay, retry_delay
+from serving.supervision import Supervisor
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -34,49 +34,55 @@ TAGGED = replace(TWO, tags={"note": "fixed"})
 TOLD = replace(TWO, tags={"serving.state": "rejected", "serving.reason": "broken"})
 
 
-def candidate(version: Version, state: State, retry_at: float | None = None) -> Candidate:
+def candidate(version: Version, state: CandidatePhase, retry_at: float | None = None) -> Candidate:
     return Candidate(version, state, retry_at=retry_at)
 
 
 @pytest.mark.parametrize(
     ("found", "live", "warm", "before", "step"),
     [
-        (ONE, None, None, None, Step.START),
-        (ONE, ONE, None, None, Step.NOTHING),
-        (replace(ONE, stage="Production", aliases=("best",), tags={"a": "b"}), ONE, None, None, Step.NOTHING),
-        (TWO, ONE, None, None, Step.START),
-        (ONE, TWO, ONE, None, Step.RETURN),
-        (ONE, TWO, None, None, Step.START),
+        (ONE, None, None, None, Action.START),
+        (ONE, ONE, None, None, Action.NOTHING),
+        (
+            replace(ONE, stage="Production", aliases=("best",), tags={"a": "b"}),
+            ONE,
+            None,
+            None,
+            Action.NOTHING,
+        ),
+        (TWO, ONE, None, None, Action.START),
+        (ONE, TWO, ONE, None, Action.RETURN),
+        (ONE, TWO, None, None, Action.START),
         # while one loads
-        (TWO, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
-        (ONE, ONE, None, candidate(TWO, State.LOADING), Step.FORGET),
-        (TWO, None, None, candidate(ONE, State.LOADING), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.NOTHING),
+        (ONE, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.FORGET),
+        (TWO, None, None, candidate(ONE, CandidatePhase.LOADING), Action.START),
         # after one was refused
-        (TWO, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
-        (TOLD, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.REJECTED), Step.START),
-        (TWO, ONE, None, candidate(TWO, State.REJECTED, 11.0), Step.NOTHING),
-        (TWO, ONE, None, candidate(TWO, State.REJECTED, 9.0), Step.START),
-        (ONE, ONE, None, candidate(TWO, State.REJECTED), Step.FORGET),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.NOTHING),
+        (TOLD, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED, 11.0), Action.NOTHING),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED, 9.0), Action.START),
+        (ONE, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.FORGET),
         # while one waits
-        (TWO, ONE, None, candidate(TWO, State.WAITING, 11.0), Step.NOTHING),
-        (TWO, ONE, None, candidate(TWO, State.WAITING, 10.0), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.WAITING, 11.0), Action.NOTHING),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.WAITING, 10.0), Action.START),
         # after one was reverted
-        (TWO, ONE, None, candidate(TWO, State.REVERTED), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.REVERTED), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REVERTED), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.REVERTED), Action.START),
     ],
 )
 async def test_what_a_look_leads_to(
-    found: Version, live: Version | None, warm: Version | None, before: Candidate | None, step: Step
+    found: Version, live: Version | None, warm: Version | None, before: Candidate | None, step: Action
 ) -> None:
     assert decide(found, live, warm, before, 10.0) is step
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5, 10, 10_000])
 async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
-    assert 0.4 <= pause(failures) <= 36
-    assert pause(failures) < pause(failures + 3) or failures >= 5
+    assert 0.4 <= retry_delay(failures) <= 36
+    assert retry_delay(failures) < retry_delay(failures + 3) or failures >= 5
 
 
 @pytest.mark.parametrize(
@@ -93,17 +99,17 @@ async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
 async def test_a_registry_that_is_slow_is_looked_at_less_often(
     waited: float, before: float, seconds: float
 ) -> None:
-    assert rest(1.0, waited, before) == seconds
+    assert next_poll_delay(1.0, waited, before) == seconds
 
 
 async def test_a_longer_poll_is_kept_however_slow_the_registry_is() -> None:
-    assert rest(60.0, 600.0, 0.0) == 60.0
+    assert next_poll_delay(60.0, 600.0, 0.0) == 60.0
 
 
 # -- flows
 
 
-def pids(loaded: Loaded | None) -> list[int]:
+def pids(loaded: LoadedModel | None) -> list[int]:
     assert loaded
     return [replica.pid for replica in loaded._pool.replicas if replica.pid]
 
@@ -250,7 +256,7 @@ async def test_a_version_that_cannot_serve_never_goes_live(
     assert live(follower) == "1"
     assert await predict(follower) == 2.0
     assert follower.candidate
-    assert follower.candidate.state is State.REJECTED
+    assert follower.candidate.state is CandidatePhase.REJECTED
     assert follower.candidate.version.version == "2"
     assert reason in follower.candidate.reason
     tags = stage.tags("2")
@@ -298,7 +304,7 @@ async def test_the_last_promotion_wins_while_another_loads(stage: Stage, tmp_pat
     await follower.tick()
     await asyncio.to_thread(pipe.write_text, "")
     assert follower.candidate
-    assert follower.candidate.state is State.LOADING
+    assert follower.candidate.state is CandidatePhase.LOADING
     with Watch([int(note.read_text())]) as dropped:
         stage.promote(factor=3.0)
         await settle(follower)
@@ -459,7 +465,7 @@ async def test_a_cold_start_without_a_registry_serves_what_went_live_last(stage:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
-    await follower.empty("the test is over")
+    await follower.unload("the test is over")
     cold = stage.follow(tracking_uri="http://127.0.0.1:9")
     await settle(cold)
     assert live(cold) == "1"
@@ -485,7 +491,7 @@ async def test_artifacts_that_are_lost_and_found_again_go_live(stage: Stage, tmp
     await follower.tick()
     await follower.settled()
     assert follower.candidate
-    assert follower.candidate.state is State.WAITING
+    assert follower.candidate.state is CandidatePhase.WAITING
     assert "No such file" in follower.candidate.reason
     (tmp_path / "lost").rename(saved)
     follower.candidate = replace(follower.candidate, retry_at=0.0)

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import SELDOM, Service, served
 
-from serving.rpc.messages import protos, services
+from serving.grpc.messages import protos, services
 
 COLUMNS = ("x", "count", "flag", "text")
 EXAMPLE = pd.DataFrame({"x": [1.5], "count": [3], "flag": [True], "text": ["a"]})

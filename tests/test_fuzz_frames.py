@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import LoadFailed, ModelFailed, ProcessDied, Unprocessable
-from serving.journal import frames as journal_frames
-from serving.runtime import wire
-from serving.runtime.fork_server_process import ForkServerProcess
-from serving.runtime.launcher import Launcher
-from serving.runtime.output import Output
-from serving.runtime.replica import Replica, State
+from serving.journal import framing as journal_frames
+from serving.processes import framing
+from serving.processes.fork_server_process import ForkServerProcess
+from serving.processes.launcher import Launcher
+from serving.processes.output_capture import OutputCapture
+from serving.processes.replica import Replica, ReplicaState
 
 MAX_BYTES = 2**16
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
@@ -43,7 +43,7 @@ heads = st.builds(
     st.integers(0, 255),
     st.sampled_from([0, 1, 5, 2**16 + 1, 2**20 + 1, 2**30, 2**32 - 1]),
 )
-frames = st.builds(wire.pack, st.sampled_from(wire.Kind), payloads)
+frames = st.builds(framing.pack, st.sampled_from(framing.FrameType), payloads)
 streams = st.lists(st.one_of(frames, frames, heads, st.binary(max_size=20)), max_size=8).map(b"".join)
 
 
@@ -76,12 +76,12 @@ def buffered(replica: Replica) -> int:
 
 @given(stream=streams, data=st.data())
 def test_any_bytes_make_frames_or_an_error(stream: bytes, data: st.DataObject) -> None:
-    unpacker = wire.Unpacker(MAX_BYTES)
+    unpacker = framing.Unpacker(MAX_BYTES)
     with suppress(ValueError):
         for chunk in chunks(stream, data):
             for kind, payload in unpacker.feed(chunk):
-                assert kind in wire.Kind
-                assert len(payload) <= max(MAX_BYTES, wire.MAX_REPORT_BYTES)
+                assert kind in framing.FrameType
+                assert len(payload) <= max(MAX_BYTES, framing.MAX_REPORT_BYTES)
 
 
 @given(
@@ -96,7 +96,7 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
         outcomes: list[Any] = []
         heard: list[bytes] = []
         if loads:
-            replica.data_received(wire.pack(wire.Kind.READY, b"{}"))
+            replica.data_received(framing.pack(framing.FrameType.READY, b"{}"))
             if asks != "nothing":
                 replica.ask(b"rows", outcomes.append, heard.append if asks == "stream" else None)
         for chunk in chunks(stream, data):
@@ -104,7 +104,7 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
                 replica.data_received(chunk)
             assert buffered(replica) <= len(stream)
         replica.connection_lost(None)
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
         assert replica.dead.done()
         if loads and asks != "nothing":
             (outcome,) = outcomes
@@ -133,7 +133,7 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
 ) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
-        server = ForkServerProcess(ours, None, "", None, Output({}, lambda _: None))  # type: ignore[arg-type]
+        server = ForkServerProcess(ours, None, "", None, OutputCapture({}, lambda _: None))  # type: ignore[arg-type]
         launched = server.launching[1] = asyncio.get_running_loop().create_future()
         server.number = 2
         stream = b"\n".join(sent) + b"\n"
@@ -167,9 +167,11 @@ def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, d
     asyncio.run(feed())
 
 
-@pytest.mark.parametrize("kind", wire.Kind)
-def test_frame_above_its_limit_is_refused_by_its_header(kind: wire.Kind) -> None:
-    unpacker = wire.Unpacker(MAX_BYTES)
-    limit = MAX_BYTES if kind in (wire.Kind.ANSWER, wire.Kind.CHUNK) else wire.MAX_REPORT_BYTES
+@pytest.mark.parametrize("kind", framing.FrameType)
+def test_frame_above_its_limit_is_refused_by_its_header(kind: framing.FrameType) -> None:
+    unpacker = framing.Unpacker(MAX_BYTES)
+    limit = (
+        MAX_BYTES if kind in (framing.FrameType.ANSWER, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES
+    )
     with pytest.raises(ValueError, match=f"more than {limit}"):
         list(unpacker.feed(struct.pack("<BI", kind, limit + 1)))

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.groups import Limits
-from serving.http.protocol import Protocol
-from serving.http.unsent import UnsentBytes
+from serving.http.unsent_responses import UnsentBytes
+from serving.server.http_protocol import LimitedHttpProtocol
+from serving.settings.groups import LimitSettings
 from serving.telemetry.connections import ConnectionMetrics
 
 METRICS = ConnectionMetrics(CollectorRegistry())
@@ -145,8 +145,8 @@ def exchange(data: bytes, cuts: list[int]) -> tuple[list[tuple[int, bytes]], boo
 
     async def run() -> Connection:
         state, transport = ServerState(), Connection()
-        limits, unsent = Limits(), UnsentBytes(2**20)
-        protocol = Protocol(
+        limits, unsent = LimitSettings(), UnsentBytes(2**20)
+        protocol = LimitedHttpProtocol(
             config=CONFIG, server_state=state, app_state={}, limits=limits, unsent=unsent, metrics=METRICS
         )
         protocol.connection_made(transport)

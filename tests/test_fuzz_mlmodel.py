@@ -13,12 +13,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import NoEnvironment, Untrusted, Untypable, VerificationFailed
-from serving.groups import Trust
-from serving.registry.policy import Policy
-from serving.runtime import bounded_parser, environments, input_example, mlmodel, model_files, packages
-from serving.runtime.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
-from serving.runtime.model_files import ModelFiles
+from serving.contract import bounded_parser, mlmodel, model_files
+from serving.contract.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
+from serving.contract.model_files import ModelFiles
+from serving.errors import EnvironmentUnavailable, UnsupportedSignature, UntrustedArtifact, VerificationFailed
+from serving.models import input_example
+from serving.processes import environments, package_list
+from serving.registry.artifact_policy import ArtifactPolicy
+from serving.settings.groups import ArtifactPolicySettings
 
 REAL = {
     "flavors": {
@@ -95,9 +97,9 @@ def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
     files = ModelFiles(described, documents, {"requirements.txt": ["numpy"]}, example)
     needs = environments.read(files)
     environments.differences(needs)
-    with suppress(Untrusted):
-        Policy(Trust(strict=True)).check_requirements(files, needs)
-    with suppress(Untypable, VerificationFailed):
+    with suppress(UntrustedArtifact):
+        ArtifactPolicy(ArtifactPolicySettings(strict=True)).check_requirements(files, needs)
+    with suppress(UnsupportedSignature, VerificationFailed):
         contract = mlmodel.contract(described, "iris", 10)
         input_example.example(files, contract)
 
@@ -143,9 +145,9 @@ def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> N
 
 @given(st.binary(max_size=200))
 def test_any_list_of_packages_is_read_or_refused(content: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder, suppress(NoEnvironment):
+    with tempfile.TemporaryDirectory() as folder, suppress(EnvironmentUnavailable):
         (Path(folder) / "list").write_bytes(content)
-        packages.read(Path(folder) / "list")
+        package_list.read(Path(folder) / "list")
 
 
 @given(values)
@@ -161,5 +163,5 @@ def test_parser_process_survives(content: bytes, environment: bytes, requirement
         (Path(folder) / "MLmodel").write_bytes(content)
         (Path(folder) / "python_env.yaml").write_bytes(environment)
         (Path(folder) / "requirements.txt").write_bytes(requirements)
-        with suppress(Untypable):
+        with suppress(UnsupportedSignature):
             asyncio.run(model_files.read(Path(folder)))

@@ -10,9 +10,9 @@ import pytest
 from casting import Registry
 
 from serving.reference import Reference
+from serving.registry.change_detector import ChangeDetector
 from serving.registry.client import RegistryClient
-from serving.registry.glance import Glance
-from serving.settings import Settings
+from serving.settings.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def client(registry: str) -> Iterator[RegistryClient]:
 async def test_a_look_is_due_at_first_and_after_each_change(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    glance = Glance(client, PRODUCTION, shared=True)
+    glance = ChangeDetector(client, PRODUCTION, shared=True)
     changes = [
         lambda: None,
         lambda: catalogue.promote("iris", "2"),
@@ -50,44 +50,44 @@ async def test_a_look_is_due_at_first_and_after_each_change(
     ]
     for change in changes:
         change()
-        assert await glance.shows_change(FRESH)
-        assert not await glance.shows_change(FRESH)
+        assert await glance.has_changed(FRESH)
+        assert not await glance.has_changed(FRESH)
 
 
 async def test_what_becomes_of_another_model_makes_no_look_due(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    glance = Glance(client, PRODUCTION, shared=True)
-    assert await glance.shows_change(FRESH)
+    glance = ChangeDetector(client, PRODUCTION, shared=True)
+    assert await glance.has_changed(FRESH)
     for _ in range(3):
         catalogue.promote("rose", catalogue.register("rose", Path("/nowhere")))
-        assert not await glance.shows_change(FRESH)
+        assert not await glance.has_changed(FRESH)
     catalogue.promote("iris", "2")
-    assert await glance.shows_change(FRESH)
+    assert await glance.has_changed(FRESH)
 
 
 async def test_more_changes_than_are_seen_at_once_may_concern_anybody(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    glance = Glance(client, PRODUCTION, shared=True)
-    assert await glance.shows_change(FRESH)
+    glance = ChangeDetector(client, PRODUCTION, shared=True)
+    assert await glance.has_changed(FRESH)
     catalogue.promote("iris", "2")
     for _ in range(5):
         catalogue.register("rose", Path("/nowhere"))
-    assert await glance.shows_change(FRESH)
+    assert await glance.has_changed(FRESH)
 
 
 async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Registry) -> None:
-    glances = [Glance(client, PRODUCTION, shared=True) for _ in range(50)]
-    asked, mark = [], client._mark
+    glances = [ChangeDetector(client, PRODUCTION, shared=True) for _ in range(50)]
+    asked, mark = [], client._fetch_cursor
 
     def counted() -> object:
         asked.append(1)
         return mark()
 
-    client._mark = counted  # type: ignore[method-assign, assignment]
-    assert all([await glance.shows_change(120) for glance in glances])
-    assert not any([await glance.shows_change(120) for glance in glances])
+    client._fetch_cursor = counted  # type: ignore[method-assign, assignment]
+    assert all([await glance.has_changed(120) for glance in glances])
+    assert not any([await glance.has_changed(120) for glance in glances])
     assert len(asked) == 1
     assert client.reachable
 
@@ -96,16 +96,16 @@ async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Reg
 async def test_what_the_others_do_not_see_is_looked_at_each_time(
     client: RegistryClient, catalogue: Registry, uri: str
 ) -> None:
-    glance = Glance(client, Reference.parse(uri), shared=True)
-    assert [await glance.shows_change(FRESH) for _ in range(3)] == [True] * 3
+    glance = ChangeDetector(client, Reference.parse(uri), shared=True)
+    assert [await glance.has_changed(FRESH) for _ in range(3)] == [True] * 3
 
 
 async def test_few_models_are_looked_at_each_time(client: RegistryClient, catalogue: Registry) -> None:
-    glance = Glance(client, PRODUCTION, shared=False)
-    assert [await glance.shows_change(FRESH) for _ in range(3)] == [True] * 3
+    glance = ChangeDetector(client, PRODUCTION, shared=False)
+    assert [await glance.has_changed(FRESH) for _ in range(3)] == [True] * 3
 
 
 async def test_a_registry_that_is_away_is_looked_at_to_say_so() -> None:
     with closing(RegistryClient(Settings(tracking_uri="http://127.0.0.1:9"))) as away:
-        glance = Glance(away, PRODUCTION, shared=True)
-        assert [await glance.shows_change(FRESH) for _ in range(2)] == [True] * 2
+        glance = ChangeDetector(away, PRODUCTION, shared=True)
+        assert [await glance.has_changed(FRESH) for _ in range(2)] == [True] * 2

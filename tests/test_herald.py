@@ -15,12 +15,12 @@ from casting import Registry
 from conftest import NewRegistry
 
 from serving.reference import Reference
-from serving.registry import herald as heralds
+from serving.registry import tag_writer as heralds
 from serving.registry.client import RegistryClient
-from serving.registry.herald import Herald
 from serving.registry.live_tag import latest
-from serving.runtime.version import Outcome, Version
-from serving.settings import Settings
+from serving.registry.tag_writer import TagWriter
+from serving.settings.settings import Settings
+from serving.version import Outcome, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -50,11 +50,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heralds, "moment", lambda: next(moments))
 
 
-def tell(herald: Herald, of: Version, outcome: Outcome, reason: str) -> None:
+def tell(herald: TagWriter, of: Version, outcome: Outcome, reason: str) -> None:
     if outcome is Outcome.LIVE:
         herald.live(PRODUCTION, of, reason)
     else:
-        herald.tell(of, outcome, reason)
+        herald.publish(of, outcome, reason)
 
 
 async def version(client: RegistryClient, number: str) -> Version:
@@ -86,8 +86,8 @@ async def test_an_outcome_is_told_with_its_reason_and_its_moment(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     catalogue.client.set_model_version_tag("iris", "1", "owner", "Ada")
-    herald = Herald(client)
-    herald.tell(await version(client, "1"), Outcome.REJECTED, "it is broken")
+    herald = TagWriter(client)
+    herald.publish(await version(client, "1"), Outcome.REJECTED, "it is broken")
     await herald.flush()
     assert tags(catalogue, "1") == {
         "owner": "Ada",
@@ -100,7 +100,7 @@ async def test_an_outcome_is_told_with_its_reason_and_its_moment(
 async def test_several_fronts_that_tell_the_same_write_it_once(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
-    for herald in (Herald(client), Herald(client), Herald(client)):
+    for herald in (TagWriter(client), TagWriter(client), TagWriter(client)):
         herald.live(PRODUCTION, await version(client, "1"), "")
         await herald.flush()
     assert tags(catalogue, "1")["serving.since"] == "2026-01-01T00:00:00+00:00"
@@ -113,9 +113,9 @@ REFUSED = "live, but not on every front: it needs weights"
 async def test_what_is_live_on_one_front_no_other_calls_rejected(
     client: RegistryClient, catalogue: Registry, clock: None, refused_first: bool
 ) -> None:
-    able, unable, one = Herald(client), Herald(client), await version(client, "1")
+    able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
     able.live(PRODUCTION, one, "")
-    unable.tell(one, Outcome.REJECTED, "it needs weights")
+    unable.publish(one, Outcome.REJECTED, "it needs weights")
     for herald in (unable, able) if refused_first else (able, unable):
         await herald.flush()
     told = tags(catalogue, "1")
@@ -129,7 +129,7 @@ async def test_what_is_live_on_one_front_no_other_calls_rejected(
 async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
-    able, unable, one = Herald(client), Herald(client), await version(client, "1")
+    able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
     able.live(PRODUCTION, one, "")
     await able.flush()
     for outcome, reason, told in [
@@ -149,9 +149,9 @@ async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
 async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    one, patient, prompt = await version(client, "1"), Herald(client, spread=1e9), Herald(client)
+    one, patient, prompt = await version(client, "1"), TagWriter(client, spread=1e9), TagWriter(client)
     for herald in (patient, prompt):
-        herald.tell(one, Outcome.REJECTED, "it is broken")
+        herald.publish(one, Outcome.REJECTED, "it is broken")
     await patient.flush()
     assert "serving.state" not in tags(catalogue, "1")
     await prompt.flush()
@@ -162,7 +162,7 @@ async def test_how_it_compares_on_another_front_is_no_news(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     for reason in ("0.98 as fast", "1.02 as fast", "1.01 as fast"):
-        herald = Herald(client)
+        herald = TagWriter(client)
         herald.live(PRODUCTION, await version(client, "1"), reason)
         await herald.flush()
     assert tags(catalogue, "1")["serving.reason"] == "0.98 as fast"
@@ -173,23 +173,23 @@ async def test_how_it_compares_on_another_front_is_no_news(
 async def test_a_front_that_sees_its_live_version_called_something_else_tells_it_once_more(
     client: RegistryClient, catalogue: Registry, other: Outcome
 ) -> None:
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, await version(client, "1"), "")
     await herald.flush()
-    herald.remind(PRODUCTION, await version(client, "1"))
+    herald.reassert(PRODUCTION, await version(client, "1"))
     assert not herald.is_due
     catalogue.client.set_model_version_tag("iris", "1", "serving.state", other)
-    herald.remind(PRODUCTION, await version(client, "1"))
+    herald.reassert(PRODUCTION, await version(client, "1"))
     await herald.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"
 
 
 async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, catalogue: Registry) -> None:
-    here, there, one = Herald(client), Herald(client), await version(client, "1")
+    here, there, one = TagWriter(client), TagWriter(client), await version(client, "1")
     for herald, outcome in ((here, Outcome.LIVE), (there, Outcome.REVERTED)):
         tell(herald, one, outcome, "")
         await herald.flush()
-    here.remind(PRODUCTION, await version(client, "1"))
+    here.reassert(PRODUCTION, await version(client, "1"))
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "reverted"
 
@@ -199,8 +199,8 @@ async def test_what_one_front_has_stopped_another_does_not_go_on_with(
 ) -> None:
     one = await version(client, "1")
     for text, told in [("10 %", "10 %"), ("stopped: slow", "stopped: slow"), ("25 %", "stopped: slow")]:
-        herald = Herald(client)
-        herald.note(
+        herald = TagWriter(client)
+        herald.set_tag(
             one, "serving.canary", lambda said, text=text: said if said.startswith("stopped") else text
         )
         await herald.flush()
@@ -208,11 +208,11 @@ async def test_what_one_front_has_stopped_another_does_not_go_on_with(
 
 
 async def test_who_notes_a_tag_hears_when_it_is_written(client: RegistryClient, catalogue: Registry) -> None:
-    herald, one = Herald(client), await version(client, "1")
+    herald, one = TagWriter(client), await version(client, "1")
     written: list[str] = []
 
     def note(text: str) -> None:
-        herald.note(one, "serving.canary", lambda _: text, lambda: written.append(text))
+        herald.set_tag(one, "serving.canary", lambda _: text, lambda: written.append(text))
 
     note("5 %")
     with away(catalogue):
@@ -228,8 +228,8 @@ async def test_who_notes_a_tag_hears_when_it_is_written(client: RegistryClient, 
 async def test_a_tag_that_has_nothing_to_say_is_not_written(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    herald = Herald(client)
-    herald.note(await version(client, "1"), "serving.canary", lambda said: said)
+    herald = TagWriter(client)
+    herald.set_tag(await version(client, "1"), "serving.canary", lambda said: said)
     await herald.flush()
     assert tags(catalogue, "1") == {}
 
@@ -237,7 +237,7 @@ async def test_a_tag_that_has_nothing_to_say_is_not_written(
 async def test_another_outcome_replaces_the_one_before(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
-    first, second = Herald(client), Herald(client)
+    first, second = TagWriter(client), TagWriter(client)
     one, two = await version(client, "1"), await version(client, "2")
     for new, state, reason in [
         (one, "live", ""),
@@ -254,11 +254,11 @@ async def test_another_outcome_replaces_the_one_before(
 async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+    herald, one, two = TagWriter(client), await version(client, "1"), await version(client, "2")
 
     async def go_live(reference: str, new: Version, old: Version | None) -> list[str]:
         if old:
-            herald.tell(old, Outcome.SUPERSEDED, f"{new} went live")
+            herald.publish(old, Outcome.SUPERSEDED, f"{new} went live")
         herald.live(reference, new, "")
         await herald.flush()
         return [tags(catalogue, number).get("serving.state", "") for number in ("1", "2")]
@@ -273,7 +273,7 @@ async def test_a_version_carries_the_references_as_which_it_is_live(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     one, two = [await version(client, number) for number in "12"]
-    here, there = Herald(client), Herald(client)
+    here, there = TagWriter(client), TagWriter(client)
     for herald, reference in ((here, PRODUCTION), (there, CHAMPION), (there, PRODUCTION)):
         herald.live(reference, one, "")
         await herald.flush()
@@ -299,7 +299,7 @@ async def test_every_version_that_carries_a_reference_loses_it(
     """One carries it beside another, one has no state, and what was live here before carries none."""
     for number, of in (("1", {PRODUCTION: EARLIER, CHAMPION: EARLIER}), ("3", {PRODUCTION: EARLIER})):
         catalogue.client.set_model_version_tag("iris", number, "serving.live", json.dumps(of))
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, await version(client, "2"), "")
     await herald.flush()
     assert [live(catalogue, number).keys() for number in "123"] == [{CHAMPION}, {PRODUCTION}, set()]
@@ -314,7 +314,7 @@ async def test_the_new_version_has_a_reference_before_the_old_one_loses_it(
 ) -> None:
     """What is left to do is done later, by this front or by another that has the version live."""
     one, two = await version(client, "1"), await version(client, "2")
-    first, later = Herald(client), Herald(client)
+    first, later = TagWriter(client), TagWriter(client)
     first.live(PRODUCTION, one, "")
     await first.flush()
     first.live(PRODUCTION, two, "")
@@ -361,14 +361,14 @@ async def test_nonsense_in_the_tag_is_ignored(
     for number in "12":
         catalogue.client.set_model_version_tag("iris", number, "serving.live", nonsense)
     assert latest(await client.versions("iris"), PRODUCTION) is None
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, await version(client, "1"), "", stands_in=True)
     await herald.flush()
     assert live(catalogue, "1").keys() == {PRODUCTION}
-    herald.remind(PRODUCTION, await version(client, "1"))
+    herald.reassert(PRODUCTION, await version(client, "1"))
     assert not herald.is_due
     catalogue.client.set_model_version_tag("iris", "1", "serving.live", nonsense)
-    herald.remind(PRODUCTION, await version(client, "1"))
+    herald.reassert(PRODUCTION, await version(client, "1"))
     await herald.flush()
     assert live(catalogue, "1").keys() == {PRODUCTION}
 
@@ -378,8 +378,8 @@ async def test_what_stands_in_on_one_front_is_live_for_none(
 ) -> None:
     """It has nothing else to serve; what other fronts have live stays so."""
     able, unable, one, two = (
-        Herald(client),
-        Herald(client),
+        TagWriter(client),
+        TagWriter(client),
         await version(client, "1"),
         await version(client, "2"),
     )
@@ -397,7 +397,7 @@ async def test_the_version_that_is_promoted_takes_the_reference_whatever_the_clo
     ahead = (datetime.now(UTC) + timedelta(hours=5)).isoformat()
     catalogue.client.set_model_version_tag("iris", "2", "serving.live", json.dumps({PRODUCTION: ahead}))
     catalogue.promote("iris", "1")
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, await version(client, "1"), "")
     await herald.flush()
     assert [live(catalogue, number).keys() for number in "12"] == [{PRODUCTION}, set()]
@@ -407,8 +407,8 @@ async def test_the_version_that_is_promoted_takes_the_reference_whatever_the_clo
 async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_live(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    one, here, there = await version(client, "1"), Herald(client), Herald(client)
-    there.tell(one, Outcome.REVERTED, "it failed")
+    one, here, there = await version(client, "1"), TagWriter(client), TagWriter(client)
+    there.publish(one, Outcome.REVERTED, "it failed")
     await there.flush()
     here.live(PRODUCTION, one, "")
     await here.flush()
@@ -423,12 +423,12 @@ async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_liv
 async def test_what_is_told_while_the_registry_is_away_is_written_later(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    herald, (one, two, three) = Herald(client), [await version(client, number) for number in "123"]
+    herald, (one, two, three) = TagWriter(client), [await version(client, number) for number in "123"]
     with away(catalogue):
         herald.live(PRODUCTION, one, "")
-        herald.tell(two, Outcome.REJECTED, "it is broken")
+        herald.publish(two, Outcome.REJECTED, "it is broken")
         herald.live(PRODUCTION, three, "")
-        herald.tell(one, Outcome.SUPERSEDED, "3 went live")
+        herald.publish(one, Outcome.SUPERSEDED, "3 went live")
         await herald.flush()
         assert "the tags of iris version 3 could not be written" in caplog.text
     assert "serving.state" not in tags(catalogue, "1")
@@ -441,7 +441,7 @@ async def test_what_is_told_while_the_registry_is_away_is_written_later(
 async def test_while_the_registry_is_away_that_is_logged_once(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, await version(client, "1"), "")
     with away(catalogue):
         for _ in range(5):
@@ -453,9 +453,9 @@ async def test_while_the_registry_is_away_that_is_logged_once(
 async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_told(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    herald, one, two = Herald(client), await version(client, "1"), await version(client, "2")
+    herald, one, two = TagWriter(client), await version(client, "1"), await version(client, "2")
     catalogue.client.delete_model_version("iris", "1")
-    herald.tell(one, Outcome.SUPERSEDED, "2 went live")
+    herald.publish(one, Outcome.SUPERSEDED, "2 went live")
     herald.live(PRODUCTION, two, "")
     await herald.flush()
     assert tags(catalogue, "2")["serving.state"] == "live"
@@ -464,25 +464,25 @@ async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_to
 async def test_a_long_reason_is_cut_and_any_text_is_taken(
     client: RegistryClient, catalogue: Registry
 ) -> None:
-    herald = Herald(client)
+    herald = TagWriter(client)
     for number, reason in [("1", "x" * 9000), ("2", "ValueError: «日本» \U0001f600\n\r\t'\"")]:
-        herald.tell(await version(client, number), Outcome.REJECTED, reason)
+        herald.publish(await version(client, number), Outcome.REJECTED, reason)
     await herald.flush()
     assert tags(catalogue, "1")["serving.reason"] == "x" * 500
     assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
 
 
 async def test_a_logged_model_outside_the_registry_has_no_page_to_tell_it_on(client: RegistryClient) -> None:
-    herald = Herald(client)
+    herald = TagWriter(client)
     herald.live(PRODUCTION, Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), "")
     await herald.flush()
 
 
 async def test_what_waits_to_be_told_is_bounded(client: RegistryClient, catalogue: Registry) -> None:
-    herald, one = Herald(client), await version(client, "1")
+    herald, one = TagWriter(client), await version(client, "1")
     for number in range(1000):
         gone = Version("iris", str(number + 10), "/nowhere", "/nowhere")
-        herald.tell(gone, Outcome.SUPERSEDED, "1 went live")
+        herald.publish(gone, Outcome.SUPERSEDED, "1 went live")
     assert len(herald._pending) == 100
     herald.live(PRODUCTION, one, "")
     await herald.flush()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.history import Event, History, Period, periods
-from serving.runtime.version import Outcome
+from serving.registry.history import Event, History, HistoryEntry, entries
+from serving.version import Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -27,10 +27,10 @@ def anyio_backend() -> str:
 
 
 def test_what_was_live_was_so_until_the_next_went_live() -> None:
-    assert periods([FIRST, BAD, SECOND]) == [
-        Period("3", Outcome.LIVE, SECOND.at, None, ""),
-        Period("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
-        Period("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),
+    assert entries([FIRST, BAD, SECOND]) == [
+        HistoryEntry("3", Outcome.LIVE, SECOND.at, None, ""),
+        HistoryEntry("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
+        HistoryEntry("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),
     ]
 
 

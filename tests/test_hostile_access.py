@@ -21,13 +21,13 @@ from line import free_port
 from live import SELDOM, Service, served, until
 from test_access import Keys
 
-from serving.access.declaration import Access, Concern, declared
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.front import Front
-from serving.rpc.messages import protos, services
-from serving.rpc.service import _Service
-from serving.settings import Settings
+from serving.auth.access_rules import Access, Concern, declared
+from serving.auth.api_keys import Scope
+from serving.grpc.messages import protos, services
+from serving.grpc.servicer import _Service
+from serving.http.application import ServingApp
+from serving.settings.settings import Settings
 
 SECRET = "opaque-hunter2"
 ROW = {"x": 21}
@@ -85,7 +85,7 @@ class Target:
     admin_url: str
     key: dict[str, str]
     """Keys by purpose; `iris` and `other` are for these models."""
-    app: Front
+    app: ServingApp
     """The same application, in this process, for its declarations."""
 
     def get(self, key: str, path: str, *, admin_port: bool = False, **headers: str) -> Response:
@@ -152,7 +152,7 @@ class Route:
     access: Access
 
 
-def routes(app: Front) -> list[Route]:
+def routes(app: ServingApp) -> list[Route]:
     """All routes of the application, for the model `iris`."""
     found = []
     for route in app.router.routes:
@@ -164,7 +164,7 @@ def routes(app: Front) -> list[Route]:
     paths = [path for path in app.predictions._paths if "models" not in path or "/iris/" in path]
     paths += [path.replace("/iris/", "/iris/versions/1/") for path in paths if "/iris/" in path]
     for path in paths:
-        predict = app.predictions.find(path)
+        predict = app.predictions.match(path)
         assert predict
         found.append(Route("POST", path, predict.access))
     return found

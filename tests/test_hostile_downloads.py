@@ -18,14 +18,14 @@ from conftest import NewRegistry
 from live import Service, served, until
 from promotions import Model
 
-from serving.errors import RegistryUnavailable, Untrusted
-from serving.groups import Registry as RegistrySettings
-from serving.groups import Trust
-from serving.registry import blocking, folders
+from serving.errors import RegistryUnavailable, UntrustedArtifact
+from serving.registry import artifact_files, blocking_calls
 from serving.registry import downloads as downloads_module
+from serving.registry.artifact_policy import ArtifactPolicy, is_within, local_folder
 from serving.registry.downloads import Downloads
-from serving.registry.policy import Policy, is_below, local_folder
-from serving.runtime.version import Version
+from serving.settings.groups import ArtifactPolicySettings
+from serving.settings.groups import RegistrySettings as RegistrySettings
+from serving.version import Version
 
 
 class Trickle(BaseHTTPRequestHandler):
@@ -181,13 +181,13 @@ def test_local_folder_is_recognised(location: str, expected: str | None) -> None
 @pytest.mark.parametrize("host", ["elsewhere", "localhost:80", "user@localhost", "0.0.0.0", "127.0.0.2"])
 def test_file_url_with_a_host_is_refused(host: str) -> None:
     version = Version(name="x", version="1", location=f"file://{host}/models", source="")
-    with pytest.raises(Untrusted, match="another machine"):
-        Policy(Trust()).check_source(version)
+    with pytest.raises(UntrustedArtifact, match="another machine"):
+        ArtifactPolicy(ArtifactPolicySettings()).check_source(version)
 
 
 def test_local_host_is_below_a_local_path() -> None:
-    assert is_below("file://localhost/models/iris", "/models")
-    assert is_below("/models/iris", "file://localhost/models")
+    assert is_within("file://localhost/models/iris", "/models")
+    assert is_within("/models/iris", "file://localhost/models")
 
 
 def fifo(folder: Path) -> None:
@@ -213,7 +213,7 @@ def sparse(folder: Path) -> None:
 
 
 def many(folder: Path) -> None:
-    for number in range(folders.MAX_FILES):
+    for number in range(artifact_files.MAX_FILES):
         (folder / str(number)).touch()
 
 
@@ -250,16 +250,16 @@ def test_folder_of_more_than_files_is_refused(
     source.mkdir()
     (source / "MLmodel").write_text("flavors: {}")
     spoil(source)
-    with pytest.raises(Untrusted, match=expected):
-        folders.check_files(source, 2**30)
-    with pytest.raises(Untrusted, match=expected):
-        folders.copy(source, tmp_path / "copy", 2**30)
+    with pytest.raises(UntrustedArtifact, match=expected):
+        artifact_files.check_files(source, 2**30)
+    with pytest.raises(UntrustedArtifact, match=expected):
+        artifact_files.copy(source, tmp_path / "copy", 2**30)
 
 
 def test_copy_has_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "source" / "data" / "empty").mkdir(parents=True)
     (tmp_path / "source" / "data" / "x").write_bytes(b"1" * 3_000_000)
-    copied = folders.copy(tmp_path / "source", tmp_path / "below" / "copy")
+    copied = artifact_files.copy(tmp_path / "source", tmp_path / "below" / "copy")
     assert (copied / "data" / "x").read_bytes() == b"1" * 3_000_000
     assert (copied / "data" / "empty").is_dir()
 
@@ -268,7 +268,7 @@ def test_copy_follows_no_link_in_its_path(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "source")
     with pytest.raises(OSError, match="link"):
-        folders.copy(tmp_path / "link", tmp_path / "copy")
+        artifact_files.copy(tmp_path / "link", tmp_path / "copy")
 
 
 @pytest.mark.anyio
@@ -302,7 +302,7 @@ async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -
         return tmp_path
 
     try:
-        with pytest.raises(Untrusted, match="SERVING_MAX_MODEL_BYTES"):
+        with pytest.raises(UntrustedArtifact, match="SERVING_MAX_MODEL_BYTES"):
             await Downloads(RegistrySettings(max_model_bytes=2**20)).run("s3://a", tmp_path, grow)
     finally:
         released.set()
@@ -311,15 +311,15 @@ async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -
 @pytest.mark.anyio
 async def test_call_that_hangs_can_be_given_up() -> None:
     released = Event()
-    future = blocking.start(released.wait, name="test")
+    future = blocking_calls.start(released.wait, name="test")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await future
-    assert blocking.is_any_left()
+    assert blocking_calls.is_any_left()
     released.set()
-    assert await blocking.start(lambda: 5, name="test") == 5
+    assert await blocking_calls.start(lambda: 5, name="test") == 5
     with pytest.raises(ZeroDivisionError):
-        await blocking.start(lambda: 1 / 0, name="test")
+        await blocking_calls.start(lambda: 1 / 0, name="test")
 
 
 @pytest.mark.anyio

@@ -21,8 +21,8 @@ from promotions import Model
 FRONT = """
 import signal
 from pathlib import Path
-from serving.runtime.supervision import Supervisor
-from serving.cli import main
+from serving.supervision import Supervisor
+from serving.cli.main import main
 
 start, supervisors = Supervisor.start, []
 

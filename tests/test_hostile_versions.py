@@ -17,7 +17,7 @@ from conftest import NewRegistry
 from live import served
 from promotions import Callers, Model
 
-from serving.runtime.version import TAGS_OF_FRONT
+from serving.version import TAGS_OF_FRONT
 
 DEEP = 100_000
 _numbers = itertools.count()

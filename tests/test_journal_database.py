@@ -28,22 +28,28 @@ from pyarrow import parquet
 from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
-from serving.errors import JournalAway
-from serving.groups import journal_url
-from serving.journal import database, outcomes
+from serving.codecs.json_values import OutputColumn
+from serving.codecs.prediction_schema import (
+    ClassLabels,
+    GenericOutput,
+    PredictionSchema,
+    Probabilities,
+    Regression,
+)
+from serving.errors import JournalUnavailable
+from serving.journal import database, feedback_store
 from serving.journal.database import VERSION_TABLE, transaction
-from serving.journal.export import Choice, export
-from serving.journal.frames import Frame, Kind
-from serving.journal.link import Link
+from serving.journal.export import ExportFilter, export
+from serving.journal.framing import Frame, FrameType
+from serving.journal.mlflow_metrics import MetricsReporter
 from serving.journal.quality import Quality
-from serving.journal.reporter import Reporter
 from serving.journal.schema import feedback, metadata, predictions, versions
-from serving.journal.verdict import Misfit, Verdict, judge
+from serving.journal.scoring import InvalidOutcome, Score, score
 from serving.journal.writer import Writer
+from serving.journal.writer_client import WriterClient
 from serving.registry.client import RegistryClient
-from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
-from serving.runtime.values import Value
-from serving.settings import Settings
+from serving.settings.groups import journal_url
+from serving.settings.settings import Settings
 
 NewDatabase = Callable[[], str]
 
@@ -114,7 +120,7 @@ def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
             connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
-        found = [each.metrics for each in outcomes.qualities(connection)]
+        found = [each.metrics for each in feedback_store.model_qualities(connection)]
     errors = ("mean_absolute_error", "root_mean_squared_error")
     assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
@@ -132,7 +138,7 @@ def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'later'")
-    with pytest.raises(JournalAway, match="another release"):
+    with pytest.raises(JournalUnavailable, match="another release"):
         database.upgrade(ledger.engine)
 
 
@@ -144,7 +150,7 @@ async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
     """The journal's process, and what it tells."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
     opening = {"url": journal_url(url), "days": days, "logged": ["json", "info"]}
-    link = Link(orjson.dumps(opening), heard.put_nowait)
+    link = WriterClient(orjson.dumps(opening), heard.put_nowait)
     link.start()
     yield heard
     await link.aclose()
@@ -189,7 +195,7 @@ async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> 
             summed = {"feedback": count, "classed": count, "correct": 1, "feedback_at": at}
             with transaction(ledger.engine) as connection:
                 connection.execute(update(versions).values(summed))
-            while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not Kind.QUALITY:
+            while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not FrameType.QUALITY:
                 assert orjson.loads(frame.payload) == {"failing": ""}
             (told,) = orjson.loads(frame.payload)
             assert Quality(**told).metrics == {"accuracy": 1 / count}
@@ -222,7 +228,7 @@ def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str
     ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
     file, now = tmp_path / "journal.parquet", datetime.now(UTC)
     reading = database.connect(journal_url(url), reads=True)
-    choice = Choice(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
+    choice = ExportFilter(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
     with transaction(ledger.engine) as writing:
         writing.execute(update(predictions).values(request_id="another"))
         assert export(reading, file, choice) == 1
@@ -257,7 +263,7 @@ def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dic
     """Tell outcomes of rows."""
     given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
     with transaction(ledger.engine) as connection:
-        return outcomes.take(connection, {"feedback": given, "models": None})
+        return feedback_store.record_feedback(connection, {"feedback": given, "models": None})
 
 
 def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> None:
@@ -265,16 +271,16 @@ def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> No
     identity = regress(ledger, predicted)
     feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
     with transaction(ledger.engine) as connection:
-        (before,) = outcomes.qualities(connection)
+        (before,) = feedback_store.model_qualities(connection)
     for wrong in (1754000000000, 1e150):
         # Of two for one row the last counts, whether they come together or not.
         assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
         with transaction(ledger.engine) as connection:
-            (now,) = outcomes.qualities(connection)
+            (now,) = feedback_store.model_qualities(connection)
         assert now.mean_absolute_error == pytest.approx(wrong / 400)
         feed_back(ledger, identity, [(0, 7 + 1.3)])
     with transaction(ledger.engine) as connection:
-        (after,) = outcomes.qualities(connection)
+        (after,) = feedback_store.model_qualities(connection)
     assert after.metrics == before.metrics
     assert after.root_mean_squared_error == pytest.approx(1.3)
     assert after.feedback == 400
@@ -289,22 +295,22 @@ CLASSES = ("no", "yes")
 @pytest.mark.parametrize(
     ("outputs", "prediction", "outcome", "verdict"),
     [
-        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, "yes", Verdict(correct=True)),
-        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, 0, Verdict(correct=False)),
-        (Labels(CLASSES, None), {"prediction": 0, "label": "no"}, 0, Verdict(correct=True)),
-        (Regression(None), {"prediction": 2.5}, 2, Verdict(error=0.5)),
-        (Regression(None), {"prediction": None}, 2, Verdict()),
-        (Values((Value(None, "string"),)), {"prediction": "a"}, "b", Verdict(correct=False)),
-        (Values((Value(None, "boolean"),)), {"prediction": True}, True, Verdict(correct=True)),
-        (Values((Value(None, "number"),)), {"prediction": 1.0}, 3, Verdict(error=-2.0)),
-        (Values((Value("a", "number"),)), {"prediction": {"a": [1.0, 2]}}, {"a": [3]}, Verdict()),
-        (Values((Value(None, "any"),)), ["a", "stream"], {"any": "thing"}, Verdict()),
+        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, "yes", Score(correct=True)),
+        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, 0, Score(correct=False)),
+        (ClassLabels(CLASSES, None), {"prediction": 0, "label": "no"}, 0, Score(correct=True)),
+        (Regression(None), {"prediction": 2.5}, 2, Score(error=0.5)),
+        (Regression(None), {"prediction": None}, 2, Score()),
+        (GenericOutput((OutputColumn(None, "string"),)), {"prediction": "a"}, "b", Score(correct=False)),
+        (GenericOutput((OutputColumn(None, "boolean"),)), {"prediction": True}, True, Score(correct=True)),
+        (GenericOutput((OutputColumn(None, "number"),)), {"prediction": 1.0}, 3, Score(error=-2.0)),
+        (GenericOutput((OutputColumn("a", "number"),)), {"prediction": {"a": [1.0, 2]}}, {"a": [3]}, Score()),
+        (GenericOutput((OutputColumn(None, "any"),)), ["a", "stream"], {"any": "thing"}, Score()),
     ],
 )
 def test_a_prediction_is_judged_by_what_it_is(
-    outputs: Outputs, prediction: Any, outcome: Any, verdict: Verdict
+    outputs: PredictionSchema, prediction: Any, outcome: Any, verdict: Score
 ) -> None:
-    assert judge(outputs, prediction, outcome) == verdict
+    assert score(outputs, prediction, outcome) == verdict
 
 
 @pytest.mark.parametrize(
@@ -312,20 +318,20 @@ def test_a_prediction_is_judged_by_what_it_is(
     [
         (Probabilities(CLASSES), {"prediction": 1}, "maybe"),
         (Probabilities(CLASSES), {"prediction": 1}, True),
-        (Labels(CLASSES, None), {"prediction": 1}, 1.0),
-        (Labels(CLASSES, None), {"prediction": 1}, -1),
+        (ClassLabels(CLASSES, None), {"prediction": 1}, 1.0),
+        (ClassLabels(CLASSES, None), {"prediction": 1}, -1),
         (Regression(None), {"prediction": 1.0}, "1"),
         (Regression(None), {"prediction": 1.0}, False),
-        (Values((Value(None, "number"),)), {"prediction": 1.0}, True),
-        (Values((Value("a", "number"),)), {"prediction": {"a": 1.0}}, {"b": 1.0}),
-        (Values((Value(None, "number", (2,)),)), {"prediction": [1.0, 2.0]}, ["a"]),
+        (GenericOutput((OutputColumn(None, "number"),)), {"prediction": 1.0}, True),
+        (GenericOutput((OutputColumn("a", "number"),)), {"prediction": {"a": 1.0}}, {"b": 1.0}),
+        (GenericOutput((OutputColumn(None, "number", (2,)),)), {"prediction": [1.0, 2.0]}, ["a"]),
     ],
 )
 def test_what_the_prediction_could_not_be_is_no_outcome(
-    outputs: Outputs, prediction: Any, outcome: Any
+    outputs: PredictionSchema, prediction: Any, outcome: Any
 ) -> None:
-    with pytest.raises(Misfit):
-        judge(outputs, prediction, outcome)
+    with pytest.raises(InvalidOutcome):
+        score(outputs, prediction, outcome)
 
 
 # -- what is told in MLflow
@@ -341,27 +347,27 @@ async def test_metrics_are_written_once_a_minute_and_at_the_end(registry: str) -
     run_id = client.create_run("0").info.run_id
     now = 0.0
     told = RegistryClient(Settings(tracking_uri=registry))
-    reporter = Reporter(told, lambda: now)
+    reporter = MetricsReporter(told, lambda: now)
 
     def written() -> list[tuple[int, float]]:
         return [(point.step, point.value) for point in client.get_metric_history(run_id, "serving.accuracy")]
 
-    reporter.tell([quality(run_id, 1, 1.0), quality(None, 1, 1.0), quality("gone", 1, 1.0)])
+    reporter.enqueue([quality(run_id, 1, 1.0), quality(None, 1, 1.0), quality("gone", 1, 1.0)])
     await reporter.flush()
-    reporter.tell([quality(run_id, 2, 0.5)])
+    reporter.enqueue([quality(run_id, 2, 0.5)])
     await reporter.flush()
     assert written() == [(1, 1.0)]
     now = 61.0
     await reporter.flush()
-    reporter.tell([quality(run_id, 3, 1.0)])
+    reporter.enqueue([quality(run_id, 3, 1.0)])
     await reporter.flush()
     assert written() == [(1, 1.0), (2, 0.5)]
     await reporter.flush(now=True)
     assert written() == [(1, 1.0), (2, 0.5), (3, 1.0)]
     assert client.get_run(run_id).data.metrics == {"serving.accuracy": 1.0, "serving.feedback_count": 3.0}
     # Another front that shares the journal tells the very same, which is kept once.
-    another = Reporter(told, lambda: now)
-    another.tell([quality(run_id, 3, 1.0)])
+    another = MetricsReporter(told, lambda: now)
+    another.enqueue([quality(run_id, 3, 1.0)])
     await another.flush()
     assert len(written()) == 3
     told.close()
@@ -372,10 +378,10 @@ async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     told = RegistryClient(Settings(tracking_uri=registry))
-    reporter = Reporter(told)
+    reporter = MetricsReporter(told)
     of_no_model = replace(quality(run_id, 9, 0.0), version="0", model_id="m-none")
     of_one_run = replace(quality(run_id, 2, 0.5), model="another")
-    reporter.tell([of_no_model, quality(run_id, 1, 1.0), of_one_run])
+    reporter.enqueue([of_no_model, quality(run_id, 1, 1.0), of_one_run])
     for _ in range(2):
         await reporter.flush()
     points = client.get_metric_history(run_id, "serving.accuracy")
@@ -391,9 +397,9 @@ async def test_what_the_registry_does_not_take_is_tried_again(tracking: Tracking
 
     with Line(tracking.url) as line:
         registry = RegistryClient(Settings(tracking_uri=line.url))
-        reporter = Reporter(registry)
+        reporter = MetricsReporter(registry)
         line.switch(Mode.REFUSED)
-        reporter.tell([quality(run_id, 1, 1.0)])
+        reporter.enqueue([quality(run_id, 1, 1.0)])
         await reporter.flush()
         assert client.get_run(run_id).data.metrics == {}
         line.switch(Mode.OPEN)

@@ -13,9 +13,9 @@ from casting import actor
 from stage import PRODUCTION, Stage, live, predict, settle
 
 from serving.errors import ProcessDied, Unavailable
+from serving.registry.decisions import CandidatePhase
 from serving.registry.follower import Follower
-from serving.registry.plan import State
-from serving.runtime.version import Version
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ async def serve(stage: Stage, *parts: dict[str, Any], **settings: Any) -> Follow
     return follower
 
 
-def refused(follower: Follower) -> tuple[str | None, State] | None:
+def refused(follower: Follower) -> tuple[str | None, CandidatePhase] | None:
     return follower.candidate and (follower.candidate.version.version, follower.candidate.state)
 
 
@@ -49,7 +49,7 @@ async def test_what_was_refused_elsewhere_is_judged_by_what_served_then(
     await settle(cold)
     for follower in (running, cold):
         assert live(follower) == "1"
-        assert refused(follower) == ("2", State.REJECTED)
+        assert refused(follower) == ("2", CandidatePhase.REJECTED)
     stage.registry.client.set_model_version_tag("actor", "2", "serving.allow_breaking", "true")
     await settle(cold)
     assert live(cold) == ("2" if part is BREAKING else "1")
@@ -75,7 +75,7 @@ async def test_what_was_reverted_is_not_taken_by_fronts_that_start_later(
     await settle(cold)
     for follower in (running, cold):
         assert live(follower) == "1"
-        assert refused(follower) == ("2", State.REVERTED)
+        assert refused(follower) == ("2", CandidatePhase.REVERTED)
     assert stage.tags("2")["serving.state"] == "reverted"
     stage.registry.client.set_model_version_tag("actor", "2", "data", "mended")
     await settle(cold)
@@ -91,7 +91,7 @@ async def test_what_served_last_is_what_served_as_this_reference(stage: Stage, t
     await serve(stage, BROKEN)
     cold = stage.follow(store_dir=tmp_path / "elsewhere")
     await settle(cold)
-    assert (live(cold), refused(cold)) == ("1", ("3", State.REJECTED))
+    assert (live(cold), refused(cold)) == ("1", ("3", CandidatePhase.REJECTED))
 
 
 async def test_where_it_is_gone_from_the_registry_the_copy_on_disk_serves(stage: Stage) -> None:
@@ -99,7 +99,7 @@ async def test_where_it_is_gone_from_the_registry_the_copy_on_disk_serves(stage:
     stage.registry.client.delete_model_version("actor", "1")
     cold = stage.follow()
     await settle(cold)
-    assert (live(cold), refused(cold)) == ("1", ("2", State.REJECTED))
+    assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.REJECTED))
 
 
 async def test_where_nothing_is_left_of_it_what_is_promoted_is_tried(stage: Stage, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
     stage.registry.promote("actor", stage.registry.register("actor", saved))
     cold = stage.follow()
     await settle(cold)
-    assert (live(cold), refused(cold)) == ("1", ("2", State.WAITING))
+    assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.WAITING))
     assert stage.live("1").keys() == {PRODUCTION}
 
 
@@ -135,7 +135,7 @@ async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_servin
 
     monkeypatch.setattr(cold._gate, "bring_up", mistaken)
     await settle(cold)
-    assert (live(cold), refused(cold)) == ("1", ("2", State.REJECTED))
+    assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.REJECTED))
     assert "a mistake of ours" in caplog.text
 
 
@@ -179,7 +179,7 @@ async def test_a_new_front_serves_what_was_live_last(stage: Stage, tmp_path: Pat
     assert stage.live("3") == {}
     cold = stage.follow(store_dir=tmp_path / "elsewhere")
     await settle(cold)
-    assert (live(cold), refused(cold)) == ("1", ("3", State.REJECTED))
+    assert (live(cold), refused(cold)) == ("1", ("3", CandidatePhase.REJECTED))
 
 
 async def both(stage: Stage, tmp_path: Path) -> tuple[Follower, Follower]:
@@ -232,7 +232,7 @@ async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_c
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able, unable = await both(stage, tmp_path)
-    bring_up = unable._gate.bring_up
+    bring_up = unable._gate.load_and_verify
 
     async def refuse(found: Version, *more: Any) -> Any:
         if found.version == "2":
@@ -243,8 +243,8 @@ async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_c
     stage.promote(factor=3.0)
     await settle_all([able, unable])
     assert (live(able), live(unable)) == ("2", "1")
-    await unable.empty("it starts again")
-    unable.slot.known = None
+    await unable.unload("it starts again")
+    unable.slot.last_live = None
     await settle_all([unable, able, unable])
     assert live(unable) == "1"
     assert carriers(stage) == ["2"]
@@ -365,7 +365,7 @@ async def test_what_stays_live_without_being_promoted_keeps_the_reference(
 async def test_a_restart_changes_nothing(stage: Stage) -> None:
     follower = await serve(stage, {"factor": 2.0}, {"factor": 3.0})
     before = stage.tags("1"), stage.tags("2")
-    await follower.empty("it ends")
+    await follower.unload("it ends")
     await serve(stage)
     again = stage.follow()
     await settle(again)
@@ -379,7 +379,7 @@ async def test_a_front_that_ends_while_a_version_loads_begins_with_it(stage: Sta
     follower = await serve(stage, {"factor": 2.0})
     stage.promote(example=None, on_load=f"wait:{pipe}")
     await follower.tick()
-    await follower.empty("it ends")
+    await follower.unload("it ends")
     assert carriers(stage) == ["1"]
     again = stage.follow()
     await again.tick()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.monitoring.likeness import Tally, better_founded, difference
-from serving.monitoring.shadow import in_turns
+from serving.rollout.comparison import ComparisonStats, difference, prefer_larger_sample
+from serving.rollout.shadow import run_cooperatively
 
 
 @pytest.mark.anyio
@@ -22,7 +22,7 @@ async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
             turns += 1
 
     beside = asyncio.create_task(others())
-    await in_turns(iter([64] * 100))
+    await run_cooperatively(iter([64] * 100))
     beside.cancel()
     assert turns >= 49
 
@@ -39,8 +39,11 @@ async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
 def test_of_two_sentences_the_one_with_more_rows_is_kept(
     live: str, rows: int, failed: int, stays: bool
 ) -> None:
-    told, said = Tally(rows=200).told("iris version 3"), Tally(rows=rows, failed=failed).told(live)
-    assert better_founded(told, said) == (said if stays else told)
+    told, said = (
+        ComparisonStats(rows=200).told("iris version 3"),
+        ComparisonStats(rows=rows, failed=failed).told(live),
+    )
+    assert prefer_larger_sample(told, said) == (said if stays else told)
 
 
 ENDLESS = f"agrees with iris version 3 in 9% of {'9' * 5000} rows; failed on 0, left out 0"
@@ -48,8 +51,8 @@ ENDLESS = f"agrees with iris version 3 in 9% of {'9' * 5000} rows; failed on 0, 
 
 @pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows", ENDLESS])
 def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
-    told = Tally(rows=200).told("iris version 3")
-    assert better_founded(told, said) == told
+    told = ComparisonStats(rows=200).told("iris version 3")
+    assert prefer_larger_sample(told, said) == told
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
 
 
 def test_rows_are_tallied() -> None:
-    tally = Tally()
+    tally = ComparisonStats()
     for new in (b'{"prediction":1.0},', b'{"prediction":1.001},', b'{"prediction":2.0},'):
         tally.compare(b'{"prediction":1.0},', new)
     assert (tally.rows, tally.agreeing, tally.agreement) == (3, 2, pytest.approx(2 / 3))

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.client import News, RegistryClient
-from serving.registry.herald import Herald
 from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encoded, held_since, latest, references
-from serving.runtime.version import Outcome, Version
+from serving.registry.tag_writer import TagWriter
+from serving.version import Outcome, Version
 
 PRODUCTION, STABLE = "models:/iris/Production", "models:/iris@stable"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -158,7 +158,7 @@ class Front:
     """A front: what its references name goes live on it, but for the version that it can't load."""
 
     def __init__(self, shelf: Shelf, refuses: str = "") -> None:
-        self.herald = Herald(cast("RegistryClient", shelf))
+        self.herald = TagWriter(cast("RegistryClient", shelf))
         self._shelf, self._refuses = shelf, refuses
         self._live: dict[str, str] = {}
         self._warm: dict[str, str] = {}
@@ -177,12 +177,12 @@ class Front:
         number, live = str(found.version), self._live.get(uri)
         was_reverted = live is None and found.tags.get("serving.state") == Outcome.REVERTED
         if live == number:
-            self.herald.remind(uri, found)
+            self.herald.reassert(uri, found)
         elif number != self._refuses and not was_reverted:
             self._swap(uri, number)
         else:
             if number == self._refuses:
-                self.herald.tell(found, Outcome.REJECTED, "it can't be loaded")
+                self.herald.publish(found, Outcome.REJECTED, "it can't be loaded")
             if live is None and (last := self._shelf.last(uri, number)):
                 self._live[uri] = str(last.version)
                 self.herald.live(uri, last, "it served last", stands_in=True)
@@ -193,7 +193,7 @@ class Front:
         self.herald.live(uri, self._shelf.find(number), "")
         if old:
             self._warm[uri] = old
-            self.herald.tell(self._shelf.find(old), Outcome.SUPERSEDED, f"{number} went live")
+            self.herald.publish(self._shelf.find(old), Outcome.SUPERSEDED, f"{number} went live")
 
     def revert(self, uri: str) -> None:
         """Go back to what was live before what is named now, if that is live."""
@@ -201,7 +201,7 @@ class Front:
         if self._live.get(uri) == bad and uri in self._warm:
             self._swap(uri, self._warm.pop(uri))
             self._reverted[uri] = bad
-            self.herald.tell(self._shelf.find(bad), Outcome.REVERTED, "it failed")
+            self.herald.publish(self._shelf.find(bad), Outcome.REVERTED, "it failed")
 
 
 FRONTS = 3

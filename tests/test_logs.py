@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import ROOT, SELDOM, Service, environment, served, until
 
-from serving.monitoring.access_log import AccessLog
-from serving.telemetry.logs import Clean
-from serving.telemetry.ration import Ration
-from serving.telemetry.redaction import Redaction, is_secret, printable, without_secrets
+from serving.observers.access_log import AccessLog
+from serving.telemetry.logging import RedactingProcessor
+from serving.telemetry.rate_limit import FixedWindow
+from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
 LEFT_OUT = re.compile(r"lines that were left out: (\d+)")
@@ -220,7 +220,7 @@ def test_a_share_of_requests_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
     access, now = AccessLog(0), [0.0]
-    access._failures = Ration(100, lambda: now[0])
+    access._failures = FixedWindow(100, lambda: now[0])
     scope = {"path": "/predict", "method": "POST", "began": 0.0, "request_id": "one"}
     for _ in range(1000):
         access.ended(scope, 503)
@@ -364,8 +364,8 @@ def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
     ],
 )
 def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
-    assert without_secrets(shown) == shown
+    assert redact(text) == shown
+    assert redact(shown) == shown
 
 
 @pytest.mark.parametrize("name", ["token", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "Authorization"])
@@ -388,12 +388,12 @@ def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> No
 def test_no_part_of_a_secret_is_told_where_a_text_is_cut_off(field: str, before: int) -> None:
     secret = "0123456789abcdefghij"
     around = ["-" * before, secret, "-" * before]
-    told = Clean(Redaction([secret]))(None, "", {field: "".join(around)})[field]
+    told = RedactingProcessor(Redaction([secret]))(None, "", {field: "".join(around)})[field]
     assert len(told) == 16_000
     assert not re.search("[0-9a-j]", told)
 
 
 @given(st.text())
 def test_whatever_is_told_can_be_printed(text: str) -> None:
-    assert printable(text).isprintable()
-    assert not text.isprintable() or printable(text) == text
+    assert escape_control_chars(text).isprintable()
+    assert not text.isprintable() or escape_control_chars(text) == text

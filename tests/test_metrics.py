@@ -29,9 +29,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 from scraping import found
 
-from serving.registry.plan import State
-from serving.telemetry import lag
-from serving.telemetry.metrics import Ending, Gauges, Metrics
+from serving.registry.decisions import CandidatePhase
+from serving.telemetry import event_loop_lag
+from serving.telemetry.metrics import ExitReason, Gauges, Metrics
 
 ROOT = Path(__file__).parent.parent
 OF_PROMETHEUS = {"job", "instance"}
@@ -205,7 +205,7 @@ def test_a_model_that_sleeps_is_not_ready_and_need_not_be(model: Model) -> None:
 @pytest.mark.anyio
 async def test_a_loop_that_is_held_up_is_seen_to_lag() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
-    measuring = asyncio.create_task(lag.measure(late.put_nowait))
+    measuring = asyncio.create_task(event_loop_lag.measure_loop_lag(late.put_nowait))
     await asyncio.sleep(0)
     time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
     assert await late.get() > 0.2
@@ -222,7 +222,7 @@ def told(metrics: Metrics) -> str:
 def test_versions_that_are_loaded_no_more_are_forgotten_in_the_end() -> None:
     metrics = Metrics()
     for number in range(50):
-        version = metrics.of("iris", str(number), Gauges(lambda: 0, lambda: 0, lambda: [1]))
+        version = metrics.for_version("iris", str(number), Gauges(lambda: 0, lambda: 0, lambda: [1]))
         version.answered.inc()
         version.retire()
     left = {*re.findall(r'version="(\d+)"', told(metrics))}
@@ -233,7 +233,7 @@ def test_versions_that_are_loaded_no_more_are_forgotten_in_the_end() -> None:
 def test_a_version_that_is_live_for_two_references_is_told_once() -> None:
     metrics, labels = Metrics(), '{model="iris",version="1"}'
     first, second = (
-        metrics.of("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
+        metrics.for_version("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
     )
     assert f"serving_waiting_requests{labels} 4.0" in told(metrics)
     assert f"serving_inflight_requests{labels} 6.0" in told(metrics)
@@ -304,7 +304,11 @@ def test_what_dashboard_and_alerts_ask_for_is_exposed(exposed: str, asked: promq
 
 
 def test_the_values_that_alerts_wait_for_are_ones_that_there_are() -> None:
-    values = {"state": {each.value for each in State}, "reason": {*Ending}, "required": {"true", "false"}}
+    values = {
+        "state": {each.value for each in CandidatePhase},
+        "reason": {*ExitReason},
+        "required": {"true", "false"},
+    }
     found = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
     told = {(label, each) for label, value in found if label in values for each in value.split("|")}
     assert len(told) > 5

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from serving.http.mlflow_links import MlflowLinks, MlflowUi, base_url
-from serving.runtime.version import Version
-from serving.settings import Settings
+from serving.settings.settings import Settings
+from serving.version import Version
 
 MODEL = "m-0123456789abcdef0123456789abcdef"
 VERSION = Version(

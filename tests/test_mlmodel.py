@@ -17,9 +17,11 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import SparkMLVector
 from signatures import columns, contract
 
-from serving.errors import Unprocessable, Untypable, VerificationFailed
-from serving.runtime import input_example, mlmodel, model_files, model_input
-from serving.runtime.model_files import ModelFiles
+from serving.contract import mlmodel, model_files
+from serving.contract.model_files import ModelFiles
+from serving.errors import Unprocessable, UnsupportedSignature, VerificationFailed
+from serving.models import input_example
+from serving.processes import pyfunc_input
 
 HERE = Path(__file__).parent
 CLASSES = ["setosa", "versicolor"]
@@ -31,7 +33,7 @@ def read(folder: Path) -> ModelFiles:
 
 
 def refusal(**described: Any) -> str:
-    with pytest.raises(Untypable) as refused:
+    with pytest.raises(UnsupportedSignature) as refused:
         mlmodel.contract(described, "iris", 10)
     return str(refused.value)
 
@@ -47,7 +49,7 @@ def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs
 def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None:
     made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
     rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
-    frame = model_input.decode(made.layout.encode(rows, "")).data
+    frame = pyfunc_input.decode(made.layout.encode(rows, "")).data
     pd.testing.assert_frame_equal(frame, pd.DataFrame([[1.5, 2.5]]), check_column_type=False)
     assert [*frame.columns] == [0, 1]
 
@@ -160,7 +162,7 @@ def test_metadata_is_optional(metadata: Any) -> None:
     ],
 )
 def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: str) -> None:
-    with pytest.raises(Untypable, match=said):
+    with pytest.raises(UnsupportedSignature, match=said):
         contract("x: double", outputs=outputs, task="classification", classes=CLASSES)
 
 
@@ -168,7 +170,9 @@ def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: s
     "outputs", [Schema(columns("a: double, b: double")), Schema([ColSpec("string")])], ids=["two", "text"]
 )
 def test_a_regression_without_one_number_a_row_is_refused(outputs: Schema) -> None:
-    with pytest.raises(Untypable, match="its task is regression, but its output signature is not one number"):
+    with pytest.raises(
+        UnsupportedSignature, match="its task is regression, but its output signature is not one number"
+    ):
         contract("x: double", outputs=outputs, task="regression")
 
 
@@ -191,7 +195,7 @@ def test_parameters_are_typed_with_their_defaults() -> None:
 def test_a_file_that_is_no_mlmodel_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "MLmodel").write_bytes(content)
-    with pytest.raises(Untypable, match="MLmodel"):
+    with pytest.raises(UnsupportedSignature, match="MLmodel"):
         read(tmp_path)
 
 
@@ -210,7 +214,7 @@ def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
 
 def example(folder: Path) -> input_example.Example | None:
     files = read(folder)
-    return input_example.example(files, mlmodel.contract(files.described, "actor", 10))
+    return input_example.example(files, mlmodel.contract(files.mlmodel, "actor", 10))
 
 
 def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:

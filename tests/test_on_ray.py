@@ -24,7 +24,7 @@ from benchmarks import ray_cluster
 from benchmarks.ray_cluster import CONFIG
 
 with quiet():  # Ray's own settings are declared in a way that pydantic means to drop
-    from serving.on_ray import BadArguments, Behind, configured
+    from serving.integrations.ray import BadArguments, RayAsgiAdapter, configured
 
 pytestmark = pytest.mark.timeout(300)  # of which the cluster takes up to a minute
 
@@ -135,13 +135,13 @@ async def test_a_route_prefix_and_a_second_request_id_are_taken_off(path: str, r
         sent.append(message)
 
     scope = {"type": "http", "path": path, "root_path": root, "headers": [(b"x-request-id", b"mine")]}
-    await Behind(front, AsyncExitStack())(scope, send, send)
+    await RayAsgiAdapter(front, AsyncExitStack())(scope, send, send)
     assert sent[0]["headers"] == [(b"x-request-id", b"new"), (b"x", b"y")]
 
 
 def test_the_config_file_is_for_this_application() -> None:
     text = CONFIG.read_text()
-    assert "import_path: serving.on_ray:app" in text
+    assert "import_path: serving.integrations.ray:app" in text
     assert "name: front" in text
 
 

@@ -162,3 +162,16 @@ def test_whole_numbers_of_64_bits_keep_their_bounds(service: Service) -> None:
         "rooms"
     ]
     assert (rooms["minimum"], rooms["maximum"]) == (-(2**63), 2**63 - 1)
+
+
+def test_path_parameters_exclude_control_characters(service: Service) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    schemas = {
+        (path, parameter["name"]): parameter["schema"]
+        for path, operations in paths.items()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "path"
+    }
+    assert {name for _, name in schemas} == {"name", "version"}
+    assert [key for key, schema in schemas.items() if "pattern" not in schema] == []

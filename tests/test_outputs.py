@@ -19,10 +19,10 @@ from mlflow.types.schema import Array
 from pydantic import TypeAdapter
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.json_values import NOT_FINITE
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed
-from serving.runtime import answers
-from serving.runtime.contract import Contract
-from serving.runtime.values import NOT_FINITE
 
 CLASSES = ["setosa", "versicolor", "virginica"]
 FLOATS = Schema([TensorSpec(np.dtype("float64"), (-1,))])
@@ -45,14 +45,14 @@ def classifier(outputs: Schema) -> Contract:
 
 
 def predictions(made: Contract, answer: Any) -> list[Any]:
-    return read(made, answers.decode(answers.encode(answer, 0)))
+    return read(made, model_output.decode(model_output.encode(answer, 0)))
 
 
 def read(made: Contract, table: pa.RecordBatch) -> list[Any]:
     """The predictions as a client reads them; `NOT_FINITE` where there is none."""
     found = made.predictions(table)
     return [
-        NOT_FINITE if row in found.bad else json.loads(found.row(row).removesuffix(b","))
+        NOT_FINITE if row in found.invalid_rows else json.loads(found.row(row).removesuffix(b","))
         for row in range(len(found))
     ]
 
@@ -337,7 +337,7 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
     with suppress(ModelFailed):
         predicted = made.predictions(batch)
         assert len(predicted) == rows
-        for row in set(range(rows)).difference(predicted.bad):
+        for row in set(range(rows)).difference(predicted.invalid_rows):
             orjson.loads(predicted.row(row).removesuffix(b","))  # which takes no NaN
 
 

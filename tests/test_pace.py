@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.pace import Pace
+from serving.batching.latency_model import BatchLatencyModel
 
 
-def paced(batches: list[tuple[int, float]], patience: float = 1.0, processes: int = 1) -> Pace:
-    pace = Pace(patience, processes)
+def paced(batches: list[tuple[int, float]], patience: float = 1.0, processes: int = 1) -> BatchLatencyModel:
+    pace = BatchLatencyModel(patience, processes)
     for rows, seconds in batches:
-        pace.note(rows, 256, seconds)
+        pace.observe(rows, 256, seconds)
     return pace
 
 

@@ -17,7 +17,7 @@ from mlflow.types import ParamSpec, Schema
 from signatures import TYPES, columns, contract
 from test_table import rows_of
 
-from serving.runtime import model_input, process
+from serving.processes import model_process, pyfunc_input
 
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
 KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}
@@ -28,7 +28,7 @@ DOUBLES = "a: double, b: double, c: double"
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
     """The tables that a model process makes of rows."""
     made = contract(spec)
-    return [model_input.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
+    return [pyfunc_input.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
 
 
 @given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))
@@ -50,7 +50,7 @@ def test_numbers_of_one_type_lie_in_memory_as_pyfunc_lays_them(kind: str) -> Non
 
 @given(data=st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=40))
 def test_answers_are_the_same_to_the_bit(
-    predicts: dict[bool, process.Predict], data: list[list[float]]
+    predicts: dict[bool, model_process.Predict], data: list[list[float]]
 ) -> None:
     rows = [dict(zip("abc", row, strict=True)) for row in data]
     (frame,) = frames(DOUBLES, rows)
@@ -59,7 +59,7 @@ def test_answers_are_the_same_to_the_bit(
 
 
 @pytest.fixture(scope="module")
-def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Predict]:
+def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, model_process.Predict]:
     """A pipeline's predict function, by whether pyfunc enforces."""
     import mlflow.sklearn
     from mlflow.models import infer_signature
@@ -78,13 +78,13 @@ def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Pre
             pyfunc_predict_fn="predict_proba",
             pip_requirements=[],
         )
-    return {enforce: process.load(folder, enforce=enforce).predict for enforce in (False, True)}
+    return {enforce: model_process.load(folder, enforce=enforce).predict for enforce in (False, True)}
 
 
 @pytest.mark.parametrize("enforce", [False, True])
 def test_parameters_have_their_defaults_and_their_types(tmp_path: Path, enforce: bool) -> None:
     params = [ParamSpec("factor", "double", 3.0)]
-    predict = process.load(actor(tmp_path, params=params), enforce=enforce).predict
+    predict = model_process.load(actor(tmp_path, params=params), enforce=enforce).predict
     frame = pd.DataFrame({"x": [1.0]})
     assert list(predict(frame, None)) == [3.0]
     assert list(predict(frame, {"factor": 5})) == [5.0]

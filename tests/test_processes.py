@@ -18,13 +18,13 @@ from casting import actor
 from pids import Watch, parent
 from signatures import contract
 
+from serving.codecs import model_output
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
-from serving.runtime import answers
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool, next_pause
-from serving.runtime.replica import Replica, State
-from serving.runtime.wire import Kind, pack
-from serving.telemetry.metrics import Ending
+from serving.processes.framing import FrameType, pack
+from serving.processes.launcher import Launcher
+from serving.processes.pool import Pool, next_backoff
+from serving.processes.replica import Replica, ReplicaState
+from serving.telemetry.metrics import ExitReason
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = contract("x: double, act: string?").layout
@@ -37,7 +37,9 @@ def asked(*numbers: float, act: str | None = None) -> bytes:
 
 
 async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
-    found: list[Any] = answers.decode(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
+    found: list[Any] = (
+        model_output.decode(await replica.infer(asked(*numbers, act=act))).column(0).to_pylist()
+    )
     return found
 
 
@@ -60,7 +62,7 @@ async def started(launcher: Launcher, folder: Path, **part: Any) -> AsyncIterato
 
 async def test_a_process_loads_and_answers(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path, factor=2.0) as replica:
-        assert replica.state is State.IDLE
+        assert replica.state is ReplicaState.IDLE
         assert await answer(replica, 1.0, 2.0) == [2.0, 4.0]
         assert await answer(replica, 3.0) == [6.0]
         assert repr(replica) == f"<Replica pid={replica.pid} idle>"
@@ -69,7 +71,7 @@ async def test_a_process_loads_and_answers(launcher: Launcher, tmp_path: Path) -
             replica.kill()
             await replica.dead
             assert await all_ended(watch)
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
 
 
 async def test_several_processes_run_side_by_side(launcher: Launcher, tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ async def test_a_model_that_dies_takes_its_question_along(
         with pytest.raises(ProcessDied):
             await answer(replica, 1.0, act=act)
         await replica.dead
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
 
 
 async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_
     async with started(launcher, tmp_path) as replica:
         asking = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
         await asyncio.to_thread(pipe.write_text, "")
-        assert replica.state is State.BUSY
+        assert replica.state is ReplicaState.BUSY
         assert replica.pid
         with Watch([replica.pid]) as watch:
             replica.kill()
@@ -231,7 +233,9 @@ async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_
 
 
 @pytest.mark.parametrize(
-    "sent", [pack(Kind.READY), pack(Kind.ANSWER, b"table"), pack(Kind.FAILED, b"{}")], ids=["1", "3", "4"]
+    "sent",
+    [pack(FrameType.READY), pack(FrameType.ANSWER, b"table"), pack(FrameType.FAILED, b"{}")],
+    ids=["1", "3", "4"],
 )
 async def test_unexpected_frame_stops_the_process(launcher: Launcher, tmp_path: Path, sent: bytes) -> None:
     async with started(launcher, tmp_path) as replica:
@@ -250,9 +254,9 @@ async def test_a_failure_that_cannot_be_read_is_one_all_the_same(
     launcher: Launcher, tmp_path: Path, told: bytes
 ) -> None:
     async with started(launcher, tmp_path) as replica:
-        asking = asyncio.ensure_future(replica.answer(asked(1.0)))
+        asking = asyncio.ensure_future(replica.infer(asked(1.0)))
         await asyncio.sleep(0)
-        replica.data_received(pack(Kind.FAILED, told))
+        replica.data_received(pack(FrameType.FAILED, told))
         with pytest.raises(ModelFailed, match="an exception that could not be read"):
             await asking
 
@@ -271,8 +275,8 @@ class Hall:
 
     def __init__(self) -> None:
         self.ready: asyncio.Queue[Replica] = asyncio.Queue()
-        self.deaths: list[Ending] = []
-        self.restarts: list[Ending] = []
+        self.deaths: list[ExitReason] = []
+        self.restarts: list[ExitReason] = []
 
     def pool(self, launcher: Launcher, folder: Path, count: int = 1) -> Pool:
         return Pool(
@@ -299,7 +303,7 @@ async def test_a_process_that_is_killed_is_replaced(launcher: Launcher, tmp_path
         assert third.pid not in (first.pid, second.pid)
         assert await answer(third, 1.0) == [1.0]
         assert await answer(second, 1.0) == [1.0]
-        assert hall.deaths == hall.restarts == [Ending.CRASH]
+        assert hall.deaths == hall.restarts == [ExitReason.CRASH]
         assert len([held for held in pool.memory() if held]) == 2
     finally:
         pool.kill()
@@ -334,7 +338,7 @@ async def test_none_is_left_of_a_pool_that_cannot_start(launcher: Launcher, tmp_
 async def test_processes_that_die_young_are_replaced_ever_more_slowly(
     pause: float, lived: float, expected: float
 ) -> None:
-    assert next_pause(pause, lived) == expected
+    assert next_backoff(pause, lived) == expected
 
 
 # -- the fork server, and the front
@@ -456,8 +460,8 @@ async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) 
 FRONT = """
 import asyncio, json, sys
 from pathlib import Path
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool
+from serving.processes.launcher import Launcher
+from serving.processes.pool import Pool
 
 async def main(folder, table, daemon):
     launcher = Launcher()

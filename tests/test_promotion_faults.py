@@ -24,7 +24,7 @@ from live import Service, served, until
 from pids import Watch, descendants
 from promotions import Callers, Model, Tracking, flip_bit, truncate
 
-from serving.registry.store import digest
+from serving.registry.artifact_store import digest
 
 NAMES = [f"actor-{number}" for number in range(1, 15)]
 Asked = tuple[str, Any]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serving.http.corked import Corked
+from serving.server.response_corking import Corked
 
 pytestmark = pytest.mark.anyio
 

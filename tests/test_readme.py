@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from serving.settings import OPTIONS, Settings, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, env_name, format_default
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,7 +13,7 @@ def test_settings_table_is_the_settings():
     told = (ROOT / "docs" / "settings.md").read_text()
     table = told.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0]
     rows = [
-        f"| `{variable(name)}` | `{shown_default(name)}` | {Settings.model_fields[name].description} |"
+        f"| `{env_name(name)}` | `{format_default(name)}` | {Settings.model_fields[name].description} |"
         for name in OPTIONS
     ]
     assert table.strip().splitlines()[2:] == rows

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidReference
-from serving.reference import FORMS, Kind, Reference
+from serving.reference import FORMS, Reference, ReferenceKind
 
 MODEL_ID = "m-" + "0123456789abcdef" * 2
 
@@ -15,23 +15,23 @@ MODEL_ID = "m-" + "0123456789abcdef" * 2
 @pytest.mark.parametrize(
     ("uri", "name", "kind", "selector"),
     [
-        ("models:/iris/Production", "iris", Kind.STAGE, "Production"),
-        ("models:/iris/production", "iris", Kind.STAGE, "Production"),
-        ("models:/iris/STAGING", "iris", Kind.STAGE, "Staging"),
-        ("models:/iris/Archived", "iris", Kind.STAGE, "Archived"),
-        ("models:/iris/None", "iris", Kind.STAGE, "None"),
-        ("models:/iris@champion", "iris", Kind.ALIAS, "champion"),
-        ("models:/iris@Production", "iris", Kind.ALIAS, "Production"),
-        ("models:/iris/3", "iris", Kind.VERSION, "3"),
-        ("models:/iris/007", "iris", Kind.VERSION, "7"),
-        ("models:/iris/latest", "iris", Kind.LATEST, "latest"),
-        ("models:/iris/Latest", "iris", Kind.LATEST, "latest"),
-        (f"models:/{MODEL_ID}", MODEL_ID, Kind.MODEL_ID, MODEL_ID),
-        ("models:/my model.v2/1", "my model.v2", Kind.VERSION, "1"),
-        ("models:/ирис@чемпион", "ирис", Kind.ALIAS, "чемпион"),
+        ("models:/iris/Production", "iris", ReferenceKind.STAGE, "Production"),
+        ("models:/iris/production", "iris", ReferenceKind.STAGE, "Production"),
+        ("models:/iris/STAGING", "iris", ReferenceKind.STAGE, "Staging"),
+        ("models:/iris/Archived", "iris", ReferenceKind.STAGE, "Archived"),
+        ("models:/iris/None", "iris", ReferenceKind.STAGE, "None"),
+        ("models:/iris@champion", "iris", ReferenceKind.ALIAS, "champion"),
+        ("models:/iris@Production", "iris", ReferenceKind.ALIAS, "Production"),
+        ("models:/iris/3", "iris", ReferenceKind.VERSION, "3"),
+        ("models:/iris/007", "iris", ReferenceKind.VERSION, "7"),
+        ("models:/iris/latest", "iris", ReferenceKind.LATEST, "latest"),
+        ("models:/iris/Latest", "iris", ReferenceKind.LATEST, "latest"),
+        (f"models:/{MODEL_ID}", MODEL_ID, ReferenceKind.MODEL_ID, MODEL_ID),
+        ("models:/my model.v2/1", "my model.v2", ReferenceKind.VERSION, "1"),
+        ("models:/ирис@чемпион", "ирис", ReferenceKind.ALIAS, "чемпион"),
     ],
 )
-def test_every_form_is_read(uri: str, name: str, kind: Kind, selector: str) -> None:
+def test_every_form_is_read(uri: str, name: str, kind: ReferenceKind, selector: str) -> None:
     found = Reference.parse(uri)
     assert (found.name, found.kind, found.selector) == (name, kind, selector)
     assert str(found) == found.uri == uri

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import serving
-from serving.cli import app
+from serving.cli.main import app
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 CHANGELOG = """# Changelog

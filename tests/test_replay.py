@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.runtime.replay import Comparison, Recorded, Recorder, compare, same
+from serving.models.replay import Comparison, RecordedRequest, RequestRecorder, compare, predictions_match
 
 
-def recorded(*predictions: Any, seconds: float = 0.001) -> Recorded:
-    return Recorded([{}] * len(predictions), {}, answer(*predictions), seconds)
+def recorded(*predictions: Any, seconds: float = 0.001) -> RecordedRequest:
+    return RecordedRequest([{}] * len(predictions), {}, answer(*predictions), seconds)
 
 
 def answer(*predictions: Any) -> bytes:
@@ -19,7 +19,7 @@ def answer(*predictions: Any) -> bytes:
 
 
 def test_the_last_requests_are_kept() -> None:
-    recorder = Recorder(2)
+    recorder = RequestRecorder(2)
     kept = [recorded(number) for number in range(5)]
     for each in kept:
         recorder.add(each)
@@ -27,13 +27,13 @@ def test_the_last_requests_are_kept() -> None:
 
 
 def test_a_large_request_is_passed_over() -> None:
-    recorder = Recorder(10)
+    recorder = RequestRecorder(10)
     recorder.add(recorded(*range(101)))
     assert recorder.last() == ()
 
 
 def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
-    recorder = Recorder(0)
+    recorder = RequestRecorder(0)
     recorder.add(recorded(1))
     assert recorder.last() == ()
 
@@ -54,7 +54,7 @@ def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
     ],
 )
 def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
-    assert same(old, new) is agree
+    assert predictions_match(old, new) is agree
 
 
 def test_agreement_is_over_rows_and_latency_over_requests() -> None:

@@ -16,7 +16,7 @@ from casting import Registry
 from conftest import NewRegistry
 from live import SELDOM, Service, served, until
 
-from serving.rpc.messages import protos, services
+from serving.grpc.messages import protos, services
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def lines(**given: str) -> list[str]:
     with pytest.raises(ValidationError) as refused:
         Settings(**given)  # type: ignore[arg-type]
-    return mistakes(refused.value)
+    return format_errors(refused.value)
 
 
 def test_defaults_are_what_is_documented() -> None:
@@ -45,7 +45,7 @@ def test_the_default_registry_is_below_the_current_folder(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
-    assert shown_default(name)
+    assert format_default(name)
     assert Settings.model_fields[name].description
 
 
@@ -65,14 +65,14 @@ def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
 def test_a_setting_is_read_from_its_variable(
     environment: pytest.MonkeyPatch, name: str, text: str, value: object
 ) -> None:
-    environment.setenv(variable(name), text)
+    environment.setenv(env_name(name), text)
     assert getattr(Settings(), name) == value
 
 
 @pytest.mark.parametrize("name", ["models", "port", "tracking_uri"])
 def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
     default = getattr(Settings(), name)
-    environment.setenv(variable(name), "")
+    environment.setenv(env_name(name), "")
     assert getattr(Settings(), name) == default
 
 
@@ -83,7 +83,7 @@ def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name
 def test_what_is_given_goes_before_the_environment(
     environment: pytest.MonkeyPatch, name: str, text: str, given: str, value: object
 ) -> None:
-    environment.setenv(variable(name), text)
+    environment.setenv(env_name(name), text)
     assert getattr(Settings(**{name: given}), name) == value  # type: ignore[arg-type]
 
 
@@ -125,9 +125,9 @@ def test_a_mistake_is_one_readable_line(
     environment: pytest.MonkeyPatch, name: str, text: str, said: str, by: str
 ) -> None:
     if by == "variable":
-        environment.setenv(variable(name), text)
+        environment.setenv(env_name(name), text)
     (line,) = lines(**({name: text} if by == "flag" else {}))
-    assert line.startswith(f"{variable(name)}: ")
+    assert line.startswith(f"{env_name(name)}: ")
     assert said in line
     assert "\n" not in line
     assert "pydantic" not in line
@@ -144,11 +144,11 @@ def test_only_what_is_served_can_be_cached() -> None:
     assert Settings(cache="iris").cache == ("iris",)
     with pytest.raises(ValidationError) as caught:
         Settings(cache="iris,rose")
-    assert mistakes(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]
+    assert format_errors(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]
 
 
 def test_a_model_is_either_on_demand_or_not() -> None:
     assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cache="iris").on_demand
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
-    assert mistakes(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]
+    assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]

@@ -21,9 +21,9 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
-from serving.monitoring.likeness import Tally
-from serving.monitoring.shadow import TAG
-from serving.rpc.messages import protos, services
+from serving.grpc.messages import protos, services
+from serving.rollout.comparison import ComparisonStats
+from serving.rollout.shadow import TAG
 
 NAMES = [f"tried-{number}" for number in range(12)]
 
@@ -245,7 +245,7 @@ def test_processes_of_a_shadow_let_all_others_go_first(tried: Tried, tmp_path: P
 
 
 def test_what_another_front_says_of_the_same_with_more_rows_stays(trials: Iterator[Tried]) -> None:
-    said = Tally(rows=100_000, agreeing=99_000, failed=3)
+    said = ComparisonStats(rows=100_000, agreeing=99_000, failed=3)
     tags = {}
     for live, tried in zip("19", trials, strict=False):
         version = tried.live.add(factor=1.0)

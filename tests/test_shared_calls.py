@@ -26,9 +26,9 @@ from mlflow.types.schema import Array
 from signatures import columns
 
 from serving.app import create_app
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import reported
-from serving.settings import Settings
+from serving.batching.sharing_proof import reported
+from serving.models.loaded_model import LoadedModel
+from serving.settings.settings import Settings
 
 SHAPES = Path(__file__).parent / "shapes.py"
 OPTIONAL = "x: double, unit: string?, w: double?, b: boolean?"
@@ -128,7 +128,7 @@ class Service:
         """Do something in the service's thread, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(100)
 
-    def live(self, name: str) -> Loaded:
+    def live(self, name: str) -> LoadedModel:
         (found,) = [slot.live for slot in self.app.slots if slot.reference.name == name]
         return found
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from serving.monitoring.sketch import Sketch, contributions, least_rows
-from serving.runtime.columns import Column
-from serving.runtime.profile import Distribution, read
+from serving.contract.reference_profile import Distribution, read
+from serving.drift.histogram import DecayedHistogram, min_rows, psi_terms
+from serving.types.columns import Column
 
 COLUMNS = [Column("x", "double"), Column("name", "string"), Column("at", "datetime")]
 NUMBERS = Distribution(edges=(1.5, 2.5), shares=(0.5, 0.25, 0.15), missing=0.1)
@@ -28,24 +28,24 @@ counts = st.lists(st.integers(2, 1000), min_size=2, max_size=12)
 @given(counts, st.data())
 def test_the_index_is_the_divergence_both_ways(then: list[int], data: st.DataObject) -> None:
     now = data.draw(st.lists(st.integers(2, 1000), min_size=len(then), max_size=len(then)))
-    found = contributions(np.array(then) / sum(then), 10**6, np.array(now) * 1e6)
+    found = psi_terms(np.array(then) / sum(then), 10**6, np.array(now) * 1e6)
     assert found.sum() == pytest.approx(stats.entropy(now, then) + stats.entropy(then, now))
     assert (found >= 0).all()
 
 
 def test_the_index_of_two_bins_as_a_person_counts_it() -> None:
-    found = contributions(np.array([0.5, 0.5]), 1000, np.array([80.0, 20.0]))
+    found = psi_terms(np.array([0.5, 0.5]), 1000, np.array([80.0, 20.0]))
     assert found.tolist() == pytest.approx([0.3 * math.log(1.6), -0.3 * math.log(0.4)])
 
 
 @given(counts)
 def test_what_has_not_changed_has_no_index(then: list[int]) -> None:
-    assert contributions(np.array(then) / sum(then), sum(then), np.array(then, float)).sum() == 0
+    assert psi_terms(np.array(then) / sum(then), sum(then), np.array(then, float)).sum() == 0
 
 
 @pytest.mark.parametrize(("rows", "least"), [(50, 0.01), (1000, 0.0005), (10**6, 0.0001)])
 def test_an_empty_bin_is_half_a_row_of_the_smaller_sample(rows: int, least: float) -> None:
-    found = contributions(np.array([1.0, 0.0, 0.0]), rows, np.array([9e6, 1e6, 0.0]))
+    found = psi_terms(np.array([1.0, 0.0, 0.0]), rows, np.array([9e6, 1e6, 0.0]))
     assert found[1] == pytest.approx((0.1 - least) * math.log(0.1 / least))
     assert found[2] == 0
 
@@ -56,11 +56,11 @@ def test_an_empty_bin_is_half_a_row_of_the_smaller_sample(rows: int, least: floa
 @pytest.mark.parametrize("bins", range(2, 25))
 def test_enough_rows_are_those_at_which_chi_square_says_so(bins: int) -> None:
     exact = 0.25 / stats.chi2.ppf(0.9999, bins - 1) - 1 / 1000
-    assert least_rows(np.full(bins, 1 / bins), 1000, 0.25) == pytest.approx(1 / exact, rel=0.08)
+    assert min_rows(np.full(bins, 1 / bins), 1000, 0.25) == pytest.approx(1 / exact, rel=0.08)
 
 
 def test_a_reference_of_too_few_rows_never_tells() -> None:
-    assert least_rows(np.full(10, 0.1), 100, 0.25) == math.inf
+    assert min_rows(np.full(10, 0.1), 100, 0.25) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_chance_alone_does_not_reach_the_threshold(rows: int, shares: list[float
     alarms = 0
     for _ in range(trials):
         then = chance.multinomial(rows, share) / rows
-        now = chance.multinomial(math.ceil(least_rows(then, rows, 0.25)), share)
-        alarms += contributions(then, rows, now).sum() > 0.25
+        now = chance.multinomial(math.ceil(min_rows(then, rows, 0.25)), share)
+        alarms += psi_terms(then, rows, now).sum() > 0.25
     assert alarms <= trials / 1000
 
 
@@ -108,14 +108,14 @@ def test_chance_alone_does_not_reach_the_threshold(rows: int, shares: list[float
 def test_each_value_is_counted_in_its_bin(
     reference: Distribution, values: list[Any], expected: list[int]
 ) -> None:
-    sketch = Sketch(reference, 1000, 0.25)
+    sketch = DecayedHistogram(reference, 1000, 0.25)
     sketch.count(values)
     assert sketch.counts.tolist() == expected
 
 
 @given(st.lists(st.integers(0, 1000), max_size=60))
 def test_no_more_than_ten_thousand_rows_weigh(sizes: list[int]) -> None:
-    sketch = Sketch(NUMBERS, 1000, 0.25)
+    sketch = DecayedHistogram(NUMBERS, 1000, 0.25)
     for size in sizes:
         sketch.count([1.0] * size)
     assert sketch.rows <= 10_000
@@ -123,7 +123,7 @@ def test_no_more_than_ten_thousand_rows_weigh(sizes: list[int]) -> None:
 
 
 def test_what_was_is_forgotten() -> None:
-    sketch = Sketch(NUMBERS, 1000, 0.25)
+    sketch = DecayedHistogram(NUMBERS, 1000, 0.25)
     for value in (1.0, 2.0):
         for _ in range(60):
             sketch.count([value] * 1000)
@@ -146,9 +146,9 @@ def test_what_was_is_forgotten() -> None:
     ],
 )
 def test_a_change_is_told_in_words(reference: Distribution, values: list[Any], told: str) -> None:
-    sketch = Sketch(reference, 1000, 0.25)
+    sketch = DecayedHistogram(reference, 1000, 0.25)
     sketch.count(values)
-    assert sketch.change() == f"{told} in training"
+    assert sketch.describe_shift() == f"{told} in training"
 
 
 # -- reading

@@ -20,12 +20,12 @@ from live import Service, served, until
 from pids import descendants
 from stage import Stage
 
-from serving.errors import Asleep, NotLive
-from serving.groups import Limits
-from serving.http.predict import Predict
+from serving.errors import NotLive, NotLoaded
+from serving.http.endpoints.predict import PredictEndpoint
+from serving.models.slot import SlotOnDemand
 from serving.reference import Reference
-from serving.registry.sleeper import Rota, Sleeper
-from serving.runtime.slot import SlotOnDemand
+from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.settings.groups import LimitSettings
 
 KINDS: dict[str, dict[str, Any]] = {
     "patient": {"idle_seconds": 3600, "most_loaded": 50},
@@ -290,22 +290,22 @@ def clock() -> Clock:
     return Clock()
 
 
-NewSleeper = Callable[..., Sleeper]
+NewSleeper = Callable[..., OnDemandModel]
 
 
 @pytest.fixture
 def new_sleeper(stage: Stage, clock: Clock) -> NewSleeper:
     """Make a sleeper for a reference: it sleeps after a minute."""
 
-    def make(reference: str = "models:/actor/1", rota: Rota | None = None) -> Sleeper:
+    def make(reference: str = "models:/actor/1", rota: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
-        return Sleeper(stage.follow(slot=slot), slot, rota or Rota(1), 60, clock)
+        return OnDemandModel(stage.follow(slot=slot), slot, rota or LoadedModelLimit(1), 60, clock)
 
     return make
 
 
 @asynccontextmanager
-async def running(*sleepers: Sleeper) -> AsyncIterator[None]:
+async def running(*sleepers: OnDemandModel) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(each.run()) for each in sleepers]
     yield
     for task in tasks:
@@ -313,7 +313,7 @@ async def running(*sleepers: Sleeper) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def use(sleeper: Sleeper) -> None:
+async def use(sleeper: OnDemandModel) -> None:
     async with sleeper.slot.awaken(30):
         with sleeper.slot.lease():
             pass
@@ -325,17 +325,17 @@ async def test_it_is_idle_from_the_end_of_its_last_request(
 ) -> None:
     stage.registry.add("actor")
     sleeper = new_sleeper()
-    assert await sleeper.wake()
+    assert await sleeper.load()
     with sleeper.slot.lease():
         clock.ahead = 1000
         assert sleeper.idle_for() == 60
-        assert not sleeper.may_rest
+        assert not sleeper.is_evictable
         clock.ahead = 0
     assert 0 < sleeper.idle_for() <= 60
-    assert sleeper.may_rest
+    assert sleeper.is_evictable
     clock.ahead = 60
     assert sleeper.idle_for() <= 0
-    await sleeper.sleep()
+    await sleeper.evict_when_idle()
     assert (sleeper.slot.state, sleeper.slot.reason) == ("asleep", "it is asleep")
 
 
@@ -347,7 +347,7 @@ async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
     os.mkfifo(pipe)
     stage.registry.add("actor", on_load=f"wait:{pipe}")
     sleeper = new_sleeper()
-    waking = asyncio.create_task(sleeper.wake())
+    waking = asyncio.create_task(sleeper.load())
     with await asyncio.to_thread(pipe.open, "wb"):
         clock.ahead = 1000
     assert await waking
@@ -379,7 +379,7 @@ async def test_what_failed_to_load_is_not_tried_again_at_once(
 async def test_the_one_that_has_been_idle_for_longest_makes_room(
     stage: Stage, new_sleeper: NewSleeper
 ) -> None:
-    rota = Rota(2)
+    rota = LoadedModelLimit(2)
     for name in "abc":
         stage.registry.add(name)
     a, b, c = (new_sleeper(f"models:/{name}/1", rota) for name in "abc")
@@ -393,12 +393,12 @@ async def test_the_one_that_has_been_idle_for_longest_makes_room(
 async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
     stage.registry.add("actor")
     sleeper = new_sleeper()
-    predict = Predict(lambda _: sleeper.slot.lease(), Limits())
+    predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
     scope: dict[str, Any] = {}
-    with pytest.raises(Asleep) as asleep:
+    with pytest.raises(NotLoaded) as asleep:
         sleeper.slot.lease()
     async with running(sleeper):
         with await predict._woken(asleep.value, scope) as leased:
             assert leased is sleeper.slot.live
-    assert predict.seconds({}) == Limits().deadline_seconds
-    assert 0 < predict.seconds(scope) < Limits().deadline_seconds
+    assert predict.seconds({}) == LimitSettings().deadline_seconds
+    assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds

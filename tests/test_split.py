@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 
+from serving.codecs.prediction_schema import prediction_schema_of
+from serving.contract.contract import Contract
 from serving.errors import InvalidReference
-from serving.groups import Trying
-from serving.monitoring.watch import Sample, Watch, verdict
+from serving.models.probation import RequestCounts
+from serving.models.slot import Slot
+from serving.models.traffic_split import TrafficSplit, hash_bucket, primary
 from serving.reference import Reference
-from serving.runtime.columns import Column
-from serving.runtime.contract import Contract
-from serving.runtime.outputs import outputs
-from serving.runtime.probation import Tally
-from serving.runtime.slot import Slot
-from serving.runtime.split import Split, first, point
-from serving.settings import Settings, mistakes
+from serving.rollout.analysis import RequestStats, TrafficWindow, failure_reason
+from serving.settings.groups import RolloutSettings
+from serving.settings.settings import Settings, format_errors
+from serving.types.columns import Column
 
 CALLERS = [f"caller {number}" for number in range(2000)]
 
 
 def contract(*names: str) -> Contract:
     columns = tuple(Column(name, "double", required=True) for name in names)
-    return Contract("actor", columns, (), outputs([{"type": "double"}], None, ()), 10)
+    return Contract("actor", columns, (), prediction_schema_of([{"type": "double"}], None, ()), 10)
 
 
 @dataclass(eq=False)
@@ -33,22 +33,22 @@ class Live:
     """As much of a loaded version as a split and a watch look at."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
-    tally: Tally = field(default_factory=Tally)
+    tally: RequestCounts = field(default_factory=RequestCounts)
 
 
-def split(*weights: float) -> tuple[Split, list[Slot]]:
+def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
     slots = [
         Slot(Reference.parse_weighted(f"models:/actor@a{number}={weight}"))
         for number, weight in enumerate(weights)
     ]
     for slot in slots:
         slot.live = Live()  # type: ignore[assignment]
-    return Split(slots), slots
+    return TrafficSplit(slots), slots
 
 
-def parts(found: Split, slots: list[Slot]) -> list[float]:
+def parts(found: TrafficSplit, slots: list[Slot]) -> list[float]:
     """The part of the callers that each reference answers."""
-    chosen = Counter(found.choose(point("actor", caller)) for caller in CALLERS)
+    chosen = Counter(found.route(hash_bucket("actor", caller)) for caller in CALLERS)
     return [chosen[slot] / len(CALLERS) for slot in slots]
 
 
@@ -60,27 +60,27 @@ def test_callers_are_spread_by_weight(weights: tuple[float, ...]) -> None:
 
 def test_a_caller_stays_while_a_part_grows() -> None:
     found, slots = split(95, 5)
-    before = {caller for caller in CALLERS if found.choose(point("actor", caller)) is slots[1]}
-    found.give(slots[1], 0.25)
-    after = {caller for caller in CALLERS if found.choose(point("actor", caller)) is slots[1]}
+    before = {caller for caller in CALLERS if found.route(hash_bucket("actor", caller)) is slots[1]}
+    found.set_weight(slots[1], 0.25)
+    after = {caller for caller in CALLERS if found.route(hash_bucket("actor", caller)) is slots[1]}
     assert before < after
     assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
 def test_what_goes_live_in_its_place_is_given_nothing_yet() -> None:
     found, slots = split(0, 100)
-    found.give(slots[1], 1.0)
+    found.set_weight(slots[1], 1.0)
     assert parts(found, slots) == [0.0, 1.0]
     slots[1].live = Live()  # type: ignore[assignment]
     assert parts(found, slots) == [1.0, 0.0]
-    found.give(slots[1], 0.25)
+    found.set_weight(slots[1], 0.25)
     assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
 def test_one_that_gets_all_leaves_the_first_nothing() -> None:
     found, slots = split(90, 10)
     for share in (0.1, 0.7, 1.0):
-        found.give(slots[1], share)
+        found.set_weight(slots[1], share)
     assert found.share(slots[0]) == 0.0
 
 
@@ -88,7 +88,7 @@ def test_one_that_is_not_live_gets_nothing() -> None:
     found, slots = split(50, 50)
     slots[1].live = None
     assert parts(found, slots) == [1.0, 0.0]
-    assert found.choose(first()) is slots[0]
+    assert found.route(primary()) is slots[0]
 
 
 def test_the_others_answer_while_the_first_is_not_live() -> None:
@@ -100,52 +100,52 @@ def test_the_others_answer_while_the_first_is_not_live() -> None:
 def test_with_nothing_live_the_first_says_so() -> None:
     found, slots = split(50, 50)
     slots[0].live = slots[1].live = None
-    assert found.choose(0.9) is slots[0]
+    assert found.route(0.9) is slots[0]
 
 
 def test_one_that_would_break_clients_gets_nothing() -> None:
     found, slots = split(50, 50)
     slots[1].live = Live(contract("x", "y"))  # type: ignore[assignment]
-    assert not found.fits(slots[1])
+    assert not found.is_compatible(slots[1])
     assert parts(found, slots) == [1.0, 0.0]
 
 
 # -- what is too bad
 
-LIMITS = Trying(canary_max_failing=0.01, canary_max_latency=2.0)
-GOOD = Sample(1000, 10, 0.020)
+LIMITS = RolloutSettings(canary_max_failing=0.01, canary_max_latency=2.0)
+GOOD = RequestStats(1000, 10, 0.020)
 
 
 @pytest.mark.parametrize(
     ("new", "reason"),
     [
         (GOOD, None),
-        (Sample(1000, 19, 0.020), None),
-        (Sample(1000, 21, 0.020), "21 of 1000 requests failed on it"),
-        (Sample(4, 4, 0.020), None),  # so few may be chance
-        (Sample(5, 5, 0.020), "5 of 5 requests failed on it"),
-        (Sample(1000, 0, 0.039), None),
-        (Sample(1000, 0, 0.041), "its 95th percentile is 41 ms, as against 20 ms"),
-        (Sample(99, 0, 0.5), None),
+        (RequestStats(1000, 19, 0.020), None),
+        (RequestStats(1000, 21, 0.020), "21 of 1000 requests failed on it"),
+        (RequestStats(4, 4, 0.020), None),  # so few may be chance
+        (RequestStats(5, 5, 0.020), "5 of 5 requests failed on it"),
+        (RequestStats(1000, 0, 0.039), None),
+        (RequestStats(1000, 0, 0.041), "its 95th percentile is 41 ms, as against 20 ms"),
+        (RequestStats(99, 0, 0.5), None),
     ],
 )
-def test_a_version_is_judged_by_the_first(new: Sample, reason: str | None) -> None:
-    assert verdict(new, GOOD, LIMITS) == reason
+def test_a_version_is_judged_by_the_first(new: RequestStats, reason: str | None) -> None:
+    assert failure_reason(new, GOOD, LIMITS) == reason
 
 
 def test_a_first_that_fails_at_all_makes_nobody_slow() -> None:
-    assert verdict(GOOD, Sample(1000, 1000, 0.0), LIMITS) is None
+    assert failure_reason(GOOD, RequestStats(1000, 1000, 0.0), LIMITS) is None
 
 
 def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
     live = Live()
-    watch = Watch(live)  # type: ignore[arg-type]
+    watch = TrafficWindow(live)  # type: ignore[arg-type]
     before = (97, 3)
 
     def measured(answered: int, failed: int, is_asked: bool = True) -> tuple[int, int]:
         live.tally.answered += answered
         live.tally.failed += failed
-        found = watch.measure(is_asked=is_asked)
+        found = watch.baseline(is_asked=is_asked)
         return found.requests - found.failed, found.failed
 
     assert measured(*before) == before
@@ -160,7 +160,7 @@ def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
 
 
 def test_a_millisecond_is_no_reason() -> None:
-    assert verdict(Sample(1000, 0, 0.005), Sample(1000, 0, 0.001), LIMITS) is None
+    assert failure_reason(RequestStats(1000, 0, 0.005), RequestStats(1000, 0, 0.001), LIMITS) is None
 
 
 # -- settings
@@ -200,7 +200,7 @@ def test_what_is_no_weight_is_refused(text: str) -> None:
 def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         Settings(**wrong)
-    (line,) = mistakes(caught.value)  # type: ignore[arg-type]
+    (line,) = format_errors(caught.value)  # type: ignore[arg-type]
     assert told in line
     assert line.startswith("SERVING_")
 

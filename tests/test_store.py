@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore, digest
 from serving.registry.client import RegistryClient
-from serving.registry.store import Store, digest
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.settings.settings import Settings
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -65,15 +65,15 @@ async def version(client: RegistryClient, saved: Path) -> Version:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", "sqlite:///registry")
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store", "sqlite:///registry")
 
 
 # -- kept copies
 
 
 async def test_what_is_fetched_is_what_was_logged(
-    store: Store, version: Version, download: Downloads, saved: Path
+    store: ArtifactStore, version: Version, download: Downloads, saved: Path
 ) -> None:
     artifacts = await store.fetch(version, download)
     assert artifacts.digest == digest(artifacts.folder) == digest(saved)
@@ -81,25 +81,30 @@ async def test_what_is_fetched_is_what_was_logged(
 
 
 async def test_a_kept_copy_is_not_downloaded_again(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
     assert await store.fetch(version, download) == first
-    assert await Store(tmp_path / "store", "sqlite:///registry").fetch(version, download) == first
+    assert await ArtifactStore(tmp_path / "store", "sqlite:///registry").fetch(version, download) == first
     assert download.count == 1
 
 
 async def test_each_registry_has_its_own_copies(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
-    other = await Store(tmp_path / "store", "sqlite:///other").fetch(version, download)
+    other = await ArtifactStore(tmp_path / "store", "sqlite:///other").fetch(version, download)
     assert first.folder != other.folder
     assert download.count == 2
 
 
 async def test_a_version_that_is_told_apart_is_kept_apart(
-    store: Store, version: Version, download: Downloads, registry: str, saved: Path, client: RegistryClient
+    store: ArtifactStore,
+    version: Version,
+    download: Downloads,
+    registry: str,
+    saved: Path,
+    client: RegistryClient,
 ) -> None:
     Registry(registry).register("actor", saved)
     second, _ = await client.resolve(Reference.parse("models:/actor/2"))
@@ -132,7 +137,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 async def test_a_copy_that_is_not_whole_is_downloaded_again(
-    store: Store, version: Version, download: Downloads, spoil: Callable[[Path], object]
+    store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     first = await store.fetch(version, download)
     spoil(first.folder.parent)
@@ -147,7 +152,7 @@ async def test_a_copy_that_is_not_whole_is_downloaded_again(
 async def test_several_fronts_may_fetch_at_once(
     version: Version, download: Downloads, tmp_path: Path
 ) -> None:
-    stores = [Store(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
+    stores = [ArtifactStore(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
     found = await asyncio.gather(*(store.fetch(version, download) for store in stores))
     assert len({each.digest for each in found}) == 1
     assert all(digest(each.folder) == each.digest for each in found)
@@ -155,7 +160,7 @@ async def test_several_fronts_may_fetch_at_once(
 
 
 async def test_a_version_that_is_discarded_is_downloaded_again(
-    store: Store, version: Version, download: Downloads
+    store: ArtifactStore, version: Version, download: Downloads
 ) -> None:
     first = await store.fetch(version, download)
     await store.discard(version)
@@ -173,7 +178,7 @@ def fetching(folder: Path) -> list[Path]:
 
 
 async def test_a_download_that_fails_leaves_nothing(
-    store: Store, version: Version, download: Downloads, saved: Path, tmp_path: Path
+    store: ArtifactStore, version: Version, download: Downloads, saved: Path, tmp_path: Path
 ) -> None:
     shutil.move(saved, tmp_path / "away")
     with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1: .* No such file"):
@@ -184,7 +189,7 @@ async def test_a_download_that_fails_leaves_nothing(
 
 
 async def test_a_download_that_is_given_up_leaves_nothing(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     under_way = asyncio.Event()
 
@@ -208,10 +213,10 @@ async def test_a_disk_that_takes_nothing_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be kept: .*file"):
-        await Store(tmp_path / "file", "sqlite:///registry").fetch(version, download)
+        await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
 
 
-async def test_a_disk_that_fills_up_is_told(store: Store, version: Version, tmp_path: Path) -> None:
+async def test_a_disk_that_fills_up_is_told(store: ArtifactStore, version: Version, tmp_path: Path) -> None:
     async def full(_: Version, __: Path) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -224,49 +229,49 @@ async def test_a_disk_that_fills_up_is_told(store: Store, version: Version, tmp_
 
 
 async def test_what_went_live_last_is_recalled(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
-    assert await store.recall(REFERENCE) is None
+    assert await store.load_last_live(REFERENCE) is None
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
-    after_restart = Store(tmp_path / "store", "sqlite:///registry")
-    recalled = await after_restart.recall(REFERENCE)
+    await store.save_last_live(REFERENCE, version, artifacts)
+    after_restart = ArtifactStore(tmp_path / "store", "sqlite:///registry")
+    recalled = await after_restart.load_last_live(REFERENCE)
     assert recalled is not None
     assert recalled[0].identity == version.identity
     assert recalled[1] == artifacts
-    assert await after_restart.recall("models:/other/Production") is None
+    assert await after_restart.load_last_live("models:/other/Production") is None
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 async def test_a_copy_that_is_not_whole_is_not_recalled(
-    store: Store, version: Version, download: Downloads, spoil: Callable[[Path], object]
+    store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
+    await store.save_last_live(REFERENCE, version, artifacts)
     spoil(artifacts.folder.parent)
-    assert await store.recall(REFERENCE) is None
+    assert await store.load_last_live(REFERENCE) is None
 
 
 @pytest.mark.parametrize(
     "note", [b"", b"{", b"\xff", b"{}", b"[1]", b"[{}]", b'[{"place": 5}]', b'[{"place": ""}]']
 )
 async def test_a_garbled_note_is_no_note(
-    store: Store, version: Version, download: Downloads, tmp_path: Path, note: bytes
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path, note: bytes
 ) -> None:
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
+    await store.save_last_live(REFERENCE, version, artifacts)
     (file,) = (tmp_path / "store").rglob("live/*")
     file.write_bytes(note)
-    assert await store.recall(REFERENCE) is None
-    await store.remember(REFERENCE, version, artifacts)
-    assert await store.recall(REFERENCE) is not None
+    assert await store.load_last_live(REFERENCE) is None
+    await store.save_last_live(REFERENCE, version, artifacts)
+    assert await store.load_last_live(REFERENCE) is not None
 
 
 async def test_a_disk_that_takes_no_note_is_no_failure(version: Version, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    store = Store(tmp_path / "file", "sqlite:///registry")
-    await store.remember(REFERENCE, version, Artifacts(tmp_path / "place" / "artifacts", "sha256:0"))
-    assert await store.recall(REFERENCE) is None
+    store = ArtifactStore(tmp_path / "file", "sqlite:///registry")
+    await store.save_last_live(REFERENCE, version, Artifacts(tmp_path / "place" / "artifacts", "sha256:0"))
+    assert await store.load_last_live(REFERENCE) is None
 
 
 # -- digests

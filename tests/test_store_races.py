@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.store import Store, digest, write_whole
-from serving.runtime.version import Artifacts, Version
+from serving.registry.artifact_store import ArtifactStore, atomic_write, digest
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,7 @@ async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
     try:
         for attempt in range(5):
             under_way.clear()
-            task = asyncio.create_task(Store(tmp_path, str(attempt)).fetch(version(1), download))
+            task = asyncio.create_task(ArtifactStore(tmp_path, str(attempt)).fetch(version(1), download))
             await asyncio.to_thread(under_way.wait)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -51,7 +51,7 @@ async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
 
 
 async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: Path) -> None:
-    store, kept = Store(tmp_path, "registry"), {}
+    store, kept = ArtifactStore(tmp_path, "registry"), {}
 
     async def download(found: Version, folder: Path) -> Path:
         folder.mkdir()  # noqa: ASYNC240
@@ -62,8 +62,10 @@ async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: 
         kept[number] = await store.fetch(version(number), download)
     for last in range(10):
         order = [number for number in range(10) if number != last] + [last]
-        await asyncio.gather(*(store.remember("iris", version(number), kept[number]) for number in order))
-        recalled = await store.recall("iris")
+        await asyncio.gather(
+            *(store.save_last_live("iris", version(number), kept[number]) for number in order)
+        )
+        recalled = await store.load_last_live("iris")
         assert recalled == (version(last), Artifacts(kept[last].folder, digest(kept[last].folder)))
 
 
@@ -72,7 +74,7 @@ def test_fronts_that_note_at_the_same_moment_leave_one_whole_note(tmp_path: Path
 
     def write(text: str) -> None:
         for _ in range(20):
-            write_whole(note, text)
+            atomic_write(note, text)
             assert note.read_text() in texts
 
     with ThreadPoolExecutor(len(texts)) as fronts:

@@ -19,7 +19,7 @@ from live import Service, served, until
 from pids import Watch, descendants
 from promotions import Model
 
-from serving.runtime.streams import Stream
+from serving.batching.chunk_stream import ChunkStream
 
 Event = tuple[str, Any]
 SPEAKERS = [f"speaker-{number}" for number in range(1, 13)]
@@ -253,12 +253,12 @@ class Talker:
 
 @pytest.mark.anyio
 async def test_a_slow_caller_holds_the_model_up() -> None:
-    process, stream = Talker(), Stream(60)
+    process, stream = Talker(), ChunkStream(60)
     chunks = [b"%d" % number * 1000 for number in range(100, 124)]
     hung, stalled = lambda: pytest.fail("it is not the model that is slow"), lambda: None
-    stream.begin(process, hung, stalled)  # type: ignore[arg-type]
+    stream.attach(process, hung, stalled)  # type: ignore[arg-type]
     for chunk in chunks:
-        stream.hear(chunk)
+        stream.feed(chunk)
     assert process.told == ["pause"]
     heard = stream.chunks()
     for chunk in chunks[:15]:
@@ -266,20 +266,20 @@ async def test_a_slow_caller_holds_the_model_up() -> None:
     assert process.told == ["pause", "resume"]
     stream.end()
     assert process.told == ["pause", "resume", "stop"]
-    stream.left()
+    stream.detach()
     assert [each async for each in heard] == chunks[15:]
 
 
 @pytest.mark.anyio
 async def test_chunks_are_read_ahead_where_there_is_room() -> None:
     process, room = Talker(), [0]
-    stream = Stream(60, lambda size: room.append(size))
-    stream.begin(process, lambda: None, lambda: None)  # type: ignore[arg-type]
+    stream = ChunkStream(60, lambda size: room.append(size))
+    stream.attach(process, lambda: None, lambda: None)  # type: ignore[arg-type]
     for _ in range(10):
-        stream.hear(b"x" * 2**16)
+        stream.feed(b"x" * 2**16)
     assert (process.told, sum(room)) == ([], 2**20)
     for _ in range(10):
-        stream.hear(b"x" * 2**16)
+        stream.feed(b"x" * 2**16)
     assert process.told == ["pause"]
     stream.end()
-    stream.left()
+    stream.detach()

@@ -19,11 +19,11 @@ from mlflow.models import infer_signature
 from promotions import Model
 from sklearn.linear_model import LinearRegression
 
-from serving.errors import Untrusted
-from serving.groups import Trust
-from serving.registry.policy import Policy, is_below
-from serving.runtime.launcher import Launcher
-from serving.runtime.replica import Replica
+from serving.errors import UntrustedArtifact
+from serving.processes.launcher import Launcher
+from serving.processes.replica import Replica
+from serving.registry.artifact_policy import ArtifactPolicy, is_within
+from serving.settings.groups import ArtifactPolicySettings
 
 FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
 LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
@@ -230,7 +230,7 @@ def test_row_39_packages_by_url_are_rejected_in_strict_mode(
     ],
 )
 def test_a_location_is_below_another(location: str, allowed: str, expected: bool) -> None:
-    assert is_below(location, allowed) is expected
+    assert is_within(location, allowed) is expected
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_what_strict_mode_does_not_know_it_does_not_let_in(
 ) -> None:
     folder = saved(tmp_path)
     described = yaml.safe_load((folder / "MLmodel").read_text())
-    policy = Policy(Trust(strict=True))
+    policy = ArtifactPolicy(ArtifactPolicySettings(strict=True))
     policy.check_model(folder, described)
     change(described)
-    with pytest.raises(Untrusted):
+    with pytest.raises(UntrustedArtifact):
         policy.check_model(folder, described)

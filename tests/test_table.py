@@ -20,12 +20,13 @@ from mlflow.types import ParamSchema, ParamSpec, Schema
 from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.model_output import OutputForm
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable
-from serving.runtime import answers, model_input
-from serving.runtime.answers import Form
-from serving.runtime.contract import Contract
-from serving.runtime.nesting import unpacked
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.processes import pyfunc_input
+from serving.types.nested import to_python
+from serving.types.scalars import FLOAT32_MAX
 
 
 class Point(BaseModel):
@@ -63,7 +64,7 @@ def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list
     """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
-        frame, count, params, _ = model_input.decode(made.layout.encode(group, ""))
+        frame, count, params, _ = pyfunc_input.decode(made.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
             found[index] = row
@@ -136,7 +137,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
     rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    given_ = model_input.decode(made.layout.encode(rows, text)).params
+    given_ = pyfunc_input.decode(made.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _enforce_params_schema(given_, schema)
@@ -161,7 +162,7 @@ def frame(spec: str, rows: Any) -> pd.DataFrame:
     """The one table that a model process makes of rows."""
     layout = contract(spec).layout
     ((_, _, group),) = layout.groups(rows)
-    return model_input.decode(layout.encode(group, "")).data
+    return pyfunc_input.decode(layout.encode(group, "")).data
 
 
 @pytest.mark.parametrize("kind", ["string", "double", "boolean", "binary", "datetime"])
@@ -246,31 +247,31 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
-    found = answers.decode(answers.encode(answer, len(rows)))
+    found = model_output.decode(model_output.encode(answer, len(rows)))
     assert found.schema.names == columns_
-    assert [list(row) for row in zip(*map(unpacked, found.columns), strict=True)] == rows
+    assert [list(row) for row in zip(*map(to_python, found.columns), strict=True)] == rows
 
 
 @pytest.mark.parametrize(
     ("answer", "form"),
     [
-        (np.array([1]), Form.VALUES),
-        ([1], Form.VALUES),
-        (pd.DataFrame({"a": [1]}), Form.RECORDS),
-        (pd.Series([1]), Form.RECORDS),
-        ({"a": [1]}, Form.WHOLE),
-        ({"a": [1, 2]}, Form.WHOLE),
-        ({"a": 1}, Form.WHOLE),
-        ({}, Form.WHOLE),
-        (5, Form.WHOLE),
-        (None, Form.WHOLE),
-        ("text", Form.WHOLE),
-        (np.float64(1), Form.WHOLE),
+        (np.array([1]), OutputForm.VALUES),
+        ([1], OutputForm.VALUES),
+        (pd.DataFrame({"a": [1]}), OutputForm.RECORDS),
+        (pd.Series([1]), OutputForm.RECORDS),
+        ({"a": [1]}, OutputForm.WHOLE),
+        ({"a": [1, 2]}, OutputForm.WHOLE),
+        ({"a": 1}, OutputForm.WHOLE),
+        ({}, OutputForm.WHOLE),
+        (5, OutputForm.WHOLE),
+        (None, OutputForm.WHOLE),
+        ("text", OutputForm.WHOLE),
+        (np.float64(1), OutputForm.WHOLE),
     ],
     ids=str,
 )
-def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
-    assert answers.form(answers.decode(answers.encode(answer, 1))) is form
+def test_the_front_is_told_what_the_model_answered(answer: Any, form: OutputForm) -> None:
+    assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
 SCALARS = [{"name": "a", "type": "string"}, {"name": "b", "type": "double"}]
@@ -282,32 +283,32 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
 @pytest.mark.parametrize(
     ("outputs", "answer", "form"),
     [
-        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, Form.COLUMNS),
-        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, Form.COLUMNS),
-        (SCALARS, {"a": "x", "b": 1.0}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": [["x"], ["y", "z"]]}, Form.COLUMNS),
-        (ARRAYS, {"a": []}, Form.WHOLE),
-        (TENSORS, {"a": np.zeros((2, 2))}, Form.COLUMNS),
-        (TENSORS, {"a": np.zeros(2)}, Form.WHOLE),
-        ([], {"a": np.zeros(2)}, Form.WHOLE),
-        (ARRAYS, ["x", "y"], Form.WHOLE),
-        (ARRAYS, [["x"], ["y", "z"]], Form.VALUES),
-        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], Form.WHOLE),
-        ([{"type": "string"}], ["x", "y"], Form.VALUES),
-        (TENSORS, [[1.0, 2.0]], Form.VALUES),
-        (TENSORS, [1.0, 2.0], Form.VALUES),
-        ([], ["x", "y"], Form.VALUES),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, OutputForm.COLUMNS),
+        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, OutputForm.COLUMNS),
+        (SCALARS, {"a": "x", "b": 1.0}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": [["x"], ["y", "z"]]}, OutputForm.COLUMNS),
+        (ARRAYS, {"a": []}, OutputForm.WHOLE),
+        (TENSORS, {"a": np.zeros((2, 2))}, OutputForm.COLUMNS),
+        (TENSORS, {"a": np.zeros(2)}, OutputForm.WHOLE),
+        ([], {"a": np.zeros(2)}, OutputForm.WHOLE),
+        (ARRAYS, ["x", "y"], OutputForm.WHOLE),
+        (ARRAYS, [["x"], ["y", "z"]], OutputForm.VALUES),
+        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], OutputForm.WHOLE),
+        ([{"type": "string"}], ["x", "y"], OutputForm.VALUES),
+        (TENSORS, [[1.0, 2.0]], OutputForm.VALUES),
+        (TENSORS, [1.0, 2.0], OutputForm.VALUES),
+        ([], ["x", "y"], OutputForm.VALUES),
     ],
     ids=str,
 )
 def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
-    outputs: list[dict[str, Any]], answer: Any, form: Form, rows: int
+    outputs: list[dict[str, Any]], answer: Any, form: OutputForm, rows: int
 ) -> None:
-    declared = answers.depths(outputs)
-    assert answers.form(answers.decode(answers.encode(answer, rows, declared))) is form
+    declared = model_output.depths(outputs)
+    assert model_output.form(model_output.decode(model_output.encode(answer, rows, declared))) is form
 
 
 @pytest.mark.parametrize(
@@ -317,19 +318,19 @@ def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_lengt
 )
 def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
     with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
-        answers.encode(answer, 1)
+        model_output.encode(answer, 1)
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=8).map(answers.encode([1.5], 1).__add__))
+@given(st.binary(max_size=64) | st.binary(max_size=8).map(model_output.encode([1.5], 1).__add__))
 def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
     with suppress(ModelFailed):
-        assert isinstance(answers.decode(stream), pa.RecordBatch)
+        assert isinstance(model_output.decode(stream), pa.RecordBatch)
 
 
 @given(st.data())
 def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
-    stream = bytearray(answers.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
+    stream = bytearray(model_output.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
     for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
         stream[place] ^= data.draw(st.integers(1, 255))
     with suppress(ModelFailed):
-        answers.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))
+        model_output.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from serving.monitoring.timeline import STEP_SECONDS, Lately, Timeline
+from serving.observers.traffic_history import STEP_SECONDS, RecentTraffic, TrafficHistory
 from serving.telemetry.metrics import Gauges, Metrics, VersionMetrics
 
 
@@ -16,10 +16,10 @@ class Watched:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.now = 1_000_000.0
-        self.timeline = Timeline(self.metrics, lambda: self.now)
+        self.timeline = TrafficHistory(self.metrics, lambda: self.now)
 
     def of(self, model: str, version: str = "1") -> VersionMetrics:
-        return self.metrics.of(model, version, Gauges(lambda: 0, lambda: 0, list))
+        return self.metrics.for_version(model, version, Gauges(lambda: 0, lambda: 0, list))
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
@@ -122,11 +122,11 @@ def test_the_last_minute_is_the_last_minute(watched: Watched) -> None:
     answer(iris, *[0.003] * 60, rows=4)
     watched.tick(12)
     lately, _ = watched.timeline.lately("iris")
-    assert lately == Lately(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
+    assert lately == RecentTraffic(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
 
 
 def test_before_the_first_look_nothing_is_known(watched: Watched) -> None:
-    assert watched.timeline.lately() == (Lately(0.0, 0.0, 0.0, None, None, None), [])
+    assert watched.timeline.lately() == (RecentTraffic(0.0, 0.0, 0.0, None, None, None), [])
     assert watched.timeline.series("iris").times == []
 
 

@@ -23,11 +23,11 @@ from live import PROGRAM, SELDOM, Service, environment, served, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from serving.errors import Untraceable
-from serving.monitoring import tracing
-from serving.monitoring.traces import Traces
-from serving.rpc.messages import protos, services
-from serving.runtime.table import Layout
+from serving.codecs.model_input import InputLayout
+from serving.errors import TracingConfigError
+from serving.grpc.messages import protos, services
+from serving.observers import tracing
+from serving.observers.spans import TraceRecorder
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -382,8 +382,8 @@ async def test_what_was_not_sent_is_sent_at_the_end(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     (traces,) = tracing.observers()
     scope = asked(41)
-    traces.begun(scope)
-    traces.refused(scope, 503, RuntimeError("it"))
+    traces.on_request(scope)
+    traces.on_error(scope, 503, RuntimeError("it"))
     await traces.aclose(30)
     assert [span for span in collector.spans if span.trace_id.hex() == f"{41:032x}"]
 
@@ -394,10 +394,10 @@ async def test_a_collector_that_is_silent_holds_no_stop_up(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        traces = Traces()
+        traces = TraceRecorder()
         scope = asked(42)
-        traces.begun(scope)
-        traces.refused(scope, 503, RuntimeError("it"))
+        traces.on_request(scope)
+        traces.on_error(scope, 503, RuntimeError("it"))
         await traces.aclose(0.1)
         assert "traces could not be sent within 0.1 s" in caplog.text
 
@@ -420,7 +420,7 @@ def test_nobody_traces_unless_that_is_asked_for(variables: dict[str, str]) -> No
 
 
 def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
-    assert b"trace" not in Layout(()).encode([{}], '{"x": 1}')
+    assert b"trace" not in InputLayout(()).encode([{}], '{"x": 1}')
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
     [{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {"OTEL_TRACES_EXPORTER": "zipkin"}],
 )
 def test_a_way_to_send_them_that_is_not_known_is_a_mistake(variables: dict[str, str]) -> None:
-    with pytest.raises(Untraceable, match=f"^{next(iter(variables))}: .* but .* is$"):
+    with pytest.raises(TracingConfigError, match=f"^{next(iter(variables))}: .* but .* is$"):
         tracing.observers({ENDPOINT: "http://127.0.0.1:9"} | variables)
 
 

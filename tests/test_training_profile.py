@@ -16,7 +16,7 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from serving.runtime import mlmodel, model_files
+from serving.contract import mlmodel, model_files
 from training import log_model
 from training.reference_profile import profile
 
@@ -146,7 +146,7 @@ def logged(model: Any, table: Any, **options: Any) -> Any:
     """Return the `serving` metadata of a logged model, and the contract that the service reads from it."""
     version = log_model(model, table, pip_requirements=[], skops_trusted_types=["numpy.dtype"], **options)
     folder = Path(mlflow.artifacts.download_artifacts(version.uri))
-    mlmodel_file = asyncio.run(model_files.read(folder)).described
+    mlmodel_file = asyncio.run(model_files.read(folder)).mlmodel
     return mlmodel_file["metadata"]["serving"], mlmodel.contract(mlmodel_file, "it", 1000)
 
 

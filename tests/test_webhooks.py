@@ -19,8 +19,8 @@ from promotions import Callers, Model, Tracking
 
 from serving.app import create_app
 from serving.errors import Unauthenticated
-from serving.http.webhooks import Deliveries
-from serving.settings import Settings
+from serving.http.endpoints.webhooks import DeliveryVerifier
+from serving.settings.settings import Settings
 
 SECRET = "a secret of both"
 NOW = 1_800_000_000
@@ -39,8 +39,8 @@ def headers(
     }
 
 
-def deliveries(now: float = NOW) -> Deliveries:
-    return Deliveries(SECRET, lambda: now)
+def deliveries(now: float = NOW) -> DeliveryVerifier:
+    return DeliveryVerifier(SECRET, lambda: now)
 
 
 # -- which are genuine

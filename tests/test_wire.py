@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.wire import Frame, Kind, Unpacker, pack, receive
+from serving.processes.framing import Frame, FrameType, Unpacker, pack, receive
 
-frames = st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=50)), max_size=8)
+frames = st.lists(st.tuples(st.sampled_from(FrameType), st.binary(max_size=50)), max_size=8)
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def test_frames_are_whole_again_however_they_are_cut(sent: list[Frame], data: st
 
 def test_a_frame_comes_out_with_its_last_byte() -> None:
     unpacker = Unpacker()
-    *first, last = pack(Kind.ANSWER, b"table")
+    *first, last = pack(FrameType.ANSWER, b"table")
     assert [list(unpacker.feed(bytes([byte]))) for byte in first] == [[]] * 9
-    assert list(unpacker.feed(bytes([last]))) == [(Kind.ANSWER, b"table")]
+    assert list(unpacker.feed(bytes([last]))) == [(FrameType.ANSWER, b"table")]
 
 
 @pytest.mark.parametrize("kind", [0, 10, 255])
@@ -50,9 +50,9 @@ def test_an_unknown_kind_is_no_frame(kind: int) -> None:
 def test_a_frame_is_received_whole(pair: tuple[socket.socket, socket.socket], payload: bytes) -> None:
     ours, theirs = pair
     with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(ours.sendall, pack(Kind.PREDICT, payload) + pack(Kind.READY))
-        assert receive(theirs) == (Kind.PREDICT, payload)
-        assert receive(theirs) == (Kind.READY, b"")
+        sending = pool.submit(ours.sendall, pack(FrameType.PREDICT, payload) + pack(FrameType.READY))
+        assert receive(theirs) == (FrameType.PREDICT, payload)
+        assert receive(theirs) == (FrameType.READY, b"")
         sending.result()
 
 
@@ -61,6 +61,6 @@ def test_nothing_is_received_where_the_other_side_has_gone(
     pair: tuple[socket.socket, socket.socket], size: int
 ) -> None:
     ours, theirs = pair
-    ours.sendall(pack(Kind.PREDICT, b"table")[:size])
+    ours.sendall(pack(FrameType.PREDICT, b"table")[:size])
     ours.shutdown(socket.SHUT_WR)
     assert receive(theirs) is None

@@ -8,9 +8,9 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, Field
 
-from serving.groups import Registry
-from serving.runtime.version import Version
-from serving.telemetry.redaction import without_secrets
+from serving.settings.groups import RegistrySettings
+from serving.telemetry.redaction import redact
+from serving.version import Version
 
 # The layout in which MLflow stores a logged model below the artifacts of its experiment.
 _ARTIFACTS = re.compile(r"/(\d+)/models/(m-\w+)/artifacts/?$")
@@ -32,7 +32,7 @@ class MlflowUi:
     tracking: str | None
 
     @classmethod
-    def of(cls, settings: Registry) -> MlflowUi:
+    def of(cls, settings: RegistrySettings) -> MlflowUi:
         """Return the UI from `SERVING_MLFLOW_UI_URL`, or from MLflow's own URIs if they are http(s)."""
         ui, tracking = settings.mlflow_ui_url, settings.tracking_uri
         return cls(base_url(ui or settings.registry_uri or tracking), base_url(ui or tracking))
@@ -55,7 +55,7 @@ class MlflowUi:
 def base_url(uri: str) -> str | None:
     """Return an http(s) URL without credentials, query, fragment and final slash; None for other URIs."""
     # First without secrets: a password with a slash would end up in the path.
-    parts = urlsplit(without_secrets(uri))
+    parts = urlsplit(redact(uri))
     host = parts.netloc.rpartition("@")[2]
     return (
         f"{parts.scheme}://{host}{parts.path.rstrip('/')}"

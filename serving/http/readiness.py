@@ -9,17 +9,17 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from serving.access.guard import STALE, Guard
-from serving.http.components import ComponentState
-from serving.http.visibility import HIDDEN_REASON
+from serving.auth.authenticator import STALE, Authenticator
+from serving.drift.monitor import DriftState
+from serving.http.component_status import ComponentState
+from serving.http.model_visibility import HIDDEN_REASON
 from serving.journal.quality import QualityState
-from serving.monitoring.drift import DriftState
-from serving.monitoring.trials import CanaryState, ShadowState
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import RECOVERING, Slot
 from serving.registry.client import RegistryClient
+from serving.registry.decisions import Candidate, CandidatePhase
 from serving.registry.follower import Follower
-from serving.registry.plan import Candidate, State
-from serving.runtime.loaded import Loaded
-from serving.runtime.slot import RECOVERING, Slot
+from serving.rollout.status import CanaryState, ShadowState
 
 
 class CandidateState(BaseModel):
@@ -104,15 +104,15 @@ class Readiness(BaseModel):
     )
 
 
-Teller: TypeAlias = Callable[[Slot], Mapping[str, Any]]
+StatusContributor: TypeAlias = Callable[[Slot], Mapping[str, Any]]
 """Tells fields of a reference's `ModelState` that others know."""
 
 
 def readiness(
     followers: Sequence[Follower],
     registry: RegistryClient,
-    tellers: Sequence[Teller],
-    guard: Guard | None = None,
+    tellers: Sequence[StatusContributor],
+    guard: Authenticator | None = None,
     *,
     in_full: bool = True,
 ) -> Readiness:
@@ -132,7 +132,7 @@ def readiness(
     )
 
 
-def state_of(follower: Follower, tellers: Sequence[Teller], *, in_full: bool) -> dict[str, Any]:
+def state_of(follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool) -> dict[str, Any]:
     slot = follower.slot
     state: dict[str, Any] = {
         "name": slot.reference.name,
@@ -155,7 +155,7 @@ def state_of(follower: Follower, tellers: Sequence[Teller], *, in_full: bool) ->
     return state | {"warnings": warnings}
 
 
-def _facts(live: Loaded) -> dict[str, Any]:
+def _facts(live: LoadedModel) -> dict[str, Any]:
     version = live.version
     return {
         "version": version.version,
@@ -175,7 +175,7 @@ def _facts(live: Loaded) -> dict[str, Any]:
 def _hide_reasons(state: dict[str, Any]) -> None:
     """Replace texts that models or exceptions can have written."""
     for part in (state, state["candidate"], state.get("batching")):
-        is_loading = part and part.get("state") == State.LOADING.value
+        is_loading = part and part.get("state") == CandidatePhase.LOADING.value
         if part and part.get("reason") not in (None, "", RECOVERING) and not is_loading:
             part["reason"] = HIDDEN_REASON
 

@@ -14,24 +14,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from serving.errors import JournalAway
+from serving.errors import JournalUnavailable
 
 VERSION_TABLE = "journal_version"
 """Where Alembic keeps which migrations were run; a database of MLflow's may have a table for its own."""
 _LOCK = 0x6A6F75726E616C
 _BUSY_MS = 1000
 # A server that has gone without a word is given up within seconds.
-_PATIENCE = {
+_TCP_TIMEOUTS = {
     "connect_timeout": 5,
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
 }
-_LONGEST_STATEMENT = " -c statement_timeout=30000"
+_MAX_STATEMENT_SECONDS = " -c statement_timeout=30000"
 
 
-class Refused(Exception):
+class RowsRejected(Exception):
     """The database does not take these values, and never will."""
 
 
@@ -42,19 +42,19 @@ def connect(url: str, *, reads: bool = False) -> Engine:
     """
     made = make_url(url)
     if made.get_backend_name() == "postgresql":
-        options = "-c timezone=UTC" + ("" if reads else _LONGEST_STATEMENT)
-        patience = _PATIENCE | {"options": options}
+        options = "-c timezone=UTC" + ("" if reads else _MAX_STATEMENT_SECONDS)
+        patience = _TCP_TIMEOUTS | {"options": options}
         own = {name: value for name, value in patience.items() if name not in made.query}
         return create_engine(made, connect_args=own, pool_size=1)
     engine = create_engine(made, connect_args={"timeout": _BUSY_MS / 1000}, pool_size=1)
-    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "connect", _set_pragmas)
     # What may write asks for its turn at once: a transaction that begins by reading could not wait for it.
     begin = "BEGIN" if reads else "BEGIN IMMEDIATE"
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 
 
-def _prepare(connection: Any, _: Any) -> None:
+def _set_pragmas(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
     for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {setting}")
@@ -80,7 +80,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         try:
             command.upgrade(config, revision)
         except CommandError as error:
-            raise JournalAway(f"its tables are those of another release: {error}") from error
+            raise JournalUnavailable(f"its tables are those of another release: {error}") from error
 
 
 @contextmanager
@@ -95,9 +95,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except (DataError, IntegrityError) as error:
-        raise Refused(_reason(error)) from error
+        raise RowsRejected(_reason(error)) from error
     except SQLAlchemyError as error:
-        raise JournalAway(_reason(error)) from error
+        raise JournalUnavailable(_reason(error)) from error
 
 
 def _reason(error: SQLAlchemyError) -> str:

@@ -45,7 +45,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ExportFilter:
     """Which predictions: none of the bounds for all. `until` is not among them."""
 
     since: datetime | None = None
@@ -68,7 +68,7 @@ class Choice:
         return found
 
 
-def export(engine: Engine, file: Path, choice: Choice) -> int:
+def export(engine: Engine, file: Path, choice: ExportFilter) -> int:
     """Write the chosen predictions to a file, some thousand rows at a time; gives how many rows there are.
 
     Raises:
@@ -79,7 +79,7 @@ def export(engine: Engine, file: Path, choice: Choice) -> int:
     with parquet.ParquetWriter(file, SCHEMA) as writer:
         group: list[Line] = []
         size = 0
-        for line in _lines(engine, choice):
+        for line in _iter_rows(engine, choice):
             group.append(line)
             size += len(line["input"] or "") + len(line["output"] or "")
             if len(group) == _ROWS_OF_GROUP or size > _BYTES_AT_ONCE:
@@ -89,23 +89,23 @@ def export(engine: Engine, file: Path, choice: Choice) -> int:
     return written + len(group)
 
 
-def _lines(engine: Engine, choice: Choice) -> Iterator[Line]:
+def _iter_rows(engine: Engine, choice: ExportFilter) -> Iterator[Line]:
     after: str | None = None
     while True:
         with transaction(engine) as connection:
             sizes = _sizes(connection, choice, after)
         if not sizes:
             return
-        for ids in _portions(sizes):
+        for ids in _chunks(sizes):
             with transaction(engine) as connection:
                 rows = _rows(connection, ids)
                 outcomes = _outcomes(connection, ids)
             for row in rows:
-                yield from _exploded(row, outcomes)
+                yield from _rows_of(row, outcomes)
         after = sizes[-1][0]
 
 
-def _sizes(connection: Connection, choice: Choice, after: str | None) -> list[tuple[str, int]]:
+def _sizes(connection: Connection, choice: ExportFilter, after: str | None) -> list[tuple[str, int]]:
     """The next ids, and how much is stored with each."""
     size = func.length(predictions.c.inputs) + func.length(predictions.c.outputs)
     joined = predictions.join(versions, predictions.c.version == versions.c.id)
@@ -116,7 +116,7 @@ def _sizes(connection: Connection, choice: Choice, after: str | None) -> list[tu
     return [(identity, length) for identity, length in found]
 
 
-def _portions(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
+def _chunks(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
     """Ids of which so many are fetched at once as fit into memory."""
     portion: list[str] = []
     total = 0
@@ -141,7 +141,7 @@ def _outcomes(connection: Connection, ids: list[str]) -> dict[tuple[str, int], A
     return {(row.prediction, row.row): row for row in connection.execute(asked)}
 
 
-def _exploded(row: Any, outcomes: dict[tuple[str, int], Any]) -> Iterator[Line]:
+def _rows_of(row: Any, outcomes: dict[tuple[str, int], Any]) -> Iterator[Line]:
     """A line for each row; of one thing that was answered for all, the first has it."""
     inputs, outputs = _each(row.inputs, row.rows), _each(row.outputs, row.rows)
     at = row.at if row.at.tzinfo else row.at.replace(tzinfo=UTC)

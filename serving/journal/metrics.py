@@ -39,7 +39,7 @@ class JournalMetrics:
             registry=registry,
         )
 
-    def tell(self, qualities: Sequence[Quality]) -> None:
+    def update(self, qualities: Sequence[Quality]) -> None:
         """Show how right versions are: these, and no others; of two with one name and number, the first."""
         self._quality.clear()
         for each in reversed(qualities):

@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from serving.runtime.calls import Part
-from serving.runtime.exchange import Exchange
-from serving.runtime.loaded import Loaded
-from serving.runtime.outputs import Labels, Probabilities, Regression
-from serving.runtime.predictions import Later
-from serving.runtime.table import stream
+from serving.codecs.model_input import stream
+from serving.codecs.prediction_schema import ClassLabels, Probabilities, Regression
+from serving.codecs.predictions import LazyPredictions
+from serving.hooks import InferenceEvent
+from serving.models.loaded_model import LoadedModel
+from serving.models.model_calls import Part
 
 _PROTOCOLS = {
     "predict": "predict",
@@ -46,7 +46,7 @@ class Record(NamedTuple):
     """
 
     id: str
-    live: Loaded
+    live: LoadedModel
     protocol: str
     rows: int
     params: str | None
@@ -67,17 +67,17 @@ class Record(NamedTuple):
         return _OVERHEAD + len(self.body) + len(self.answer) + tables
 
 
-def record(exchange: Exchange) -> Record:
+def record(exchange: InferenceEvent) -> Record:
     """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
     scope, answer = exchange.scope, exchange.answer
-    parts = exchange.answered_by
+    parts = exchange.source_parts
     protocol = _protocol(scope["path"])
     seconds = exchange.ended - exchange.began
     ends = scope["prediction_id"], exchange.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
-        tables = _given(parts), _answered(parts), rows
+        tables = _input_tables(parts), _output_tables(parts), rows
         return Record(*ends, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
     told = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
     count = sum([len(rows) for rows, _ in parts])
@@ -89,13 +89,13 @@ def _protocol(path: str) -> str:
     return _PROTOCOLS[path.rpartition("/")[2]]
 
 
-def _given(parts: Sequence[Part]) -> list[bytes]:
+def _input_tables(parts: Sequence[Part]) -> list[bytes]:
     return [stream(ticket.rows) for _, ticket in parts]
 
 
-def _answered(parts: Sequence[Part]) -> list[bytes]:
+def _output_tables(parts: Sequence[Part]) -> list[bytes]:
     found = [ticket.future.result() for _, ticket in parts]
-    return [stream(answer.table) for answer in found if isinstance(answer, Later)]
+    return [stream(answer.table) for answer in found if isinstance(answer, LazyPredictions)]
 
 
 def pack(records: Sequence[Record]) -> bytes:
@@ -126,11 +126,11 @@ _KINDS = {
 """The columns of a batch; `live` is a place among the versions."""
 
 
-def _facts(live: Loaded) -> dict[str, Any]:
+def _facts(live: LoadedModel) -> dict[str, Any]:
     """What the journal keeps of a version; `outputs` is how its answers are read."""
     version = live.version
     outputs: Any = live.contract.outputs
-    task = "classification" if isinstance(outputs, Probabilities | Labels) else None
+    task = "classification" if isinstance(outputs, Probabilities | ClassLabels) else None
     identity = orjson.dumps([version.name, version.version, version.model_id, version.source])
     return {
         "id": int.from_bytes(hashlib.sha256(identity).digest()[:8]) >> 1,

@@ -26,15 +26,15 @@ import orjson
 from sqlalchemy import Connection, Engine, delete
 from sqlalchemy import select as choose
 
-from serving.errors import JournalAway
-from serving.journal import database, outcomes
-from serving.journal.database import Refused, transaction
-from serving.journal.frames import Frame, Kind, receive
+from serving.errors import JournalUnavailable
+from serving.journal import database, feedback_store
+from serving.journal.database import RowsRejected, transaction
+from serving.journal.framing import Frame, FrameType, receive
 from serving.journal.quality import Quality
-from serving.journal.rows import PREDICTION, VERSION, unpack
+from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
-from serving.runtime import confinement
-from serving.telemetry import logs
+from serving.processes import confinement
+from serving.telemetry.logging import configure as configure_logging
 
 T = TypeVar("T")
 log = logging.getLogger("serving.journal")
@@ -48,7 +48,7 @@ _MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
 _NICE = 5
 
 
-class Gone(Exception):
+class ParentExited(Exception):
     """The front has gone, and the database has been away for too long since."""
 
 
@@ -68,37 +68,39 @@ class Writer:
 
     def run(self) -> None:
         """Do what frames say until the front has gone, and what is to be done from time to time."""
-        with suppress(Gone):
-            self._insist(self._upgrade)
+        with suppress(ParentExited):
+            self._retry_until(self._upgrade)
             while True:
-                if self._is_asked():
+                if self._has_input():
                     frame = receive(self._connection)
                     if frame is None:
                         return
                     self._hear(frame)
-                self._do_what_is_due()
+                self._run_periodic()
 
-    def _is_asked(self) -> bool:
+    def _has_input(self) -> bool:
         patience = max(0.0, self._look_at - time.monotonic())
         return bool(select.select([self._connection], [], [], patience)[0])
 
     def _hear(self, frame: Frame) -> None:
-        if frame.kind is Kind.RECORDS:
-            lost = self._insist(partial(self._write, frame.payload))
-            self._tell(Kind.WRITTEN, {"lost": lost}, frame.number)
+        if frame.kind is FrameType.RECORDS:
+            lost = self._retry_until(partial(self._write, frame.payload))
+            self._tell(FrameType.WRITTEN, {"lost": lost}, frame.number)
         else:
             answer = self._take(orjson.loads(frame.payload))
             self._look_at = 0.0
-            self._do_what_is_due()  # whoever is answered sees what has become of it
-            self._tell(Kind.ANSWER, answer, frame.number)
+            self._run_periodic()  # whoever is answered sees what has become of it
+            self._tell(FrameType.ANSWER, answer, frame.number)
 
     def _take(self, asked: Any) -> dict[str, Any]:
         """What became of feedback."""
         try:
-            return self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
-        except Gone:
+            return self._retry_until(
+                partial(self._in_transaction, partial(feedback_store.record_feedback, asked=asked))
+            )
+        except ParentExited:
             raise
-        except Refused as error:  # a prediction was deleted in this moment
+        except RowsRejected as error:  # a prediction was deleted in this moment
             return {"refused": str(error)}
         except Exception:  # whatever it is, records go on
             log.exception("feedback could not be taken")
@@ -120,14 +122,14 @@ class Writer:
         rows = unpack(payload)
         try:
             self._insert(rows.versions, rows.predictions)
-        except Refused:
-            return rows.lost + sum(not self._takes(rows.versions, each) for each in rows.predictions)
-        return rows.lost
+        except RowsRejected:
+            return rows.rejected + sum(not self._insert_one(rows.versions, each) for each in rows.predictions)
+        return rows.rejected
 
-    def _takes(self, of: list[tuple[Any, ...]], prediction: tuple[Any, ...]) -> bool:
+    def _insert_one(self, of: list[tuple[Any, ...]], prediction: tuple[Any, ...]) -> bool:
         try:
             self._insert(of, [prediction])
-        except Refused as error:
+        except RowsRejected as error:
             log.error("prediction %s is not recorded: %s", prediction[0], error)
             return False
         return True
@@ -138,7 +140,7 @@ class Writer:
             if rows:
                 database.insert(connection, predictions, PREDICTION, rows)
 
-    def _insist(self, do: Callable[[], T]) -> T:
+    def _retry_until(self, do: Callable[[], T]) -> T:
         """What `do` gives, tried until the database goes along.
 
         Raises:
@@ -148,21 +150,21 @@ class Writer:
         while True:
             try:
                 found = do()
-            except JournalAway as error:
-                self._say(str(error))
+            except JournalUnavailable as error:
+                self._report_state(str(error))
             else:
-                self._say("")
+                self._report_state("")
                 return found
             if self._poll.poll(pause * 1000):
                 ends = min(ends, time.monotonic() + _SECONDS_TO_END)
                 time.sleep(pause)
             if time.monotonic() > ends:
-                raise Gone
+                raise ParentExited
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     # -- from time to time
 
-    def _do_what_is_due(self) -> None:
+    def _run_periodic(self) -> None:
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -171,14 +173,14 @@ class Writer:
             self._look()
             self._check_clock(now)
             if self._days and now >= self._sweep_at:
-                if self._in_transaction(self._sweep):
+                if self._in_transaction(self._purge_expired):
                     self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS
                 else:
                     self._look_at = 0.0  # go on as soon as the front asks for nothing
-        except JournalAway as error:
-            self._say(str(error))
+        except JournalUnavailable as error:
+            self._report_state(str(error))
         else:
-            self._say("")
+            self._report_state("")
 
     def _check_clock(self, now: float) -> None:
         """Delete nothing for a while after the clock has jumped, which makes records look old."""
@@ -194,12 +196,12 @@ class Writer:
 
     def _look(self) -> None:
         """Tell the front how right versions are by now, as other fronts may have heard of it too."""
-        found = self._in_transaction(outcomes.qualities)
+        found = self._in_transaction(feedback_store.model_qualities)
         if found != self._told:
             self._told = found
-            self._tell(Kind.QUALITY, [asdict(each) for each in found])
+            self._tell(FrameType.QUALITY, [asdict(each) for each in found])
 
-    def _sweep(self, connection: Connection) -> bool:
+    def _purge_expired(self, connection: Connection) -> bool:
         """Delete some of the records that are too old; gives whether there are no more."""
         bound = first_id(datetime.now(UTC) - timedelta(days=self._days))
         ids = choose(predictions.c.id).where(predictions.c.id < bound).order_by(predictions.c.id)
@@ -211,12 +213,12 @@ class Writer:
 
     # -- the front
 
-    def _say(self, failing: str) -> None:
+    def _report_state(self, failing: str) -> None:
         if self._failing is None or bool(failing) != bool(self._failing):
-            self._tell(Kind.STATE, {"failing": failing})
+            self._tell(FrameType.STATE, {"failing": failing})
         self._failing = failing
 
-    def _tell(self, kind: Kind, payload: Any, number: int = 0) -> None:
+    def _tell(self, kind: FrameType, payload: Any, number: int = 0) -> None:
         with suppress(OSError):  # it is written all the same, if the front has gone
             for piece in Frame(kind, number, orjson.dumps(payload)).pack():
                 self._connection.sendall(piece)
@@ -231,12 +233,12 @@ def main(descriptor: int) -> None:
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
         asked = orjson.loads(opened.payload)
-        logs.configure(*asked["logged"])
-        threading.Thread(target=_end_with_the_front, args=(connection,), daemon=True).start()
+        configure_logging(*asked["logged"])
+        threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
         Writer(connection, asked["url"], asked["days"]).run()
 
 
-def _end_with_the_front(connection: socket.socket) -> None:
+def _exit_with_parent(connection: socket.socket) -> None:
     """Whatever the database's driver waits for, nothing outlives the front for long."""
     poll = select.poll()
     poll.register(connection, 0)

@@ -16,16 +16,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from serving.errors import RegistryUnavailable, Unresolved
-from serving.groups import Registry
-from serving.reference import Kind, Reference
-from serving.registry import blocking, bounded_http, folders
+from serving.errors import ReferenceNotFound, RegistryUnavailable
+from serving.reference import Reference, ReferenceKind
+from serving.registry import artifact_files, blocking_calls, bounded_http
+from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
-from serving.registry.entities import as_version, translated, underlying
 from serving.registry.live_tag import contested
-from serving.registry.policy import local_folder
-from serving.runtime.version import Version
-from serving.telemetry.redaction import without_secrets
+from serving.registry.mlflow_entities import as_version, translated, underlying
+from serving.settings.groups import RegistrySettings
+from serving.telemetry.redaction import redact
+from serving.version import Version
 
 T = TypeVar("T")
 
@@ -34,13 +34,13 @@ _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOU
 _DEFAULTS["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
 WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
-_MARKING = 5
+_CURSOR_SIZE = 5
 _CALLS_AT_ONCE = 4
 _THREAD = "registry"
 _MAX_CALL_SECONDS = 20.0
 _MAX_FIRST_CALL_SECONDS = 120.0
 """The first call imports MLflow."""
-Marker: TypeAlias = tuple[tuple[str, str, int], ...]
+RegistryCursor: TypeAlias = tuple[tuple[str, str, int], ...]
 News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
 """What is to be written over the tags that are there; None deletes a tag."""
 
@@ -53,7 +53,7 @@ class RegistryClient:
     versions of a model carried in `serving.live`, at the last look at all of them.
     """
 
-    def __init__(self, settings: Registry) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
         self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._downloads = Downloads(settings)
@@ -62,14 +62,14 @@ class RegistryClient:
         self.checked_at: datetime | None = None
         self.failures, self.waited = 0, 0.0
         self.contested: dict[str, frozenset[str]] = {}
-        self._marking: asyncio.Future[Marker] | None = None
+        self._marking: asyncio.Future[RegistryCursor] | None = None
         self._marked_at = 0.0
 
     @property
     def uri(self) -> str:
         """Where the registry is, without passwords."""
         uri = self._settings.registry_uri or self._settings.tracking_uri
-        return without_secrets(uri)
+        return redact(uri)
 
     async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         """The version that the reference names now, and lower ones in the same stage, which are not served.
@@ -83,7 +83,7 @@ class RegistryClient:
         except RegistryUnavailable:
             self.reachable, self.failures = False, self.failures + 1
             raise
-        except Unresolved:
+        except ReferenceNotFound:
             self._reached()
             raise
         self._reached()
@@ -93,7 +93,7 @@ class RegistryClient:
         """Return all versions of a model, with their tags; raises RegistryUnavailable."""
         return await self._ask(self._listed, name)
 
-    async def marker(self, max_age: float) -> Marker:
+    async def cursor(self, max_age: float) -> RegistryCursor:
         """What is another one as soon as a version is made, moved to another stage or deleted: a cheap look.
 
         It may be `max_age` seconds old: several followers share it. Aliases and tags leave it as it is.
@@ -104,7 +104,7 @@ class RegistryClient:
         now = asyncio.get_running_loop().time()
         if self._marking is None or now - self._marked_at > max_age:
             self._marked_at = now
-            self._marking = asyncio.ensure_future(self._look(self._mark))
+            self._marking = asyncio.ensure_future(self._look(self._fetch_cursor))
         marker = await asyncio.shield(self._marking)
         self._reached()
         return marker
@@ -176,12 +176,12 @@ class RegistryClient:
             seconds = _MAX_CALL_SECONDS if self._is_ready else _MAX_FIRST_CALL_SECONDS
             try:
                 async with asyncio.timeout(seconds):
-                    return await blocking.start(call, *args, name=_THREAD)
+                    return await blocking_calls.start(call, *args, name=_THREAD)
             except TimeoutError:
                 raise RegistryUnavailable(
                     f"no complete response from the registry in {seconds:g} s"
                 ) from None
-            except blocking.TooManyHang as error:
+            except blocking_calls.TooManyHang as error:
                 raise RegistryUnavailable(str(error)) from error
 
     # -- in the registry's threads
@@ -200,13 +200,13 @@ class RegistryClient:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        bounded_http.install(blocking.thread_name(_THREAD))
+        bounded_http.install(blocking_calls.thread_name(_THREAD))
         self._is_ready = True
         return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
 
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         with translated(str(reference)):
-            if reference.kind is Kind.MODEL_ID:
+            if reference.kind is ReferenceKind.MODEL_ID:
                 return self._logged_model(reference.selector), ()
             found, *rivals = self._found(reference)
             return as_version(found), tuple(map(as_version, rivals))
@@ -214,18 +214,18 @@ class RegistryClient:
     def _found(self, reference: Reference) -> list[Any]:
         """What the reference names, the version that is served first."""
         client, name = self._client, reference.name
-        if reference.kind is Kind.VERSION:
+        if reference.kind is ReferenceKind.VERSION:
             return [client.get_model_version(name, reference.selector)]
-        if reference.kind is Kind.ALIAS:
+        if reference.kind is ReferenceKind.ALIAS:
             return [client.get_model_version_by_alias(name, reference.selector)]
         versions = sorted(self._versions(name), key=lambda each: int(each.version), reverse=True)
         if not versions:
-            raise Unresolved(f"the registry has no version of a model {name!r}")
-        if reference.kind is Kind.LATEST:
+            raise ReferenceNotFound(f"the registry has no version of a model {name!r}")
+        if reference.kind is ReferenceKind.LATEST:
             return [versions[0]]
         staged = [each for each in versions if each.current_stage == reference.selector]
         if not staged:
-            raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
+            raise ReferenceNotFound(f"no version of {name!r} is in stage {reference.selector}")
         return staged
 
     def _versions(self, name: str) -> list[Any]:
@@ -253,10 +253,10 @@ class RegistryClient:
             tags=dict(model.tags),
         )
 
-    def _mark(self) -> Marker:
+    def _fetch_cursor(self) -> RegistryCursor:
         with translated("the versions that changed last"):
             order = ["last_updated_timestamp DESC", "name ASC", "version_number DESC"]
-            found = self._client.search_model_versions(max_results=_MARKING, order_by=order)
+            found = self._client.search_model_versions(max_results=_CURSOR_SIZE, order_by=order)
             return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
 
     def _aliases(self, version: Version) -> tuple[str, ...]:
@@ -300,7 +300,7 @@ class RegistryClient:
         if source := local_folder(version.location):
             source = source.resolve(strict=True)
             check(source)
-            return folders.copy(source, folder, self._settings.max_model_bytes)
+            return artifact_files.copy(source, folder, self._settings.max_model_bytes)
         from mlflow.artifacts import download_artifacts
 
         found = download_artifacts(
@@ -309,5 +309,5 @@ class RegistryClient:
             tracking_uri=self._settings.tracking_uri,
             registry_uri=self._settings.registry_uri,
         )
-        folders.check_files(folder.resolve(), self._settings.max_model_bytes)
+        artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
         return Path(found)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import RegistryUnavailable
-from serving.groups import Registry
-from serving.registry import blocking
-from serving.registry.folders import Usage, check_files
+from serving.registry import blocking_calls
+from serving.registry.artifact_files import Usage, check_files
+from serving.settings.groups import RegistrySettings
 
 _AT_ONCE = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -26,7 +26,7 @@ _MAX_HANGING = 3
 class Downloads:
     """Runs a few downloads at once; those that stall do not count."""
 
-    def __init__(self, settings: Registry) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._running: Counter[str] = Counter()
@@ -63,8 +63,8 @@ class Downloads:
                 self._ended(location)
 
         try:
-            return blocking.start(counted, name="download")
-        except blocking.TooManyHang as error:
+            return blocking_calls.start(counted, name="download")
+        except blocking_calls.TooManyHang as error:
             self._ended(location)
             raise RegistryUnavailable(str(error)) from error
 

@@ -12,23 +12,31 @@ from functools import partial
 
 from cachetools import LRUCache
 
-from serving.errors import Breaking, Corrupt, FrontDied, LoadFailed, ProcessDied, VerificationFailed
-from serving.registry import attempts
-from serving.registry.attempts import Attempts
+from serving.batching.sharing_proof import Sharing, reported
+from serving.contract import model_files
+from serving.contract.compatibility import breaking_changes, input_changes
+from serving.errors import (
+    DigestMismatch,
+    FrontDied,
+    IncompatibleContract,
+    LoadFailed,
+    ProcessDied,
+    VerificationFailed,
+)
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import LastLive, Slot
+from serving.processes import environments
+from serving.processes.environments import Difference, Environments, Needs
+from serving.processes.launcher import Launcher
+from serving.registry import load_attempts
+from serving.registry.artifact_files import check_files
+from serving.registry.artifact_policy import ArtifactPolicy
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
-from serving.registry.folders import check_files
-from serving.registry.policy import Policy
-from serving.registry.store import Store
-from serving.runtime import environments, model_files
-from serving.runtime.compatibility import breaking_changes, input_changes
-from serving.runtime.environments import Difference, Environments, Needs
-from serving.runtime.launcher import Launcher
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import Sharing, reported
-from serving.runtime.slot import Known, Slot
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.registry.load_attempts import LoadAttempts
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
+from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.gate")
 _MAX_DECISIONS = 1000
@@ -49,23 +57,23 @@ class Gate:
         self,
         settings: Settings,
         registry: RegistryClient,
-        store: Store,
+        store: ArtifactStore,
         launcher: Launcher,
         metrics: Metrics,
     ) -> None:
-        self._settings, self._registry, self._policy = settings, registry, Policy(settings)
+        self._settings, self._registry, self._policy = settings, registry, ArtifactPolicy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
         self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
         """Whether callers may share a call of versions that were loaded before, by their digest."""
         self._environments = Environments(
             settings.store_dir / "environments", strict=settings.strict, packages=settings.packages
         )
-        self.attempts = Attempts(store.attempts)
+        self.attempts = LoadAttempts(store.attempts)
         self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
         self._idle.set()
         self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
-    async def bring_up(self, found: Version, slot: Slot) -> Loaded:
+    async def load_and_verify(self, found: Version, slot: Slot) -> LoadedModel:
         """The version with its processes running, proven and ready to be swapped in.
 
         Raises:
@@ -87,9 +95,9 @@ class Gate:
         deaths = await asyncio.to_thread(self.attempts.deaths, version)
         return 0 if deaths and await self._store.has_served(version) else deaths
 
-    async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> Loaded:
+    async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> LoadedModel:
         """Bring up a version with which a front died, alone and last: another death has one cause."""
-        if deaths >= attempts.MAX_DEATHS:
+        if deaths >= load_attempts.MAX_DEATHS:
             raise FrontDied(
                 f"the front died while it was being verified, {deaths} times in a row: promote it again, or "
                 "change one of its tags, to have it tried again"
@@ -100,7 +108,7 @@ class Gate:
                     await self._idle.wait()
             return await self._bring_up(found, slot)
 
-    async def _bring_up(self, found: Version, slot: Slot) -> Loaded:
+    async def _bring_up(self, found: Version, slot: Slot) -> LoadedModel:
         version = await self._registry.complete(found)
         await asyncio.to_thread(self._policy.check_source, version)
         download = partial(self._registry.download, check=self._policy.check_folder)
@@ -108,12 +116,12 @@ class Gate:
         expected = version.tags.get("serving.digest")
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
-            raise Corrupt(
+            raise DigestMismatch(
                 f"its artifacts are not those that were registered: {artifacts.digest}, not {expected[:100]}"
             )
-        return await self.prove(version, artifacts, slot)
+        return await self.verify(version, artifacts, slot)
 
-    async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
+    async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         """As `bring_up`, for artifacts that are on the disk."""
         self._verifying += 1
         self._idle.clear()
@@ -125,17 +133,17 @@ class Gate:
             if not self._verifying:
                 self._idle.set()
 
-    async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
+    async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
-        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
+        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.mlmodel)
         needs = await asyncio.to_thread(environments.read, files)
         differing = await asyncio.to_thread(environments.differences, needs)
         if self._settings.environments:
             self._policy.check_requirements(files, needs)
         launcher = await self._launcher_of(needs, differing)
         loaded = await asyncio.to_thread(
-            Loaded,
+            LoadedModel,
             version,
             artifacts,
             files,
@@ -144,9 +152,9 @@ class Gate:
             self._settings,
             slot.recorder,
             self._metrics,
-            warnings=[] if launcher.is_own else _warnings(version, differing),
+            warnings=[] if launcher.is_dedicated else _warnings(version, differing),
         )
-        known = slot.known
+        known = slot.last_live
         if known:
             self._refuse_breaking(known, input_changes(known.contract, loaded.contract), version)
         with self._explained(version, launcher, differing):
@@ -157,20 +165,20 @@ class Gate:
             if known and changes:
                 self._refuse_breaking(known, changes, version)
                 loaded.forget_requests(self._settings.replayed)
-            await loaded.rehearse(
+            await loaded.replay(
                 loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
             )
         except BaseException:
             loaded.close()
             raise
         self._sharing[artifacts.digest] = loaded.calls.sharing
-        loaded.keep()
+        loaded.activate()
         return loaded
 
     async def _launcher_of(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
         if not (self._settings.environments and (differing or needs.fault)):
             return self._launcher
-        return self._launcher.by(await self._environments.interpreter(needs))
+        return self._launcher.with_interpreter(await self._environments.interpreter(needs))
 
     @contextmanager
     def _explained(
@@ -180,12 +188,12 @@ class Gate:
         try:
             yield
         except (LoadFailed, VerificationFailed) as error:
-            if launcher.is_own or not differing:
+            if launcher.is_dedicated or not differing:
                 raise
             hint = f"It requires {environments.listed(differing)}: {environments.REMEDY}"
             raise type(error)(f"{error}. {hint}") from error
         except ProcessDied as error:
-            if not launcher.is_own:
+            if not launcher.is_dedicated:
                 raise
             self._deaths[version.identity] += 1
             if self._deaths[version.identity] < _MAX_DEATHS:
@@ -194,11 +202,11 @@ class Gate:
             raise LoadFailed(f"{error} ({_MAX_DEATHS} times in a row)") from error
         self._deaths.pop(version.identity, None)
 
-    def _refuse_breaking(self, known: Known, changes: Sequence[str], version: Version) -> None:
+    def _refuse_breaking(self, known: LastLive, changes: Sequence[str], version: Version) -> None:
         if changes and not (
             self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
         ):
-            raise Breaking(
+            raise IncompatibleContract(
                 f"it would break clients of {known.version}: {'; '.join(changes[:10])}. "
                 "Set its tag serving.allow_breaking to true to let it go live all the same"
             )

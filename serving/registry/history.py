@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from serving.registry.store import write_whole
-from serving.runtime.version import Outcome
+from serving.registry.artifact_store import atomic_write
+from serving.version import Outcome
 
-_MOST_EVENTS = 1000
+_MAX_EVENTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ _EVENT = TypeAdapter(Event)
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class HistoryEntry:
     """An event, and until when it held; `until` is None while it does."""
 
     version: str | None
@@ -48,7 +48,7 @@ class History:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._writing = asyncio.Lock()
-        self._events: deque[Event] = deque(_read(file), maxlen=_MOST_EVENTS)
+        self._events: deque[Event] = deque(_read(file), maxlen=_MAX_EVENTS)
         self.outcomes: Counter[Outcome] = Counter()
         """How many events this process has seen of each kind."""
 
@@ -69,18 +69,18 @@ class History:
         last = self._events[-1] if self._events else None
         return last is not None and replace(event, at="") == replace(last, at="")
 
-    def periods(self, most: int = _MOST_EVENTS) -> list[Period]:
+    def periods(self, most: int = _MAX_EVENTS) -> list[HistoryEntry]:
         """The last events with their ends, the newest first."""
-        return periods(tuple(self._events)[-most:])
+        return entries(tuple(self._events)[-most:])
 
 
-def periods(events: Sequence[Event]) -> list[Period]:
+def entries(events: Sequence[Event]) -> list[HistoryEntry]:
     """Events with their ends, the newest first: what was live was so until the next went live."""
-    found: list[Period] = []
+    found: list[HistoryEntry] = []
     next_live: str | None = None
     for event in reversed(events):
         until = next_live if event.outcome is Outcome.LIVE else event.at
-        found.append(Period(event.version, event.outcome, event.at, until, event.reason))
+        found.append(HistoryEntry(event.version, event.outcome, event.at, until, event.reason))
         if event.outcome is Outcome.LIVE:
             next_live = event.at
     return found
@@ -96,4 +96,4 @@ def _read(file: Path) -> list[Event]:
 
 
 def _write(file: Path, events: Sequence[Event]) -> None:
-    write_whole(file, "".join(json.dumps(asdict(event)) + "\n" for event in events))
+    atomic_write(file, "".join(json.dumps(asdict(event)) + "\n" for event in events))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from serving.runtime.version import Version
+from serving.version import Version
 
 TAG = "serving.live"
 MAX_LENGTH = 5000

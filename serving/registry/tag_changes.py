@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from serving.registry.live_tag import TAG, encoded, references
-from serving.runtime.version import Outcome, Version
+from serving.version import Outcome, Version
 
-LONGEST_REASON = 500
+MAX_REASON_LENGTH = 500
 _NOT_EVERYWHERE = "live, but not on every front: "
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class StatusUpdate:
     """What became of a version that is not live, and since when."""
 
     version: Version
@@ -56,12 +56,12 @@ def is_live_everywhere(present: Mapping[str, str]) -> bool:
 
 def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> dict[str, str | None]:
     """Return the tags to write, in this order, for a version that is live under a reference since `held`."""
-    found, reason = references(present), claim.reason[:LONGEST_REASON]
+    found, reason = references(present), claim.reason[:MAX_REASON_LENGTH]
     is_new, was_live = found.get(uri) != held, present.get("serving.state") == Outcome.LIVE
     since = max({**found, uri: held}.values()).isoformat(timespec="seconds")
     tag: dict[str, str | None] = {TAG: encoded(found | {uri: held})} if is_new else {}
     if not was_live:
-        return tag | _told(Notice(claim.version, Outcome.LIVE, reason, since))
+        return tag | _told(StatusUpdate(claim.version, Outcome.LIVE, reason, since))
     said, tags = present.get("serving.reason", ""), tag.copy()
     # How it compares differs from front to front, and the first has told.
     is_news = is_new and not said.startswith(_NOT_EVERYWHERE)
@@ -73,7 +73,9 @@ def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> 
     return _if_new(dict(reversed(tags.items())), present)
 
 
-def not_live(uri: str, held: datetime, notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
+def not_live(
+    uri: str, held: datetime, notice: StatusUpdate, present: Mapping[str, str]
+) -> dict[str, str | None]:
     """Return the tags to write, in this order, for a version from which another took a reference at `held`.
 
     One that is live under no other reference gets the outcome in `notice`. Its reference goes last: as long
@@ -89,9 +91,9 @@ def not_live(uri: str, held: datetime, notice: Notice, present: Mapping[str, str
     return tags | {TAG: encoded(found)}
 
 
-def outcome(notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
+def outcome(notice: StatusUpdate, present: Mapping[str, str]) -> dict[str, str | None]:
     """Return the tags to write, in this order, for what became of a version that is not live."""
-    state, outcome, reason = present.get("serving.state"), notice.outcome, notice.reason[:LONGEST_REASON]
+    state, outcome, reason = present.get("serving.state"), notice.outcome, notice.reason[:MAX_REASON_LENGTH]
     if outcome is Outcome.SUPERSEDED and references(present):
         return {}
     if state == Outcome.LIVE and outcome is Outcome.REJECTED:
@@ -101,17 +103,17 @@ def outcome(notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]
     return _if_new({"serving.reason": reason}, present)
 
 
-def _told(notice: Notice) -> dict[str, str | None]:
+def _told(notice: StatusUpdate) -> dict[str, str | None]:
     """Return an outcome as tags, the state last: who sees it finds its reason."""
     return {
-        "serving.reason": notice.reason[:LONGEST_REASON],
+        "serving.reason": notice.reason[:MAX_REASON_LENGTH],
         "serving.since": notice.since,
         "serving.state": notice.outcome.value,
     }
 
 
 def _not_everywhere(refusal: str) -> str:
-    return f"{_NOT_EVERYWHERE}{refusal}"[:LONGEST_REASON]
+    return f"{_NOT_EVERYWHERE}{refusal}"[:MAX_REASON_LENGTH]
 
 
 def _if_new(tags: dict[str, str | None], present: Mapping[str, str]) -> dict[str, str | None]:

@@ -25,11 +25,11 @@ _VERSION = ("model", "version")
 _ENDING = (*_VERSION, "reason")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Bounds of the buckets for times."""
-_MOST_RETIRED = 20
+_MAX_RETIRED = 20
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 
 
-class Ending(StrEnum):
+class ExitReason(StrEnum):
     """Why a model process has ended, though its version goes on."""
 
     CRASH = "crash"
@@ -65,12 +65,12 @@ class VersionMetrics:
     model_seconds: Histogram
     hits: Counter
     """Answered from the cache."""
-    deaths: Mapping[Ending, Counter]
-    restarts: Mapping[Ending, Counter]
+    deaths: Mapping[ExitReason, Counter]
+    restarts: Mapping[ExitReason, Counter]
     retire: Callable[[], None]
     """To be called once, when the version is loaded no more."""
 
-    def called(self, rows: int, waited: float, took: float) -> None:
+    def observe_call(self, rows: int, waited: float, took: float) -> None:
         """Note a call of the model, for which the first of its requests had waited."""
         self.batch_rows.observe(rows)
         self.queue_seconds.observe(waited)
@@ -131,7 +131,7 @@ class Metrics(Collector):
     def _histogram(self, name: str, told: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         return Histogram(name, told, _VERSION, registry=self.registry, buckets=buckets)
 
-    def of(self, model: str, version: str | None, gauges: Gauges) -> VersionMetrics:
+    def for_version(self, model: str, version: str | None, gauges: Gauges) -> VersionMetrics:
         """The metrics of a version that takes requests."""
         labels = (model, version or "")
         self._loaded[labels] = [*self._loaded.get(labels, []), gauges]
@@ -145,8 +145,8 @@ class Metrics(Collector):
             queue_seconds=self._queue_seconds.labels(*labels),
             model_seconds=self._model_seconds.labels(*labels),
             hits=self._hits.labels(*labels),
-            deaths={ending: self._deaths.labels(*labels, ending) for ending in Ending},
-            restarts={ending: self._restarts.labels(*labels, ending) for ending in Ending},
+            deaths={ending: self._deaths.labels(*labels, ending) for ending in ExitReason},
+            restarts={ending: self._restarts.labels(*labels, ending) for ending in ExitReason},
             retire=partial(self._retire, labels, gauges),
         )
         return self.versions[labels]
@@ -195,7 +195,7 @@ class Metrics(Collector):
             return
         del self._loaded[labels]
         self._retired.append(labels)
-        if len(self._retired) > _MOST_RETIRED:
+        if len(self._retired) > _MAX_RETIRED:
             self._forget(self._retired.pop(0))
 
     def _forget(self, labels: tuple[str, str]) -> None:

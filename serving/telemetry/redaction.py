@@ -52,7 +52,7 @@ _RULES = (
 _NAMED_SECRET = re.compile(
     rf"(?:^|[-_. ]){_WORDS}(?:[-_](?:access[-_])?key)?$|^(?:authorization|cookie)$", re.IGNORECASE
 )
-_SHORTEST = 6
+_MIN_SECRET_LENGTH = 6
 """What is shorter than that is no secret, and taking it out would spoil what is none."""
 
 
@@ -62,7 +62,7 @@ def is_secret(name: str) -> bool:
     return _NAMED_SECRET.search(name) is not None
 
 
-def of_environment(variables: Mapping[str, str] = os.environ) -> list[str]:
+def secrets_in_environment(variables: Mapping[str, str] = os.environ) -> list[str]:
     """The secrets in the variables of the environment."""
     return [value for name, value in variables.items() if is_secret(name)]
 
@@ -71,17 +71,19 @@ class Redaction:
     """Hides secrets in texts: those that are known, and whatever looks like one."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        longest_first = sorted({each for each in known if len(each) >= _SHORTEST}, key=len, reverse=True)
+        longest_first = sorted(
+            {each for each in known if len(each) >= _MIN_SECRET_LENGTH}, key=len, reverse=True
+        )
         self._known = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
         if self._known:
             text = self._known.sub(_HIDDEN, text)
-        return without_secrets(text)
+        return redact(text)
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """A text in which addresses have no passwords, and nothing else that looks like a secret is left."""
     lower = text.lower()
     for rule in _RULES:
@@ -90,7 +92,7 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def printable(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """A text of one line that does nothing to a terminal: what can't be printed is told by its number."""
     if text.isprintable():
         return text

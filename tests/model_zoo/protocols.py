@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from model_zoo.entries import Request, scoring_bodies
-from serving.rpc.messages import protos
+from serving.grpc.messages import protos
 
 FORMATS = {
     "csv": "text/csv",

@@ -1,0 +1,40 @@
+"""Would a version go live? Brings one up as the service does, and takes it down again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import Slot
+from serving.processes.launcher import Launcher
+from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
+from serving.registry.client import RegistryClient
+from serving.registry.gate import Gate
+from serving.settings.settings import Settings
+from serving.telemetry.metrics import Metrics
+
+
+async def check_reference(
+    settings: Settings, reference: Reference, progress: Callable[[str], None]
+) -> LoadedModel:
+    """Resolve, load and verify what the reference names; its processes have ended when this returns.
+
+    Raises:
+        Rejected: it would not go live.
+        RegistryError: it could not be found out.
+    """
+    registry = RegistryClient(settings)
+    launcher = Launcher.of(settings, settings)
+    gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
+    launcher.start()
+    try:
+        progress("asking the registry")
+        version, _ = await registry.resolve(reference)
+        progress(f"loading and verifying {version}")
+        loaded = await gate.load_and_verify(version, Slot(reference))
+        loaded.close()
+        return loaded
+    finally:
+        await launcher.aclose()
+        registry.close()

@@ -1,0 +1,190 @@
+"""What operators and data scientists ask: is it alive, is it ready, what is live, with which contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, Field
+
+from serving.auth.access_rules import ADMIN, ADMIN_OF_MODEL, GENERAL, PREDICT, PROBE, requires
+from serving.auth.authenticator import Authenticator
+from serving.cluster import Cluster, InstanceState, is_consistent
+from serving.contract.contract import Contract
+from serving.errors import not_served
+from serving.http.component_status import component_states
+from serving.http.model_visibility import check_visible, sees_reasons, visible_followers
+from serving.http.problem_details import PathText, documented
+from serving.http.readiness import ModelState, Readiness, StatusContributor, readiness, state_of
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Follower
+from serving.registry.history import HistoryEntry
+from serving.supervision import Supervisor
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.multi_front_collector import MultiInstanceCollector
+
+
+class Health(BaseModel):
+    """The process lives; this says nothing about models."""
+
+    status: str = "ok"
+
+
+class FleetReadiness(Readiness):
+    """The same of a replica, and which versions all replicas have."""
+
+    replicas: list[InstanceState]
+    replicas_agree: bool = Field(description="whether every replica has every required model in one version")
+
+
+class ContractDescription(BaseModel):
+    """The types of a live version's endpoints, as JSON Schema."""
+
+    row: dict[str, Any]
+    params: dict[str, Any] | None
+    streams: bool = Field(description="whether it answers bit by bit too")
+    prediction: dict[str, Any]
+
+
+class ModelDescription(ModelState):
+    """What is live for one reference, and its contract."""
+
+    contract: ContractDescription | None = None
+
+
+class Models(BaseModel):
+    """Everything that is served."""
+
+    models: list[ModelDescription]
+
+
+def router(
+    followers: Sequence[Follower],
+    registry: RegistryClient,
+    metrics: Metrics,
+    tellers: Sequence[StatusContributor],
+    probe_tellers: Sequence[StatusContributor],
+    guard: Authenticator | None = None,
+    fleet: Cluster | None = None,
+    supervisor: Supervisor | None = None,
+) -> APIRouter:
+    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
+
+    Those of one replica of a fleet tell of the others too.
+    """
+    routes = APIRouter(tags=["operations"])
+    told = FleetReadiness if fleet else Readiness
+
+    @routes.get("/health", summary="Does the process live?")
+    @routes.get("/livez", include_in_schema=False)
+    @requires(PROBE)
+    async def health() -> Health:
+        return Health()
+
+    @routes.get(
+        "/ready",
+        summary="Is every model live, and in which version?",
+        response_model=told,
+        responses={503: {"model": told}},
+    )
+    @routes.get("/readyz", response_model=told, include_in_schema=False)
+    @requires(PROBE)
+    async def ready(request: Request, response: Response) -> Readiness:
+        found = readiness(followers, registry, probe_tellers, guard, in_full=sees_reasons(request.scope))
+        found.components = component_states(supervisor) if supervisor else []
+        if fleet:
+            found = await _with_fleet(found, fleet)
+        response.status_code = 200 if found.status == "ready" else 503
+        if response.status_code == 503:
+            response.headers["Retry-After"] = "1"
+        return found
+
+    @routes.get(
+        "/ping",
+        summary="Does the default model answer? As MLflow's server has it",
+        response_class=PlainTextResponse,
+        responses=documented(503),
+    )
+    @requires(PREDICT)
+    async def ping(request: Request) -> PlainTextResponse:
+        check_visible(request.scope, followers[0].slot.reference.name)
+        followers[0].slot.check_serving()
+        return PlainTextResponse("\n")
+
+    @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
+    @requires(GENERAL)
+    async def version() -> PlainTextResponse:
+        return PlainTextResponse(metadata.version("mlflow"))
+
+    @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
+    @requires(ADMIN)
+    async def measured(request: Request) -> Response:
+        render, media_type = choose_encoder(request.headers.get("accept", ""))
+        collected: Any = MultiInstanceCollector(await fleet.measure()) if fleet else metrics.registry
+        return Response(await asyncio.to_thread(render, collected), media_type=media_type)
+
+    @routes.get("/models", summary="What is served, with each contract")
+    @requires(PREDICT)
+    async def models(request: Request) -> Models:
+        return Models(models=await _described(visible_followers(followers, request.scope), request))
+
+    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(400, 404))
+    @requires(PREDICT)
+    async def model(name: PathText, request: Request) -> ModelDescription:
+        (described,) = await _described([_named(name, request)], request)
+        return described
+
+    @routes.get(
+        "/models/{name}/history",
+        summary="What was live from when to when, refused or reverted, and why",
+        responses=documented(400, 404),
+    )
+    @requires(ADMIN_OF_MODEL)
+    async def history(name: PathText, request: Request) -> list[HistoryEntry]:
+        return _named(name, request).history.periods()
+
+    async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
+        contracts = [follower.slot.live.contract for follower in shown if follower.slot.live]
+        if new := [each for each in contracts if "json_schemas" not in vars(each)]:
+            await asyncio.to_thread(lambda: [each.json_schemas for each in new])
+        in_full = sees_reasons(request.scope)
+        return [_description(follower, tellers, in_full=in_full) for follower in shown]
+
+    def _named(name: str, request: Request) -> Follower:
+        for follower in visible_followers(followers, request.scope):
+            if follower.slot.reference.name == name:
+                return follower
+        raise not_served(name)
+
+    return routes
+
+
+async def _with_fleet(own: Readiness, fleet: Cluster) -> FleetReadiness:
+    seen = await fleet.look()
+    required = [model.uri for model in own.models if model.required]
+    return FleetReadiness(
+        **vars(own), replicas=[*seen.replicas], replicas_agree=is_consistent(seen, required)
+    )
+
+
+def contract_schema(contract: Contract) -> ContractDescription:
+    """A contract as JSON Schema."""
+    schemas = contract.json_schemas
+    return ContractDescription(
+        row=schemas["row"],
+        params=schemas.get("params"),
+        streams=contract.streams,
+        prediction=schemas["prediction"],
+    )
+
+
+def _description(
+    follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool
+) -> ModelDescription:
+    live, state = follower.slot.live, state_of(follower, tellers, in_full=in_full)
+    return ModelDescription(**state, contract=contract_schema(live.contract) if live else None)

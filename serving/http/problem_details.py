@@ -1,0 +1,91 @@
+"""Errors as RFC 9457 problem details: never a traceback, never the caller's input, at most 8 KB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Protocol
+
+import orjson
+from fastapi import Path
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from serving.errors import FieldError
+
+MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499
+"""Nobody is answered so: it is for the metrics, as nginx counts those who left."""
+_MAX_BYTES = 8192
+
+
+class FieldErrorDetail(BaseModel):
+    """One thing that is wrong: where, and what."""
+
+    loc: list[str | int] = Field(description="path to the field")
+    msg: str
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it."""
+
+    type: str = Field(description="a URI that identifies the kind of problem")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldErrorDetail] = Field(default=[], description="the fields that are at fault")
+
+
+class Respond(Protocol):
+    """Makes the response that tells of an error, as a protocol has it."""
+
+    def __call__(
+        self,
+        status: int,
+        detail: str,
+        request_id: str,
+        *,
+        faults: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """The response."""
+
+
+def respond(
+    status: int,
+    detail: str,
+    request_id: str,
+    *,
+    faults: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem response; faults that don't fit into 8 KB are left out."""
+    listed = [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults]
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail[:1000],
+        "request_id": request_id,
+        "errors": listed,
+    }
+    body = orjson.dumps(problem)
+    while len(body) > _MAX_BYTES and listed:
+        del listed[len(listed) // 2 :]
+        body = orjson.dumps(problem)
+    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+
+
+PATH_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+PathText = Annotated[str, Path(pattern=PATH_PATTERN)]
+"""A part of a path: any text without control characters, which are refused before a route is looked for."""
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """These statuses for the OpenAPI document of a route."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}
+        for status in statuses
+    }

@@ -1,0 +1,153 @@
+"""What Prometheus is told of the state of the service, beside what is counted: read when it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serving import __version__
+from serving.auth.authenticator import Authenticator
+from serving.registry.client import RegistryClient
+from serving.registry.follower import Follower
+from serving.settings.settings import Settings
+from serving.version import Outcome
+
+_MODEL = ("model", "uri")
+_COUNTED = (Outcome.LIVE, Outcome.REJECTED, Outcome.REVERTED)
+
+
+class StateCollector(Collector):
+    """What is live, what wants to be, and how the registry is; any thread may ask, and waits for nothing."""
+
+    def __init__(
+        self,
+        followers: Sequence[Follower],
+        registry: RegistryClient,
+        settings: Settings,
+        guard: Authenticator | None = None,
+    ) -> None:
+        self._followers, self._registry, self._settings = followers, registry, settings
+        self._guard = guard
+        self._build = (__version__, metadata.version("mlflow"))
+
+    def collect(self) -> Iterator[Metric]:
+        """All of it."""
+        yield from self._service()
+        yield from self._slots()
+        yield from self._live()
+        yield from self._candidates()
+        yield from self._looks()
+
+    def _service(self) -> Iterable[Metric]:
+        build = GaugeMetricFamily(
+            "serving_build_info", "The service's version, and MLflow's.", labels=("version", "mlflow")
+        )
+        build.add_metric(self._build, 1)
+        waiting = GaugeMetricFamily(
+            "serving_waiting_requests_limit",
+            "Requests that may wait for one version.",
+            value=self._settings.max_waiting,
+        )
+        memory = GaugeMetricFamily(
+            "serving_process_memory_limit_bytes",
+            "Memory at which a model process is replaced; absent where none is set.",
+            value=self._settings.max_process_bytes,
+        )
+        keys = GaugeMetricFamily(
+            "serving_keys_readable",
+            "Whether the file of API keys could be read; absent without one.",
+            value=self._guard.is_readable if self._guard else None,
+        )
+        return build, waiting, memory, keys
+
+    def _slots(self) -> Iterable[Metric]:
+        ready = GaugeMetricFamily(
+            "serving_model_ready",
+            "Whether a version is live and a process is up; /ready returns 503 without each required one.",
+            labels=(*_MODEL, "required"),
+        )
+        warnings = GaugeMetricFamily(
+            "serving_model_warnings",
+            "Number of warnings about a live version; see /ready.",
+            labels=_MODEL,
+        )
+        for slot in (follower.slot for follower in self._followers):
+            model = (slot.reference.name, slot.reference.uri)
+            ready.add_metric((*model, str(slot.required).lower()), slot.is_serving)
+            own = len(slot.live.warnings) if slot.live else 0
+            warnings.add_metric(model, len(slot.warnings) + own)
+        return ready, warnings
+
+    def _live(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "serving_model_info",
+            "The version that is live for a reference.",
+            labels=(*_MODEL, "version", "run_id", "model_id", "digest"),
+        )
+        loaded = GaugeMetricFamily(
+            "serving_model_loaded_timestamp_seconds",
+            "When the version that is live was loaded.",
+            labels=(*_MODEL, "version"),
+        )
+        unverified = GaugeMetricFamily(
+            "serving_model_unverified",
+            "Whether the live version went live without having answered an input example.",
+            labels=(*_MODEL, "version"),
+        )
+        shared = GaugeMetricFamily(
+            "serving_model_batching_shared",
+            "Whether requests of different callers may share a call of the model.",
+            labels=(*_MODEL, "version"),
+        )
+        for slot in (follower.slot for follower in self._followers):
+            if live := slot.live:
+                version = live.version
+                labels = (slot.reference.name, slot.reference.uri, version.label)
+                facts = (version.run_id or "", version.model_id or "", live.artifacts.digest)
+                info.add_metric((*labels, *facts), 1)
+                loaded.add_metric(labels, live.loaded_at.timestamp())
+                unverified.add_metric(labels, bool(live.unverified))
+                shared.add_metric(labels, live.calls.sharing.allowed)
+        return info, loaded, unverified, shared
+
+    def _candidates(self) -> Iterable[Metric]:
+        candidates = GaugeMetricFamily(
+            "serving_candidate_info",
+            "A version that is promoted and not live: it is loading, waiting, rejected or reverted.",
+            labels=(*_MODEL, "version", "state"),
+        )
+        promotions = CounterMetricFamily(
+            "serving_promotions_total",
+            "Versions that went live, were rejected or were reverted; one that is tried again counts again.",
+            labels=(*_MODEL, "outcome"),
+        )
+        for follower in self._followers:
+            model = (follower.slot.reference.name, follower.slot.reference.uri)
+            if candidate := follower.candidate:
+                candidates.add_metric((*model, candidate.version.label, candidate.state.value), 1)
+            for outcome in _COUNTED:
+                promotions.add_metric((*model, outcome), follower.history.outcomes[outcome])
+        return candidates, promotions
+
+    def _looks(self) -> Iterable[Metric]:
+        reachable, checked_at = self._registry.reachable, self._registry.checked_at
+        return (
+            GaugeMetricFamily(
+                "serving_registry_reachable",
+                "Whether the last look at the registry succeeded; absent before the first.",
+                value=reachable,
+            ),
+            GaugeMetricFamily(
+                "serving_registry_last_success_timestamp_seconds",
+                "When a look at the registry last succeeded; what is live as a fixed version needs none.",
+                value=checked_at.timestamp() if checked_at else None,
+            ),
+            CounterMetricFamily(
+                "serving_registry_failures_total",
+                "Looks at the registry that failed.",
+                value=self._registry.failures,
+            ),
+        )

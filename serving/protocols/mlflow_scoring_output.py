@@ -1,0 +1,95 @@
+"""A model's output in the JSON of MLflow's scoring protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from serving.codecs import model_output
+from serving.codecs.json_values import JsonFragments, OutputColumn
+from serving.codecs.model_output import OutputForm
+from serving.codecs.predictions import interleave
+from serving.errors import ModelFailed
+from serving.types.tensors import from_list_array
+
+_ROWS_AT_ONCE = 4096
+
+
+def predictions_json(declared: Sequence[OutputColumn], table: pa.RecordBatch) -> Iterator[bytes]:
+    """Render a model's output as MLflow's server writes it under `predictions`, in pieces.
+
+    Args:
+        declared: the output columns of the signature.
+        table: what the model returned.
+
+    Raises:
+        ModelFailed: JSON can't say a number in it.
+    """
+    names = table.schema.names
+    match model_output.form(table):
+        case OutputForm.RECORDS:
+            fields = [
+                _value(declared, name, column) for name, column in zip(names, table.columns, strict=True)
+            ]
+            yield from _listed(table, partial(_records, fields))
+        case OutputForm.VALUES:
+            only = (
+                declared[0].name if len(declared) == 1 else None
+            )  # an array is that column, whatever its name
+            yield from _listed(table, partial(_only, _value(declared, only, table.column(0))))
+        case OutputForm.COLUMNS:
+            for index, (name, column) in enumerate(zip(names, table.columns, strict=True)):
+                yield (b"," if index else b"{") + orjson.dumps(name) + b":"
+                yield from _listed(table.select([name]), partial(_only, _value(declared, name, column)))
+            yield b"}"
+        case OutputForm.WHOLE:
+            yield _only(_value(declared, None, table.column(0)), table)
+
+
+def _value(declared: Sequence[OutputColumn], name: str | None, column: pa.Array) -> OutputColumn:
+    """Return how the values of an output column are rendered: as they are, NaN as null if it is optional."""
+    may_be_nan = pa.types.is_floating(column.type) and any(
+        value.name == name and not value.required for value in declared
+    )
+    return OutputColumn(name, "number" if may_be_nan else "any", (), required=False)
+
+
+def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:
+    """A list of what is told of the rows, so many at once that others have their turn."""
+    for start in range(0, max(1, len(table)), _ROWS_AT_ONCE):
+        rows = told(table.slice(start, _ROWS_AT_ONCE))
+        yield (b"," if start else b"[") + rows
+    yield b"]"
+
+
+def _records(fields: list[OutputColumn], rows: pa.RecordBatch) -> bytes:
+    parts: list[bytes | JsonFragments] = []
+    for index, (value, column) in enumerate(zip(fields, rows.columns, strict=True)):
+        parts += [(b"," if index else b"{") + orjson.dumps(str(value.name)) + b":", _texts(value, column)]
+    return interleave(*parts, b"},").json()[:-1]
+
+
+def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
+    """The values of the only column, a comma between them."""
+    innermost = column = rows.column(0)
+    while pa.types.is_fixed_size_list(innermost.type):
+        innermost = innermost.flatten()
+    if pa.types.is_floating(innermost.type) or pa.types.is_integer(innermost.type):
+        found = from_list_array(column)
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            return b",".join(_texts(value, column).texts)  # gaps, where the output is optional
+        if found.dtype.kind == "f":
+            found = found.astype(np.float64, copy=False)
+        return orjson.dumps(np.ascontiguousarray(found), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return b",".join(_texts(value, column).texts)
+
+
+def _texts(value: OutputColumn, column: pa.Array) -> JsonFragments:
+    found = value.to_json(column)
+    if found.bad:
+        raise ModelFailed("its answer has a number that is not finite")
+    return found
