@@ -30,6 +30,7 @@ from serving.http.endpoints import (
     status_page,
     webhooks,
 )
+from serving.http.mlflow_links import MlflowUi
 from serving.http.request_id import new_id
 from serving.http.routing import Router
 from serving.journal.observer import JournalObserver
@@ -196,7 +197,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     probe_tellers = [*telling, drift.summary] if guard else tellers
     routers = [
         admin.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status_data.router(followers, registry, timeline, tellers),
+        status_data.router(followers, registry, timeline, MlflowUi.of(settings), tellers, guard, supervisor),
         status_page.router(),
         feedback.router(journal, settings),
         model_repository.router(models),

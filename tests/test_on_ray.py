@@ -20,8 +20,8 @@ from live import PROGRAM, environment, until
 from pids import Watch, descendants, parent
 from promotions import Callers, Model
 
-from benchmarks import rays
-from benchmarks.rays import CONFIG
+from benchmarks import ray_cluster
+from benchmarks.ray_cluster import CONFIG
 
 with quiet():  # Ray's own settings are declared in a way that pydantic means to drop
     from serving.integrations.ray import BadArguments, RayAsgiAdapter, configured
@@ -44,7 +44,7 @@ def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-class Cluster(rays.Cluster):
+class Cluster(ray_cluster.Cluster):
     """A cluster that is called as a service is."""
 
     def __init__(self, registry: str, folder: Path, **settings: Any) -> None:

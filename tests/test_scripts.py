@@ -144,11 +144,11 @@ def test_an_installation_that_failed_is_tried_again(project: Project) -> None:
 @pytest.mark.parametrize(
     ("python", "complaint"),
     [
-        (None, "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
-        ("exit 1", "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
+        (None, "scripts/test: Python 3.11 or newer is required, but not on the PATH\n"),
+        ("exit 1", "scripts/test: Python 3.11 or newer is required, but not on the PATH\n"),
         (
             '[[ "$2" != *ensurepip* ]]',
-            "scripts/test: python3 can't make virtual environments: install its venv module"
+            "scripts/test: python3 cannot create virtual environments: install its venv module"
             " (Debian: python3-venv)\n",
         ),
     ],
@@ -205,7 +205,7 @@ def test_serving_starts_though_no_first_version_can_be_made(installed: Project) 
     installed.env = {"FAILING": "bootstrap"}
     done = installed.run("serve")
     assert (done.returncode, installed.called()[-1]) == (0, "serving run")
-    assert done.stderr == "scripts/serve: no first version could be made; serving goes on looking for one\n"
+    assert done.stderr == "scripts/serve: could not create a first version; the service waits for one\n"
 
 
 @pytest.mark.parametrize(

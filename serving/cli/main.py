@@ -11,14 +11,13 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from serving import private_files
+from serving import __version__, private_files
 from serving.cli import journal, keys
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 # Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
 
 app = typer.Typer(
-    help="Serve the models that are promoted in an MLflow registry.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +30,21 @@ READY, NOT_READY, NO_ANSWER = 0, 1, 2
 
 app.add_typer(keys.app, name="keys")
 app.add_typer(journal.app, name="journal")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serve the models that are promoted in an MLflow registry."""
 
 
 def main() -> None:

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from serving.errors import InvalidReference
@@ -212,6 +205,11 @@ class RegistrySettings(SettingsGroup):
         None,
         validation_alias="MLFLOW_REGISTRY_URI",
         description="MLflow registry, where it is not the tracking one",
+    )
+    mlflow_ui_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        description="address of the MLflow UI for links on the status page; default: the MLflow server",
     )
     store_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("mlflow-serving-front"),

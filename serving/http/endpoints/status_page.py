@@ -1,4 +1,4 @@
-"""The status page at `/`: files of this package, which ask this service for what they show, nobody else."""
+"""The status page at `/`: files of this package, which send requests to this service only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
-"""What browsers let the page do: own scripts and styles, requests to where it came from, no text as HTML."""
+"""Browsers allow own scripts and styles, and requests to this origin; text never becomes HTML."""
 
 
 _HTML_HEADERS = {
@@ -28,7 +28,7 @@ _HTML_HEADERS = {
 
 
 def router() -> APIRouter:
-    """The routes of the page's files, which are read once."""
+    """Return the routes of the page's files, which are read once."""
     routes = APIRouter(include_in_schema=False)
     for file in sorted(_FILES.iterdir()):
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
@@ -42,20 +42,20 @@ def etag(content: bytes) -> str:
 
 
 def add_file(routes: APIRouter, path: str, content: bytes, access: Access) -> None:
-    """Add the route of a file of a page; a path without an ending is one of HTML.
+    """Add the route of a file; a path without a suffix is HTML.
 
-    Every page restricts in the same way what browsers let it do.
+    All pages send the same security headers.
     """
     headers = _HTML_HEADERS | {
         "ETag": etag(content),
-        "Cache-Control": "no-cache",  # kept, but asked for again: another version of the service has others
+        "Cache-Control": "no-cache",  # revalidate each time: an upgrade of the service changes the files
     }
     media_type = _MEDIA_TYPES[Path(path).suffix]
 
     @requires(access)
-    async def give(request: Request) -> Response:
+    async def file(request: Request) -> Response:
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=media_type)
 
-    routes.add_api_route(path, give, methods=["GET", "HEAD"])
+    routes.add_api_route(path, file, methods=["GET", "HEAD"])

@@ -1,4 +1,4 @@
-"""Ray on this machine: nodes that are started and killed as machines are, and the service on them."""
+"""A local Ray cluster whose nodes start and die like machines, and the service on it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import httpx
 import yaml
 
 from benchmarks.processes import children
-from benchmarks.service import NotStarted, free_port
+from benchmarks.servers import NotStarted, free_port
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "ray" / "serve.yaml"
 _BIN = Path(sys.executable).parent
 _OBJECT_STORE_BYTES = 2**27
-_PATIENCE_SECONDS = 240.0
+_TIMEOUT_SECONDS = 240.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray gives way to whatever else runs on a machine, which here is who calls.
+    # By default Ray lowers the priority of its workers. Here the clients run on the same machine.
     "RAY_worker_niceness": "0",
-    # A proxy prefers the replica on its own node; here one proxy is called for both nodes.
+    # By default a proxy prefers replicas on its own node. Here one proxy serves both nodes.
     "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
 }
-"""How Ray is set up here, beside its own defaults."""
+"""Settings of Ray that differ from its defaults."""
 
 
 class Node:
-    """A node, as `ray start --block` makes it."""
+    """A node, run by `ray start --block`."""
 
     def __init__(self, env: Mapping[str, str], log: Path, *options: str) -> None:
         command = [str(_BIN / "ray"), "start", "--block", "--num-cpus", "1", "--include-log-monitor", "false"]
@@ -59,10 +59,10 @@ class Node:
         self._process.wait()
 
     def is_up(self) -> bool:
-        """Whether it runs.
+        """Return whether the node runs.
 
         Raises:
-            NotStarted: it won't.
+            NotStarted: Its process has ended.
         """
         if self._process.poll() is not None:
             raise NotStarted(f"a Ray node has ended; its log ends with: {self._log.read_text()[-2000:]}")
@@ -70,29 +70,29 @@ class Node:
 
     @property
     def raylet(self) -> int:
-        """The process that a node is."""
-        (found,) = (pid for pid in children(self._process.pid) if _program(pid).endswith("/raylet"))
-        return found
+        """Return the process id of the node's raylet."""
+        (results,) = (pid for pid in children(self._process.pid) if _program(pid).endswith("/raylet"))
+        return results
 
     @property
     def replicas(self) -> list[int]:
-        """The processes of replicas on it."""
+        """Return the process ids of the replicas on the node."""
         return [pid for pid in children(self.raylet) if _program(pid).startswith("ray::ServeReplica")]
 
     def kill(self) -> None:
-        """Kill its raylet, which takes along what runs on the node."""
+        """Kill the raylet, which ends all processes of the node."""
         os.kill(self.raylet, signal.SIGKILL)
-        self._process.wait(_PATIENCE_SECONDS)
+        self._process.wait(_TIMEOUT_SECONDS)
 
 
 class Cluster:
-    """Two nodes, and on them the service as its config file has it, but for ports, models and replicas."""
+    """Two nodes with the service from the project's config file, but other ports, models and replicas."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder, self._env = folder, {**os.environ, **SETTINGS, **env}
         self._at, self._port = f"127.0.0.1:{free_port()}", free_port()
         self.url = f"http://127.0.0.1:{self._port}"
-        # Below a longer path, sockets' names would be too long.
+        # Socket paths have a length limit, which the test's own folder may exceed.
         self._temp = tempfile.mkdtemp(prefix="ray-")
         self._stack = ExitStack()
 
@@ -102,7 +102,7 @@ class Cluster:
             ports = ("--port", self._at.rpartition(":")[2], "--ray-client-server-port", str(free_port()))
             head = ("--head", *ports, "--temp-dir", self._temp, "--include-dashboard", "false")
             self.head = self._node("head", *head)
-            until(self.head.is_up)
+            wait_until(self.head.is_up)
             self.worker = self._node("worker", "--address", self._at)
             self._stack = self._stack.pop_all()
         return self
@@ -111,10 +111,10 @@ class Cluster:
         self._stack.close()
 
     def deploy(self, replicas: int) -> None:
-        """Have so many replicas in service, each on a node of its own.
+        """Deploy this many instances of the service, each on its own node.
 
         Raises:
-            NotStarted: they do not come up.
+            NotStarted: They do not start.
         """
         file = self._folder / "serve.yaml"
         file.write_text(yaml.safe_dump(self._config(replicas)))
@@ -122,19 +122,19 @@ class Cluster:
         done = subprocess.run(command, env=self._env, capture_output=True, text=True)
         if done.returncode:
             raise NotStarted(done.stderr[-2000:])
-        until(self.worker.is_up)
-        until(lambda: len(self.ready().get("replicas", ())) == replicas)
+        wait_until(self.worker.is_up)
+        wait_until(lambda: len(self.ready().get("replicas", ())) == replicas)
 
     def ready(self) -> dict[str, Any]:
-        """What `/ready` answers; nothing before the service is there."""
+        """Return the body of `/ready`; an empty dict before the service runs."""
         with suppress(httpx.TransportError, ValueError):
-            found: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=30).json()
-            return found
+            results: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=30).json()
+            return results
         return {}
 
     @property
     def log(self) -> list[str]:
-        """What the replicas, and Ray's own processes, have written to standard error."""
+        """Return what the replicas and Ray's processes wrote to standard error."""
         files = Path(self._temp).glob("session_2*/logs/worker-*.err")
         return [line for file in files for line in file.read_text().splitlines()]
 
@@ -153,22 +153,22 @@ class Cluster:
         return config
 
 
-def until(seen: Callable[[], object]) -> None:
-    """Wait until this is true.
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition is true.
 
     Raises:
-        NotStarted: it is not, for minutes.
+        NotStarted: It stays false for minutes.
     """
-    ends = time.monotonic() + _PATIENCE_SECONDS
-    while not seen():
+    ends = time.monotonic() + _TIMEOUT_SECONDS
+    while not condition():
         if time.monotonic() > ends:
-            raise NotStarted(f"it did not come true in {_PATIENCE_SECONDS:g} s")
+            raise NotStarted(f"the condition stayed false for {_TIMEOUT_SECONDS:g} s")
         time.sleep(0.05)
 
 
 def _descendants(parent: int) -> list[int]:
     with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        return [each for child in children(parent) for each in (child, *_descendants(child))]
+        return [pid for child in children(parent) for pid in (child, *_descendants(child))]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The servers that are measured: started on free ports, waited for, ended however the measurement ends."""
+"""Server processes for measurements: start them on free ports, wait for them, and end them in any case."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import httpx
 
-_SECONDS_TO_START = 120
+_START_TIMEOUT_SECONDS = 120
 
 
 class NotStarted(Exception):
-    """A server that did not come up; the message has the end of its log."""
+    """Raised when a server does not start; the message includes the end of its log."""
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port
@@ -29,10 +29,10 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], url: str, log: Path, env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Run a server until the block ends; gives its URL once `url` answers with 200.
+    """Run a server until the block ends; yield its URL once `url` returns 200.
 
     Raises:
-        NotStarted: it ended, or did not answer in time.
+        NotStarted: The server ended, or did not return 200 in time.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -54,7 +54,7 @@ def running(command: list[str], url: str, log: Path, env: Mapping[str, str] | No
 def serving(
     registry: str, folder: Path, *options: str, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Run this service as a user gets it; gives its URL once it is ready."""
+    """Run this service with its default settings; yield its URL once it is ready."""
     port = free_port()
     command = [sys.executable, "-m", "serving", "run", "--port", str(port), *options]
     variables = {
@@ -69,9 +69,9 @@ def serving(
 
 @contextmanager
 def constant(folder: Path) -> Iterator[str]:
-    """Run the endpoint that returns a constant; gives its URL."""
+    """Run the endpoint that returns a constant; yield its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant:create_app", "--factory"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.constant_app:create_app", "--factory"]
     command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
     with running(command, f"http://127.0.0.1:{port}/docs", folder / "constant.log") as url:
         yield url
@@ -79,7 +79,7 @@ def constant(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def mlflow_scoring(registry: str, model: str, folder: Path) -> Iterator[str]:
-    """Run MLflow's own server for one model, as its documentation has it; gives its URL."""
+    """Run MLflow's own server for one model, as MLflow documents it; yield its URL."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", model, "--host", "127.0.0.1", "--port", str(port)]
@@ -94,7 +94,7 @@ def mlflow_scoring(registry: str, model: str, folder: Path) -> Iterator[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _SECONDS_TO_START
+    end = time.monotonic() + _START_TIMEOUT_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
             if httpx.get(url, timeout=2).status_code == 200:
@@ -102,4 +102,4 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise NotStarted(f"{url} did not answer with 200; its log ends with: {log.read_text()[-2000:]}")
+    raise NotStarted(f"{url} did not return 200; its log ends with: {log.read_text()[-2000:]}")

@@ -1,4 +1,4 @@
-"""What the service is measured beside: a FastAPI endpoint of the same types that returns a constant."""
+"""The baseline: a FastAPI endpoint with the types of the service that returns a constant."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ Cm = Annotated[float, Field(gt=0, le=30, allow_inf_nan=False)]
 
 
 class Row(BaseModel):
-    """The four measures of a flower, in cm."""
+    """Measurements of one flower, in cm."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -20,7 +20,7 @@ class Row(BaseModel):
 
 
 class Probabilities(BaseModel):
-    """A probability for each class."""
+    """One probability per class."""
 
     setosa: float
     versicolor: float
@@ -28,14 +28,14 @@ class Probabilities(BaseModel):
 
 
 class ModelVersion(BaseModel):
-    """The version that would have answered."""
+    """Model version in the response."""
 
     name: str
     version: str
 
 
 class Answer(BaseModel):
-    """What the service answers, too."""
+    """Response with the fields of the service's response."""
 
     prediction: Annotated[int, Field(ge=0, le=2)]
     label: Literal["setosa", "versicolor", "virginica"]
@@ -45,7 +45,7 @@ class Answer(BaseModel):
 
 
 def create_app() -> FastAPI:
-    """The application, for uvicorn's `--factory`."""
+    """Create the application; for uvicorn's `--factory`."""
     app = FastAPI()
     constant = Answer(
         prediction=0,

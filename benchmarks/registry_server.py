@@ -1,4 +1,4 @@
-"""The registry that fronts look at: an MLflow server on PostgreSQL, and what a front's calls cost it."""
+"""An MLflow server on PostgreSQL, and the cost of the calls that a front makes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import urllib3
 
-from benchmarks import service
-from benchmarks.load import drive
+from benchmarks import servers
+from benchmarks.wrk import drive
 from serving.registry.decisions import next_poll_delay, retry_delay
 
 _API = "/api/2.0/mlflow"
@@ -33,14 +33,14 @@ CALLS = {
     "tags": f"{_API}/model-versions/get?name={_NAME}&version=1",
     "tag": f"{_API}/model-versions/set-tag",
 }
-"""What a front asks, by the names that this benchmark has for it."""
+"""Paths of the calls that a front makes, by their names in this benchmark."""
 _TAG = {"name": _NAME, "version": "1", "key": "serving.state", "value": "live"}
 _CONNECTIONS = 8
-SECONDS_OF_PATIENCE = 3.0
-"""After which a front gives a call up."""
-_LONGEST_LOOK, _POLL_SECONDS, _QUICK_SECONDS = 10.0, 1.0, 0.2
+TIMEOUT_SECONDS = 3.0
+"""Timeout of a front's call."""
+_MAX_POLL_SECONDS, _POLL_SECONDS, _QUICK_SECONDS = 10.0, 1.0, 0.2
 
-# Registered models with a version each, as the server itself writes them.
+# Registered models with one version each, inserted with the columns that the server itself writes.
 _POPULATE = """
 INSERT INTO registered_models (workspace, name, creation_time, last_updated_time)
   SELECT 'default', 'm' || lpad(n::text, 6, '0'), n, n FROM generate_series(1, {models}) n
@@ -55,7 +55,7 @@ ANALYZE;
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Calls a second that the server answers at most; `models` are registered, `workers` answer."""
+    """Maximum calls per second of the server; `models` are registered, and `workers` handle calls."""
 
     call: str
     models: int
@@ -65,8 +65,8 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Herd:
-    """What so many clients that look as fronts do saw: looks a second, their seconds, the share in vain."""
+class PollStats:
+    """Measurements of clients that poll like fronts: polls/s, latencies, and share of failed polls."""
 
     fronts: int
     restrained: bool
@@ -77,7 +77,7 @@ class Herd:
 
 
 def populate(uri: str, models: int) -> None:
-    """Have so many models with a version in Production registered, besides what there is."""
+    """Add registered models with one version in Production, until there are this many."""
     import psycopg
 
     with closing(psycopg.connect(uri, autocommit=True)) as connection:
@@ -87,103 +87,107 @@ def populate(uri: str, models: int) -> None:
 
 @contextmanager
 def server(folder: Path, uri: str, workers: int) -> Iterator[str]:
-    """Run an MLflow server on a database, with a line for each request in `mlflow.log`; gives its URL."""
-    port = service.free_port()
+    """Run an MLflow server on a database, with one line per request in `mlflow.log`; yield its URL."""
+    port = servers.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(workers)]
     command += ["--backend-store-uri", uri.replace("postgresql:", "postgresql+psycopg2:")]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with service.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
+    with servers.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
         yield url
 
 
 def cost(url: str, folder: Path, call: str, models: int, workers: int, seconds: float) -> Cost:
-    """How many of one kind of call the server answers in a second.
+    """Measure how many calls of one kind the server handles per second.
 
     Raises:
-        NoWrk: wrk is not installed.
+        WrkNotInstalled: wrk is not installed.
     """
     body = _TAG if call == "tag" else None
-    found = drive(f"{url}{CALLS[call]}", body, folder, connections=_CONNECTIONS, seconds=seconds)
-    return Cost(call, models, workers, found.rate, found.failed)
+    result = drive(f"{url}{CALLS[call]}", body, folder, connections=_CONNECTIONS, seconds=seconds)
+    return Cost(call, models, workers, result.rate, result.failed)
 
 
-def herd(url: str, fronts: int, seconds: float, *, restrained: bool) -> Herd:
-    """Look every second as so many fronts do that follow a model each, with their patience and their rests.
+def poll_as_fronts(url: str, fronts: int, seconds: float, *, restrained: bool) -> PollStats:
+    """Poll every second like this many fronts that follow one model each, with their timeout and delays.
 
-    Only the last two thirds of the time count. Without restraint they rest for a second however slow it is.
+    Only the last two thirds of the time count. Without restraint, the delay is always one second.
     """
-    _until_free(url)
-    looks: list[Look] = []
+    _wait_until_idle(url)
+    polls: list[Poll] = []
     began = time.monotonic()
-    shared = (began + seconds, restrained, looks)
-    threads = [Thread(target=_follow, args=(url, number, *shared)) for number in range(fronts)]
+    shared = (began + seconds, restrained, polls)
+    threads = [Thread(target=_poll_repeatedly, args=(url, number, *shared)) for number in range(fronts)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    counted = [look for look in looks if began + seconds / 3 <= look.at < began + seconds]
-    answered = sorted(look.seconds for look in counted if look.answered) or [float("nan")]
-    failed = sum(not look.answered for look in counted) / len(counted)
-    p99 = answered[int(0.99 * (len(answered) - 1))]
-    return Herd(fronts, restrained, len(counted) / (seconds * 2 / 3), median(answered), p99, failed)
+    counted = [poll for poll in polls if began + seconds / 3 <= poll.at < began + seconds]
+    succeeded = sorted(poll.seconds for poll in counted if poll.succeeded) or [float("nan")]
+    failed = sum(not poll.succeeded for poll in counted) / len(counted)
+    p99 = succeeded[int(0.99 * (len(succeeded) - 1))]
+    return PollStats(fronts, restrained, len(counted) / (seconds * 2 / 3), median(succeeded), p99, failed)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """When a client looked, how long that took, and whether it was answered."""
+class Poll:
+    """Time and duration of one poll, and whether it succeeded."""
 
     at: float
     seconds: float
-    answered: bool
+    succeeded: bool
 
 
-def _follow(url: str, number: int, ends: float, restrained: bool, looks: list[Look]) -> None:
-    misses, seconds, chance = 0, 0.0, Random(number)
+def _poll_repeatedly(url: str, number: int, ends: float, restrained: bool, polls: list[Poll]) -> None:
+    failures, seconds, chance = 0, 0.0, Random(number)
     time.sleep(chance.uniform(0, _POLL_SECONDS))
     with urllib3.PoolManager(maxsize=1) as connection:
         while (began := time.monotonic()) < ends:
-            fine = _look(connection, url)
+            succeeded = _poll(connection, url)
             waited = time.monotonic() - began
-            looks.append(Look(began, waited, fine))
-            misses = 0 if fine else misses + 1
+            polls.append(Poll(began, waited, succeeded))
+            failures = 0 if succeeded else failures + 1
             seconds = next_poll_delay(_POLL_SECONDS, waited, seconds) if restrained else _POLL_SECONDS
-            time.sleep(max(seconds, retry_delay(misses, _LONGEST_LOOK) if misses else 0))
+            time.sleep(max(seconds, retry_delay(failures, _MAX_POLL_SECONDS) if failures else 0))
 
 
-def _until_free(url: str) -> None:
-    """Wait until the server has done with what others have given up."""
+def _wait_until_idle(url: str) -> None:
+    """Wait until the server has handled the calls that other clients abandoned."""
     quick = 0
     with urllib3.PoolManager() as connection:
         while quick < 5:
             began = time.monotonic()
-            quick = quick + 1 if _look(connection, url) and time.monotonic() - began < _QUICK_SECONDS else 0
+            quick = quick + 1 if _poll(connection, url) and time.monotonic() - began < _QUICK_SECONDS else 0
 
 
-def _look(connection: urllib3.PoolManager, url: str) -> bool:
-    """Whether a look is answered; as MLflow's client makes it, who notices where the server has hung up."""
+def _poll(connection: urllib3.PoolManager, url: str) -> bool:
+    """Return whether a poll succeeds. Like MLflow's client, it detects a closed connection."""
     try:
-        answer = connection.request("GET", url + CALLS["look"], timeout=SECONDS_OF_PATIENCE, retries=False)
+        response = connection.request("GET", url + CALLS["look"], timeout=TIMEOUT_SECONDS, retries=False)
     except urllib3.exceptions.HTTPError:
         return False
-    return answer.status == 200
+    return response.status == 200
 
 
-def asked(log: Path, since: int = 0) -> Counter[str]:
-    """How often each route was asked, as the server's log tells behind its first `since` bytes."""
+def count_calls(log: Path, since: int = 0) -> Counter[str]:
+    """Count the calls of each kind in the server's log, after its first `since` bytes."""
     with log.open("rb") as lines:
         lines.seek(since)
         text = lines.read().decode(errors="replace")
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for path in re.findall(r'"\w+ (/\S+) HTTP', text):
-        found[_kind(path)] += 1
-    return found
+        counts[_call_kind(path)] += 1
+    return counts
 
 
-def _kind(path: str) -> str:
+def _call_kind(path: str) -> str:
     route = path.partition("?")[0]
     if route.endswith("/model-versions/search"):
         return "marker" if "order_by" in path else "look"
-    kinds = {call: asked.partition("?")[0] for call, asked in CALLS.items() if call not in ("look", "marker")}
+    kinds = {
+        call: call_path.partition("?")[0]
+        for call, call_path in CALLS.items()
+        if call not in ("look", "marker")
+    }
     named = next((call for call, known in kinds.items() if route == known), None)
     return named or ("artifacts" if "mlflow-artifacts" in route else os.path.basename(route))

@@ -1,4 +1,4 @@
-"""Requests that arrive at a constant rate, whatever becomes of those before: as many callers' do."""
+"""Open-loop load: requests at a constant rate that does not depend on earlier responses."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """One request: its status, 0 where it got no answer, and the seconds from when it was due to that."""
+class Response:
+    """Status of one request (0 without a response), and the seconds from its due time to the response."""
 
     status: int
     seconds: float
 
 
-async def arrive(url: str, body: bytes, rate: float, seconds: float) -> list[Arrival]:
-    """Ask so many times a second for so long; a request is timed from when it was due."""
+async def send_at_rate(url: str, body: bytes, rate: float, seconds: float) -> list[Response]:
+    """Send requests at a constant rate; a request's latency starts at its due time."""
     at = urlsplit(url)
     head = f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     idle: deque[Connection] = deque()
     began = time.perf_counter()
-    asked = []
+    tasks = []
     for number in range(round(rate * seconds)):
         due = began + number / rate
         if (early := due - time.perf_counter()) > 0:
             await asyncio.sleep(early)
-        asked.append(asyncio.create_task(_ask(at.hostname or "", at.port or 80, request, idle, due)))
-    found = await asyncio.gather(*asked)
+        tasks.append(asyncio.create_task(_send(at.hostname or "", at.port or 80, request, idle, due)))
+    results = await asyncio.gather(*tasks)
     for _, writer in idle:
         writer.close()
-    return found
+    return results
 
 
-async def _ask(host: str, port: int, request: bytes, idle: deque[Connection], due: float) -> Arrival:
+async def _send(host: str, port: int, request: bytes, idle: deque[Connection], due: float) -> Response:
     try:
         reader, writer = idle.pop() if idle else await asyncio.open_connection(host, port)
         writer.write(request)
@@ -46,6 +46,6 @@ async def _ask(host: str, port: int, request: bytes, idle: deque[Connection], du
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         await reader.readexactly(int(length[15:]))
     except (OSError, asyncio.IncompleteReadError):
-        return Arrival(0, time.perf_counter() - due)
+        return Response(0, time.perf_counter() - due)
     idle.append((reader, writer))
-    return Arrival(int(head[9:12]), time.perf_counter() - due)
+    return Response(int(head[9:12]), time.perf_counter() - due)

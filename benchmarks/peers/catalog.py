@@ -1,4 +1,4 @@
-"""The peers: what is installed of each, how it is served, what it is asked and what it answers."""
+"""The peers: requirements, command, request and response format of each."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from benchmarks.throughput import ROW
 
-Answer = Callable[[Any], Sequence[float]]
+ProbabilityReader = Callable[[Any], Sequence[float]]
 
 _UVICORN = ("uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another way to serve the same model, in an environment of its own.
+    """Another server for the same model, in its own environment.
 
-    `requirements` are pinned, the peer itself first; they stand above the model's own where both name
-    a package. In `command`, `{python}`, `{port}`, `{model}`, `{apps}` and `{folder}` are filled in; the
-    apps also find `PEER_PORT`, `PEER_PORT_2`, `PEER_MODEL` and `PEER_FOLDER` in their environment.
-    `answer` reads the probabilities of the one row that `body` asks about.
+    `requirements` are pinned, with the peer itself first; they override the model's own pins. `command` may
+    contain `{python}`, `{port}`, `{model}`, `{apps}` and `{folder}`; the apps read `PEER_PORT`,
+    `PEER_PORT_2`, `PEER_MODEL` and `PEER_FOLDER` from their environment. `read_probabilities` extracts the
+    probabilities of the row in `body` from a response.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Peer:
     path: str = "/predict"
     ready: str = "/health"
     body: Mapping[str, Any] = field(default_factory=lambda: ROW)
-    answer: Answer = lambda answered: answered["predictions"][0]
+    read_probabilities: ProbabilityReader = lambda response: response["predictions"][0]
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,7 +73,7 @@ PEERS = (
                 for name, value in ROW.items()
             ]
         },
-        answer=lambda answered: answered["outputs"][0]["data"],
+        read_probabilities=lambda response: response["outputs"][0]["data"],
     ),
     Peer(
         name="BentoML",
@@ -84,7 +84,7 @@ PEERS = (
         setting="batchable arrays, up to 64 at once; one worker; no metrics",
         ready="/readyz",
         body={"rows": [[*ROW.values()]]},
-        answer=lambda answered: answered[0],
+        read_probabilities=lambda response: response[0],
         env={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     Peer(
@@ -94,7 +94,7 @@ PEERS = (
         setting="@serve.batch of up to 64 of what waits; one replica behind HAProxy, throughput-optimized",
         ready="/",
         env={
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",  # ten times what its Python proxy does
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",  # ten times as fast as its Python proxy
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         },
@@ -104,18 +104,18 @@ PEERS = (
         requirements=("litserve==0.2.19", *_UVICORN),
         command=_python("{apps}/litserve_app.py"),
         setting="batches of up to 64 of what waits; one worker, one HTTP server",
-        answer=lambda answered: answered["predictions"],
+        read_probabilities=lambda response: response["predictions"],
     ),
     Peer(
         name="fastapi-mlflow",
-        # It takes no newer pandas and NumPy than these.
+        # It requires pandas and NumPy no newer than these.
         requirements=("fastapi-mlflow==0.8.0", "numpy==1.26.4", "pandas==2.3.3", *_UVICORN),
         command=_uvicorn("fastapi_mlflow_app"),
-        setting="uvicorn; a column for each class, since it answers no matrix",
+        setting="uvicorn; one column per class: it has no type for a matrix",
         path="/predictions",
         ready="/docs",
         body={"data": [ROW]},
-        answer=lambda answered: [*answered["data"][0].values()],
+        read_probabilities=lambda response: [*response["data"][0].values()],
     ),
     Peer(
         name="FastAPI",

@@ -1,6 +1,6 @@
-"""A model that multiplies by what its configuration says, or does not load: logged as code by `soak`.
+"""A model that multiplies by the factor in its configuration, or fails to load. `soak` logs it as code.
 
-Two values of `x` misbehave: `SLOW` takes a while, `STRAY` starts a process that ends as the fork server's.
+Two values of `x` misbehave: `SLOW` delays the call, and `STRAY` starts a child of the fork server.
 """
 
 import ctypes
@@ -20,22 +20,22 @@ _CLONE_PARENT = 0x8000
 
 
 def start_stray() -> None:
-    """Start a process whose parent is the parent of this one, and which ends at once."""
+    """Start a process whose parent is the parent of this one, and which ends immediately."""
     flags = ctypes.c_long(_CLONE_PARENT | signal.SIGCHLD)
     if ctypes.CDLL(None).syscall(ctypes.c_long(_CLONE[platform.machine()]), flags, 0, 0, 0, 0) == 0:
         os._exit(0)
 
 
 class Multiplier(PythonModel):
-    """Tells by its answers which version it is."""
+    """Identify the version by the factor in its predictions."""
 
     def load_context(self, context: Any) -> None:
-        """Take the factor; a version without one is broken."""
+        """Read the factor; a version without a factor fails to load."""
         self.factor = context.model_config["factor"]
 
-    # MLflow would take type hints for the model's signature.
+    # Without type hints: MLflow would derive the model's signature from them.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        """Each `x` times the factor."""
+        """Return each `x` times the factor."""
         if (model_input["x"] == SLOW).any():
             time.sleep(SLOW_SECONDS)
         if (model_input["x"] == STRAY).any():

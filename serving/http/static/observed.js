@@ -1,66 +1,66 @@
-// What is watched of a model: versions that are tried on live requests, drift, and how right its answers were.
+// Data of a model's features: canary, shadow, drift, and quality from feedback.
 
 import { badge, h, number } from "./elements.js";
 
-/** How what is tried is called; the rest by its own name. */
+/** Labels of fields; other fields use their own name. */
 const NAMES = {
-  share: "Meant to get",
-  live: "Beside version",
+  share: "Intended share",
+  live: "Compared with version",
   rows: "Rows compared",
-  agreement: "The same, within 1 %",
-  "differences p50": "Half differ by up to",
-  "differences p95": "95 % differ by up to",
-  "differences p99": "99 % differ by up to",
-  "differences p100": "The most",
-  latency: "Time it takes",
-  failed: "Rows it failed on",
-  dropped: "Rows left out",
+  agreement: "Equal within 1 %",
+  "differences p50": "Difference, median",
+  "differences p95": "Difference, p95",
+  "differences p99": "Difference, p99",
+  "differences p100": "Difference, maximum",
+  latency: "Latency",
+  failed: "Failed rows",
+  dropped: "Dropped rows",
 };
 const SHARES = /^(share|agreement|accuracy|differences .*)$/;
 
-/** A card for each thing that is told of; none for what is not. */
-export function watched({ drift, quality, canary, shadow }) {
+/** Return one card per feature with data. */
+export function observed({ drift, quality, canary, shadow }) {
   return [
     figures("canary", "Canary", canary),
     figures("shadow", "Shadow", shadow),
-    drifted(drift),
+    driftTable(drift),
     figures("quality", "Live quality", quality),
   ];
 }
 
-/** Figures by their names, or a list of such; what is nested in one is named after both. */
-function figures(id, title, found) {
-  const listed = [found ?? []].flat().map((each) => [...flat(each)]);
-  if (!listed.some((each) => each.length)) return null;
-  const rows = (each) =>
-    each.map(([name, value]) =>
-      h("div", {}, h("dt", {}, NAMES[name] ?? name.replaceAll("_", " ")), h("dd", {}, written(name, value))),
+/** Values by name, or a list of such objects; nested names are joined. */
+function figures(id, title, data) {
+  const listed = [data ?? []].flat().map((values) => [...flat(values)]);
+  if (!listed.some((values) => values.length)) return null;
+  const rows = (values) =>
+    values.map(([name, value]) =>
+      h("div", {}, h("dt", {}, NAMES[name] ?? name.replaceAll("_", " ")), h("dd", {}, format(name, value))),
     );
   return h(
     "section",
     { class: "card facts", "aria-labelledby": `${id}-title` },
     h("h3", { id: `${id}-title` }, title),
-    listed.map((each) => h("dl", {}, rows(each))),
+    listed.map((values) => h("dl", {}, rows(values))),
   );
 }
 
-function* flat(found, before = "") {
-  for (const [name, value] of Object.entries(found)) {
+function* flat(data, before = "") {
+  for (const [name, value] of Object.entries(data)) {
     if (value != null && typeof value === "object") yield* flat(value, `${before}${name} `);
     else if (value != null && value !== "") yield [before + name, value];
   }
 }
 
-function written(name, value) {
+function format(name, value) {
   if (typeof value !== "number") return String(value);
   const rounded = { maximumSignificantDigits: 4 };
   if (SHARES.test(name)) return value.toLocaleString(undefined, { style: "percent", ...rounded });
-  const told = value.toLocaleString(undefined, rounded);
-  return name === "latency" ? `${told} times the live one's` : told;
+  const text = value.toLocaleString(undefined, rounded);
+  return name === "latency" ? `${text} times the live version's` : text;
 }
 
-/** Population stability index: by the usual rule little below 0.1, much above 0.25. */
-function drifted(columns) {
+/** Population stability index: by the usual rule, below 0.1 is little drift and above 0.25 is much. */
+function driftTable(columns) {
   if (!columns?.length) return null;
   const heads = [
     h("th", { scope: "col" }, "Column"),
@@ -73,8 +73,8 @@ function drifted(columns) {
   return h(
     "section",
     { class: "card", "aria-labelledby": "drift-title" },
-    h("h3", { id: "drift-title" }, "Drift from what it was trained on"),
-    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Drift of each column" }, table),
+    h("h3", { id: "drift-title" }, "Drift from the training data"),
+    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Drift by column" }, table),
   );
 }
 
