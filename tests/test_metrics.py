@@ -273,7 +273,7 @@ def exposed(model: Model) -> str:
 
 
 def test_the_table_of_metrics_is_what_is_exposed(exposed: str) -> None:
-    told_of = (ROOT / "docs" / "operations.md").read_text()
+    told_of = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     table = told_of.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
     told = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
     found = set()

@@ -107,16 +107,17 @@ def test_schemathesis_finds_nothing(service: Service) -> None:
     assert service.client.post("/predict", json=ROW).json()["label"] == "setosa"
 
 
-SNIPPETS = dict(re.findall(r"```(python|js)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2])
+TUTORIAL = (ROOT / "docs" / "tutorials" / "client.md").read_text()
+SNIPPETS = dict(re.findall(r"```(python|js)\n(.*?)```", TUTORIAL, re.DOTALL))
 
 
-def test_the_readmes_python_calls_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorials_python_calls_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     exec(SNIPPETS["python"].replace("http://127.0.0.1:8000", service.url), {})
     assert capsys.readouterr().out == "setosa by version 1\n"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_the_readmes_javascript_calls_it(service: Service, browser: Browser) -> None:
+def test_the_tutorials_javascript_calls_it(service: Service, browser: Browser) -> None:
     page = browser.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))

@@ -105,7 +105,7 @@ def test_serving_installs_nothing_for_development(project: Project) -> None:
     assert project.called()[-1] == "serving run"
 
 
-@pytest.mark.parametrize("script", ["test", "serve", "check"])
+@pytest.mark.parametrize("script", ["test", "serve", "check", "docs"])
 def test_a_second_start_installs_nothing(installed: Project, script: str) -> None:
     done = installed.run(script)
     assert not any("install" in call or "venv" in call for call in installed.called())
