@@ -43,7 +43,7 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
     """Drive the systems in turn, round by round, after each has answered rightly."""
     found: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
     registry = make_registry(folder)
-    cached = service.serving(registry, folder, env={"SERVING_CACHE": "iris"})
+    cached = service.serving(registry, folder, env={"SERVING_CACHED_MODELS": "iris"})
     with service.serving(registry, folder) as ours, cached as kept, service.constant(folder) as theirs:
         systems = {SERVING: ours, CACHED: kept, CONSTANT: theirs}
         for url in systems.values():

@@ -25,7 +25,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
     limits = {
-        "receive_seconds": 1,
+        "read_timeout_seconds": 1,
         "max_connections": MOST,
         "max_body_bytes": 100_000,
         "poll_seconds": SELDOM,

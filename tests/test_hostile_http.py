@@ -48,7 +48,7 @@ def service(
     settings = {
         "models": "models:/actor/1,models:/speaker/1",
         "keys_file": keys["file"],
-        "receive_seconds": 5,
+        "read_timeout_seconds": 5,
         "deadline_seconds": 8,
         "max_rows": ROWS,
         "max_unsent_bytes": 4 * 2**20,
@@ -414,7 +414,7 @@ def encrypted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactor
         "tls_key": folder / "key.pem",
         "grpc_port": 0,
         "max_connections": 16,
-        "receive_seconds": 2,
+        "read_timeout_seconds": 2,
         "poll_seconds": SELDOM,
     }
     with served(registry.uri, folder, **settings, _ca=folder / "cert.pem") as running:

@@ -53,7 +53,7 @@ def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
     models = "models:/actor/Production,models:/rose@champion=50,models:/rose@challenger=50"
     settings = {"models": models, "shadow": "models:/rose/Staging", "on_demand": "models:/tulip/Production"}
     settings |= {"journal_url": f"sqlite:///{folder}/journal.db"}
-    settings |= {"probation_seconds": "0", "max_process_bytes": str(2**40), "replayed": "0"}
+    settings |= {"probation_seconds": "0", "max_process_bytes": str(2**40), "replay_requests": "0"}
     settings |= {"poll_seconds": "0.5"}
     with served(registry.uri, folder, **settings) as service:
         service.until_ready()

@@ -113,7 +113,7 @@ def test_settings_do_not_change() -> None:
         ("deadline_seconds", "-1", "greater than 0"),
         ("deadline_seconds", "1e999", "finite"),
         ("max_body_bytes", "10", "greater than or equal to 1024"),
-        ("max_waiting", "none", "valid integer"),
+        ("max_queue_size", "none", "valid integer"),
         ("models", "iris", "is no model reference: write models:/iris/Production (stage)"),
         ("models", "models:/iris", "names a model but no version"),
         ("models", "models:/iris/Prod", "is no stage (Production, Staging, Archived, None)"),
@@ -141,14 +141,14 @@ def test_each_mistake_has_a_line(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_only_what_is_served_can_be_cached() -> None:
-    assert Settings(cache="iris").cache == ("iris",)
+    assert Settings(cached_models="iris").cached_models == ("iris",)
     with pytest.raises(ValidationError) as caught:
-        Settings(cache="iris,rose")
-    assert format_errors(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]
+        Settings(cached_models="iris,rose")
+    assert format_errors(caught.value) == ["SERVING_CACHED_MODELS: rose: no such model in SERVING_MODELS"]
 
 
 def test_a_model_is_either_on_demand_or_not() -> None:
-    assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cache="iris").on_demand
+    assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cached_models="iris").on_demand
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
     assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]

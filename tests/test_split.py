@@ -112,7 +112,7 @@ def test_one_that_would_break_clients_gets_nothing() -> None:
 
 # -- what is too bad
 
-LIMITS = RolloutSettings(canary_max_failing=0.01, canary_max_latency=2.0)
+LIMITS = RolloutSettings(canary_max_error_rate=0.01, canary_max_latency_ratio=2.0)
 GOOD = RequestStats(1000, 10, 0.020)
 
 

@@ -49,7 +49,7 @@ class StateCollector(Collector):
         waiting = GaugeMetricFamily(
             "serving_waiting_requests_limit",
             "Requests that may wait for one version.",
-            value=self._settings.max_waiting,
+            value=self._settings.max_queue_size,
         )
         memory = GaugeMetricFamily(
             "serving_process_memory_limit_bytes",

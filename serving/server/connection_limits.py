@@ -32,7 +32,7 @@ def _connections(settings: Settings) -> int:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors != resource.RLIM_INFINITY:
             models = (
-                len(settings.models) + len(settings.shadow) + settings.most_loaded * bool(settings.on_demand)
+                len(settings.models) + len(settings.shadow) + settings.max_loaded * bool(settings.on_demand)
             )
             reserved = _RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_PROCESS * models * settings.replicas
             return min(settings.max_connections, max(descriptors // 4, descriptors - reserved))

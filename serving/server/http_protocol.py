@@ -42,7 +42,7 @@ class LimitedHttpProtocol(CheckedParsing):
     ) -> None:
         super().__init__(*args, metrics=metrics, **more)
         self._limits, self._unsent = limits, unsent
-        self._interval = min(limits.receive_seconds, limits.deadline_seconds) / 2
+        self._interval = min(limits.read_timeout_seconds, limits.deadline_seconds) / 2
         self._stopping = False
         self._body_since: tuple[RequestResponseCycle, float] | None = None
         """The request whose body is incomplete, and when that was first observed."""
@@ -159,7 +159,7 @@ class LimitedHttpProtocol(CheckedParsing):
             self._look_at_request(now)
 
     def _look_at_request(self, now: float) -> None:
-        seconds = self._limits.receive_seconds
+        seconds = self._limits.read_timeout_seconds
         if self._head_since is not None:
             if now - self._head_since >= seconds:
                 self._metrics.closed[Closed.SLOW].inc()

@@ -93,7 +93,7 @@ def serve(settings: Settings) -> None:
     server = HttpServer(
         config,
         max_connections=max_connections,
-        handshake_seconds=settings.receive_seconds,
+        handshake_seconds=settings.read_timeout_seconds,
         certificate=front.certificate,
         metrics=metrics,
     )

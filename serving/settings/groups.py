@@ -132,10 +132,10 @@ class LimitSettings(SettingsGroup):
     """What one caller may ask for."""
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, in bytes")
-    max_answer_bytes: int = Field(
+    max_output_bytes: int = Field(
         64 * 2**20, ge=2**20, description="largest output of one model call, in bytes; more fails the call"
     )
-    receive_seconds: float = Field(
+    read_timeout_seconds: float = Field(
         20.0, gt=0, description="time that a request's head, or its body, may take to arrive"
     )
     max_connections: int = Field(
@@ -149,13 +149,13 @@ class LimitSettings(SettingsGroup):
         description="maximum size of all large responses together that callers have not read yet, in bytes",
     )
     max_rows: int = Field(100_000, ge=1, description="most rows in one request")
-    max_waiting: int = Field(1024, ge=1, description="most requests that wait for one model")
-    wait_seconds: float = Field(
+    max_queue_size: int = Field(1024, ge=1, description="most requests that wait for one model")
+    max_queue_seconds: float = Field(
         1.0, gt=0, description="time a request may have to wait for a busy model, or is refused at once"
     )
     deadline_seconds: float = Field(10.0, gt=0, description="time a request may take, in seconds")
     stream_seconds: float = Field(300.0, gt=0, description="time a streamed answer may take, in seconds")
-    cache: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+    cached_models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="models whose answers are kept and given again, comma separated"
     )
     cache_entries: int = Field(10_000, ge=1, description="answers that are kept for each version")
@@ -235,7 +235,7 @@ class ArtifactPolicySettings(SettingsGroup):
     allowed_sources: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="URIs below which artifacts may be, comma separated; anywhere if none"
     )
-    strict: bool = Field(False, description="let in no version that brings pickles or code along")
+    strict_artifacts: bool = Field(False, description="let in no version that brings pickles or code along")
     trusted_types: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="types that skops may load in strict mode beside its own, comma separated"
     )
@@ -253,7 +253,7 @@ class PromotionSettings(SettingsGroup):
     probation_seconds: float = Field(
         60.0, ge=0, description="time the old version stays warm, to go back to if the new one fails"
     )
-    replayed: int = Field(
+    replay_requests: int = Field(
         100, ge=0, description="last live requests, kept in memory, that a new version has to answer"
     )
     allow_breaking: bool = Field(
@@ -279,10 +279,10 @@ class RolloutSettings(SettingsGroup):
         description="shares in percent through which the second of two weighted references rises by itself",
     )
     canary_seconds: float = Field(300.0, gt=0, description="time that each of these steps takes at least")
-    canary_max_failing: float = Field(
+    canary_max_error_rate: float = Field(
         0.01, ge=0, lt=1, description="share of failed requests, beyond the first's, at which it gets none"
     )
-    canary_max_latency: float = Field(
+    canary_max_latency_ratio: float = Field(
         2.0, gt=1, description="ratio of its 95th percentile to the first's at which it gets none"
     )
 

@@ -70,8 +70,12 @@ class Settings(
             raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both, or none")
-        if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
-            raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
+        if unknown := set(self.cached_models) - {
+            reference.name for reference in (*self.models, *self.on_demand)
+        }:
+            raise ValueError(
+                f"SERVING_CACHED_MODELS: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS"
+            )
         if twice := {*map(str, self.models)} & {*map(str, self.on_demand)}:
             raise ValueError(f"SERVING_ON_DEMAND: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
         return self
@@ -87,7 +91,7 @@ class Settings(
     idle_seconds: float = Field(
         300.0, gt=0, description="time without a request after which a model on demand is unloaded"
     )
-    most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
+    max_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
 
 
 _GROUPS = (

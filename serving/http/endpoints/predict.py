@@ -139,7 +139,7 @@ class PredictEndpoint:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limits = self._limits
-        return await read_json(scope, receive, limits.max_body_bytes, limits.receive_seconds)
+        return await read_json(scope, receive, limits.max_body_bytes, limits.read_timeout_seconds)
 
     async def _cached(
         self,
