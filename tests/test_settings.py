@@ -151,4 +151,4 @@ def test_a_model_is_either_on_demand_or_not() -> None:
     assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cached_models="iris").on_demand
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
-    assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]
+    assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: also in SERVING_MODELS"]

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from serving.errors import JournalUnavailable
-from serving.settings.groups import journal_url
+from serving.settings.parsing import parse_journal_url
 
 # SQLAlchemy and pyarrow are imported by the commands, when they are needed.
 
@@ -59,7 +59,7 @@ def _opened(url: str, *, reads: bool = False) -> Iterator[Any]:
     from serving.journal import database
 
     try:
-        engine = database.connect(journal_url(url), reads=reads)
+        engine = database.connect(parse_journal_url(url), reads=reads)
     except ValueError as error:
         _fail(f"SERVING_JOURNAL_URL: {error}")
     try:
