@@ -142,7 +142,7 @@ def test_a_version_that_would_not_go_live_is_told_with_the_reason(checked: Any) 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("missing", "✗ models:/missing@champion can't be checked: models:/missing@champion names nothing"),
+        ("missing", "✗ cannot check models:/missing@champion: models:/missing@champion names nothing"),
         ("unread", "✗ 'good' is no model reference: write models:/iris/Production (stage)"),
     ],
 )
@@ -186,7 +186,7 @@ def test_something_else_than_the_service_is_told(env: dict[str, str], body: byte
         status, _, complaint = serving(env, "status", url)
     assert status == 2
     (line,) = complaint.splitlines()
-    assert line.startswith(f"✗ {url} does not answer as a serving front does")
+    assert line.startswith(f"✗ {url} does not respond like this service")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense", "http://[", "ftp://127.0.0.1"])
@@ -194,7 +194,7 @@ def test_nothing_that_answers_is_told(env: dict[str, str], url: str) -> None:
     status, _, complaint = serving(env, "status", url)
     assert status == 2
     (line,) = complaint.splitlines()
-    assert line.startswith(f"✗ {url} does not answer as a serving front does")
+    assert line.startswith(f"✗ {url} does not respond like this service")
 
 
 def test_a_model_without_a_version_is_told_by_its_id(env: dict[str, str]) -> None:
@@ -213,4 +213,4 @@ def test_a_model_without_a_version_is_told_by_its_id(env: dict[str, str]) -> Non
         status, printed, _ = serving(env | {"COLUMNS": "200"}, "status", url)
     assert status == 0
     assert re.search(r"models:/m-1 +m-1 +live +2026-01-31 12:30:00 +\[red\]it is unproven\[/\]", printed)
-    assert "registry sqlite:///mlflow.db: not asked yet" in printed
+    assert "registry sqlite:///mlflow.db: not contacted yet" in printed
