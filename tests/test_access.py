@@ -31,11 +31,12 @@ from serving.app import create_app
 from serving.auth import api_keys
 from serving.auth.access_rules import ADMIN, PREDICT
 from serving.auth.api_keys import Scope
-from serving.auth.authenticator import Authenticator, TokenBucket
+from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames, is_cross_site, lacks_media_type
 from serving.cli import keys as commands
 from serving.errors import ApiKeyFileError, Forbidden, RateExceeded, Unauthenticated
 from serving.settings.settings import Settings
+from serving.telemetry.rate_limit import TokenBucket
 
 ROW = {"x": 21}
 PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}}
@@ -287,7 +288,7 @@ def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
     garbled.file.write_text("[{}]")
     done = garbled.command("list")
     assert done.returncode == 2
-    assert "is no file of keys" in done.stderr
+    assert "is not a key file" in done.stderr
 
 
 def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_path: Path) -> None:

@@ -506,7 +506,7 @@ def test_with_keys_it_asks_for_one_and_keeps_it_to_its_tab(
     secret = page.get_by_label("Key of an administrator")
     expect(secret).to_be_focused()
     assert faults(page) == []
-    for key, reason in (("wrong", "This key is not known."), (client, "This key is for predictions alone.")):
+    for key, reason in (("wrong", "Unknown API key."), (client, "This API key is limited to predictions.")):
         secret.fill(key)
         page.keyboard.press("Enter")
         expect(page.get_by_text(reason)).to_be_visible()

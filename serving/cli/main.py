@@ -193,7 +193,7 @@ def _print_contract(loaded: Any) -> None:
 
     table = Table("input", "type", "required", "constraints", box=None, header_style="bold")
     for column in loaded.contract.columns:
-        constraints = ", ".join(f"{keyword} {value}" for keyword, value in column.facets)
+        constraints = ", ".join(f"{keyword} {value}" for keyword, value in column.constraints)
         table.add_row(
             escape(column.name), column.kind.told, "yes" if column.required else "no", escape(constraints)
         )
