@@ -278,7 +278,7 @@ def test_colours_are_the_only_thing_that_a_terminal_is_told() -> None:
 
 SAYING = """
 import logging, sys, threading, warnings
-from serving.telemetry import logs
+from serving.telemetry import logging as logs
 
 logs.configure("auto", "info")
 text = sys.argv[1]
@@ -316,7 +316,7 @@ def test_whoever_says_something_says_it_in_a_line() -> None:
     assert first["event"] == first["field"] == ESCAPED
     assert first["token"] == "***"
     assert ESCAPED in first
-    assert untold["event"] == "a line of serving.test could not be told: TypeError"
+    assert untold["event"] == "cannot format a log record of serving.test: TypeError"
     assert warned["event"].startswith(f"UserWarning: of python: {ESCAPED} (")
     assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
     assert last["exception"].startswith("Traceback (most recent call last):\n")
@@ -325,7 +325,7 @@ def test_whoever_says_something_says_it_in_a_line() -> None:
 
 def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
     program = (
-        "import logging; from serving.telemetry import logs; logs.configure('console', 'error');"
+        "import logging; from serving.telemetry import logging as logs; logs.configure('console', 'error');"
         "log = logging.getLogger('serving.test'); log.warning('less'); log.error('more')"
     )
     done = subprocess.run(
