@@ -594,7 +594,7 @@ def test_pages_of_an_origin_that_is_named_may_ask_and_others_not(guarded: Servic
 
 
 def test_what_is_for_operators_is_on_their_port_alone(guarded: Service) -> None:
-    own = guarded.logged(re.compile(r"metrics and histories are at (https://[\d.:]+)"))[1]
+    own = guarded.logged(re.compile(r"metrics, history\) are at (https://[\d.:]+)"))[1]
     for path in ("/metrics", "/models/actor/history"):
         problem(guarded.client.get(path), 404)
         assert guarded.client.get(f"{own}{path}").status_code == 200
@@ -627,4 +627,4 @@ def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
 
 
 def test_a_service_that_anybody_may_ask_is_warned_of(guarded: Service) -> None:
-    assert guarded.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))
+    assert guarded.logged(re.compile(r"listening on 0\.0\.0\.0 without API keys"))

@@ -134,7 +134,7 @@ def target(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     }
     with served(registry.uri, folder, **settings, _key=key["admin"]) as running:
         running.until_ready()
-        own = running.logged(re.compile(r"histories are at (http://[\d.:]+)"))[1]
+        own = running.logged(re.compile(r"history\) are at (http://[\d.:]+)"))[1]
         registry.promote("other", registry.add("other", on_load=f"raise:{SECRET}", streams=True))
         known = Settings(**settings | {"store_dir": folder / "unused", "tracking_uri": registry.uri})
         found = Target(running, ring, own, key, create_app(known))
