@@ -83,7 +83,7 @@ def failures(results: Sequence[LoadRun]) -> int:
 def _serving(registry: str, folder: Path, wait: str) -> Any:
     place = folder / f"wait-{wait}"
     place.mkdir()
-    env = {"SERVING_MODELS": f"models:/{NAME}/1", "SERVING_WAIT_SECONDS": wait}
+    env = {"SERVING_MODELS": f"models:/{NAME}/1", "SERVING_MAX_QUEUE_SECONDS": wait}
     return servers.serving(registry, place, env=env)
 
 

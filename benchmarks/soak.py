@@ -254,7 +254,7 @@ def measure(folder: Path, seconds: float, seed: int, progress: Callable[[str], N
         "SERVING_MODELS": f"models:/{NAME}/Production,models:/{ENDLESS_STREAM}/1",
         "SERVING_PROBATION_SECONDS": "5",
         "SERVING_POLL_SECONDS": "0.2",
-        "SERVING_WAIT_SECONDS": "0.05",
+        "SERVING_MAX_QUEUE_SECONDS": "0.05",
         "SERVING_DEADLINE_SECONDS": f"{DEADLINE_SECONDS:g}",
     }
     with ExitStack() as stack:

@@ -43,7 +43,7 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
     """Check each system, then measure them in turn, round by round."""
     results: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
     registry = make_registry(folder)
-    cached = servers.serving(registry, folder, env={"SERVING_CACHE": "iris"})
+    cached = servers.serving(registry, folder, env={"SERVING_CACHED_MODELS": "iris"})
     with servers.serving(registry, folder) as ours, cached as kept, servers.constant(folder) as theirs:
         systems = {SERVING: ours, CACHED: kept, CONSTANT: theirs}
         for url in systems.values():

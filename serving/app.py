@@ -102,12 +102,13 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     gate = Gate(settings, registry, store, launcher, metrics)
     herald = TagWriter(registry, min(settings.poll_seconds, _MAX_SPREAD_SECONDS))
     slots = [
-        Slot(reference, settings.replayed, required=_is_required(reference, settings.models))
+        Slot(reference, settings.replay_requests, required=_is_required(reference, settings.models))
         for reference in settings.models
     ]
-    shadowing = [Slot(reference, settings.replayed, required=False) for reference in settings.shadow]
+    shadowing = [Slot(reference, settings.replay_requests, required=False) for reference in settings.shadow]
     on_demand = [
-        SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
+        SlotOnDemand(reference, settings.replay_requests, settings.max_queue_size)
+        for reference in settings.on_demand
     ]
     followers = [
         Follower(
@@ -122,7 +123,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         )
         for slot in (*slots, *shadowing, *on_demand)
     ]
-    rota = LoadedModelLimit(settings.most_loaded)
+    rota = LoadedModelLimit(settings.max_loaded)
     sleepers = [
         OnDemandModel(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
         for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)

@@ -138,7 +138,7 @@ class Supervisor(Collector):
         """Return the state of the components for Prometheus."""
         up = GaugeMetricFamily(
             "serving_component_up",
-            "Whether all background components of this name are running.",
+            "1 if all background components of this name are running.",
             labels=("component",),
         )
         restarts = CounterMetricFamily(

@@ -12,14 +12,14 @@ from sqlalchemy import func, select
 from serving.journal import database
 from serving.journal.database import transaction
 from serving.journal.schema import feedback, predictions, versions
-from serving.settings.groups import journal_url
+from serving.settings.parsing import parse_journal_url
 
 
 class Ledger:
     """The tables of the journal at `url`."""
 
     def __init__(self, url: str) -> None:
-        self.engine = database.connect(journal_url(url))
+        self.engine = database.connect(parse_journal_url(url))
 
     def prediction(self, identity: str) -> dict[str, Any]:
         """A prediction, with the facts on its version, as soon as it is there."""

@@ -44,7 +44,7 @@ class Stage:
         made = Settings(
             **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
         )
-        client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replayed)
+        client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replay_requests)
         store = ArtifactStore(made.store_dir, self.registry.uri)
         gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))

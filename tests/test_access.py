@@ -1,4 +1,4 @@
-"""Who may ask for what: keys, what they open, and for how long; names and origins; TLS; a port of its own."""
+"""Access control: API keys, their scopes and expiry; host names and origins; TLS; the admin port."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from serving.app import create_app
 from serving.auth import api_keys
 from serving.auth.access_rules import ADMIN, PREDICT
 from serving.auth.api_keys import Scope
-from serving.auth.authenticator import Authenticator, TokenBucket
+from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames, is_cross_site, lacks_media_type
 from serving.cli import keys as commands
 from serving.errors import ApiKeyFileError, Forbidden, RateExceeded, Unauthenticated
 from serving.settings.settings import Settings
+from serving.telemetry.rate_limit import TokenBucket
 
 ROW = {"x": 21}
 PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}}
@@ -56,7 +57,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 class Keys:
-    """A file of keys, and the commands that change it."""
+    """A key file, and the commands that change it."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "keys.json"
@@ -67,7 +68,7 @@ class Keys:
         )
 
     def create(self, name: str, *options: str) -> str:
-        """A new key, by the command, run within this process: there are many."""
+        """Create a key with the command, in this process, since the tests create many."""
         done = CliRunner().invoke(commands.app, ["create", name, *options, "--file", str(self.file)])
         assert done.exit_code == 0, done.stderr
         return done.stdout.strip()
@@ -111,7 +112,7 @@ def bearing(key: str) -> dict[str, str]:
 
 @pytest.fixture
 def ask(service: Service) -> Iterator[Callable[..., httpx.Response]]:
-    """Ask with a key, or with none."""
+    """Send a request with a key, or without one."""
     with httpx.Client(base_url=service.url, timeout=60) as client:
 
         def ask(
@@ -124,7 +125,7 @@ def ask(service: Service) -> Iterator[Callable[..., httpx.Response]]:
 
 
 def refuses(answer: httpx.Response, status: int) -> None:
-    """Whether an answer is this refusal, in its protocol's words."""
+    """Check that a response is this error, in the format of its protocol."""
     if answer.request.url.path.startswith(("/invocations", "/v2/models")):
         assert answer.status_code == status, answer.text
         assert answer.json().keys() & {"error_code", "error"}
@@ -201,9 +202,9 @@ def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
     until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
     for name, asker, status in [("actor", key, 404), ("other", key, 200), ("actor", admin, 200)]:
         answer = ask(admin, f"/models/{name}/predict", json=ROW)
-        told = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
-        assert ask(asker, "/feedback", json=told).status_code == status
-        refuses(ask(None, "/feedback", json=told), 401)
+        outcome = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
+        assert ask(asker, "/feedback", json=outcome).status_code == status
+        refuses(ask(None, "/feedback", json=outcome), 401)
 
 
 def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
@@ -218,23 +219,23 @@ def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
         assert ask(admin, **choice).status_code == 200
 
 
-def test_what_supervisors_ask_and_what_is_signed_needs_no_key(ask: Callable[..., httpx.Response]) -> None:
+def test_probes_and_webhooks_need_no_key(ask: Callable[..., httpx.Response]) -> None:
     for path in ("/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready"):
         assert ask(None, path).status_code == 200
     unsigned = ask(None, "/webhooks/mlflow", json={})
     assert "not signed" in problem(unsigned, 401)["detail"]
 
 
-def test_columns_that_have_drifted_are_not_told_without_a_key(ask: Any, admin: str) -> None:
+def test_drifted_columns_are_hidden_without_a_key(ask: Any, admin: str) -> None:
     assert ask(admin, "/models/other/predict/batch", json={"rows": [ROW] * 200}).is_success
-    told = until(lambda: ask(admin, "/models/other").json()["drift"])
-    assert [each["column"] for each in told] == ["x"]
+    drifted = until(lambda: ask(admin, "/models/other").json()["drift"])
+    assert [column["column"] for column in drifted] == ["x"]
     _, other = ask(None, "/ready").json()["models"]
     assert other["drift"] is None
     assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other tells which"]
 
 
-def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Response], admin: str) -> None:
+def test_openapi_declares_the_api_key(ask: Callable[..., httpx.Response], admin: str) -> None:
     document = ask(admin, "/openapi.json").json()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert document["security"] == [{"key": []}]
@@ -267,19 +268,19 @@ def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
             assert error.value.code() is code
 
 
-def test_what_is_kept_of_a_key_does_not_open_anything(ring: Keys) -> None:
-    told = ring.create("secret")
+def test_the_key_file_contains_no_usable_key(ring: Keys) -> None:
+    plaintext = ring.create("secret")
     text = ring.file.read_text()
-    assert told not in text
-    assert told[20:] not in text
-    assert api_keys.digest(told) in text
+    assert plaintext not in text
+    assert plaintext[20:] not in text
+    assert api_keys.digest(plaintext) in text
     assert stat.S_IMODE(ring.file.stat().st_mode) == 0o600
     listed = ring.command("list").stdout
     assert "secret" in listed
-    assert api_keys.digest(told)[:12] not in listed
+    assert api_keys.digest(plaintext)[:12] not in listed
 
 
-def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
+def test_key_commands_report_mistakes(ring: Keys, tmp_path: Path) -> None:
     assert ring.command("revoke", "nobody").returncode == 2
     assert ring.command("create", "x", "--expires", "2001-01-01").returncode == 2
     assert ring.command("create", "x", "--expires", "soon").returncode == 2
@@ -287,10 +288,10 @@ def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
     garbled.file.write_text("[{}]")
     done = garbled.command("list")
     assert done.returncode == 2
-    assert "is no file of keys" in done.stderr
+    assert "is not a key file" in done.stderr
 
 
-def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_path: Path) -> None:
+def test_a_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
     env = environment("sqlite:///none.db", tmp_path, keys_file=tmp_path / "none.json")
     done = subprocess.run(
         [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
@@ -300,21 +301,21 @@ def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_pat
     assert len(done.stderr.splitlines()) == 1
 
 
-# -- in plain functions
+# -- plain functions
 
 
-def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path: Path) -> None:
+def test_keys_stay_valid_while_the_file_is_invalid(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
-    told, kept = api_keys.create_key("x")
-    api_keys.write(file, [kept])
+    plaintext, record = api_keys.create_key("x")
+    api_keys.write(file, [record])
     guard = Authenticator(file, lambda: now[0])
-    sent = [(b"authorization", f"bearer {told}".encode())]
-    assert guard.authenticate(sent, PREDICT) == kept
+    sent = [(b"authorization", f"bearer {plaintext}".encode())]
+    assert guard.authenticate(sent, PREDICT) == record
     with pytest.raises(Forbidden):
         guard.authenticate(sent, ADMIN)
     file.write_text("garbled")
     now[0] += 2
-    assert guard.authenticate(sent, PREDICT) == kept
+    assert guard.authenticate(sent, PREDICT) == record
     api_keys.write(file, [])
     now[0] += 2
     with pytest.raises(Unauthenticated):
@@ -323,11 +324,11 @@ def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path:
 
 @pytest.mark.anyio
 async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_path: Path) -> None:
-    made = {
+    created = {
         name: api_keys.create_key(name, scope=scope)
         for name, scope in (("any", Scope.PREDICT), ("ops", Scope.ADMIN))
     }
-    api_keys.write(tmp_path / "keys.json", [kept for _, kept in made.values()])
+    api_keys.write(tmp_path / "keys.json", [record for _, record in created.values()])
     (tmp_path / "file.txt").write_text("content")
     app = create_app(Settings(store_dir=tmp_path / "store", keys_file=tmp_path / "keys.json", admin_port=1))
     app.mount("/files", StaticFiles(directory=tmp_path))
@@ -337,17 +338,17 @@ async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_p
     for path in ("/files/file.txt", "/metrics2/", "/metrics2/x", "/old", "/new"):
         for url, expected in (("http://front:1", [401, 403, 200]), ("http://front:2", [404, 404, 404])):
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url) as client:
-                sent = [{}, bearing(made["any"][0]), bearing(made["ops"][0])]
-                found = [(await client.get(path, headers=each)).status_code for each in sent]
-            assert found == expected, (path, url)
+                sent = [{}, bearing(created["any"][0]), bearing(created["ops"][0])]
+                statuses = [(await client.get(path, headers=each)).status_code for each in sent]
+            assert statuses == expected, (path, url)
 
 
-def test_a_guard_without_a_readable_file_grants_nothing_for_long(tmp_path: Path) -> None:
+def test_an_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
-    told, kept = api_keys.create_key("x")
-    api_keys.write(file, [kept])
+    plaintext, record = api_keys.create_key("x")
+    api_keys.write(file, [record])
     guard = Authenticator(file, lambda: now[0], stale_seconds=60)
-    sent = [(b"x-api-key", told.encode())]
+    sent = [(b"x-api-key", plaintext.encode())]
     content = file.read_bytes()
     file.unlink()
     for now[0], state in ((2.0, "unreadable"), (61.0, "unreadable"), (62.0, "stale"), (600.0, "stale")):
@@ -356,22 +357,22 @@ def test_a_guard_without_a_readable_file_grants_nothing_for_long(tmp_path: Path)
             with pytest.raises(Unauthenticated):
                 guard.authenticate(sent, PREDICT)
         else:
-            assert guard.authenticate(sent, PREDICT) == kept
+            assert guard.authenticate(sent, PREDICT) == record
     file.write_bytes(content)
     now[0] += 1
-    assert guard.authenticate(sent, PREDICT) == kept
+    assert guard.authenticate(sent, PREDICT) == record
     assert guard.state() == "readable"
 
 
 def test_a_guard_keeps_no_key_in_plain_text(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    told, kept = api_keys.create_key("x", rate=100)
-    api_keys.write(file, [kept])
+    plaintext, record = api_keys.create_key("x", rate=100)
+    api_keys.write(file, [record])
     guard = Authenticator(file)
-    guard.authenticate([(b"x-api-key", told.encode())], PREDICT)
+    guard.authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
     held = repr(vars(guard))
-    assert kept.sha256 in held
-    assert told not in held
+    assert record.sha256 in held
+    assert plaintext not in held
 
 
 def test_a_file_that_can_not_be_replaced_is_overwritten(
@@ -393,20 +394,20 @@ def test_a_file_that_can_not_be_replaced_is_overwritten(
     assert [*tmp_path.iterdir()] == [file]
 
 
-def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
+def test_an_expired_key_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    told, kept = api_keys.create_key("x", expires=datetime.now(UTC) - timedelta(seconds=1))
-    api_keys.write(file, [kept])
+    plaintext, record = api_keys.create_key("x", expires=datetime.now(UTC) - timedelta(seconds=1))
+    api_keys.write(file, [record])
     with pytest.raises(Unauthenticated, match="expired"):
-        Authenticator(file).authenticate([(b"x-api-key", told.encode())], PREDICT)
+        Authenticator(file).authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
 
 
-def test_a_guard_without_a_file_is_none(tmp_path: Path) -> None:
+def test_an_authenticator_requires_its_file(tmp_path: Path) -> None:
     with pytest.raises(ApiKeyFileError):
         Authenticator(tmp_path / "none")
 
 
-def test_a_bucket_lets_through_what_comes_in_a_second_at_once_and_then_the_rate() -> None:
+def test_token_bucket_allows_a_burst_then_the_rate() -> None:
     bucket = TokenBucket(10)
     assert [bucket.acquire(0.0) for _ in range(10)] == [0.0] * 10
     assert bucket.acquire(0.0) == pytest.approx(0.1)
@@ -415,11 +416,11 @@ def test_a_bucket_lets_through_what_comes_in_a_second_at_once_and_then_the_rate(
     assert [bucket.acquire(100.0) for _ in range(11)].count(0.0) == 10
 
 
-def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
-    made = [api_keys.create_key(name, rate=1) for name in "ab"]
-    api_keys.write(file := tmp_path / "keys.json", [kept for _, kept in made])
+def test_every_key_has_its_own_rate(tmp_path: Path) -> None:
+    created = [api_keys.create_key(name, rate=1) for name in "ab"]
+    api_keys.write(file := tmp_path / "keys.json", [record for _, record in created])
     guard = Authenticator(file, lambda: 0.0)
-    first, second = ([(b"x-api-key", told.encode())] for told, _ in made)
+    first, second = ([(b"x-api-key", plaintext.encode())] for plaintext, _ in created)
     guard.authenticate(first, PREDICT)
     with pytest.raises(RateExceeded):
         guard.authenticate(first, PREDICT)
@@ -514,10 +515,10 @@ def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for this machine, and its key."""
+    """Write a certificate for this machine, and its private key."""
     folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
     name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
-    made = (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -529,7 +530,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     cert, private = folder / "cert.pem", folder / "key.pem"
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
     form = serialization.PrivateFormat.PKCS8
     private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
@@ -540,7 +541,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def guarded(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
 ) -> Iterator[Service]:
-    """A service with TLS, names, an origin and a port for its operators, which anybody may ask."""
+    """Run a service without keys, with TLS, host names, a CORS origin and an admin port."""
     folder = tmp_path_factory.mktemp("guarded")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -559,7 +560,7 @@ def guarded(
         yield running
 
 
-def test_it_speaks_tls_and_nothing_else(guarded: Service) -> None:
+def test_tls_port_rejects_plain_http(guarded: Service) -> None:
     assert guarded.url.startswith("https://")
     for _ in range(3):
         assert guarded.client.post("/predict", json=ROW).json()["prediction"] == 42.0
@@ -582,25 +583,25 @@ def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:
     assert guarded.client.get("/ready", headers={"Host": "10.0.0.7:8000"}).status_code == 200
 
 
-def test_pages_of_an_origin_that_is_named_may_ask_and_others_not(guarded: Service) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+def test_cors_allows_only_configured_origins(guarded: Service) -> None:
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     for origin, allowed in [("https://page.example.org", True), ("https://evil.example.com", False)]:
-        before = guarded.client.options("/predict", headers=asked | {"Origin": origin})
+        before = guarded.client.options("/predict", headers=preflight | {"Origin": origin})
         answer = guarded.client.post("/predict", json=ROW, headers={"Origin": origin})
         for each in (before, answer):
             assert (each.headers.get("access-control-allow-origin") == origin) is allowed
         assert "X-Model-Version" in answer.headers.get("access-control-expose-headers", "X-Model-Version")
 
 
-def test_what_is_for_operators_is_on_their_port_alone(guarded: Service) -> None:
-    own = guarded.logged(re.compile(r"metrics and histories are at (https://[\d.:]+)"))[1]
+def test_admin_endpoints_are_only_on_the_admin_port(guarded: Service) -> None:
+    own = guarded.logged(re.compile(r"metrics, history\) are at (https://[\d.:]+)"))[1]
     for path in ("/metrics", "/models/actor/history"):
         problem(guarded.client.get(path), 404)
         assert guarded.client.get(f"{own}{path}").status_code == 200
     assert guarded.client.get(f"{own}/ready").status_code == 200
 
 
-def test_no_answer_is_kept_or_guessed_at(guarded: Service) -> None:
+def test_responses_forbid_caching_and_sniffing(guarded: Service) -> None:
     for answer in (
         guarded.client.post("/predict", json=ROW),
         guarded.client.post("/predict", json={}),
@@ -611,7 +612,7 @@ def test_no_answer_is_kept_or_guessed_at(guarded: Service) -> None:
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
+def test_an_unusable_certificate_is_reported_in_one_line(
     certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for cert, key in [(certificate[0], None), (certificate[1], certificate[1]), (tmp_path / "no", tmp_path)]:
@@ -625,5 +626,5 @@ def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_service_that_anybody_may_ask_is_warned_of(guarded: Service) -> None:
-    assert guarded.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))
+def test_listening_without_keys_is_warned_of(guarded: Service) -> None:
+    assert guarded.logged(re.compile(r"listening on 0\.0\.0\.0 without API keys"))

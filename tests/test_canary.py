@@ -22,7 +22,7 @@ SETTINGS = {
     "sticky_header": "X-User",
     "canary_seconds": 0.1,
     "canary_steps": "25,50",
-    "canary_max_latency": 1000,  # how fast a busy machine answers decides nothing
+    "canary_max_latency_ratio": 1000,  # how fast a busy machine answers decides nothing
     "probation_seconds": 0,
     "poll_seconds": 0.5,  # each alias is asked for by itself
 }
@@ -161,7 +161,7 @@ def fronts(
     version = early.challenge(on_large="raise:unfit")
     early.rise(0.5)
     early.until_tagged(version, "up to 50 %")
-    settings = SETTINGS | {"canary_steps": "25,50,100", "canary_max_latency": SLOWER}
+    settings = SETTINGS | {"canary_steps": "25,50,100", "canary_max_latency_ratio": SLOWER}
     home = tmp_path_factory.mktemp("late")
     with served(registry.uri, home, models=by_weight(ON_BOTH, *LATE), **settings) as service:
         service.until_ready()

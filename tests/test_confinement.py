@@ -177,5 +177,5 @@ def test_what_is_neither_a_path_nor_a_port_is_refused(value: str) -> None:
 
 def test_where_the_kernel_can_not_confine_the_service_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_abi", lambda: 0)
-    with pytest.raises(ValueError, match="SERVING_SANDBOX: model processes can't be confined: this kernel"):
+    with pytest.raises(ValueError, match="SERVING_SANDBOX: cannot confine model processes: this kernel"):
         Settings(sandbox=True)

@@ -68,7 +68,7 @@ def service(models: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
         on_demand="models:/asleep/1",
         idle_seconds=3,
         preload=FOR_SKLEARN,
-        cache="coloured",
+        cached_models="coloured",
         grpc_port=0,
         poll_seconds=1,
     ) as service:

@@ -98,7 +98,7 @@ def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
     needs = environments.read(files)
     environments.differences(needs)
     with suppress(UntrustedArtifact):
-        ArtifactPolicy(ArtifactPolicySettings(strict=True)).check_requirements(files, needs)
+        ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True)).check_requirements(files, needs)
     with suppress(UnsupportedSignature, VerificationFailed):
         contract = mlmodel.contract(described, "iris", 10)
         input_example.example(files, contract)

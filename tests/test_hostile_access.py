@@ -1,4 +1,4 @@
-"""Attacks on access: paths, keys, models of others, reasons, other origins, and the file of keys."""
+"""Attacks on access control: paths, keys, models of others, reasons, other origins, and the key file."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def send(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service of `iris` (the default), `other`, and two models on demand: `asleep`, and `broken`."""
+    """A service of `iris` (the default), `other`, and the on-demand models `asleep` and `broken`."""
 
     service: Service
     keys: Keys
     admin_url: str
     key: dict[str, str]
-    """Keys by purpose; `iris` and `other` are for these models."""
+    """Keys by purpose; the keys `iris` and `other` are limited to these models."""
     app: ServingApp
-    """The same application, in this process, for its declarations."""
+    """The same application in this process, to inspect its routes."""
 
     def get(self, key: str, path: str, *, admin_port: bool = False, **headers: str) -> Response:
         return self.send(key, "GET", path, admin_port=admin_port, **headers)
@@ -134,7 +134,7 @@ def target(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     }
     with served(registry.uri, folder, **settings, _key=key["admin"]) as running:
         running.until_ready()
-        own = running.logged(re.compile(r"histories are at (http://[\d.:]+)"))[1]
+        own = running.logged(re.compile(r"history\) are at (http://[\d.:]+)"))[1]
         registry.promote("other", registry.add("other", on_load=f"raise:{SECRET}", streams=True))
         known = Settings(**settings | {"store_dir": folder / "unused", "tracking_uri": registry.uri})
         found = Target(running, ring, own, key, create_app(known))
@@ -153,7 +153,7 @@ class Route:
 
 
 def routes(app: ServingApp) -> list[Route]:
-    """All routes of the application, for the model `iris`."""
+    """Return all routes of the application, for the model `iris`."""
     found = []
     for route in app.router.routes:
         path = route.path.format(name="iris", version="1")  # type: ignore[attr-defined]
@@ -317,7 +317,7 @@ def test_row_54_feedback_on_predictions_of_others_is_on_none(target: Target) -> 
 
 
 def call(target: Target, key: str, method: str, **request: Any) -> Any:
-    """Call a method over gRPC; returns the response, or the code and the details of its failure."""
+    """Call a method over gRPC; return the response, or the code and the details of the error."""
     port = target.service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     metadata = (("x-api-key", target.key[key]),) if key else ()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -455,7 +455,7 @@ def test_row_52_a_body_requires_a_content_type(target: Target) -> None:
     assert chunked.status in (400, 415)
 
 
-# -- the file of keys
+# -- the key file
 
 
 def test_row_56_commands_keep_the_owner_and_mode_of_the_file(tmp_path: Path) -> None:

@@ -66,7 +66,13 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def service(stock: Registry, url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     names = ("actor", "speaker", "kept", "bytes", *ODD)
     models = ",".join(["models:/iris@champion", "models:/diabetes@best", *(f"models:/{n}/1" for n in names)])
-    settings = {"models": models, "cache": "kept", "grpc_port": 0, "journal_url": url, "poll_seconds": 5}
+    settings = {
+        "models": models,
+        "cached_models": "kept",
+        "grpc_port": 0,
+        "journal_url": url,
+        "poll_seconds": 5,
+    }
     settings["preload"] = FOR_SKLEARN
     with served(stock.uri, tmp_path_factory.mktemp("service"), **settings) as running:
         running.until_ready()

@@ -48,7 +48,7 @@ from serving.journal.scoring import InvalidOutcome, Score, score
 from serving.journal.writer import Writer
 from serving.journal.writer_client import WriterClient
 from serving.registry.client import RegistryClient
-from serving.settings.groups import journal_url
+from serving.settings.parsing import parse_journal_url
 from serving.settings.settings import Settings
 
 NewDatabase = Callable[[], str]
@@ -76,13 +76,13 @@ def ledger(url: str) -> Iterator[Ledger]:
 @pytest.mark.parametrize(
     ("url", "mistake"),
     [
-        ("journal.db", "it is no database URL: write sqlite:///file.db, or"),
-        ("sqlite://", "a database in memory is lost with its process"),
-        ("sqlite:///:memory:", "a database in memory is lost with its process"),
-        ("sqlite:////nowhere/journal.db", "there is no folder /nowhere for the database"),
-        ("mysql://me:hunter2@host/journal", "mysql is not spoken here"),
-        ("postgresql+psycopg2://me:hunter2@host/journal", "postgresql+psycopg2 is not spoken here"),
-        ("postgresql://me:hunter2@host:port/journal", "it is no database URL"),
+        ("journal.db", "not a database URL: write sqlite:///file.db or"),
+        ("sqlite://", "an in-memory database does not outlive its process"),
+        ("sqlite:///:memory:", "an in-memory database does not outlive its process"),
+        ("sqlite:////nowhere/journal.db", "the folder /nowhere of the database does not exist"),
+        ("mysql://me:hunter2@host/journal", "mysql is not supported"),
+        ("postgresql+psycopg2://me:hunter2@host/journal", "postgresql+psycopg2 is not supported"),
+        ("postgresql://me:hunter2@host:port/journal", "not a database URL"),
     ],
 )
 def test_a_url_that_can_not_be_a_journals_is_told_without_its_password(url: str, mistake: str) -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_url_ends_the_start_with_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("✗ SERVING_JOURNAL_URL: mysql is not spoken here")
+    assert line.startswith("✗ SERVING_JOURNAL_URL: mysql is not supported")
     assert "hunter2" not in line
 
 
@@ -149,7 +149,7 @@ def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
 async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
     """The journal's process, and what it tells."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
-    opening = {"url": journal_url(url), "days": days, "logged": ["json", "info"]}
+    opening = {"url": parse_journal_url(url), "days": days, "logged": ["json", "info"]}
     link = WriterClient(orjson.dumps(opening), heard.put_nowait)
     link.start()
     yield heard
@@ -227,7 +227,7 @@ def test_between_two_looks_the_database_is_not_asked(
 def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str, tmp_path: Path) -> None:
     ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
     file, now = tmp_path / "journal.parquet", datetime.now(UTC)
-    reading = database.connect(journal_url(url), reads=True)
+    reading = database.connect(parse_journal_url(url), reads=True)
     choice = ExportFilter(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
     with transaction(ledger.engine) as writing:
         writing.execute(update(predictions).values(request_id="another"))

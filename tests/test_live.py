@@ -116,7 +116,7 @@ def service(registry_of_all: Registry, tmp_path_factory: pytest.TempPathFactory)
     ) + ",".join(f"models:/{name}/Production" for name in COUNTED)
     folder = tmp_path_factory.mktemp("service")
     limits = {"max_body_bytes": 100_000, "max_rows": 1000, "deadline_seconds": 30, "probation_seconds": 0}
-    kept = {"cache": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
+    kept = {"cached_models": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
     with served(registry_of_all.uri, folder, models=models, preload=FOR_SKLEARN, **limits, **kept) as running:
         running.until_ready()
         yield running

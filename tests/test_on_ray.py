@@ -161,7 +161,7 @@ def test_ready_tells_every_replica_and_that_they_agree(cluster: Cluster) -> None
     assert cluster.client.get("/readyz").json()["replicas"]
     command = [PROGRAM, "status", cluster.url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(f"replica {each['id']} on " in printed for each in told["replicas"])
+    assert all(f"instance {each['id']} on " in printed for each in told["replicas"])
 
 
 def test_answers_and_problems_pass_unchanged(cluster: Cluster) -> None:

@@ -19,7 +19,7 @@ CALLERS = 100
 @pytest.mark.anyio
 async def test_what_could_not_be_answered_in_time_is_refused_at_once(registry: str, tmp_path: Path) -> None:
     Registry(registry).add("actor")
-    limits = {"wait_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
+    limits = {"max_queue_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
     with served(registry, tmp_path, models="models:/actor/1", **limits) as service:
         service.until_ready()
         for size in (1, 3, 5):  # it learns what a row costs

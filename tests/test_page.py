@@ -546,7 +546,7 @@ def test_page_keeps_the_api_key_in_its_tab(
     secret = page.get_by_label("API key with scope admin")
     expect(secret).to_be_focused()
     assert accessibility_faults(page) == []
-    for key, reason in (("wrong", "This key is not known."), (client, "This key is for predictions alone.")):
+    for key, reason in (("wrong", "Unknown API key."), (client, "This API key is limited to predictions.")):
         secret.fill(key)
         page.keyboard.press("Enter")
         expect(page.get_by_text(reason)).to_be_visible()

@@ -32,7 +32,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry = Registry(new_registry(folder))
     for name in ("actor", "neighbour"):
         registry.add(name, factor=2.0)
-    limits = {"deadline_seconds": DEADLINE_SECONDS, "max_waiting": MOST_WAITING, "wait_seconds": 60}
+    limits = {"deadline_seconds": DEADLINE_SECONDS, "max_queue_size": MOST_WAITING, "max_queue_seconds": 60}
     limits |= {"max_process_bytes": MOST_BYTES, "poll_seconds": SELDOM}
     with served(registry.uri, folder, models="models:/actor/1,models:/neighbour/1", **limits) as running:
         running.until_ready()

@@ -28,10 +28,10 @@ from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.settings.groups import LimitSettings
 
 KINDS: dict[str, dict[str, Any]] = {
-    "patient": {"idle_seconds": 3600, "most_loaded": 50},
-    "sleepy": {"idle_seconds": 0.2, "most_loaded": 50, "max_waiting": 2, "deadline_seconds": 30},
-    "narrow": {"idle_seconds": 3600, "most_loaded": 1},
-    "hasty": {"idle_seconds": 3600, "most_loaded": 50, "deadline_seconds": 0.5},
+    "patient": {"idle_seconds": 3600, "max_loaded": 50},
+    "sleepy": {"idle_seconds": 0.2, "max_loaded": 50, "max_queue_size": 2, "deadline_seconds": 30},
+    "narrow": {"idle_seconds": 3600, "max_loaded": 1},
+    "hasty": {"idle_seconds": 3600, "max_loaded": 50, "deadline_seconds": 0.5},
 }
 MOST_TESTS = 10
 

@@ -112,7 +112,7 @@ def test_one_that_would_break_clients_gets_nothing() -> None:
 
 # -- what is too bad
 
-LIMITS = RolloutSettings(canary_max_failing=0.01, canary_max_latency=2.0)
+LIMITS = RolloutSettings(canary_max_error_rate=0.01, canary_max_latency_ratio=2.0)
 GOOD = RequestStats(1000, 10, 0.020)
 
 
@@ -187,14 +187,14 @@ def test_what_is_no_weight_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"models": "models:/a@x=1"}, "give each of several references"),
-        ({"models": "models:/a@x=1,models:/a@y"}, "give each of several references"),
+        ({"models": "models:/a@x=1"}, "set a weight for all of its references"),
+        ({"models": "models:/a@x=1,models:/a@y"}, "set a weight for all of its references"),
         ({"models": "models:/a@x=0,models:/a@y=0"}, "needs a weight above 0"),
-        ({"models": "models:/a@x=1,models:/a@y=1,models:/a@z=1", "canary_steps": "5"}, "give two of its"),
+        ({"models": "models:/a@x=1,models:/a@y=1,models:/a@z=1", "canary_steps": "5"}, "exactly two of its"),
         ({"canary_steps": "50,5"}, "rising percentages"),
         ({"canary_steps": "5,101"}, "rising percentages"),
         ({"models": "models:/a/1", "shadow": "models:/b/2"}, "no such model in SERVING_MODELS"),
-        ({"models": "models:/a/1", "shadow": "models:/a/1"}, "it is in SERVING_MODELS too"),
+        ({"models": "models:/a/1", "shadow": "models:/a/1"}, "also in SERVING_MODELS"),
     ],
 )
 def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:

@@ -61,7 +61,11 @@ def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A strict service, which takes artifacts from one place; a line is live."""
     folder = tmp_path_factory.mktemp("strict")
     home.promote("line", home.register("line", saved(home.folder)))
-    rules = {"strict": True, "allowed_sources": f"s3://models/,{home.folder}/", "trusted_types": "numpy.sqrt"}
+    rules = {
+        "strict_artifacts": True,
+        "allowed_sources": f"s3://models/,{home.folder}/",
+        "trusted_types": "numpy.sqrt",
+    }
     (folder / "packages.txt").write_text(f"idna==3.10 --hash=sha256:{'0' * 64}")
     rules |= {"environments": True, "packages": folder / "packages.txt"}
     models = {"models": "models:/line/Production"}
@@ -259,7 +263,7 @@ def test_what_strict_mode_does_not_know_it_does_not_let_in(
 ) -> None:
     folder = saved(tmp_path)
     described = yaml.safe_load((folder / "MLmodel").read_text())
-    policy = ArtifactPolicy(ArtifactPolicySettings(strict=True))
+    policy = ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True))
     policy.check_model(folder, described)
     change(described)
     with pytest.raises(UntrustedArtifact):

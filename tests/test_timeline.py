@@ -34,7 +34,7 @@ def watched() -> Watched:
 
 def answer(version: VersionMetrics, *seconds: float, rows: int = 1) -> None:
     for each in seconds:
-        version.answered.inc()
+        version.succeeded.inc()
         version.seconds.observe(each)
         version.batch_rows.observe(rows)
 

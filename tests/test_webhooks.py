@@ -199,7 +199,7 @@ def test_an_alias_that_moves_and_a_tag_that_is_set_are_seen_by_webhook_alone(
     command = [sys.executable, "-m", "serving", "webhook", service.url, "--name", "hooked"]
     told = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
-    assert f"✓ MLflow tells {service.url}/webhooks/mlflow" in told.stdout
+    assert f"MLflow sends changes to {service.url}/webhooks/mlflow" in told.stdout
     (made,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
     try:
         with Callers(model) as callers:

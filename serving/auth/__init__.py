@@ -1,1 +1,1 @@
-"""Who may ask for what: keys, the file that they are kept in, and how often each may be used."""
+"""Authentication and authorization: API keys, the access that routes require, hosts and origins."""

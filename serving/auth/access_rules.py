@@ -1,4 +1,4 @@
-"""Declares at each route what a caller needs: the scope of a key, and which models the route concerns."""
+"""Access that each route requires: the scope of a key, and the models that the route concerns."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ class Access:
         """Check that a valid key gives access.
 
         Raises:
-            Forbidden: its scope is too small, or it is for some models and the route concerns all.
+            Forbidden: the scope of the key is too small, or the key is limited to some models and the route
+                concerns all.
         """
         if self.scope is Scope.ADMIN and key.scope is not Scope.ADMIN:
-            raise Forbidden("This key is for predictions alone.")
+            raise Forbidden("This API key is limited to predictions.")
         if key.models and self.concern is Concern.ALL_MODELS:
-            raise Forbidden("This key is for some models, and this concerns all of them.")
+            raise Forbidden("This API key is limited to some models, and this endpoint concerns all models.")
 
 
 UNDECLARED = Access()
 PREDICT = Access(Scope.PREDICT, Concern.MODELS_OF_KEY, for_operators=False)
 GENERAL = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
-"""Any key is enough, for whatever model it is."""
+"""Any key is enough, regardless of its models."""
 NO_ROUTE = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
-"""A path without a route: any key learns that there is none."""
+"""A path without a route: any key is enough for the 404."""
 PROBE = Access(None, Concern.NO_MODEL, for_operators=False, is_probe=True)
 SIGNED = Access(None, Concern.NO_MODEL, for_operators=False)
 """The handler verifies a signature."""

@@ -1,4 +1,7 @@
-"""API keys. A key is told once, as it is made; what is kept is its SHA-256."""
+"""API keys and the file that contains them.
+
+A key is shown once, when it is created. The file contains only its SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ _EXPIRY = re.compile(r"([1-9]\d{0,4})([dh])")
 
 
 class Scope(StrEnum):
-    """What a key opens."""
+    """Endpoints that a key gives access to."""
 
     PREDICT = "predict"
     ADMIN = "admin"
 
 
 class ApiKey(BaseModel):
-    """What is kept of a key; without `models` it is for all, without `rate` for any number a second."""
+    """The record of a key in the file; empty `models` allow all models, and no `rate` is unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,12 +41,12 @@ class ApiKey(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     scope: Scope = Scope.PREDICT
     models: tuple[str, ...] = ()
-    rate: float | None = Field(None, gt=0, description="requests a second")
+    rate: float | None = Field(None, gt=0, description="requests per second")
     expires: AwareDatetime | None = None
     created: AwareDatetime
 
     def has_expired(self, now: datetime) -> bool:
-        """Whether its time is over."""
+        """Check whether the key has expired."""
         return self.expires is not None and now >= self.expires
 
 
@@ -57,53 +60,55 @@ def create_key(
     rate: float | None = None,
     expires: datetime | None = None,
 ) -> tuple[str, ApiKey]:
-    """A new key of 256 random bits: as its holder sends it, and as it is kept."""
+    """Return a new key of 256 random bits, as its owner sends it, and its record for the file."""
     identity = secrets.token_hex(8)
-    told = f"sk_{identity}_{secrets.token_urlsafe(32)}"
-    kept = ApiKey(
+    plaintext = f"sk_{identity}_{secrets.token_urlsafe(32)}"
+    record = ApiKey(
         id=identity,
         name=name,
-        sha256=digest(told),
+        sha256=digest(plaintext),
         scope=scope,
         models=tuple(models),
         rate=rate,
         expires=expires,
         created=datetime.now(UTC),
     )
-    return told, kept
+    return plaintext, record
 
 
-def digest(told: str) -> str:
-    """The SHA-256 of a key, in hexadecimal digits."""
-    return hashlib.sha256(told.encode()).hexdigest()
+def digest(plaintext: str) -> str:
+    """Return the SHA-256 of a key, in hexadecimal digits."""
+    return hashlib.sha256(plaintext.encode()).hexdigest()
 
 
-def identity(told: str) -> str | None:
-    """The id in a key; None where it has not the form of one."""
-    found = _FORM.fullmatch(told)
-    return found[1] if found else None
+def identity(plaintext: str) -> str | None:
+    """Return the id in a key; None if the text does not have the form of a key."""
+    match = _FORM.fullmatch(plaintext)
+    return match[1] if match else None
 
 
 def parse_expiry(text: str, now: datetime) -> datetime:
-    """When a key expires: after `90d` or `12h`, or at an ISO 8601 date or time, in UTC if it names no zone.
+    """Return the expiry that a text describes: a period (`90d`, `12h`), or an ISO 8601 date or time.
+
+    The default time zone is UTC.
 
     Raises:
-        ValueError: it is none of these, or over.
+        ValueError: the text has no such form, or the time is in the past.
     """
-    if found := _EXPIRY.fullmatch(text):
-        return now + timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
-    moment = datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    if moment <= now:
-        raise ValueError(f"{text} is over")
-    return moment
+    if period := _EXPIRY.fullmatch(text):
+        return now + timedelta(**{{"d": "days", "h": "hours"}[period[2]]: int(period[1])})
+    expiry = datetime.fromisoformat(text)
+    expiry = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
+    if expiry <= now:
+        raise ValueError(f"{text} is in the past")
+    return expiry
 
 
 def read(file: Path) -> tuple[ApiKey, ...]:
-    """The keys in a file.
+    """Return the keys in a file.
 
     Raises:
-        BadKeys: it can't be read, or is no file of keys.
+        ApiKeyFileError: the file cannot be read, or is not a key file.
     """
     try:
         return _KEYS.validate_json(file.read_bytes())
@@ -112,19 +117,21 @@ def read(file: Path) -> tuple[ApiKey, ...]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ApiKeyFileError(f"{file} is no file of keys: {where or 'it'}: {first['msg']}") from error
+        raise ApiKeyFileError(
+            f"{file} is not a key file: {f'{where}: ' * bool(where)}{first['msg']}"
+        ) from error
 
 
 def write(file: Path, keys: Sequence[ApiKey]) -> None:
-    """Write keys to a file, whose owner and mode stay as they are; a new one only its owner may read.
+    """Write keys to a file, and keep its owner and mode; only its owner may read a new file.
 
-    Readers find the file whole: another one takes its place. Only where the system does not permit this user
-    to give that the same owner, the keys are written into the file as it is.
+    A complete new file replaces the old one, so that readers never get a partial file. Only if the system
+    does not let this user set the owner of the new file, the keys are written into the old one.
 
     Raises:
-        BadKeys: it can't be written.
+        ApiKeyFileError: the file cannot be written.
     """
-    file = file.resolve()  # of a link, the file behind it is replaced
+    file = file.resolve()  # replace the target of a link, not the link
     content = _KEYS.dump_json(tuple(keys), indent=1)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +150,8 @@ def _replace(file: Path, content: bytes, before: os.stat_result | None) -> None:
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".keys-", delete=False) as new:
         try:
             if before:
-                made = os.fstat(new.fileno())
-                if (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
+                created = os.fstat(new.fileno())
+                if (before.st_uid, before.st_gid) != (created.st_uid, created.st_gid):
                     os.fchown(new.fileno(), before.st_uid, before.st_gid)
                 os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
             new.write(content)

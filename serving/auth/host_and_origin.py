@@ -1,4 +1,4 @@
-"""Checks the names by which browsers and other clients call the service, and the pages that call it."""
+"""Checks of the host name that a client uses, and of the web page that sends a request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TRITON = b"python/gevent-http-client-"
 
 
 class HostNames:
-    """Accepts host names: those that are configured, of which `*.example.org` covers all below that.
+    """Accepts the configured host names; `*.example.org` covers all names below it.
 
-    Without any, it accepts `localhost`, names below it, and addresses: no name that another site can point to
-    this machine.
+    If none is configured, it accepts `localhost`, names below it, and IP addresses. These are the names that
+    no other site can point to this machine.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -54,7 +54,7 @@ def _is_address(host: str) -> bool:
 
 
 def is_cross_site(method: str, headers: Mapping[bytes, bytes], origins: Collection[str]) -> bool:
-    """Check whether a page of another origin, which is not one of `origins`, sends a request that acts."""
+    """Check whether a web page of another origin, not listed in `origins`, sends an unsafe request."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if (site is None and origin is None) or method in _SAFE_METHODS or site in _SAME_SITE:
         return False
@@ -68,10 +68,10 @@ def is_cross_site(method: str, headers: Mapping[bytes, bytes], origins: Collecti
 
 
 def lacks_media_type(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Check whether a request has a body without a `Content-Type`, as pages can send it to other sites.
+    """Check whether a request has a body without a `Content-Type`, which web pages can send to other sites.
 
-    Triton's client never sends that header. Its requests have others that pages can't send to other sites:
-    `Inference-Header-Content-Length`, or at least its own `User-Agent`.
+    Triton's client never sends that header. Its requests have others that web pages cannot send to other
+    sites: `Inference-Header-Content-Length`, or at least its own `User-Agent`.
     """
     if b"content-type" in headers or method in _SAFE_METHODS or b"inference-header-content-length" in headers:
         return False

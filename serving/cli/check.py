@@ -1,4 +1,4 @@
-"""Would a version go live? Brings one up as the service does, and takes it down again."""
+"""Load and verify a version as the service does, without serving it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from serving.telemetry.metrics import Metrics
 async def check_reference(
     settings: Settings, reference: Reference, progress: Callable[[str], None]
 ) -> LoadedModel:
-    """Resolve, load and verify what the reference names; its processes have ended when this returns.
+    """Resolve a reference, then load and verify its version; return the version with its processes ended.
 
     Raises:
-        Rejected: it would not go live.
-        RegistryError: it could not be found out.
+        Rejected: the version would not go live.
+        RegistryError: the version cannot be checked.
     """
     registry = RegistryClient(settings)
     launcher = Launcher.of(settings, settings)
     gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:
-        progress("asking the registry")
+        progress("resolving the reference")
         version, _ = await registry.resolve(reference)
         progress(f"loading and verifying {version}")
         loaded = await gate.load_and_verify(version, Slot(reference))

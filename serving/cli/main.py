@@ -5,29 +5,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from serving import __version__, private_files
 from serving.cli import journal, keys
+from serving.cli.console import EXIT_NEGATIVE, EXIT_OK, err, escape, fail, out, succeed
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
-# Heavy modules are imported by the commands that need them: `--help` and `status` answer at once.
+# The commands themselves import heavy modules, so that `--help` and `status` stay fast.
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-
-READY, NOT_READY, NO_ANSWER = 0, 1, 2
-"""Exit statuses: yes; no, with the reason; it could not be found out, or the command was wrong."""
-
-
 app.add_typer(keys.app, name="keys")
 app.add_typer(journal.app, name="journal")
 
@@ -54,51 +48,44 @@ def main() -> None:
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command whose first parameter is `settings` an option for each setting instead."""
+    """Replace the first parameter of a command, `settings`, by one option for each setting."""
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
 
-    def run(**given: Any) -> None:
-        own = {name: given.pop(name) for name in list(given) if name in parameters}
-        command(_settings(given), **own)
+    def run(**values: Any) -> None:
+        arguments = {parameter.name: values.pop(parameter.name) for parameter in own}
+        command(_settings(values), **arguments)
 
-    _, *parameters_of = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = {parameter.name: parameter for parameter in parameters_of}
-    # Typer reads the options there.
-    run.__signature__ = inspect.Signature([*parameters_of, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
+    # Typer reads the options from the signature.
+    run.__signature__ = inspect.Signature([*own, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 
 
 def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
-    told = f"{field.description} [{env_name(name)}; {format_default(name)}]"
-    kinds: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
+    help_text = f"{field.description} [{env_name(name)}; {format_default(name)}]"
+    metavars: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=told[:1].upper() + told[1:],
+        help=help_text[:1].upper() + help_text[1:],
         show_default=False,
-        metavar=kinds.get(field.annotation, "TEXT"),
+        metavar=metavars.get(field.annotation, "TEXT"),
     )
     kind, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[str | None, option]
     return inspect.Parameter(name, kind, default=None, annotation=annotation)
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(values: dict[str, Any]) -> Settings:
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        _fail(*format_errors(error))
-
-
-def _fail(*lines: str) -> NoReturn:
-    for line in lines:
-        err.print(f"[red]✗[/] {_plain(line)}", soft_wrap=True)
-    raise typer.Exit(NO_ANSWER)
+        fail(*format_errors(error))
 
 
 @app.command()
 @with_settings
 def run(settings: Settings) -> None:
-    """Serve the models, and follow what is promoted."""
+    """Serve the models and follow their promotions."""
     from serving.errors import ApiKeyFileError, TracingConfigError
     from serving.server.server import StartupError, serve
 
@@ -106,9 +93,9 @@ def run(settings: Settings) -> None:
     try:
         serve(settings)
     except ApiKeyFileError as error:
-        _fail(f"SERVING_KEYS_FILE: {error}")
+        fail(f"SERVING_KEYS_FILE: {error}")
     except (StartupError, TracingConfigError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -117,58 +104,59 @@ def check(
     settings: Settings,
     reference: Annotated[str, typer.Argument(help="For example models:/iris/Production.")],
 ) -> None:
-    """Would this version go live? Resolve, load and verify it; the exit status says."""
-    from serving.cli.check import check_reference as find_out
+    """Check whether a version would go live: resolve, load and verify it. Exit status 0: yes, 1: no."""
+    from serving.cli.check import check_reference
     from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
     from serving.reference import Reference
 
     _configure_logging(settings, "error")
     try:
         parsed = Reference.parse(reference)
-        with err.status(f"{reference}: …") as status:
-            loaded = asyncio.run(
-                find_out(settings, parsed, lambda what: status.update(f"{reference}: {what} …"))
-            )
+        with err.status(f"{escape(reference)}: …") as status:
+
+            def progress(step: str) -> None:
+                status.update(escape(f"{reference}: {step} …"))
+
+            loaded = asyncio.run(check_reference(settings, parsed, progress))
     except InvalidReference as error:
-        _fail(str(error))
+        fail(str(error))
     except (RegistryError, ProcessDied) as error:
-        _fail(f"{reference} can't be checked: {error}")
+        fail(f"cannot check {reference}: {error}")
     except Rejected as error:
         out.print(
-            f"[bold red]✗ {_plain(reference)} would not go live[/]: {_plain(str(error))}",
-            soft_wrap=True,
+            f"[bold red]✗ {escape(reference)} would not go live[/]: {escape(str(error))}", soft_wrap=True
         )
-        raise typer.Exit(NOT_READY) from None
+        raise typer.Exit(EXIT_NEGATIVE) from None
     _print_contract(loaded)
     for warning in loaded.warnings:
-        out.print(f"[yellow]![/] {_plain(warning)}", soft_wrap=True)
-    out.print(f"[bold green]✓ {_plain(reference)} would go live[/]: {_plain(str(loaded.version))}")
+        out.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    out.print(f"[bold green]✓ {escape(reference)} would go live[/]: {escape(str(loaded.version))}")
 
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(help="Where the service is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(help="URL of the service.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Which version of each model is live? The exit status says whether all are."""
+    """Show the live version of each model. Exit status 0: the service is ready, 1: it is not."""
     import httpx
 
     try:
         ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
-        table, registry = _models(ready["models"]), ready["registry"]
-        reach = {True: "reachable", False: "[red]away[/]", None: "not asked yet"}[registry["reachable"]]
-        where, is_ready = _plain(registry["uri"]), ready["status"] == "ready"
+        table, registry = _model_table(ready["models"]), ready["registry"]
+        states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
+        registry_state = states[registry["reachable"]]
+        uri, is_ready = escape(registry["uri"]), ready["status"] == "ready"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
-        _fail(f"{url} does not answer as a serving front does: {str(error) or type(error).__name__}")
+        fail(f"{url} does not respond like this service: {str(error) or type(error).__name__}")
     out.print(table)
-    out.print(f"registry {where}: {reach}", soft_wrap=True)
-    for replica in ready.get("replicas", ()):
-        versions = ", ".join(f"{uri} version {version}" for uri, version in replica["models"].items())
-        out.print(_plain(f"replica {replica['id']} on {replica['node'][:12]}: {versions}"), soft_wrap=True)
-    raise typer.Exit(READY if is_ready else NOT_READY)
+    out.print(f"registry {uri}: {registry_state}", soft_wrap=True)
+    for instance in ready.get("replicas", ()):
+        versions = ", ".join(f"{uri} version {version}" for uri, version in instance["models"].items())
+        out.print(escape(f"instance {instance['id']} on {instance['node'][:12]}: {versions}"), soft_wrap=True)
+    raise typer.Exit(EXIT_OK if is_ready else EXIT_NEGATIVE)
 
 
-def _models(models: list[dict[str, Any]]) -> Any:
-    """A table of what `/ready` tells of each model."""
+def _model_table(models: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table("model", "version", "state", "since", "note", box=None, header_style="bold")
@@ -177,11 +165,11 @@ def _models(models: list[dict[str, Any]]) -> Any:
         notes = [model["candidate"]["reason"]] if model["candidate"] else []
         notes += [*model["warnings"], *([model["reason"]] if model["reason"] and not notes else [])]
         table.add_row(
-            _plain(model["uri"]),
+            escape(model["uri"]),
             model["version"] or model["model_id"] or "–",
-            f"[{colour}]{_plain(model['state'])}[/]",
+            f"[{colour}]{escape(model['state'])}[/]",
             (model["loaded_at"] or "–")[:19].replace("T", " "),
-            _plain("; ".join(notes)),
+            escape("; ".join(notes)),
         )
     return table
 
@@ -190,47 +178,41 @@ def _models(models: list[dict[str, Any]]) -> Any:
 @with_settings
 def webhook(
     settings: Settings,
-    url: Annotated[str, typer.Argument(help="Where MLflow reaches this service, as https://host.")],
-    name: Annotated[str, typer.Option(help="The webhook's name in MLflow.")] = "serving-front",
+    url: Annotated[str, typer.Argument(help="URL by which MLflow reaches this service: https://host.")],
+    name: Annotated[str, typer.Option(help="Name of the webhook in MLflow.")] = "serving-front",
 ) -> None:
-    """Have MLflow tell of changes at once: registers a webhook, signed with SERVING_WEBHOOK_SECRET.
+    """Register a webhook in MLflow, signed with SERVING_WEBHOOK_SECRET, that announces changes at once.
 
-    MLflow sends none for stages: those are still seen by looking every second.
+    MLflow sends no webhook for stages. The service detects their changes by polling.
     """
     from serving.errors import RegistryError
     from serving.registry.client import RegistryClient
 
     if settings.webhook_secret is None:
-        _fail("SERVING_WEBHOOK_SECRET: set it here and where the service runs, to the same value")
+        fail("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service")
     registry = RegistryClient(settings)
     target, secret = f"{url.rstrip('/')}/webhooks/mlflow", settings.webhook_secret.get_secret_value()
     try:
-        with err.status(f"registering {target} …"):
-            made = asyncio.run(registry.create_webhook(name, target, secret))
+        with err.status(f"registering {escape(target)} …"):
+            webhook_id = asyncio.run(registry.create_webhook(name, target, secret))
     except RegistryError as error:
-        _fail(f"the webhook could not be registered: {error}")
+        fail(f"cannot register the webhook: {error}")
     finally:
         registry.close()
-    out.print(f"[green]✓[/] MLflow tells {_plain(target)} (webhook {made})", soft_wrap=True)
+    succeed(f"registered webhook {webhook_id}: MLflow sends changes to {target}", out)
 
 
 def _print_contract(loaded: Any) -> None:
     from rich.table import Table
 
-    table = Table("input", "type", "required", "facets", box=None, header_style="bold")
+    table = Table("input", "type", "required", "constraints", box=None, header_style="bold")
     for column in loaded.contract.columns:
-        facets = ", ".join(f"{word} {value}" for word, value in column.facets)
+        constraints = ", ".join(f"{keyword} {value}" for keyword, value in column.constraints)
         table.add_row(
-            _plain(column.name), column.kind.told, "yes" if column.required else "no", _plain(facets)
+            escape(column.name), column.kind.told, "yes" if column.required else "no", escape(constraints)
         )
     out.print(table)
-    fields = ", ".join(loaded.contract.outputs.fields)
-    out.print(f"answers [bold]{fields}[/]")
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup."""
-    return text.replace("[", r"\[")
+    out.print(f"response fields: [bold]{escape(', '.join(loaded.contract.outputs.fields))}[/]")
 
 
 def _configure_logging(settings: Settings, level: str) -> None:

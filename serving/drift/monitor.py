@@ -203,11 +203,11 @@ class Drift(RequestHook, Collector):
         """What Prometheus is told."""
         psi = GaugeMetricFamily(
             "serving_drift_psi",
-            "Population stability index of a column, of the last rows and those the model was trained on.",
+            "Population stability index of a column: recent rows against the training data.",
             labels=("model", "version", "column", "side"),
         )
         rows = CounterMetricFamily(
-            "serving_drift_rows", "Rows that were looked at for drift.", labels=("model", "version")
+            "serving_drift_rows", "Rows sampled for drift detection.", labels=("model", "version")
         )
         for labels, watch in {_labels(live): watch for live, watch in self._watches.copy().items()}.items():
             rows.add_metric(labels, watch.looked_at)

@@ -106,12 +106,12 @@ def _parsed(kind: Any, message: bytes) -> Any:
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
     """Return the limits of connections, which gRPC itself enforces."""
-    receive_ms = round(settings.receive_seconds * 1000)
+    receive_ms = round(settings.read_timeout_seconds * 1000)
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_body_bytes),
         ("grpc.max_allowed_incoming_connections", grpc_connections(settings)),
-        ("grpc.max_concurrent_streams", settings.max_waiting),
+        ("grpc.max_concurrent_streams", settings.max_queue_size),
         ("grpc.server_handshake_timeout_ms", receive_ms),  # of TLS, and until the settings of HTTP/2 arrive
         ("grpc.max_connection_idle_ms", _MAX_IDLE_MS),
         ("grpc.max_connection_age_ms", _MAX_AGE_MS),

@@ -55,7 +55,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     settings, start_seconds = configured(args)
     return _front.options(
         max_ongoing_requests=2
-        * settings.max_waiting,  # the front refuses better than Ray does: sooner, and why
+        * settings.max_queue_size,  # the front refuses better than Ray does: sooner, and why
         graceful_shutdown_timeout_s=settings.drain_seconds + 10,
         ray_actor_options={"num_cpus": settings.replicas},
     ).bind(settings, start_seconds)

@@ -81,7 +81,9 @@ class LoadedModel:
         self.told = orjson.dumps({"name": version.name, "version": version.version})
         """The version as answers tell it."""
         self.headers = version.in_headers
-        self.cache: Cache | None = LRUCache(limits.cache_entries) if version.name in limits.cache else None
+        self.cache: Cache | None = (
+            LRUCache(limits.cache_entries) if version.name in limits.cached_models else None
+        )
         """Its last answers and their parts, by what was asked; None unless the model is to have that."""
         self.from_disk = False
         """Whether it came from the copy on disk, as the registry was away."""
@@ -112,7 +114,7 @@ class LoadedModel:
             count=runtime.replicas,
             load_seconds=runtime.load_seconds,
             most_bytes=runtime.max_process_bytes,
-            max_answer_bytes=limits.max_answer_bytes,
+            max_output_bytes=limits.max_output_bytes,
             told=version.in_logs,
             on_ready=self.calls.add,
             on_death=self._count_death,

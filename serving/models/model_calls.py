@@ -65,9 +65,9 @@ class Calls:
         self._batcher = Batcher(
             lambda rows, key, carried: contract().layout.encode(rows, key.params, carried),
             self._read,
-            most_waiting=limits.max_waiting,
+            most_waiting=limits.max_queue_size,
             deadline=limits.deadline_seconds,
-            pace=BatchLatencyModel(limits.wait_seconds, runtime.replicas),
+            pace=BatchLatencyModel(limits.max_queue_seconds, runtime.replicas),
             shared=lambda: self.sharing.allowed,
             has_process=has_process,
             told=version.in_logs,

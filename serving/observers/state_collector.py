@@ -43,22 +43,22 @@ class StateCollector(Collector):
 
     def _service(self) -> Iterable[Metric]:
         build = GaugeMetricFamily(
-            "serving_build_info", "The service's version, and MLflow's.", labels=("version", "mlflow")
+            "serving_build_info", "Versions of the service and of MLflow.", labels=("version", "mlflow")
         )
         build.add_metric(self._build, 1)
         waiting = GaugeMetricFamily(
             "serving_waiting_requests_limit",
-            "Requests that may wait for one version.",
-            value=self._settings.max_waiting,
+            "Maximum number of requests that wait for one version.",
+            value=self._settings.max_queue_size,
         )
         memory = GaugeMetricFamily(
             "serving_process_memory_limit_bytes",
-            "Memory at which a model process is replaced; absent where none is set.",
+            "Memory limit above which a model process is replaced; absent if none is configured.",
             value=self._settings.max_process_bytes,
         )
         keys = GaugeMetricFamily(
             "serving_keys_readable",
-            "Whether the file of API keys could be read; absent without one.",
+            "1 if the API key file is readable; absent if none is configured.",
             value=self._guard.is_readable if self._guard else None,
         )
         return build, waiting, memory, keys
@@ -66,7 +66,7 @@ class StateCollector(Collector):
     def _slots(self) -> Iterable[Metric]:
         ready = GaugeMetricFamily(
             "serving_model_ready",
-            "Whether a version is live and a process is up; /ready returns 503 without each required one.",
+            "1 if a version is live and one of its processes is up; /ready needs it for required models.",
             labels=(*_MODEL, "required"),
         )
         warnings = GaugeMetricFamily(
@@ -84,22 +84,22 @@ class StateCollector(Collector):
     def _live(self) -> Iterable[Metric]:
         info = GaugeMetricFamily(
             "serving_model_info",
-            "The version that is live for a reference.",
+            "The live version of a reference.",
             labels=(*_MODEL, "version", "run_id", "model_id", "digest"),
         )
         loaded = GaugeMetricFamily(
             "serving_model_loaded_timestamp_seconds",
-            "When the version that is live was loaded.",
+            "Time when the live version was loaded.",
             labels=(*_MODEL, "version"),
         )
         unverified = GaugeMetricFamily(
             "serving_model_unverified",
-            "Whether the live version went live without having answered an input example.",
+            "1 if the live version was not verified with an input example.",
             labels=(*_MODEL, "version"),
         )
         shared = GaugeMetricFamily(
             "serving_model_batching_shared",
-            "Whether requests of different callers may share a call of the model.",
+            "1 if requests of different clients may share a model call.",
             labels=(*_MODEL, "version"),
         )
         for slot in (follower.slot for follower in self._followers):
@@ -116,12 +116,12 @@ class StateCollector(Collector):
     def _candidates(self) -> Iterable[Metric]:
         candidates = GaugeMetricFamily(
             "serving_candidate_info",
-            "A version that is promoted and not live: it is loading, waiting, rejected or reverted.",
+            "A promoted version that is not live: loading, waiting, rejected or reverted.",
             labels=(*_MODEL, "version", "state"),
         )
         promotions = CounterMetricFamily(
             "serving_promotions_total",
-            "Versions that went live, were rejected or were reverted; one that is tried again counts again.",
+            "Promotions by outcome: live, rejected or reverted; every attempt counts.",
             labels=(*_MODEL, "outcome"),
         )
         for follower in self._followers:
@@ -137,17 +137,17 @@ class StateCollector(Collector):
         return (
             GaugeMetricFamily(
                 "serving_registry_reachable",
-                "Whether the last look at the registry succeeded; absent before the first.",
+                "1 if the last registry request succeeded; absent before the first request.",
                 value=reachable,
             ),
             GaugeMetricFamily(
                 "serving_registry_last_success_timestamp_seconds",
-                "When a look at the registry last succeeded; what is live as a fixed version needs none.",
+                "Time of the last successful registry request; fixed versions need none.",
                 value=checked_at.timestamp() if checked_at else None,
             ),
             CounterMetricFamily(
                 "serving_registry_failures_total",
-                "Looks at the registry that failed.",
+                "Failed registry requests.",
                 value=self._registry.failures,
             ),
         )

@@ -66,7 +66,7 @@ class Launcher:
         return cls(
             preload=runtime.preload,
             enforce=runtime.enforce,
-            strict=trust.strict,
+            strict=trust.strict_artifacts,
             model_env=runtime.model_env,
             sandbox=runtime.sandbox,
             sandbox_allow=runtime.sandbox_allow,

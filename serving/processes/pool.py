@@ -55,7 +55,7 @@ class Pool:
         count: int,
         load_seconds: float,
         most_bytes: int | None = None,
-        max_answer_bytes: int = framing.MAX_BYTES,
+        max_output_bytes: int = framing.MAX_BYTES,
         told: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
         on_death: Callable[[ExitReason], None],
@@ -64,7 +64,7 @@ class Pool:
         self._launcher, self._folder = launcher, folder
         self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
         self._on_ready, self._on_death, self._on_restart = on_ready, on_death, on_restart
-        self._told, self._max_answer_bytes = told, max_answer_bytes
+        self._told, self._max_answer_bytes = told, max_output_bytes
         self._keepers: list[Component] = []
         self.replicas: list[Replica] = []
 

@@ -58,7 +58,7 @@ class ArtifactPolicy:
         """
         allowed = self._trust.allowed_sources
         for each in (*needs.packages, *needs.constraints):
-            if each.url and self._trust.strict:
+            if each.url and self._trust.strict_artifacts:
                 raise UntrustedArtifact(
                     f"it requires {str(each)[:200]}: strict mode installs nothing by its URL"
                 )
@@ -67,7 +67,7 @@ class ArtifactPolicy:
                     f"it requires {without_query(str(each))[:200]}, which is not below any of "
                     f"SERVING_ALLOWED_SOURCES ({', '.join(allowed)})"
                 )
-        if self._trust.strict:
+        if self._trust.strict_artifacts:
             strict_mode.check_listed(files)
 
     def _elsewhere(self, location: str) -> UntrustedArtifact:
@@ -86,7 +86,7 @@ class ArtifactPolicy:
         for key, path in (found for each in named for found in _paths(each)):
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
                 raise UntrustedArtifact(f"its MLmodel file names a {key} outside its folder")
-        if self._trust.strict:
+        if self._trust.strict_artifacts:
             strict_mode.check(folder, described, self._trust.trusted_types)
 
 

@@ -66,7 +66,7 @@ class Gate:
         self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
         """Whether callers may share a call of versions that were loaded before, by their digest."""
         self._environments = Environments(
-            settings.store_dir / "environments", strict=settings.strict, packages=settings.packages
+            settings.store_dir / "environments", strict=settings.strict_artifacts, packages=settings.packages
         )
         self.attempts = LoadAttempts(store.attempts)
         self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
@@ -164,7 +164,7 @@ class Gate:
             changes = breaking_changes(known.contract, loaded.contract) if known else []
             if known and changes:
                 self._refuse_breaking(known, changes, version)
-                loaded.forget_requests(self._settings.replayed)
+                loaded.forget_requests(self._settings.replay_requests)
             await loaded.replay(
                 loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
             )

@@ -39,12 +39,12 @@ class RequestStats:
 
 def failure_reason(new: RequestStats, old: RequestStats, limits: RolloutSettings) -> str | None:
     """Why the new version should get no requests; None if it should."""
-    if new.failed >= _MIN_FAILURES and new.failing > old.failing + limits.canary_max_failing:
+    if new.failed >= _MIN_FAILURES and new.failing > old.failing + limits.canary_max_error_rate:
         return f"{new.failed} of {new.requests} requests failed on it"
     if min(each.requests - each.failed for each in (new, old)) < _MIN_REQUESTS:
         return None  # what failed has no time
     slower = new.p95 - old.p95
-    if slower > _NO_MATTER_SECONDS and new.p95 > limits.canary_max_latency * old.p95:
+    if slower > _NO_MATTER_SECONDS and new.p95 > limits.canary_max_latency_ratio * old.p95:
         return f"its 95th percentile is {new.p95 * 1e3:.3g} ms, as against {old.p95 * 1e3:.3g} ms"
     return None
 

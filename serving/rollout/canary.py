@@ -91,7 +91,7 @@ class Canary(RequestHook, Collector):
         """The parts of the requests, for Prometheus."""
         shares = GaugeMetricFamily(
             "serving_split_share_ratio",
-            "Part of a model's requests that a weighted reference is meant to get.",
+            "Configured share of a model's requests for a weighted reference.",
             labels=("model", "uri"),
         )
         for slot in self.split.slots:

@@ -160,17 +160,17 @@ class Shadow(RequestHook, Collector):
         labels = ("model", "version", "live")
         rows = GaugeMetricFamily(
             "serving_shadow_rows",
-            "Rows of live requests by what became of them.",
+            "Rows of mirrored live requests by outcome: same, different, failed or dropped.",
             labels=(*labels, "outcome"),
         )
         apart = HistogramMetricFamily(
             "serving_shadow_difference_ratio",
-            "How far the shadow's predictions are from the live ones.",
+            "Difference between the predictions of the shadow and of the live version.",
             labels=labels,
         )
         slower = GaugeMetricFamily(
             "serving_shadow_latency_ratio",
-            "Median time of its calls as a ratio to the live version's.",
+            "Median latency of the shadow's calls divided by the live version's.",
             labels=labels,
         )
         if (pair := self.pair) and not pair.reason:

@@ -1,4 +1,4 @@
-"""How many connections may be open, so that descriptors remain for models and the registry."""
+"""Limits for open connections that leave file descriptors for models and the registry."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from serving.settings.settings import Settings
 
 _RESERVED_DESCRIPTORS = 64
 _DESCRIPTORS_PER_PROCESS = 4
-_GRPC_FRACTION = 4
-"""gRPC gets one of so many connections: its clients send all their requests over few."""
+_GRPC_DIVISOR = 4
+"""gRPC gets the total divided by this, since its clients send many requests over one."""
 
 
 def http_connections(settings: Settings) -> int:
-    """Return how many HTTP connections may be open, on all ports together."""
+    """Return the maximum number of open HTTP connections, for all ports together."""
     return max(
         1, _connections(settings) - (grpc_connections(settings) if settings.grpc_port is not None else 0)
     )
 
 
 def grpc_connections(settings: Settings) -> int:
-    """Return how many gRPC connections may be open."""
-    return max(1, _connections(settings) // _GRPC_FRACTION)
+    """Return the maximum number of open gRPC connections."""
+    return max(1, _connections(settings) // _GRPC_DIVISOR)
 
 
 def _connections(settings: Settings) -> int:
-    """Return the number for all protocols: as set, or as many as the limit for open files leaves."""
+    """Return the maximum for all protocols: the setting, or less if the limit for open files is too low."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors != resource.RLIM_INFINITY:
             models = (
-                len(settings.models) + len(settings.shadow) + settings.most_loaded * bool(settings.on_demand)
+                len(settings.models) + len(settings.shadow) + settings.max_loaded * bool(settings.on_demand)
             )
             reserved = _RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_PROCESS * models * settings.replicas
             return min(settings.max_connections, max(descriptors // 4, descriptors - reserved))

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, with each response in one write, limits, and an answer to who calls as it stops.
+"""uvicorn's HTTP protocol with one write per response, with limits, and without lost requests at a stop.
 
-uvicorn has no limit for the size of a head, nor for the time in which it comes. Here they cost a request no
-timer: each connection looks after itself now and then.
+uvicorn limits neither the size of a head nor the time to receive it. Requests need no timers for these
+limits: each connection checks its timeouts at a fixed interval.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class LimitedHttpProtocol(CheckedParsing):
     """uvicorn's protocol on a corked transport, within limits.
 
     Args:
-        limits: bounds for sizes and times.
-        unsent: bounds the responses that callers have not read yet.
-        metrics: counts what is closed and dropped.
+        limits: limits for sizes and times.
+        unsent: limit for responses that clients have not read yet.
+        metrics: counters of closed connections and dropped data.
     """
 
     def __init__(
@@ -42,27 +42,27 @@ class LimitedHttpProtocol(CheckedParsing):
     ) -> None:
         super().__init__(*args, metrics=metrics, **more)
         self._limits, self._unsent = limits, unsent
-        self._interval = min(limits.receive_seconds, limits.deadline_seconds) / 2
+        self._interval = min(limits.read_timeout_seconds, limits.deadline_seconds) / 2
         self._stopping = False
         self._body_since: tuple[RequestResponseCycle, float] | None = None
-        """The request whose body is incomplete, and when that was first observed."""
+        """The request whose body is incomplete, and the time when this was first observed."""
         self._reading = ReadProgress(limits.deadline_seconds)
         self._reserved = 0
-        self._look_again: asyncio.TimerHandle | None = None
+        self._timeout_check: asyncio.TimerHandle | None = None
         self._last_response: bytes | None = None
-        """The response that precedes the close, from when the connection is refused."""
+        """The last response before the close; set when the connection is refused."""
         self._active: RequestResponseCycle | None = None
-        """The request that is being answered; `cycle` is the one that was parsed last."""
+        """The request in progress; `cycle` is the request that was parsed last."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client has connected."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # like uvicorn
+        """Start the timeout checks of a new connection."""
         super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]  # by duck type
-        self._look_again = self.loop.call_later(self._interval, self._check_timeouts)
+        self._timeout_check = self.loop.call_later(self._interval, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has gone."""
-        if self._look_again:
-            self._look_again.cancel()
+        """Cancel the requests of a closed connection."""
+        if self._timeout_check:
+            self._timeout_check.cancel()
         self._release()
         if self._active is not None and not self._active.response_complete:
             self._drop(self._active)
@@ -70,9 +70,9 @@ class LimitedHttpProtocol(CheckedParsing):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Parse received bytes."""
         if self._last_response is not None or self.transport.is_closing():
-            return  # it was refused, and there is no parser for what comes behind
+            return  # it was refused: discard the rest
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
@@ -82,17 +82,17 @@ class LimitedHttpProtocol(CheckedParsing):
             self._refuse(reason.status, reason.detail)
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or close if the connection was refused behind this one."""
+        """Start the next request, or close the connection if it was refused after this one."""
         is_last = not self.pipeline
         HttpToolsProtocol.on_response_complete(self)
         if is_last and self._last_response is not None:
             self.transport.write(self._last_response)
             self.transport.close()
         if self._reserved:
-            self.loop.call_soon(self._release_if_sent)  # behind the flush of what was just written
+            self.loop.call_soon(self._release_if_sent)  # after the flush of this response
 
     def pause_writing(self) -> None:
-        """Count what the caller has not read, unless it is counted already."""
+        """Count the unread bytes that are not counted yet."""
         super().pause_writing()
         if (more := self.transport.get_write_buffer_size() - self._reserved) > 0:
             try:
@@ -101,14 +101,15 @@ class LimitedHttpProtocol(CheckedParsing):
                 self._abort(Closed.UNSENT)
 
     def resume_writing(self) -> None:
-        """Go on, as the caller has read most of what was sent."""
+        """Continue after the client has read most of the response."""
         super().resume_writing()
         self._release_if_sent()
 
     def shutdown(self) -> None:
-        """The server stops: close, once a request that may be on its way to an idle connection is answered.
+        """Close the connection because the server stops; an idle one stays open for a short time.
 
-        RFC 9112, 9.5: a server that closes an idle connection resets whatever its client has just sent.
+        A request may be on its way to an idle connection, and an immediate close would reset it (RFC 9112,
+        9.5).
         """
         if self._stopping or not (self.cycle is None or self.cycle.response_complete):
             super().shutdown()
@@ -123,15 +124,15 @@ class LimitedHttpProtocol(CheckedParsing):
             cycle.keep_alive = False
         HttpToolsProtocol._start_asgi_task(self, cycle, app)
 
-    # -- responses that are not read
+    # -- unread responses
 
     def _reserve(self, size: int) -> None:
         """Count bytes of a response that is about to be sent on this connection.
 
         Raises:
-            Overloaded: too many bytes wait already for callers to read them.
+            Overloaded: too many bytes already wait for clients to read them.
         """
-        if not self.transport.is_closing():  # nothing is kept for a caller who has left
+        if not self.transport.is_closing():  # a closed transport buffers nothing
             self._unsent.reserve(size)
             self._reserved += size
 
@@ -147,53 +148,53 @@ class LimitedHttpProtocol(CheckedParsing):
         self._metrics.closed[reason].inc()
         self.transport.abort()
 
-    # -- time
+    # -- timeouts
 
     def _check_timeouts(self) -> None:
         """Disconnect a client that takes too long to send a request, or to read its response."""
-        self._look_again = self.loop.call_later(self._interval, self._check_timeouts)
+        self._timeout_check = self.loop.call_later(self._interval, self._check_timeouts)
         now = self.loop.time()
         if self._reading.has_stopped(self.transport, now):
             self._abort(Closed.UNREAD)
         elif not self.transport.is_closing() and self._last_response is None:
-            self._look_at_request(now)
+            self._check_request_timeout(now)
 
-    def _look_at_request(self, now: float) -> None:
-        seconds = self._limits.receive_seconds
+    def _check_request_timeout(self, now: float) -> None:
+        seconds = self._limits.read_timeout_seconds
         if self._head_since is not None:
             if now - self._head_since >= seconds:
                 self._metrics.closed[Closed.SLOW].inc()
-                self._refuse(408, f"The head was not whole after {seconds:g} s.")
+                self._refuse(408, f"The request head was not complete after {seconds:g} s.")
         elif self._idle_since is not None:
             if now - self._idle_since >= seconds:
                 self.transport.close()
         elif self.cycle.response_complete:
             if self.timeout_keep_alive_task is None:
-                self._idle_since = now  # bytes came that are no request, or the rest of an answered one comes
+                self._idle_since = now  # bytes outside a request, or the rest of a finished one
         elif self._in_body and self._active is self.cycle:
             if self._body_since is None or self._body_since[0] is not self.cycle:
                 self._body_since = self.cycle, now
             elif now - self._body_since[1] >= seconds:
                 self._metrics.closed[Closed.SLOW].inc()
-                self._refuse(408, f"The body was not whole after {seconds:g} s.")
+                self._refuse(408, f"The request body was not complete after {seconds:g} s.")
 
     # -- refusals
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Send an error once the requests before it are answered, and close."""
+        """Send an error after the responses to earlier requests, and close the connection."""
         if self.transport.is_closing():
             return
         self._last_response = refusal(status, detail)
-        if self._in_body and self._is_answering():
+        if self._in_body and self._withdraw():
             return
         if self._in_body or self.cycle is None or self.cycle.response_complete:
             self.transport.write(self._last_response)
             self.transport.close()
 
-    def _is_answering(self) -> bool:
-        """Withdraw the request whose body is refused; return whether its refusal cannot be sent now."""
+    def _withdraw(self) -> bool:
+        """Withdraw the request whose body is refused; return true if the error cannot be sent now."""
         if self.pipeline and self.pipeline[0][0] is self.cycle:
-            self.pipeline.popleft()  # it has not begun: those before it are answered first
+            self.pipeline.popleft()  # it has not started, and earlier requests come first
             return True
         if self.cycle.response_started:
             self.transport.close()
@@ -203,6 +204,6 @@ class LimitedHttpProtocol(CheckedParsing):
 
     @staticmethod
     def _drop(cycle: RequestResponseCycle) -> None:
-        """Have a request end as if its caller had left."""
+        """End a request as if its client had disconnected."""
         cycle.disconnected = True
         cycle.message_event.set()

@@ -1,7 +1,7 @@
-"""uvicorn's server with sockets of its own accepting.
+"""uvicorn's server with its own code to accept connections.
 
-uvloop counts no connection before its TLS handshake has ended, accepts all that wait at once though they take
-every file descriptor, and keeps the certificate with which it was started.
+uvloop does not count a connection before the end of its TLS handshake, accepts all waiting connections at
+once even if they use all file descriptors, and never reloads its certificate.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class HttpServer(uvicorn.Server):
     """uvicorn's server, whose sockets accept within limits.
 
     Args:
-        config: uvicorn's own, without a certificate.
-        max_connections: how many connections may be open.
-        handshake_seconds: the time for a TLS handshake.
-        certificate: for TLS, if any.
-        metrics: counts what is closed.
+        config: configuration of uvicorn, without a certificate.
+        max_connections: maximum number of open connections.
+        handshake_seconds: maximum time of a TLS handshake.
+        certificate: certificate for TLS; None serves without TLS.
+        metrics: counters of closed connections.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class HttpServer(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
-        self.servers = [_Listener(each, self._accepted, self._metrics) for each in sockets or ()]  # type: ignore[misc]  # by duck type
+        self.servers = [_Listener(listening, self._accepted, self._metrics) for listening in sockets or ()]  # type: ignore[misc]  # by duck type
         self.started = True
 
     def _accepted(self, connection: socket.socket) -> None:
@@ -81,21 +81,21 @@ class HttpServer(uvicorn.Server):
         tls: dict[str, Any] = {}
         if self._certificate:
             tls = {"ssl": self._certificate.context(), "ssl_handshake_timeout": self._handshake_seconds}
-        make = partial(
+        protocol_factory = partial(
             cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class),
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(make, connection, **tls)
-        except OSError:  # TLS errors and a handshake that takes too long, too
+            await asyncio.get_running_loop().connect_accepted_socket(protocol_factory, connection, **tls)
+        except OSError:  # including TLS errors and a handshake timeout
             self._metrics.closed[Closed.HANDSHAKE].inc()
             connection.close()
 
 
 class _Listener:
-    """Accepts connections on one socket; has of asyncio's servers what uvicorn uses."""
+    """Accepts connections on one socket; has the methods of `asyncio.Server` that uvicorn uses."""
 
     def __init__(
         self, listening: socket.socket, accepted: Callable[[socket.socket], None], metrics: ConnectionMetrics
@@ -107,13 +107,13 @@ class _Listener:
         self._start()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         self._loop.remove_reader(self._socket)
         if self._retry:
             self._retry.cancel()
 
     async def wait_closed(self) -> None:
-        """Return at once: uvicorn itself waits for the connections."""
+        """Return at once, since uvicorn itself waits for the connections."""
 
     def _start(self) -> None:
         self._loop.add_reader(self._socket, self._accept)
@@ -133,7 +133,7 @@ class _Listener:
             self._accepted(connection)
 
     def _pause(self, error: OSError) -> None:
-        """Let connections wait, or else the loop would turn for nothing else."""
-        log.warning("cannot accept connections, trying again in %g s: %s", _RETRY_SECONDS, error)
+        """Stop accepting for a moment, since the loop would otherwise retry all the time."""
+        log.warning("cannot accept connections; retrying in %g s: %s", _RETRY_SECONDS, error)
         self._loop.remove_reader(self._socket)
         self._retry = self._loop.call_later(_RETRY_SECONDS, self._start)

@@ -1,4 +1,4 @@
-"""Checks of a request's head that the HTTP parser leaves out, and the response to a head that fails them."""
+"""Checks of request heads that the HTTP parser lacks, and the response to an invalid head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKED_FIELDS = frozenset({b"host", b"transfer-encoding", b"expect"})
 
 
 class Invalid(Exception):
-    """A request that is refused before it reaches the application."""
+    """The request is refused before it reaches the application."""
 
     def __init__(self, detail: str, status: int = 400) -> None:
         super().__init__(detail)
@@ -35,7 +35,7 @@ class Invalid(Exception):
 
 
 def too_long(what: str, max_bytes: int) -> Invalid:
-    """Return the refusal of a request whose head or trailers exceed their limit."""
+    """Return the error for a head or trailers that exceed their limit."""
     return Invalid(f"The {what} of the request has more than {max_bytes} bytes.", 431)
 
 
@@ -43,27 +43,27 @@ class FieldChecker:
     """Checks the header fields on which the framing and the target of a request depend."""
 
     def __init__(self) -> None:
-        self._host: bytes | None = None  # the last valid one: it is mostly the same for a whole connection
+        self._host: bytes | None = None  # the last valid one; most connections use only one
         self.invalid: Invalid | None = None
-        """Why the connection is refused; the parser hides exceptions from its callbacks."""
+        """The reason for the refusal, since the parser hides exceptions of its callbacks."""
         self.reset()
 
     def reset(self) -> None:
-        """Begin with the next head."""
+        """Start with the next head."""
         self._hosts = 0
         self.is_chunked = False
-        """Whether the body of the request comes in chunks."""
+        """True if the body of the request is chunked."""
 
     def refuse(self, error: Invalid) -> NoReturn:
-        """Raise an error, and keep it."""
+        """Store an error and raise it."""
         self.invalid = error
         raise error
 
     def check(self, name: bytes, value: bytes) -> bytes:
-        """Return the value of one of these fields without blanks around it.
+        """Return the value of one of `CHECKED_FIELDS` without surrounding blanks.
 
         Raises:
-            Invalid: it has no such value, or comes twice.
+            Invalid: the value is not valid, or the field occurs twice.
         """
         if name == b"host":
             self._hosts += 1
@@ -72,18 +72,18 @@ class FieldChecker:
         value = value.strip(b" \t")
         if name == b"host":
             if value != self._host and not _HOST.fullmatch(value):
-                self.refuse(Invalid("The Host header is no name or address."))
+                self.refuse(Invalid("The Host header is not a host name or an IP address."))
             self._host = value
         elif name == b"transfer-encoding":
             if self.is_chunked or value.lower() != b"chunked":
-                self.refuse(Invalid("The only Transfer-Encoding is chunked, once."))
+                self.refuse(Invalid("The only supported Transfer-Encoding is chunked, once."))
             self.is_chunked = True
         elif value.lower() != b"100-continue":
-            self.refuse(Invalid("The only expectation that can be met is 100-continue.", 417))
+            self.refuse(Invalid("The only supported expectation is 100-continue.", 417))
         return value
 
     def check_head(self, method: bytes, target: bytes, version: str) -> None:
-        """Check a head whose fields were checked.
+        """Check a complete head after its fields.
 
         Raises:
             Invalid: the fields contradict the version, or the target is malformed.
@@ -91,21 +91,21 @@ class FieldChecker:
         if version == "1.1" and self._hosts == 1 and method != b"CONNECT" and _PLAIN_TARGET.fullmatch(target):
             return
         if version not in ("1.1", "1.0"):
-            self.refuse(Invalid("This service speaks HTTP/1.1."))
+            self.refuse(Invalid("This service supports only HTTP/1.1."))
         if method == b"CONNECT":
-            self.refuse(Invalid("This service is no proxy.", 405))
+            self.refuse(Invalid("This service is not a proxy.", 405))
         if self._hosts != 1 and (self._hosts or version == "1.1"):
             self.refuse(Invalid("Exactly one Host header is required."))
         if self.is_chunked and version == "1.0":
-            self.refuse(Invalid("HTTP/1.0 has no Transfer-Encoding."))
+            self.refuse(Invalid("HTTP/1.0 does not support Transfer-Encoding."))
         if not is_valid_target(target, (self._hosts and self._host) or b"", method):
-            self.refuse(Invalid("The path is malformed or has control characters."))
+            self.refuse(Invalid("The path is malformed or contains control characters."))
 
 
 def is_valid_target(target: bytes, host: bytes, method: bytes) -> bool:
-    """Return whether a request target is well-formed, and its decoded path free of control characters.
+    """Check that a request target is well-formed and that its decoded path has no control characters.
 
-    A target with scheme and authority has to name the same host as the Host header.
+    The host of a target with scheme and authority must be the same as in the Host header.
     """
     if _PLAIN_TARGET.fullmatch(target):
         return True
@@ -127,7 +127,7 @@ def is_valid_target(target: bytes, host: bytes, method: bytes) -> bool:
 def without_upgrade(
     method: bytes, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]
 ) -> bytes:
-    """Return the head of a request that offers to change protocols, without the offer."""
+    """Return the head of a request without its offer to change protocols."""
     lines = [b"%b %b HTTP/%b\r\n" % (method, target, version.encode())]
     for name, value in headers:
         if name == b"connection":
@@ -139,7 +139,7 @@ def without_upgrade(
 
 
 def refusal(status: int, detail: str, headers: dict[str, str] | None = None) -> bytes:
-    """Return the response to a request that is refused, after which the connection is closed."""
+    """Return the response to a refused request, after which the server closes the connection."""
     request_id = new_id()
     more = {"X-Request-ID": request_id, "Connection": "close", **(headers or {})}
     response: Response = respond(status, detail, request_id, headers=more)

@@ -1,8 +1,8 @@
-"""Parses requests as uvicorn does, with the checks and the limits that its parser leaves out.
+"""Parsing of requests with checks and limits that uvicorn's parser lacks.
 
-Heads and trailers are limited in size, the fields that frame a request are checked, trailers are dropped, and
-an offer to change protocols is ignored. What runs for each request avoids `super()`, which costs more there
-than what it calls.
+Heads and trailers have a maximum size, the fields that frame a request are checked, trailers are dropped, and
+an `Upgrade` is ignored. Callbacks that run for every request avoid `super()`, which takes longer than the
+method it calls.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from serving.telemetry.connections import ConnectionMetrics
 
 _MAX_HEAD_BYTES = 65536
 _MAX_TRAILER_BYTES = 8192
-# What a client may go on to send once it has its answer; one that is cut off at once may never read that.
-_MAX_LEFT_BYTES = 2**21
-# A client must be ready to send again what a closed connection has left unanswered (RFC 9112, 9.3.2).
+# A client that is disconnected while it still sends may never read its response, so read on to some length.
+_MAX_DISCARDED_BYTES = 2**21
+# Clients must be able to repeat pipelined requests that got no response (RFC 9112, 9.3.2).
 _MAX_PIPELINED = 128
 
 
 class CheckedParsing(HttpToolsProtocol):
-    """The part of the protocol that parses.
+    """The parser callbacks of the protocol.
 
     Args:
-        metrics: counts what is dropped.
+        metrics: counters of dropped data.
     """
 
     def __init__(self, *args: Any, metrics: ConnectionMetrics, **more: Any) -> None:
@@ -35,23 +35,23 @@ class CheckedParsing(HttpToolsProtocol):
         self._metrics = metrics
         self._fields = FieldChecker()
         self._head_since: float | None = None
-        """Since when a head is on its way."""
+        """Time of the first byte of an incomplete head."""
         self._idle_since: float | None = self.loop.time()
-        """Since when nothing is under way, as far as uvicorn does not see to that itself."""
+        """Time since when the connection is idle, where uvicorn's keep-alive timer does not run."""
         self._in_body = False
-        """Whether a head is complete, and its request is not."""
+        """True from the end of a head to the end of its body."""
         self._upgrades = False
-        """Whether the head that was parsed last is to be parsed again."""
-        self._chunk_bytes = self._unread_bytes = self._head_bytes = self._left_bytes = 0
+        """True if the last head must be parsed again, without its `Upgrade`."""
+        self._chunk_bytes = self._unread_bytes = self._head_bytes = self._discarded_bytes = 0
         self._gap_bytes = self._trailer_bytes = 0
-        """Bytes since the last part of a body, and those of trailer fields among them."""
+        """Bytes since the last part of a body, and the bytes of trailer fields in them."""
 
     def _parse(self, data: bytes) -> None:
         """Parse bytes.
 
         Raises:
-            httptools.HttpParserError: they are no HTTP; `_reason` knows more.
-            Invalid: they exceed a limit.
+            httptools.HttpParserError: the bytes are not valid HTTP; `_reason` returns the details.
+            Invalid: the bytes exceed a limit.
         """
         self._chunk_bytes = self._unread_bytes = length = len(data)
         if self._head_since is not None:
@@ -73,18 +73,18 @@ class CheckedParsing(HttpToolsProtocol):
                 raise too_long("trailers", _MAX_TRAILER_BYTES)
             rest = rest[size:]
             if not self._fields.is_chunked:
-                size = len(rest)  # no trailers are among them, whose bytes can only be counted between pieces
+                size = len(rest)  # without chunks there are no trailers to count
 
     def _reason(self, error: Exception) -> Invalid:
-        """Return why the parsing has ended with an exception."""
+        """Return the reason of an exception of the parser."""
         if isinstance(error, Invalid):
             return error
         if self._fields.invalid is None and self._head_since is not None and self._size() > _MAX_HEAD_BYTES:
             return too_long("head", _MAX_HEAD_BYTES)
-        return self._fields.invalid or Invalid("This is no valid HTTP/1.1 request.")
+        return self._fields.invalid or Invalid("This is not a valid HTTP/1.1 request.")
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Feed the parser; a head that offers another protocol is parsed again without it (RFC 9110, 7.8)."""
+        """Feed the parser; parse a head with an `Upgrade` again without it (RFC 9110, 7.8)."""
         while data:
             try:
                 self.parser.feed_data(data)
@@ -99,15 +99,15 @@ class CheckedParsing(HttpToolsProtocol):
             self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request is here."""
+        """Start a new request."""
         HttpToolsProtocol.on_message_begin(self)
         self._head_since, self._idle_since = self.loop.time(), None
         self._fields.reset()
-        # Where another request ended in what has just come, how much of it is this one's is not known.
+        # Some of these bytes may belong to the request before; the exact size is computed if it matters.
         self._head_bytes, self._unread_bytes = self._unread_bytes, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field, if it is valid; drop a trailer field."""
+        """Store a valid header field, or drop a trailer field."""
         if self._head_since is None:
             self._metrics.trailers.inc()
             self._trailer_bytes += len(name) + len(value)
@@ -121,8 +121,8 @@ class CheckedParsing(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head of a request is here."""
-        # What came with it may be a body, so that the exact sum is made for much alone.
+        """Check a complete head, and start its request."""
+        # These counts may include a body, so that the exact size is computed only above the limit.
         is_large = self._head_bytes > _MAX_HEAD_BYTES or self._chunk_bytes > _MAX_HEAD_BYTES
         if is_large and self._size() > _MAX_HEAD_BYTES:
             self._fields.refuse(too_long("head", _MAX_HEAD_BYTES))
@@ -133,25 +133,27 @@ class CheckedParsing(HttpToolsProtocol):
             self._upgrades = True
             return
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._fields.refuse(Invalid(f"More than {_MAX_PIPELINED} requests wait on this connection.", 503))
+            self._fields.refuse(
+                Invalid(f"More than {_MAX_PIPELINED} requests are waiting on this connection.", 503)
+            )
         if version == "1.0":
             self.expect_100_continue = False
         self._head_since = None
-        self._left_bytes = self._gap_bytes = self._trailer_bytes = 0
+        self._discarded_bytes = self._gap_bytes = self._trailer_bytes = 0
         self._in_body = True
         HttpToolsProtocol.on_headers_complete(self)
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body is here; what comes behind the answer is read to some length, and thrown away."""
+        """Pass on a part of a body; after the response, discard it up to a maximum."""
         self._gap_bytes = 0
         if self.cycle.response_complete:
-            self._left_bytes += len(body)
-            if self._left_bytes > _MAX_LEFT_BYTES:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > _MAX_DISCARDED_BYTES:
                 self.transport.close()
         HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
-        """The request is complete, unless its head is to be parsed again."""
+        """Complete the request, unless its head must be parsed again."""
         if not self._upgrades:
             self._gap_bytes, self._in_body = 0, False
             HttpToolsProtocol.on_message_complete(self)
@@ -160,6 +162,6 @@ class CheckedParsing(HttpToolsProtocol):
         return False
 
     def _size(self) -> int:
-        """Bytes of the head that was parsed last, as far as it was."""
+        """Return the bytes of the last head that are parsed so far."""
         headers = self.headers or ()
         return len(getattr(self, "url", b"")) + sum(len(name) + len(value) for name, value in headers)

@@ -1,4 +1,4 @@
-"""The server: uvicorn with the application on its sockets."""
+"""Start of the service: uvicorn with the application on its sockets."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class StartupError(Exception):
-    """A setting that the machine does not go along with; the message names it."""
+    """The service cannot start with a setting, which the message names."""
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal comes, then drain.
+    """Serve until a signal, then drain.
 
     Raises:
-        CannotServe: a port is taken, or a certificate can't be used.
-        BadKeys: the file of keys can't be read.
-        Untraceable: traces are asked for that can't be sent.
+        StartupError: a port is in use, or the certificate cannot be loaded.
+        ApiKeyFileError: the key file cannot be read.
+        TracingConfigError: traces are enabled but cannot be exported.
     """
     _allow_many_connections()
-    # A series more for each counter and histogram, of which nothing is made.
+    # Otherwise each counter and histogram has an additional, unused series.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
     _check_ports(settings)
     private_files.restrict(settings, settings)
@@ -59,7 +59,7 @@ def serve(settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(  # type: ignore[arg-type]  # whatever makes protocols
+        http=partial(  # type: ignore[arg-type]  # a factory instead of a class
             LimitedHttpProtocol, limits=settings, unsent=unsent, metrics=metrics
         ),
         ws="none",
@@ -77,23 +77,23 @@ def serve(settings: Settings) -> None:
         front.admin_port = sockets[1].getsockname()[1]
     if not settings.allowed_hosts and ipaddress.ip_address(sockets[0].getsockname()[0]).is_loopback:
         front.hosts, front.probes_by_any_name = HostNames(()), False
-    for each in sockets:
-        each.listen(config.backlog)  # who calls as soon as the address is told is not refused
-        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by connections
+    for listening in sockets:
+        listening.listen(config.backlog)  # before the address is logged, so that clients can connect at once
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
     _log_started_message(settings, sockets)
     if max_connections < settings.max_connections and settings.grpc_port is None:
         log.warning(
-            "accepting %d connections, as the limit of open files allows no more: raise `ulimit -n` or set "
+            "accepting at most %d connections because of the limit for open files: raise `ulimit -n` or set "
             "SERVING_MAX_CONNECTIONS",
             max_connections,
         )
-    # Once it has drained, uvicorn raises the signal that stopped it again: that is no failure here.
+    # After the drain, uvicorn raises the signal again, which must not look like a failure.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: _exit())
     server = HttpServer(
         config,
         max_connections=max_connections,
-        handshake_seconds=settings.receive_seconds,
+        handshake_seconds=settings.read_timeout_seconds,
         certificate=front.certificate,
         metrics=metrics,
     )
@@ -101,7 +101,7 @@ def serve(settings: Settings) -> None:
 
 
 def _exit() -> None:
-    """End the process; where a call that was given up still runs, without waiting for its threads."""
+    """End the process, without waiting for the threads of abandoned registry calls."""
     if blocking_calls.is_any_left():
         logging.shutdown()
         os._exit(0)
@@ -112,17 +112,19 @@ def _log_started_message(settings: Settings, sockets: list[socket.socket]) -> No
     scheme = "https" if settings.tls_cert else "http"
     host, port = sockets[0].getsockname()[:2]
     served = ", ".join(map(str, settings.models))
-    log.info("serving %s at %s://%s:%d (a status page; try /docs, /ready)", served, scheme, host, port)
+    log.info("serving %s at %s://%s:%d (status page; see also /docs and /ready)", served, scheme, host, port)
     if len(sockets) > 1:
         log.info(
-            "the status page, metrics and histories are at %s://%s:%d", scheme, *sockets[1].getsockname()[:2]
+            "admin endpoints (status page, metrics, history) are at %s://%s:%d",
+            scheme,
+            *sockets[1].getsockname()[:2],
         )
     if not settings.keys_file and not ipaddress.ip_address(host).is_loopback:
-        log.warning("anybody who reaches %s may ask: set SERVING_KEYS_FILE, or keep them off", host)
+        log.warning("listening on %s without API keys: set SERVING_KEYS_FILE or restrict access", host)
 
 
 def _check_ports(settings: Settings) -> None:
-    """As uvicorn does with its own, before anything is started."""
+    """Check the ports before anything starts, as uvicorn does for the main port."""
     for name in ("grpc_port", "admin_port"):
         if port := getattr(settings, name):
             try:
@@ -137,13 +139,15 @@ def _certificate(settings: Settings, metrics: ConnectionMetrics) -> Certificate 
     try:
         return Certificate(settings.tls_cert, settings.tls_key, metrics.certificate_broken)
     except OSError as error:
-        raise StartupError(f"SERVING_TLS_CERT, SERVING_TLS_KEY: they can't be used: {error}") from error
+        raise StartupError(
+            f"SERVING_TLS_CERT, SERVING_TLS_KEY: cannot load the certificate: {error}"
+        ) from error
 
 
 def _allow_many_connections() -> None:
-    """Have as many files open as the system allows; many set the soft limit to 1,024."""
+    """Raise the soft limit for open files, often 1,024, to the hard limit."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

@@ -1,4 +1,4 @@
-"""The TLS certificate, loaded again when its files change."""
+"""The TLS certificate, which is reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ log = logging.getLogger("serving.tls")
 
 
 class Certificate:
-    """A certificate chain and its private key; new connections use what their files contain now.
+    """A certificate chain and its private key; new connections use the current content of the files.
 
-    Files that cannot be loaded are reported once, and the last valid ones stay in use. Any thread may use it.
+    If changed files cannot be loaded, this is logged once and the previous certificate stays in use. Any
+    thread may use the object.
 
     Args:
-        chain: the file of the certificate chain, in PEM.
-        key: the file of its private key, in PEM.
-        broken: is 1 while files cannot be loaded.
+        chain: file of the certificate chain, in PEM.
+        key: file of the private key, in PEM.
+        broken: gauge that is 1 while the files cannot be loaded.
 
     Raises:
-        OSError: they cannot be loaded now.
+        OSError: the files cannot be loaded at the start.
     """
 
     def __init__(self, chain: Path, key: Path, broken: Gauge) -> None:
         self._chain, self._key, self._broken = chain, key, broken
-        self._seen = self._state()
+        self._file_states = self._stat_files()
         self._load()
 
     def context(self) -> ssl.SSLContext:
@@ -42,30 +43,30 @@ class Certificate:
         return self._pair
 
     def _refresh(self) -> None:
-        if (state := self._state()) == self._seen:
+        if (states := self._stat_files()) == self._file_states:
             return
-        self._seen = state
+        self._file_states = states
         try:
             self._load()
         except OSError as error:
             self._broken.set(1)
-            log.error("cannot load the TLS certificate, the previous one stays in use: %s", error)
+            log.error("cannot load the changed TLS certificate; the previous one stays in use: %s", error)
         else:
             self._broken.set(0)
-            log.info("loaded the TLS certificate again, as its files have changed")
+            log.info("reloaded the TLS certificate after its files changed")
 
     def _load(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._chain, self._key)
         self._context, self._pair = context, (self._key.read_bytes(), self._chain.read_bytes())
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
+    def _stat_files(self) -> list[tuple[int, int, int] | None]:
         return [_file_state(path) for path in (self._chain, self._key)]
 
 
 def _file_state(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,4 +1,4 @@
-"""All that can be set, read from the environment and the command line."""
+"""All settings, read from the environment and the command line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Annotated, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving import sandbox
@@ -23,13 +18,13 @@ from serving.settings.groups import (
     LimitSettings,
     MonitoringSettings,
     PromotionSettings,
+    References,
     RegistrySettings,
     RolloutSettings,
     RuntimeSettings,
     ServerSettings,
-    unweighted,
-    weighted,
 )
+from serving.settings.parsing import parse_weighted_references
 
 
 class Settings(
@@ -45,49 +40,52 @@ class Settings(
     RegistrySettings,
     BaseSettings,
 ):
-    """All groups at once: whatever asks for one group is handed this."""
+    """All groups in one value, which can be passed wherever one group is expected."""
 
     model_config = SettingsConfigDict(
         env_prefix="SERVING_",
-        env_ignore_empty=True,  # as MLflow reads its own
+        env_ignore_empty=True,  # like MLflow for its own variables
         frozen=True,
         populate_by_name=True,
         extra="ignore",
         allow_inf_nan=False,
     )
 
+    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(parse_weighted_references)] = Field(
+        (Reference.parse("models:/iris/Production"),),
+        min_length=1,
+        description="model references, comma separated; the first is the default model; `=95` sets a traffic "
+        "weight",
+    )
+    on_demand: References = Field((), description="additional references, loaded on their first request")
+    idle_seconds: float = Field(
+        300.0, gt=0, description="unload an on-demand model after this time without a request"
+    )
+    max_loaded: int = Field(4, ge=1, description="maximum number of on-demand models loaded at the same time")
+
     @model_validator(mode="after")
-    def _models_agree(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
-            raise ValueError(f"SERVING_SANDBOX: model processes can't be confined: {reason}")
+            raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):
             raise ValueError(mistake)
-        if unknown := {each.name for each in self.shadow} - {each.name for each in self.models}:
-            raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
-        if twice := {*map(str, self.models)} & {*map(str, self.shadow)}:
-            raise ValueError(f"SERVING_SHADOW: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
+        served = {reference.name for reference in self.models}
+        loadable = served | {reference.name for reference in self.on_demand}
+        _check_known("SERVING_SHADOW", {reference.name for reference in self.shadow} - served)
+        _check_known("SERVING_CACHED_MODELS", {*self.cached_models} - loadable)
+        for variable, references in (("SERVING_SHADOW", self.shadow), ("SERVING_ON_DEMAND", self.on_demand)):
+            if duplicates := {*map(str, self.models)} & {*map(str, references)}:
+                raise ValueError(f"{variable}: {', '.join(sorted(duplicates))}: also in SERVING_MODELS")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both, or none")
-        if unknown := set(self.cache) - {reference.name for reference in (*self.models, *self.on_demand)}:
-            raise ValueError(f"SERVING_CACHE: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
-        if twice := {*map(str, self.models)} & {*map(str, self.on_demand)}:
-            raise ValueError(f"SERVING_ON_DEMAND: {', '.join(sorted(twice))}: it is in SERVING_MODELS too")
+            raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both or neither")
         return self
 
-    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(weighted)] = Field(
-        (Reference.parse("models:/iris/Production"),),
-        min_length=1,
-        description="model references, comma separated; the first is the default; `=95` is a weight",
-    )
-    on_demand: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(unweighted)] = Field(
-        (), description="more references, of models that are loaded when they are asked for"
-    )
-    idle_seconds: float = Field(
-        300.0, gt=0, description="time without a request after which a model on demand is unloaded"
-    )
-    most_loaded: int = Field(4, ge=1, description="models on demand that are loaded at the same time")
+
+def _check_known(variable: str, unknown: set[str]) -> None:
+    if unknown:
+        raise ValueError(f"{variable}: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
 
 
 _GROUPS = (
@@ -103,32 +101,34 @@ _GROUPS = (
     RegistrySettings,
 )
 OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
-"""All settings, in the order in which they are told."""
+"""The names of all settings, in the order of the help and the documentation."""
 
 
 def check_weights(models: Sequence[Reference], steps: Sequence[float]) -> str | None:
-    """What is wrong with the weights of references; None if nothing is."""
-    for name in {each.name for each in models if each.weight is not None}:
-        weights = [each.weight for each in models if each.name == name]
+    """Return the mistake in the weights of references or in the canary steps; None if there is none."""
+    for name in {reference.name for reference in models if reference.weight is not None}:
+        weights = [reference.weight for reference in models if reference.name == name]
         if None in weights or len(weights) < 2:
-            return f"SERVING_MODELS: {name}: give each of several references to it a weight, or none"
+            return (
+                f"SERVING_MODELS: {name}: set a weight for all of its references, at least two, or for none"
+            )
         if not any(weights):
             return f"SERVING_MODELS: {name}: one of its references needs a weight above 0"
         if steps and len(weights) != 2:
-            return f"SERVING_CANARY_STEPS: {name}: give two of its references a weight"
+            return f"SERVING_CANARY_STEPS: {name}: set a weight for exactly two of its references"
     if any(not 0 < step <= 100 for step in steps) or sorted(set(steps)) != [*steps]:
         return "SERVING_CANARY_STEPS: write rising percentages, such as 5,25,50"
     return None
 
 
 def env_name(name: str) -> str:
-    """The environment variable of a setting."""
-    of_mlflow = name in ("tracking_uri", "registry_uri")
-    return f"{'MLFLOW' if of_mlflow else 'SERVING'}_{name.upper()}"
+    """Return the environment variable of a setting."""
+    prefix = "MLFLOW" if name in ("tracking_uri", "registry_uri") else "SERVING"
+    return f"{prefix}_{name.upper()}"
 
 
 def format_default(name: str) -> str:
-    """A setting's default as a person would write it."""
+    """Return the default of a setting as the help shows it."""
     field = Settings.model_fields[name]
     if field.examples:
         return str(field.examples[0])
@@ -140,9 +140,9 @@ def format_default(name: str) -> str:
 
 
 def format_errors(error: ValidationError) -> list[str]:
-    """One readable line for each wrong setting."""
+    """Return one readable line for each invalid setting."""
     return [
-        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in fault["loc"][:1])
-        + fault["msg"].removeprefix("Value error, ")
-        for fault in error.errors(include_url=False)
+        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in mistake["loc"][:1])
+        + mistake["msg"].removeprefix("Value error, ")
+        for mistake in error.errors(include_url=False)
     ]

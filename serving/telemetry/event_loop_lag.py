@@ -1,4 +1,4 @@
-"""How late the event loop is: by so much every request that arrives then is held up."""
+"""Measurement of the event loop lag, by which every request that arrives in that time is delayed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-_SECONDS_BETWEEN = 0.25
+_INTERVAL_SECONDS = 0.25
 
 
 async def measure_loop_lag(observe: Callable[[float], None]) -> None:
-    """Tell by how many seconds a timer is late, again and again, until cancelled."""
+    """Observe the delay of a timer in seconds, at a fixed interval, until cancelled."""
     while True:
-        due = time.perf_counter() + _SECONDS_BETWEEN  # the loop's own clock stands still within a turn
-        await asyncio.sleep(_SECONDS_BETWEEN)
+        due = time.perf_counter() + _INTERVAL_SECONDS  # the loop's clock is updated only once per iteration
+        await asyncio.sleep(_INTERVAL_SECONDS)
         observe(max(0.0, time.perf_counter() - due))

@@ -1,8 +1,8 @@
-"""How the log is written: a line of JSON for each record, or something readable on a terminal.
+"""Log format: one line of JSON per record, or a readable format on a terminal.
 
-Modules ask for their loggers as ever (`logging.getLogger`); structlog renders what they, uvicorn, MLflow and
-Python's warnings say. Whatever a line contains, it is one line, has no secret and does nothing to a terminal.
-A line on a request has its `request_id`, and `trace_id` where it is traced; one on a version `model` and
+Modules use `logging.getLogger`. structlog renders their records and those of uvicorn, MLflow and Python's
+warnings. No record can forge a line, contain a known secret, or send control characters to a terminal. Lines
+about a request have a `request_id`, and a `trace_id` if it is traced. Lines about a version have `model` and
 `version`.
 """
 
@@ -25,22 +25,22 @@ from serving.telemetry.redaction import Redaction, escape_control_chars, is_secr
 
 log = logging.getLogger("serving")
 _MAX_TEXT_LENGTH = 16_000
-# Most values are told again and again: paths, models, versions, clients.
-_SHORT, _KEPT = 100, 1000
-_LONG = ("exception", "stack", "cause")
-"""Fields of several lines, of which the end tells most."""
-_OURS = frozenset({"level", "logger", "timestamp"})
+# Most values recur: paths, models, versions, clients.
+_MAX_CACHED_LENGTH, _CACHE_SIZE = 100, 1000
+_MULTILINE = ("exception", "stack", "cause")
+"""Fields of several lines. Long ones keep their end, which names the error."""
+_TRUSTED = frozenset({"level", "logger", "timestamp"})
 _GUTTER = "    | "
 Line = MutableMapping[str, Any]
 
 
 def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
-    """Have everything that is logged in this process written to standard error.
+    """Configure logging of this process to standard error.
 
     Args:
-        form: `json`, `console`, or `auto`: readable on a terminal, and JSON elsewhere.
-        level: the least that this package's loggers tell; others tell warnings.
-        secrets: what must not be told, beside the secrets in the environment and what looks like one.
+        form: `json`, `console`, or `auto`: console on a terminal, otherwise JSON.
+        level: the minimum level of this package's loggers; for others it is `warning`.
+        secrets: texts to redact, in addition to the secrets in the environment and texts that look like one.
     """
     on_terminal = sys.stderr.isatty()
     readable = form == "console" or (form == "auto" and on_terminal)
@@ -65,7 +65,7 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
             ],
         )
     )
-    # MLflow, which is imported later, would write its lines itself.
+    # Otherwise MLflow, which is imported later, installs its own handlers.
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level.upper())
@@ -73,28 +73,28 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
 
 
 def request_context(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line on a request tells of it, for `extra`."""
-    told = {"request_id": scope["request_id"]}
+    """Return the fields of log lines about a request, for `extra`."""
+    context = {"request_id": scope["request_id"]}
     if "leased" in scope:
-        told["model"], told["version"] = scope["leased"]
+        context["model"], context["version"] = scope["leased"]
     if trace := scope.get("trace"):
-        told["trace_id"] = trace.trace_id
-    return told
+        context["trace_id"] = trace.trace_id
+    return context
 
 
 class RedactingProcessor:
-    """A processor that takes out of all values what must not be told, and makes each a text of one line."""
+    """A structlog processor that redacts secrets and control characters in all values."""
 
     def __init__(self, redaction: Redaction) -> None:
         self._redacted = redaction
-        self._short = lru_cache(_KEPT)(self._in_line)
+        self._cached = lru_cache(_CACHE_SIZE)(self._in_line)
 
     def __call__(self, logger: Any, method: str, line: Line) -> Line:
-        """The line, clean."""
+        """Return the redacted line."""
         return {
-            escape_control_chars(name): value if name in _OURS else self._clean(name, value)
+            escape_control_chars(name): value if name in _TRUSTED else self._clean(name, value)
             for name, value in line.items()
-            if name != "color_message"  # uvicorn's, the event once more
+            if name != "color_message"  # a copy of the event, from uvicorn
         }
 
     def _clean(self, name: str, value: Any) -> Any:
@@ -103,11 +103,11 @@ class RedactingProcessor:
         if is_secret(name):
             return "***"
         text = value if type(value) is str else str(value)
-        if name in _LONG:
-            # Twice as much as is told: a secret through which this cuts is not told.
-            kept = self._redacted(text[-2 * _MAX_TEXT_LENGTH :])[-_MAX_TEXT_LENGTH:]
-            return "\n".join(map(escape_control_chars, kept.rstrip().split("\n")))
-        return self._short(text) if len(text) < _SHORT else self._in_line(text)
+        if name in _MULTILINE:
+            # Redact twice the length that is logged, so that no part of a secret at the cut is logged.
+            end = self._redacted(text[-2 * _MAX_TEXT_LENGTH :])[-_MAX_TEXT_LENGTH:]
+            return "\n".join(map(escape_control_chars, end.rstrip().split("\n")))
+        return self._cached(text) if len(text) < _MAX_CACHED_LENGTH else self._in_line(text)
 
     def _in_line(self, text: str) -> str:
         return escape_control_chars(self._redacted(text[: 2 * _MAX_TEXT_LENGTH])[:_MAX_TEXT_LENGTH])
@@ -129,32 +129,34 @@ def _console_renderer(*, colours: bool) -> list[Any]:
 
 
 def _indent_multiline(logger: Any, method: str, line: Line) -> Line:
-    """Fields of several lines stand below, behind a mark that no line of the log begins with."""
-    below = [text for name in _LONG if (text := line.pop(name, None))]
+    """Print fields of several lines below the event, indented by a mark that no other line begins with."""
+    below = [text for name in _MULTILINE if (text := line.pop(name, None))]
     if below:
-        line["exception"] = "\n".join(_GUTTER + each for text in below for each in text.split("\n"))
+        line["exception"] = "\n".join(_GUTTER + row for text in below for row in text.split("\n"))
     return line
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Writes lines to a stream; one that can't be told is a line too."""
+    """Writes lines to a stream, and reports records that cannot be formatted."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        told = f"a line of {record.name} could not be told: {type(sys.exception()).__name__}"
-        with suppress(Exception):  # it may be the stream that has gone
-            self.stream.write(self.format(logging.LogRecord("serving", logging.ERROR, "", 0, told, (), None)))
+        event = f"cannot format a log record of {record.name}: {type(sys.exception()).__name__}"
+        with suppress(Exception):  # the stream itself may be closed
+            self.stream.write(
+                self.format(logging.LogRecord("serving", logging.ERROR, "", 0, event, (), None))
+            )
             self.stream.write(self.terminator)
 
 
 def _install_hooks() -> None:
-    """Have warnings, and exceptions that nobody catches, be lines of the log as well."""
+    """Log warnings and uncaught exceptions."""
     logging.captureWarnings(True)
     warnings.formatwarning = _warning
-    sys.excepthook = lambda *error: log.critical("nobody caught an exception", exc_info=error)
-    threading.excepthook = lambda args: log.error(
-        "nobody caught an exception in a thread", exc_info=args.exc_value
+    sys.excepthook = lambda *error: log.critical("uncaught exception", exc_info=error)
+    threading.excepthook = lambda args: log.error("uncaught exception in a thread", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error(
+        "ignored an exception that cannot be raised", exc_info=args.exc_value
     )
-    sys.unraisablehook = lambda args: log.error("an exception is passed over", exc_info=args.exc_value)
 
 
 def _warning(

@@ -1,4 +1,4 @@
-"""The metrics of several fronts as those of one, each sample with the front that it is of."""
+"""Metrics of several fronts in one registry, with the front as a label."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 class MultiInstanceCollector:
-    """Collects what several fronts have told in Prometheus' text format, by the fronts' names."""
+    """Collects the metrics of several fronts, given in Prometheus text format by the name of the front."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = texts
 
     def collect(self) -> Iterator[Metric]:
-        """All samples, with the label `replica`."""
-        found: dict[str, Metric] = {}
-        for replica, text in self._texts.items():
+        """Yield all metrics; their samples have the label `replica` in addition."""
+        families: dict[str, Metric] = {}
+        for front, text in self._texts.items():
             for family in text_string_to_metric_families(text):
-                merged = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                merged = families.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
                 merged.samples += [
-                    sample._replace(labels={**sample.labels, "replica": replica}) for sample in family.samples
+                    sample._replace(labels={**sample.labels, "replica": front}) for sample in family.samples
                 ]
-        yield from found.values()
+        yield from families.values()

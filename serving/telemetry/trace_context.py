@@ -1,8 +1,8 @@
-"""The trace that a request belongs to, as it is handed on to the model process: W3C Trace Context.
+"""W3C Trace Context of requests, and its propagation to the model process.
 
-https://www.w3.org/TR/trace-context/ has the forms of `traceparent` and `tracestate`. A batch may hold rows
-of several requests, but model code can continue one trace only. That is the first request's that is
-recorded; the span of its call of the model refers to the other requests, and theirs refer to it.
+https://www.w3.org/TR/trace-context/ defines `traceparent` and `tracestate`. A batch may contain rows of
+several requests, but model code can continue only one trace: that of the first recorded request. The span of
+its model call links to the other requests, and their spans link to it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _PARENT, _STATE = b"traceparent", b"tracestate"
 
 @dataclass(slots=True, eq=False)
 class TraceContext:
-    """The trace of one request: where it stands in it, and what became of its rows."""
+    """The trace of one request, with the model calls that contained its rows."""
 
     trace_id: str
     span_id: str
-    """Of the request's own span."""
+    """The id of the request's span."""
     flags: int
-    """Of which the first says whether it is recorded."""
+    """Trace flags; bit 0 is set if the trace is recorded."""
     state: str = ""
     queued: float = 0.0
-    """When its first rows were queued, by the performance counter."""
+    """Time when its first rows were queued, by the performance counter."""
     calls: list[ModelCall] = field(default_factory=list)
-    """The calls of the model that had rows of it."""
+    """Model calls that contained its rows."""
 
     @property
     def is_recorded(self) -> bool:
-        """Whether its spans are kept."""
+        """Check whether the spans of the trace are recorded."""
         return bool(self.flags & 1)
 
 
 @dataclass(slots=True, eq=False)
 class ModelCall:
-    """One call of the model; times are of the performance counter.
+    """A model call, with times by the performance counter.
 
-    `traces` are those of its requests that are recorded, or else one that is not.
+    `traces` contains the recorded traces of its requests, or one that is not recorded if there are none.
     """
 
     traces: Sequence[TraceContext]
@@ -54,36 +54,36 @@ class ModelCall:
     span_id: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def end(self, *, failed: bool) -> None:
-        """It is over."""
+        """Record the end of the call."""
         self.finished, self.failed = time.perf_counter(), failed
 
     @property
     def home(self) -> TraceContext:
-        """The trace that model code continues."""
+        """Return the trace that model code continues."""
         return self.traces[0]
 
     @property
     def metadata(self) -> dict[bytes, str]:
-        """What a table carries along to the model process."""
+        """Return the metadata that propagates the trace to the model process."""
         home = self.home
         parent = f"00-{home.trace_id}-{self.span_id}-{home.flags:02x}"
         return {_PARENT: parent, _STATE: home.state} if home.state else {_PARENT: parent}
 
 
 current: ContextVar[TraceContext | None] = ContextVar("current", default=None)
-"""The trace of the request that this context answers; None unless requests are traced."""
+"""The trace of the current request; None unless requests are traced."""
 
 
 def extract(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    """What `Call.metadata` has carried here."""
+    """Return the trace headers in metadata from `ModelCall.metadata`."""
     return {name.decode(): metadata[name].decode() for name in (_PARENT, _STATE) if name in metadata}
 
 
 @contextmanager
-def attach(carried: Mapping[str, str]) -> Iterator[None]:
-    """Have OpenTelemetry continue a trace that was carried here, for the block.
+def attach(headers: Mapping[str, str]) -> Iterator[None]:
+    """Make OpenTelemetry continue the trace of these headers, for the block.
 
-    Where it is not installed, as in environments of older MLflow, model code can't continue one.
+    Does nothing if OpenTelemetry is not installed, as in environments of older MLflow versions.
     """
     try:
         from opentelemetry import context
@@ -91,7 +91,7 @@ def attach(carried: Mapping[str, str]) -> Iterator[None]:
     except ImportError:
         yield
         return
-    token = context.attach(TraceContextTextMapPropagator().extract(carried))
+    token = context.attach(TraceContextTextMapPropagator().extract(headers))
     try:
         yield
     finally:

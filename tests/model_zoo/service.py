@@ -31,7 +31,7 @@ from serving.grpc.messages import services
 CONCURRENT_REQUESTS = 32
 _MAX_SECONDS_HELD = 1.0
 # A process that is stopped is no reason to refuse a request.
-PATIENCE = {"deadline_seconds": 60, "wait_seconds": 60, "load_seconds": 120}
+PATIENCE = {"deadline_seconds": 60, "max_queue_seconds": 60, "load_seconds": 120}
 TESTS = Path(__file__).parent.parent
 Call = tuple[str, int, int, Send]
 """A protocol, the request's and the row's index, and what sends it."""

@@ -74,7 +74,9 @@ def router(journal: JournalObserver | None, limits: LimitSettings) -> APIRouter:
     )
     @requires(PREDICT)
     async def feed_back(request: Request) -> FeedbackAccepted:
-        sent = await read_json(request.scope, request.receive, limits.max_body_bytes, limits.receive_seconds)
+        sent = await read_json(
+            request.scope, request.receive, limits.max_body_bytes, limits.read_timeout_seconds
+        )
         if journal is None:
             raise UnknownPrediction(
                 "Predictions are not recorded here: the operator sets SERVING_JOURNAL_URL."

@@ -66,7 +66,7 @@ class InvocationsEndpoint(PredictEndpoint):
     respond = staticmethod(respond)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        most, seconds = self._limits.max_body_bytes, self._limits.receive_seconds
+        most, seconds = self._limits.max_body_bytes, self._limits.read_timeout_seconds
         media_type, body = await read_typed(scope, receive, most, seconds, _MEDIA_TYPES)
         scope["formats"] = media_type, _accepted(scope)
         return body

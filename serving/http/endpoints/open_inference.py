@@ -59,7 +59,7 @@ class InferEndpoint(PredictEndpoint):
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         media_type, body = await read_untyped(
-            scope, receive, self._limits.max_body_bytes, self._limits.receive_seconds
+            scope, receive, self._limits.max_body_bytes, self._limits.read_timeout_seconds
         )
         length = next((value for name, value in scope["headers"] if name == _LENGTH), None)
         if media_type not in ("", JSON, _OCTETS) or (length is None and media_type == _OCTETS):

@@ -91,7 +91,7 @@ class PredictEndpoint:
     ) -> None:
         """Count and time a request that was answered, and tell those who watch."""
         began, ended = scope["began"], time.perf_counter()
-        live.metrics.answered.inc()
+        live.metrics.succeeded.inc()
         live.metrics.seconds.observe(ended - began)
         if self._observers:
             exchange = InferenceEvent(live, scope, body, answer, parts, began, ended)
@@ -139,7 +139,7 @@ class PredictEndpoint:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limits = self._limits
-        return await read_json(scope, receive, limits.max_body_bytes, limits.receive_seconds)
+        return await read_json(scope, receive, limits.max_body_bytes, limits.read_timeout_seconds)
 
     async def _cached(
         self,
@@ -153,7 +153,7 @@ class PredictEndpoint:
         """The answer to the very same request that the version gave before, or a new one."""
         asked = (type(self), scope["query_string"], body, scope.get("formats"))
         if found := cache.get(asked):
-            live.metrics.hits.inc()
+            live.metrics.cache_hits.inc()
             told, scope["answered_before"], scope["answered_in"] = found
             return [told], [*live.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
         answer, timing = await self._answered(live, parts, scope, receive, body)
