@@ -167,15 +167,15 @@ async def test_a_mistake_in_the_front_does_not_end_the_following(
 ) -> None:
     follower = stage.follow(poll_seconds=0.05)
     stage.promote(factor=2.0)
-    rest_, failed = follower._rest, asyncio.Event()
+    wait_, failed = follower._wait, asyncio.Event()
 
     async def fail(seconds: float) -> None:
         """As it would for something that nobody has thought of."""
-        follower._rest = rest_  # type: ignore[method-assign]
+        follower._wait = wait_  # type: ignore[method-assign]
         failed.set()
         raise KeyError("oh")
 
-    follower._rest = fail  # type: ignore[method-assign]
+    follower._wait = fail  # type: ignore[method-assign]
     following = Supervisor().start("follower", follower.run)
     await failed.wait()
     await asyncio.sleep(0)

@@ -107,6 +107,7 @@ async def test_several_fronts_that_tell_the_same_write_it_once(
 
 
 REFUSED = "live, but not on every front: it needs weights"
+REFUSAL = '{"reason": "it needs weights"}'
 
 
 @pytest.mark.parametrize("refused_first", [True, False], ids=["refused first", "live first"])
@@ -123,7 +124,7 @@ async def test_what_is_live_on_one_front_no_other_calls_rejected(
     assert told["serving.reason"] == ("" if refused_first else REFUSED)
     unable.repeat_refusal(await version(client, "1"))
     await unable.flush()
-    assert tags(catalogue, "1") == told | {"serving.reason": REFUSED}
+    assert tags(catalogue, "1") == told | {"serving.reason": REFUSED, "serving.refusal": REFUSAL}
 
 
 async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
@@ -132,9 +133,9 @@ async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
     able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
     able.live(PRODUCTION, one, "")
     await able.flush()
-    for outcome, reason, told in [
-        (Outcome.REJECTED, "it needs weights", REFUSED),
-        (Outcome.LIVE, "", ""),
+    for outcome, reason, told, refusal in [
+        (Outcome.REJECTED, "it needs weights", REFUSED, {"serving.refusal": REFUSAL}),
+        (Outcome.LIVE, "", "", {}),
     ]:
         tell(unable, one, outcome, reason)
         await unable.flush()
@@ -143,7 +144,41 @@ async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
             "serving.reason": told,
             "serving.since": "2026-01-01T00:00:00+00:00",
             "serving.live": json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z"}),
+            **refusal,
         }
+
+
+@pytest.mark.parametrize("lost", ["serving.reason", "serving.refusal"])
+async def test_refusal_that_another_front_overwrote_is_written_again(
+    client: RegistryClient, catalogue: Registry, lost: str
+) -> None:
+    able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
+    able.live(PRODUCTION, one, "")
+    await able.flush()
+    unable.publish(one, Outcome.REJECTED, "it needs\nweights")
+    await unable.flush()
+    complete = tags(catalogue, "1")
+    unable.repeat_refusal(await version(client, "1"))
+    assert not unable.is_due
+    catalogue.client.set_model_version_tag("iris", "1", lost, "")
+    unable.repeat_refusal(await version(client, "1"))
+    await unable.flush()
+    assert tags(catalogue, "1") == complete
+
+
+async def test_refusal_is_removed_when_another_version_goes_live(
+    client: RegistryClient, catalogue: Registry
+) -> None:
+    able, unable = TagWriter(client), TagWriter(client)
+    one, two = await version(client, "1"), await version(client, "2")
+    able.live(PRODUCTION, one, "")
+    await able.flush()
+    unable.publish(one, Outcome.REJECTED, "it needs weights")
+    await unable.flush()
+    able.live(PRODUCTION, two, "")
+    await able.flush()
+    assert tags(catalogue, "1")["serving.state"] == "superseded"
+    assert "serving.refusal" not in tags(catalogue, "1")
 
 
 async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(

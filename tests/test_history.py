@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.history import Event, History, HistoryEntry, entries
+from serving.registry.history import Event, History, HistoryEntry, with_ends
 from serving.version import Outcome
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 def test_what_was_live_was_so_until_the_next_went_live() -> None:
-    assert entries([FIRST, BAD, SECOND]) == [
+    assert with_ends([FIRST, BAD, SECOND]) == [
         HistoryEntry("3", Outcome.LIVE, SECOND.at, None, ""),
         HistoryEntry("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
         HistoryEntry("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),

@@ -133,7 +133,7 @@ async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_servin
     async def mistaken(*_: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(cold._gate, "bring_up", mistaken)
+    monkeypatch.setattr(cold._gate, "load_and_verify", mistaken)
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.REJECTED))
     assert "a mistake of ours" in caplog.text
@@ -232,14 +232,14 @@ async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_c
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able, unable = await both(stage, tmp_path)
-    bring_up = unable._gate.load_and_verify
+    load_and_verify = unable._gate.load_and_verify
 
     async def refuse(found: Version, *more: Any) -> Any:
         if found.version == "2":
             raise ProcessDied("it needs weights")
-        return await bring_up(found, *more)
+        return await load_and_verify(found, *more)
 
-    monkeypatch.setattr(unable._gate, "bring_up", refuse)
+    monkeypatch.setattr(unable._gate, "load_and_verify", refuse)
     stage.promote(factor=3.0)
     await settle_all([able, unable])
     assert (live(able), live(unable)) == ("2", "1")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
-from serving.registry.client import News, RegistryClient
-from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encoded, held_since, latest, references
+from serving.registry.client import RegistryClient, TagChange
+from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encode, held_since, latest, references
 from serving.registry.tag_writer import TagWriter
 from serving.version import Outcome, Version
 
@@ -29,21 +29,21 @@ def version(number: str, **minutes: int) -> Version:
     """Return a version that went live as `production` or `stable` so many minutes ago."""
     uris = {"production": PRODUCTION, "stable": STABLE}
     since = {uris[name]: NOW - timedelta(minutes=ago) for name, ago in minutes.items()}
-    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encoded(since) or ""})
+    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encode(since) or ""})
 
 
 def test_a_tag_is_read_as_it_was_written() -> None:
     since = {PRODUCTION: NOW, STABLE: NOW + timedelta(milliseconds=1)}
-    text = encoded(since)
+    text = encode(since)
     assert text == json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z", STABLE: "2026-01-01T00:00:00.001Z"})
     assert references({TAG: text}) == since
-    assert encoded({}) is None
+    assert encode({}) is None
     assert references({TAG: json.dumps({PRODUCTION: "2026-01-01T00:00:00Z"})}) == {PRODUCTION: NOW}
 
 
 def test_a_tag_that_would_be_too_long_loses_its_oldest_references() -> None:
     since = {f"models:/iris@{number}": NOW + timedelta(seconds=number) for number in range(1000)}
-    text = encoded(since) or ""
+    text = encode(since) or ""
     assert MAX_LENGTH / 2 < len(text) <= MAX_LENGTH
     assert max(since, key=lambda each: since[each]) in references({TAG: text})
 
@@ -140,7 +140,7 @@ class Shelf:
         self.contested[name] = contested(each.tags for each in found)
         return found
 
-    async def write_tags(self, of: Version, news: News) -> None:
+    async def write_tags(self, of: Version, news: TagChange) -> None:
         await self._wait()
         tags = self.tags[str(of.version)]
         for tag, value in news(dict(tags)).items():

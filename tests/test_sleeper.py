@@ -328,14 +328,14 @@ async def test_it_is_idle_from_the_end_of_its_last_request(
     assert await sleeper.load()
     with sleeper.slot.lease():
         clock.ahead = 1000
-        assert sleeper.idle_for() == 60
+        assert sleeper.seconds_until_idle() == 60
         assert not sleeper.is_evictable
         clock.ahead = 0
-    assert 0 < sleeper.idle_for() <= 60
+    assert 0 < sleeper.seconds_until_idle() <= 60
     assert sleeper.is_evictable
     clock.ahead = 60
-    assert sleeper.idle_for() <= 0
-    await sleeper.evict_when_idle()
+    assert sleeper.seconds_until_idle() <= 0
+    await sleeper.unload()
     assert (sleeper.slot.state, sleeper.slot.reason) == ("asleep", "it is asleep")
 
 
@@ -351,7 +351,7 @@ async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
     with await asyncio.to_thread(pipe.open, "wb"):
         clock.ahead = 1000
     assert await waking
-    assert 0 < sleeper.idle_for() <= 60
+    assert 0 < sleeper.seconds_until_idle() <= 60
 
 
 @pytest.mark.anyio

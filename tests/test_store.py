@@ -212,7 +212,7 @@ async def test_a_disk_that_takes_nothing_is_told(
     version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be kept: .*file"):
+    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be stored: .*file"):
         await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
 
 
