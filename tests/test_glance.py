@@ -46,7 +46,7 @@ async def test_a_look_is_due_at_first_and_after_each_change(
         lambda: catalogue.promote("iris", "1"),
         lambda: catalogue.register("iris", Path("/nowhere")),
         lambda: catalogue.client.delete_model_version("iris", "3"),
-        glance.forget,
+        glance.reset,
     ]
     for change in changes:
         change()

@@ -76,7 +76,7 @@ class RegistryClient:
         return redact(uri)
 
     async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
-        """Return the version that the reference names now, and the lower ones in its stage, which do not serve.
+        """Return the version that the reference names now, and the lower ones in its stage.
 
         Raises:
             ReferenceNotFound: it names no version at present.

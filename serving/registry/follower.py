@@ -104,12 +104,10 @@ class Follower:
     async def tick(self) -> None:
         """Check the live version, poll the registry once, and start what its changes require."""
         self.check_probation()
-        settled = self.slot.live and not self.candidate
-        if not settled:
+        if not self.slot.live or self.candidate:
             self._change_detector.reset()
-        if not (self.slot.live and self.slot.reference.is_fixed) and await self._change_detector.has_changed(
-            self._settings.poll_seconds
-        ):
+        is_final = self.slot.live and self.slot.reference.is_fixed
+        if not is_final and await self._change_detector.has_changed(self._settings.poll_seconds):
             await self._poll()
         if self.slot.live:
             self._events.report_condition(self.slot.live)
