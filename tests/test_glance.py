@@ -36,7 +36,7 @@ def client(registry: str) -> Iterator[RegistryClient]:
         yield made
 
 
-async def test_a_look_is_due_at_first_and_after_each_change(
+async def test_poll_is_due_at_first_and_after_every_change(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     glance = ChangeDetector(client, PRODUCTION, shared=True)
@@ -54,7 +54,7 @@ async def test_a_look_is_due_at_first_and_after_each_change(
         assert not await glance.has_changed(FRESH)
 
 
-async def test_what_becomes_of_another_model_makes_no_look_due(
+async def test_change_of_another_model_makes_no_poll_due(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     glance = ChangeDetector(client, PRODUCTION, shared=True)
@@ -66,7 +66,7 @@ async def test_what_becomes_of_another_model_makes_no_look_due(
     assert await glance.has_changed(FRESH)
 
 
-async def test_more_changes_than_are_seen_at_once_may_concern_anybody(
+async def test_more_changes_than_the_cursor_shows_affect_all(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     glance = ChangeDetector(client, PRODUCTION, shared=True)
@@ -77,7 +77,7 @@ async def test_more_changes_than_are_seen_at_once_may_concern_anybody(
     assert await glance.has_changed(FRESH)
 
 
-async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Registry) -> None:
+async def test_followers_share_one_query(client: RegistryClient, catalogue: Registry) -> None:
     glances = [ChangeDetector(client, PRODUCTION, shared=True) for _ in range(50)]
     asked, mark = [], client._fetch_cursor
 
@@ -93,19 +93,19 @@ async def test_followers_ask_once_for_all(client: RegistryClient, catalogue: Reg
 
 
 @pytest.mark.parametrize("uri", ["models:/iris@champion", "models:/iris/1"])
-async def test_what_the_others_do_not_see_is_looked_at_each_time(
+async def test_aliases_and_versions_are_polled_every_time(
     client: RegistryClient, catalogue: Registry, uri: str
 ) -> None:
     glance = ChangeDetector(client, Reference.parse(uri), shared=True)
     assert [await glance.has_changed(FRESH) for _ in range(3)] == [True] * 3
 
 
-async def test_few_models_are_looked_at_each_time(client: RegistryClient, catalogue: Registry) -> None:
+async def test_few_models_are_polled_every_time(client: RegistryClient, catalogue: Registry) -> None:
     glance = ChangeDetector(client, PRODUCTION, shared=False)
     assert [await glance.has_changed(FRESH) for _ in range(3)] == [True] * 3
 
 
-async def test_a_registry_that_is_away_is_looked_at_to_say_so() -> None:
+async def test_poll_is_due_while_the_registry_is_away() -> None:
     with closing(RegistryClient(Settings(tracking_uri="http://127.0.0.1:9"))) as away:
         glance = ChangeDetector(away, PRODUCTION, shared=True)
         assert [await glance.has_changed(FRESH) for _ in range(2)] == [True] * 2

@@ -82,7 +82,7 @@ def away(catalogue: Registry) -> Iterator[None]:
     database.write_bytes(content)
 
 
-async def test_an_outcome_is_told_with_its_reason_and_its_moment(
+async def test_outcome_is_tagged_with_reason_and_time(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     catalogue.client.set_model_version_tag("iris", "1", "owner", "Ada")
@@ -97,7 +97,7 @@ async def test_an_outcome_is_told_with_its_reason_and_its_moment(
     }
 
 
-async def test_several_fronts_that_tell_the_same_write_it_once(
+async def test_fronts_with_the_same_outcome_write_it_once(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     for herald in (TagWriter(client), TagWriter(client), TagWriter(client)):
@@ -111,7 +111,7 @@ REFUSAL = '{"reason": "it needs weights"}'
 
 
 @pytest.mark.parametrize("refused_first", [True, False], ids=["refused first", "live first"])
-async def test_what_is_live_on_one_front_no_other_calls_rejected(
+async def test_version_live_on_one_front_is_not_tagged_rejected(
     client: RegistryClient, catalogue: Registry, clock: None, refused_first: bool
 ) -> None:
     able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
@@ -127,7 +127,7 @@ async def test_what_is_live_on_one_front_no_other_calls_rejected(
     assert tags(catalogue, "1") == told | {"serving.reason": REFUSED, "serving.refusal": REFUSAL}
 
 
-async def test_a_front_that_can_load_it_after_all_takes_back_what_it_said(
+async def test_refusal_is_removed_once_the_front_can_load(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     able, unable, one = TagWriter(client), TagWriter(client), await version(client, "1")
@@ -181,7 +181,7 @@ async def test_refusal_is_removed_when_another_version_goes_live(
     assert "serving.refusal" not in tags(catalogue, "1")
 
 
-async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
+async def test_update_is_delayed_by_the_spread(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     one, patient, prompt = await version(client, "1"), TagWriter(client, spread=1e9), TagWriter(client)
@@ -193,7 +193,7 @@ async def test_a_notice_waits_so_that_of_several_fronts_one_tells_it(
     assert tags(catalogue, "1")["serving.state"] == "rejected"
 
 
-async def test_how_it_compares_on_another_front_is_no_news(
+async def test_comparison_on_another_front_does_not_change_the_reason(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     for reason in ("0.98 as fast", "1.02 as fast", "1.01 as fast"):
@@ -205,7 +205,7 @@ async def test_how_it_compares_on_another_front_is_no_news(
 
 
 @pytest.mark.parametrize("other", [Outcome.REJECTED, Outcome.SUPERSEDED])
-async def test_a_front_that_sees_its_live_version_called_something_else_tells_it_once_more(
+async def test_overwritten_state_of_a_live_version_is_restored(
     client: RegistryClient, catalogue: Registry, other: Outcome
 ) -> None:
     herald = TagWriter(client)
@@ -219,7 +219,7 @@ async def test_a_front_that_sees_its_live_version_called_something_else_tells_it
     assert tags(catalogue, "1")["serving.state"] == "live"
 
 
-async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, catalogue: Registry) -> None:
+async def test_version_reverted_elsewhere_stays_reverted(client: RegistryClient, catalogue: Registry) -> None:
     here, there, one = TagWriter(client), TagWriter(client), await version(client, "1")
     for herald, outcome in ((here, Outcome.LIVE), (there, Outcome.REVERTED)):
         tell(herald, one, outcome, "")
@@ -229,7 +229,7 @@ async def test_what_was_reverted_elsewhere_stays_so(client: RegistryClient, cata
     assert tags(catalogue, "1")["serving.state"] == "reverted"
 
 
-async def test_what_one_front_has_stopped_another_does_not_go_on_with(
+async def test_set_tag_merges_with_the_present_value(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     one = await version(client, "1")
@@ -242,7 +242,7 @@ async def test_what_one_front_has_stopped_another_does_not_go_on_with(
         assert tags(catalogue, "1")["serving.canary"] == told
 
 
-async def test_who_notes_a_tag_hears_when_it_is_written(client: RegistryClient, catalogue: Registry) -> None:
+async def test_set_tag_calls_back_once_written(client: RegistryClient, catalogue: Registry) -> None:
     herald, one = TagWriter(client), await version(client, "1")
     written: list[str] = []
 
@@ -260,7 +260,7 @@ async def test_who_notes_a_tag_hears_when_it_is_written(client: RegistryClient, 
     assert written == ["10 %"]
 
 
-async def test_a_tag_that_has_nothing_to_say_is_not_written(
+async def test_empty_tag_is_not_written(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     herald = TagWriter(client)
@@ -269,7 +269,7 @@ async def test_a_tag_that_has_nothing_to_say_is_not_written(
     assert tags(catalogue, "1") == {}
 
 
-async def test_another_outcome_replaces_the_one_before(
+async def test_later_outcome_replaces_the_earlier_one(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     first, second = TagWriter(client), TagWriter(client)
@@ -286,7 +286,7 @@ async def test_another_outcome_replaces_the_one_before(
         assert tags(catalogue, "1")["serving.reason"] == reason
 
 
-async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
+async def test_version_live_under_another_reference_is_not_superseded(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     herald, one, two = TagWriter(client), await version(client, "1"), await version(client, "2")
@@ -304,7 +304,7 @@ async def test_a_version_that_is_live_as_another_reference_is_not_superseded(
     assert await go_live(CHAMPION, two, one) == ["superseded", "live"]
 
 
-async def test_a_version_carries_the_references_as_which_it_is_live(
+async def test_version_carries_all_its_live_references(
     client: RegistryClient, catalogue: Registry, clock: None
 ) -> None:
     one, two = [await version(client, number) for number in "12"]
@@ -328,7 +328,7 @@ async def test_a_version_carries_the_references_as_which_it_is_live(
     assert tags(catalogue, "2")["serving.state"] == "superseded"
 
 
-async def test_every_version_that_carries_a_reference_loses_it(
+async def test_all_other_carriers_lose_the_reference(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     """One carries it beside another, one has no state, and what was live here before carries none."""
@@ -344,7 +344,7 @@ EARLIER, LATER = "2026-01-01T00:00:00Z", "9026-01-01T00:00:00Z"
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["the front ends", "the write fails"])
-async def test_the_new_version_has_a_reference_before_the_old_one_loses_it(
+async def test_new_version_gets_reference_before_old_loses_it(
     client: RegistryClient, catalogue: Registry, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     """What is left to do is done later, by this front or by another that has the version live."""
@@ -390,7 +390,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=range(len(NONSENSE)))
-async def test_nonsense_in_the_tag_is_ignored(
+async def test_invalid_live_tag_is_ignored(
     client: RegistryClient, catalogue: Registry, nonsense: str
 ) -> None:
     for number in "12":
@@ -408,7 +408,7 @@ async def test_nonsense_in_the_tag_is_ignored(
     assert live(catalogue, "1").keys() == {PRODUCTION}
 
 
-async def test_what_stands_in_on_one_front_is_live_for_none(
+async def test_stand_in_takes_no_reference_from_other_fronts(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     """It has nothing else to serve; what other fronts have live stays so."""
@@ -426,7 +426,7 @@ async def test_what_stands_in_on_one_front_is_live_for_none(
     assert "serving.state" not in tags(catalogue, "1")
 
 
-async def test_the_version_that_is_promoted_takes_the_reference_whatever_the_clocks_show(
+async def test_promoted_version_takes_reference_despite_clock_skew(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     ahead = (datetime.now(UTC) + timedelta(hours=5)).isoformat()
@@ -439,7 +439,7 @@ async def test_the_version_that_is_promoted_takes_the_reference_whatever_the_clo
     assert datetime.fromisoformat(live(catalogue, "1")[PRODUCTION]) > datetime.fromisoformat(ahead)
 
 
-async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_live(
+async def test_version_reverted_meanwhile_is_not_tagged_live(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     one, here, there = await version(client, "1"), TagWriter(client), TagWriter(client)
@@ -455,7 +455,7 @@ async def test_what_another_front_went_back_from_meanwhile_is_not_told_to_be_liv
     assert tags(catalogue, "1")["serving.state"] == "live"
 
 
-async def test_what_is_told_while_the_registry_is_away_is_written_later(
+async def test_updates_during_an_outage_are_written_later(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     herald, (one, two, three) = TagWriter(client), [await version(client, number) for number in "123"]
@@ -473,7 +473,7 @@ async def test_what_is_told_while_the_registry_is_away_is_written_later(
     assert live(catalogue, "3").keys() == {PRODUCTION}
 
 
-async def test_while_the_registry_is_away_that_is_logged_once(
+async def test_outage_is_logged_once(
     client: RegistryClient, catalogue: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     herald = TagWriter(client)
@@ -485,7 +485,7 @@ async def test_while_the_registry_is_away_that_is_logged_once(
     assert len(warnings) == 1
 
 
-async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_told(
+async def test_deleted_version_does_not_block_other_updates(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     herald, one, two = TagWriter(client), await version(client, "1"), await version(client, "2")
@@ -496,7 +496,7 @@ async def test_a_version_that_was_deleted_keeps_none_of_the_others_from_being_to
     assert tags(catalogue, "2")["serving.state"] == "live"
 
 
-async def test_a_long_reason_is_cut_and_any_text_is_taken(
+async def test_long_reason_is_cut_and_any_text_is_accepted(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     herald = TagWriter(client)
@@ -507,13 +507,13 @@ async def test_a_long_reason_is_cut_and_any_text_is_taken(
     assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
 
 
-async def test_a_logged_model_outside_the_registry_has_no_page_to_tell_it_on(client: RegistryClient) -> None:
+async def test_logged_model_outside_the_registry_gets_no_tags(client: RegistryClient) -> None:
     herald = TagWriter(client)
     herald.live(PRODUCTION, Version("m-1", None, "/nowhere", "models:/m-1", model_id="m-1"), "")
     await herald.flush()
 
 
-async def test_what_waits_to_be_told_is_bounded(client: RegistryClient, catalogue: Registry) -> None:
+async def test_pending_updates_are_bounded(client: RegistryClient, catalogue: Registry) -> None:
     herald, one = TagWriter(client), await version(client, "1")
     for number in range(1000):
         gone = Version("iris", str(number + 10), "/nowhere", "/nowhere")

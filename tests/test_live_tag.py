@@ -32,7 +32,7 @@ def version(number: str, **minutes: int) -> Version:
     return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encode(since) or ""})
 
 
-def test_a_tag_is_read_as_it_was_written() -> None:
+def test_live_tag_round_trip() -> None:
     since = {PRODUCTION: NOW, STABLE: NOW + timedelta(milliseconds=1)}
     text = encode(since)
     assert text == json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z", STABLE: "2026-01-01T00:00:00.001Z"})
@@ -41,14 +41,14 @@ def test_a_tag_is_read_as_it_was_written() -> None:
     assert references({TAG: json.dumps({PRODUCTION: "2026-01-01T00:00:00Z"})}) == {PRODUCTION: NOW}
 
 
-def test_a_tag_that_would_be_too_long_loses_its_oldest_references() -> None:
+def test_too_long_tag_drops_its_oldest_references() -> None:
     since = {f"models:/iris@{number}": NOW + timedelta(seconds=number) for number in range(1000)}
     text = encode(since) or ""
     assert MAX_LENGTH / 2 < len(text) <= MAX_LENGTH
     assert max(since, key=lambda each: since[each]) in references({TAG: text})
 
 
-def test_of_several_that_carry_a_reference_the_latest_counts() -> None:
+def test_latest_carrier_of_a_reference_counts() -> None:
     versions = [version("1", production=2), version("2", production=1, stable=1), version("10", production=1)]
     found = latest(versions, PRODUCTION)
     assert found
@@ -266,7 +266,7 @@ SEEDS, REFUSED, STEPS = st.integers(0, 999), st.sampled_from(["", "2"]), st.list
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_fronts_that_write_at_the_same_time_agree_in_the_end(
+def test_concurrent_fronts_converge(
     steps: list[Any], seed: int, refused: str
 ) -> None:
     asyncio.run(live_through(Shelf(seed), steps, together=True, refused=refused))
@@ -274,7 +274,7 @@ def test_fronts_that_write_at_the_same_time_agree_in_the_end(
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_a_reference_is_carried_at_every_moment_even_where_writes_fail(
+def test_reference_has_a_carrier_despite_failed_writes(
     steps: list[Any], seed: int, refused: str
 ) -> None:
     shelf = Shelf(seed)

@@ -97,7 +97,7 @@ def on(kind: str) -> pytest.MarkDecorator:
 
 
 @on("patient")
-def test_a_model_on_demand_is_loaded_by_whoever_asks_first(place: Place) -> None:
+def test_model_on_demand_is_loaded_by_the_first_request(place: Place) -> None:
     before = place.processes()
     assert [place.state(name) for name in ("one", place.two, place.three)] == [
         (True, "live"),
@@ -115,7 +115,7 @@ def test_a_model_on_demand_is_loaded_by_whoever_asks_first(place: Place) -> None
 
 
 @on("patient")
-def test_every_protocol_wakes_it_by_name_or_reference(place: Place) -> None:
+def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
     header = {"X-Model": f"{place.three}@best"}
     assert place.service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
     body = {"dataframe_records": [{"x": 1}]}
@@ -124,14 +124,14 @@ def test_every_protocol_wakes_it_by_name_or_reference(place: Place) -> None:
 
 
 @on("patient")
-def test_a_promotion_is_followed_while_it_is_awake(place: Place) -> None:
+def test_promotion_is_followed_while_it_is_loaded(place: Place) -> None:
     assert place.ask(place.two).json()["prediction"] == 10.0
     place.promote(place.two, factor=20.0)
     until(lambda: place.ask(place.two).json()["prediction"] == 100.0)
 
 
 @on("patient")
-def test_one_that_cannot_load_says_why_and_is_tried_again(place: Place) -> None:
+def test_load_failure_is_reported_and_retried(place: Place) -> None:
     place.promote(place.two, on_load="raise:no_such_thing")
     for name, reason in ((place.two, "loading it raised"), ("nobody", "nobody")):
         refused = place.ask(name)
@@ -144,14 +144,14 @@ def test_one_that_cannot_load_says_why_and_is_tried_again(place: Place) -> None:
 
 @on("patient")
 @pytest.mark.parametrize("chosen", ["{}/1", "models:/{}/1", "{}@best"])
-def test_it_is_woken_by_whatever_may_mean_it(place: Place, chosen: str) -> None:
+def test_ambiguous_requests_load_the_model(place: Place, chosen: str) -> None:
     header = {"X-Model": chosen.format(place.three)}
     answer = place.service.client.post("/predict", json={"x": 1}, headers=header)
     assert answer.json()["model"] == {"name": place.three, "version": "1"}
 
 
 @on("patient")
-def test_a_version_is_looked_for_in_what_is_asleep(place: Place) -> None:
+def test_pinned_version_of_an_unloaded_model_is_loaded(place: Place) -> None:
     assert place.ask(f"{place.two}/versions/7").status_code == 404
     assert place.state(place.two) == (False, "live")
     found = place.ask(f"{place.three}/versions/1").json()["model"]
@@ -160,13 +160,13 @@ def test_a_version_is_looked_for_in_what_is_asleep(place: Place) -> None:
 
 
 @on("patient")
-def test_a_header_that_contradicts_the_path_is_refused_once_it_is_awake(place: Place) -> None:
+def test_header_that_contradicts_the_path_is_refused_after_loading(place: Place) -> None:
     assert place.ask(place.two, headers={"X-Model": "one"}).status_code == 400
     assert place.ask(place.two, headers={"X-Model": f"{place.two}/1"}).status_code == 200
 
 
 @on("sleepy")
-def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhile(place: Place) -> None:
+def test_idle_model_unloads_and_reloads_the_promoted_version(place: Place) -> None:
     before = place.processes()
     assert place.ask(place.two).json()["model"]["version"] == "1"
     place.until_asleep(place.two)
@@ -177,7 +177,7 @@ def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhi
 
 
 @on("sleepy")
-def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(place: Place) -> None:
+def test_readiness_checks_neither_load_nor_keep_it(place: Place) -> None:
     def is_ready() -> bool:
         return place.service.client.get(f"/v2/models/{place.two}/ready").status_code == 200
 
@@ -189,7 +189,7 @@ def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(place
 
 
 @on("sleepy")
-def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(place: Place) -> None:
+def test_version_promoted_while_unloaded_supersedes_its_predecessor(place: Place) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, factor=20.0)
@@ -206,7 +206,7 @@ BROKEN = {
 
 @on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
+def test_version_refused_while_unloaded_leaves_predecessor_live(
     place: Place, part: dict[str, Any]
 ) -> None:
     place.ask(place.two)
@@ -223,7 +223,7 @@ def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
 
 
 @on("sleepy")
-def test_only_so_many_wait_for_it(place: Place, tmp_path: Path) -> None:
+def test_waiting_requests_are_limited(place: Place, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
@@ -236,7 +236,7 @@ def test_only_so_many_wait_for_it(place: Place, tmp_path: Path) -> None:
 
 
 @on("narrow")
-def test_one_that_is_idle_makes_room_for_another(place: Place) -> None:
+def test_idle_model_is_evicted_for_another(place: Place) -> None:
     before = place.processes()
     for name, prediction in ((place.two, 10.0), (place.three, 15.0), (place.two, 10.0)):
         assert place.ask(name).json()["prediction"] == prediction
@@ -244,7 +244,7 @@ def test_one_that_is_idle_makes_room_for_another(place: Place) -> None:
 
 
 @on("narrow")
-def test_one_that_is_busy_does_not(place: Place, tmp_path: Path) -> None:
+def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     place.ask(place.two)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -260,7 +260,7 @@ def test_one_that_is_busy_does_not(place: Place, tmp_path: Path) -> None:
 
 
 @on("hasty")
-def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(place: Place, tmp_path: Path) -> None:
+def test_request_that_cannot_wait_fails_and_the_next_succeeds(place: Place, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
@@ -320,7 +320,7 @@ async def use(sleeper: OnDemandModel) -> None:
 
 
 @pytest.mark.anyio
-async def test_it_is_idle_from_the_end_of_its_last_request(
+async def test_idle_time_starts_at_the_end_of_the_last_request(
     stage: Stage, new_sleeper: NewSleeper, clock: Clock
 ) -> None:
     stage.registry.add("actor")
@@ -340,7 +340,7 @@ async def test_it_is_idle_from_the_end_of_its_last_request(
 
 
 @pytest.mark.anyio
-async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
+async def test_load_longer_than_the_idle_time_is_kept(
     stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -355,7 +355,7 @@ async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
 
 
 @pytest.mark.anyio
-async def test_what_failed_to_load_is_not_tried_again_at_once(
+async def test_failed_load_is_not_retried_immediately(
     stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     """It loads where it is the second to do so."""
@@ -376,7 +376,7 @@ async def test_what_failed_to_load_is_not_tried_again_at_once(
 
 
 @pytest.mark.anyio
-async def test_the_one_that_has_been_idle_for_longest_makes_room(
+async def test_longest_idle_model_is_evicted_first(
     stage: Stage, new_sleeper: NewSleeper
 ) -> None:
     rota = LoadedModelLimit(2)
@@ -390,7 +390,7 @@ async def test_the_one_that_has_been_idle_for_longest_makes_room(
 
 
 @pytest.mark.anyio
-async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
+async def test_load_time_counts_towards_the_deadline(stage: Stage, new_sleeper: NewSleeper) -> None:
     stage.registry.add("actor")
     sleeper = new_sleeper()
     predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
