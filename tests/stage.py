@@ -81,7 +81,7 @@ class Stage:
 
 
 async def settle(follower: Follower) -> None:
-    """Look once, wait for what follows, and have it told."""
+    """Poll once, wait for the start that follows, and write its tags."""
     await follower.tick()
     await follower.settled()
     await follower.tick()

@@ -1,4 +1,4 @@
-"""A version with which a front died is not tried first by the next one, and later not at all."""
+"""A version that killed a front is delayed by the next front, and rejected after the second time."""
 
 from __future__ import annotations
 

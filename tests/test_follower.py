@@ -1,4 +1,4 @@
-"""Promotions, followed on a real registry with real model processes, one tick at a time."""
+"""Follows promotions on a real registry with real model processes, one tick at a time."""
 
 from __future__ import annotations
 
@@ -89,16 +89,14 @@ async def test_retry_delay_grows_up_to_a_limit(failures: int) -> None:
     ("waited", "before", "seconds"),
     [
         (0.02, 1.0, 1.0),
-        (0.5, 1.0, 2.0),  # a fifth of the time is waiting
+        (0.5, 1.0, 2.0),  # a fifth of the time is spent in calls
         (3.0, 1.0, 12.0),
-        (0.02, 10.0, 8.0),  # what was slow once is not asked at once as often as before
+        (0.02, 10.0, 8.0),  # the delay shrinks gradually after a slow response
         (600.0, 1.0, 30.0),
     ],
     ids=["quick", "slow", "too slow", "quick again", "hopeless"],
 )
-async def test_slow_registry_is_polled_less_often(
-    waited: float, before: float, seconds: float
-) -> None:
+async def test_slow_registry_is_polled_less_often(waited: float, before: float, seconds: float) -> None:
     assert next_poll_delay(1.0, waited, before) == seconds
 
 
@@ -170,7 +168,7 @@ async def test_unexpected_error_does_not_end_the_follower(
     wait_, failed = follower._wait, asyncio.Event()
 
     async def fail(seconds: float) -> None:
-        """As it would for something that nobody has thought of."""
+        """Raise an unexpected error."""
         follower._wait = wait_  # type: ignore[method-assign]
         failed.set()
         raise KeyError("oh")
@@ -273,7 +271,7 @@ async def test_reason_is_reported_if_nothing_is_live(stage: Stage) -> None:
 
 
 async def test_refused_version_is_retried_after_a_change(stage: Stage, tmp_path: Path) -> None:
-    """It loads where it is the second to do so."""
+    """Load only at the second attempt."""
     follower = stage.follow()
     (tmp_path / "taken").touch()
     stage.promote(on_load=f"once:{tmp_path / 'taken'}")
@@ -327,9 +325,7 @@ async def test_promotions_within_one_poll_converge_on_the_last(stage: Stage) -> 
     assert live(follower) == "2"
 
 
-async def test_version_withdrawn_while_loading_does_not_go_live(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_version_withdrawn_while_loading_does_not_go_live(stage: Stage, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     follower = stage.follow()
@@ -357,7 +353,7 @@ async def test_live_version_stays_when_demoted(stage: Stage) -> None:
 
 
 async def test_rollback_without_effect_is_warned_of(stage: Stage) -> None:
-    """The box that archives what is in Production was left unticked."""
+    """The person did not tick the box that archives the other versions in Production."""
     follower = stage.follow()
     stage.promote(factor=2.0)
     stage.promote(factor=3.0)
@@ -439,7 +435,7 @@ async def test_rollback_to_a_warm_version_loads_nothing(stage: Stage) -> None:
 
 @contextmanager
 def away(registry: Registry) -> Iterator[None]:
-    """Have the database answer nonsense for a while."""
+    """Corrupt the database during the block."""
     database = Path(registry.uri.removeprefix("sqlite:///"))
     content = database.read_bytes()
     database.write_bytes(b"nonsense" * (len(content) // 8))

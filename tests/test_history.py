@@ -1,6 +1,6 @@
-"""What was live, refused or reverted is known after a restart; a disk that refuses costs only that.
+"""The history survives restarts, and disk failures cost only its persistence.
 
-That a service tells of it after a restart is shown in `test_promotion_faults.py`.
+`test_promotion_faults.py` verifies that a service reports it after a restart.
 """
 
 from __future__ import annotations

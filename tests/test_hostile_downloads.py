@@ -29,7 +29,7 @@ from serving.version import Version
 
 
 class Trickle(BaseHTTPRequestHandler):
-    """Answers with one byte at a time, without end."""
+    """Responds with one byte at a time, without end."""
 
     begun = Event()
 

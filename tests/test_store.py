@@ -1,4 +1,4 @@
-"""Artifacts on the local disk: kept while they are whole, downloaded again when they are not."""
+"""Artifacts on the local disk are used while they are intact, and downloaded again otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFERENCE = "models:/actor/Production"
 
 
 class Downloads:
-    """The real downloads from the registry, counted."""
+    """Counts the real downloads from the registry."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
@@ -173,7 +173,7 @@ async def test_discarded_version_is_downloaded_again(
 
 
 def fetching(folder: Path) -> list[Path]:
-    """What is left of downloads that did not end."""
+    """Return the files that unfinished downloads left."""
     return [*(folder / "store").rglob("fetching-*")]
 
 
@@ -208,9 +208,7 @@ async def test_abandoned_download_leaves_nothing(
     assert (await store.fetch(version, download)).folder.is_dir()
 
 
-async def test_read_only_disk_is_reported(
-    version: Version, download: Downloads, tmp_path: Path
-) -> None:
+async def test_read_only_disk_is_reported(version: Version, download: Downloads, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be stored: .*file"):
         await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
@@ -291,9 +289,7 @@ def plant(tree: dict[str, bytes], folder: Path, backwards: bool = False) -> str:
 
 
 @given(trees, trees)
-def test_digest_depends_on_contents_and_names_only(
-    one: dict[str, bytes], other: dict[str, bytes]
-) -> None:
+def test_digest_depends_on_contents_and_names_only(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         found = plant(one, Path(first))
         assert found.startswith("sha256:")

@@ -1,4 +1,4 @@
-"""What happens to the store at one moment: downloads given up midway, versions that go live in a row."""
+"""Races in the store: abandoned downloads, and versions that go live in quick succession."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def version(number: int) -> Version:
 async def test_abandoned_download_that_continues_is_no_failure(
     tmp_path: Path,
 ) -> None:
-    """A thread can't be cancelled: it writes on while what it has written is removed."""
+    """A thread cannot be cancelled: it keeps writing while its files are deleted."""
     under_way, enough = threading.Event(), threading.Event()
 
     def write(folder: Path) -> None:

@@ -85,8 +85,12 @@ def refused(version: Version) -> Candidate | None:
     return None
 
 
-def failed_candidate(version: Version, error: Exception, failures: int, now: float) -> Candidate:
-    """Return a version whose start failed, with the phase, reason and next attempt that the error implies."""
+def failed_candidate(version: Version, error: Exception, failures: int) -> tuple[Candidate, float | None]:
+    """Return a version whose start failed with `error`, after a number of earlier failures.
+
+    The second value is the number of seconds until the next attempt; None: no attempt until a person changes
+    something.
+    """
     phase, reason, seconds = CandidatePhase.REJECTED, redact(str(error)), None
     if isinstance(error, (RegistryError, ProcessDied)):  # not the version's fault
         phase, reason = CandidatePhase.WAITING, f"{version} waits: {reason}"
@@ -95,7 +99,7 @@ def failed_candidate(version: Version, error: Exception, failures: int, now: flo
         reason = f"{type(error).__name__} in the serving front; see its log"
     elif error.may_heal:
         seconds = retry_delay(failures + 3)
-    return Candidate(version, phase, reason, failures + 1, None if seconds is None else now + seconds)
+    return Candidate(version, phase, reason, failures + 1), seconds
 
 
 def retry_delay(failures: int, max_seconds: float = _MAX_RETRY_SECONDS) -> float:

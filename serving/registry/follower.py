@@ -129,10 +129,7 @@ class Follower:
             self._swap(loaded, "it is live on other instances", stands_in=True)
 
     async def load(self) -> None:
-        """Poll once, and wait until a version is live or the slot's reason states why none is.
-
-        The next call tries again if no version can serve.
-        """
+        """Poll once, and wait until a version is live or the slot's reason states why none is."""
         await self._poll()
         if self.candidate and self._is_idle:  # it was refused before
             await self._fall_back(self.candidate)
@@ -251,14 +248,16 @@ class Follower:
         except Exception as error:
             if not isinstance(error, (RegistryError, ProcessDied, Rejected)):
                 log.exception("unhandled error while starting %s", version, extra=version.in_logs)
-            failed = failed_candidate(version, error, failures, asyncio.get_running_loop().time())
+            failed, seconds = failed_candidate(version, error, failures)
         else:
             self._swap(loaded, str(loaded.comparison or ""))
             return
         await self._fall_back(failed)
         if failed.state is CandidatePhase.REJECTED:
             self._events.publish(PromotionEvent(version, Outcome.REJECTED, failed.reason))
-        self._set_candidate(failed)
+        # The delay starts after the fallback, which may have taken long to load.
+        retry_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        self._set_candidate(replace(failed, retry_at=retry_at))
 
     async def _fall_back(self, failed: Candidate) -> None:
         """If nothing is live, start with the version that served last, as if it had always been live."""

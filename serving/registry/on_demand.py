@@ -115,7 +115,7 @@ class OnDemandModel:
     async def unload(self) -> None:
         """Unload the model, once the requests that hold it have ended."""
         self._evicted.set()
-        failure = f", and could not be woken: {self._failure}" if self._failure else ""
+        failure = f"; the last load failed: {self._failure}" if self._failure else ""
         await self._follower.unload(f"it is asleep{failure}")
         self._limit.release(self)
         self._unloaded.set()

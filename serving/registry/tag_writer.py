@@ -229,7 +229,7 @@ class TagWriter:
         self._checks.pop(uri, None)
         if claim.is_loaded and not (reference.kind in _POLLED_WITH_TAGS and named == version.version):
             self._checks[uri] = time.monotonic() + _CHECK_INTERVAL_SECONDS
-        present = next((other.tags for other in versions if other.version == version.version), None)
+        present = next((v.tags for v in versions if v.version == version.version), None)
         if present is None or is_reverted_elsewhere(claim, present):
             return
         held = held_since(

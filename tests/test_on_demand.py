@@ -1,4 +1,4 @@
-"""Models on demand: loaded by the first request, unloaded when idle, never more at once than may be."""
+"""Models on demand are loaded by their first request, unloaded when idle, and limited in number."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Place:
         return self.service.client.post(f"/models/{name}/predict", json={"x": x}, **more)
 
     def state(self, name: str) -> tuple[bool, str]:
-        """Whether it has to be live, and how it is."""
+        """Return whether the model is required, and its state."""
         found = self.service.client.get("/ready")
         assert found.status_code == 200
         return next(
@@ -70,7 +70,7 @@ class Place:
 def places(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Iterator[Place]]:
-    """A service of a kind for all tests, with models of its own for each: it takes seconds to start."""
+    """One service for all tests of a kind, with separate models for every test."""
     folder = tmp_path_factory.mktemp(request.param)
     stock = Registry(new_registry(folder))
     stock.promote("one", stock.add("one"))
@@ -92,7 +92,7 @@ def place(places: Iterator[Place]) -> Place:
 
 
 def on(kind: str) -> pytest.MarkDecorator:
-    """A test on a service of this kind."""
+    """Run a test on a service of this kind."""
     return pytest.mark.parametrize("places", [kind], indirect=True)
 
 
@@ -206,9 +206,7 @@ BROKEN = {
 
 @on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-def test_version_refused_while_unloaded_leaves_predecessor_live(
-    place: Place, part: dict[str, Any]
-) -> None:
+def test_version_refused_while_unloaded_leaves_predecessor_live(place: Place, part: dict[str, Any]) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, **part)
@@ -251,7 +249,7 @@ def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         url = f"{place.service.url}/models/{place.two}/predict"
         busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # which the model has opened by now, and reads to its end
+        with pipe.open("wb"):  # the model has opened it by now, and reads to its end
             refused = place.ask(place.three)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert "busy" in refused.json()["detail"]
@@ -276,7 +274,7 @@ def test_request_that_cannot_wait_fails_and_the_next_succeeds(place: Place, tmp_
 
 
 class Clock:
-    """The monotonic clock, which can be put forward."""
+    """The monotonic clock, which tests can advance."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -294,12 +292,12 @@ NewSleeper = Callable[..., OnDemandModel]
 
 
 @pytest.fixture
-def new_sleeper(stage: Stage, clock: Clock) -> NewSleeper:
-    """Make a sleeper for a reference: it sleeps after a minute."""
+def new_model(stage: Stage, clock: Clock) -> NewSleeper:
+    """Make a model for a reference: it sleeps after a minute."""
 
-    def make(reference: str = "models:/actor/1", rota: LoadedModelLimit | None = None) -> OnDemandModel:
+    def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
-        return OnDemandModel(stage.follow(slot=slot), slot, rota or LoadedModelLimit(1), 60, clock)
+        return OnDemandModel(stage.follow(slot=slot), slot, limit or LoadedModelLimit(1), 60, clock)
 
     return make
 
@@ -313,76 +311,74 @@ async def running(*sleepers: OnDemandModel) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def use(sleeper: OnDemandModel) -> None:
-    async with sleeper.slot.awaken(30):
-        with sleeper.slot.lease():
+async def use(model: OnDemandModel) -> None:
+    async with model.slot.awaken(30):
+        with model.slot.lease():
             pass
 
 
 @pytest.mark.anyio
 async def test_idle_time_starts_at_the_end_of_the_last_request(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock
+    stage: Stage, new_model: NewSleeper, clock: Clock
 ) -> None:
     stage.registry.add("actor")
-    sleeper = new_sleeper()
-    assert await sleeper.load()
-    with sleeper.slot.lease():
+    model = new_model()
+    assert await model.load()
+    with model.slot.lease():
         clock.ahead = 1000
-        assert sleeper.seconds_until_idle() == 60
-        assert not sleeper.is_evictable
+        assert model.seconds_until_idle() == 60
+        assert not model.is_evictable
         clock.ahead = 0
-    assert 0 < sleeper.seconds_until_idle() <= 60
-    assert sleeper.is_evictable
+    assert 0 < model.seconds_until_idle() <= 60
+    assert model.is_evictable
     clock.ahead = 60
-    assert sleeper.seconds_until_idle() <= 0
-    await sleeper.unload()
-    assert (sleeper.slot.state, sleeper.slot.reason) == ("asleep", "it is asleep")
+    assert model.seconds_until_idle() <= 0
+    await model.unload()
+    assert (model.slot.state, model.slot.reason) == ("asleep", "it is asleep")
 
 
 @pytest.mark.anyio
 async def test_load_longer_than_the_idle_time_is_kept(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     stage.registry.add("actor", on_load=f"wait:{pipe}")
-    sleeper = new_sleeper()
-    waking = asyncio.create_task(sleeper.load())
+    model = new_model()
+    waking = asyncio.create_task(model.load())
     with await asyncio.to_thread(pipe.open, "wb"):
         clock.ahead = 1000
     assert await waking
-    assert 0 < sleeper.seconds_until_idle() <= 60
+    assert 0 < model.seconds_until_idle() <= 60
 
 
 @pytest.mark.anyio
 async def test_failed_load_is_not_retried_immediately(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
-    """It loads where it is the second to do so."""
+    """Load only at the second attempt."""
     mark = tmp_path / "mark"
     mark.touch()
     stage.registry.add("actor", on_load=f"once:{mark}")
-    sleeper = new_sleeper()
-    async with running(sleeper):
+    model = new_model()
+    async with running(model):
         with pytest.raises(NotLive, match="FileExistsError"):
-            await use(sleeper)
+            await use(model)
         mark.unlink()
         with pytest.raises(NotLive, match="FileExistsError"):
-            await use(sleeper)
-        assert "FileExistsError" in sleeper.slot.reason
+            await use(model)
+        assert "FileExistsError" in model.slot.reason
         clock.ahead = 10
-        await use(sleeper)
-        assert sleeper.slot.state == "live"
+        await use(model)
+        assert model.slot.state == "live"
 
 
 @pytest.mark.anyio
-async def test_longest_idle_model_is_evicted_first(
-    stage: Stage, new_sleeper: NewSleeper
-) -> None:
-    rota = LoadedModelLimit(2)
+async def test_longest_idle_model_is_evicted_first(stage: Stage, new_model: NewSleeper) -> None:
+    limit = LoadedModelLimit(2)
     for name in "abc":
         stage.registry.add(name)
-    a, b, c = (new_sleeper(f"models:/{name}/1", rota) for name in "abc")
+    a, b, c = (new_model(f"models:/{name}/1", limit) for name in "abc")
     async with running(a, b, c):
         for each in (a, b, a, c):
             await use(each)
@@ -390,15 +386,15 @@ async def test_longest_idle_model_is_evicted_first(
 
 
 @pytest.mark.anyio
-async def test_load_time_counts_towards_the_deadline(stage: Stage, new_sleeper: NewSleeper) -> None:
+async def test_load_time_counts_towards_the_deadline(stage: Stage, new_model: NewSleeper) -> None:
     stage.registry.add("actor")
-    sleeper = new_sleeper()
-    predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
+    model = new_model()
+    predict = PredictEndpoint(lambda _: model.slot.lease(), LimitSettings())
     scope: dict[str, Any] = {}
     with pytest.raises(NotLoaded) as asleep:
-        sleeper.slot.lease()
-    async with running(sleeper):
+        model.slot.lease()
+    async with running(model):
         with await predict._woken(asleep.value, scope) as leased:
-            assert leased is sleeper.slot.live
+            assert leased is model.slot.live
     assert predict.seconds({}) == LimitSettings().deadline_seconds
     assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds

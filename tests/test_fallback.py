@@ -1,4 +1,4 @@
-"""A front with nothing live begins with what served last, where what is promoted can't or must not serve."""
+"""A front with nothing live falls back to the last live version if the promoted one cannot serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROKEN: dict[str, Any] = {"example": None, "on_load": "raise:no_weights"}
 
 
 async def serve(stage: Stage, *parts: dict[str, Any], **settings: Any) -> Follower:
-    """Promote one after the other while a front follows."""
+    """Promote versions one after the other while a front follows."""
     follower = stage.follow(**settings)
     for part in parts:
         stage.promote(**part)
@@ -56,7 +56,7 @@ async def test_version_refused_elsewhere_is_verified_against_its_predecessor(
 
 
 async def revert(follower: Follower) -> None:
-    """Have the processes of what has just gone live die, until the front goes back."""
+    """Kill the processes of the new version until the front reverts it."""
     bad = live(follower)
     while live(follower) == bad:
         with pytest.raises(Unavailable):
@@ -66,9 +66,7 @@ async def revert(follower: Follower) -> None:
 
 
 @PLACES
-async def test_later_front_does_not_load_a_reverted_version(
-    stage: Stage, tmp_path: Path, place: str
-) -> None:
+async def test_later_front_does_not_load_a_reverted_version(stage: Stage, tmp_path: Path, place: str) -> None:
     running = await serve(stage, {"factor": 2.0}, {"factor": 3.0}, probation_seconds=600)
     await revert(running)
     cold = stage.follow(store_dir=tmp_path / place)
@@ -110,9 +108,7 @@ async def test_promoted_version_is_tried_without_a_fallback(stage: Stage, tmp_pa
     assert live(cold) == "2"
 
 
-async def test_fallback_serves_while_the_download_fails(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_fallback_serves_while_the_download_fails(stage: Stage, tmp_path: Path) -> None:
     await serve(stage, {"factor": 2.0})
     saved = actor(tmp_path, factor=3.0)
     saved.rename(tmp_path / "away")
@@ -148,7 +144,7 @@ async def settle_all(front: list[Follower]) -> None:
 
 
 def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
-    """Return the versions whose tag names the reference, the one that took it last at the end."""
+    """Return the versions whose tag contains the reference, the latest last."""
     found = stage.registry.client.search_model_versions("name='actor'")
     since = {each.version: stage.live(each.version).get(reference) for each in found}
     return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
@@ -191,7 +187,7 @@ async def both(stage: Stage, tmp_path: Path) -> tuple[Follower, Follower]:
 
 
 async def begun(stage: Stage, tmp_path: Path, reference: str = PRODUCTION) -> str | None:
-    """Return the version that a front begins with that has an empty store."""
+    """Return the version that a front with an empty store starts with."""
     cold = stage.follow(reference, store_dir=tmp_path / "cold")
     await settle(cold)
     return live(cold)
@@ -210,10 +206,8 @@ async def test_late_front_does_not_take_the_reference_back(stage: Stage, tmp_pat
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_front_that_missed_a_promotion_repairs_the_tags(
-    stage: Stage, tmp_path: Path
-) -> None:
-    """The one that did not miss it ends before it sees that it was taken back."""
+async def test_front_that_missed_a_promotion_repairs_the_tags(stage: Stage, tmp_path: Path) -> None:
+    """The front that did not miss it ends before it sees that the reference was taken back."""
     missed, seen = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle(seen)
@@ -251,9 +245,7 @@ async def test_front_that_cannot_load_takes_no_reference(
     assert stage.tags("1")["serving.state"] == "superseded"
 
 
-async def test_another_front_completes_interrupted_writes(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_another_front_completes_interrupted_writes(stage: Stage, tmp_path: Path) -> None:
     first, second = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle_all([first, second])
@@ -281,9 +273,7 @@ async def test_revert_takes_the_reference_back(stage: Stage, tmp_path: Path) -> 
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_version_reverted_elsewhere_is_live_when_promoted_again(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_version_reverted_elsewhere_is_live_when_promoted_again(stage: Stage, tmp_path: Path) -> None:
     first, second = [
         stage.follow(store_dir=tmp_path / name, probation_seconds=600) for name in ("first", "second")
     ]
@@ -319,9 +309,7 @@ async def test_alias_can_move_back_and_forth(stage: Stage, tmp_path: Path) -> No
     assert await begun(stage, tmp_path, CHAMPION) == "1"
 
 
-async def test_new_front_starts_with_the_latest_servable_version(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_new_front_starts_with_the_latest_servable_version(stage: Stage, tmp_path: Path) -> None:
     follower = stage.follow(LATEST)
     for part in ({"factor": 2.0}, {"factor": 3.0}, BROKEN):
         stage.registry.add("actor", **part)
@@ -343,9 +331,7 @@ async def test_rejected_version_takes_the_reference_once_repaired(stage: Stage, 
     assert stage.tags("2")["serving.state"] == "live"
 
 
-async def test_live_version_keeps_the_reference_when_demoted(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_live_version_keeps_the_reference_when_demoted(stage: Stage, tmp_path: Path) -> None:
     front = stage.front(PRODUCTION, STABLE)
     stage.promote(factor=2.0)
     stage.registry.alias("actor", "stable", "1")
@@ -355,7 +341,7 @@ async def test_live_version_keeps_the_reference_when_demoted(
     stage.registry.client.delete_registered_model_alias("actor", "stable")
     await settle_all([*front, *front])
     assert {**stage.tags("1"), "serving.batching": before.get("serving.batching")} == {
-        "serving.batching": None,  # written after a while
+        "serving.batching": None,  # written after some seconds
         **before,
     }
     stage.promote(**BROKEN)
