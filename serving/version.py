@@ -27,6 +27,7 @@ TAGS_OF_FRONT = (
     "serving.live",
     "serving.batching",
     "serving.warnings",
+    "serving.refusal",
     "serving.canary",
     "serving.shadow",
 )

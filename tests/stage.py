@@ -37,7 +37,7 @@ class Stage:
         *,
         shared: bool = False,
         slot: Slot | None = None,
-        herald: TagWriter | None = None,
+        tag_writer: TagWriter | None = None,
         **settings: Any,
     ) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
@@ -48,15 +48,15 @@ class Stage:
         store = ArtifactStore(made.store_dir, self.registry.uri)
         gate = Gate(made, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))
-        herald = herald or TagWriter(client)
-        follower = Follower(slot, client, store, gate, herald, history, made, shared=shared)
+        tag_writer = tag_writer or TagWriter(client)
+        follower = Follower(slot, client, store, gate, tag_writer, history, made, shared=shared)
         self._followers.append((follower, client))
         return follower
 
     def front(self, *references: str, **settings: Any) -> list[Follower]:
         """Follow several references as one front does, with one writer of tags."""
         first = self.follow(references[0], **settings)
-        more = [self.follow(each, herald=first._herald, **settings) for each in references[1:]]
+        more = [self.follow(each, tag_writer=first._tag_writer, **settings) for each in references[1:]]
         return [first, *more]
 
     def promote(self, stage: str = "Production", **part: Any) -> str:
@@ -81,7 +81,7 @@ class Stage:
 
 
 async def settle(follower: Follower) -> None:
-    """Look once, wait for what follows, and have it told."""
+    """Poll once, wait for the start that follows, and write its tags."""
     await follower.tick()
     await follower.settled()
     await follower.tick()

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     "serving",
+    "serving.backoff",
     "serving.errors",
     "serving.sandbox",
     "serving.reference",

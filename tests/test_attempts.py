@@ -1,4 +1,4 @@
-"""A version with which a front died is not tried first by the next one, and later not at all."""
+"""A version that killed a front is delayed by the next front, and rejected after the second time."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
 DIE = """
 import asyncio, os, sys
 from pathlib import Path
-from serving.registry.load_attempts import Attempts
+from serving.registry.load_attempts import LoadAttempts
 from serving.version import Version
 
 async def verify():
-    async with Attempts(Path(sys.argv[1])).marked(Version(**eval(sys.argv[2]))):
+    async with LoadAttempts(Path(sys.argv[1])).mark(Version(**eval(sys.argv[2]))):
         os._exit(1)
 
 asyncio.run(verify())
@@ -113,16 +113,16 @@ def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
     attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
-    attempts.named("models:/iris/Production", FOUND)
+    attempts.record_resolved("models:/iris/Production", FOUND)
     assert attempts.deaths(FOUND) == 1
-    attempts.named("models:/iris/Production", None)
-    attempts.named("models:/iris/Production", FOUND)
+    attempts.record_resolved("models:/iris/Production", None)
+    attempts.record_resolved("models:/iris/Production", FOUND)
     assert attempts.deaths(FOUND) == 0
 
 
 @pytest.mark.anyio
 async def test_version_under_verification_elsewhere_is_no_death(tmp_path: Path) -> None:
-    async with LoadAttempts(tmp_path).marked(FOUND):
+    async with LoadAttempts(tmp_path).mark(FOUND):
         assert LoadAttempts(tmp_path).deaths(FOUND) == 0
     assert names(tmp_path) == []
 
@@ -132,7 +132,7 @@ async def test_passing_forgets_deaths(tmp_path: Path) -> None:
     die(tmp_path, FOUND)
     attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 1
-    async with attempts.marked(FOUND):
+    async with attempts.mark(FOUND):
         pass
     assert attempts.deaths(FOUND) == 0
 
@@ -140,7 +140,7 @@ async def test_passing_forgets_deaths(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_marker_that_cannot_be_written_does_not_prevent_verification(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("no folder")
-    async with LoadAttempts(tmp_path / "attempts").marked(FOUND):
+    async with LoadAttempts(tmp_path / "attempts").mark(FOUND):
         pass
 
 

@@ -203,7 +203,8 @@ async def test_version_with_other_packages_is_live_with_a_warning(
     assert follower.slot.live
     named = ", ".join(expected)
     assert follower.slot.live.warnings == [
-        f"actor version 1 may answer otherwise: it requires {named}: {environments.REMEDY}"
+        "actor version 1 may predict differently than when it was logged: "
+        f"it requires {named}: {environments.REMEDY}"
     ] * bool(expected)
 
 

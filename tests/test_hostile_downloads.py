@@ -29,7 +29,7 @@ from serving.version import Version
 
 
 class Trickle(BaseHTTPRequestHandler):
-    """Answers with one byte at a time, without end."""
+    """Responds with one byte at a time, without end."""
 
     begun = Event()
 
@@ -326,7 +326,7 @@ async def test_call_that_hangs_can_be_given_up() -> None:
 async def test_downloads_that_trickle_keep_no_other_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads_module, "_MAX_SECONDS_IN_PLACE", 0.0)
+    monkeypatch.setattr(downloads_module, "_MAX_COUNTED_SECONDS", 0.0)
     (tmp_path / "store").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "store")
     downloads, released = Downloads(RegistrySettings()), Event()

@@ -23,7 +23,7 @@ BOMB = gzip.compress(b" " * (bounded_http.MAX_RESPONSE_BYTES + 1))
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Responds as the first part of the path says."""
+    """Responds in the way that the first part of the path names."""
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]

@@ -1,4 +1,4 @@
-"""Several fronts write `serving.live` at the same time, in any order, and come to agree on what is live."""
+"""Fronts that write `serving.live` at the same time, in any order, converge on one live version."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
-from serving.registry.client import News, RegistryClient
-from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encoded, held_since, latest, references
+from serving.registry.client import RegistryClient, TagChange
+from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encode, held_since, latest, references
 from serving.registry.tag_writer import TagWriter
 from serving.version import Outcome, Version
 
@@ -29,26 +29,26 @@ def version(number: str, **minutes: int) -> Version:
     """Return a version that went live as `production` or `stable` so many minutes ago."""
     uris = {"production": PRODUCTION, "stable": STABLE}
     since = {uris[name]: NOW - timedelta(minutes=ago) for name, ago in minutes.items()}
-    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encoded(since) or ""})
+    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encode(since) or ""})
 
 
-def test_a_tag_is_read_as_it_was_written() -> None:
+def test_live_tag_round_trip() -> None:
     since = {PRODUCTION: NOW, STABLE: NOW + timedelta(milliseconds=1)}
-    text = encoded(since)
+    text = encode(since)
     assert text == json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z", STABLE: "2026-01-01T00:00:00.001Z"})
     assert references({TAG: text}) == since
-    assert encoded({}) is None
+    assert encode({}) is None
     assert references({TAG: json.dumps({PRODUCTION: "2026-01-01T00:00:00Z"})}) == {PRODUCTION: NOW}
 
 
-def test_a_tag_that_would_be_too_long_loses_its_oldest_references() -> None:
+def test_too_long_tag_drops_its_oldest_references() -> None:
     since = {f"models:/iris@{number}": NOW + timedelta(seconds=number) for number in range(1000)}
-    text = encoded(since) or ""
+    text = encode(since) or ""
     assert MAX_LENGTH / 2 < len(text) <= MAX_LENGTH
     assert max(since, key=lambda each: since[each]) in references({TAG: text})
 
 
-def test_of_several_that_carry_a_reference_the_latest_counts() -> None:
+def test_latest_carrier_of_a_reference_counts() -> None:
     versions = [version("1", production=2), version("2", production=1, stable=1), version("10", production=1)]
     found = latest(versions, PRODUCTION)
     assert found
@@ -69,7 +69,7 @@ BETWEEN = NOW - timedelta(minutes=1)
         (LATER, {}, {"production": 1}, None, False, LATER),
         (LATER, {}, {"production": 1}, "3", False, LATER),
         (LATER, {"production": 0}, {"production": 1}, "3", False, LATER),
-        # another front has swapped since
+        # another front has swapped later
         (EARLIER, {}, {"production": 1}, "3", False, None),
         (EARLIER, {"production": 2}, {"production": 1}, "3", False, None),
         (EARLIER, {}, {"production": 1}, None, False, None),
@@ -98,7 +98,7 @@ def test_who_holds_a_reference(
 
 
 class Shelf:
-    """A registry in memory of which each call may take some turns of the loop, and one in ten fails."""
+    """A registry in memory: every call may take some turns of the loop, and one in ten fails."""
 
     def __init__(self, seed: int) -> None:
         self.tags: dict[str, dict[str, str]] = {number: {} for number in "123"}
@@ -108,7 +108,7 @@ class Shelf:
         self._chance = random.Random(seed)
         self.written = 0
         self.lost: set[str] = set()
-        """References that a version carried once and none does now, at any moment."""
+        """References that had a carrier before, and had none at some moment."""
         self._carried: set[str] = set()
 
     async def _wait(self) -> None:
@@ -140,7 +140,7 @@ class Shelf:
         self.contested[name] = contested(each.tags for each in found)
         return found
 
-    async def write_tags(self, of: Version, news: News) -> None:
+    async def write_tags(self, of: Version, news: TagChange) -> None:
         await self._wait()
         tags = self.tags[str(of.version)]
         for tag, value in news(dict(tags)).items():
@@ -155,7 +155,7 @@ class Shelf:
 
 
 class Front:
-    """A front: what its references name goes live on it, but for the version that it can't load."""
+    """A front that makes live what its references name, except for the version that it cannot load."""
 
     def __init__(self, shelf: Shelf, refuses: str = "") -> None:
         self.herald = TagWriter(cast("RegistryClient", shelf))
@@ -196,7 +196,7 @@ class Front:
             self.herald.publish(self._shelf.find(old), Outcome.SUPERSEDED, f"{number} went live")
 
     def revert(self, uri: str) -> None:
-        """Go back to what was live before what is named now, if that is live."""
+        """Revert the named version if it is live."""
         bad = self._shelf.named[uri]
         if self._live.get(uri) == bad and uri in self._warm:
             self._swap(uri, self._warm.pop(uri))
@@ -215,7 +215,7 @@ STEP = st.one_of(
 
 
 async def live_through(shelf: Shelf, steps: list[Any], *, together: bool, refused: str) -> None:
-    """Take the steps, and then look until nothing changes any more: the tags are right then."""
+    """Take the steps, and then poll until nothing changes: the tags must be right then."""
 
     def start(place: int) -> Front:
         return Front(shelf, refused if place == FRONTS - 1 else "")
@@ -266,17 +266,13 @@ SEEDS, REFUSED, STEPS = st.integers(0, 999), st.sampled_from(["", "2"]), st.list
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_fronts_that_write_at_the_same_time_agree_in_the_end(
-    steps: list[Any], seed: int, refused: str
-) -> None:
+def test_concurrent_fronts_converge(steps: list[Any], seed: int, refused: str) -> None:
     asyncio.run(live_through(Shelf(seed), steps, together=True, refused=refused))
 
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_a_reference_is_carried_at_every_moment_even_where_writes_fail(
-    steps: list[Any], seed: int, refused: str
-) -> None:
+def test_reference_has_a_carrier_despite_failed_writes(steps: list[Any], seed: int, refused: str) -> None:
     shelf = Shelf(seed)
     asyncio.run(live_through(shelf, steps, together=False, refused=refused))
     assert shelf.lost == set()

@@ -1,4 +1,4 @@
-"""Artifacts on the local disk: kept while they are whole, downloaded again when they are not."""
+"""Artifacts on the local disk are used while they are intact, and downloaded again otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFERENCE = "models:/actor/Production"
 
 
 class Downloads:
-    """The real downloads from the registry, counted."""
+    """Counts the real downloads from the registry."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
@@ -72,7 +72,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 # -- kept copies
 
 
-async def test_what_is_fetched_is_what_was_logged(
+async def test_fetched_artifacts_equal_the_logged_ones(
     store: ArtifactStore, version: Version, download: Downloads, saved: Path
 ) -> None:
     artifacts = await store.fetch(version, download)
@@ -80,7 +80,7 @@ async def test_what_is_fetched_is_what_was_logged(
     assert (artifacts.folder / "MLmodel").read_bytes() == (saved / "MLmodel").read_bytes()
 
 
-async def test_a_kept_copy_is_not_downloaded_again(
+async def test_stored_copy_is_not_downloaded_again(
     store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
@@ -89,7 +89,7 @@ async def test_a_kept_copy_is_not_downloaded_again(
     assert download.count == 1
 
 
-async def test_each_registry_has_its_own_copies(
+async def test_registries_have_separate_copies(
     store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
@@ -98,7 +98,7 @@ async def test_each_registry_has_its_own_copies(
     assert download.count == 2
 
 
-async def test_a_version_that_is_told_apart_is_kept_apart(
+async def test_versions_are_stored_separately(
     store: ArtifactStore,
     version: Version,
     download: Downloads,
@@ -136,7 +136,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-async def test_a_copy_that_is_not_whole_is_downloaded_again(
+async def test_damaged_copy_is_downloaded_again(
     store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     first = await store.fetch(version, download)
@@ -149,7 +149,7 @@ async def test_a_copy_that_is_not_whole_is_downloaded_again(
     assert download.count == 2
 
 
-async def test_several_fronts_may_fetch_at_once(
+async def test_several_fronts_can_fetch_at_once(
     version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     stores = [ArtifactStore(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
@@ -159,7 +159,7 @@ async def test_several_fronts_may_fetch_at_once(
     assert fetching(tmp_path) == []
 
 
-async def test_a_version_that_is_discarded_is_downloaded_again(
+async def test_discarded_version_is_downloaded_again(
     store: ArtifactStore, version: Version, download: Downloads
 ) -> None:
     first = await store.fetch(version, download)
@@ -173,11 +173,11 @@ async def test_a_version_that_is_discarded_is_downloaded_again(
 
 
 def fetching(folder: Path) -> list[Path]:
-    """What is left of downloads that did not end."""
+    """Return the files that unfinished downloads left."""
     return [*(folder / "store").rglob("fetching-*")]
 
 
-async def test_a_download_that_fails_leaves_nothing(
+async def test_failed_download_leaves_nothing(
     store: ArtifactStore, version: Version, download: Downloads, saved: Path, tmp_path: Path
 ) -> None:
     shutil.move(saved, tmp_path / "away")
@@ -188,7 +188,7 @@ async def test_a_download_that_fails_leaves_nothing(
     assert (await store.fetch(version, download)).digest == digest(saved)
 
 
-async def test_a_download_that_is_given_up_leaves_nothing(
+async def test_abandoned_download_leaves_nothing(
     store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     under_way = asyncio.Event()
@@ -208,15 +208,13 @@ async def test_a_download_that_is_given_up_leaves_nothing(
     assert (await store.fetch(version, download)).folder.is_dir()
 
 
-async def test_a_disk_that_takes_nothing_is_told(
-    version: Version, download: Downloads, tmp_path: Path
-) -> None:
+async def test_read_only_disk_is_reported(version: Version, download: Downloads, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be kept: .*file"):
+    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be stored: .*file"):
         await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
 
 
-async def test_a_disk_that_fills_up_is_told(store: ArtifactStore, version: Version, tmp_path: Path) -> None:
+async def test_full_disk_is_reported(store: ArtifactStore, version: Version, tmp_path: Path) -> None:
     async def full(_: Version, __: Path) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -228,7 +226,7 @@ async def test_a_disk_that_fills_up_is_told(store: ArtifactStore, version: Versi
 # -- the last known good version
 
 
-async def test_what_went_live_last_is_recalled(
+async def test_last_live_version_is_loaded(
     store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     assert await store.load_last_live(REFERENCE) is None
@@ -243,7 +241,7 @@ async def test_what_went_live_last_is_recalled(
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-async def test_a_copy_that_is_not_whole_is_not_recalled(
+async def test_damaged_last_live_copy_is_not_loaded(
     store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     artifacts = await store.fetch(version, download)
@@ -255,7 +253,7 @@ async def test_a_copy_that_is_not_whole_is_not_recalled(
 @pytest.mark.parametrize(
     "note", [b"", b"{", b"\xff", b"{}", b"[1]", b"[{}]", b'[{"place": 5}]', b'[{"place": ""}]']
 )
-async def test_a_garbled_note_is_no_note(
+async def test_damaged_record_is_ignored(
     store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path, note: bytes
 ) -> None:
     artifacts = await store.fetch(version, download)
@@ -267,7 +265,7 @@ async def test_a_garbled_note_is_no_note(
     assert await store.load_last_live(REFERENCE) is not None
 
 
-async def test_a_disk_that_takes_no_note_is_no_failure(version: Version, tmp_path: Path) -> None:
+async def test_failed_record_write_is_no_error(version: Version, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = ArtifactStore(tmp_path / "file", "sqlite:///registry")
     await store.save_last_live(REFERENCE, version, Artifacts(tmp_path / "place" / "artifacts", "sha256:0"))
@@ -291,9 +289,7 @@ def plant(tree: dict[str, bytes], folder: Path, backwards: bool = False) -> str:
 
 
 @given(trees, trees)
-def test_a_digest_tells_contents_and_names_apart_and_nothing_else(
-    one: dict[str, bytes], other: dict[str, bytes]
-) -> None:
+def test_digest_depends_on_contents_and_names_only(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         found = plant(one, Path(first))
         assert found.startswith("sha256:")

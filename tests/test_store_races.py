@@ -1,4 +1,4 @@
-"""What happens to the store at one moment: downloads given up midway, versions that go live in a row."""
+"""Races in the store: abandoned downloads, and versions that go live in quick succession."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def version(number: int) -> Version:
     return Version("iris", str(number), f"/nowhere/{number}", f"/nowhere/{number}")
 
 
-async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
+async def test_abandoned_download_that_continues_is_no_failure(
     tmp_path: Path,
 ) -> None:
-    """A thread can't be cancelled: it writes on while what it has written is removed."""
+    """A thread cannot be cancelled: it keeps writing while its files are deleted."""
     under_way, enough = threading.Event(), threading.Event()
 
     def write(folder: Path) -> None:
@@ -50,7 +50,7 @@ async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
         enough.set()
 
 
-async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: Path) -> None:
+async def test_last_of_several_live_versions_is_loaded(tmp_path: Path) -> None:
     store, kept = ArtifactStore(tmp_path, "registry"), {}
 
     async def download(found: Version, folder: Path) -> Path:
@@ -69,7 +69,7 @@ async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: 
         assert recalled == (version(last), Artifacts(kept[last].folder, digest(kept[last].folder)))
 
 
-def test_fronts_that_note_at_the_same_moment_leave_one_whole_note(tmp_path: Path) -> None:
+def test_concurrent_fronts_leave_one_complete_record(tmp_path: Path) -> None:
     note, texts = tmp_path / "live" / "note.json", [str(number) * 10_000 for number in range(10)]
 
     def write(text: str) -> None:

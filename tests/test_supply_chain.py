@@ -1,4 +1,4 @@
-"""What is let in: sources, files, and in strict mode data alone, each refused before anything is loaded."""
+"""The policy rejects sources, files and, in strict mode, code before anything is loaded."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(autouse=True)
 def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the version that was live before still is."""
+    """Verify after every test that the same version is live."""
     yield
     if "strict" in request.fixturenames:
         model: Model = request.getfixturevalue("strict")
@@ -85,7 +85,7 @@ def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def refused(model: Model, folder: Path) -> str:
-    """Why the service refuses what is saved in a folder; it is promoted, and the one before again."""
+    """Promote what is saved in a folder and return why it is refused; promote the earlier version again."""
     version = model.registry.register("line", folder)
     model.promote(version)
     model.until(lambda told: (told["candidate"] or {}).get("version") == version)

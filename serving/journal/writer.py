@@ -26,6 +26,7 @@ import orjson
 from sqlalchemy import Connection, Engine, delete
 from sqlalchemy import select as choose
 
+from serving.backoff import Backoff
 from serving.errors import JournalUnavailable
 from serving.journal import database, feedback_store
 from serving.journal.database import RowsRejected, transaction
@@ -41,7 +42,7 @@ log = logging.getLogger("serving.journal")
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_SWEEPS = 60.0
 _SECONDS_TO_END = 5.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_BACKOFF = Backoff(first_seconds=0.05, max_seconds=2.0)
 _SWEPT_AT_ONCE = 1000
 _MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
 """After a jump of the clock, nothing is deleted for this time: it may be set right again."""
@@ -146,7 +147,7 @@ class Writer:
         Raises:
             Gone: the front has gone, and it was tried for some seconds more.
         """
-        pause, ends = _FIRST_PAUSE, float("inf")
+        pause, ends = _BACKOFF.first_seconds, float("inf")
         while True:
             try:
                 found = do()
@@ -160,7 +161,7 @@ class Writer:
                 time.sleep(pause)
             if time.monotonic() > ends:
                 raise ParentExited
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = _BACKOFF.following(pause)
 
     # -- from time to time
 

@@ -139,6 +139,14 @@ class LoadedModel:
         self.version = replace(version, location=self.version.location)
         self.from_disk = False
 
+    def mark_from_disk(self) -> None:
+        """Record that it came from the copy on disk while the registry was unreachable."""
+        self.from_disk = True
+
+    def reset_counts(self) -> None:
+        """Count requests from zero: a version that goes live again is not judged by its earlier failures."""
+        self.tally = RequestCounts()
+
     @property
     def pids(self) -> list[int]:
         """The ids of its processes."""

@@ -101,6 +101,23 @@ class Slot:
         retired = [warm] if warm and warm is not new else []
         return retired + ([old] if old and not probation_seconds else [])
 
+    def release_warm(self) -> LoadedModel | None:
+        """Give up the version that was live before; return it, to be drained."""
+        warm, self.warm = self.warm, None
+        return warm
+
+    def set_resolved(self, is_resolved: bool) -> None:
+        """Record whether the reference names a version at present."""
+        self.is_resolved = is_resolved
+
+    def set_reason(self, reason: str) -> None:
+        """Record why nothing is live, or why the promoted version is not."""
+        self.reason = reason
+
+    def set_warnings(self, *warnings: str) -> None:
+        """Replace the warnings about the live version."""
+        self.warnings = warnings
+
     def probation_is_over(self) -> bool:
         """Whether the live version has done well for long enough."""
         return time.monotonic() >= self._probation_ends
@@ -185,8 +202,13 @@ class SlotOnDemand(Slot):
         if reason := outcome.result():
             raise NotLive(f"{self.reference} is not live: {reason}.", f"{self.reference} is not live.")
 
-    def answer(self, reason: str | None) -> None:
-        """Tell those who wait that it is filled, or why it could not be."""
+    def mark_loaded(self, now: float) -> None:
+        """Record that a version was loaded, at a monotonic time, and resume the waiting requests."""
+        self.filled_at = now
+        self.resolve_waiters(None)
+
+    def resolve_waiters(self, reason: str | None) -> None:
+        """Resume the waiting requests. `reason`: why no version is live; None if one is."""
         self.wanted.clear()
         outcome, self._outcome = self._outcome, None
         if outcome:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from serving.backoff import Backoff
 from serving.errors import LoadFailed, ProcessDied
 from serving.processes import framing
 from serving.processes.descendants import StopDetector
@@ -21,14 +22,14 @@ from serving.telemetry.metrics import ExitReason
 
 log = logging.getLogger("serving.pool")
 _STEADY_SECONDS = 30.0
-_MAX_BACKOFF_SECONDS = 30.0
+_BACKOFF = Backoff(first_seconds=0.5, max_seconds=30.0)
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def next_backoff(pause: float, lived: float) -> float:
     """Seconds to wait before a dead process is replaced: none at first, then growing while they die young."""
-    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else min(max(2 * pause, 0.5), _MAX_BACKOFF_SECONDS)
+    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else _BACKOFF.following(pause)
 
 
 def resident_bytes(pid: int | None) -> int:

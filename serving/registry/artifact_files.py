@@ -1,4 +1,4 @@
-"""Checks and copies folders of artifacts: files and folders alone, of bounded number, depth and size."""
+"""Checks and copies artifact folders: only files and folders, of bounded number, depth and size."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a folder takes up; it changes whenever something is written into it."""
+    """The disk usage of a folder; it changes whenever something is written into it."""
 
     entries: int = 0
     size: int = 0
     blocks: int = 0
 
-    def plus(self, found: os.stat_result) -> Usage:
+    def plus(self, entry: os.stat_result) -> Usage:
         """Return the usage with one more file or folder."""
-        size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-        return Usage(self.entries + 1, self.size + size, self.blocks + found.st_blocks)
+        size = entry.st_size if stat.S_ISREG(entry.st_mode) else 0
+        return Usage(self.entries + 1, self.size + size, self.blocks + entry.st_blocks)
 
 
 def check_files(folder: Path, max_bytes: int | None = None) -> Usage:
-    """Refuse a folder that holds anything but folders and files, or too much; return its usage.
+    """Check the content of a folder, and return its usage.
 
     Raises:
-        Untrusted: it does.
+        UntrustedArtifact: it contains anything but folders and regular files, or too many or too large ones.
     """
     with _opened(folder) as handle:
         usages = [usage for _, _, usage in _entries(handle, max_bytes)]
@@ -43,10 +43,10 @@ def check_files(folder: Path, max_bytes: int | None = None) -> Usage:
 
 
 def copy(source: Path, target: Path, max_bytes: int | None = None) -> Path:
-    """Copy a folder to a new one, without following a link, even one that is put in meanwhile.
+    """Copy a folder to a new one, without following a link, even one that is created meanwhile.
 
     Raises:
-        Untrusted: the folder holds anything but folders and regular files, or too much.
+        UntrustedArtifact: it contains anything but folders and regular files, or too many or too large ones.
     """
     target.mkdir(parents=True)
     copied = 0
@@ -61,21 +61,21 @@ def copy(source: Path, target: Path, max_bytes: int | None = None) -> Path:
     return target
 
 
-def _copy_file(folder: int, path: str, target: Path, most: int | None) -> int:
+def _copy_file(folder: int, path: str, target: Path, max_bytes: int | None) -> int:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         handle = os.open(os.path.basename(path), flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _no_file(path, "a link") from error
+            raise _not_regular(path, "a link") from error
         raise
     with open(handle, "rb") as file, target.open("xb") as new:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise _no_file(path, "no file")
+            raise _not_regular(path, "no file")
         copied = 0
         while chunk := file.read(_CHUNK):
             copied += len(chunk)
-            if most is not None and copied > most:
+            if max_bytes is not None and copied > max_bytes:
                 break
             if not os.fstat(new.fileno()).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "the copy was removed meanwhile", str(target))
@@ -85,15 +85,15 @@ def _copy_file(folder: int, path: str, target: Path, most: int | None) -> int:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """Open a folder whose path has no link in it, one part at a time, so that none can be put in."""
+    """Open a folder whose path contains no link, part by part, so that no link can be inserted meanwhile."""
     parts = folder.absolute().parts
     handle = os.open(parts[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[1:]:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            below = os.open(part, flags, dir_fd=handle)
+            child = os.open(part, flags, dir_fd=handle)
             os.close(handle)
-            handle = below
+            handle = child
         yield handle
     finally:
         os.close(handle)
@@ -103,13 +103,13 @@ def _entries(handle: int, max_bytes: int | None) -> Iterator[tuple[str, int | No
     """Yield the relative path of each folder and file, the open folder of a file, and the usage so far."""
     usage = Usage()
     for top, folders, files, folder in os.fwalk(".", dir_fd=handle, follow_symlinks=False):
-        for name, is_folder in [*((each, True) for each in folders), *((each, False) for each in files)]:
+        for name, is_folder in [*((name, True) for name in folders), *((name, False) for name in files)]:
             path = os.path.normpath(f"{top}/{name}")
             _check_name(name, path)
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if not (stat.S_ISDIR(found.st_mode) if is_folder else stat.S_ISREG(found.st_mode)):
-                raise _no_file(path, "a link" if stat.S_ISLNK(found.st_mode) else "no file")
-            usage = usage.plus(found)
+            entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not (stat.S_ISDIR(entry.st_mode) if is_folder else stat.S_ISREG(entry.st_mode)):
+                raise _not_regular(path, "a link" if stat.S_ISLNK(entry.st_mode) else "no file")
+            usage = usage.plus(entry)
             if usage.entries > MAX_FILES:
                 raise UntrustedArtifact(f"its artifacts are more than {MAX_FILES} files and folders")
             _check_size(usage.size, max_bytes)
@@ -117,7 +117,7 @@ def _entries(handle: int, max_bytes: int | None) -> Iterator[tuple[str, int | No
 
 
 def _check_name(name: str, path: str) -> None:
-    if not name.isprintable():  # nor is a name that is not UTF-8
+    if not name.isprintable():  # this also covers names that are not UTF-8
         raise UntrustedArtifact(f"the name of one of its artifacts is not printable: {ascii(name)[:100]}")
     if path.count(os.sep) >= MAX_DEPTH:
         raise UntrustedArtifact(
@@ -130,5 +130,5 @@ def _check_size(size: int, max_bytes: int | None) -> None:
         raise UntrustedArtifact(f"its artifacts are larger than SERVING_MAX_MODEL_BYTES ({max_bytes} bytes)")
 
 
-def _no_file(path: str, kind: str) -> UntrustedArtifact:
+def _not_regular(path: str, kind: str) -> UntrustedArtifact:
     return UntrustedArtifact(f"{path[:200]} among its artifacts is {kind}")

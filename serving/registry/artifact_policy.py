@@ -1,4 +1,4 @@
-"""What is let in: where a version's artifacts may come from, and what they may be, before any is loaded."""
+"""Checks artifacts against the operator's policy, on their source and content, before any is loaded."""
 
 from __future__ import annotations
 
@@ -17,121 +17,122 @@ from serving.version import Version
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
-_PATHS = {"artifact_path", "code", "conda", "data", "model_data", "model_path", "path", "pickled_model"}
-_PATHS |= {"python_model", "serving_input_path", "virtualenv"}
+_PATH_KEYS = {"artifact_path", "code", "conda", "data", "model_data", "model_path", "path", "pickled_model"}
+_PATH_KEYS |= {"python_model", "serving_input_path", "virtualenv"}
 
 
 class ArtifactPolicy:
-    """The operator's rules."""
+    """The operator's rules for artifacts."""
 
-    def __init__(self, trust: ArtifactPolicySettings) -> None:
-        self._trust = trust
+    def __init__(self, settings: ArtifactPolicySettings) -> None:
+        self._settings = settings
 
     def check_source(self, version: Version) -> None:
-        """Refuse a version whose artifacts come from elsewhere than the operator allows.
+        """Check the location of a version's artifacts.
 
         Raises:
-            Untrusted: they do.
+            UntrustedArtifact: it is not below an allowed source.
         """
-        allowed = self._trust.allowed_sources
-        if allowed and not any(is_within(version.location, each) for each in allowed):
-            raise self._elsewhere(version.location)
+        allowed = self._settings.allowed_sources
+        if allowed and not any(is_within(version.location, source) for source in allowed):
+            raise self._source_not_allowed(version.location)
         if folder := local_folder(version.location):
             self.check_folder(folder.resolve())
 
     def check_folder(self, folder: Path) -> None:
-        """Refuse a folder on this machine, by its path without links, that is not below an allowed one.
+        """Check a folder on this machine, given by its path without links.
 
         Raises:
-            Untrusted: it is not.
+            UntrustedArtifact: it is not below an allowed source.
         """
-        allowed = self._trust.allowed_sources
-        roots = [root.resolve() for each in allowed if (root := local_folder(each))]
+        allowed = self._settings.allowed_sources
+        roots = [root.resolve() for source in allowed if (root := local_folder(source))]
         if allowed and not any(folder.is_relative_to(root) for root in roots):
-            raise self._elsewhere(str(folder))
+            raise self._source_not_allowed(str(folder))
 
     def check_requirements(self, files: ModelFiles, needs: Needs) -> None:
-        """Refuse a version of which packages would be installed from where the operator does not allow.
+        """Check from where a version's packages would be installed.
 
         Raises:
-            Untrusted: they would.
+            UntrustedArtifact: the operator does not allow it.
         """
-        allowed = self._trust.allowed_sources
-        for each in (*needs.packages, *needs.constraints):
-            if each.url and self._trust.strict_artifacts:
+        allowed = self._settings.allowed_sources
+        for package in (*needs.packages, *needs.constraints):
+            if package.url and self._settings.strict_artifacts:
                 raise UntrustedArtifact(
-                    f"it requires {str(each)[:200]}: strict mode installs nothing by its URL"
+                    f"it requires {str(package)[:200]}: strict mode installs nothing by its URL"
                 )
-            if each.url and allowed and not any(is_within(each.url, source) for source in allowed):
+            if package.url and allowed and not any(is_within(package.url, source) for source in allowed):
                 raise UntrustedArtifact(
-                    f"it requires {without_query(str(each))[:200]}, which is not below any of "
+                    f"it requires {without_query(str(package))[:200]}, which is not below any of "
                     f"SERVING_ALLOWED_SOURCES ({', '.join(allowed)})"
                 )
-        if self._trust.strict_artifacts:
+        if self._settings.strict_artifacts:
             strict_mode.check_listed(files)
 
-    def _elsewhere(self, location: str) -> UntrustedArtifact:
+    def _source_not_allowed(self, location: str) -> UntrustedArtifact:
         return UntrustedArtifact(
             f"its artifacts come from {without_query(location)[:500]}, which is none of "
-            f"SERVING_ALLOWED_SOURCES ({', '.join(self._trust.allowed_sources)})"
+            f"SERVING_ALLOWED_SOURCES ({', '.join(self._settings.allowed_sources)})"
         )
 
-    def check_model(self, folder: Path, described: Mapping[str, Any]) -> None:
-        """Refuse a downloaded version that leads out of its folder, or in strict mode is more than data.
+    def check_model(self, folder: Path, mlmodel: Mapping[str, Any]) -> None:
+        """Check a downloaded version by its parsed MLmodel file.
 
         Raises:
-            Untrusted: it does, or is.
+            UntrustedArtifact: it names a path outside its folder, or in strict mode may contain code.
         """
-        named = (described.get("flavors"), described.get("saved_input_example_info"))
-        for key, path in (found for each in named for found in _paths(each)):
+        sections = (mlmodel.get("flavors"), mlmodel.get("saved_input_example_info"))
+        for key, path in (item for section in sections for item in _paths(section)):
             if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
                 raise UntrustedArtifact(f"its MLmodel file names a {key} outside its folder")
-        if self._trust.strict_artifacts:
-            strict_mode.check(folder, described, self._trust.trusted_types)
+        if self._settings.strict_artifacts:
+            strict_mode.check(folder, mlmodel, self._settings.trusted_types)
 
 
 def is_within(location: str, allowed: str) -> bool:
-    """Whether a URI or path is an allowed one, or below it."""
-    found, wanted = _parts(location), _parts(allowed)
-    return ".." not in found and found[: len(wanted)] == wanted
+    """Return whether a URI or path is an allowed one, or below it."""
+    parts, allowed_parts = _parts(location), _parts(allowed)
+    return ".." not in parts and parts[: len(allowed_parts)] == allowed_parts
 
 
 def _parts(location: str) -> tuple[str, ...]:
-    at = urlsplit(location)
+    url = urlsplit(location)
     folder = local_folder(location)
-    path = unquote(unquote(at.path if folder is None else str(folder)))
+    path = unquote(unquote(url.path if folder is None else str(folder)))
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
-    return ("", "", *parts) if folder else (at.scheme.lower(), at.netloc.lower(), *parts)
+    return ("", "", *parts) if folder else (url.scheme.lower(), url.netloc.lower(), *parts)
 
 
 def without_query(location: str) -> str:
-    """A location as it may be told: what comes behind `?` may be a signature."""
+    """Return a location without its query, which may contain a signature."""
     return location.partition("?")[0]
 
 
 def local_folder(location: str) -> Path | None:
-    """Return the folder on this machine that a path or file URL names, as MLflow reads it; None for others.
+    """Return the folder on this machine that a path or file URL names, by MLflow's rules; None for others.
 
     Raises:
-        Untrusted: it is a file URL of another machine.
+        UntrustedArtifact: it is a file URL of another machine.
     """
     if not _SCHEME.match(location):
         return Path(unquote(location))
-    at = urlsplit(location)
-    if at.scheme.lower() != "file":
+    url = urlsplit(location)
+    if url.scheme.lower() != "file":
         return None
-    if at.netloc.lower() not in _LOCAL_HOSTS:
-        raise UntrustedArtifact(f"its artifacts are at a file URL of another machine, {at.netloc[:100]!r}")
-    return Path(unquote(at.path))
+    if url.netloc.lower() not in _LOCAL_HOSTS:
+        raise UntrustedArtifact(f"its artifacts are at a file URL of another machine, {url.netloc[:100]!r}")
+    return Path(unquote(url.path))
 
 
-def _paths(described: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(described, Mapping):
-        for key, value in described.items():
-            if key in _PATHS and isinstance(value, str):
+def _paths(section: Any) -> Iterator[tuple[str, str]]:
+    """Yield the keys and values in a section of the MLmodel file that name a path."""
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if key in _PATH_KEYS and isinstance(value, str):
                 yield key, value
             else:
                 yield from _paths(value)
-    elif isinstance(described, list):
-        for each in described:
-            yield from _paths(each)
+    elif isinstance(section, list):
+        for entry in section:
+            yield from _paths(entry)

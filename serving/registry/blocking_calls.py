@@ -1,7 +1,7 @@
-"""Runs blocking calls in threads that can be given up, and that the end of the process does not wait for.
+"""Runs blocking calls in threads that can be abandoned, and that do not delay the exit of the process.
 
-The pools of `concurrent.futures` wait for their threads, at the end of the process too: a call that never
-returns would keep a place in the pool, and the process alive.
+The pools of `concurrent.futures` wait for their threads, also at exit: a call that never returns would occupy
+the pool, and keep the process alive.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 _PREFIX = "blocking-"
 MAX_ABANDONED = 64
-"""Threads of one name that were given up and still run; beyond them no call of this name is made."""
+"""Maximum of abandoned threads of one name that still run; beyond it, calls of this name are refused."""
 _abandoned: dict[str, set[threading.Thread]] = {}
 
 
 class TooManyHang(Exception):
-    """Too many calls that were given up have not returned."""
+    """Too many abandoned calls have not returned."""
 
 
 def thread_name(name: str) -> str:
@@ -29,14 +29,14 @@ def thread_name(name: str) -> str:
 
 
 def start(call: Callable[..., T], *args: Any, name: str) -> asyncio.Future[T]:
-    """Begin a call in a thread of its own; cancelling the future gives the thread up.
+    """Start a call in a thread of its own; cancelling the future abandons the thread.
 
     Raises:
-        TooManyHang: too many calls that were given up have not returned.
+        TooManyHang: too many abandoned calls have not returned.
     """
-    abandoned = _abandoned[name] = {each for each in _abandoned.get(name, ()) if each.is_alive()}
+    abandoned = _abandoned[name] = {thread for thread in _abandoned.get(name, ()) if thread.is_alive()}
     if len(abandoned) >= MAX_ABANDONED:
-        raise TooManyHang(f"{len(abandoned)} calls that were given up have not returned")
+        raise TooManyHang(f"{len(abandoned)} abandoned calls have not returned")
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -61,15 +61,15 @@ def start(call: Callable[..., T], *args: Any, name: str) -> asyncio.Future[T]:
 
     thread = threading.Thread(target=run, name=thread_name(name), daemon=True)
 
-    def give_up(ended: asyncio.Future[T]) -> None:
+    def abandon(ended: asyncio.Future[T]) -> None:
         if ended.cancelled() and thread.is_alive():
             _abandoned[name].add(thread)
 
-    future.add_done_callback(give_up)
+    future.add_done_callback(abandon)
     thread.start()
     return future
 
 
 def is_any_left() -> bool:
-    """Return whether a thread still runs: what it calls may have threads that the process waits for."""
+    """Return whether a thread still runs: its libraries may have started threads that delay the exit."""
     return any(thread.name.startswith(_PREFIX) for thread in threading.enumerate())

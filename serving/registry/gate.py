@@ -1,4 +1,4 @@
-"""What a version has to pass before it goes live, the cheap checks first; each refusal says why."""
+"""Verifies a version before it goes live, the cheap checks first; every rejection states its reason."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from serving.telemetry.metrics import Metrics
 from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.gate")
-_MAX_DECISIONS = 1000
+_MAX_SHARING_DECISIONS = 1000
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 _MAX_DEATHS = 3
-"""A version is rejected when the fork server of its own environment has died so often in a row."""
+"""A version is rejected after so many deaths in a row of the fork server of its own environment."""
 
 
 class Gate:
-    """Brings versions up, as far as they pass.
+    """Loads versions and verifies them.
 
-    In this order: the operator's rules let it in; the artifacts are complete, and those that were registered;
-    the signature can be typed; the contract breaks no client of the live one; it loads in time; it answers
-    its own input example; it answers the last live requests.
+    The checks in order: the operator's policy allows it; the artifacts are complete, and have the registered
+    digest; the signature can be typed; the contract breaks no client of the live one; it loads in time; it
+    predicts its own input example; it predicts the last live requests.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Gate:
     ) -> None:
         self._settings, self._registry, self._policy = settings, registry, ArtifactPolicy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
-        self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
-        """Whether callers may share a call of versions that were loaded before, by their digest."""
+        self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_SHARING_DECISIONS)
+        """Whether callers may share a call of versions that were loaded before, by digest."""
         self._environments = Environments(
             settings.store_dir / "environments", strict=settings.strict_artifacts, packages=settings.packages
         )
@@ -73,18 +73,18 @@ class Gate:
         self._idle.set()
         self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
-    async def load_and_verify(self, found: Version, slot: Slot) -> LoadedModel:
-        """The version with its processes running, proven and ready to be swapped in.
+    async def load_and_verify(self, version: Version, slot: Slot) -> LoadedModel:
+        """Return the version with its processes running, verified and ready to be swapped in.
 
         Raises:
-            Rejected: it does not pass.
-            RegistryError: its artifacts could not be had.
+            Rejected: it fails a check.
+            RegistryError: its artifacts could not be downloaded.
             ProcessDied: a process or the system failed, through no fault of the version.
         """
         try:
-            if deaths := await self.deaths(found):
-                return await self._bring_up_last(found, slot, deaths)
-            return await self._bring_up(found, slot)
+            if deaths := await self.deaths(version):
+                return await self._load_alone(version, slot, deaths)
+            return await self._load(version, slot)
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
@@ -95,21 +95,21 @@ class Gate:
         deaths = await asyncio.to_thread(self.attempts.deaths, version)
         return 0 if deaths and await self._store.has_served(version) else deaths
 
-    async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> LoadedModel:
-        """Bring up a version with which a front died, alone and last: another death has one cause."""
+    async def _load_alone(self, version: Version, slot: Slot, deaths: int) -> LoadedModel:
+        """Load a version with which a front died, alone and last, so that another death has one cause."""
         if deaths >= load_attempts.MAX_DEATHS:
             raise FrontDied(
                 f"the front died while it was being verified, {deaths} times in a row: promote it again, or "
-                "change one of its tags, to have it tried again"
+                "change one of its tags, to try it again"
             )
         async with self._suspect:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.load_seconds):
                     await self._idle.wait()
-            return await self._bring_up(found, slot)
+            return await self._load(version, slot)
 
-    async def _bring_up(self, found: Version, slot: Slot) -> LoadedModel:
-        version = await self._registry.complete(found)
+    async def _load(self, version: Version, slot: Slot) -> LoadedModel:
+        version = await self._registry.complete(version)
         await asyncio.to_thread(self._policy.check_source, version)
         download = partial(self._registry.download, check=self._policy.check_folder)
         artifacts = await self._store.fetch(version, download)
@@ -122,18 +122,18 @@ class Gate:
         return await self.verify(version, artifacts, slot)
 
     async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
-        """As `bring_up`, for artifacts that are on the disk."""
+        """Load and verify a version whose artifacts are on the disk; see `load_and_verify`."""
         self._verifying += 1
         self._idle.clear()
         try:
-            async with self.attempts.marked(version):
-                return await self._prove(version, artifacts, slot)
+            async with self.attempts.mark(version):
+                return await self._verify(version, artifacts, slot)
         finally:
             self._verifying -= 1
             if not self._verifying:
                 self._idle.set()
 
-    async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
+    async def _verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.mlmodel)
@@ -141,7 +141,7 @@ class Gate:
         differing = await asyncio.to_thread(environments.differences, needs)
         if self._settings.environments:
             self._policy.check_requirements(files, needs)
-        launcher = await self._launcher_of(needs, differing)
+        launcher = await self._launcher_for(needs, differing)
         loaded = await asyncio.to_thread(
             LoadedModel,
             version,
@@ -154,16 +154,16 @@ class Gate:
             self._metrics,
             warnings=[] if launcher.is_dedicated else _warnings(version, differing),
         )
-        known = slot.last_live
-        if known:
-            self._refuse_breaking(known, input_changes(known.contract, loaded.contract), version)
-        with self._explained(version, launcher, differing):
+        last_live = slot.last_live
+        if last_live:
+            self._reject_breaking(last_live, input_changes(last_live.contract, loaded.contract), version)
+        with self._explain_failure(version, launcher, differing):
             await loaded.start()
         try:
-            # What it returns is known only now.
-            changes = breaking_changes(known.contract, loaded.contract) if known else []
-            if known and changes:
-                self._refuse_breaking(known, changes, version)
+            # The output types are known only after the example was predicted.
+            changes = breaking_changes(last_live.contract, loaded.contract) if last_live else []
+            if last_live and changes:
+                self._reject_breaking(last_live, changes, version)
                 loaded.forget_requests(self._settings.replay_requests)
             await loaded.replay(
                 loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
@@ -175,16 +175,16 @@ class Gate:
         loaded.activate()
         return loaded
 
-    async def _launcher_of(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
+    async def _launcher_for(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
         if not (self._settings.environments and (differing or needs.fault)):
             return self._launcher
         return self._launcher.with_interpreter(await self._environments.interpreter(needs))
 
     @contextmanager
-    def _explained(
+    def _explain_failure(
         self, version: Version, launcher: Launcher, differing: Sequence[Difference]
     ) -> Iterator[None]:
-        """Have a failure in the block name what is not installed as the version requires it."""
+        """Add the packages that differ from the version's requirements to a failure in the block."""
         try:
             yield
         except (LoadFailed, VerificationFailed) as error:
@@ -202,21 +202,22 @@ class Gate:
             raise LoadFailed(f"{error} ({_MAX_DEATHS} times in a row)") from error
         self._deaths.pop(version.identity, None)
 
-    def _refuse_breaking(self, known: LastLive, changes: Sequence[str], version: Version) -> None:
+    def _reject_breaking(self, last_live: LastLive, changes: Sequence[str], version: Version) -> None:
         if changes and not (
             self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
         ):
             raise IncompatibleContract(
-                f"it would break clients of {known.version}: {'; '.join(changes[:10])}. "
-                "Set its tag serving.allow_breaking to true to let it go live all the same"
+                f"it would break clients of {last_live.version}: {'; '.join(changes[:10])}. "
+                "Set its tag serving.allow_breaking to true to let it go live anyway"
             )
 
 
 def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
-    """Return a warning if a version goes live with other packages than it was logged with."""
-    found = [each for each in differing if each.matters]
-    if not found:
+    """Return a warning if a version goes live with packages that differ from those it was logged with."""
+    relevant = [difference for difference in differing if difference.matters]
+    if not relevant:
         return []
     return [
-        f"{version} may answer otherwise: it requires {environments.listed(found)}: {environments.REMEDY}"
+        f"{version} may predict differently than when it was logged: it requires "
+        f"{environments.listed(relevant)}: {environments.REMEDY}"
     ]

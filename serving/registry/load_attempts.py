@@ -1,11 +1,10 @@
-"""Remembers on disk which versions are under verification, so that one that ends fronts is not tried first.
+"""Records on disk which versions are under verification, so that one that kills fronts is not tried first.
 
 A marker is written, and forced to the disk, before anything of a version is read, and removed afterwards. The
-front holds a lock on its markers. A marker that nobody has locked was left by a front that died, however it
-died. The first death delays the version: others go live before. The second one in a row rejects it until a
-person promotes it again or changes a tag. A death need not be the version's fault (a machine that fails, an
-operator's `kill -9`), so that one alone must not reject it, and a version that has served before is never
-rejected for this.
+front holds a lock on its markers. A marker without a lock was left by a front that died. The first death
+delays the version: others go live before it. The second one in a row rejects it until a person promotes it
+again or changes a tag. A death need not be the version's fault (a machine that fails, an operator's
+`kill -9`), so one alone does not reject it, and a version that has served before is never rejected for this.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from serving.version import Version
 
 log = logging.getLogger("serving.store")
 MAX_DEATHS = 2
-_MAX_NOTE_BYTES = 2**20
+_MAX_RECORD_BYTES = 2**20
 
 
 class LoadAttempts:
@@ -36,43 +35,43 @@ class LoadAttempts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._named: dict[str, tuple[str, str | None, str] | None] = {}
+        self._resolved: dict[str, tuple[str, str | None, str] | None] = {}
 
     def deaths(self, version: Version) -> int:
         """Return how many fronts in a row died while they verified the version, as it is promoted now."""
         try:
             self._collect(version)
-            note = _read(self._record(version))
+            record = _read(self._record(version))
         except OSError as error:
-            log.warning("can't read which versions were under verification: %s", error)
+            log.warning("cannot read which versions were under verification: %s", error)
             return 0
-        found = note.get("deaths") if note.get("promotion") == _promotion(version) else 0
-        return found if isinstance(found, int) else 0
+        deaths = record.get("deaths") if record.get("promotion") == _promotion(version) else 0
+        return deaths if isinstance(deaths, int) else 0
 
     def forget(self, version: Version) -> None:
-        """Forget the deaths: the version passed, or a person had it tried again."""
+        """Delete the count of deaths: the version passed, or a person requested another attempt."""
         with suppress(OSError):
             self._record(version).unlink(missing_ok=True)
 
-    def named(self, reference: str, version: Version | None) -> None:
-        """Note which version a reference names now; another one than before has been promoted by a person."""
-        if version and reference in self._named and self._named[reference] != version.identity:
+    def record_resolved(self, reference: str, version: Version | None) -> None:
+        """Record which version a reference names now; if it is a different one, a person has promoted it."""
+        if version and reference in self._resolved and self._resolved[reference] != version.identity:
             self.forget(version)
-        self._named[reference] = version.identity if version else None
+        self._resolved[reference] = version.identity if version else None
 
     @asynccontextmanager
-    async def marked(self, version: Version) -> AsyncIterator[None]:
-        """Have the disk show that the version is under verification while the block runs.
+    async def mark(self, version: Version) -> AsyncIterator[None]:
+        """Keep a marker of the version on disk while the block runs.
 
-        A disk that does not take the marker is no reason to serve less.
+        A marker that cannot be written does not prevent the verification.
         """
         marker = _Marker(self._folder / f"{_key(version)}-{secrets.token_hex(8)}.json")
         try:
             try:
                 await asyncio.to_thread(marker.write, json.dumps({"promotion": _promotion(version)}))
             except OSError as error:
-                said = "%s is verified without a marker on disk: %s"
-                log.warning(said, version, error, extra=version.in_logs)
+                message = "%s is verified without a marker on disk: %s"
+                log.warning(message, version, error, extra=version.in_logs)
             yield
         except asyncio.CancelledError:  # the front stops, or another version was promoted
             raise
@@ -85,7 +84,7 @@ class LoadAttempts:
             marker.remove()
 
     def _collect(self, version: Version) -> None:
-        """Add the markers that dead fronts have left to the record of the version."""
+        """Count the markers that dead fronts have left in the record of the version."""
         for marker in self._folder.glob(f"{_key(version)}-*.json"):
             with suppress(OSError), marker.open("rb") as file:
                 try:
@@ -94,10 +93,9 @@ class LoadAttempts:
                     continue  # another front is verifying it now
                 if not marker.exists():
                     continue  # another front has counted it
-                found, record = _read(marker), _read(self._record(version))
-                promotion = found.get("promotion")
-                before = record.get("deaths", 0) if record.get("promotion") == promotion else 0
-                deaths = before + 1 if isinstance(before, int) else 1
+                promotion, record = _read(marker).get("promotion"), _read(self._record(version))
+                earlier = record.get("deaths", 0) if record.get("promotion") == promotion else 0
+                deaths = earlier + 1 if isinstance(earlier, int) else 1
                 atomic_write(self._record(version), json.dumps({"deaths": deaths, "promotion": promotion}))
                 marker.unlink()
 
@@ -106,15 +104,15 @@ class LoadAttempts:
 
 
 class _Marker:
-    """A file that is locked from before it has its name until it is removed."""
+    """A file that is locked before it gets its name, until it is removed."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._handle = file, -1
-        self._lock, self._is_over = threading.Lock(), False
+        self._lock, self._is_removed = threading.Lock(), False
 
     def write(self, text: str) -> None:
         with self._lock:
-            if self._is_over:
+            if self._is_removed:
                 return
             self._file.parent.mkdir(parents=True, exist_ok=True)
             new = self._file.with_suffix(".new")
@@ -132,7 +130,7 @@ class _Marker:
 
     def remove(self) -> None:
         with self._lock:
-            self._is_over = True
+            self._is_removed = True
             if self._handle >= 0:
                 with suppress(OSError):
                     self._file.unlink(missing_ok=True)
@@ -144,18 +142,18 @@ def _key(version: Version) -> str:
 
 
 def _promotion(version: Version) -> str:
-    """Return what changes when a person changes a version's tags or its stage."""
-    facts = [version.stage, sorted(version.user_tags.items())]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    """Return a hash that changes when a person changes a version's tags or its stage."""
+    inputs = [version.stage, sorted(version.user_tags.items())]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            found = json.loads(opened.read(_MAX_NOTE_BYTES))
+            record = json.loads(opened.read(_MAX_RECORD_BYTES))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""MLflow's versions, tags and errors as those of this package."""
+"""Converts MLflow's versions, tags and errors to those of this package."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 def bounded(tags: Any) -> dict[str, str]:
     """Return the tags as printable text of bounded number and length."""
-    found = [(name, value) for name, value in dict(tags).items() if isinstance(value, str)][:MAX_TAGS]
-    return {_printable(str(name)): _printable(value) for name, value in found}
+    items = [(name, value) for name, value in dict(tags).items() if isinstance(value, str)][:MAX_TAGS]
+    return {printable(str(name)): printable(value) for name, value in items}
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return the text of bounded length, with a space for every character that is not printable."""
     text = text[:MAX_TAG_LENGTH]
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def underlying(client: Any, location: str) -> str:
-    """Return the location of artifacts that is named by a run or a logged model, so that it can be checked.
+    """Return the location to which a `runs:` or `models:` URI leads, so that the policy can check it.
 
     Raises:
-        Untrusted: it is named by a registered model, whose meaning may change.
+        UntrustedArtifact: it leads to a registered model, which may change.
     """
     scheme, _, path = location.partition(":")
     if scheme.lower() == "runs":
-        run, _, below = path.lstrip("/").partition("/")
-        return f"{client.get_run(run).info.artifact_uri.rstrip('/')}/{below}"
+        run, _, subpath = path.lstrip("/").partition("/")
+        return f"{client.get_run(run).info.artifact_uri.rstrip('/')}/{subpath}"
     if scheme.lower() == "models":
         if not path.startswith("/m-"):
             raise UntrustedArtifact(f"its artifacts are named by another model, {location[:200]}")
@@ -44,31 +45,31 @@ def underlying(client: Any, location: str) -> str:
 
 
 @contextmanager
-def translated(what: str, *, may_be_missing: bool = True) -> Iterator[None]:
-    """Raise what MLflow and its libraries raise in the block as errors of this package."""
+def map_exceptions(subject: str, *, may_be_missing: bool = True) -> Iterator[None]:
+    """Map exceptions of MLflow and its libraries in the block to errors of this package."""
     try:
         yield
     except ServingError:
         raise
-    except Exception as error:  # MLflow lets through what its libraries raise: HTTP, SQL, OS, JSON
-        # MLflow tells the whole address of a server that is away.
+    except Exception as error:  # MLflow does not wrap those of its libraries: HTTP, SQL, OS, JSON
+        # The messages contain the whole address of a server that is away, with its password.
         reason = redact(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
         if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
-            raise ReferenceNotFound(f"{what} names nothing in the registry ({reason})") from error
-        raise RegistryUnavailable(f"{what}: {type(error).__name__}: {reason}") from error
+            raise ReferenceNotFound(f"{subject} names nothing in the registry ({reason})") from error
+        raise RegistryUnavailable(f"{subject}: {type(error).__name__}: {reason}") from error
 
 
-def as_version(found: Any) -> Version:
-    """Return a version as the registry describes it, with tags of bounded number and length."""
-    source = str(found.source)
+def as_version(entity: Any) -> Version:
+    """Return MLflow's version as this package's, with tags of bounded number and length."""
+    source = str(entity.source)
     return Version(
-        name=found.name,
-        version=str(int(found.version)),
+        name=entity.name,
+        version=str(int(entity.version)),
         source=source,
         location=source,
-        stage=None if found.current_stage in (None, "None") else found.current_stage,
-        aliases=tuple(sorted(found.aliases)),
-        run_id=found.run_id or None,
+        stage=None if entity.current_stage in (None, "None") else entity.current_stage,
+        aliases=tuple(sorted(entity.aliases)),
+        run_id=entity.run_id or None,
         model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else None,
-        tags=bounded(found.tags),
+        tags=bounded(entity.tags),
     )

@@ -1,4 +1,4 @@
-"""Models that are loaded when somebody asks for them, and unloaded when nobody has for a while."""
+"""Models that are loaded by their first request, and unloaded when they have been idle for a while."""
 
 from __future__ import annotations
 
@@ -11,45 +11,42 @@ from serving.models.slot import SlotOnDemand
 from serving.registry.follower import Follower
 from serving.supervision import Supervisor
 
-log = logging.getLogger("serving.sleeper")
-_SECONDS_AFTER_FAILURE = 2.0
+log = logging.getLogger("serving.on_demand")
+_RETRY_SECONDS = 2.0
 
 
 class LoadedModelLimit:
-    """Who is awake: at most so many at once."""
+    """Limits how many models are loaded at once; evicts the one that has been idle for longest."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._awake: set[OnDemandModel] = set()
+    def __init__(self, max_loaded: int) -> None:
+        self._max_loaded = max_loaded
+        self._loaded: set[OnDemandModel] = set()
 
-    async def admit(self, sleeper: OnDemandModel) -> bool:
-        """Let one more wake, for which the one that has been idle for longest goes to sleep if need be.
-
-        False if all are busy.
-        """
-        while len(self._awake) >= self._most:
-            leaving = [each for each in self._awake if each.is_leaving]
-            idle = [each for each in self._awake if each.is_evictable]
+    async def admit(self, model: OnDemandModel) -> bool:
+        """Let a model load, after the eviction of another if necessary; return False if all are busy."""
+        while len(self._loaded) >= self._max_loaded:
+            leaving = [loaded for loaded in self._loaded if loaded.is_leaving]
+            idle = [loaded for loaded in self._loaded if loaded.is_evictable]
             if not leaving and not idle:
                 return False
-            await (leaving[0] if leaving else min(idle, key=lambda each: each.slot.used_at)).evict()
-        self._awake.add(sleeper)
+            await (leaving[0] if leaving else min(idle, key=lambda loaded: loaded.slot.used_at)).evict()
+        self._loaded.add(model)
         return True
 
-    def dismiss(self, sleeper: OnDemandModel) -> None:
-        """It sleeps."""
-        self._awake.discard(sleeper)
+    def release(self, model: OnDemandModel) -> None:
+        """Record that a model is unloaded."""
+        self._loaded.discard(model)
 
 
 class OnDemandModel:
     """Follows one reference while its model is in use, and has nothing loaded the rest of the time.
 
     Args:
-        follower: follows the reference, when it is let.
-        slot: what the follower fills.
-        rota: who is awake.
+        follower: follows the reference while the model is loaded.
+        slot: the slot that the follower fills.
+        limit: the limit that this model shares with the other models on demand.
         idle_seconds: the time without a request after which the model is unloaded.
-        clock: seconds, as the monotonic clock tells them, by which the slot says when it was used.
+        clock: returns the monotonic time in seconds, by which the slot records its last use.
         supervisor: restarts the follower if it ends while the model is in use.
     """
 
@@ -57,90 +54,96 @@ class OnDemandModel:
         self,
         follower: Follower,
         slot: SlotOnDemand,
-        rota: LoadedModelLimit,
+        limit: LoadedModelLimit,
         idle_seconds: float,
         clock: Callable[[], float],
         supervisor: Supervisor | None = None,
     ) -> None:
         self.slot = slot
-        self._follower, self._rota = follower, rota
+        self._follower, self._limit = follower, limit
         self._idle_seconds, self._clock = idle_seconds, clock
         self._supervisor = supervisor or Supervisor()
-        self._dismissed, self._asleep = asyncio.Event(), asyncio.Event()
-        self._asleep.set()
-        self._failure, self._tired_until = "", 0.0
+        self._evicted, self._unloaded = asyncio.Event(), asyncio.Event()
+        self._unloaded.set()
+        self._failure, self._retry_after = "", 0.0
 
     @property
     def is_evictable(self) -> bool:
-        """Whether it is loaded, and no request holds it."""
+        """Return whether it is loaded, and no request holds it."""
         return self.slot.live is not None and not self.slot.is_held
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it goes to sleep already."""
-        return self._dismissed.is_set()
+        """Return whether it is being unloaded."""
+        return self._evicted.is_set()
 
     async def run(self) -> None:
-        """Wake and sleep until cancelled."""
+        """Load and unload the model until cancelled."""
         while True:
             await self.slot.wanted.wait()
             try:
                 if await self.load():
                     await self._follow()
-            except Exception:  # a mistake in here must not end the waking
-                log.exception("%s could not be woken", self.slot.reference, extra=self.slot.in_logs)
-                self._fail("the serving front made a mistake; see its log")
-            await self.evict_when_idle()
+            except Exception:  # an error in this module must not end the loop
+                log.exception(
+                    "unhandled error while loading %s", self.slot.reference, extra=self.slot.in_logs
+                )
+                self._fail("internal error in the serving front; see its log")
+            await self.unload()
 
     async def load(self) -> bool:
-        """Load what the reference names now, and tell those who wait; False if that can't be."""
-        self._dismissed.clear()
-        if self._clock() < self._tired_until:
-            self.slot.answer(self._failure)
+        """Load the version that the reference names now, and resume the waiting requests.
+
+        Return False if no version can be loaded.
+        """
+        self._evicted.clear()
+        if self._clock() < self._retry_after:
+            self.slot.resolve_waiters(self._failure)
             return False
-        if not await self._rota.admit(self):
-            self.slot.answer("as many models as may be loaded at once are busy")
+        if not await self._limit.admit(self):
+            self.slot.resolve_waiters("as many models as may be loaded at once are busy")
             return False
-        self._asleep.clear()
+        self._unloaded.clear()
         await self._follower.load()
         if not self.slot.live:
             self._fail(self.slot.reason)
             return False
-        self._failure, self.slot.filled_at = "", self._clock()
-        self.slot.answer(None)
+        self._failure = ""
+        self.slot.mark_loaded(self._clock())
         return True
 
-    async def evict_when_idle(self) -> None:
-        """Unload the model, once the requests that hold it are answered."""
-        self._dismissed.set()
-        failed = f", and could not be woken: {self._failure}" if self._failure else ""
-        await self._follower.unload(f"it is asleep{failed}")
-        self._rota.dismiss(self)
-        self._asleep.set()
+    async def unload(self) -> None:
+        """Unload the model, once the requests that hold it have ended."""
+        self._evicted.set()
+        failure = f"; the last load failed: {self._failure}" if self._failure else ""
+        await self._follower.unload(f"it is asleep{failure}")
+        self._limit.release(self)
+        self._unloaded.set()
 
     async def evict(self) -> None:
-        """Sleep now, so that another may wake."""
-        self._dismissed.set()
-        await self._asleep.wait()
+        """Unload the model now, so that another can be loaded."""
+        self._evicted.set()
+        await self._unloaded.wait()
 
-    def idle_for(self) -> float:
-        """Seconds until it may have to sleep; nothing or less if it is to sleep now."""
+    def seconds_until_idle(self) -> float:
+        """Return the seconds until it may have to be unloaded; zero or less if it is idle now."""
         if self.slot.is_held:
             return self._idle_seconds
         return self.slot.used_at + self._idle_seconds - self._clock()
 
     def _fail(self, reason: str) -> None:
-        self._failure, self._tired_until = reason, self._clock() + _SECONDS_AFTER_FAILURE
-        self.slot.answer(reason)
+        self._failure, self._retry_after = reason, self._clock() + _RETRY_SECONDS
+        self.slot.resolve_waiters(reason)
 
     async def _follow(self) -> None:
-        following = self._supervisor.start("follower", self._follower.run, self.slot.reference.uri)
+        """Run the follower until the model is idle or evicted."""
+        component = self._supervisor.start("follower", self._follower.run, self.slot.reference.uri)
         try:
-            while (left := self.idle_for()) > 0:
+            while (left := self.seconds_until_idle()) > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
-                        await self._dismissed.wait()
+                        await self._evicted.wait()
                         return
         finally:
-            following.stop()
-            await following.wait()
+            component.stop()
+            await component.wait()

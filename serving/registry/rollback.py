@@ -1,4 +1,4 @@
-"""Decides whether the version that has gone live last stays, or gives way to the one before."""
+"""Decides whether the version that went live last stays, or is reverted to its predecessor."""
 
 from __future__ import annotations
 
@@ -12,40 +12,39 @@ from serving.tasks import BackgroundTasks
 
 
 class ProbationMonitor:
-    """Judges the live version of a slot while the one before is still warm.
+    """Monitors the live version of a slot while its predecessor is still warm.
 
-    Before a version is reverted for failed requests, the version before answers a sample of them: what fails
-    there too does not count.
+    Before a version is reverted for failed requests, its predecessor runs a sample of them: requests that
+    fail there too do not count.
     """
 
-    def __init__(self, slot: Slot, errands: BackgroundTasks) -> None:
-        self._slot, self._errands = slot, errands
-        self._checked: LoadedModel | None = None
-        """The version whose failures are being checked."""
+    def __init__(self, slot: Slot, tasks: BackgroundTasks) -> None:
+        self._slot, self._tasks = slot, tasks
+        self._crosschecked: LoadedModel | None = None
+        """The version whose failed requests the predecessor is running."""
 
-    def judge(self, revert: Callable[[LoadedModel, str], None]) -> LoadedModel | None:
-        """Return the version before once it is not needed any more.
+    def check(self, revert: Callable[[LoadedModel, str], None]) -> LoadedModel | None:
+        """Return the predecessor once it is no longer needed.
 
-        `revert` is called with the version before and the reason, if the live one has to give way to it.
+        `revert` is called with the predecessor and the reason if the live version fails.
         """
         live, warm = self._slot.live, self._slot.warm
-        if live is None or warm is None or self._checked is live:
+        if live is None or warm is None or self._crosschecked is live:
             return None
         if rollback_reason(live.tally, warm.tally):
-            self._checked = live
-            self._errands.spawn(self._check(live, warm, revert))
+            self._crosschecked = live
+            self._tasks.spawn(self._crosscheck(live, warm, revert))
         elif self._slot.probation_is_over():
-            self._slot.warm = None
-            return warm
+            return self._slot.release_warm()
         return None
 
-    async def _check(
+    async def _crosscheck(
         self, live: LoadedModel, warm: LoadedModel, revert: Callable[[LoadedModel, str], None]
     ) -> None:
         try:
             await excuse(live.tally, warm, with_deaths=True)
         finally:
-            self._checked = None
+            self._crosschecked = None
         is_current = self._slot.live is live and self._slot.warm is warm
         if is_current and (reason := rollback_reason(live.tally, warm.tally)):
             revert(warm, reason)

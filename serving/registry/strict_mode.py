@@ -1,4 +1,4 @@
-"""What strict mode allows: versions that are data of known flavors, with no way for code to run."""
+"""Strict mode: allows only versions that consist of data of known flavors, and cannot run code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from serving.contract.model_files import ModelFiles
 from serving.errors import UntrustedArtifact
 
-# In strict mode: the flavors whose files hold data alone, and what those files are called.
+# The flavors whose files contain only data, and the suffixes of those files.
 _LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "onnx")}
 _DATA = {".cbm", ".csv", ".json", ".lgb", ".md", ".onnx", ".parquet", ".skops", ".txt", ".ubj", ".xgb"}
 _DATA |= {".yaml", ".yml", ""}
@@ -21,13 +21,13 @@ _ONNX_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
 _ONNX_OPTIONS = {"inter_op_num_threads", "intra_op_num_threads", "execution_mode", "graph_optimization_level"}
 
 
-def check(folder: Path, described: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    """Refuse a downloaded version that is more than data of a known flavor.
+def check(folder: Path, mlmodel: Mapping[str, Any], trusted: Sequence[str]) -> None:
+    """Check that a downloaded version contains only data of a known flavor.
 
     Raises:
-        Untrusted: it is.
+        UntrustedArtifact: it may contain code.
     """
-    flavors = described.get("flavors")
+    flavors = mlmodel.get("flavors")
     python = flavors.get("python_function") if isinstance(flavors, Mapping) else None
     if not isinstance(flavors, Mapping) or not isinstance(python, Mapping):
         raise UntrustedArtifact("its MLmodel file names no flavor that strict mode knows")
@@ -36,24 +36,24 @@ def check(folder: Path, described: Mapping[str, Any], trusted: Sequence[str]) ->
     if not isinstance(flavor, Mapping):
         raise UntrustedArtifact(
             f"it is loaded by {python.get('loader_module')}, which may run code that comes with it: strict "
-            f"mode lets in {', '.join(_LOADERS.values())}"
+            f"mode allows {', '.join(_LOADERS.values())}"
         )
     if python.get("code") or flavor.get("code"):
-        raise UntrustedArtifact("it brings code along, which strict mode does not let in")
+        raise UntrustedArtifact("it contains code, which strict mode does not allow")
     own_class = str(flavor.get("model_class", f"{name}."))
     if not own_class.startswith(f"{name}."):
         raise UntrustedArtifact(f"it names {own_class[:100]} as its class, which is not of {name}")
     form = flavor.get("serialization_format", "pickle" if name == "sklearn" else "skops")
     if form != "skops":
         raise UntrustedArtifact(
-            f"it is serialized by {form}, which strict mode does not let in: log it with skops"
+            f"it is serialized by {form}, which strict mode does not allow: log it with skops"
         )
     if unknown := sorted({*map(str, flavor.get("skops_trusted_types") or ())} - {*trusted}):
         raise UntrustedArtifact(
             f"it needs types that are not in SERVING_TRUSTED_TYPES: {', '.join(unknown)[:500]}"
         )
     if python.get("predict_fn", "predict") not in _PREDICT_FUNCTIONS or python.get("streamable"):
-        raise UntrustedArtifact("it names a function to predict with that strict mode does not let in")
+        raise UntrustedArtifact("it names a predict function that strict mode does not allow")
     if name == "onnx":
         _check_onnx(flavor)
     for path in folder.rglob("*"):
@@ -62,22 +62,22 @@ def check(folder: Path, described: Mapping[str, Any], trusted: Sequence[str]) ->
 
 
 def _check_onnx(flavor: Mapping[str, Any]) -> None:
-    """Refuse providers and options of sessions by which onnxruntime may load libraries."""
+    """Check for providers and session options by which onnxruntime may load libraries."""
     providers, options = flavor.get("providers"), flavor.get("onnx_session_options")
-    named = providers if isinstance(providers, list) else [providers]
-    if any(each is not None and each not in _ONNX_PROVIDERS for each in named):
-        raise UntrustedArtifact("it names providers for onnxruntime that strict mode does not let in")
+    names = providers if isinstance(providers, list) else [providers]
+    if any(name is not None and name not in _ONNX_PROVIDERS for name in names):
+        raise UntrustedArtifact("it names onnxruntime providers that strict mode does not allow")
     if options and not (isinstance(options, Mapping) and options.keys() <= _ONNX_OPTIONS):
-        raise UntrustedArtifact("it names options for onnxruntime that strict mode does not let in")
+        raise UntrustedArtifact("it names onnxruntime options that strict mode does not allow")
 
 
 def check_listed(files: ModelFiles) -> None:
-    """Refuse a version whose files list packages in any other way than by name and version.
+    """Check that a version's files list packages only by name and version.
 
     Raises:
-        Untrusted: they do.
+        UntrustedArtifact: they list one in another way.
     """
-    for name, lines in _listed(files):
+    for name, lines in _requirement_lists(files):
         for line in lines:
             try:
                 is_plain = isinstance(line, str) and Requirement(line.partition(" #")[0]).url is None
@@ -89,18 +89,18 @@ def check_listed(files: ModelFiles) -> None:
                 )
 
 
-def _listed(files: ModelFiles) -> Iterator[tuple[str, Sequence[Any]]]:
+def _requirement_lists(files: ModelFiles) -> Iterator[tuple[str, Sequence[Any]]]:
     for name, key in (("python_env.yaml", "build_dependencies"), ("conda.yaml", "dependencies")):
         if fault := files.faults.get(name):
             raise UntrustedArtifact(f"its {name} can't be read: {fault}")
-        found = files.documents.get(name, {}).get(key) or []
-        if not isinstance(found, list):
+        entries = files.documents.get(name, {}).get(key) or []
+        if not isinstance(entries, list):
             raise UntrustedArtifact(f"the {key} in its {name} are no list")
         if key == "build_dependencies":
-            yield name, found
-        for each in found:
-            if isinstance(each, Mapping):
-                pip = each.get("pip") or []
+            yield name, entries
+        for entry in entries:
+            if isinstance(entry, Mapping):
+                pip = entry.get("pip") or []
                 yield name, pip if isinstance(pip, list) else [pip]
 
 

@@ -1,4 +1,4 @@
-"""Models on demand: loaded by the first request, unloaded when idle, never more at once than may be."""
+"""Models on demand are loaded by their first request, unloaded when idle, and limited in number."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Place:
         return self.service.client.post(f"/models/{name}/predict", json={"x": x}, **more)
 
     def state(self, name: str) -> tuple[bool, str]:
-        """Whether it has to be live, and how it is."""
+        """Return whether the model is required, and its state."""
         found = self.service.client.get("/ready")
         assert found.status_code == 200
         return next(
@@ -70,7 +70,7 @@ class Place:
 def places(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Iterator[Place]]:
-    """A service of a kind for all tests, with models of its own for each: it takes seconds to start."""
+    """One service for all tests of a kind, with separate models for every test."""
     folder = tmp_path_factory.mktemp(request.param)
     stock = Registry(new_registry(folder))
     stock.promote("one", stock.add("one"))
@@ -92,12 +92,12 @@ def place(places: Iterator[Place]) -> Place:
 
 
 def on(kind: str) -> pytest.MarkDecorator:
-    """A test on a service of this kind."""
+    """Run a test on a service of this kind."""
     return pytest.mark.parametrize("places", [kind], indirect=True)
 
 
 @on("patient")
-def test_a_model_on_demand_is_loaded_by_whoever_asks_first(place: Place) -> None:
+def test_model_on_demand_is_loaded_by_the_first_request(place: Place) -> None:
     before = place.processes()
     assert [place.state(name) for name in ("one", place.two, place.three)] == [
         (True, "live"),
@@ -115,7 +115,7 @@ def test_a_model_on_demand_is_loaded_by_whoever_asks_first(place: Place) -> None
 
 
 @on("patient")
-def test_every_protocol_wakes_it_by_name_or_reference(place: Place) -> None:
+def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
     header = {"X-Model": f"{place.three}@best"}
     assert place.service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
     body = {"dataframe_records": [{"x": 1}]}
@@ -124,14 +124,14 @@ def test_every_protocol_wakes_it_by_name_or_reference(place: Place) -> None:
 
 
 @on("patient")
-def test_a_promotion_is_followed_while_it_is_awake(place: Place) -> None:
+def test_promotion_is_followed_while_it_is_loaded(place: Place) -> None:
     assert place.ask(place.two).json()["prediction"] == 10.0
     place.promote(place.two, factor=20.0)
     until(lambda: place.ask(place.two).json()["prediction"] == 100.0)
 
 
 @on("patient")
-def test_one_that_cannot_load_says_why_and_is_tried_again(place: Place) -> None:
+def test_load_failure_is_reported_and_retried(place: Place) -> None:
     place.promote(place.two, on_load="raise:no_such_thing")
     for name, reason in ((place.two, "loading it raised"), ("nobody", "nobody")):
         refused = place.ask(name)
@@ -144,14 +144,14 @@ def test_one_that_cannot_load_says_why_and_is_tried_again(place: Place) -> None:
 
 @on("patient")
 @pytest.mark.parametrize("chosen", ["{}/1", "models:/{}/1", "{}@best"])
-def test_it_is_woken_by_whatever_may_mean_it(place: Place, chosen: str) -> None:
+def test_ambiguous_requests_load_the_model(place: Place, chosen: str) -> None:
     header = {"X-Model": chosen.format(place.three)}
     answer = place.service.client.post("/predict", json={"x": 1}, headers=header)
     assert answer.json()["model"] == {"name": place.three, "version": "1"}
 
 
 @on("patient")
-def test_a_version_is_looked_for_in_what_is_asleep(place: Place) -> None:
+def test_pinned_version_of_an_unloaded_model_is_loaded(place: Place) -> None:
     assert place.ask(f"{place.two}/versions/7").status_code == 404
     assert place.state(place.two) == (False, "live")
     found = place.ask(f"{place.three}/versions/1").json()["model"]
@@ -160,13 +160,13 @@ def test_a_version_is_looked_for_in_what_is_asleep(place: Place) -> None:
 
 
 @on("patient")
-def test_a_header_that_contradicts_the_path_is_refused_once_it_is_awake(place: Place) -> None:
+def test_header_that_contradicts_the_path_is_refused_after_loading(place: Place) -> None:
     assert place.ask(place.two, headers={"X-Model": "one"}).status_code == 400
     assert place.ask(place.two, headers={"X-Model": f"{place.two}/1"}).status_code == 200
 
 
 @on("sleepy")
-def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhile(place: Place) -> None:
+def test_idle_model_unloads_and_reloads_the_promoted_version(place: Place) -> None:
     before = place.processes()
     assert place.ask(place.two).json()["model"]["version"] == "1"
     place.until_asleep(place.two)
@@ -177,7 +177,7 @@ def test_it_falls_asleep_when_nobody_asks_and_wakes_to_what_was_promoted_meanwhi
 
 
 @on("sleepy")
-def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(place: Place) -> None:
+def test_readiness_checks_neither_load_nor_keep_it(place: Place) -> None:
     def is_ready() -> bool:
         return place.service.client.get(f"/v2/models/{place.two}/ready").status_code == 200
 
@@ -189,7 +189,7 @@ def test_who_looks_whether_it_is_ready_neither_wakes_it_nor_keeps_it_awake(place
 
 
 @on("sleepy")
-def test_a_version_that_went_live_in_its_sleep_supersedes_the_one_before(place: Place) -> None:
+def test_version_promoted_while_unloaded_supersedes_its_predecessor(place: Place) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, factor=20.0)
@@ -206,9 +206,7 @@ BROKEN = {
 
 @on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
-    place: Place, part: dict[str, Any]
-) -> None:
+def test_version_refused_while_unloaded_leaves_predecessor_live(place: Place, part: dict[str, Any]) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, **part)
@@ -223,7 +221,7 @@ def test_what_is_refused_in_its_sleep_leaves_the_version_before_in_service(
 
 
 @on("sleepy")
-def test_only_so_many_wait_for_it(place: Place, tmp_path: Path) -> None:
+def test_waiting_requests_are_limited(place: Place, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
@@ -236,7 +234,7 @@ def test_only_so_many_wait_for_it(place: Place, tmp_path: Path) -> None:
 
 
 @on("narrow")
-def test_one_that_is_idle_makes_room_for_another(place: Place) -> None:
+def test_idle_model_is_evicted_for_another(place: Place) -> None:
     before = place.processes()
     for name, prediction in ((place.two, 10.0), (place.three, 15.0), (place.two, 10.0)):
         assert place.ask(name).json()["prediction"] == prediction
@@ -244,14 +242,14 @@ def test_one_that_is_idle_makes_room_for_another(place: Place) -> None:
 
 
 @on("narrow")
-def test_one_that_is_busy_does_not(place: Place, tmp_path: Path) -> None:
+def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     place.ask(place.two)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as pool:
         url = f"{place.service.url}/models/{place.two}/predict"
         busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # which the model has opened by now, and reads to its end
+        with pipe.open("wb"):  # the model has opened it by now, and reads to its end
             refused = place.ask(place.three)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert "busy" in refused.json()["detail"]
@@ -260,7 +258,7 @@ def test_one_that_is_busy_does_not(place: Place, tmp_path: Path) -> None:
 
 
 @on("hasty")
-def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(place: Place, tmp_path: Path) -> None:
+def test_request_that_cannot_wait_fails_and_the_next_succeeds(place: Place, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
@@ -276,7 +274,7 @@ def test_who_cannot_wait_so_long_is_told_and_the_next_is_answered(place: Place, 
 
 
 class Clock:
-    """The monotonic clock, which can be put forward."""
+    """The monotonic clock, which tests can advance."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -294,12 +292,12 @@ NewSleeper = Callable[..., OnDemandModel]
 
 
 @pytest.fixture
-def new_sleeper(stage: Stage, clock: Clock) -> NewSleeper:
-    """Make a sleeper for a reference: it sleeps after a minute."""
+def new_model(stage: Stage, clock: Clock) -> NewSleeper:
+    """Make a model for a reference: it sleeps after a minute."""
 
-    def make(reference: str = "models:/actor/1", rota: LoadedModelLimit | None = None) -> OnDemandModel:
+    def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
-        return OnDemandModel(stage.follow(slot=slot), slot, rota or LoadedModelLimit(1), 60, clock)
+        return OnDemandModel(stage.follow(slot=slot), slot, limit or LoadedModelLimit(1), 60, clock)
 
     return make
 
@@ -313,76 +311,74 @@ async def running(*sleepers: OnDemandModel) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def use(sleeper: OnDemandModel) -> None:
-    async with sleeper.slot.awaken(30):
-        with sleeper.slot.lease():
+async def use(model: OnDemandModel) -> None:
+    async with model.slot.awaken(30):
+        with model.slot.lease():
             pass
 
 
 @pytest.mark.anyio
-async def test_it_is_idle_from_the_end_of_its_last_request(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock
+async def test_idle_time_starts_at_the_end_of_the_last_request(
+    stage: Stage, new_model: NewSleeper, clock: Clock
 ) -> None:
     stage.registry.add("actor")
-    sleeper = new_sleeper()
-    assert await sleeper.load()
-    with sleeper.slot.lease():
+    model = new_model()
+    assert await model.load()
+    with model.slot.lease():
         clock.ahead = 1000
-        assert sleeper.idle_for() == 60
-        assert not sleeper.is_evictable
+        assert model.seconds_until_idle() == 60
+        assert not model.is_evictable
         clock.ahead = 0
-    assert 0 < sleeper.idle_for() <= 60
-    assert sleeper.is_evictable
+    assert 0 < model.seconds_until_idle() <= 60
+    assert model.is_evictable
     clock.ahead = 60
-    assert sleeper.idle_for() <= 0
-    await sleeper.evict_when_idle()
-    assert (sleeper.slot.state, sleeper.slot.reason) == ("asleep", "it is asleep")
+    assert model.seconds_until_idle() <= 0
+    await model.unload()
+    assert (model.slot.state, model.slot.reason) == ("asleep", "it is asleep")
 
 
 @pytest.mark.anyio
-async def test_one_that_takes_longer_to_load_than_it_may_be_idle_stays_awake(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+async def test_load_longer_than_the_idle_time_is_kept(
+    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     stage.registry.add("actor", on_load=f"wait:{pipe}")
-    sleeper = new_sleeper()
-    waking = asyncio.create_task(sleeper.load())
+    model = new_model()
+    waking = asyncio.create_task(model.load())
     with await asyncio.to_thread(pipe.open, "wb"):
         clock.ahead = 1000
     assert await waking
-    assert 0 < sleeper.idle_for() <= 60
+    assert 0 < model.seconds_until_idle() <= 60
 
 
 @pytest.mark.anyio
-async def test_what_failed_to_load_is_not_tried_again_at_once(
-    stage: Stage, new_sleeper: NewSleeper, clock: Clock, tmp_path: Path
+async def test_failed_load_is_not_retried_immediately(
+    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
-    """It loads where it is the second to do so."""
+    """Load only at the second attempt."""
     mark = tmp_path / "mark"
     mark.touch()
     stage.registry.add("actor", on_load=f"once:{mark}")
-    sleeper = new_sleeper()
-    async with running(sleeper):
+    model = new_model()
+    async with running(model):
         with pytest.raises(NotLive, match="FileExistsError"):
-            await use(sleeper)
+            await use(model)
         mark.unlink()
         with pytest.raises(NotLive, match="FileExistsError"):
-            await use(sleeper)
-        assert "FileExistsError" in sleeper.slot.reason
+            await use(model)
+        assert "FileExistsError" in model.slot.reason
         clock.ahead = 10
-        await use(sleeper)
-        assert sleeper.slot.state == "live"
+        await use(model)
+        assert model.slot.state == "live"
 
 
 @pytest.mark.anyio
-async def test_the_one_that_has_been_idle_for_longest_makes_room(
-    stage: Stage, new_sleeper: NewSleeper
-) -> None:
-    rota = LoadedModelLimit(2)
+async def test_longest_idle_model_is_evicted_first(stage: Stage, new_model: NewSleeper) -> None:
+    limit = LoadedModelLimit(2)
     for name in "abc":
         stage.registry.add(name)
-    a, b, c = (new_sleeper(f"models:/{name}/1", rota) for name in "abc")
+    a, b, c = (new_model(f"models:/{name}/1", limit) for name in "abc")
     async with running(a, b, c):
         for each in (a, b, a, c):
             await use(each)
@@ -390,15 +386,15 @@ async def test_the_one_that_has_been_idle_for_longest_makes_room(
 
 
 @pytest.mark.anyio
-async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
+async def test_load_time_counts_towards_the_deadline(stage: Stage, new_model: NewSleeper) -> None:
     stage.registry.add("actor")
-    sleeper = new_sleeper()
-    predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
+    model = new_model()
+    predict = PredictEndpoint(lambda _: model.slot.lease(), LimitSettings())
     scope: dict[str, Any] = {}
     with pytest.raises(NotLoaded) as asleep:
-        sleeper.slot.lease()
-    async with running(sleeper):
+        model.slot.lease()
+    async with running(model):
         with await predict._woken(asleep.value, scope) as leased:
-            assert leased is sleeper.slot.live
+            assert leased is model.slot.live
     assert predict.seconds({}) == LimitSettings().deadline_seconds
     assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds

@@ -1,4 +1,4 @@
-"""A front with nothing live begins with what served last, where what is promoted can't or must not serve."""
+"""A front with nothing live falls back to the last live version if the promoted one cannot serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROKEN: dict[str, Any] = {"example": None, "on_load": "raise:no_weights"}
 
 
 async def serve(stage: Stage, *parts: dict[str, Any], **settings: Any) -> Follower:
-    """Promote one after the other while a front follows."""
+    """Promote versions one after the other while a front follows."""
     follower = stage.follow(**settings)
     for part in parts:
         stage.promote(**part)
@@ -41,7 +41,7 @@ PLACES = pytest.mark.parametrize("place", ["store", "elsewhere"], ids=["its own 
 
 @PLACES
 @pytest.mark.parametrize("part", [BREAKING, BROKEN], ids=["breaking", "broken"])
-async def test_what_was_refused_elsewhere_is_judged_by_what_served_then(
+async def test_version_refused_elsewhere_is_verified_against_its_predecessor(
     stage: Stage, tmp_path: Path, part: dict[str, Any], place: str
 ) -> None:
     running = await serve(stage, {"factor": 2.0}, part)
@@ -56,7 +56,7 @@ async def test_what_was_refused_elsewhere_is_judged_by_what_served_then(
 
 
 async def revert(follower: Follower) -> None:
-    """Have the processes of what has just gone live die, until the front goes back."""
+    """Kill the processes of the new version until the front reverts it."""
     bad = live(follower)
     while live(follower) == bad:
         with pytest.raises(Unavailable):
@@ -66,9 +66,7 @@ async def revert(follower: Follower) -> None:
 
 
 @PLACES
-async def test_what_was_reverted_is_not_taken_by_fronts_that_start_later(
-    stage: Stage, tmp_path: Path, place: str
-) -> None:
+async def test_later_front_does_not_load_a_reverted_version(stage: Stage, tmp_path: Path, place: str) -> None:
     running = await serve(stage, {"factor": 2.0}, {"factor": 3.0}, probation_seconds=600)
     await revert(running)
     cold = stage.follow(store_dir=tmp_path / place)
@@ -83,7 +81,7 @@ async def test_what_was_reverted_is_not_taken_by_fronts_that_start_later(
     assert stage.tags("2")["serving.state"] == "live"
 
 
-async def test_what_served_last_is_what_served_as_this_reference(stage: Stage, tmp_path: Path) -> None:
+async def test_fallback_served_the_same_reference(stage: Stage, tmp_path: Path) -> None:
     await serve(stage, {"factor": 2.0})
     tried = stage.follow("models:/actor/Staging")
     stage.promote("Staging", factor=3.0)
@@ -94,7 +92,7 @@ async def test_what_served_last_is_what_served_as_this_reference(stage: Stage, t
     assert (live(cold), refused(cold)) == ("1", ("3", CandidatePhase.REJECTED))
 
 
-async def test_where_it_is_gone_from_the_registry_the_copy_on_disk_serves(stage: Stage) -> None:
+async def test_copy_on_disk_serves_a_deleted_version(stage: Stage) -> None:
     await serve(stage, {"factor": 2.0}, BROKEN)
     stage.registry.client.delete_model_version("actor", "1")
     cold = stage.follow()
@@ -102,7 +100,7 @@ async def test_where_it_is_gone_from_the_registry_the_copy_on_disk_serves(stage:
     assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.REJECTED))
 
 
-async def test_where_nothing_is_left_of_it_what_is_promoted_is_tried(stage: Stage, tmp_path: Path) -> None:
+async def test_promoted_version_is_tried_without_a_fallback(stage: Stage, tmp_path: Path) -> None:
     await serve(stage, {"factor": 2.0}, BREAKING)
     stage.registry.client.delete_model_version("actor", "1")
     cold = stage.follow(store_dir=tmp_path / "elsewhere")
@@ -110,9 +108,7 @@ async def test_where_nothing_is_left_of_it_what_is_promoted_is_tried(stage: Stag
     assert live(cold) == "2"
 
 
-async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_fallback_serves_while_the_download_fails(stage: Stage, tmp_path: Path) -> None:
     await serve(stage, {"factor": 2.0})
     saved = actor(tmp_path, factor=3.0)
     saved.rename(tmp_path / "away")
@@ -123,7 +119,7 @@ async def test_what_can_not_be_had_yet_is_waited_for_with_what_served_last(
     assert stage.live("1").keys() == {PRODUCTION}
 
 
-async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_serving(
+async def test_fallback_serves_despite_an_unexpected_error(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await serve(stage, {"factor": 2.0})
@@ -133,7 +129,7 @@ async def test_a_mistake_in_the_front_does_not_keep_what_served_last_from_servin
     async def mistaken(*_: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(cold._gate, "bring_up", mistaken)
+    monkeypatch.setattr(cold._gate, "load_and_verify", mistaken)
     await settle(cold)
     assert (live(cold), refused(cold)) == ("1", ("2", CandidatePhase.REJECTED))
     assert "a mistake of ours" in caplog.text
@@ -148,13 +144,13 @@ async def settle_all(front: list[Follower]) -> None:
 
 
 def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
-    """Return the versions whose tag names the reference, the one that took it last at the end."""
+    """Return the versions whose tag contains the reference, the latest last."""
     found = stage.registry.client.search_model_versions("name='actor'")
     since = {each.version: stage.live(each.version).get(reference) for each in found}
     return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
 
 
-async def test_a_new_front_serves_what_was_live_last(stage: Stage, tmp_path: Path) -> None:
+async def test_new_front_serves_the_last_live_version(stage: Stage, tmp_path: Path) -> None:
     front = stage.front(PRODUCTION, STABLE, CHAMPION)
     stage.promote(factor=2.0)
     for alias in ("stable", "champion"):
@@ -191,13 +187,13 @@ async def both(stage: Stage, tmp_path: Path) -> tuple[Follower, Follower]:
 
 
 async def begun(stage: Stage, tmp_path: Path, reference: str = PRODUCTION) -> str | None:
-    """Return the version that a front begins with that has an empty store."""
+    """Return the version that a front with an empty store starts with."""
     cold = stage.follow(reference, store_dir=tmp_path / "cold")
     await settle(cold)
     return live(cold)
 
 
-async def test_a_front_that_was_late_does_not_take_a_reference_back(stage: Stage, tmp_path: Path) -> None:
+async def test_late_front_does_not_take_the_reference_back(stage: Stage, tmp_path: Path) -> None:
     first, late = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle_all([first, late])
@@ -210,10 +206,8 @@ async def test_a_front_that_was_late_does_not_take_a_reference_back(stage: Stage
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_a_front_that_missed_a_promotion_puts_right_what_was_written_meanwhile(
-    stage: Stage, tmp_path: Path
-) -> None:
-    """The one that did not miss it ends before it sees that it was taken back."""
+async def test_front_that_missed_a_promotion_repairs_the_tags(stage: Stage, tmp_path: Path) -> None:
+    """The front that did not miss it ends before it sees that the reference was taken back."""
     missed, seen = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle(seen)
@@ -228,18 +222,18 @@ async def test_a_front_that_missed_a_promotion_puts_right_what_was_written_meanw
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_can(
+async def test_front_that_cannot_load_takes_no_reference(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able, unable = await both(stage, tmp_path)
-    bring_up = unable._gate.load_and_verify
+    load_and_verify = unable._gate.load_and_verify
 
     async def refuse(found: Version, *more: Any) -> Any:
         if found.version == "2":
             raise ProcessDied("it needs weights")
-        return await bring_up(found, *more)
+        return await load_and_verify(found, *more)
 
-    monkeypatch.setattr(unable._gate, "bring_up", refuse)
+    monkeypatch.setattr(unable._gate, "load_and_verify", refuse)
     stage.promote(factor=3.0)
     await settle_all([able, unable])
     assert (live(able), live(unable)) == ("2", "1")
@@ -251,9 +245,7 @@ async def test_a_front_that_can_not_load_a_version_takes_nothing_from_one_that_c
     assert stage.tags("1")["serving.state"] == "superseded"
 
 
-async def test_a_front_that_ends_between_two_writes_is_made_good_by_another(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_another_front_completes_interrupted_writes(stage: Stage, tmp_path: Path) -> None:
     first, second = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle_all([first, second])
@@ -264,7 +256,7 @@ async def test_a_front_that_ends_between_two_writes_is_made_good_by_another(
     assert carriers(stage) == ["2"]
 
 
-async def test_a_revert_takes_the_reference_back(stage: Stage, tmp_path: Path) -> None:
+async def test_revert_takes_the_reference_back(stage: Stage, tmp_path: Path) -> None:
     front = stage.front(PRODUCTION, STABLE, probation_seconds=600)
     stage.promote(factor=2.0)
     stage.registry.alias("actor", "stable", "1")
@@ -281,9 +273,7 @@ async def test_a_revert_takes_the_reference_back(stage: Stage, tmp_path: Path) -
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_what_was_reverted_elsewhere_and_is_promoted_again_while_warm_is_live(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_version_reverted_elsewhere_is_live_when_promoted_again(stage: Stage, tmp_path: Path) -> None:
     first, second = [
         stage.follow(store_dir=tmp_path / name, probation_seconds=600) for name in ("first", "second")
     ]
@@ -301,7 +291,7 @@ async def test_what_was_reverted_elsewhere_and_is_promoted_again_while_warm_is_l
     assert stage.tags("2")["serving.state"] == "live"
 
 
-async def test_an_alias_that_moves_back_and_forth(stage: Stage, tmp_path: Path) -> None:
+async def test_alias_can_move_back_and_forth(stage: Stage, tmp_path: Path) -> None:
     front = stage.front(CHAMPION, STABLE)
     for factor in (2.0, 3.0):
         stage.registry.add("actor", factor=factor)
@@ -319,9 +309,7 @@ async def test_an_alias_that_moves_back_and_forth(stage: Stage, tmp_path: Path) 
     assert await begun(stage, tmp_path, CHAMPION) == "1"
 
 
-async def test_the_latest_that_can_serve_is_what_a_new_front_begins_with(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_new_front_starts_with_the_latest_servable_version(stage: Stage, tmp_path: Path) -> None:
     follower = stage.follow(LATEST)
     for part in ({"factor": 2.0}, {"factor": 3.0}, BROKEN):
         stage.registry.add("actor", **part)
@@ -330,7 +318,7 @@ async def test_the_latest_that_can_serve_is_what_a_new_front_begins_with(
     assert await begun(stage, tmp_path, LATEST) == "2"
 
 
-async def test_what_was_rejected_and_is_mended_takes_the_reference(stage: Stage, tmp_path: Path) -> None:
+async def test_rejected_version_takes_the_reference_once_repaired(stage: Stage, tmp_path: Path) -> None:
     follower = await serve(stage, {"factor": 2.0})
     (tmp_path / "taken").touch()
     stage.promote(on_load=f"once:{tmp_path / 'taken'}")
@@ -343,9 +331,7 @@ async def test_what_was_rejected_and_is_mended_takes_the_reference(stage: Stage,
     assert stage.tags("2")["serving.state"] == "live"
 
 
-async def test_what_stays_live_without_being_promoted_keeps_the_reference(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_live_version_keeps_the_reference_when_demoted(stage: Stage, tmp_path: Path) -> None:
     front = stage.front(PRODUCTION, STABLE)
     stage.promote(factor=2.0)
     stage.registry.alias("actor", "stable", "1")
@@ -355,14 +341,14 @@ async def test_what_stays_live_without_being_promoted_keeps_the_reference(
     stage.registry.client.delete_registered_model_alias("actor", "stable")
     await settle_all([*front, *front])
     assert {**stage.tags("1"), "serving.batching": before.get("serving.batching")} == {
-        "serving.batching": None,  # written after a while
+        "serving.batching": None,  # written after some seconds
         **before,
     }
     stage.promote(**BROKEN)
     assert await begun(stage, tmp_path) == "1"
 
 
-async def test_a_restart_changes_nothing(stage: Stage) -> None:
+async def test_restart_changes_no_tags(stage: Stage) -> None:
     follower = await serve(stage, {"factor": 2.0}, {"factor": 3.0})
     before = stage.tags("1"), stage.tags("2")
     await follower.unload("it ends")
@@ -373,7 +359,7 @@ async def test_a_restart_changes_nothing(stage: Stage) -> None:
     assert (stage.tags("1"), stage.tags("2")) == before
 
 
-async def test_a_front_that_ends_while_a_version_loads_begins_with_it(stage: Stage, tmp_path: Path) -> None:
+async def test_restart_during_a_load_starts_that_version(stage: Stage, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     follower = await serve(stage, {"factor": 2.0})
