@@ -190,7 +190,7 @@ class Gate:
         except (LoadFailed, VerificationFailed) as error:
             if launcher.is_dedicated or not differing:
                 raise
-            hint = f"It requires {environments.listed(differing)}: {environments.REMEDY}"
+            hint = f"It requires {environments.describe(differing)}: {environments.REMEDY}"
             raise type(error)(f"{error}. {hint}") from error
         except ProcessDied as error:
             if not launcher.is_dedicated:
@@ -218,5 +218,5 @@ def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
     if not found:
         return []
     return [
-        f"{version} may answer otherwise: it requires {environments.listed(found)}: {environments.REMEDY}"
+        f"{version} may answer otherwise: it requires {environments.describe(found)}: {environments.REMEDY}"
     ]
