@@ -238,7 +238,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answers something else": (
         {"example": example("text")},
-        "the answer changes from a value (number) to a value (any)",
+        "the output changed from a value (number) to a value (any)",
     ),
     "breaks clients": ({"inputs": "x: double, y: double", "example": None}, "input 'y' is new and required"),
 }

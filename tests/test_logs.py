@@ -114,9 +114,7 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
 
     def left_out() -> int:
         told = [line["event"] for line in service.lines() if line["logger"] == "serving.output"]
-        numbers = [
-            event.rpartition(": ")[2] for event in told if event.startswith("dropped lines of output")
-        ]
+        numbers = [event.rpartition(": ")[2] for event in told if event.startswith("dropped lines of output")]
         return sum(map(int, numbers)) + told.count("flood")
 
     def next_line() -> bool:  # by which what was left out before is told

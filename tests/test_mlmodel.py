@@ -70,7 +70,7 @@ def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: d
         (Schema([ColSpec(SparkMLVector(), "x")]), "the input 'x' holds a sparkml_vector"),
         (Schema([TensorSpec(np.dtype("complex128"), (-1,))]), "the input 'input' is a tensor of complex128"),
         (Schema([TensorSpec(np.dtype("datetime64[ns]"), (-1,))]), "is a tensor of datetime64"),
-        (Schema([TensorSpec(np.dtype("float64"), (5, 2))]), "has no dimension for rows: let its first be -1"),
+        (Schema([TensorSpec(np.dtype("float64"), (5, 2))]), "has no dimension for rows: its first dimension must be -1"),
         (Schema([TensorSpec(np.dtype("float64"), ())]), "has no dimension for rows"),
     ],
     ids=["vector", "complex", "dates", "fixed", "a number"],

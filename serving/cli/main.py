@@ -207,7 +207,7 @@ def _print_contract(loaded: Any) -> None:
     for column in loaded.contract.columns:
         facets = ", ".join(f"{word} {value}" for word, value in column.facets)
         table.add_row(
-            _plain(column.name), column.kind.told, "yes" if column.required else "no", _plain(facets)
+            _plain(column.name), column.kind.name, "yes" if column.required else "no", _plain(facets)
         )
     out.print(table)
     fields = ", ".join(loaded.contract.outputs.fields)

@@ -109,13 +109,13 @@ def _form(specs: Sequence[Mapping[str, Any]], of_type_hint: bool) -> InputKind:
     return InputKind.FRAME if named == {True} else InputKind.UNNAMED_FRAME
 
 
-def _columns(specs: Sequence[Mapping[str, Any]], facets: Any, of_hints: bool) -> tuple[Column, ...]:
+def _columns(specs: Sequence[Mapping[str, Any]], constraints: Any, of_hints: bool) -> tuple[Column, ...]:
     """The columns; a DataFrame made of an array has numbers for names, which are text to clients."""
     unnamed = [UNNAMED if len(specs) == 1 else str(index) for index in range(len(specs))]
     names = [str(spec.get("name", other)) for spec, other in zip(specs, unnamed, strict=True)]
     if len({*names}) < len(names):
         raise UnsupportedSignature(f"its signature has several inputs of one name: {_join_names(names)}")
-    words = _mapping(facets, "metadata serving.inputs")
+    words = _mapping(constraints, "metadata serving.inputs")
     if unknown := words.keys() - set(names):
         raise UnsupportedSignature(f"metadata serving.inputs names no column: {_join_names(unknown)}")
     return tuple(
