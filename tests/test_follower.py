@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no named columns": (
         {"inputs": "x: double", "metadata": {"serving": {"inputs": {"y": {}}}}},
-        "names no column: y",
+        "has unknown columns: y",
     ),
     "fails on its example": (
         {"example": example("raise:broken")},
