@@ -143,7 +143,7 @@ def test_a_version_that_would_not_go_live_is_told_with_the_reason(checked: Any) 
     ("name", "said"),
     [
         ("missing", "✗ models:/missing@champion can't be checked: models:/missing@champion names nothing"),
-        ("unread", "✗ 'good' is no model reference: write models:/iris/Production (stage)"),
+        ("unread", "✗ 'good' is not a model reference: write models:/iris/Production (stage)"),
     ],
 )
 def test_what_could_not_be_found_out_is_told(checked: Any, name: str, said: str) -> None:
