@@ -90,7 +90,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     """
     registry = RegistryClient(settings)
     supervisor = Supervisor()
-    launcher = Launcher.of(settings, settings, supervisor)
+    launcher = Launcher.from_settings(settings, settings, supervisor)
     store = ArtifactStore(settings.store_dir, registry.uri)
     metrics = Metrics()
     guard = (

@@ -1,8 +1,8 @@
-"""Supervision of everything that runs for as long as the service does.
+"""Supervises the long-running tasks of the service.
 
-Each long-running task is a component of a supervisor. When one ends that should not have, whether it
-returned, raised or was cancelled, the event is logged, and the component is started again after a growing
-pause. `/ready` and the metrics show it.
+A long-running task is a component of a supervisor. When a component returns, raises or is cancelled
+unexpectedly, the supervisor logs the event and restarts it with exponential backoff. `/ready` and the metrics
+show it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 log = logging.getLogger("serving.supervision")
-_STEADY_SECONDS = 30.0
+_STABLE_SECONDS = 30.0
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 5.0
 
 
@@ -55,22 +55,22 @@ class Component:
 
     @property
     def is_over(self) -> bool:
-        """Whether its work is done, or it was stopped."""
+        """Return whether its work is done, or it was stopped."""
         return self._over.is_set()
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs now, rather than waits for its restart."""
+        """Return whether it runs now, rather than waits for its restart."""
         return self._timer is None
 
     @property
     def is_steady(self) -> bool:
-        """Whether it runs, and has not been restarted lately."""
-        lately = self._loop.time() - self._started < _STEADY_SECONDS
-        return self.is_running and not (self.restarts and lately)
+        """Return whether it runs and was not restarted recently."""
+        is_recent = self._loop.time() - self._started < _STABLE_SECONDS
+        return self.is_running and not (self.restarts and is_recent)
 
     def stop(self) -> None:
-        """End it, for good."""
+        """Stop it permanently."""
         self._finish()
         if self._timer:
             self._timer.cancel()
@@ -100,7 +100,7 @@ class Component:
             return
         self.restarts += 1
         self._supervisor.restarts[self.name] += 1
-        if self._loop.time() - self._started > _STEADY_SECONDS:
+        if self._loop.time() - self._started > _STABLE_SECONDS:
             self._pause = _MIN_PAUSE_SECONDS
         how = "was cancelled" if task.cancelled() else "failed" if error else "returned"
         log.error("%r %s unexpectedly; it restarts in %g s", self, how, self._pause, exc_info=error)
@@ -132,7 +132,7 @@ class Supervisor(Collector):
     @property
     def unsteady(self) -> list[Component]:
         """Return the components that wait for their restart, or were restarted a short time ago."""
-        return sorted((each for each in self.components if not each.is_steady), key=repr)
+        return sorted((component for component in self.components if not component.is_steady), key=repr)
 
     def collect(self) -> Iterable[Metric]:
         """Return the state of the components for Prometheus."""
@@ -146,7 +146,7 @@ class Supervisor(Collector):
             "Restarts of background components that ended unexpectedly.",
             labels=("component",),
         )
-        down = {each.name for each in list(self.components) if not each.is_running}
+        down = {component.name for component in list(self.components) if not component.is_running}
         for name, count in list(self.restarts.items()):
             up.add_metric((name,), name not in down)
             restarts.add_metric((name,), count)

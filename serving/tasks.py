@@ -1,4 +1,4 @@
-"""Short tasks that run beside everything else and are waited for at the end."""
+"""Short background tasks that the service waits for when it stops."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ log = logging.getLogger("serving")
 
 
 class BackgroundTasks:
-    """Tasks that are under way."""
+    """The background tasks that are running."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a task; an exception in it is logged."""
+        """Start a task; log an exception that it raises."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     async def join(self) -> None:
-        """Wait until all of them have ended, however they did."""
+        """Wait until all tasks have ended, also by exceptions or cancellation."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

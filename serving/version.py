@@ -1,4 +1,4 @@
-"""A model version, as the registry tells of it, and its files."""
+"""A model version as the registry describes it, and its artifacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 
 class Outcome(StrEnum):
-    """What became of a promotion."""
+    """The outcome of a promotion."""
 
     LIVE = "live"
     REJECTED = "rejected"
@@ -19,7 +19,7 @@ class Outcome(StrEnum):
 
 
 NO_STORE_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-"""What every answer tells caches and browsers."""
+"""Headers of all responses, for caches and browsers."""
 TAGS_OF_FRONT = (
     "serving.state",
     "serving.reason",
@@ -35,14 +35,13 @@ TAGS_OF_FRONT = (
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The facts on one model version; `version` is None for a logged model outside the registry.
-
-    `location` is where its artifacts can be downloaded from; it never changes for a version.
-    """
+    """One model version."""
 
     name: str
     version: str | None
+    """The version number; None for a logged model outside the registry."""
     location: str
+    """The download URI of its artifacts, which never changes for a version."""
     source: str
     stage: str | None = None
     aliases: tuple[str, ...] = ()
@@ -55,17 +54,17 @@ class Version:
 
     @property
     def label(self) -> str:
-        """What tells it apart among those of its model: its number, or the logged model's id."""
+        """Return its number, or the id of a logged model: unique among the versions of its model."""
         return self.version or self.model_id or ""
 
     @property
     def user_tags(self) -> dict[str, str]:
-        """Its tags but those that the serving front writes itself."""
+        """Return its tags except those that fronts write."""
         return {name: value for name, value in self.tags.items() if name not in TAGS_OF_FRONT}
 
     @property
     def in_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """As answers' headers tell it."""
+        """Return the headers of the responses of this version."""
         return (
             (b"x-model-name", quote(self.name).encode()),
             (b"x-model-version", quote(self.label).encode()),
@@ -74,18 +73,18 @@ class Version:
 
     @property
     def in_logs(self) -> dict[str, str | None]:
-        """As lines of the log tell it."""
+        """Return its fields for log lines."""
         return {"model": self.name, "version": self.label}
 
     @property
     def identity(self) -> tuple[str, str | None, str]:
-        """What tells two versions apart, whatever stage, aliases and tags they have at present."""
+        """Return a key that identifies the version, independent of its stage, aliases and tags."""
         return self.name, self.version, self.source
 
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """A version's files on the local disk, and the digest of them all."""
+    """The files of a version on the local disk, and the digest over all of them."""
 
     folder: Path
     digest: str

@@ -54,7 +54,7 @@ class Process:
         self.killed = False
         self._done: Callable[[Outcome], None] | None = None
 
-    def ask(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
+    def submit(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
         assert self.state is ReplicaState.IDLE
         self.state, self._done = ReplicaState.BUSY, done
         self.asked.append(json.loads(payload))

@@ -143,7 +143,7 @@ def test_check_prints_the_reason_of_a_rejection(checked: Any) -> None:
     ("name", "message"),
     [
         ("missing", "✗ cannot check models:/missing@champion: models:/missing@champion names nothing"),
-        ("unread", "✗ 'good' is no model reference: write models:/iris/Production (stage)"),
+        ("unread", "✗ 'good' is not a model reference: write models:/iris/Production (stage)"),
     ],
 )
 def test_check_reports_an_unresolvable_reference(checked: Any, name: str, message: str) -> None:

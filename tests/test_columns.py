@@ -115,7 +115,7 @@ def test_null_is_taken_where_the_column_is_optional(kind: str) -> None:
 def test_null_is_refused_in_an_optional_column_of_integers_as_pyfunc_does(kind: str) -> None:
     with pytest.raises(Unprocessable) as refused:
         read(f"{kind}?", "null")
-    assert refused.value.faults[0].msg == "MLflow takes no null in such a column: leave the field out"
+    assert refused.value.faults[0].msg == "MLflow accepts no null in a column of this type: omit the field"
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -152,7 +152,7 @@ def test_a_number_is_held_to_its_words(kind: str, words: dict[str, Any], taken: 
     if kind not in WHOLE_NUMBERS:
         read(f"{kind}?", "null", words)
     for mark in ("", "?"):
-        with pytest.raises(Unprocessable, match="1 thing does not fit"):
+        with pytest.raises(Unprocessable, match="1 value does not match"):
             read(kind + mark, refused, words)
 
 
@@ -258,7 +258,7 @@ def test_a_word_with_a_value_that_means_nothing_is_refused_with_what_to_write(
     ],
 )
 def test_a_word_that_says_nothing_about_the_type_is_refused_with_those_that_do(kind: str, word: Any) -> None:
-    with pytest.raises(UnsupportedSignature, match=f"says nothing about a {kind}: use .*description.*unit"):
+    with pytest.raises(UnsupportedSignature, match=f"does not apply to a {kind}: use .*description.*unit"):
         contract(f"it: {kind}", {"it": {word: 1}})
 
 

@@ -200,7 +200,7 @@ def test_columns_of_any_name_are_read() -> None:
 def test_every_fault_of_a_row_is_told_with_its_place() -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_row(b'{"sepal": 11, "petal": "1", "at": "now", "extra": 1}')
-    assert str(refused.value) == "4 things do not fit the contract of model iris."
+    assert str(refused.value) == "4 values do not match the contract of model iris."
     assert faults(refused) == {
         ("sepal",): "Input should be less than or equal to 10",
         ("petal",): "Input should be a valid number",
@@ -217,7 +217,7 @@ def test_a_batch_is_told_of_the_first_row_that_does_not_fit() -> None:
 
 def test_faults_beyond_twenty_are_counted() -> None:
     wide = contract(", ".join(f"x{index}: double" for index in range(50)))
-    with pytest.raises(Unprocessable, match=r"50 things .* \(the first 20 are listed\)") as refused:
+    with pytest.raises(Unprocessable, match=r"50 values .* \(the first 20 are listed\)") as refused:
         wide.read_row(b"{}")
     assert len(refused.value.faults) == 20
 

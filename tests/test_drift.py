@@ -273,7 +273,7 @@ def test_a_profile_that_cant_be_read_is_a_warning(service: Service) -> None:
     found = state(service, "broken")
     assert (found["state"], found["drift"]) == ("live", None)
     (warning,) = found["warnings"]
-    assert warning.startswith("drift can't be told, since its metadata serving.profile can't be read: rows:")
+    assert warning.startswith("drift is not measured, because metadata serving.profile can't be read: rows:")
 
 
 def test_a_model_that_sleeps_between_requests_is_watched_on(service: Service) -> None:

@@ -290,13 +290,13 @@ def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
             "refers to /etc/passwd: it is outside the folder of the version",
         ),
         ("-r ../other.txt", "refers to ../other.txt: it is outside the folder of the version"),
-        ("-e .", "can't be read: '-e .' is an option, which is not taken from a model"),
+        ("-e .", "can't be read: '-e .' is an option, and options in models are not allowed"),
         (
             "--extra-index-url http://x",
-            "let the package index be set where this service runs .UV_INDEX, UV_DEFAULT",
+            "set the package index where this service runs .UV_INDEX, UV_DEFAULT",
         ),
-        ("a b c", "'a b c' is no requirement. Log it with pip_requirements"),
-        ("./here", "'./here' is no requirement"),
+        ("a b c", "'a b c' is not a requirement. Log the model with pip_requirements"),
+        ("./here", "'./here' is not a requirement"),
     ],
 )
 @pytest.mark.anyio
@@ -321,7 +321,7 @@ def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
     )
     found = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
     assert found.python == "3.10"
-    assert [*map(str, found.applying())] == ["orjson", "idna==3.10"]
+    assert [*map(str, found.applicable())] == ["orjson", "idna==3.10"]
     assert [*map(str, environments.differences(found))] == [
         f"Python 3.10 (installed: {HERE})",
         f"idna==3.10 (installed: {version('idna')})",
@@ -401,7 +401,7 @@ def test_patch_releases_do_not_matter(required: str, installed: str, expected: b
 
 def test_long_lists_of_differences_are_cut() -> None:
     found = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
-    assert environments.listed(found) == (
+    assert environments.describe(found) == (
         "a11 (installed: 1), a12 (installed: 1), "
         + ", ".join(f"a{number} (installed: 1)" for number in range(8))
         + " and 3 more"
@@ -409,9 +409,9 @@ def test_long_lists_of_differences_are_cut() -> None:
 
 
 def test_what_a_model_process_needs_is_added() -> None:
-    own = environments._own([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
+    own = environments._base_requirements([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
     assert own == ["numpy", "orjson", "pyarrow"]
-    own = environments._own([], "3.11")
+    own = environments._base_requirements([], "3.11")
     assert {"setuptools<81", f"mlflow=={version('mlflow')}"} < {*own}
 
 
@@ -435,7 +435,7 @@ def listed(folder: Path, *lines: str) -> Path:
 async def test_strict_environment_consists_of_listed_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str, fault: str
 ) -> None:
-    monkeypatch.setattr(environments, "_own", lambda *_: [])
+    monkeypatch.setattr(environments, "_base_requirements", lambda *_: [])
     file = listed(tmp_path, "# the list", f"idna==3.10 \\\n    --hash={digest}", "")
     made = Environments(tmp_path / "store", strict=True, packages=file)
     wanted = environments.Needs(packages=[Requirement("idna>=3")])
@@ -472,7 +472,7 @@ HASH = f"--hash=sha256:{'0' * 64}"
     ],
 )
 def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: str) -> None:
-    with pytest.raises(EnvironmentUnavailable, match="SERVING_PACKAGES has the entry"):
+    with pytest.raises(EnvironmentUnavailable, match="SERVING_PACKAGES contains the entry"):
         package_list.read(listed(tmp_path, line))
 
 

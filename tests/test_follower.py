@@ -219,7 +219,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no named columns": (
         {"inputs": "x: double", "metadata": {"serving": {"inputs": {"y": {}}}}},
-        "names no column: y",
+        "has unknown columns: y",
     ),
     "fails on its example": (
         {"example": example("raise:broken")},
@@ -236,7 +236,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answers something else": (
         {"example": example("text")},
-        "the answer changes from a value (number) to a value (any)",
+        "the output changed from a value (number) to a value (any)",
     ),
     "breaks clients": ({"inputs": "x: double, y: double", "example": None}, "input 'y' is new and required"),
 }

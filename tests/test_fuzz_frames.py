@@ -98,7 +98,7 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
         if loads:
             replica.data_received(framing.pack(framing.FrameType.READY, b"{}"))
             if asks != "nothing":
-                replica.ask(b"rows", outcomes.append, heard.append if asks == "stream" else None)
+                replica.submit(b"rows", outcomes.append, heard.append if asks == "stream" else None)
         for chunk in chunks(stream, data):
             if not transport.is_aborted:
                 replica.data_received(chunk)
@@ -143,11 +143,11 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
                 theirs.sendall(chunk)
             theirs.shutdown(socket.SHUT_WR)
             await launcher._receive(server)
-        assert len(server.text) <= 65536
+        assert len(server.buffer) <= 65536
         assert len(server.children) <= 1
         if launched.done() and (error := launched.exception()):
             assert isinstance(error, ProcessDied)
-        os.close(server.output.theirs)
+        os.close(server.output.write_end)
         server.output.close()
 
     asyncio.run(feed())
@@ -171,7 +171,7 @@ def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, d
 def test_frame_above_its_limit_is_refused_by_its_header(kind: framing.FrameType) -> None:
     unpacker = framing.Unpacker(MAX_BYTES)
     limit = (
-        MAX_BYTES if kind in (framing.FrameType.ANSWER, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES
+        MAX_BYTES if kind in (framing.FrameType.OUTPUT, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES
     )
     with pytest.raises(ValueError, match=f"more than {limit}"):
         list(unpacker.feed(struct.pack("<BI", kind, limit + 1)))

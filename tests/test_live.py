@@ -318,7 +318,7 @@ def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Clien
     refused = client.post("/models/actor/predict", json={"x": 1, "many": None})
     assert refused.status_code == 422
     assert refused.json()["errors"] == [
-        {"loc": ["many"], "msg": "MLflow takes no null in such a column: leave the field out"}
+        {"loc": ["many"], "msg": "MLflow accepts no null in a column of this type: omit the field"}
     ]
 
 

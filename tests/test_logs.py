@@ -26,7 +26,7 @@ from serving.telemetry.rate_limit import FixedWindow
 from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
-LEFT_OUT = re.compile(r"lines that were left out: (\d+)")
+LEFT_OUT = re.compile(r"dropped lines of output: (\d+)")
 KEY = f"sk_{'0' * 16}_{'a' * 43}"
 # Control sequences that clear a terminal, and characters that log readers treat as the end of a line.
 HOSTILE = "\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
@@ -115,7 +115,7 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
     def left_out() -> int:
         events = [line["event"] for line in service.lines() if line["logger"] == "serving.output"]
         numbers = [
-            event.rpartition(": ")[2] for event in events if event.startswith("lines that were left out")
+            event.rpartition(": ")[2] for event in events if event.startswith("dropped lines of output")
         ]
         return sum(map(int, numbers)) + events.count("flood")
 

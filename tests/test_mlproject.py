@@ -84,7 +84,7 @@ def test_promote_of_what_is_not_there_fails(capfd: pytest.CaptureFixture[str]) -
 def test_serve_hands_its_parameters_to_the_front(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExecutionException):
         run("serve", models="nonsense")
-    assert "SERVING_MODELS: 'nonsense' is no model reference" in capfd.readouterr().err
+    assert "SERVING_MODELS: 'nonsense' is not a model reference" in capfd.readouterr().err
 
 
 def test_train_is_the_main_entry_point() -> None:

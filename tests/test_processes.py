@@ -21,7 +21,7 @@ from signatures import contract
 from serving.codecs import model_output
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
 from serving.processes.framing import FrameType, pack
-from serving.processes.launcher import Launcher
+from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.pool import Pool, next_backoff
 from serving.processes.replica import Replica, ReplicaState
 from serving.telemetry.metrics import ExitReason
@@ -89,8 +89,8 @@ async def test_several_processes_run_side_by_side(launcher: Launcher, tmp_path: 
         ("quit:no_licence", "loading it raised SystemExit: no_licence"),
         ("exit:3", "its process ended with status 3 while loading"),
         ("exit:0", "its process ended with status 0 while loading"),
-        ("kill", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
-        ("deafen", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
+        ("kill", "its process was killed by SIGKILL while loading, perhaps out of memory"),
+        ("deafen", "its process was killed by SIGKILL while loading, perhaps out of memory"),
     ],
 )
 async def test_a_model_that_does_not_load_is_refused_with_the_reason(
@@ -234,7 +234,7 @@ async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_
 
 @pytest.mark.parametrize(
     "sent",
-    [pack(FrameType.READY), pack(FrameType.ANSWER, b"table"), pack(FrameType.FAILED, b"{}")],
+    [pack(FrameType.READY), pack(FrameType.OUTPUT, b"table"), pack(FrameType.FAILED, b"{}")],
     ids=["1", "3", "4"],
 )
 async def test_unexpected_frame_stops_the_process(launcher: Launcher, tmp_path: Path, sent: bytes) -> None:
@@ -351,7 +351,7 @@ async def test_modules_are_imported_ahead_and_once_for_all_processes(
     note = "import os, pathlib\npathlib.Path(__file__).with_name('pids').open('a').write(f'{os.getpid()} ')"
     (tmp_path / "ahead.py").write_text(note)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    own, hall = Launcher(preload=["nowhere", "ahead"]), Hall()
+    own, hall = Launcher(LauncherOptions(preload=["nowhere", "ahead"])), Hall()
     pool = hall.pool(own, actor(tmp_path), count=2)
     try:
         await pool.start()
@@ -361,7 +361,7 @@ async def test_modules_are_imported_ahead_and_once_for_all_processes(
         pool.kill()
         await own.aclose()
     assert (tmp_path / "pids").read_text().split() == [str(server) for server in servers]
-    assert "nowhere can't be imported ahead of models: ModuleNotFoundError" in caplog.text
+    assert "preloading nowhere failed: ModuleNotFoundError" in caplog.text
 
 
 async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ async def test_row_58_fork_server_stopped_while_it_warms_up_is_replaced(
     stop += "if not note.exists():\n    note.touch()\n    os.kill(os.getpid(), 19)\n"
     (tmp_path / "stops.py").write_text(stop)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    own, folder = Launcher(preload=["stops"]), actor(tmp_path)
+    own, folder = Launcher(LauncherOptions(preload=["stops"])), actor(tmp_path)
     with pytest.raises(ProcessDied, match="was killed by SIGKILL"):
         await Replica.start(own, folder, 60)
     async with started(own, tmp_path) as replica:
@@ -435,11 +435,11 @@ def interpreter(folder: Path, script: str) -> Path:
             "ended with status 3: AttributeError: no json_",
         ),
         ("exit 0", "ended with status 0"),
-        ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps for want of memory"),
+        ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps out of memory"),
     ],
 )
 async def test_death_of_a_fork_server_is_explained(tmp_path: Path, script: str, said: str) -> None:
-    own = Launcher(interpreter=interpreter(tmp_path, script))
+    own = Launcher(LauncherOptions(interpreter=interpreter(tmp_path, script)))
     with pytest.raises(ProcessDied) as died:
         await Replica.start(own, actor(tmp_path), 60)
     assert (
@@ -449,7 +449,7 @@ async def test_death_of_a_fork_server_is_explained(tmp_path: Path, script: str, 
 
 
 async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) -> None:
-    own = Launcher(interpreter=tmp_path / "bin" / "python")
+    own = Launcher(LauncherOptions(interpreter=tmp_path / "bin" / "python"))
     with pytest.raises(
         ProcessDied, match="in this version's own environment can't be started: .*No such file"
     ):
@@ -460,7 +460,7 @@ async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) 
 FRONT = """
 import asyncio, json, sys
 from pathlib import Path
-from serving.processes.launcher import Launcher
+from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.pool import Pool
 
 async def main(folder, table, daemon):
@@ -473,7 +473,7 @@ async def main(folder, table, daemon):
     pids = [replica.pid for replica in pool.replicas]
     await pool.replicas[1].answer(bytes.fromhex(daemon))
     # One is idle when the front dies, the other hangs.
-    pool.replicas[0].ask(bytes.fromhex(table), print)
+    pool.replicas[0].submit(bytes.fromhex(table), print)
     print(json.dumps(pids), flush=True)
     await asyncio.Event().wait()
 

@@ -130,7 +130,7 @@ def test_row_2_a_version_that_raises_on_loading_does_not_go_live(model: Model) -
         ),
         (
             {"example": pd.DataFrame({"x": [1.0, 2.0], "act": ["drop", "drop"]})},
-            "the answer changes from a value (number) to one result for all rows",
+            "the output changed from a value (number) to one result for all rows",
         ),
         ({"example": pd.DataFrame({"x": [1.0], "act": ["nan"]})}, "missing or not a finite number"),
         (
@@ -156,7 +156,7 @@ def test_row_4_a_breaking_contract_goes_live_once_a_person_allows_it(model: Mode
     inputs, example = "x: double", pd.DataFrame({"x": [1.0]})
     breaking = model.promote(inputs=inputs, example=example)
     reason = model.until_refused(breaking)
-    assert "input 'act' is gone" in reason
+    assert "input 'act' was removed" in reason
     assert "Set its tag serving.allow_breaking to true" in reason
     model.registry.client.set_model_version_tag(model.name, breaking, "serving.allow_breaking", "true")
     model.until_live(breaking)

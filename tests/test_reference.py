@@ -75,7 +75,7 @@ def test_anything_else_is_refused_with_the_forms(uri: str) -> None:
 
 
 def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
-    with pytest.raises(InvalidReference, match="'Prod' is no stage .Production, Staging, Archived, None."):
+    with pytest.raises(InvalidReference, match="'Prod' is not a stage .Production, Staging, Archived, None."):
         Reference.parse("models:/iris/Prod")
 
 

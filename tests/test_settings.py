@@ -117,9 +117,9 @@ def test_settings_do_not_change() -> None:
         ("deadline_seconds", "1e999", "finite"),
         ("max_body_bytes", "10", "greater than or equal to 1024"),
         ("max_queue_size", "none", "valid integer"),
-        ("models", "iris", "is no model reference: write models:/iris/Production (stage)"),
+        ("models", "iris", "is not a model reference: write models:/iris/Production (stage)"),
         ("models", "models:/iris", "names a model but no version"),
-        ("models", "models:/iris/Prod", "is no stage (Production, Staging, Archived, None)"),
+        ("models", "models:/iris/Prod", "is not a stage (Production, Staging, Archived, None)"),
         ("models", ",", "at least 1"),
     ],
 )

@@ -397,7 +397,7 @@ async def until_tagged(registry: Registry, name: str, tag: str, text: str) -> No
 @in_service
 async def test_version_without_example_is_reported_as_unverified(service: Service) -> None:
     (warning,) = warnings_of(service, "bare")
-    assert warning.startswith("bare version 1 went live unverified, as it has no input example in rows")
+    assert warning.startswith("bare version 1 went live unverified, because it has no input example in rows")
     ready = (await service.client.get("/ready")).json()
     (state,) = [model for model in ready["models"] if model["name"] == "bare"]
     assert state["warnings"] == [warning]

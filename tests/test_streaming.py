@@ -219,7 +219,7 @@ def test_a_version_whose_first_bit_fails_does_not_go_live(steady: Model, act: st
 
 def test_a_version_that_streams_no_more_would_break_clients(steady: Model) -> None:
     bad = steady.promote(streams=False)
-    assert "it does not stream its answers any more" in steady.until_refused(bad)
+    assert "it no longer streams its output" in steady.until_refused(bad)
 
 
 def test_a_model_that_cannot_stream_says_so(service: Service) -> None:

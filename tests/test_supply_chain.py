@@ -20,7 +20,7 @@ from promotions import Model
 from sklearn.linear_model import LinearRegression
 
 from serving.errors import UntrustedArtifact
-from serving.processes.launcher import Launcher
+from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.replica import Replica
 from serving.registry.artifact_policy import ArtifactPolicy, is_within
 from serving.settings.groups import ArtifactPolicySettings
@@ -148,12 +148,12 @@ def test_what_is_trusted_goes_live_in_strict_mode(strict: Model) -> None:
 
 @pytest.mark.anyio
 async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
-    launcher = Launcher(strict=True)
+    launcher = Launcher(LauncherOptions(strict=True))
     launcher.start()
     try:
         replica = await Replica.start(launcher, saved(tmp_path), 60)
         replica.kill()
-        with pytest.raises(Exception, match="strict mode lets no pickle name a class"):
+        with pytest.raises(Exception, match="strict mode does not allow pickles that refer to a class"):
             await Replica.start(launcher, saved(tmp_path, serialization_format="pickle"), 60)
     finally:
         await launcher.aclose()
@@ -186,7 +186,7 @@ def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
         ("requirements.txt", "helper @ https://127.0.0.1:9/helper-1-py3-none-any.whl", "by its URL"),
         ("requirements.txt", "helper @ git+https://127.0.0.1:9/helper", "by its URL"),
         ("requirements.txt", "-c limits.txt\nidna", "by its URL"),
-        ("requirements.txt", "{wheel}", "is no requirement"),
+        ("requirements.txt", "{wheel}", "is not a requirement"),
         ("requirements.txt", "-e {wheel}", "is an option"),
         ("requirements.txt", "--find-links {wheel}", "is an option"),
         ("requirements.txt", "helper @ file://${{HOME}}/x.whl", "environment variable"),

@@ -35,14 +35,14 @@ def test_frames_are_whole_again_however_they_are_cut(sent: list[Frame], data: st
 
 def test_a_frame_comes_out_with_its_last_byte() -> None:
     unpacker = Unpacker()
-    *first, last = pack(FrameType.ANSWER, b"table")
+    *first, last = pack(FrameType.OUTPUT, b"table")
     assert [list(unpacker.feed(bytes([byte]))) for byte in first] == [[]] * 9
-    assert list(unpacker.feed(bytes([last]))) == [(FrameType.ANSWER, b"table")]
+    assert list(unpacker.feed(bytes([last]))) == [(FrameType.OUTPUT, b"table")]
 
 
 @pytest.mark.parametrize("kind", [0, 10, 255])
 def test_an_unknown_kind_is_no_frame(kind: int) -> None:
-    with pytest.raises(ValueError, match="unknown kind"):
+    with pytest.raises(ValueError, match="unknown type"):
         list(Unpacker().feed(bytes([kind, 0, 0, 0, 0])))
 
 

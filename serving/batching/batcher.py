@@ -218,7 +218,7 @@ class Batcher:
             else:
                 loop.call_later(took * _REST, self._release, replica)
 
-        replica.ask(table, done)
+        replica.submit(table, done)
 
     def _run_stream(
         self,
@@ -250,7 +250,7 @@ class Batcher:
                 self._fail([ticket], outcome)
             self._release(replica)
 
-        replica.ask(table, done, stream.feed)
+        replica.submit(table, done, stream.feed)
         stream.attach(replica, hung, stalled)
 
     def _finish(self, group: Group, outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ async def check_reference(
         RegistryError: the version cannot be checked.
     """
     registry = RegistryClient(settings)
-    launcher = Launcher.of(settings, settings)
+    launcher = Launcher.from_settings(settings, settings)
     gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
     launcher.start()
     try:

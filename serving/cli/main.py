@@ -209,7 +209,7 @@ def _print_contract(loaded: Any) -> None:
     for column in loaded.contract.columns:
         constraints = ", ".join(f"{keyword} {value}" for keyword, value in column.constraints)
         table.add_row(
-            escape(column.name), column.kind.told, "yes" if column.required else "no", escape(constraints)
+            escape(column.name), column.kind.name, "yes" if column.required else "no", escape(constraints)
         )
     out.print(table)
     out.print(f"response fields: [bold]{escape(', '.join(loaded.contract.outputs.fields))}[/]")

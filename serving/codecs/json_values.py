@@ -155,7 +155,7 @@ class OutputColumn:
     def told(self) -> str:
         """The kind and the shape of one value."""
         return (
-            column_type(self.type).told
+            column_type(self.type).name
             if self.type
             else self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
         )

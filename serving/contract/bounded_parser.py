@@ -1,4 +1,4 @@
-"""Parses the files that describe a model version, within limits, in a process of its own.
+"""Parses the files that describe a model version, within limits, in a separate process.
 
 `main` reads `MLmodel`, the files of the environment and the input example in a folder, and writes one JSON
 object to its output:
@@ -8,8 +8,8 @@ object to its output:
 - `example`: the input example, cut to its first rows
 - `faults`: why a file was not read, by its name
 
-Beside PyYAML it imports nothing heavy, so that the process starts quickly. A crash, a loop or a lack of
-memory in here harms nothing: `model_files` reports that the version can't be read.
+It imports nothing heavy besides PyYAML, so that the process starts quickly. A crash, an endless loop or a
+lack of memory affects only this process: `model_files` reports that the version cannot be read.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _FILE_OPTION = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]+(\S+)$")
 
 def main(folder: str) -> None:
     """Read the files in `folder` and write what they contain as JSON."""
-    for limit, most in _LIMITS:
-        with suppress(OSError, ValueError):  # a lower one is set, or the system has no such limit
-            resource.setrlimit(limit, (most, most))
+    for resource_id, limit in _LIMITS:
+        with suppress(OSError, ValueError):  # a lower limit is set, or the system does not have this one
+            resource.setrlimit(resource_id, (limit, limit))
     documents: dict[str, Any] = {}
     faults: dict[str, str] = {}
     for name in _DOCUMENTS:
@@ -61,16 +61,16 @@ def main(folder: str) -> None:
     texts = _texts(folder, documents, faults)
     example: dict[str, Any] = {}
     _attempt(partial(_example, folder, documents.get("MLmodel")), "example", example, faults)
-    found = {"documents": documents, "texts": texts, "faults": faults, **example}
-    output = json.dumps(found).encode()
+    content = {"documents": documents, "texts": texts, "faults": faults, **example}
+    output = json.dumps(content).encode()
     if len(output) > MAX_OUTPUT_BYTES:
-        refused = {"documents": {}, "texts": {}, "faults": {"MLmodel": "its content is too large"}}
-        output = json.dumps(refused).encode()
+        failure = {"documents": {}, "texts": {}, "faults": {"MLmodel": "its content is too large"}}
+        output = json.dumps(failure).encode()
     sys.stdout.buffer.write(output)
     sys.stdout.flush()
 
 
-def _attempt(read: Callable[[], Any], name: str, found: dict[str, Any], faults: dict[str, str]) -> None:
+def _attempt(read: Callable[[], Any], name: str, contents: dict[str, Any], faults: dict[str, str]) -> None:
     try:
         content = read()
     except FileNotFoundError:
@@ -84,32 +84,37 @@ def _attempt(read: Callable[[], Any], name: str, found: dict[str, Any], faults: 
         faults[name] = "".join(char for char in text if char.isprintable())[:MAX_REASON_LENGTH]
     else:
         if content is not None:
-            found[name] = content
+            contents[name] = content
 
 
-def read_bounded(folder: str, name: str, most: int) -> bytes:
-    """Return the content of a regular file below `folder`, without following links."""
+def read_bounded(folder: str, name: str, max_bytes: int) -> bytes:
+    """Return the content of a regular file below `folder`, without following links.
+
+    Raises:
+        Refused: It is not a regular file below `folder`, or is larger than `max_bytes`.
+        OSError: It cannot be read.
+    """
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise Refused("it is outside the folder of the version")
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for place, part in enumerate(parts):
+        for index, part in enumerate(parts):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            if place < len(parts) - 1:
+            if index < len(parts) - 1:
                 flags |= os.O_DIRECTORY
             child = os.open(part, flags, dir_fd=handle)
             os.close(handle)
             handle = child
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise Refused("it is not a regular file")
-        if found.st_size > most:
-            raise Refused(f"it is larger than {most} bytes")
+        if status.st_size > max_bytes:
+            raise Refused(f"it is larger than {max_bytes} bytes")
         with open(handle, "rb", closefd=False) as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise Refused(f"it is larger than {most} bytes")
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise Refused(f"it is larger than {max_bytes} bytes")
         return content
     finally:
         os.close(handle)
@@ -119,14 +124,14 @@ def read_bounded(folder: str, name: str, most: int) -> bytes:
 
 
 def _document(folder: str, name: str) -> dict[str, Any]:
-    described = parse_yaml(read_bounded(folder, name, MAX_YAML_BYTES))
-    if not isinstance(described, dict):
-        raise Refused(f"its {name} is no mapping")
-    if name == "MLmodel" and isinstance(described.get("signature"), dict):
-        for part, text in described["signature"].items():
+    document = parse_yaml(read_bounded(folder, name, MAX_YAML_BYTES))
+    if not isinstance(document, dict):
+        raise Refused(f"its {name} is not a mapping")
+    if name == "MLmodel" and isinstance(document.get("signature"), dict):
+        for part, text in document["signature"].items():
             if isinstance(text, str):
                 _check_signature(str(part), text)
-    return described
+    return document
 
 
 def _check_signature(part: str, text: str) -> None:
@@ -139,21 +144,21 @@ def _check_signature(part: str, text: str) -> None:
     except Refused as error:
         raise Refused(f"its signature's {part[:50]} can't be read: {error}") from None
     except ValueError:
-        return  # the contract states what is wrong
+        return  # `mlmodel.contract` reports the error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise Refused("an object has a key twice")
-    return found
+    return unique
 
 
 # -- the input example
 
 
-def _example(folder: str, described: dict[str, Any] | None) -> Any:
-    info = described.get("saved_input_example_info") if described else None
+def _example(folder: str, mlmodel: dict[str, Any] | None) -> Any:
+    info = mlmodel.get("saved_input_example_info") if mlmodel else None
     if not isinstance(info, dict):
         return None
     name = info.get("serving_input_path", info.get("artifact_path"))
@@ -171,28 +176,30 @@ def _example(folder: str, described: dict[str, Any] | None) -> Any:
         rows //= 2
 
 
-def first_rows(logged: Any, most: int) -> Any:
-    """Return an example cut to its first rows, in any of the forms in which MLflow writes one."""
+def first_rows(logged: Any, max_rows: int) -> Any:
+    """Return the first rows of an example, in any of the forms in which MLflow writes one."""
     if isinstance(logged, list):
-        return logged[:most]
+        return logged[:max_rows]
     if not isinstance(logged, dict):
         return logged
     cut = dict(logged)
     for name in ("data", "index", "instances", "dataframe_records"):
         if isinstance(cut.get(name), list):
-            cut[name] = cut[name][:most]
+            cut[name] = cut[name][:max_rows]
     for name in ("dataframe_split", "inputs"):
         if name in cut:
-            cut[name] = _first_of_columns(first_rows(cut[name], most), most)
+            cut[name] = _first_of_columns(first_rows(cut[name], max_rows), max_rows)
     return cut
 
 
-def _first_of_columns(table: Any, most: int) -> Any:
-    """Cut columns by their names, if that is what the table consists of."""
-    if not isinstance(table, dict) or not table or not all(isinstance(each, list) for each in table.values()):
+def _first_of_columns(table: Any, max_rows: int) -> Any:
+    """Return the first rows if the table is a dictionary of columns; otherwise return the table."""
+    if not isinstance(table, dict) or not table:
         return table
-    lengths = {len(each) for each in table.values()}
-    return {name: each[:most] for name, each in table.items()} if len(lengths) == 1 else table
+    if not all(isinstance(column, list) for column in table.values()):
+        return table
+    lengths = {len(column) for column in table.values()}
+    return {name: column[:max_rows] for name, column in table.items()} if len(lengths) == 1 else table
 
 
 # -- requirements
@@ -203,21 +210,21 @@ def _texts(folder: str, documents: dict[str, Any], faults: dict[str, str]) -> di
     texts: dict[str, list[str]] = {}
     names = ["requirements.txt"]
     listed = documents.get("python_env.yaml", {}).get("dependencies")
-    names += _referred(listed if isinstance(listed, list) else [])
+    names += _referenced_files(listed if isinstance(listed, list) else [])
     for name in names:
         if name in texts or name in faults:
             continue
         if len(texts) >= MAX_REQUIREMENT_FILES:
-            faults[name] = f"there are more than {MAX_REQUIREMENT_FILES} files of requirements"
+            faults[name] = f"there are more than {MAX_REQUIREMENT_FILES} requirements files"
             break
         _attempt(partial(_lines, folder, name), name, texts, faults)
-        names += _referred(texts.get(name, ()))
+        names += _referenced_files(texts.get(name, ()))
     return texts
 
 
-def _referred(lines: Iterable[Any]) -> list[str]:
-    found = (_FILE_OPTION.match(line.strip()) for line in lines if isinstance(line, str))
-    return [match[1] for match in found if match]
+def _referenced_files(lines: Iterable[Any]) -> list[str]:
+    matches = (_FILE_OPTION.match(line.strip()) for line in lines if isinstance(line, str))
+    return [match[1] for match in matches if match]
 
 
 def _lines(folder: str, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads YAML and JSON of unknown origin as plain values, with limits on depth, aliases and lengths."""
+"""Parses untrusted YAML and JSON to plain values, with limits on depth, aliases and lengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 MAX_DEPTH = 64
 MAX_NODES = 100_000
 MAX_PLAIN_LENGTH = 100
-"""Characters of a number or a date; the time that PyYAML takes to make one grows with its square."""
+"""Limit on the characters of a number or a date; PyYAML parses them in quadratic time."""
 
 _TEXT_TAGS = ("!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:binary")
 
@@ -18,18 +18,22 @@ class Refused(Exception):
 
 
 def parse_yaml(content: bytes) -> Any:
-    """Return the content of a YAML file as plain JSON values.
+    """Return the content of a YAML file as JSON values.
 
-    What two parsers could read differently is refused as well: the model process parses the file again.
+    Constructs that two parsers could read differently are rejected, because the model process parses the file
+    again.
+
+    Raises:
+        Refused: The file exceeds a limit or contains such a construct.
     """
     import yaml
 
     _scan(yaml, content)
-    return _plain(yaml.load(content, Loader=yaml.CSafeLoader))
+    return _to_json(yaml.load(content, Loader=yaml.CSafeLoader))
 
 
-class _Open:
-    """A sequence or mapping that the scan is in: its anchor, its nodes so far, its keys."""
+class _OpenNode:
+    """A sequence or mapping that contains the current event: its anchor, its nodes so far, and its keys."""
 
     __slots__ = ("anchor", "expects_key", "keys", "nodes")
 
@@ -39,9 +43,9 @@ class _Open:
 
 
 def _scan(yaml: Any, content: bytes) -> None:
-    """Check the events of a YAML file, which libyaml makes without recursion."""
+    """Check the events of a YAML file, which libyaml produces without recursion."""
     resolver = yaml.resolver.Resolver()
-    stack: list[_Open] = []
+    stack: list[_OpenNode] = []
     sizes: dict[str, int] = {}
     nodes = 0
     for event in yaml.parse(content, Loader=yaml.CSafeLoader):
@@ -55,7 +59,7 @@ def _scan(yaml: Any, content: bytes) -> None:
             continue
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise Refused("an alias refers to nothing before it")
+                raise Refused("an alias refers to no anchor before it")
             size = sizes[event.anchor]
         elif not isinstance(event, yaml.NodeEvent):
             continue
@@ -64,7 +68,7 @@ def _scan(yaml: Any, content: bytes) -> None:
         if nodes > MAX_NODES:
             raise Refused(f"it has more than {MAX_NODES} values, aliases expanded")
         if event.__class__ is not yaml.AliasEvent and event.tag and event.tag not in _TEXT_TAGS:
-            raise Refused(f"it has the tag {event.tag[:50]}, which is not read")
+            raise Refused(f"it has the tag {event.tag[:50]}, which is not supported")
         if is_scalar:
             _check_scalar(yaml, resolver, event)
             if event.anchor:
@@ -73,19 +77,19 @@ def _scan(yaml: Any, content: bytes) -> None:
             stack[-1].nodes += size
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             is_mapping = isinstance(event, yaml.MappingStartEvent)
-            stack.append(_Open(event.anchor, set() if is_mapping else None))
+            stack.append(_OpenNode(event.anchor, set() if is_mapping else None))
             if len(stack) > MAX_DEPTH:
                 raise Refused(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
-def _check_key(event: Any, parent: _Open | None, is_scalar: bool) -> None:
+def _check_key(event: Any, parent: _OpenNode | None, is_scalar: bool) -> None:
     if parent is None or parent.keys is None:
         return
     if parent.expects_key:
         if not is_scalar:
             raise Refused("a key of a mapping is not a single value")
         if event.value == "<<":
-            raise Refused("it has a merge key (<<), which is not read")
+            raise Refused("it has a merge key (<<), which is not supported")
         if event.value in parent.keys:
             raise Refused(f"a mapping has the key {event.value[:50]!r} twice")
         parent.keys.add(event.value)
@@ -99,12 +103,12 @@ def _check_scalar(yaml: Any, resolver: Any, event: Any) -> None:
             raise Refused(f"it has a number or a date of more than {MAX_PLAIN_LENGTH} characters")
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of YAML as JSON has it; the depth and the number of values are checked before."""
+def _to_json(value: Any) -> Any:
+    """Convert a YAML value to JSON values; `_scan` has limited its depth and size."""
     if isinstance(value, dict):
-        return {_key(key): _plain(each) for key, each in value.items()}
+        return {_key(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_to_json(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
@@ -116,25 +120,25 @@ def _key(key: Any) -> str:
     return str(key)
 
 
-def check_json(value: Any, most: int) -> None:
+def check_json(value: Any, max_nodes: int) -> None:
     """Check the depth and the number of values, level by level.
 
     Raises:
-        Refused: there are too many.
+        Refused: A limit is exceeded.
     """
     level, nodes = [value], 0
     for _ in range(MAX_DEPTH):
         nodes += len(level)
-        if nodes > most:
-            raise Refused(f"it has more than {most} values")
+        if nodes > max_nodes:
+            raise Refused(f"it has more than {max_nodes} values")
         below: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                below.extend(each.values())
-            elif isinstance(each, list):
-                below.extend(each)
-            if nodes + len(below) > most:
-                raise Refused(f"it has more than {most} values")
+        for node in level:
+            if isinstance(node, dict):
+                below.extend(node.values())
+            elif isinstance(node, list):
+                below.extend(node)
+            if nodes + len(below) > max_nodes:
+                raise Refused(f"it has more than {max_nodes} values")
         if not below:
             return
         level = below

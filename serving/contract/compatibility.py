@@ -1,4 +1,4 @@
-"""Whether clients of one contract can go on as clients of another."""
+"""Lists the changes between two contracts that break clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from serving.contract.contract import Contract
 from serving.types.columns import Column
 
-# A value of the first type is taken where the second is asked for, whatever it is.
+# All values of the first type are valid for the second.
 _WIDENED = {
     ("integer", "long"),
     ("integer", "double"),
@@ -18,16 +18,16 @@ _WIDENED = {
 
 
 def breaking_changes(old: Contract, new: Contract) -> list[str]:
-    """What makes requests that `old` takes fail on `new`, or its answers read otherwise; a sentence each."""
+    """Return a sentence per change that makes requests valid for `old` fail, or changes the output."""
     return [*input_changes(old, new), *_outputs(old, new)]
 
 
 def input_changes(old: Contract, new: Contract) -> list[str]:
-    """What makes requests that `old` takes fail on `new`; a sentence each."""
+    """Return a sentence per change that makes requests valid for `old` fail on `new`."""
     return [
         *_inputs(old, new),
         *_params(old, new),
-        *(["it does not stream its answers any more"] if old.streams and not new.streams else []),
+        *(["it no longer streams its output"] if old.streams and not new.streams else []),
     ]
 
 
@@ -35,7 +35,7 @@ def _inputs(old: Contract, new: Contract) -> Iterator[str]:
     before = {column.name: column for column in old.columns}
     after = {column.name: column for column in new.columns}
     for name in before.keys() - after.keys():
-        yield f"input {name!r} is gone"
+        yield f"input {name!r} was removed"
     for name, column in after.items():
         if name in before:
             yield from _column(before[name], column)
@@ -45,13 +45,13 @@ def _inputs(old: Contract, new: Contract) -> Iterator[str]:
 
 def _column(old: Column, new: Column) -> Iterator[str]:
     if old.type != new.type and (old.type, new.type) not in _WIDENED:
-        yield f"input {old.name!r} changes from {old.kind.told} to {new.kind.told}"
+        yield f"input {old.name!r} changed from {old.kind.name} to {new.kind.name}"
         return
     if new.required and not old.required:
-        yield f"input {old.name!r} was optional and is required"
+        yield f"input {old.name!r} was optional and is now required"
     before, after = dict(old.constraints), dict(new.constraints)
     for bound in _tightened_bounds(before, after):
-        yield f"input {old.name!r} takes less: {bound}"
+        yield f"input {old.name!r} accepts fewer values: {bound}"
 
 
 def _tightened_bounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -63,52 +63,49 @@ def _tightened_bounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
         yield _change("minLength", old, new)
     if new.get("maxLength", float("inf")) < old.get("maxLength", float("inf")):
         yield _change("maxLength", old, new)
-    for word in ("pattern", "multipleOf"):  # whether one implies the other is not decided here
-        if word in new and new[word] != old.get(word):
-            yield _change(word, old, new)
+    for keyword in ("pattern", "multipleOf"):  # any change counts: implications are not evaluated
+        if keyword in new and new[keyword] != old.get(keyword):
+            yield _change(keyword, old, new)
     if "enum" in new and not ("enum" in old and set(old["enum"]) <= set(new["enum"])):
         yield _change("enum", old, new)
 
 
-def _lower(facets: Mapping[str, Any]) -> tuple[float, bool]:
-    """The lower bound, and whether it is excluded itself: the larger, the narrower."""
+def _lower(constraints: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return the lower bound and whether it is exclusive. A larger tuple allows fewer values."""
     bounds = [(-float("inf"), False)]
-    if "minimum" in facets:
-        bounds.append((facets["minimum"], False))
-    if "exclusiveMinimum" in facets:
-        bounds.append((facets["exclusiveMinimum"], True))
+    if "minimum" in constraints:
+        bounds.append((constraints["minimum"], False))
+    if "exclusiveMinimum" in constraints:
+        bounds.append((constraints["exclusiveMinimum"], True))
     return max(bounds)
 
 
-def _upper(facets: Mapping[str, Any]) -> tuple[float, bool]:
-    """The upper bound, and whether it is included itself: the smaller, the narrower."""
+def _upper(constraints: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return the upper bound and whether it is inclusive. A smaller tuple allows fewer values."""
     bounds = [(float("inf"), True)]
-    if "maximum" in facets:
-        bounds.append((facets["maximum"], True))
-    if "exclusiveMaximum" in facets:
-        bounds.append((facets["exclusiveMaximum"], False))
+    if "maximum" in constraints:
+        bounds.append((constraints["maximum"], True))
+    if "exclusiveMaximum" in constraints:
+        bounds.append((constraints["exclusiveMaximum"], False))
     return min(bounds)
 
 
-def _change(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    exclusive = f"exclusive{word[:1].upper()}{word[1:]}"
-
-    def told(facets: Mapping[str, Any]) -> str:
-        return str(facets.get(word, facets.get(exclusive, "none")))
-
-    return f"{word} {told(old)} becomes {told(new)}"
+def _change(keyword: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    exclusive = f"exclusive{keyword[:1].upper()}{keyword[1:]}"
+    before, after = (side.get(keyword, side.get(exclusive, "none")) for side in (old, new))
+    return f"{keyword} {before} becomes {after}"
 
 
 def _params(old: Contract, new: Contract) -> Iterator[str]:
     after = {param.name: param for param in new.params}
     for param in old.params:
-        found = after.get(param.name)
-        if found is None:
-            yield f"parameter {param.name!r} is gone"
-        elif (found.type, found.is_list) != (param.type, param.is_list):
-            yield f"parameter {param.name!r} changes its type"
+        new_param = after.get(param.name)
+        if new_param is None:
+            yield f"parameter {param.name!r} was removed"
+        elif (new_param.type, new_param.is_list) != (param.type, param.is_list):
+            yield f"parameter {param.name!r} changed its type"
 
 
 def _outputs(old: Contract, new: Contract) -> Iterator[str]:
     if old.outputs != new.outputs:
-        yield f"the answer changes from {old.outputs.told} to {new.outputs.told}"
+        yield f"the output changed from {old.outputs.told} to {new.outputs.told}"

@@ -1,4 +1,4 @@
-"""What a model version takes and answers, and the types of its endpoints that are made of it."""
+"""The contract of a model version: its inputs, parameters and outputs, and the types of its endpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from serving.errors import (
 from serving.types.columns import Column
 from serving.types.scalars import SCALARS
 
-type_dict: Any = TypedDict  # its fields are known only when a version is loaded
+_type_dict: Any = TypedDict  # the fields are known only when a version is loaded
 Row = dict[str, Any]
 
 _MAX_FIELD_ERRORS = 20
@@ -38,7 +38,7 @@ _MAX_FIELD_ERRORS = 20
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One model parameter: its MLflow type, its default, and whether it is a list."""
+    """One model parameter. `type` is its MLflow type."""
 
     name: str
     type: str
@@ -47,18 +47,18 @@ class Param:
 
     @property
     def annotation(self) -> Any:
-        """The strict type of its value for pydantic."""
+        """Return the strict pydantic type of its value."""
         value: Any = Column(self.name, self.type).annotation
         value = list[value] if self.is_list else value
         return value if self.default is not None else value | None
 
     @property
     def is_nested(self) -> bool:
-        """Whether it is an object, a map or an array of such."""
+        """Return whether it is an object, a map or an array of these."""
         return self.type not in SCALARS
 
     def read(self, texts: Sequence[str]) -> Any:
-        """Read its value from a query string: a list is the parameter repeated, all but a text is JSON."""
+        """Return its value from a query string: lists repeat the parameter, all but strings are JSON."""
         is_text = not self.is_nested and SCALARS[self.type].python is str
         values = [text if is_text else _json_or_text(text) for text in texts]
         return values if self.is_list or len(values) != 1 else values[0]
@@ -68,7 +68,7 @@ class Param:
 class Contract:
     """The inputs, parameters and outputs of one model version.
 
-    Two versions whose contracts are equal share all types made from them.
+    Versions with equal contracts accept the same requests and return outputs of the same types.
     """
 
     name: str
@@ -78,56 +78,56 @@ class Contract:
     max_rows: int
     form: InputKind = InputKind.FRAME
     streams: bool = False
-    """Whether the model can answer bit by bit."""
-    answered: tuple[OutputColumn, ...] = field(default=(), compare=False)
-    """The columns of the model's answer, as its signature says."""
+    """Whether the model can stream its output."""
+    output_columns: tuple[OutputColumn, ...] = field(default=(), compare=False)
+    """The columns of the model's output, as its signature declares them."""
     profile: Profile | None = field(default=None, compare=False)
-    """What its inputs and predictions were like in training."""
+    """The distribution of its inputs and predictions in training."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
-    """What is wrong with its metadata that does not keep it from being served."""
+    """Mistakes in its metadata that do not prevent the version from being served."""
     example: Mapping[str, Any] | None = field(default=None, compare=False)
     input_schema: Mapping[str, Any] | None = field(default=None, compare=False)
-    """The JSON Schema of the type hint of its input, which says more than the signature."""
+    """The JSON Schema of the type hint of its input, which is more precise than the signature."""
     batching: bool | None = field(default=None, compare=False)
-    """Whether callers may share a call of the model, as its metadata decides; None: as is proven."""
+    """Whether requests may share a model call, as its metadata sets it; None if verification decides."""
 
     def with_example(self, row: Row) -> Contract:
-        """The same contract, its documentation with an example row."""
+        """Return the contract with an example row for the documentation."""
         return self if self.example else replace(self, example=row)
 
     def with_input_schema(self, schema: Any) -> Contract:
-        """Return the same contract, its documentation with the JSON Schema of the model's type hint."""
+        """Return the contract with the JSON Schema of the model's type hint for the documentation."""
         return (
             replace(self, input_schema=schema) if isinstance(schema, dict) and not self.input_schema else self
         )
 
     @property
     def is_whole(self) -> bool:
-        """Whether the model does not return one result per row, so that its output is returned whole."""
+        """Return whether the model does not return one result per row, so that its output stays whole."""
         return isinstance(self.outputs, WholeOutput)
 
     @property
     def is_open(self) -> bool:
-        """Whether no example has shown what the model returns, so that another output is returned whole."""
+        """Return whether other outputs stay whole, because no example has shown what the model returns."""
         return isinstance(self.outputs, GenericOutput) and self.outputs.flexible
 
     @cached_property
     def layout(self) -> InputLayout:
-        """The table that rows become."""
+        """Return the layout of the table in which rows are sent to the model."""
         return InputLayout(self.columns, self.form)
 
     @cached_property
     def json_schemas(self) -> Mapping[str, Any]:
-        """The JSON Schemas of a row, of the parameters if there are any, and of a prediction."""
+        """Return the JSON Schemas of a row, the parameters (if there are any), and a prediction."""
         types = {"row": self.row, "prediction": self.prediction}
         types |= {"params": self.params_type} if self.params else {}
-        return {name: TypeAdapter(each).json_schema() for name, each in types.items()}
+        return {name: TypeAdapter(annotation).json_schema() for name, annotation in types.items()}
 
-    # -- what clients send
+    # -- request types
 
     @cached_property
     def row(self) -> Any:
-        """The type of one input row: a flat object."""
+        """Return the type of one input row: a flat object."""
         fields = {
             column.name: column.annotation if column.required else NotRequired[column.annotation]
             for column in self.columns
@@ -142,13 +142,13 @@ class Contract:
 
     @cached_property
     def params_type(self) -> Any:
-        """The type of the model's parameters: an object of which everything may be left out."""
+        """Return the type of the model's parameters: an object whose fields are all optional."""
         fields = {param.name: NotRequired[param.annotation] for param in self.params}
         return self._object("Params", fields)
 
     @cached_property
     def batch(self) -> Any:
-        """The type of a batch: `{"rows": [row, …]}`, with `params` where the model has any."""
+        """Return the type of a batch: `{"rows": [row, …]}`, with `params` if the model has parameters."""
         row: Any = self.row
         rows = Annotated[list[row], Field(min_length=1, max_length=self.max_rows), FailFast()]
         fields: dict[str, Any] = {"rows": rows}
@@ -156,61 +156,62 @@ class Contract:
             fields["params"] = NotRequired[self.params_type]
         return self._object("Batch", fields)
 
-    # -- what clients are answered
+    # -- response types. "Answer" and "Answers" are schema names in the OpenAPI document, which clients use.
 
     @cached_property
     def prediction(self) -> Any:
-        """The type of one row's prediction."""
+        """Return the type of one row's prediction."""
         return self._object("Prediction", self.outputs.fields)
 
     @cached_property
-    def answer(self) -> Any:
-        """The type of `/predict`'s answer."""
+    def response(self) -> Any:
+        """Return the type of the response of `/predict`."""
         return self._object("Answer", self.outputs.fields | {"model": ModelVersion})
 
     @cached_property
-    def answers(self) -> Any:
-        """The type of `/predict/batch`'s answer."""
+    def batch_response(self) -> Any:
+        """Return the type of the response of `/predict/batch`."""
         if self.is_whole:
-            return self.answer
+            return self.response
         prediction: Any = self.prediction
         return self._object("Answers", {"predictions": list[prediction], "model": ModelVersion})
 
-    # -- reading
+    # -- parsing
 
     def read_row(self, body: bytes) -> Row:
-        """One row from a JSON body.
+        """Parse and validate one row from a JSON body.
 
         Raises:
-            Malformed: the body is not JSON, or names a field twice.
-            Unprocessable: it does not fit the contract.
+            Malformed: The body is not JSON, or contains a field twice.
+            Unprocessable: It does not match the contract.
         """
         try:
             row: Row = self._row_validator.validate_json(body)
         except ValidationError as error:
-            raise self._refusal(error) from None
+            raise self._request_error(error) from None
         refuse_repeats(body, len(row))
         return row
 
     def read_batch(self, body: bytes) -> tuple[list[Row], dict[str, Any]]:
-        """The rows and the parameters of a batch's JSON body; raises as `read_row` does.
+        """Parse and validate the rows and the parameters of a batch from a JSON body.
 
         Raises:
-            BodyTooLarge: there are more than `max_rows` rows.
+            BodyTooLarge: It contains more than `max_rows` rows.
+            Malformed, Unprocessable: As in `read_row`.
         """
         try:
             batch = self._batch_validator.validate_json(body)
         except ValidationError as error:
-            raise self._refusal(error) from None
+            raise self._request_error(error) from None
         rows, params = batch["rows"], batch.get("params", {})
         refuse_repeats(body, len(batch) + sum(map(len, rows)) + len(params))
         return rows, params
 
     def read_query(self, query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The model's parameters from a query string's values.
+        """Return the model's parameters from the values of a query string.
 
         Raises:
-            Unprocessable: a parameter is unknown or does not fit the contract.
+            Unprocessable: A parameter is unknown or does not match the contract.
         """
         if not query:
             return {}
@@ -219,41 +220,41 @@ class Contract:
             {name: known[name].read(values) if name in known else values for name, values in query.items()}
         )
 
-    def read_params(self, given: Any) -> dict[str, Any]:
-        """The model's parameters from values as JSON has them.
+    def read_params(self, values: Any) -> dict[str, Any]:
+        """Validate the model's parameters from JSON values.
 
         Raises:
-            Unprocessable: they do not fit the contract.
+            Unprocessable: They do not match the contract.
         """
         try:
-            params: dict[str, Any] = self._params_validator.validate_python(given)
+            params: dict[str, Any] = self._params_validator.validate_python(values)
         except ValidationError as error:
-            raise self._refusal(error) from None
+            raise self._request_error(error) from None
         return params
 
     def predictions(self, table: Any) -> Predictions:
-        """One prediction for each row of a model's answer.
+        """Return one prediction per row of the model's output.
 
         Raises:
-            ModelFailed: the table is not what the output signature says.
+            ModelFailed: The table does not match the output signature.
         """
         try:
             return self.outputs.predictions(table)
         except ModelFailed:
             raise
-        except Exception as error:  # the model process is not trusted to have sent anything sensible
-            raise ModelFailed("the model's answer does not fit its signature", str(error)) from error
+        except Exception as error:  # the model process is not trusted: the table may be anything
+            raise ModelFailed("the model's output does not match its signature", str(error)) from error
 
-    # -- making
+    # -- validators
 
     def compile(self) -> None:
-        """Make every validator now, so that a contract which can't be compiled is refused before it is used.
+        """Create all validators now, so that a contract that cannot be compiled is rejected before its use.
 
         Raises:
-            Untypable: it can't be compiled.
+            UnsupportedSignature: It cannot be compiled.
         """
         try:
-            self._row_validator, self._batch_validator, self._params_validator  # noqa: B018
+            self._row_validator, self._batch_validator, self._params_validator  # noqa: B018 (cached properties)
         except (SchemaError, TypeError, ValueError) as error:
             raise UnsupportedSignature(f"its contract can't be compiled: {error}") from error
 
@@ -271,40 +272,39 @@ class Contract:
 
     def _object(self, kind: str, fields: dict[str, Any], extra: Any = None) -> Any:
         title = "".join(word[:1].upper() + word[1:] for word in re.findall(r"[0-9A-Za-z]+", self.name))
-        made = type_dict(f"{title}{kind}", fields)
-        made.__pydantic_config__ = ConfigDict(extra="forbid", title=f"{title}{kind}", json_schema_extra=extra)
-        return made
+        name = f"{title}{kind}"
+        typed_dict = _type_dict(name, fields)
+        typed_dict.__pydantic_config__ = ConfigDict(extra="forbid", title=name, json_schema_extra=extra)
+        return typed_dict
 
-    def _refusal(self, error: ValidationError) -> Malformed | BodyTooLarge | Unprocessable:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        kinds = {(fault["type"], fault["loc"]) for fault in found}
-        if found[0]["type"] == "json_invalid":
-            return Malformed(found[0]["msg"])
-        if ("too_long", ("rows",)) in kinds:
+    def _request_error(self, error: ValidationError) -> Malformed | BodyTooLarge | Unprocessable:
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        if details[0]["type"] == "json_invalid":
+            return Malformed(details[0]["msg"])
+        if any((detail["type"], detail["loc"]) == ("too_long", ("rows",)) for detail in details):
             return BodyTooLarge(f"The batch has more than {self.max_rows} rows.")
-        return self.refusal([FieldError(fault["loc"], fault["msg"]) for fault in found])
+        return self.refusal([FieldError(detail["loc"], detail["msg"]) for detail in details])
 
-    def refusal(self, faults: Sequence[FieldError]) -> Unprocessable:
-        """The error for what does not fit; the first of many faults are listed."""
+    def refusal(self, errors: Sequence[FieldError]) -> Unprocessable:
+        """Return an error that lists the first of the field errors."""
         listed = tuple(
-            FieldError(tuple(_short(part) for part in fault.loc), fault.msg.removeprefix("Value error, "))
-            for fault in faults[:_MAX_FIELD_ERRORS]
+            FieldError(tuple(_shorten(part) for part in error.loc), error.msg.removeprefix("Value error, "))
+            for error in errors[:_MAX_FIELD_ERRORS]
         )
-        more = f" (the first {_MAX_FIELD_ERRORS} are listed)" if len(faults) > _MAX_FIELD_ERRORS else ""
-        things = "1 thing does" if len(faults) == 1 else f"{len(faults)} things do"
-        return Unprocessable(f"{things} not fit the contract of model {self.name}{more}.", listed)
+        more = f" (the first {_MAX_FIELD_ERRORS} are listed)" if len(errors) > _MAX_FIELD_ERRORS else ""
+        values = "1 value does" if len(errors) == 1 else f"{len(errors)} values do"
+        return Unprocessable(f"{values} not match the contract of model {self.name}{more}.", listed)
 
 
 class ModelVersion(TypedDict):
-    """The model version that answered; the version is null for a logged model outside the registry."""
+    """The model version that predicted; the version is null for a logged model outside the registry."""
 
     name: str
     version: str | None
 
 
 def validator(annotation: Any) -> SchemaValidator:
-    # Of the adapter itself the validator is another where plugins of pydantic are installed, which watch
-    # each call.
+    """Return a validator for a type. It bypasses plugins of pydantic, which would observe each call."""
     return SchemaValidator(TypeAdapter(annotation).core_schema)
 
 
@@ -315,5 +315,5 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _short(part: str | int) -> str | int:
+def _shorten(part: str | int) -> str | int:
     return part if isinstance(part, int) or len(part) <= 100 else f"{part[:100]}…"

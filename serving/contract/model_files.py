@@ -18,15 +18,15 @@ import serving
 from serving.contract import bounded_parser
 from serving.errors import UnsupportedSignature
 
-_SECONDS = 20.0
-# Isolated from PYTHON* variables and .pth files, with this package and PyYAML alone.
+_TIMEOUT_SECONDS = 20.0
+# The process is isolated from PYTHON* variables and .pth files, and imports only this package and PyYAML.
 _PROGRAM = """
 import sys
 sys.path.extend(sys.argv[2:])
 from serving.contract.bounded_parser import main
 main(sys.argv[1])
 """
-_PASSED_ON = ("LD_LIBRARY_PATH", "LANG")
+_INHERITED_VARIABLES = ("LD_LIBRARY_PATH", "LANG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +40,34 @@ class ModelFiles:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The lines of the requirements files, by name."""
     example: Any = None
-    """The first rows of the input example, as its file has them; None if there is none."""
+    """The first rows of the input example in the form of its file; None if there is no example."""
     faults: Mapping[str, str] = field(default_factory=dict)
-    """Why a file could not be read, by its name; the input example's is `example`."""
+    """Why files could not be read, by name; the key of the input example is `example`."""
 
 
 async def read(folder: Path) -> ModelFiles:
     """Read the files that describe the version in `folder`.
 
     Raises:
-        Untypable: its `MLmodel` can't be read within the limits.
+        UnsupportedSignature: Its `MLmodel` cannot be read within the limits.
     """
-    found = await _parsed(folder)
-    documents, faults = found["documents"], found["faults"]
+    content = await _parse(folder)
+    documents, faults = content["documents"], content["faults"]
     if "MLmodel" not in documents:
         raise UnsupportedSignature(
             f"its MLmodel file can't be read: {faults.get('MLmodel', 'there is none')}"
         )
-    described = documents.pop("MLmodel")
-    return ModelFiles(described, documents, found["texts"], found.get("example"), faults)
+    mlmodel = documents.pop("MLmodel")
+    return ModelFiles(mlmodel, documents, content["texts"], content.get("example"), faults)
 
 
-async def _parsed(folder: Path) -> dict[str, Any]:
+async def _parse(folder: Path) -> dict[str, Any]:
     process = await asyncio.to_thread(_start, folder)
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             output, status = await asyncio.to_thread(_finish, process)
     except TimeoutError:
-        raise UnsupportedSignature(f"its MLmodel file can't be read within {_SECONDS:g} s") from None
+        raise UnsupportedSignature(f"its MLmodel file can't be read within {_TIMEOUT_SECONDS:g} s") from None
     finally:
         process.kill()
     if status or len(output) > bounded_parser.MAX_OUTPUT_BYTES:
@@ -76,24 +76,24 @@ async def _parsed(folder: Path) -> dict[str, Any]:
             "its MLmodel file can't be read within the limits on time and memory: "
             f"the parser ended with {ending}"
         )
-    found: dict[str, Any] = await asyncio.to_thread(json.loads, output)
-    return found
+    content: dict[str, Any] = await asyncio.to_thread(json.loads, output)
+    return content
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the parser; `subprocess` does so without copying the memory map of the front."""
+    """Start the parser. `subprocess` does not copy the memory map of the front, unlike a fork."""
     package = str(Path(serving.__file__).parents[1])
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _PROGRAM, str(folder), package, _packages()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        env={name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ},
     )
 
 
 def _finish(process: subprocess.Popen[bytes]) -> tuple[bytes, int]:
-    """Return the output of the parser, up to a byte more than it may have, and its status."""
+    """Return the output of the parser, up to one byte above its limit, and its exit status."""
     with process:
         assert process.stdout
         output = process.stdout.read(bounded_parser.MAX_OUTPUT_BYTES + 1)

@@ -1,4 +1,4 @@
-"""The reference profile in a model's metadata: how its training rows, and its answers, were distributed."""
+"""Reads the reference profile in a model's metadata: distributions of its training data and predictions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _Form(BaseModel):
 
 
 class Distribution(_Form):
-    """The shares of the bins of a column, and of missing values, which are together 1.
+    """The shares of the bins of a column and the share of missing values; their sum is 1.
 
-    The bins are between `edges`, of which each belongs to the bin above it, or one for each of `categories`;
-    the last is of all that is above, or of all others.
+    Either `edges` separate the bins, and an edge belongs to the bin above it, or there is a bin per category
+    and a last bin for all other values.
     """
 
     edges: Annotated[tuple[FiniteFloat, ...], Field(max_length=_MAX_BINS)] | None = None
@@ -53,45 +53,46 @@ class Distribution(_Form):
         if len(self.shares) != len(cuts) + 1:
             raise ValueError(f"write {len(cuts) + 1} shares")
         if abs(sum(self.shares) + self.missing - 1) > _TOLERANCE:
-            raise ValueError("shares and missing should be 1 together")
+            raise ValueError("the sum of shares and missing should be 1")
         if len({*cuts}) < len(cuts) or (self.edges and [*self.edges] != sorted(self.edges)):
-            raise ValueError("edges should ascend, and categories differ")
+            raise ValueError("edges should ascend, and categories should differ")
         return self
 
 
 class Profile(_Form):
-    """What is known of the rows a model was trained on, and of its answers to them, by column."""
+    """The distributions of a model's training rows and of its predictions for them, by column."""
 
     rows: Annotated[int, Field(ge=1)]
     inputs: Annotated[dict[str, Distribution], Field(max_length=_MAX_COLUMNS)] = {}
     outputs: Annotated[dict[str, Distribution], Field(max_length=_MAX_OUTPUTS)] = {}
 
 
-def read(told: Any, columns: Iterable[Column], outputs: Mapping[str, Any]) -> Profile:
-    """A profile from its entry in the metadata.
+def read(entry: Any, columns: Iterable[Column], outputs: Mapping[str, Any]) -> Profile:
+    """Return the profile in an entry of the metadata.
 
     Args:
+        entry: The entry of the metadata.
         columns: The model's inputs.
         outputs: The fields of one prediction.
 
     Raises:
-        ValueError: it has another form, or tells of what is no column, or not of such values.
+        ValueError: The entry is invalid, or does not match the columns or their types.
     """
     try:
-        found = Profile.model_validate(told)
+        profile = Profile.model_validate(entry)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]) from None
     known = {column.name: column for column in columns}
-    for name, distribution in found.inputs.items():
-        if name not in known or not _may_be(distribution, known[name]):
-            raise ValueError(f"inputs.{name[:100]} is no column, or not one of such values")
-    if unknown := found.outputs.keys() - outputs.keys():
+    for name, distribution in profile.inputs.items():
+        if name not in known or not _matches_type(distribution, known[name]):
+            raise ValueError(f"inputs.{name[:100]} is not a column, or has another type of values")
+    if unknown := profile.outputs.keys() - outputs.keys():
         raise ValueError(f"outputs.{min(unknown)[:100]} is none of {', '.join(outputs)}")
-    return found
+    return profile
 
 
-def _may_be(distribution: Distribution, column: Column) -> bool:
+def _matches_type(distribution: Distribution, column: Column) -> bool:
     kind = column.kind
     if not isinstance(kind, Scalar) or kind.convert is not None:
         return False

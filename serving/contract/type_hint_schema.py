@@ -1,4 +1,4 @@
-"""The JSON Schema of a model's type hint, as a part of other documents."""
+"""Converts the JSON Schema of a model's type hint to a part of other documents."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ def item_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON Schema of one item of a list, without references.
 
     Args:
-        schema: what pydantic makes of the hint of a list; the model process is not trusted to have sent that.
+        schema: The JSON Schema of the type hint of a list. The model process sends it, so it is not trusted.
     """
     definitions = schema.get("$defs")
-    item = _inlined(schema.get("items"), definitions if isinstance(definitions, Mapping) else {}, _MAX_DEPTH)
+    item = _inline_refs(
+        schema.get("items"), definitions if isinstance(definitions, Mapping) else {}, _MAX_DEPTH
+    )
     return item if isinstance(item, dict) else {}
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any], depth: int) -> Any:
+def _inline_refs(schema: Any, definitions: Mapping[str, Any], depth: int) -> Any:
     if isinstance(schema, Mapping):
-        if depth == 0:  # a type that holds itself
+        if depth == 0:  # a recursive type
             return {}
         if "$ref" in schema:
-            return _inlined(definitions.get(str(schema["$ref"]).rpartition("/")[2]), definitions, depth - 1)
-        return {key: _inlined(value, definitions, depth - 1) for key, value in schema.items()}
+            return _inline_refs(
+                definitions.get(str(schema["$ref"]).rpartition("/")[2]), definitions, depth - 1
+            )
+        return {key: _inline_refs(value, definitions, depth - 1) for key, value in schema.items()}
     if isinstance(schema, list):
-        return [_inlined(each, definitions, depth - 1) for each in schema] if depth else []
+        return [_inline_refs(item, definitions, depth - 1) for item in schema] if depth else []
     return schema

@@ -1,4 +1,4 @@
-"""What the front and the journal's process send each other: numbered frames on a socket pair."""
+"""Numbered frames on the socket pair between the front and the journal writer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from serving.processes.framing import recv_exactly
+from serving.processes.framing import check_length, receive_raw
 
 _HEADER = struct.Struct("<BII")
 _MAX_BYTES = 16 * 2**20
@@ -16,22 +16,22 @@ _MAX_BYTES = 16 * 2**20
 
 
 class FrameType(IntEnum):
-    """What a frame says."""
+    """The type of a frame."""
 
     OPEN = 1
-    """Which database, and for how long records are kept: JSON. The front's first frame."""
+    """The first frame from the front. JSON: the database, and how long records are kept."""
     RECORDS = 2
     """Predictions: `records.pack`."""
     FEEDBACK = 3
     """Outcomes of predictions: JSON."""
     WRITTEN = 4
-    """The records of this number are in the database, but those that it refused: JSON with their count."""
+    """The records with this number are in the database. JSON: how many the database rejected."""
     ANSWER = 5
-    """What became of the feedback of this number: JSON."""
+    """The result of the feedback with this number: JSON."""
     QUALITY = 6
-    """How right versions were: JSON."""
+    """The quality of versions, measured by feedback: JSON."""
     STATE = 7
-    """Why the database can't be asked: JSON; empty if it can again."""
+    """JSON: why the database is unavailable; empty once it is available again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +43,31 @@ class Frame:
     payload: bytes
 
     def pack(self) -> tuple[bytes, bytes]:
-        """Its bytes: the header, and the payload."""
+        """Return the bytes of the header, and the payload."""
         return _HEADER.pack(self.kind, self.number, len(self.payload)), self.payload
 
 
 async def read(stream: asyncio.StreamReader) -> Frame | None:
-    """Return the next frame from the journal writer; None where it has gone.
+    """Wait for the next frame from the journal writer and return it; None if the writer has exited.
 
     Raises:
-        ValueError: the bytes are no frame, or announce one that is too large.
+        ValueError: The bytes are not a frame, or the frame exceeds its limit.
     """
     try:
         kind, number, length = _HEADER.unpack(await stream.readexactly(_HEADER.size))
-        if length > _MAX_BYTES:
-            raise ValueError(f"a frame of {length} bytes, more than {_MAX_BYTES}")
+        check_length(length, _MAX_BYTES)
         return Frame(FrameType(kind), number, await stream.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
 
 def receive(connection: socket.socket) -> Frame | None:
-    """The next frame, waited for; None where the other side has gone."""
+    """Wait for the next frame and return it; return None if the peer has closed the connection."""
     try:
-        if (header := recv_exactly(connection, _HEADER.size)) is None:
-            return None
-        kind, number, length = _HEADER.unpack(header)
-        payload = recv_exactly(connection, length)
+        frame = receive_raw(connection, _HEADER)
     except ConnectionError:
         return None
-    return None if payload is None else Frame(FrameType(kind), number, bytes(payload))
+    if frame is None:
+        return None
+    (kind, number), payload = frame
+    return Frame(FrameType(kind), number, payload)

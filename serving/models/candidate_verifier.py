@@ -84,7 +84,7 @@ class CandidateVerifier:
         wholes = [call for call in calls if is_whole(call[1], call[0])]
         if isinstance(self.contract.outputs, GenericOutput) and (of_all or wholes):
             count, output = (wholes or calls)[0]
-            outputs, warnings = outputs_of(self.contract.answered, output, count)
+            outputs, warnings = outputs_of(self.contract.output_columns, output, count)
             warnings = (*self.contract.warnings, *warnings)
             self.contract = replace(self.contract, outputs=outputs, warnings=warnings)
         elif wholes and not isinstance(self.contract.outputs, GenericOutput):
@@ -203,7 +203,7 @@ class CandidateVerifier:
         if contract.is_whole:
             (table,) = self._tables(rows)
             output = await self._call(table, params)
-            return [b"".join(predictions_json(contract.answered, output)) + b","]
+            return [b"".join(predictions_json(contract.output_columns, output)) + b","]
         told = [b""] * len(rows)
         for _, indices, group in contract.layout.groups(rows):
             predictions = self._predictions(await self._call(group, params), len(group))

@@ -115,7 +115,7 @@ def _refuse_nulls(rows: Sequence[Row], contract: Contract) -> None:
             if column.name in row and row[column.name] is None:
                 raise VerificationFailed(
                     f"row {number} of its input example has no value in column {column.name!r}, and MLflow "
-                    f"takes no missing values in a column of type {column.kind.told}: log it with an example "
+                    f"takes no missing values in a column of type {column.kind.name}: log it with an example "
                     "without missing values, or make the column a float before fit and infer_signature: "
                     f"data[{column.name!r}].astype('float64')"
                 )

@@ -78,10 +78,10 @@ def _scalar(kind: Scalar, facets: Mapping[str, Any], number: int, given: Any) ->
         return _number(kind, facets, number, given)
     if given is not None:
         return given
-    if kind.told == "datetime":
+    if kind.name == "datetime":
         return (_DAY + timedelta(days=number)).isoformat()
     text = chr(ord("a") + number % 26) * max(1, facets.get("minLength", 1))
-    return base64.b64encode(text.encode()).decode() if kind.told == "binary" else text
+    return base64.b64encode(text.encode()).decode() if kind.name == "binary" else text
 
 
 def _number(kind: Scalar, facets: Mapping[str, Any], number: int, given: Any) -> Any:

@@ -34,7 +34,7 @@ async def verify(contract: Contract, example: Example | None, pool: Pool, second
         VerificationFailed: it does not answer the example as its contract says, or not within `seconds`.
     """
     replica = pool.replicas[0]
-    trial = CandidateVerifier(contract.with_input_schema(replica.shown.get("input_schema")), replica, seconds)
+    trial = CandidateVerifier(contract.with_input_schema(replica.facts.get("input_schema")), replica, seconds)
     if example:
         await trial.verify(example)
         return Verification(trial.contract)

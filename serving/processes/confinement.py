@@ -1,8 +1,8 @@
-"""Takes privileges from model processes, and keeps the front's secrets out of their reach.
+"""Removes privileges from model processes and protects the front's secrets from them.
 
-Model code is arbitrary code. It must not read the front's memory or environment, whatever user both run as:
-the front and each model process refuse to be traced or dumped, model processes give up all capabilities, and
-their environment holds the variables on a list alone.
+Model code is arbitrary code. It must not read the memory or the environment of the front, even if both run as
+the same user. The front and the model processes therefore refuse to be traced or dumped. Model processes also
+drop all capabilities and receive only the environment variables on an allowlist.
 """
 
 from __future__ import annotations
@@ -39,44 +39,43 @@ PUBLIC_VARIABLES = (
     *("MPLCONFIGDIR", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_LEVEL"),
     *("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "DO_NOT_TRACK", "SPARK_HOME", "JAVA_HOME", "COVERAGE_*"),
 )
-"""Names of variables that any model process gets; `*` stands for any text. None of them holds a secret."""
+"""Environment variables that every model process receives; `*` matches any text. None holds a secret."""
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "APIKEY", "PRIVATE")
 
 
 def model_environment(variables: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Return the variables that model processes get.
+    """Return the environment variables for model processes.
 
     Args:
-        variables: the front's own.
-        names: names that the operator adds to `PUBLIC_VARIABLES`; `*` stands for any text.
+        variables: The environment of the front.
+        names: Patterns that the operator adds to `PUBLIC_VARIABLES`; `*` matches any text.
     """
     return {
         name: value
         for name, value in variables.items()
-        if _matches(name, names) or (_matches(name, PUBLIC_VARIABLES) and not _sounds_secret(name))
+        if _matches(name, names) or (_matches(name, PUBLIC_VARIABLES) and not _looks_secret(name))
     }
 
 
 def hide_memory() -> None:
-    """Refuse to be traced by, and to be dumped for, processes of the same user."""
+    """Prevent other processes of the same user from tracing this process or dumping its memory."""
     prctl(_PR_SET_DUMPABLE, 0)
 
 
 def drop_privileges() -> None:
-    """Give up all capabilities and all ways to get new ones, and hide this process's memory.
+    """Drop all capabilities, prevent new ones, and hide the memory of this process.
 
-    Call it before the kernel is asked to kill this process with its parent: a change of capabilities may take
-    that back.
+    Call it before `die_with_parent`: a change of capabilities may clear the parent-death signal.
     """
     if sys.platform != "linux":
         return
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(_MAX_CAPABILITY + 1):
-        prctl(_PR_CAPBSET_DROP, capability)  # fails for those that the kernel does not know
-    head = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    none = (ctypes.c_uint32 * 6)()
-    ctypes.CDLL(None).capset(head, none)
+        prctl(_PR_CAPBSET_DROP, capability)  # fails for capabilities that the kernel does not know
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    no_capabilities = (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capset(header, no_capabilities)
     hide_memory()
 
 
@@ -84,5 +83,5 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _sounds_secret(name: str) -> bool:
+def _looks_secret(name: str) -> bool:
     return any(word in name.upper() for word in _SECRET_WORDS)

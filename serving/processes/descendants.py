@@ -1,7 +1,7 @@
-"""Keeps hold of the processes that model code starts, so that none outlives it; Linux has the means for that.
+"""Tracks and kills the processes that model code starts, so that none outlives the service (Linux only).
 
-The fork server and each model process adopt the orphans below them. What a model process leaves behind
-becomes a child of the fork server then, whatever process group or session it is in.
+The fork server and the model processes are child subreapers. A process that a model process leaves behind
+becomes a child of the fork server, regardless of its process group or session.
 """
 
 from __future__ import annotations
@@ -14,60 +14,61 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "SERVING_FORK_SERVER"
-"""The variable whose value marks all that a fork server and its descendants have started."""
+"""The environment variable that marks the descendants of one fork server."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PROC = Path("/proc")
-_MAX_STOPPED_LOOKS = 3
+_MIN_STOPPED_CHECKS = 3
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Make the kernel kill this process when its parent ends."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Have the kernel make this process the parent of each descendant whose parent has ended."""
+    """Make this process the parent of its descendants whose own parents have ended (child subreaper)."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process, where the system is Linux."""
+    """Set an attribute of this process on Linux; do nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def children() -> set[int]:
-    """Return the ids of this process's children; none where the system does not list them."""
-    found: set[int] = set()
-    with suppress(OSError):  # there are no descriptors left
+    """Return the process ids of the children of this process; empty if the system does not list them."""
+    pids: set[int] = set()
+    with suppress(OSError):  # no file descriptors are left
         for task in _PROC.glob("self/task/*/children"):
             with suppress(OSError):
-                found.update(map(int, task.read_text().split()))
-    return found
+                pids.update(map(int, task.read_text().split()))
+    return pids
 
 
 class StopDetector:
-    """Notices a process that a signal, such as SIGSTOP, keeps stopped.
+    """Detects a process that a signal such as SIGSTOP keeps stopped.
 
-    A process that runs at times, as under a tool that limits its CPU time by such signals, is not stopped.
+    A process that runs between two checks does not count as stopped. Tools that limit CPU time stop and
+    continue a process in turn.
     """
 
     def __init__(self) -> None:
-        self._looks: dict[int, tuple[bytes, int]] = {}
+        self._stopped: dict[int, tuple[bytes, int]] = {}
 
     def detects(self, *pids: int | None) -> bool:
-        """Look once; return whether one of them was stopped at several looks, and never ran in between."""
-        looks = {}
+        """Check once; return whether one of the processes was stopped, without running, at several checks."""
+        stopped = {}
         for pid in pids:
             if pid and (switches := _switches_if_stopped(pid)):
-                before, number = self._looks.get(pid, (switches, 0))
-                looks[pid] = (switches, number + 1 if switches == before else 1)
-        self._looks = looks
-        return any(number >= _MAX_STOPPED_LOOKS for _, number in looks.values())
+                previous, checks = self._stopped.get(pid, (switches, 0))
+                stopped[pid] = (switches, checks + 1 if switches == previous else 1)
+        self._stopped = stopped
+        return any(checks >= _MIN_STOPPED_CHECKS for _, checks in stopped.values())
 
 
 def _switches_if_stopped(pid: int) -> bytes:
-    """Return how often a stopped process was given a CPU; nothing if it runs, or if the system lists none."""
+    """Return the counts of context switches of a stopped process; empty if it runs or cannot be read."""
     with suppress(OSError):
         status = (_PROC / str(pid) / "status").read_bytes()
         if b"\nState:\tT" in status:
@@ -76,42 +77,47 @@ def _switches_if_stopped(pid: int) -> bytes:
 
 
 def kill(pid: int) -> None:
-    """Kill a process, unless it has ended."""
+    """Kill a process; do nothing if it has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
 
 
 def kill_children() -> None:
-    """Kill all descendants of a process that adopts orphans, and wait until they have ended."""
-    while left := children():
-        for pid in left:
+    """Kill all descendants of this process, which must adopt orphans, and wait until they have ended."""
+    while remaining := children():
+        for pid in remaining:
             kill(pid)
-        for pid in left:
+        for pid in remaining:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
 
 def kill_marked(mark: str) -> None:
-    """Kill what a fork server that could not do so itself, since it was killed, has left behind."""
+    """Kill the processes that a killed fork server has left behind."""
     killed: set[int] = set()
-    while found := _marked(mark) - killed:
-        for pid in found:
+    while remaining := _marked(mark) - killed:
+        for pid in remaining:
             kill(pid)
-        killed |= found
+        killed |= remaining
 
 
 def _marked(mark: str) -> set[int]:
     entry = f"{MARK}={mark}".encode()
-    found = set()
+    pids = set()
     for environment in _PROC.glob("[0-9]*/environ"):
-        with suppress(OSError):  # it is another user's, or has ended
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if entry in environment.read_bytes().split(b"\0"):
-                found.add(int(environment.parent.name))
-    return found
+                pids.add(int(environment.parent.name))
+    return pids
+
+
+def killed_by(number: int, when: str = "") -> str:
+    """Return a phrase about a process that a signal has killed; SIGKILL may come from the OOM killer."""
+    return f"killed by {signal_name(number)}{when}" + ", perhaps out of memory" * (number == signal.SIGKILL)
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; real-time signals have none."""
+    """Return the name of a signal, or its number: real-time signals have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""The Python and the packages that a version requires, and environments in which uv installs them."""
+"""Reads which Python and packages a version requires, and creates environments for versions with uv."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from serving.errors import EnvironmentUnavailable
 from serving.processes import package_list, uv
 
 log = logging.getLogger("serving.environments")
-# What a model process needs of its own, and MLflow, of which skinny is a part.
-_OWN = ("numpy", "orjson", "pandas", "pyarrow")
+# Packages that the code of the model process imports, besides MLflow.
+_BASE = ("numpy", "orjson", "pandas", "pyarrow")
 _MLFLOW = ("mlflow", "mlflow-skinny")
-# Environments of Python before 3.12 have it. MLflow 2.9 imports its pkg_resources, deprecated since 81.
+# Before Python 3.12, environments contain setuptools. MLflow 2.9 imports pkg_resources, which 81 deprecates.
 _SETUPTOOLS = "setuptools<81"
-_HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+_CURRENT_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MIN_PYTHON = "3.10"
-_MAX_NAMED = 10
-_OPTION = re.compile(r"(-r|--requirement|-c|--constraint)[ =]+(\S+)$")
-_PYTHON = re.compile(r"\d+\.\d+")
+_MAX_LISTED = 10
+_FILE_OPTION = re.compile(r"(-r|--requirement|-c|--constraint)[ =]+(\S+)$")
+_PYTHON_VERSION = re.compile(r"\d+\.\d+")
 
 
 @dataclass(slots=True)
@@ -42,97 +42,101 @@ class Needs:
     """The Python and the packages that a version was logged with."""
 
     python: str = ""
-    """Major and minor version; empty if it is not known."""
+    """Major and minor version; empty if it is unknown."""
     packages: list[Requirement] = field(default_factory=list)
     constraints: list[Requirement] = field(default_factory=list)
     fault: str = ""
-    """Why no environment can be made of its files, in the terms of who logged it."""
+    """Why no environment can be created from its files, for the person who logged it."""
 
-    def applying(self) -> list[Requirement]:
-        """Return the packages whose markers are true of this machine and its Python."""
-        python = self.python or _HERE
-        facts = {"extra": ""}
-        if python != _HERE:
-            facts |= {"python_version": python, "python_full_version": f"{python}.0"}
-        return [each for each in self.packages if each.marker is None or each.marker.evaluate(facts)]
+    def applicable(self) -> list[Requirement]:
+        """Return the packages whose markers match this machine and the Python of the version."""
+        python = self.python or _CURRENT_PYTHON
+        markers = {"extra": ""}
+        if python != _CURRENT_PYTHON:
+            markers |= {"python_version": python, "python_full_version": f"{python}.0"}
+        return [
+            package for package in self.packages if package.marker is None or package.marker.evaluate(markers)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that a version requires and that is not installed so."""
+    """A requirement of a version that the installed packages do not meet."""
 
     required: str
     installed: str
     matters: bool
-    """False where only the last numbers of an exact version differ."""
+    """False if only the last numbers of an exact version differ."""
 
     def __str__(self) -> str:
         return f"{self.required} ({f'installed: {self.installed}' if self.installed else 'not installed'})"
 
 
 def read(files: ModelFiles) -> Needs:
-    """Read from a version's files the Python and the packages that it requires."""
+    """Return the Python and the packages that a version requires, from its files."""
     needs = Needs()
     try:
         if fault := files.faults.get("python_env.yaml"):
             raise ValueError(fault)
-        described = files.documents.get("python_env.yaml", {})
-        needs.python = _python(described.get("python") or _flavor(files).get("python_version"))
-        lines = described.get("dependencies") or ["-r requirements.txt"]
+        python_env = files.documents.get("python_env.yaml", {})
+        needs.python = _python(python_env.get("python") or _flavor(files).get("python_version"))
+        lines = python_env.get("dependencies") or ["-r requirements.txt"]
         if not isinstance(lines, list):
-            raise ValueError("the dependencies in python_env.yaml are no list")
+            raise ValueError("the dependencies in python_env.yaml are not a list")
         _collect(files, map(str, lines), "python_env.yaml", needs, needs.packages, set())
     except (ValueError, RecursionError) as error:
         needs.fault = f"the files of its environment can't be read: {error}"
     return needs
 
 
-def _python(named: Any) -> str:
-    if named is None:
+def _python(value: Any) -> str:
+    if value is None:
         return ""
-    # Without quotes, 3.10 is the number 3.1.
-    if not isinstance(named, str) or not (found := _PYTHON.match(named)):
-        raise ValueError(f"the Python {named!r:.50} is no version: write it in quotes, as '{_HERE}'")
-    return found[0]
+    # Without quotes, YAML reads 3.10 as the number 3.1.
+    if not isinstance(value, str) or not (match := _PYTHON_VERSION.match(value)):
+        raise ValueError(
+            f"the Python version {value!r:.50} is invalid: write it in quotes, as '{_CURRENT_PYTHON}'"
+        )
+    return match[0]
 
 
 def _flavor(files: ModelFiles) -> Mapping[str, Any]:
     flavors = files.mlmodel.get("flavors")
-    found = flavors.get("python_function") if isinstance(flavors, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    flavor = flavors.get("python_function") if isinstance(flavors, Mapping) else None
+    return flavor if isinstance(flavor, Mapping) else {}
 
 
 def _collect(
     files: ModelFiles,
     lines: Iterable[str],
-    where: str,
+    file: str,
     needs: Needs,
-    into: list[Requirement],
+    requirements: list[Requirement],
     seen: set[str],
 ) -> None:
     for line in _statements(lines):
-        if found := _OPTION.match(line):
-            option, name = found.groups()
+        if match := _FILE_OPTION.match(line):
+            option, name = match.groups()
             if fault := files.faults.get(name):
-                needs.fault = f"its {where} can't be read: it refers to {name:.100}: {fault}"
+                needs.fault = f"its {file} can't be read: it refers to {name:.100}: {fault}"
             elif name not in seen and name in files.texts:
-                target = needs.constraints if option in ("-c", "--constraint") else into
+                target = needs.constraints if option in ("-c", "--constraint") else requirements
                 seen.add(name)
                 _collect(files, files.texts[name], name, needs, target, seen)
-        elif "${" in line:  # uv would put values of environment variables into URLs
-            needs.fault = f"its {where} can't be read: {line!r:.200} refers to an environment variable"
+        elif "${" in line:  # uv would insert values of environment variables into URLs
+            needs.fault = f"its {file} can't be read: {line!r:.200} refers to an environment variable"
         elif line.startswith("-"):
             needs.fault = (
-                f"its {where} can't be read: {line!r:.200} is an option, which is not taken from a model. "
-                "Log it without, and let the package index be set where this service runs (UV_INDEX, "
-                "UV_DEFAULT_INDEX)"
+                f"its {file} can't be read: {line!r:.200} is an option, and options in models are not "
+                "allowed. Log the model without it, and set the package index where this service runs "
+                "(UV_INDEX, UV_DEFAULT_INDEX)"
             )
         else:
             try:
-                into.append(Requirement(line))
+                requirements.append(Requirement(line))
             except (InvalidRequirement, RecursionError):
                 needs.fault = (
-                    f"its {where} can't be read: {line!r:.200} is no requirement. Log it with "
+                    f"its {file} can't be read: {line!r:.200} is not a requirement. Log the model with "
                     "pip_requirements of the form name==version"
                 )
 
@@ -145,21 +149,21 @@ def _statements(lines: Iterable[str]) -> Iterator[str]:
 
 
 def differences(needs: Needs) -> list[Difference]:
-    """List where what is installed here is not what a version requires, the Python first."""
-    found = []
-    if needs.python not in ("", _HERE):
-        found.append(Difference(f"Python {needs.python}", _HERE, matters=True))
-    for each in needs.applying():
-        installed = _installed(each.name)
-        if each.url or not (installed and _contains(each, installed)):
-            found.append(Difference(str(each), installed, _matters(each, installed)))
-    return found
+    """Return the requirements of a version that the front's environment does not meet, the Python first."""
+    unmet = []
+    if needs.python not in ("", _CURRENT_PYTHON):
+        unmet.append(Difference(f"Python {needs.python}", _CURRENT_PYTHON, matters=True))
+    for package in needs.applicable():
+        installed = _installed(package.name)
+        if package.url or not (installed and _contains(package, installed)):
+            unmet.append(Difference(str(package), installed, _matters(package, installed)))
+    return unmet
 
 
-def _contains(wanted: Requirement, installed: str) -> bool:
+def _contains(requirement: Requirement, installed: str) -> bool:
     try:
-        return wanted.specifier.contains(installed, prereleases=True)
-    except InvalidVersion:  # what is installed has one of before PEP 440
+        return requirement.specifier.contains(installed, prereleases=True)
+    except InvalidVersion:  # the installed package has a version from before PEP 440
         return False
 
 
@@ -170,129 +174,122 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _matters(wanted: Requirement, installed: str) -> bool:
-    """Decide whether a package differs in more than the last numbers of an exact version.
+def _matters(requirement: Requirement, installed: str) -> bool:
+    """Return whether a package differs in more than the last numbers of an exact version.
 
-    All that a model requires is pinned exactly, and a front is upgraded at another time than a model is
-    trained: a warning of each patch would stand at nearly every version, and be read by nobody. A minor
-    version counts, since scikit-learn gives no guarantee beyond it; of MLflow only the major one does.
+    MLflow pins the requirements of a model exactly, and fronts are upgraded independently of models. Warnings
+    about patch releases would appear on nearly all versions and be ignored. A minor release matters, because
+    scikit-learn guarantees nothing across minor releases; for MLflow only a major release matters.
     """
-    pins = [each.version for each in wanted.specifier if each.operator == "=="]
-    numbers = 1 if canonicalize_name(wanted.name) in _MLFLOW else 2
+    pins = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
+    numbers = 1 if canonicalize_name(requirement.name) in _MLFLOW else 2
     try:
         return len(pins) != 1 or Version(pins[0]).release[:numbers] != Version(installed).release[:numbers]
     except InvalidVersion:  # a wildcard, or nothing is installed
         return True
 
 
-def listed(found: Sequence[Difference]) -> str:
-    """Name what differs, what matters first."""
-    names = [str(each) for each in sorted(found, key=lambda each: not each.matters)]
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+def describe(differences: Sequence[Difference]) -> str:
+    """Return a list of differences for people, those that matter first."""
+    names = [str(unmet) for unmet in sorted(differences, key=lambda unmet: not unmet.matters)]
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 REMEDY = "set SERVING_ENVIRONMENTS=true to run it in an environment of its own"
 
 
 class Environments:
-    """Makes environments below `root`, and keeps them.
+    """Creates environments below `root`, and reuses them.
 
-    In strict mode they consist of wheels of the operator's list, whose hashes are verified, and nothing else.
+    In strict mode they contain only wheels from the operator's list of packages, whose hashes are verified.
     """
 
     def __init__(self, root: Path, *, strict: bool, packages: Path | None = None) -> None:
         self._root, self._strict, self._packages = root, strict, packages
-        self._making = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def interpreter(self, needs: Needs) -> Path:
-        """Return the Python of an environment that meets these needs.
+        """Return the Python of an environment that meets these needs; create the environment if necessary.
 
         Raises:
-            NoEnvironment: it can't be made.
-            Untrusted: strict mode does not allow what it requires.
+            EnvironmentUnavailable: It cannot be created.
+            UntrustedArtifact: Strict mode does not allow a requirement.
         """
         if needs.fault:
             raise EnvironmentUnavailable(needs.fault, may_heal=False)
-        python = needs.python or _HERE
+        python = needs.python or _CURRENT_PYTHON
         if Version(python) < Version(_MIN_PYTHON):
             raise EnvironmentUnavailable(
                 f"it was logged under Python {python}, and model processes need {_MIN_PYTHON} or later: "
                 "log it again under one of these",
                 may_heal=False,
             )
-        own = _own(needs.applying(), python)
-        lines = sorted({*map(str, needs.packages), *own})
+        base_packages = _base_requirements(needs.applicable(), python)
+        lines = sorted({*map(str, needs.packages), *base_packages})
         constraints = sorted({*map(str, needs.constraints)})
         if self._strict:
-            lines, constraints = await asyncio.to_thread(self._selected, needs, own, python), []
+            lines, constraints = await asyncio.to_thread(self._select, needs, base_packages, python), []
         source = Path(serving.__file__).parent
-        base = sys.version if python == _HERE else python
+        base = sys.version if python == _CURRENT_PYTHON else python
         identity = "\n".join([base, str(source), str(self._strict), *lines, "constraints", *constraints])
-        place = self._root / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        async with self._making:
-            if not (place / "bin" / "python").exists():  # or the Python that it is based on is there no more
-                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-                await self._make(place, python, lines, constraints, source)
-        return place / "bin" / "python"
+        folder = self._root / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        async with self._lock:
+            if not (folder / "bin" / "python").exists():  # missing, or a link to a Python that was removed
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await self._create(folder, python, lines, constraints, source)
+        return folder / "bin" / "python"
 
-    def _selected(self, needs: Needs, own: Sequence[str], python: str) -> list[str]:
+    def _select(self, needs: Needs, base_packages: Sequence[str], python: str) -> list[str]:
         if self._packages is None:
             raise EnvironmentUnavailable(
-                "strict mode installs packages from the operator's list alone: set SERVING_PACKAGES",
+                "strict mode installs only packages from the operator's list: set SERVING_PACKAGES",
                 may_heal=False,
             )
-        offered, own_needs = package_list.read(self._packages), [*map(Requirement, own)]
-        return package_list.select(offered, needs.applying(), own_needs, needs.constraints, python)
+        offered, base = package_list.read(self._packages), [*map(Requirement, base_packages)]
+        return package_list.select(offered, needs.applicable(), base, needs.constraints, python)
 
-    async def _make(
-        self, place: Path, python: str, lines: Sequence[str], constraints: Sequence[str], source: Path
+    async def _create(
+        self, folder: Path, python: str, lines: Sequence[str], constraints: Sequence[str], source: Path
     ) -> None:
         program = uv.find()
-        log.info("an environment is made with Python %s for: %s", python, ", ".join(lines))
+        log.info("creating an environment with Python %s for: %s", python, ", ".join(lines))
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._root, prefix="making-") as new:
-                made, listing = Path(new) / "environment", Path(new) / "requirements.txt"
-                base = sys.executable if python == _HERE else python
+            with tempfile.TemporaryDirectory(dir=self._root, prefix="making-") as parent:
+                new, file = Path(parent) / "environment", Path(parent) / "requirements.txt"
+                base = sys.executable if python == _CURRENT_PYTHON else python
                 downloads = ["--no-python-downloads"] if self._strict else []
                 await uv.run(
-                    _no_python(python), program, "venv", "--quiet", *downloads, "--python", base, str(made)
+                    _no_python(python), program, "venv", "--quiet", *downloads, "--python", base, str(new)
                 )
-                options = ["--python", str(made / "bin" / "python")]
+                options = ["--python", str(new / "bin" / "python")]
                 if self._strict:
-                    listing.write_text("\n".join(lines))
+                    file.write_text("\n".join(lines))
                     options += ["--require-hashes", "--no-deps", "--only-binary", ":all:"]
-                    options += ["--requirement", str(listing)]
+                    options += ["--requirement", str(file)]
                 else:
-                    listing.write_text("\n".join(constraints))
-                    options += ["--constraint", str(listing)] if constraints else []
+                    file.write_text("\n".join(constraints))
+                    options += ["--constraint", str(file)] if constraints else []
                     options += lines
-                await uv.run(
-                    _NOT_INSTALLED,
-                    program,
-                    "pip",
-                    "install",
-                    "--quiet",
-                    *options,
-                    cwd=Path(new) if self._strict else None,
-                )
-                # All that it takes from this installation is this package.
-                (made / "front").mkdir()
-                (made / "front" / "serving").symlink_to(source)
-                _put(made, place)
+                cwd = Path(parent) if self._strict else None
+                await uv.run(_NOT_INSTALLED, program, "pip", "install", "--quiet", *options, cwd=cwd)
+                # The environment uses this package, and no other, from the front's installation.
+                (new / "front").mkdir()
+                (new / "front" / "serving").symlink_to(source)
+                _publish(new, folder)
         except OSError as error:
             raise EnvironmentUnavailable(
-                f"no environment could be made for it in {self._root}: {error}: let this service write "
+                f"no environment could be created for it in {self._root}: {error}: let this service write "
                 "there, or set SERVING_STORE_DIR"
             ) from error
 
 
-def _put(made: Path, place: Path) -> None:
+def _publish(new: Path, folder: Path) -> None:
     try:
-        made.rename(place)
+        new.rename(folder)
     except OSError:
-        if not place.exists():  # otherwise another front was faster
+        if not folder.exists():  # otherwise another front was faster
             raise
 
 
@@ -302,18 +299,19 @@ _NOT_INSTALLED = (
 )
 
 
-def _no_python(wanted: str) -> str:
-    if wanted == _HERE:
-        return "uv can't make an environment for it"
+def _no_python(python: str) -> str:
+    if python == _CURRENT_PYTHON:
+        return "uv can't create an environment for it"
     return (
-        f"it was logged under Python {wanted}, this service runs under Python {_HERE}, and uv has no Python "
-        f"{wanted}. Where this service runs, run `uv python install {wanted}` or put it on the PATH"
+        f"it was logged under Python {python}, this service runs under Python {_CURRENT_PYTHON}, and uv has "
+        f"no Python {python}. Where this service runs, run `uv python install {python}` or put it on the PATH"
     )
 
 
-def _own(wanted: Iterable[Requirement], python: str) -> list[str]:
-    names = {canonicalize_name(each.name) for each in wanted}
-    own = [name for name in _OWN if name not in names]
+def _base_requirements(required: Iterable[Requirement], python: str) -> list[str]:
+    """Return what the model process needs in addition to the requirements of the version."""
+    names = {canonicalize_name(requirement.name) for requirement in required}
+    base = [name for name in _BASE if name not in names]
     if Version(python) < Version("3.12") and "setuptools" not in names:
-        own.append(_SETUPTOOLS)
-    return own if names & {*_MLFLOW} else [*own, f"mlflow=={version('mlflow')}"]
+        base.append(_SETUPTOOLS)
+    return base if names & {*_MLFLOW} else [*base, f"mlflow=={version('mlflow')}"]

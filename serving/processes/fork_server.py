@@ -1,23 +1,23 @@
-"""The fork server: a process with the heavy imports done, from which model processes are forked.
+"""Runs the fork server: a process that has done the heavy imports and forks the model processes.
 
 `python -m serving.processes.fork_server FD MODULES [enforce] [strict] [sandbox:PATHS,PORTS]` imports the
-modules, whose names are separated by commas, or for `-` those that models commonly need. With `sandbox` it
-confines model processes, which may read the paths and connect to the TCP ports. It reads from the socket FD
-what the front asks, one JSON object a line:
+modules (a comma-separated list, or `-` for the modules that models commonly need). With `sandbox` it confines
+model processes, which may then read only the paths and connect only to the TCP ports. It reads commands from
+the socket FD, one JSON object per line:
 
 - `{"fork": FOLDER, "number": N}` with a socket and a pipe attached: fork a process that serves the model in
-  FOLDER on that socket, and whose output goes to that pipe; answered by `{"forked": PID, "number": N}`, or by
-  `{"failed": REASON, "number": N}` where the system has no room for a process
-- `{"ping": N}`: once it has imported the modules, answered by `{"pong": N, "pid": OWN PID}`
-- `{"kill": PID}`: kill that process, if it still lives
+  FOLDER on the socket and writes its output to the pipe. The reply is `{"forked": PID, "number": N}`, or
+  `{"failed": REASON, "number": N}` if the system has no resources for a process.
+- `{"ping": N}`: the reply is `{"pong": N, "pid": OWN PID}`, after the modules have been imported.
+- `{"kill": PID}`: kill this process, if it is alive.
 
-It sends `{"started": OWN PID}` first, and tells of each process that ended: `{"ended": PID, "status": EXIT
-CODE OR -SIGNAL}`. When the front has gone, however it went, the fork server ends and takes its processes
-along. It kills whatever a model process has started and leaves behind (`descendants`). Its parent, the
-`guardian`, does so when it can't.
+It sends `{"started": OWN PID}` first, and `{"ended": PID, "status": EXIT CODE OR -SIGNAL}` when a process has
+ended. When the front ends for any reason, the fork server kills its processes and exits. It also kills
+processes that a model process has started and left behind (`descendants`). If the fork server itself is
+killed, its parent, the `guardian`, does this.
 
-The fork server of `multiprocessing` won't do: its children keep it alive when the front is killed, and each
-imports the front's main module again.
+The fork server of `multiprocessing` is not suitable: its children keep it alive when the front is killed, and
+its children import the front's main module again.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from serving import sandbox
 from serving.processes import confinement, descendants, guardian, model_process
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
-"""What models commonly need."""
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""The front decides when to stop; a signal sent to the whole group must not cut off its requests."""
-# Where models keep every core busy, the front comes first: it has little to do, and everybody waits for it.
+"""Modules that models commonly need."""
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""The front decides when to stop; a signal to the whole process group must not interrupt its requests."""
+# The front has priority over models that keep all cores busy: it does little work, but all requests need it.
 _NICE = 10
 _SANDBOX = "sandbox:"
 
 
 class ForkServer:
-    """Forks, kills and reaps model processes as the front asks."""
+    """Forks, kills and reaps model processes on the commands of the front."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class ForkServer:
         self.control, self._guardian = control, guardian_pipe
         self.enforce, self.strict, self.sandbox = enforce, strict, sandbox
         self.children: set[int] = set()
-        # What a module that was imported ahead of models has started serves all of them.
+        # Processes that preloaded modules have started serve all models, and stay.
         self._shared = descendants.children()
         self._woken, self._wake = os.pipe()
-        self._text = b""
-        self._handles: list[int] = []
+        self._buffer = b""
+        self._received_fds: list[int] = []
 
     def run(self) -> None:
-        """Serve the front until it hangs up; then kill every process that is left."""
+        """Serve the front until it hangs up; then kill all remaining processes."""
         descendants.adopt_orphans()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake)
@@ -86,9 +86,9 @@ class ForkServer:
             descendants.kill_children()
 
     def step(self) -> bool:
-        """Wait for one event and handle it; False when the front has gone."""
+        """Wait for one event and handle it; return false when the front has gone."""
         control = self.control.fileno()
-        poll = select.poll()  # select fails with descriptors above 1,023, which preloaded modules may open
+        poll = select.poll()  # select(2) fails above descriptor 1,023, and preloaded modules may open many
         for descriptor in (control, self._woken, self._guardian):
             poll.register(descriptor, select.POLLIN)
         readable = {descriptor for descriptor, _ in poll.poll()}
@@ -98,11 +98,11 @@ class ForkServer:
         return self._guardian not in readable and (control not in readable or self._handle_commands())
 
     def _handle_commands(self) -> bool:
-        data, handles, flags, _ = socket.recv_fds(self.control, 65536, 16)
-        self._handles += handles
+        data, fds, flags, _ = socket.recv_fds(self.control, 65536, 16)
+        self._received_fds += fds
         if flags & socket.MSG_CTRUNC:  # this process had no descriptors left
-            self._close_handles()
-        *lines, self._text = (self._text + data).split(b"\n")
+            self._close_received_fds()
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             request = json.loads(line)
             if "fork" in request:
@@ -114,12 +114,12 @@ class ForkServer:
         return bool(data)
 
     def _fork(self, number: int, folder: Path) -> None:
-        # The kernel never delivers the descriptors of two requests together.
+        # The kernel never delivers the descriptors of two commands together.
         try:
-            handle, output = self._handles
+            connection, output = self._received_fds
             pid = os.fork()
             if pid == 0:
-                self._become_model_process(handle, output, folder)
+                self._become_model_process(connection, output, folder)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "too many open files"
             self._send({"failed": reason or repr(error), "number": number})
@@ -127,30 +127,30 @@ class ForkServer:
             self.children.add(pid)
             self._send({"forked": pid, "number": number})
         finally:
-            self._close_handles()
+            self._close_received_fds()
 
-    def _close_handles(self) -> None:
-        while self._handles:
-            os.close(self._handles.pop())
+    def _close_received_fds(self) -> None:
+        while self._received_fds:
+            os.close(self._received_fds.pop())
 
-    def _become_model_process(self, handle: int, output: int, folder: Path) -> None:
+    def _become_model_process(self, connection: int, output: int, folder: Path) -> None:
         status = 1
         try:
             confinement.drop_privileges()
             descendants.die_with_parent()
             descendants.adopt_orphans()
-            os.setsid()  # a Ctrl-C in the terminal is the front's
+            os.setsid()  # only the front handles Ctrl-C in the terminal
             _redirect_output(output)
             os.nice(_NICE)
-            _handle_signals_by_default()
+            _reset_signal_handlers()
             for inherited in (self.control.detach(), self._woken, self._wake, self._guardian):
                 os.close(inherited)
-            scratch = _own_scratch()
+            scratch = _make_scratch()
             if self.strict:
                 sys.addaudithook(_refuse_pickles)
             if self.sandbox is not None:
                 _confine([folder, *self.sandbox], scratch)
-            model_process.serve(socket.socket(fileno=handle), folder, enforce=self.enforce)
+            model_process.serve(socket.socket(fileno=connection), folder, enforce=self.enforce)
             status = 0
         except (BrokenPipeError, ConnectionResetError):
             status = 0  # the front has gone
@@ -166,57 +166,58 @@ class ForkServer:
         for child in list(self.children):
             try:
                 self._report(*os.waitpid(child, os.WNOHANG))
-            except ChildProcessError:  # noqa: PERF203 — a thread of a preloaded module has reaped it
+            except ChildProcessError:  # noqa: PERF203 (a thread of a preloaded module has reaped it)
                 self._report(child, signal.SIGKILL.value)
-        # What a model process had started is adopted by now. When it ends, so is what that had started.
+        # The kernel has made the orphans of ended model processes children of this process. Their own orphans
+        # follow when they end.
         for orphan in descendants.children() - self.children - self._shared:
             descendants.kill(orphan)
 
     def _report(self, pid: int, status: int) -> None:
-        """Report the end of a model process; that of any other child, or of none, is of no interest."""
+        """Report the end of a model process; ignore other children."""
         if pid in self.children:
             self.children.remove(pid)
             if scratch := _scratch(pid):
                 shutil.rmtree(scratch, ignore_errors=True)
             self._send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
-    def _send(self, fact: dict[str, int | str]) -> None:
+    def _send(self, message: dict[str, int | str]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.control.sendall(json.dumps(fact).encode() + b"\n")
+            self.control.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _scratch(pid: int) -> Path | None:
-    """Return the temporary folder of a model process; None where the front could make none."""
+    """Return the temporary folder of a model process; None if the front could not create one."""
     folder = Path(os.environ.get("TMPDIR", ""))
     return folder / str(pid) if folder.name.startswith(guardian.SCRATCH) else None
 
 
-def _own_scratch() -> list[Path]:
-    """Have the temporary files of this process in a folder of its own, which is removed after its end."""
-    if own := _scratch(os.getpid()):
+def _make_scratch() -> list[Path]:
+    """Create a folder for the temporary files of this process; the fork server removes it afterwards."""
+    if folder := _scratch(os.getpid()):
         with suppress(OSError):  # the disk is full
-            own.mkdir(mode=0o700)
-            os.environ["TMPDIR"], tempfile.tempdir = str(own), None
-            return [own]
+            folder.mkdir(mode=0o700)
+            os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
+            return [folder]
     return []
 
 
 def _confine(allowed: Sequence[str | Path], scratch: Sequence[Path]) -> None:
-    ports = [int(each) for each in map(str, allowed) if each.isdecimal()]
-    sandbox.confine([each for each in allowed if not str(each).isdecimal()], scratch, ports)
+    ports = [int(entry) for entry in map(str, allowed) if entry.isdecimal()]
+    sandbox.confine([entry for entry in allowed if not str(entry).isdecimal()], scratch, ports)
 
 
-def _handle_signals_by_default() -> None:
-    """Handle signals as any Python process does: model code may send them to processes that it forks."""
+def _reset_signal_handlers() -> None:
+    """Restore Python's default signal handlers: model code may send signals to processes that it forks."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, *_IGNORED):
+    for number in (signal.SIGCHLD, *_IGNORED_SIGNALS):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _redirect_output(output: int) -> None:
-    """Have all that is printed, by C libraries too, go to `output` as soon as a line is whole."""
+    """Redirect the standard streams, also those of C libraries, to `output`, with line buffering."""
     for standard in (sys.stdout, sys.stderr):
         standard.flush()
         os.dup2(output, standard.fileno())
@@ -226,15 +227,15 @@ def _redirect_output(output: int) -> None:
 
 
 def _refuse_pickles(event: str, _: tuple[Any, ...]) -> None:
-    """An audit hook, which whatever is loaded can't take off again."""
+    """Refuse to unpickle classes; model code cannot remove an audit hook."""
     if event == "pickle.find_class":
-        raise PermissionError("strict mode lets no pickle name a class")
+        raise PermissionError("strict mode does not allow pickles that refer to a class")
 
 
 def preload(modules: Sequence[str] | None) -> None:
-    """Import these modules beside what every model needs, and use that once.
+    """Import modules that all model processes then share, and use them once to fill their caches.
 
-    None are those that models commonly need; what of them isn't installed, no model here can need.
+    With None, import the modules that models commonly need, as far as they are installed.
     """
     for name in ("mlflow.pyfunc", *(PRELOAD if modules is None else modules)):
         _import_ahead(name, expected=modules is not None)
@@ -248,28 +249,28 @@ def preload(modules: Sequence[str] | None) -> None:
 def _import_ahead(name: str, *, expected: bool) -> None:
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever it is, models that do not need it can be served
+    except Exception as error:  # models that do not need this module can still be served
         if expected:
-            print(f"{name} can't be imported ahead of models: {error!r}", file=sys.stderr)
+            print(f"preloading {name} failed: {error!r}", file=sys.stderr)
 
 
 def _warm(use: Callable[[], None]) -> None:
-    """Use something once ahead of models, which may fail with releases of packages that the front has not."""
+    """Call a warm-up function; it may fail in environments with other releases of packages."""
     try:
         use()
     except Exception as error:
-        print(f"{use.__name__} failed ahead of models: {error!r}", file=sys.stderr)
+        print(f"warm-up {use.__name__} failed: {error!r}", file=sys.stderr)
 
 
 def _compare_once() -> None:
-    """Have MLflow look up what is installed, which it does once a process, to compare requirements: 0.2 s."""
-    with suppress(ImportError, AttributeError, TypeError):  # of older MLflow
+    """Make MLflow look up the installed packages, which takes 0.2 s once per process."""
+    with suppress(ImportError, AttributeError, TypeError):  # an older MLflow
         requirements = importlib.import_module("mlflow.utils.requirements_utils")
         requirements.warn_dependency_requirement_mismatches(["mlflow"])
 
 
 def _predict_once() -> None:
-    """What is made at the first prediction is then shared by all model processes: 5 MB, and 13 ms each."""
+    """Predict once: all model processes then share 5 MB, and start 13 ms faster."""
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -280,15 +281,15 @@ def _predict_once() -> None:
 
 
 def main() -> None:
-    """Run as the front's child, with the number of the control socket as argument."""
-    for number in _IGNORED:
+    """Run the fork server as a child of the front; the arguments are described in the module docstring."""
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     guardian_pipe = guardian.guard(control)
     control.sendall(json.dumps({"started": os.getpid()}).encode() + b"\n")
     preload(None if sys.argv[2] == "-" else [name for name in sys.argv[2].split(",") if name])
-    allowed = [each[len(_SANDBOX) :].split(",") for each in sys.argv if each.startswith(_SANDBOX)]
-    confined = [each for each in allowed[0] if each] if allowed else None
+    allowed = [argument[len(_SANDBOX) :].split(",") for argument in sys.argv if argument.startswith(_SANDBOX)]
+    confined = [entry for entry in allowed[0] if entry] if allowed else None
     ForkServer(
         control,
         guardian_pipe,

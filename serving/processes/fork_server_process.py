@@ -1,4 +1,4 @@
-"""One fork server as the front sees it: its process, its socket, and what it was asked for."""
+"""State of a fork server in the front: its process, its socket, and its pending requests."""
 
 from __future__ import annotations
 
@@ -16,58 +16,60 @@ from serving.errors import ProcessDied
 from serving.processes import descendants
 from serving.processes.output_capture import OutputCapture
 
-_MAX_SECONDS_TO_END = 10.0
+_MAX_EXIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A model process: its id, and its exit code (or the negative signal) when it ends.
-
-    Instead the death of the fork server, where that took it along.
-    """
+    """A model process."""
 
     pid: int
     ended: asyncio.Future[int | ProcessDied]
+    """Its exit code or negative signal number; `ProcessDied` if it ended together with the fork server."""
 
 
 @dataclass(slots=True)
 class ForkServerProcess:
-    """One fork server, from its start to its end, and what it has been asked for."""
+    """One fork server, from its start to its end, and its pending requests."""
 
     control: socket.socket
     process: subprocess.Popen[bytes]
     mark: str
     scratch: tempfile.TemporaryDirectory[str] | None
-    """The temporary folder of its model processes; None where none can be made."""
+    """The temporary folder of its model processes; None if none could be created."""
     output: OutputCapture
     launching: dict[int, asyncio.Future[Child]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
     outputs: set[OutputCapture] = field(default_factory=set)
     pid: int | None = None
-    """The process itself, once it has started; `process` is its guardian."""
+    """The process id of the fork server once it has started; `process` is its guardian."""
     is_warm: bool = False
-    """Whether it has imported its modules, and answers."""
+    """Whether it has imported its modules and responds."""
     number: int = 0
-    """The number of the last request to it."""
-    text: bytes = b""
-    has_answered: bool = True
-    """Whether it has answered the last ping."""
+    """The number of the last request."""
+    buffer: bytes = b""
+    has_responded: bool = True
+    """Whether it has responded to the last ping."""
     is_over: bool = False
 
-    def send(self, request: Mapping[str, Any], handles: Sequence[int] = ()) -> None:
-        """Send a request; raises OSError where it has gone, or has not read for long."""
-        socket.send_fds(self.control, [json.dumps(request).encode() + b"\n"], handles)
+    def send(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send a request with file descriptors.
+
+        Raises:
+            OSError: The fork server has gone, or its socket is full because it does not read.
+        """
+        socket.send_fds(self.control, [json.dumps(request).encode() + b"\n"], fds)
 
     def next_number(self) -> int:
-        """Return the number for a request; they are answered in their order."""
+        """Return the number for the next request. The fork server replies in the order of the numbers."""
         self.number += 1
         return self.number
 
     def wait(self) -> int:
-        """Wait until it and all that its model processes started have ended; return its status."""
-        self.process.send_signal(signal.SIGCONT)  # a guardian that is stopped could not end it
+        """Wait until the fork server and all its descendants have ended; return its exit status."""
+        self.process.send_signal(signal.SIGCONT)  # a stopped guardian could not end the fork server
         try:
-            status = self.process.wait(_MAX_SECONDS_TO_END)
+            status = self.process.wait(_MAX_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()

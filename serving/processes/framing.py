@@ -1,7 +1,9 @@
 """Frames on the socket pair between the front and a model process.
 
-A frame is five bytes of header, its kind and the length of its payload (little endian), and the payload.
-There is at most one question under way, so that an answer needs no number.
+A frame is a header of five bytes and a payload. The header contains the type of the frame and the length of
+the payload in bytes (little endian). At most one call is in progress, so that frames need no number.
+
+The journal's frames have another header (`serving.journal.framing`) and are read by the same functions.
 """
 
 from __future__ import annotations
@@ -13,69 +15,67 @@ from enum import IntEnum
 
 _HEADER = struct.Struct("<BI")
 MAX_BYTES = 64 * 2**20
-"""The largest output of one call that a front accepts by default."""
+"""The default limit on the output of one call."""
 MAX_REPORT_BYTES = 2**20
-"""The largest frame of any other kind that a model process sends."""
+"""The limit on the payload of all other frames that a model process sends."""
 
 
 class FrameType(IntEnum):
-    """What a frame says."""
+    """The type of a frame."""
 
     READY = 1
-    """The model process has loaded its model: JSON with what only the loaded model shows."""
+    """The model is loaded. JSON: facts that only the loaded model reveals."""
     PREDICT = 2
-    """A table to predict: `table.encode`."""
-    ANSWER = 3
-    """The model's answer: `table.encode_answer`."""
+    """A table to predict: `InputLayout.encode`."""
+    OUTPUT = 3
+    """The output of the model: `model_output.encode`."""
     FAILED = 4
-    """Loading or predicting raised: JSON with `error` and `traceback`."""
+    """Loading or predicting raised. JSON with `error` and `traceback`."""
     STREAM = 5
-    """A table of one row to answer bit by bit: `table.encode`."""
+    """A table of one row whose output is streamed in chunks: `InputLayout.encode`."""
     CHUNK = 6
-    """A bit of the answer: JSON."""
+    """One chunk of a streamed output: JSON."""
     END = 7
-    """There was no more of it; no payload."""
+    """The end of a streamed output. No payload."""
     STOP = 8
-    """Nobody wants more of it: the model process stops after the next chunk. No payload."""
+    """The front cancels a stream: the model process stops after the next chunk. No payload."""
     INVALID = 9
-    """The input does not fit the model's type hint: JSON with `loc` and `msg` of each fault."""
+    """The input does not match the model's type hint. JSON: a list of objects with `loc` and `msg`."""
 
 
-_KINDS = frozenset(FrameType)
-_OUTPUTS = (FrameType.ANSWER, FrameType.CHUNK)
+_FRAME_TYPES = frozenset(FrameType)
+_OUTPUT_TYPES = (FrameType.OUTPUT, FrameType.CHUNK)
 Frame = tuple[FrameType, bytes]
 
 
 def pack(kind: FrameType, payload: bytes = b"") -> bytes:
-    """A frame's bytes."""
+    """Return the bytes of a frame."""
     return _HEADER.pack(kind, len(payload)) + payload
 
 
 class Unpacker:
-    """Puts frames together from the pieces in which a socket gives them.
+    """Assembles frames from the pieces that a socket delivers.
 
     Args:
-        max_bytes: the largest payload of an `ANSWER` or a `CHUNK`.
+        max_bytes: Limit on the payload of an `OUTPUT` or a `CHUNK`.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._buffer, self._max_bytes = bytearray(), max_bytes
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are whole once `data` has come.
+        """Yield the frames that `data` completes.
 
         Raises:
-            ValueError: the bytes are no frame, or announce one that is too large.
+            ValueError: The bytes are not a frame, or the frame exceeds its limit.
         """
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             number, length = _HEADER.unpack_from(self._buffer)
-            if number not in _KINDS:
-                raise ValueError(f"a frame of the unknown kind {number}")
+            if number not in _FRAME_TYPES:
+                raise ValueError(f"a frame of unknown type {number}")
             kind = FrameType(number)
-            limit = self._max_bytes if kind in _OUTPUTS else MAX_REPORT_BYTES
-            if length > limit:
-                raise ValueError(f"a frame of {length} bytes, more than {limit}")
+            check_length(length, self._max_bytes if kind in _OUTPUT_TYPES else MAX_REPORT_BYTES)
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return
@@ -84,18 +84,39 @@ class Unpacker:
             yield kind, payload
 
 
+def check_length(length: int, limit: int) -> None:
+    """Check the length of a payload before any of it is buffered.
+
+    Raises:
+        ValueError: The payload exceeds its limit.
+    """
+    if length > limit:
+        raise ValueError(f"a frame of {length} bytes, more than {limit}")
+
+
 def receive(connection: socket.socket) -> Frame | None:
-    """The next frame, waited for; None where the other side has gone."""
-    header = recv_exactly(connection, _HEADER.size)
-    if header is None:
+    """Wait for the next frame and return it; return None if the peer has closed the connection."""
+    frame = receive_raw(connection, _HEADER)
+    return None if frame is None else (FrameType(frame[0][0]), frame[1])
+
+
+def receive_raw(connection: socket.socket, header: struct.Struct) -> tuple[tuple[int, ...], bytes] | None:
+    """Wait for a frame and return the fields of its header and its payload; None if the peer has closed.
+
+    Args:
+        connection: A blocking socket to a trusted peer.
+        header: The layout of the header. Its last field is the length of the payload.
+    """
+    head = recv_exactly(connection, header.size)
+    if head is None:
         return None
-    kind, length = _HEADER.unpack(header)
+    *fields, length = header.unpack(head)
     payload = recv_exactly(connection, length)
-    return None if payload is None else (FrameType(kind), bytes(payload))
+    return None if payload is None else (tuple(fields), bytes(payload))
 
 
 def recv_exactly(connection: socket.socket, size: int) -> bytearray | None:
-    """So many bytes, waited for; None where the other side goes before that."""
+    """Wait for `size` bytes and return them; return None if the peer closes the connection first."""
     data = bytearray(size)
     view = memoryview(data)
     while view:

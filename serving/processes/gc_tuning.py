@@ -1,31 +1,32 @@
-"""When garbage is collected: a full collection over the heap of pandas and MLflow shows at p99, as 200 ms."""
+"""Tunes the garbage collector: a full collection of the heap of pandas and MLflow adds 200 ms to the p99."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 
-_RARELY = (50_000, 50, 100)
-_SECONDS_TO_END = 1.0
+_RARE_THRESHOLDS = (50_000, 50, 100)
+_TASK_END_SECONDS = 1.0
 
 
 def freeze() -> None:
-    """Take what is on the heap out of garbage collection, which is rare from now on."""
+    """Exclude the objects on the heap from garbage collection, and make collections rare."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_RARELY)
+    gc.set_threshold(*_RARE_THRESHOLDS)
 
 
 def schedule_collect() -> None:
-    """Collect what a version leaves that was closed, once its tasks are over.
+    """Schedule a collection of the objects of a closed version, for the time when its tasks have ended.
 
-    By itself Python would come to it after dozens of promotions, each of which leaves a contract and the
-    threads of a download.
+    With the rare thresholds, Python would collect only after dozens of promotions. A promotion leaves a
+    contract and the threads of a download.
     """
-    asyncio.get_running_loop().call_later(_SECONDS_TO_END, _sweep)
+    asyncio.get_running_loop().call_later(_TASK_END_SECONDS, _collect)
 
 
-def _sweep() -> None:
-    # A millisecond or two; where the heap has not settled, 200, and Python comes to it by itself.
-    if gc.get_threshold() == _RARELY:
+def _collect() -> None:
+    # It takes one or two milliseconds on a frozen heap. On another heap it takes 200 ms, and Python collects
+    # often enough by itself.
+    if gc.get_threshold() == _RARE_THRESHOLDS:
         gc.collect()

@@ -1,8 +1,8 @@
-"""The parent of the fork server, which ends all that is left below it once the fork server or the front ends.
+"""Runs the parent of the fork server, which kills all descendants that remain after the server or front ends.
 
 Model code may start processes in other sessions, clear their parent-death signal, or clone them as siblings
-of its own process. All of them stay descendants of the guardian, since it adopts orphans. It is forked before
-the heavy imports, does nothing but wait, and runs no code of models.
+of its own process. All of them remain descendants of the guardian, because it adopts orphans. The guardian is
+the original process; it forks the fork server before the heavy imports, only waits, and runs no model code.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from contextlib import suppress
 from serving.processes import descendants
 
 SCRATCH = "serving-models-"
-"""How the name of the temporary folder of a fork server begins."""
-_MAX_SECONDS_TO_END = 1.0
-"""Time for a fork server to end by itself once the front has gone; then it is killed."""
+"""Prefix of the name of a fork server's temporary folder."""
+_MAX_EXIT_SECONDS = 1.0
+"""Time for a fork server to exit after the front has gone; after that it is killed."""
 
 
 def guard(control: socket.socket) -> int:
-    """Fork, stay behind as the guardian, and return in the child.
+    """Fork, run as the guardian in the parent, and return in the child.
 
-    Return the read end of a pipe that is at its end when the guardian has died.
+    Returns:
+        The read end of a pipe that reaches its end when the guardian dies.
     """
-    alive, held = os.pipe()
+    alive, held_open = os.pipe()
     if sys.platform != "linux":
         return alive
     descendants.adopt_orphans()
@@ -39,7 +40,7 @@ def guard(control: socket.socket) -> int:
     server = os.fork()
     if server == 0:
         signal.set_wakeup_fd(-1)
-        for descriptor in (held, woken, wake):
+        for descriptor in (held_open, woken, wake):
             os.close(descriptor)
         return alive
     os.close(alive)
@@ -49,14 +50,14 @@ def guard(control: socket.socket) -> int:
     finally:
         descendants.kill_children()
         _remove_scratch()
-        _end_like(status)
+        _exit_like(status)
     raise AssertionError("unreachable")
 
 
 def _wait(control: socket.socket, server: int, woken: int) -> int:
-    """Wait until the fork server has ended, and return its status; kill it soon after the front has gone."""
+    """Wait until the fork server has ended, and return its wait status; kill it soon after the front ends."""
     front = select.poll()
-    front.register(control, 0)  # reports the end of the front, and nothing else
+    front.register(control, 0)  # reports only that the front has hung up
     front.register(woken, select.POLLIN)
     timeout: float | None = None
     while True:
@@ -67,14 +68,14 @@ def _wait(control: socket.socket, server: int, woken: int) -> int:
             return status
         if control.fileno() in events:
             front.unregister(control)
-            timeout = _MAX_SECONDS_TO_END
+            timeout = _MAX_EXIT_SECONDS
         elif timeout and woken not in events:
             descendants.kill(server)
             timeout = None
 
 
 def _reaped(server: int) -> int | None:
-    """Reap what has ended; return the wait status of the fork server if that has."""
+    """Reap ended children; return the wait status of the fork server if it is among them."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == server:
@@ -83,14 +84,14 @@ def _reaped(server: int) -> int | None:
 
 
 def _remove_scratch() -> None:
-    """Remove the temporary files of model processes: a front that was killed can't."""
+    """Remove the temporary files of model processes, because a killed front cannot."""
     scratch = os.environ.get("TMPDIR", "")
     if os.path.basename(scratch).startswith(SCRATCH):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _end_like(status: int) -> None:
-    """End with the exit code, or by the signal, of the fork server."""
+def _exit_like(status: int) -> None:
+    """End this process with the exit code or the signal of the fork server."""
     if os.WIFSIGNALED(status):
         with suppress(OSError, ValueError):
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The front's handle of the fork server: launches and kills model processes."""
+"""Starts the fork server, and launches and kills model processes through it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,112 +22,124 @@ from serving.processes import descendants
 from serving.processes.confinement import model_environment
 from serving.processes.fork_server_process import Child, ForkServerProcess
 from serving.processes.guardian import SCRATCH
-from serving.processes.output_capture import OutputCapture, inherited
+from serving.processes.output_capture import OutputCapture, captured
 from serving.settings.groups import ArtifactPolicySettings, RuntimeSettings
 from serving.supervision import Component, Supervisor
 
 log = logging.getLogger("serving.launcher")
-_SECONDS_BETWEEN_PINGS = 1.0
+_PING_SECONDS = 1.0
 _MAX_MISSED_PINGS = 5
-"""A fork server that has been warm and then misses so many pings in a row is replaced."""
+"""A fork server that has responded before and then misses this many pings in a row is replaced."""
 _MAX_LINE_BYTES = 65536
 
 
+@dataclass(frozen=True, slots=True)
+class LauncherOptions:
+    """Options of a fork server and its model processes."""
+
+    preload: Sequence[str] | None = None
+    """Modules to import before forking; None for the modules that models commonly need."""
+    enforce: bool = False
+    """Call models through pyfunc, which enforces the signature again."""
+    strict: bool = False
+    """Refuse pickles."""
+    model_env: Sequence[str] = ()
+    """Patterns of additional environment variables for model processes."""
+    sandbox: bool = False
+    sandbox_allow: Sequence[str] = ()
+    """Paths that a sandboxed model process may read, and TCP ports that it may connect to."""
+    interpreter: Path | None = None
+    """The Python of a version's own environment; None for the Python of the front."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return the arguments of the fork server."""
+        arguments = ["-" if self.preload is None else ",".join(self.preload)]
+        arguments += ["enforce"] * self.enforce + ["strict"] * self.strict
+        return [*arguments, f"sandbox:{','.join(self.sandbox_allow)}"] if self.sandbox else arguments
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables of the fork server."""
+        env = model_environment(os.environ, self.model_env)
+        if self.interpreter:
+            env["PYTHONPATH"] = str(self.interpreter.parents[1] / "front")
+            env.pop("PYTHONHOME", None)
+        return env
+
+
 class Launcher:
-    """Starts the fork server, starts it again if it dies, and speaks with it.
+    """Starts the fork server, replaces it if it dies, and sends it requests."""
 
-    `preload` are the modules that it imports ahead of models; None for those that they commonly need.
-    """
-
-    def __init__(
-        self,
-        *,
-        preload: Sequence[str] | None = None,
-        enforce: bool = False,
-        strict: bool = False,
-        model_env: Sequence[str] = (),
-        sandbox: bool = False,
-        sandbox_allow: Sequence[str] = (),
-        interpreter: Path | None = None,
-        supervisor: Supervisor | None = None,
-    ) -> None:
-        self._preload, self._enforce, self._strict, self._interpreter = preload, enforce, strict, interpreter
-        self._model_env, self._sandbox, self._sandbox_allow = model_env, sandbox, sandbox_allow
+    def __init__(self, options: LauncherOptions | None = None, supervisor: Supervisor | None = None) -> None:
+        self._options = options or LauncherOptions()
         self.supervisor = supervisor or Supervisor()
-        """Supervises its tasks, and those of the pools that it launches processes for."""
+        """Supervises the tasks of the launcher and of the pools that use it."""
         self._server: ForkServerProcess | None = None
         self._listeners: set[Component] = set()
 
     @classmethod
-    def of(
-        cls, runtime: RuntimeSettings, trust: ArtifactPolicySettings, supervisor: Supervisor | None = None
+    def from_settings(
+        cls, runtime: RuntimeSettings, policy: ArtifactPolicySettings, supervisor: Supervisor | None = None
     ) -> Launcher:
-        """Return one for the operator's settings."""
-        return cls(
+        """Return a launcher with the operator's settings."""
+        options = LauncherOptions(
             preload=runtime.preload,
             enforce=runtime.enforce,
-            strict=trust.strict_artifacts,
+            strict=policy.strict_artifacts,
             model_env=runtime.model_env,
             sandbox=runtime.sandbox,
             sandbox_allow=runtime.sandbox_allow,
-            supervisor=supervisor,
         )
+        return cls(options, supervisor)
 
     @property
     def is_dedicated(self) -> bool:
-        """Whether it is for one version alone, whose interpreter it has."""
-        return self._interpreter is not None
+        """Return whether this launcher serves one version, with the interpreter of its environment."""
+        return self._options.interpreter is not None
 
     def start(self) -> None:
-        """Start the fork server, if it doesn't run.
+        """Start the fork server if it is not running.
 
         Raises:
-            ProcessDied: it can't be started.
+            ProcessDied: It cannot be started.
         """
         if self._server is not None:
             return
-        command = ["-" if self._preload is None else ",".join(self._preload)]
-        command += ["enforce"] * self._enforce + ["strict"] * self._strict
-        mark, python = secrets.token_hex(8), str(self._interpreter or sys.executable)
-        env = {**model_environment(os.environ, self._model_env), descendants.MARK: mark}
-        if self._sandbox:
-            command.append(f"sandbox:{','.join(self._sandbox_allow)}")
-        if self._interpreter:
-            env["PYTHONPATH"] = str(self._interpreter.parents[1] / "front")
-            env.pop("PYTHONHOME", None)
         try:
-            self._server = self._spawn(python, command, env, mark)
+            self._server = self._spawn(secrets.token_hex(8))
         except OSError as error:
             raise ProcessDied(f"{self._subject} can't be started: {error}") from error
         self._supervise(self._server)
 
-    def _spawn(
-        self, python: str, command: Sequence[str], env: Mapping[str, str], mark: str
-    ) -> ForkServerProcess:
-        with ExitStack() as failing:
+    def _spawn(self, mark: str) -> ForkServerProcess:
+        python = str(self._options.interpreter or sys.executable)
+        env = self._options.environment() | {descendants.MARK: mark}
+        with ExitStack() as on_failure:
             scratch = None
-            with suppress(OSError):  # a container may have no folder for temporary files, or a full one
+            with suppress(OSError):  # a container may have no folder for temporary files, or a full disk
                 scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True)
-                failing.callback(scratch.cleanup)
-            control, theirs = socket.socketpair()
-            failing.callback(control.close)
-            with theirs:
+                on_failure.callback(scratch.cleanup)
+                env["TMPDIR"] = scratch.name
+            control, peer = socket.socketpair()
+            on_failure.callback(control.close)
+            with peer:
                 control.setblocking(False)
                 output = OutputCapture({"child": "fork server"}, lambda _: None)
-                failing.callback(output.close)
+                on_failure.callback(output.close)
+                command = [python, "-m", "serving.processes.fork_server", str(peer.fileno())]
                 try:
                     process = subprocess.Popen(
-                        [python, "-m", "serving.processes.fork_server", str(theirs.fileno()), *command],
-                        pass_fds=[theirs.fileno()],
+                        [*command, *self._options.arguments],
+                        pass_fds=[peer.fileno()],
                         stdin=subprocess.DEVNULL,
-                        stdout=output.theirs,
-                        stderr=output.theirs,
-                        env={**env, **({"TMPDIR": scratch.name} if scratch else {})},
+                        stdout=output.write_end,
+                        stderr=output.write_end,
+                        env=env,
                         start_new_session=True,  # a signal to the front's group must not end it uncleanly
                     )
                 finally:
-                    os.close(output.theirs)
-            failing.pop_all()
+                    os.close(output.write_end)
+            on_failure.pop_all()
             return ForkServerProcess(control, process, mark, scratch, output)
 
     def _supervise(self, server: ForkServerProcess) -> None:
@@ -136,69 +148,64 @@ class Launcher:
         listener = self.supervisor.start(
             "launcher", lambda: self._listen(server, watchdog), detail, finite=True
         )
-        self._listeners = {each for each in self._listeners if not each.is_over} | {listener}
+        running = {listener for listener in self._listeners if not listener.is_over}
+        self._listeners = running | {listener}
 
     def launch(
-        self, folder: Path, connection: socket.socket, told: Mapping[str, Any]
+        self, folder: Path, connection: socket.socket, log_context: Mapping[str, Any]
     ) -> asyncio.Future[Child]:
-        """Have a model process serve the model in `folder` on `connection`.
+        """Launch a process that serves the model in `folder` on `connection`.
 
-        What the process prints becomes lines of the log, which tell what is `told` of it. What this returns
-        raises `ProcessDied` where the fork server dies before that, or the system has no room for a process.
+        The output of the process is logged with the fields in `log_context`. The returned future raises
+        `ProcessDied` if the fork server dies first, or if the system has no resources for a process.
 
         Raises:
-            ProcessDied: the fork server can't be started.
-            OSError: the system has no descriptors left, or the fork server does not read.
+            ProcessDied: The fork server cannot be started.
+            OSError: The system has no descriptors left, or the fork server does not read its socket.
         """
         self.start()
         server = self._server
         assert server is not None
         number = server.next_number()
         with (
-            inherited(told, server.outputs) as output,
-            suppress(BrokenPipeError, ConnectionResetError),  # the listener knows why
+            captured(log_context, server.outputs) as output,
+            suppress(BrokenPipeError, ConnectionResetError),  # the listener fails the future with the reason
         ):
             server.send({"fork": str(folder), "number": number}, [connection.fileno(), output])
         launched = server.launching[number] = asyncio.get_running_loop().create_future()
         return launched
 
     def kill(self, child: Child) -> None:
-        """Kill a model process; nothing happens if it has ended."""
+        """Kill a model process; do nothing if it has ended."""
         if self._server is not None and not child.ended.done():
             with suppress(OSError):
                 self._server.send({"kill": child.pid})
 
     def with_interpreter(self, interpreter: Path) -> Launcher:
-        """Another one like this, whose model processes are run by an interpreter of an environment."""
-        return Launcher(
-            preload=self._preload,
-            enforce=self._enforce,
-            strict=self._strict,
-            model_env=self._model_env,
-            sandbox=self._sandbox,
-            sandbox_allow=self._sandbox_allow,
-            interpreter=interpreter,
-            supervisor=self.supervisor,
-        )
+        """Return a launcher with the same options for the interpreter of a version's own environment."""
+        return Launcher(replace(self._options, interpreter=interpreter), self.supervisor)
 
     def close(self) -> None:
-        """Have the fork server end, and with it every model process."""
+        """Make the fork server and all its model processes end."""
         if self._server is not None:
             with suppress(OSError):
                 self._server.control.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
-        """As `close`, and wait for it."""
+        """Close the launcher, and wait until the fork server has ended."""
         self.close()
         await asyncio.gather(*(listener.wait() for listener in self._listeners))
 
     @property
     def _subject(self) -> str:
-        own = " in this version's own environment" if self.is_dedicated else ""
-        return f"the process that starts model processes{own}"
+        suffix = " in this version's own environment" if self.is_dedicated else ""
+        return f"the process that starts model processes{suffix}"
 
     async def _listen(self, server: ForkServerProcess, watchdog: Component) -> None:
-        """Receive what a fork server reports until it ends; can be called again if it failed."""
+        """Handle the messages of a fork server until it ends, then fail its pending requests.
+
+        The supervisor may call this again after an exception.
+        """
         await self._receive(server)
         server.is_over = True
         watchdog.stop()
@@ -219,36 +226,35 @@ class Launcher:
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while not server.is_over and (data := await loop.sock_recv(server.control, 65536)):
-                *lines, server.text = (server.text + data).split(b"\n")
-                if len(server.text) > _MAX_LINE_BYTES:
-                    server.text = b""
+                *lines, server.buffer = (server.buffer + data).split(b"\n")
+                if len(server.buffer) > _MAX_LINE_BYTES:
+                    server.buffer = b""
                 for line in lines:
                     self._on_message(server, line)
 
     async def _watch(self, server: ForkServerProcess) -> None:
-        """Ping a fork server, and end it once it does not answer any more, or stays stopped."""
-        missed, stopped = 0, descendants.StopDetector()
+        """Ping a fork server, and end it if it stops responding or is stopped by a signal."""
+        missed, stop_detector = 0, descendants.StopDetector()
         while not server.is_over:
-            await asyncio.sleep(_SECONDS_BETWEEN_PINGS)
-            missed = 0 if server.has_answered else missed + server.is_warm
-            if missed >= _MAX_MISSED_PINGS or stopped.detects(server.process.pid, server.pid):
+            await asyncio.sleep(_PING_SECONDS)
+            missed = 0 if server.has_responded else missed + server.is_warm
+            if missed >= _MAX_MISSED_PINGS or stop_detector.detects(server.process.pid, server.pid):
                 log.error("%s does not respond, and is replaced", self._subject)
                 with suppress(OSError):
-                    server.control.shutdown(socket.SHUT_RDWR)  # its guardian ends it
+                    server.control.shutdown(socket.SHUT_RDWR)  # the guardian then kills it
                 return
-            if server.has_answered:
+            if server.has_responded:
                 with suppress(OSError):
-                    server.has_answered = False
+                    server.has_responded = False
                     server.send({"ping": server.next_number()})
 
-    def _reason(self, status: int, last: str) -> str:
+    def _reason(self, status: int, last_line: str) -> str:
         if status < 0:
-            hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
-            return f"{self._subject} was killed by {descendants.signal_name(-status)}{hint}"
-        return f"{self._subject} ended with status {status}{f': {last}' * bool(last)}"
+            return f"{self._subject} was {descendants.killed_by(-status)}"
+        return f"{self._subject} ended with status {status}{f': {last_line}' * bool(last_line)}"
 
     def _on_message(self, server: ForkServerProcess, line: bytes) -> None:
-        """Handle a message; modules that the fork server imports may write anything to its socket."""
+        """Handle a message, which is not trusted: preloaded modules may write anything to the socket."""
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -264,10 +270,10 @@ class Launcher:
             case {"failed": str(reason), "number": int(number)} if number in server.launching:
                 _fail(server.launching.pop(number), ProcessDied(f"no model process can be started: {reason}"))
             case {"pong": int(number), "pid": int(pid)} if number <= server.number:
-                server.has_answered, server.is_warm, server.pid = True, True, pid
-                self._fail_unanswered(server, number)
+                server.has_responded, server.is_warm, server.pid = True, True, pid
+                self._fail_lost(server, number)
             case _:
-                log.warning("%s sent a message that is ignored: %.100r", self._subject, line)
+                log.warning("ignored an unknown message from %s: %.100r", self._subject, line)
 
     def _launched(self, server: ForkServerProcess, number: int, pid: int) -> None:
         launched = server.launching.pop(number, None)
@@ -279,10 +285,10 @@ class Launcher:
         else:
             launched.set_result(child)
 
-    def _fail_unanswered(self, server: ForkServerProcess, number: int) -> None:
-        """Fail the earlier requests: answers come in order, so those that are missing are lost."""
-        for earlier in [each for each in server.launching if each < number]:
-            _fail(server.launching.pop(earlier), ProcessDied(f"{self._subject} did not answer"))
+    def _fail_lost(self, server: ForkServerProcess, number: int) -> None:
+        """Fail the requests before `number`: replies come in order, so their replies are lost."""
+        for earlier in [pending for pending in server.launching if pending < number]:
+            _fail(server.launching.pop(earlier), ProcessDied(f"{self._subject} did not respond"))
 
 
 def _fail(launched: asyncio.Future[Child], error: ProcessDied) -> None:

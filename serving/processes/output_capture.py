@@ -1,7 +1,7 @@
-"""What model processes print, as lines of the log that tell whose they are.
+"""Captures the output of model processes as lines of the log, labelled with the model version.
 
-Whatever model code writes to its standard output or error can neither pass for a line of the front nor hide
-one; a flood of it is cut short, and told.
+Model code can neither forge a log line of the front nor hide one. Excessive output is dropped, and the number
+of dropped lines is logged.
 """
 
 from __future__ import annotations
@@ -18,101 +18,104 @@ from serving.telemetry.rate_limit import FixedWindow
 log = logging.getLogger("serving.output")
 _MAX_LINES = 100
 _MAX_LINE_BYTES = 4000
-_PIECE_BYTES, _MOST_PIECES = 65536, 16
-_MAX_BYTES = 2**20
-"""So much is read in a second; a process that writes more has to wait until that is over."""
+_READ_BYTES, _MAX_FINAL_READS = 65536, 16
+_MAX_BYTES_PER_SECOND = 2**20
+"""A process that writes more blocks until the second is over."""
 
 
 class OutputCapture:
-    """The output of a process, which holds `theirs` until it ends, and of its children.
+    """Logs the output of a process and its children.
 
-    `told` is what each line tells of the process; `gone` is called once nothing more will come.
+    Args:
+        log_context: Fields of the log lines.
+        on_end: Called when all writers have closed the pipe, or after `close`.
     """
 
-    def __init__(self, told: Mapping[str, Any], gone: Callable[[OutputCapture], None]) -> None:
-        self._told, self._gone = told, gone
+    def __init__(self, log_context: Mapping[str, Any], on_end: Callable[[OutputCapture], None]) -> None:
+        self._log_context, self._on_end = log_context, on_end
         self._loop = asyncio.get_running_loop()
         self._lines = FixedWindow(_MAX_LINES, self._loop.time)
-        self._bytes = FixedWindow(_MAX_BYTES, self._loop.time)
-        self._begun, self._left_out = b"", 0
+        self._bytes = FixedWindow(_MAX_BYTES_PER_SECOND, self._loop.time)
+        self._partial_line, self._dropped_lines = b"", 0
         self.last = ""
-        """The last line, also where it was left out of the log."""
-        self._resting: asyncio.TimerHandle | None = None
-        self._ours, self.theirs = os.pipe()
-        os.set_blocking(self._ours, False)
+        """The last line, also if it was dropped."""
+        self._pause_timer: asyncio.TimerHandle | None = None
+        self._read_end, self.write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
         self._listen()
 
     def close(self) -> None:
-        """Tell what is there, and read no more; whoever goes on to write is told so by the system."""
-        for _ in range(_MOST_PIECES):
+        """Log the output that is in the pipe and close it; writers then get EPIPE."""
+        for _ in range(_MAX_FINAL_READS):
             if not self._read():
                 break
         self._end()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._ours, self._read)
+        self._loop.add_reader(self._read_end, self._read)
 
     def _read(self) -> bool:
-        """Tell what is there; false if there is nothing."""
+        """Log the next piece of output; return false if there is none."""
         try:
-            data = os.read(self._ours, _PIECE_BYTES) if self._ours >= 0 else b""
+            data = os.read(self._read_end, _READ_BYTES) if self._read_end >= 0 else b""
         except BlockingIOError:
             return False
         if not data:
             self._end()
             return False
-        self._hear(data)
+        self._feed(data)
         if self._bytes.acquire(len(data)) < len(data):
-            self._loop.remove_reader(self._ours)
-            self._resting = self._loop.call_later(1.0, self._listen)
+            self._loop.remove_reader(self._read_end)
+            self._pause_timer = self._loop.call_later(1.0, self._listen)
         return True
 
     def _end(self) -> None:
-        if self._ours < 0:
+        if self._read_end < 0:
             return
-        if self._resting:
-            self._resting.cancel()
-        self._loop.remove_reader(self._ours)
-        os.close(self._ours)
-        self._ours = -1
-        self._tell(self._begun)
-        self._tell_what_was_left_out()
-        self._gone(self)
+        if self._pause_timer:
+            self._pause_timer.cancel()
+        self._loop.remove_reader(self._read_end)
+        os.close(self._read_end)
+        self._read_end = -1
+        self._log(self._partial_line)
+        self._log_dropped()
+        self._on_end(self)
 
-    def _hear(self, data: bytes) -> None:
-        whole, newline, begun = data.rpartition(b"\n")
+    def _feed(self, data: bytes) -> None:
+        lines, newline, partial_line = data.rpartition(b"\n")
         if newline:
-            self._tell(self._begun + whole)
-            self._begun = b""
-        self._begun += begun
-        if len(self._begun) > _MAX_LINE_BYTES:
-            self._tell(self._begun)
-            self._begun = b""
+            self._log(self._partial_line + lines)
+            self._partial_line = b""
+        self._partial_line += partial_line
+        if len(self._partial_line) > _MAX_LINE_BYTES:
+            self._log(self._partial_line)
+            self._partial_line = b""
 
-    def _tell(self, text: bytes) -> None:
+    def _log(self, text: bytes) -> None:
         if last := text.rstrip().rpartition(b"\n")[2].strip():
             self.last = last[:_MAX_LINE_BYTES].decode(errors="backslashreplace")
-        wanted = text.count(b"\n") + 1
-        allowed = self._lines.acquire(wanted)
+        count = text.count(b"\n") + 1
+        allowed = self._lines.acquire(count)
         if allowed:
-            self._tell_what_was_left_out()
-        self._left_out += wanted - allowed
+            self._log_dropped()
+        self._dropped_lines += count - allowed
         for line in text.split(b"\n", allowed)[:allowed]:
             if line:
-                log.info("%s", line[:_MAX_LINE_BYTES].decode(errors="backslashreplace"), extra=self._told)
+                message = line[:_MAX_LINE_BYTES].decode(errors="backslashreplace")
+                log.info("%s", message, extra=self._log_context)
 
-    def _tell_what_was_left_out(self) -> None:
-        if self._left_out:
-            log.warning("lines that were left out: %d", self._left_out, extra=self._told)
-            self._left_out = 0
+    def _log_dropped(self) -> None:
+        if self._dropped_lines:
+            log.warning("dropped lines of output: %d", self._dropped_lines, extra=self._log_context)
+            self._dropped_lines = 0
 
 
 @contextmanager
-def inherited(told: Mapping[str, Any], outputs: set[OutputCapture]) -> Iterator[int]:
-    """Return the end of a pipe to give to a process in the block that follows."""
-    output = OutputCapture(told, outputs.discard)
+def captured(log_context: Mapping[str, Any], outputs: set[OutputCapture]) -> Iterator[int]:
+    """Yield the write end of a pipe for a process to inherit; close it in the front afterwards."""
+    output = OutputCapture(log_context, outputs.discard)
     outputs.add(output)
     try:
-        yield output.theirs
+        yield output.write_end
     finally:
-        os.close(output.theirs)
+        os.close(output.write_end)

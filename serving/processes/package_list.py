@@ -1,4 +1,4 @@
-"""The operator's list of packages, from which alone strict mode installs: pinned versions with hashes."""
+"""Reads the operator's list of pinned packages with hashes; strict mode installs only packages on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 from serving.errors import EnvironmentUnavailable, UntrustedArtifact
 
 _HASH = re.compile(r"\s--hash=(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?=\s|$)")
-_SETTING = "SERVING_PACKAGES"
+_SETTING_NAME = "SERVING_PACKAGES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +25,19 @@ class Package:
     version: Version
     requirement: Requirement
     line: str
-    """The entry in the list, in one line."""
+    """The entry in the list, joined to one line."""
 
 
 def read(file: Path) -> list[Package]:
-    """Read the list: a requirements file of pip with an exact version and hashes for each entry.
+    """Read the list: a pip requirements file whose entries have an exact version and hashes.
 
     Raises:
-        NoEnvironment: the file can't be read, or has another entry.
+        EnvironmentUnavailable: The file cannot be read, or contains an entry of another form.
     """
     try:
         text = file.read_text()
     except (OSError, ValueError) as error:
-        raise EnvironmentUnavailable(f"{_SETTING} can't be read: {error}") from error
+        raise EnvironmentUnavailable(f"{_SETTING_NAME} can't be read: {error}") from error
     lines = (line.partition(" #")[0].strip() for line in re.sub(r"\\\r?\n", " ", text).splitlines())
     return [_package(line) for line in lines if line and not line.startswith("#")]
 
@@ -51,52 +51,62 @@ def _package(line: str) -> Package:
         return Package(canonicalize_name(requirement.name), Version(pin.version), requirement, line)
     except (InvalidRequirement, InvalidVersion, ValueError):
         raise EnvironmentUnavailable(
-            f"{_SETTING} has the entry {line!r:.200}: write name==version --hash=sha256:…"
+            f"{_SETTING_NAME} contains the entry {line!r:.200}: write name==version --hash=sha256:…"
         ) from None
 
 
 def select(
     packages: Sequence[Package],
     required: Iterable[Requirement],
-    own: Sequence[Requirement],
+    base: Sequence[Requirement],
     constraints: Iterable[Requirement],
     python: str,
 ) -> list[str]:
-    """Return one entry of the list for each package in it: the highest version that all requirements allow.
+    """Select the highest version of all packages on the list that all requirements allow.
 
-    All of the list is installed, so that no dependency has to be resolved from what an index offers.
+    The whole list is installed, so that no dependency has to be resolved from an index.
 
-    `own` is what model processes need beside what the version requires.
+    Args:
+        packages: The list of the operator.
+        required: The requirements of the version.
+        base: The requirements of the model process itself.
+        constraints: Limits on the versions of packages, without requiring them.
+        python: Major and minor version of the Python that will run the environment.
+
+    Returns:
+        One entry of the list per package.
 
     Raises:
-        Untrusted: a required package is not in the list, or not in a version that is allowed.
-        NoEnvironment: what model processes need is not in the list.
+        UntrustedArtifact: A required package is not on the list, or not in an allowed version.
+        EnvironmentUnavailable: A requirement of the model process is not on the list.
     """
     required = list(required)
-    wanted: dict[str, list[Requirement]] = {}
-    for each in (*required, *own, *constraints):
-        wanted.setdefault(canonicalize_name(each.name), []).append(each)
-    facts = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+    by_name: dict[str, list[Requirement]] = {}
+    for requirement in (*required, *base, *constraints):
+        by_name.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    markers = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
     offered: dict[str, list[Package]] = {}
     for package in packages:
         marker = package.requirement.marker
-        if marker is None or marker.evaluate(facts):
+        if marker is None or marker.evaluate(markers):
             offered.setdefault(package.name, []).append(package)
-    for each in required:
-        if canonicalize_name(each.name) not in offered:
-            raise UntrustedArtifact(f"it requires {each.name[:100]}, which is not in {_SETTING}")
-    chosen = []
-    for name, found in sorted(offered.items()):
-        specifiers = [each.specifier for each in wanted.get(name, ())]
-        fitting = [
-            each
-            for each in found
-            if all(specifier.contains(each.version, prereleases=True) for specifier in specifiers)
+    for requirement in required:
+        if canonicalize_name(requirement.name) not in offered:
+            raise UntrustedArtifact(f"it requires {requirement.name[:100]}, which is not in {_SETTING_NAME}")
+    lines = []
+    for name, candidates in sorted(offered.items()):
+        specifiers = [requirement.specifier for requirement in by_name.get(name, ())]
+        allowed = [
+            package
+            for package in candidates
+            if all(specifier.contains(package.version, prereleases=True) for specifier in specifiers)
         ]
-        if not fitting:
-            asked = ", ".join(map(str, wanted[name]))[:200]
-            raise UntrustedArtifact(f"it requires {asked}, and {_SETTING} has no such version of {name}")
-        chosen.append(max(fitting, key=lambda each: each.version).line)
-    if missing := [str(each) for each in own if canonicalize_name(each.name) not in offered]:
-        raise EnvironmentUnavailable(f"{_SETTING} lacks {', '.join(missing)}, which model processes need")
-    return chosen
+        if not allowed:
+            texts = ", ".join(map(str, by_name[name]))[:200]
+            raise UntrustedArtifact(f"it requires {texts}, and {_SETTING_NAME} has no such version of {name}")
+        lines.append(max(allowed, key=lambda package: package.version).line)
+    if missing := [str(package) for package in base if canonicalize_name(package.name) not in offered]:
+        raise EnvironmentUnavailable(
+            f"{_SETTING_NAME} lacks {', '.join(missing)}, which model processes need"
+        )
+    return lines

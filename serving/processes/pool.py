@@ -1,4 +1,4 @@
-"""The model processes of one version: started together, replaced when they die."""
+"""Keeps the model processes of one version: starts them together and replaces them when they die."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from serving.supervision import Component
 from serving.telemetry.metrics import ExitReason
 
 log = logging.getLogger("serving.pool")
-_STEADY_SECONDS = 30.0
+_STABLE_SECONDS = 30.0
 _BACKOFF = Backoff(first_seconds=0.5, max_seconds=30.0)
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def next_backoff(pause: float, lived: float) -> float:
-    """Seconds to wait before a dead process is replaced: none at first, then growing while they die young."""
-    return 0.0 if lived > _STEADY_SECONDS or pause < 0 else _BACKOFF.following(pause)
+    """Return the seconds to wait before the next replacement of a dead process.
+
+    Args:
+        pause: The previous wait; negative if there was none.
+        lived: Seconds for which the dead process lived.
+    """
+    return 0.0 if lived > _STABLE_SECONDS or pause < 0 else _BACKOFF.following(pause)
 
 
 def resident_bytes(pid: int | None) -> int:
-    """The memory that a process holds, what it shares with others included; 0 where nothing tells that."""
+    """Return the resident memory of a process in bytes, including shared pages; 0 if it is unknown."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except OSError:
@@ -43,9 +48,17 @@ def resident_bytes(pid: int | None) -> int:
 class Pool:
     """Keeps `count` processes with the model in `folder`.
 
-    `on_ready` is called with each process that can take its first table, `on_death` when one has ended that
-    should not have, and `on_restart` when another has taken its place. One that holds more than `most_bytes`
-    of memory is replaced, without a request that waits for it. Lines of the log on them tell what is `told`.
+    Args:
+        launcher: Launches the processes.
+        folder: The artifacts of the version.
+        count: Number of processes.
+        load_seconds: Limit on the time for loading the model.
+        max_process_bytes: A process that uses more memory is replaced, without failing its request.
+        max_output_bytes: Limit on the output of one call.
+        log_context: Fields of the log lines about the processes.
+        on_ready: Called with a process that can take its first table.
+        on_death: Called when a process has ended unexpectedly.
+        on_restart: Called when another process has replaced it.
     """
 
     def __init__(
@@ -55,26 +68,26 @@ class Pool:
         *,
         count: int,
         load_seconds: float,
-        most_bytes: int | None = None,
+        max_process_bytes: int | None = None,
         max_output_bytes: int = framing.MAX_BYTES,
-        told: Mapping[str, Any] = MappingProxyType({}),
+        log_context: Mapping[str, Any] = MappingProxyType({}),
         on_ready: Callable[[Replica], None],
         on_death: Callable[[ExitReason], None],
         on_restart: Callable[[ExitReason], None],
     ) -> None:
         self._launcher, self._folder = launcher, folder
-        self._count, self._load_seconds, self._most_bytes = count, load_seconds, most_bytes
+        self._count, self._load_seconds, self._max_process_bytes = count, load_seconds, max_process_bytes
         self._on_ready, self._on_death, self._on_restart = on_ready, on_death, on_restart
-        self._told, self._max_answer_bytes = told, max_output_bytes
-        self._keepers: list[Component] = []
+        self._log_context, self._max_output_bytes = log_context, max_output_bytes
+        self._supervisors: list[Component] = []
         self.replicas: list[Replica] = []
 
     async def start(self) -> None:
-        """Start all processes and load the model in each; none is left if one can't.
+        """Start all processes and load the model in them; kill all of them if one fails.
 
         Raises:
-            LoadFailed: a process raised, hung or died while loading.
-            ProcessDied: the fork server died.
+            LoadFailed: A process raised, hung or died while loading.
+            ProcessDied: The fork server died.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -87,10 +100,10 @@ class Pool:
         self.replicas = [task.result() for task in starting]
 
     async def renew(self) -> None:
-        """Replace the processes that have died, or still work on what nobody waits for.
+        """Replace the processes that have died or are still busy with an abandoned call.
 
         Raises:
-            LoadFailed: the new process raised, hung or died while loading.
+            LoadFailed: The new process raised, hung or died while loading.
         """
         for index, replica in enumerate(self.replicas):
             if replica.state is not ReplicaState.IDLE:
@@ -99,11 +112,11 @@ class Pool:
 
     @property
     def has_process(self) -> bool:
-        """Whether one of the processes is up."""
+        """Return whether one of the processes is alive."""
         return any(replica.state is not ReplicaState.DEAD for replica in self.replicas)
 
     def memory(self) -> list[int | None]:
-        """The resident bytes of each process, None of one that is not up."""
+        """Return the resident bytes of the processes; None for a process that is not alive."""
         return [
             None if replica.state is ReplicaState.DEAD else resident_bytes(replica.pid)
             for replica in self.replicas
@@ -111,15 +124,16 @@ class Pool:
 
     def keep(self) -> None:
         """Hand out the processes, and from now on replace those that die."""
+        detail = f"of {self._log_context.get('model', self._folder.name)}"
         for index, replica in enumerate(self.replicas):
             self._on_ready(replica)
-            keep, detail = partial(self._supervise, index), f"of {self._told.get('model', self._folder.name)}"
-            self._keepers.append(self._launcher.supervisor.start("process keeper", keep, detail))
+            supervise = partial(self._supervise, index)
+            self._supervisors.append(self._launcher.supervisor.start("process keeper", supervise, detail))
 
     def kill(self) -> None:
-        """End all processes now."""
-        for keeper in self._keepers:
-            keeper.stop()
+        """Kill all processes now."""
+        for supervisor in self._supervisors:
+            supervisor.stop()
         for replica in self.replicas:
             replica.kill()
         if self._launcher.is_dedicated:
@@ -127,7 +141,7 @@ class Pool:
 
     async def _new(self) -> Replica:
         return await Replica.start(
-            self._launcher, self._folder, self._load_seconds, self._told, self._max_answer_bytes
+            self._launcher, self._folder, self._load_seconds, self._log_context, self._max_output_bytes
         )
 
     async def _start_one(self) -> Replica:
@@ -142,14 +156,14 @@ class Pool:
             old = self.replicas[index]
             if await self._wait_for_exit_or_oom(old):
                 megabytes = resident_bytes(old.pid) >> 20
-                log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._told)
+                log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._log_context)
                 self._install(index, await self._replacement(0.0), ExitReason.MEMORY)
                 old.retire()
                 self._on_death(ExitReason.MEMORY)
                 continue
             self._on_death(old.ending)
             pause = next_backoff(pause, loop.time() - started)
-            log.warning("%r has died; the next starts in %g s", old, pause, extra=self._told)
+            log.warning("%r has died; the next starts in %g s", old, pause, extra=self._log_context)
             started = loop.time()
             self._install(index, await self._replacement(pause), old.ending)
 
@@ -159,19 +173,20 @@ class Pool:
         self._on_ready(replica)
 
     async def _wait_for_exit_or_oom(self, replica: Replica) -> bool:
-        """Wait until it has died, or has more memory than it may have: then true."""
-        most = self._most_bytes
-        if most is not None and resident_bytes(replica.pid) > most:
-            said = "%r has more than %d MB for its model alone, and is not replaced"
-            log.error(said, replica, most >> 20, extra=self._told)
-            most = None
-        stopped = StopDetector()
+        """Wait until a process has died (false) or exceeds the memory limit (true)."""
+        limit = self._max_process_bytes
+        if limit is not None and resident_bytes(replica.pid) > limit:
+            # A replacement would use as much.
+            message = "%r uses more than the limit of %d MB after loading its model, and is not replaced"
+            log.error(message, replica, limit >> 20, extra=self._log_context)
+            limit = None
+        stop_detector = StopDetector()
         while not replica.dead.done():
-            await asyncio.wait([replica.dead], timeout=_SECONDS_BETWEEN_LOOKS)
-            if stopped.detects(replica.pid):
-                log.error("%r was stopped by a signal, and is replaced", replica, extra=self._told)
+            await asyncio.wait([replica.dead], timeout=_POLL_SECONDS)
+            if stop_detector.detects(replica.pid):
+                log.error("%r was stopped by a signal, and is replaced", replica, extra=self._log_context)
                 replica.kill_hung()
-            if most is not None and resident_bytes(replica.pid) > most:
+            if limit is not None and resident_bytes(replica.pid) > limit:
                 return True
         return False
 
@@ -182,5 +197,5 @@ class Pool:
                 return await self._new()
             except (LoadFailed, ProcessDied) as error:
                 pause = next_backoff(pause, 0.0)
-                said = "no new model process: %s; the next try is in %g s"
-                log.error(said, error, pause, extra=self._told)
+                message = "no model process could be started: %s; the next attempt is in %g s"
+                log.error(message, error, pause, extra=self._log_context)

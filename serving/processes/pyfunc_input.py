@@ -1,4 +1,4 @@
-"""The Arrow stream that the front sends → what pyfunc is called with; used in the model process only."""
+"""Decodes the Arrow stream from the front to the input of pyfunc; used only in the model process."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NUMPY = {pa.float64(): np.float64, pa.float32(): np.float32, pa.int64(): np.int
 
 
 class ModelInput(NamedTuple):
-    """One call of the model."""
+    """The input of one call."""
 
     data: Any
-    """What pyfunc takes, with the dtypes that it enforces."""
+    """The input of pyfunc, with the dtypes that pyfunc enforces."""
     rows: int
     params: dict[str, Any] | None
     trace_headers: dict[str, str]
-    """Of the trace that this call belongs to; empty if it belongs to none."""
+    """The W3C trace context of the call; empty if it is not traced."""
 
 
 def decode(encoded: bytes) -> ModelInput:
-    """Decode what `Layout.encode` made."""
+    """Decode the output of `InputLayout.encode`."""
     batch = pa.ipc.open_stream(encoded).read_next_batch()
     metadata = batch.schema.metadata or {}
     params = metadata.get(PARAMS)
@@ -48,7 +48,7 @@ def _data(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes]) -> Any:
         case InputKind.UNNAMED_FRAME:
             return _labelled(_frame(batch).set_axis(range(batch.num_columns), axis=1), metadata)
         case InputKind.LIST:
-            return to_python(batch.column(0))  # pyfunc converts them, by the type hint
+            return to_python(batch.column(0))  # pyfunc converts the values by the type hint
         case InputKind.ARRAY:
             return from_list_array(batch.column(0))
     return {
@@ -57,36 +57,36 @@ def _data(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes]) -> Any:
 
 
 def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
-    """Make a DataFrame; numbers of one type become one block, several times as fast as Arrow does it."""
+    """Return a DataFrame. Numbers of one type become one block, which is several times as fast as Arrow."""
     types = set(batch.schema.types)
     if len(types) == 1 and (type := types.pop()) in _NUMPY and not any(c.null_count for c in batch.columns):
         block = np.empty((batch.num_columns, batch.num_rows), _NUMPY[type])
         for row, column in zip(block, batch.columns, strict=True):
             row[:] = column.to_numpy()
         return pd.DataFrame(block.T, columns=_index(tuple(batch.schema.names)), copy=False)
-    # `drop_columns` is not in pyarrow before 15.
+    # pyarrow before 15 has no `drop_columns`.
     flat = batch.select([field.name for field in batch.schema if field.type != JSON])
     frame: pd.DataFrame = flat.to_pandas(use_threads=False)
     for index, field in enumerate(batch.schema):
         column = batch.column(index)
         if field.type == JSON:
-            # pyfunc takes no other datetime for one within other values.
+            # The only type that pyfunc accepts for a datetime in a nested value.
             values = _nested(column, field, lambda date: np.datetime64(date, "ns"))
             frame.insert(index, field.name, pd.Series(values, dtype=object))
         elif pa.types.is_string(field.type) and column.null_count == len(column):
-            # pandas 3 would make NaN of each None; a DataFrame of nothing but None keeps them.
+            # With to_pandas, pandas 3 converts None to NaN; a Series of dtype object keeps it.
             frame[field.name] = pd.Series([None] * len(column), dtype=object)
     return frame
 
 
 def _labelled(frame: pd.DataFrame, metadata: Mapping[bytes, bytes]) -> pd.DataFrame:
-    """Give a frame what only some requests have: NaN where a row left a column out, labels, an index."""
+    """Apply the optional metadata of a request: NaN where a row omits a column, column labels, an index."""
     if not metadata:
         return frame
     for name, rows in json.loads(metadata.get(GAPS, b"{}")).items():
         if frame[name].dtype == object:
             values = frame[name].copy()
-            # pandas takes a column without any value for one of numbers, in which a null is NaN as well.
+            # pandas reads a column without any value as numbers, in which a null is NaN as well.
             values.iloc[slice(None) if values.isna().all() else rows] = np.nan
             frame[name] = values
     if labels := metadata.get(LABELS):

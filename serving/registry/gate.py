@@ -190,7 +190,7 @@ class Gate:
         except (LoadFailed, VerificationFailed) as error:
             if launcher.is_dedicated or not differing:
                 raise
-            hint = f"It requires {environments.listed(differing)}: {environments.REMEDY}"
+            hint = f"It requires {environments.describe(differing)}: {environments.REMEDY}"
             raise type(error)(f"{error}. {hint}") from error
         except ProcessDied as error:
             if not launcher.is_dedicated:
@@ -219,5 +219,5 @@ def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
         return []
     return [
         f"{version} may predict differently than when it was logged: it requires "
-        f"{environments.listed(relevant)}: {environments.REMEDY}"
+        f"{environments.describe(relevant)}: {environments.REMEDY}"
     ]

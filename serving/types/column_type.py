@@ -1,7 +1,4 @@
-"""What a column of a model signature holds: a scalar, a tensor, or values nested in one another.
-
-The kind of a column is told by its type: a scalar's name, or the JSON in which MLflow writes other types.
-"""
+"""The interface of the column types of a model signature: scalars, tensors and nested values."""
 
 from __future__ import annotations
 
@@ -18,44 +15,44 @@ from serving.types.tensors import tensor
 
 
 class ColumnType(Protocol):
-    """What the values of a column are in Python, Arrow and JSON Schema."""
+    """The representation of a column's values in Python, Arrow and JSON Schema."""
 
     @property
-    def told(self) -> str:
-        """Its name for people."""
+    def name(self) -> str:
+        """Return the name of the type for people."""
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """The JSON Schema of one value."""
+        """Return the JSON Schema of one value."""
 
     @property
     def nullable(self) -> bool:
-        """Whether pyfunc takes a null in an optional column of it."""
+        """Return whether pyfunc accepts nulls in an optional column of this type."""
 
     @property
     def is_object(self) -> bool:
-        """Whether a DataFrame has a column of Python objects for it, at least where some are missing."""
+        """Return whether a DataFrame column has dtype object, at least if values are missing."""
 
     @property
     def keywords(self) -> frozenset[str]:
-        """The words of JSON Schema that say something about its values."""
+        """Return the keywords of JSON Schema that apply to its values."""
 
-    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON Schema of one value that has these facets."""
+    def json_schema(self, constraints: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON Schema of one value with these constraints."""
 
-    def annotation(self, facets: Mapping[str, Any]) -> Any:
-        """The strict type of one value for pydantic."""
+    def annotation(self, constraints: Mapping[str, Any]) -> Any:
+        """Return the strict pydantic type of one value with these constraints."""
 
     def array(self, values: Sequence[Any]) -> pa.Array:
-        """Values that fit, or None where there is none, in Arrow."""
+        """Return valid values, or None for missing ones, as an Arrow array."""
 
 
 @lru_cache(maxsize=1024)
 def column_type(type: str) -> ColumnType:
-    """The kind of a column from its type: a scalar's name, or MLflow's JSON of another type.
+    """Return the column type for a scalar's name, or for the JSON in which MLflow writes other types.
 
     Raises:
-        Untypable: it is of no type that can be served.
+        UnsupportedSignature: The type cannot be served.
     """
     if type in SCALARS:
         return SCALARS[type]

@@ -1,4 +1,4 @@
-"""A column of a model signature, and the strict type of its values in JSON."""
+"""The columns of a model signature, with the strict types of their JSON values."""
 
 from __future__ import annotations
 
@@ -13,51 +13,56 @@ from serving.types.constraints import check_keyword
 from serving.types.scalars import SCALARS, Scalar
 
 UNNAMED = "input"
-"""The name of an input that has none in the signature."""
+"""The name of an input that has no name in the signature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One named input: its type, whether it may be left out, and its facets in JSON Schema's words.
-
-    The type is MLflow's name for a scalar, or the JSON in which MLflow writes any other. `label` is the
-    column's label in the DataFrame where that is not its name: pandas numbers the columns of an array.
-    """
+    """One named input."""
 
     name: str
     type: str
+    """MLflow's name of a scalar type, or the JSON in which MLflow writes other types."""
     required: bool = True
+    """Whether the column must be present."""
     constraints: tuple[tuple[str, Any], ...] = ()
+    """Keywords of JSON Schema and their values."""
     label: int | None = None
+    """The label in the DataFrame if it is not the name: pandas numbers the columns of an array."""
 
     @property
     def kind(self) -> ColumnType:
-        """What its values are in Python, Arrow and JSON Schema."""
+        """Return the representation of its values in Python, Arrow and JSON Schema."""
         return column_type(self.type)
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema of one value, null not counted."""
+        """Return the JSON Schema of one value, without null."""
         return self.kind.json_schema(dict(self.constraints))
 
     @property
     def annotation(self) -> Any:
-        """The type of one value for pydantic, or null where the column is optional and MLflow takes it."""
+        """Return the pydantic type of one value; it includes null if the column is optional and nullable."""
         from pydantic import BeforeValidator, WithJsonSchema
 
-        checked = self.kind.annotation(dict(self.constraints))
+        value_type = self.kind.annotation(dict(self.constraints))
         if self.required:
-            return Annotated[checked, WithJsonSchema(self.schema)]
+            return Annotated[value_type, WithJsonSchema(self.schema)]
         if not self.kind.nullable:
-            return Annotated[checked, BeforeValidator(_refuse_null), WithJsonSchema(self.schema)]
-        return Annotated[checked | None, WithJsonSchema(_or_null(self.schema))]
+            return Annotated[value_type, BeforeValidator(_refuse_null), WithJsonSchema(self.schema)]
+        return Annotated[value_type | None, WithJsonSchema(_or_null(self.schema))]
 
 
-def column(spec: Mapping[str, Any], facets: Mapping[str, Any], name: str = UNNAMED) -> Column:
-    """Make a column of its entry in the signature and the metadata's words on it; `name` is for clients.
+def column(spec: Mapping[str, Any], constraints: Mapping[str, Any], name: str = UNNAMED) -> Column:
+    """Return the column for an entry of the signature.
+
+    Args:
+        spec: The entry of the signature.
+        constraints: The keywords for this column in the model's metadata.
+        name: The name of the column for clients.
 
     Raises:
-        Untypable: no typed endpoint can be made of the type, or a word is unknown or means nothing for it.
+        UnsupportedSignature: The type cannot be served, or a keyword is unknown, invalid or not applicable.
     """
     label = spec["name"] if isinstance(spec.get("name"), int) else None
     type = str(spec["type"])
@@ -65,32 +70,32 @@ def column(spec: Mapping[str, Any], facets: Mapping[str, Any], name: str = UNNAM
         known = ("type", "items", "properties", "values", "tensor-spec")
         type = json.dumps({key: spec[key] for key in known if key in spec}, sort_keys=True)
     try:
-        found = column_type(type)
+        kind = column_type(type)
     except UnsupportedSignature as error:
         raise UnsupportedSignature(
-            f"the input {name!r} {error}: log a signature of {', '.join(SCALARS)}, {_MORE}"
+            f"the input {name!r} {error}: log a signature of {', '.join(SCALARS)}, {_OTHER_TYPES}"
         ) from None
-    for word, value in facets.items():
-        if word not in found.keywords:
+    for keyword, value in constraints.items():
+        if keyword not in kind.keywords:
             raise UnsupportedSignature(
-                f"metadata serving.inputs.{name} has {word!r}, which says nothing about a {found.told}: "
-                f"use {', '.join(sorted(found.keywords))}"
+                f"metadata serving.inputs.{name} has {keyword!r}, which does not apply to a {kind.name}: "
+                f"use {', '.join(sorted(kind.keywords))}"
             )
-        python = found.python if isinstance(found, Scalar) else str
-        if wanted := check_keyword(word, value, python):
+        python = kind.python if isinstance(kind, Scalar) else str
+        if expected := check_keyword(keyword, value, python):
             raise UnsupportedSignature(
-                f"metadata serving.inputs.{name}.{word} is {value!r:.100}: write {wanted}"
+                f"metadata serving.inputs.{name}.{keyword} is {value!r:.100}: write {expected}"
             )
-    words = tuple(sorted(_hashable(facets).items()))
-    return Column(name, type, bool(spec.get("required", True)), words, label)
+    keywords = tuple(sorted(_hashable(constraints).items()))
+    return Column(name, type, bool(spec.get("required", True)), keywords, label)
 
 
-_MORE = "of arrays, objects and maps of them, or of tensors of numbers, booleans or strings"
+_OTHER_TYPES = "of arrays, objects and maps of them, or of tensors of numbers, booleans or strings"
 
 
 def _refuse_null(value: Any) -> Any:
     if value is None:
-        raise ValueError("MLflow takes no null in such a column: leave the field out")
+        raise ValueError("MLflow accepts no null in a column of this type: omit the field")
     return value
 
 
@@ -103,5 +108,5 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return nullable
 
 
-def _hashable(facets: Mapping[str, Any]) -> dict[str, Any]:
-    return {word: tuple(value) if isinstance(value, list) else value for word, value in facets.items()}
+def _hashable(constraints: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in constraints.items()}

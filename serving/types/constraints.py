@@ -1,7 +1,7 @@
-"""What a model's metadata says of a column, in JSON Schema's words, and whether it says anything.
+"""Checks the JSON Schema keywords with which a model's metadata constrains and describes columns.
 
-The metadata is written by hand, and a mistake in it would otherwise be seen by clients: a bound that is no
-number lets nothing through, or can't be shown in the documentation.
+People write the metadata by hand. A mistake would otherwise affect clients: a bound that is not a number
+rejects all requests, or cannot be shown in the documentation.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ ANNOTATIONS = frozenset({"title", "description", "unit", "examples"})
 _TYPES: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
-def check_keyword(word: str, value: Any, python: type) -> str | None:
-    """What should stand as the value of a word on a column of type `python`; None where it is fine."""
-    if word == "enum":
-        listed = isinstance(value, (list, tuple)) and value
-        return None if listed and all(_is(each, python) for each in value) else f"a list of {_NAMES[python]}s"
-    if word == "examples":
+def check_keyword(keyword: str, value: Any, python: type) -> str | None:
+    """Check the value of a keyword for a column of type `python`.
+
+    Returns:
+        A description of the expected value if the value is invalid, otherwise None.
+    """
+    if keyword == "enum":
+        is_list = isinstance(value, (list, tuple)) and value
+        is_valid = is_list and all(_is(item, python) for item in value)
+        return None if is_valid else f"a list of {_NAMES[python]}s"
+    if keyword == "examples":
         return None if isinstance(value, (list, tuple)) and _is_json(value) else "a list of JSON values"
-    if word == "pattern":
-        return None if _is_pattern(value) else "a regular expression, without look-around"
-    if word in LENGTHS:
-        return None if _is(value, int) and 0 <= value <= sys.maxsize else "a whole number from 0 on"
-    if word in BOUNDS:
-        fine = _is(value, python) and (value > 0 or word != "multipleOf")
-        return None if fine else f"a {_NAMES[python]}{' above 0' if word == 'multipleOf' else ''}"
-    return None if isinstance(value, str) else "a text"
+    if keyword == "pattern":
+        return None if _is_pattern(value) else "a regular expression without look-around"
+    if keyword in LENGTHS:
+        return None if _is(value, int) and 0 <= value <= sys.maxsize else "a whole number of at least 0"
+    if keyword in BOUNDS:
+        is_valid = _is(value, python) and (value > 0 or keyword != "multipleOf")
+        return None if is_valid else f"a {_NAMES[python]}{' above 0' if keyword == 'multipleOf' else ''}"
+    return None if isinstance(value, str) else "a string"
 
 
-_NAMES = {bool: "boolean", int: "whole number", float: "finite number", str: "text"}
+_NAMES = {bool: "boolean", int: "whole number", float: "finite number", str: "string"}
 
 
 def _is(value: Any, python: type) -> bool:
     if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
         return False
-    # As in JSON Schema, 1.0 is a whole number, and `true` is none.
+    # As in JSON Schema, 1.0 is a whole number and `true` is not a number.
     return type(value) in _TYPES[python] or (python is int and type(value) is float and value.is_integer())
 
 

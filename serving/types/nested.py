@@ -1,4 +1,4 @@
-"""Values nested in one another: arrays, objects and maps. They travel as JSON texts."""
+"""Nested column types: arrays, objects and maps. Their values are sent to model processes as JSON texts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from serving.types.scalars import SCALARS, Scalar
 
 
 def _json_type() -> Any:
-    """Return Arrow's canonical extension type for JSON, or define it where pyarrow is older than 19.
+    """Return Arrow's canonical extension type for JSON, or define it if pyarrow is older than 19.
 
-    Both have one name and one storage type, so that a process with either reads what the other has written.
+    Both have the same name and storage type, so that processes with different versions of pyarrow can
+    exchange values.
     """
     if hasattr(pa, "json_"):
         return pa.json_()
 
-    class Json(pa.ExtensionType):  # type: ignore[misc]
+    class Json(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no type stubs
         def __init__(self) -> None:
             super().__init__(pa.string(), "arrow.json")
 
@@ -40,7 +41,7 @@ def _json_type() -> Any:
         def __hash__(self) -> int:
             return hash(self.extension_name)
 
-    with suppress(KeyError):  # pyarrow 18 has it, and no name for it in Python
+    with suppress(KeyError):  # pyarrow 18 registers its own type but does not expose it in Python
         pa.unregister_extension_type("arrow.json")
     pa.register_extension_type(Json())
     return Json()
@@ -49,96 +50,97 @@ def _json_type() -> Any:
 JSON = _json_type()
 """The Arrow type of nested values."""
 NOT_FINITE = "NaN"
-"""Stands for a nested value in which a number is not finite, which JSON can't say."""
+"""Represents a nested value that contains a number that is not finite, which JSON cannot represent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Values nested in one another, by the JSON in which MLflow writes their type."""
+    """A nested type."""
 
     type: str
+    """The JSON in which MLflow writes the type."""
     keywords = ANNOTATIONS
     nullable = True
     is_object = True
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """Their type as MLflow writes it."""
-        found: Mapping[str, Any] = json.loads(self.type)
-        return found
+        """Return the parsed type."""
+        spec: Mapping[str, Any] = json.loads(self.type)
+        return spec
 
     @property
     def converts(self) -> bool:
-        """Whether there are bytes or datetimes in them."""
+        """Return whether the type contains bytes or datetimes."""
         return any(f'"{name}"' in self.type for name, scalar in SCALARS.items() if scalar.convert)
 
     @property
-    def told(self) -> str:
-        """What is nested in what."""
-        return _told(self.spec)
+    def name(self) -> str:
+        """Return a description such as "array of double"."""
+        return _name(self.spec)
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema of one value."""
+        """Return the JSON Schema of one value."""
         return _schema(self.spec)
 
-    def json_schema(self, facets: Mapping[str, Any]) -> dict[str, Any]:
-        """Its schema, and notes on it."""
-        return self.schema | dict(facets)
+    def json_schema(self, constraints: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON Schema of one value with annotations."""
+        return self.schema | dict(constraints)
 
-    def annotation(self, facets: Mapping[str, Any]) -> Any:
-        """The strict type of one value, which stays as JSON has it."""
+    def annotation(self, constraints: Mapping[str, Any]) -> Any:
+        """Return the strict pydantic type of one value; validation keeps the JSON value unchanged."""
         return _annotation(self.spec)
 
     def array(self, values: Sequence[Any]) -> pa.Array:
-        """Each value as a JSON text."""
+        """Return the values as JSON texts."""
         texts = [None if value is None else orjson.dumps(value).decode() for value in values]
         return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
 
 
 def nested(spec: Mapping[str, Any]) -> Nested:
-    """Nested values from their entry in the signature.
+    """Return the nested type for an entry of the signature.
 
     Raises:
-        Untypable: something in it is of no type that can be served.
+        UnsupportedSignature: It contains a type that cannot be served.
     """
-    plain = {key: value for key, value in spec.items() if key in ("type", "items", "properties", "values")}
-    found = Nested(json.dumps(plain, sort_keys=True))
-    found.annotation({})  # which reads all of it
-    return found
+    known = {key: value for key, value in spec.items() if key in ("type", "items", "properties", "values")}
+    kind = Nested(json.dumps(known, sort_keys=True))
+    kind.annotation({})  # raises if a part cannot be served
+    return kind
 
 
-def _told(spec: Mapping[str, Any]) -> str:
+def _name(spec: Mapping[str, Any]) -> str:
     match spec["type"]:
         case "array":
-            return f"array of {_told(spec['items'])}"
+            return f"array of {_name(spec['items'])}"
         case "map":
-            return f"map to {_told(spec['values'])}"
+            return f"map to {_name(spec['values'])}"
         case "object":
             return f"object of {', '.join(spec['properties'])}"
     return str(spec["type"])
 
 
 def _schema(spec: Mapping[str, Any], required: bool = True) -> dict[str, Any]:
-    found: dict[str, Any]
+    schema: dict[str, Any]
     match spec["type"]:
         case "array":
-            found = {"type": "array", "items": _schema(spec["items"])}
+            schema = {"type": "array", "items": _schema(spec["items"])}
         case "map":
-            found = {"type": "object", "additionalProperties": _schema(spec["values"])}
+            schema = {"type": "object", "additionalProperties": _schema(spec["values"])}
         case "object":
             properties = spec["properties"]
-            found = {
+            schema = {
                 "type": "object",
-                "properties": {name: _schema(each, _required(each)) for name, each in properties.items()},
-                "required": [name for name, each in properties.items() if _required(each)],
+                "properties": {name: _schema(field, _required(field)) for name, field in properties.items()},
+                "required": [name for name, field in properties.items() if _required(field)],
                 "additionalProperties": False,
             }
         case "any":
             return {}
         case scalar:
-            found = dict(SCALARS[scalar].schema)
-    return found if required else found | {"type": [found["type"], "null"]}
+            schema = dict(SCALARS[scalar].schema)
+    return schema if required else schema | {"type": [schema["type"], "null"]}
 
 
 def _annotation(spec: Mapping[str, Any]) -> Any:
@@ -155,7 +157,7 @@ def _annotation(spec: Mapping[str, Any]) -> Any:
         case "object":
             return _object(spec["properties"])
         case "any":
-            return Annotated[Any, AfterValidator(_plain)]
+            return Annotated[Any, AfterValidator(_check_portable)]
         case scalar if scalar in SCALARS:
             return _scalar(SCALARS[scalar])
     raise UnsupportedSignature(f"holds a {spec['type']}, from which no typed endpoint can be made")
@@ -165,14 +167,14 @@ def _object(properties: Mapping[str, Any]) -> Any:
     from pydantic import ConfigDict
     from typing_extensions import NotRequired, TypedDict
 
-    type_dict: Any = TypedDict  # its fields are known only when a version is loaded
+    type_dict: Any = TypedDict  # the fields are known only when a version is loaded
     fields = {
-        name: _annotation(each) if _required(each) else NotRequired[_annotation(each) | None]
-        for name, each in properties.items()
+        name: _annotation(field) if _required(field) else NotRequired[_annotation(field) | None]
+        for name, field in properties.items()
     }
-    made = type_dict("Object", fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    return made
+    typed_dict = type_dict("Object", fields)
+    typed_dict.__pydantic_config__ = ConfigDict(extra="forbid")
+    return typed_dict
 
 
 def _required(spec: Mapping[str, Any]) -> bool:
@@ -180,7 +182,7 @@ def _required(spec: Mapping[str, Any]) -> bool:
 
 
 def _scalar(scalar: Scalar) -> Any:
-    """The type of a scalar in a nested value: it is checked, and stays as JSON has it."""
+    """Return the pydantic type of a scalar in a nested value; validation keeps the JSON value unchanged."""
     from pydantic import AfterValidator, Field
 
     convert = scalar.convert
@@ -194,12 +196,12 @@ def _scalar(scalar: Scalar) -> Any:
     return Annotated[str, Field(strict=True), AfterValidator(check)]
 
 
-def _plain(value: Any) -> Any:
-    """A value of any type, if other readers of JSON read it alike."""
+def _check_portable(value: Any) -> Any:
+    """Return a value of any type; reject numbers that JSON parsers read differently."""
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_check_portable(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _check_portable(item) for name, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("Input should be a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -208,7 +210,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_python(array: pa.Array) -> list[Any]:
-    """An array's values in Python; those of JSON texts are what JSON has, or NaN."""
+    """Return the values of an array as Python values; JSON texts are parsed, or NaN."""
     if array.type != JSON:
         values: list[Any] = array.to_pylist()
         return values
@@ -222,17 +224,23 @@ def _read(text: str | None) -> Any:
 
 
 def restore_types(value: Any, spec: Mapping[str, Any], date: Callable[[datetime], Any]) -> Any:
-    """What JSON has of a nested value with the bytes and datetimes in it that its type says."""
+    """Return a nested JSON value in which bytes and datetimes are converted as its type declares.
+
+    Args:
+        value: The JSON value.
+        spec: The type, as MLflow writes it.
+        date: Converts a datetime.
+    """
     if value is None:
         return None
     match spec["type"]:
         case "array":
-            return [restore_types(each, spec["items"], date) for each in value]
+            return [restore_types(item, spec["items"], date) for item in value]
         case "map":
-            return {name: restore_types(each, spec["values"], date) for name, each in value.items()}
+            return {name: restore_types(item, spec["values"], date) for name, item in value.items()}
         case "object":
-            return {name: restore_types(each, spec["properties"][name], date) for name, each in value.items()}
+            return {name: restore_types(item, spec["properties"][name], date) for name, item in value.items()}
         case scalar if scalar in SCALARS and (convert := SCALARS[scalar].convert):
-            found = convert(value)
-            return date(found) if isinstance(found, datetime) else found
+            converted = convert(value)
+            return date(converted) if isinstance(converted, datetime) else converted
     return value

@@ -83,7 +83,7 @@ class InvocationsEndpoint(PredictEndpoint):
         if accepted != JSON:
             scope["answered_in"] = ((b"content-type", accepted.encode()),)
             return [await asyncio.to_thread(tabular.write, accepted, found)]
-        pieces = predictions_json(live.contract.answered, found)
+        pieces = predictions_json(live.contract.output_columns, found)
         return [*pieces] if asked.unwrapped else [b'{"predictions":', *pieces, b"}"]
 
     async def _asked(self, live: LoadedModel, media_type: str, body: bytes) -> ParsedRequest:

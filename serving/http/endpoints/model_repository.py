@@ -139,7 +139,7 @@ def metadata(models: ModelSelector, loaded: LoadedModel) -> ModelMetadata:
         name=name,
         versions=[*dict.fromkeys(versions)],
         inputs=[_input(column.name, column.kind) for column in contract.columns],
-        outputs=[_output(value) for value in contract.answered],
+        outputs=[_output(value) for value in contract.output_columns],
     )
 
 

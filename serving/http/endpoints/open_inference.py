@@ -159,12 +159,12 @@ def _from_text(text: str | None) -> Any:
 
 def _outputs(contract: Contract, table: pa.RecordBatch) -> list[Tensor]:
     if model_output.form(table) in (model_output.OutputForm.RECORDS, model_output.OutputForm.COLUMNS):
-        optional = {value.name for value in contract.answered if not value.required}
+        optional = {value.name for value in contract.output_columns if not value.required}
         return [
             tensor(name, _nan_to_null(column) if name in optional else column)
             for name, column in zip(table.schema.names, table.columns, strict=True)
         ]
-    declared = [value.name for value in contract.answered]
+    declared = [value.name for value in contract.output_columns]
     if model_output.form(table) is model_output.OutputForm.WHOLE and (
         fields := _fields(table.column(0), declared)
     ):

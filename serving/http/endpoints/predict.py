@@ -225,7 +225,7 @@ def whole(
     if not isinstance(answer, LazyPredictions) or not (live.contract.is_whole or live.contract.is_open):
         raise ModelFailed(f"it returned {len(answer)} results for {len(rows)} rows")
     yield b'{"predictions":'
-    yield from predictions_json(live.contract.answered, answer.table)
+    yield from predictions_json(live.contract.output_columns, answer.table)
     yield b',"model":' + live.told + b"}"
     live.recorder.add(RecordedRequest(rows, params, answer, ticket.finished - ticket.started))
 
