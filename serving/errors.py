@@ -33,7 +33,7 @@ ServingError
 │   └── UnknownPrediction       feedback on a prediction that is not in the journal
 ├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
 │   ├── NotLive                 the model has no live version yet
-│   │   └── Asleep              it is loaded when it is asked for, and can be woken
+│   │   └── NotLoaded           the model is loaded on demand and is not loaded now
 │   ├── Overloaded              the queue is full
 │   ├── JournalAway             the journal of predictions can't be asked now
 │   └── ProcessDied             the model process died under the request, twice
@@ -43,8 +43,6 @@ ServingError
     └── NotSeparable            its output can't be split among the requests of a shared call
 """
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 
@@ -220,13 +218,11 @@ class NotLive(Unavailable):
 
 
 class NotLoaded(NotLive):
-    """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
+    """The model is loaded on demand and is not loaded now; `reference` is the URI of its reference."""
 
-    def __init__(
-        self, detail: str, public: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]
-    ) -> None:
+    def __init__(self, detail: str, public: str, reference: str) -> None:
         super().__init__(detail, public)
-        self.awaken = awaken
+        self.reference = reference
 
 
 class Overloaded(Unavailable):

@@ -63,7 +63,7 @@ class Process:
         self.killed = True
         self.loop.call_soon(self.die)
 
-    give_up = kill
+    kill_hung = kill
 
     def answer(self, predictions: list[Any] | None = None) -> None:
         """Answer what was asked; each row is predicted as twice its `x` unless something else is given."""
@@ -97,22 +97,22 @@ class Process:
 class Bench:
     """A batcher, its processes and its clock."""
 
-    def __init__(self, processes: int = 1, most_rows: int = 32, most_waiting: int = 1000) -> None:
+    def __init__(self, processes: int = 1, max_rows: int = 32, max_queue_size: int = 1000) -> None:
         self.loop = Clockwork()
         self.shared = True
         self.processes: list[Process] = []
-        self.pace = BatchLatencyModel(1.0, max(1, processes))
+        self.latency_model = BatchLatencyModel(1.0, max(1, processes))
         self.calls: list[tuple[int, float, float]] = []
         self.batcher = Batcher(
             encode,
             read,
-            most_waiting=most_waiting,
-            deadline=DEADLINE,
-            pace=self.pace,
+            max_queue_size=max_queue_size,
+            call_seconds=DEADLINE,
+            latency_model=self.latency_model,
             shared=lambda: self.shared,
-            note=lambda *call: self.calls.append(call),
+            on_call=lambda *call: self.calls.append(call),
         )
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         for _ in range(processes):
             self.add()
 
@@ -144,7 +144,7 @@ class Bench:
         return made
 
     def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> PendingRequest:
-        return self.batcher.submit(rows, key, self.most_rows, deadline)
+        return self.batcher.submit(rows, key, self.max_rows, deadline)
 
     def withdraw(self, ticket: PendingRequest) -> None:
         self.do(lambda: self.batcher.withdraw(ticket))
@@ -192,7 +192,7 @@ def result(ticket: PendingRequest) -> Any:
     if not ticket.future.done():
         return "waits"
     error = ticket.future.exception()
-    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().materialize().json()[:-1])
+    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().materialize().items_json())
 
 
 def results(tickets: list[PendingRequest]) -> list[Any]:
@@ -313,7 +313,7 @@ def test_a_request_beyond_the_limit_goes_alone(bench: Bench) -> None:
 
 
 def test_a_full_queue_takes_no_more_and_serves_what_it_has_taken() -> None:
-    with closing(Bench(most_waiting=2)) as bench:
+    with closing(Bench(max_queue_size=2)) as bench:
         tickets = bench.submit(rows(1)) + bench.submit(rows(2), rows(3))
         assert bench.batcher.waiting == 2
         with pytest.raises(Overloaded):
@@ -597,7 +597,7 @@ def test_a_further_part_of_a_request_is_taken_where_a_new_one_is_not(bench: Benc
     bench.submit(rows(4))
     with pytest.raises(Overloaded):
         bench.submit(rows(5))
-    bench.do(lambda: bench.batcher.submit(rows(5), "", 32, DEADLINE, begun=True))
+    bench.do(lambda: bench.batcher.submit(rows(5), "", 32, DEADLINE, admitted=True))
     assert bench.batcher.rows == 6
 
 
@@ -609,7 +609,7 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(processes=2, most_rows=8, most_waiting=20)
+        self.bench = Bench(processes=2, max_rows=8, max_queue_size=20)
         self.tickets: list[PendingRequest] = []
         self.settled: dict[int, Any] = {}
 
@@ -627,7 +627,7 @@ class Requests(RuleBasedStateMachine):
             self.tickets += self.bench.submit(*asked, key=key, deadline=deadline)
         except Overloaded:
             too_many = self.bench.batcher.waiting == 20
-            assert too_many or self.bench.batcher.rows >= self.bench.pace.most_rows
+            assert too_many or self.bench.batcher.rows >= self.bench.latency_model.max_rows
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), cancel=st.booleans())

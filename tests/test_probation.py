@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.models.probation import FEWEST_FAILURES, MOST_DEATHS, RequestCounts, rollback_reason
+from serving.models.probation import MAX_DEATHS, MIN_FAILURES, RequestCounts, rollback_reason
 
 WELL = RequestCounts(answered=1000)
 
@@ -14,8 +14,8 @@ WELL = RequestCounts(answered=1000)
     [
         RequestCounts(),
         RequestCounts(answered=10),
-        RequestCounts(deaths=MOST_DEATHS - 1),
-        RequestCounts(failed=FEWEST_FAILURES - 1),
+        RequestCounts(deaths=MAX_DEATHS - 1),
+        RequestCounts(failed=MIN_FAILURES - 1),
         RequestCounts(answered=90, failed=10),
     ],
     ids=repr,
@@ -25,7 +25,7 @@ def test_it_stays_while_little_fails(new: RequestCounts) -> None:
 
 
 def test_it_goes_when_its_process_dies_repeatedly() -> None:
-    assert rollback_reason(RequestCounts(deaths=MOST_DEATHS), WELL) == "its process died 3 times"
+    assert rollback_reason(RequestCounts(deaths=MAX_DEATHS), WELL) == "its process died 3 times"
 
 
 def test_it_goes_when_more_than_a_tenth_fails() -> None:

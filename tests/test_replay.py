@@ -11,11 +11,11 @@ from serving.models.replay import Comparison, RecordedRequest, RequestRecorder, 
 
 
 def recorded(*predictions: Any, seconds: float = 0.001) -> RecordedRequest:
-    return RecordedRequest([{}] * len(predictions), {}, answer(*predictions), seconds)
+    return RecordedRequest([{}] * len(predictions), {}, orjson.dumps(predictions)[1:-1], seconds)
 
 
-def answer(*predictions: Any) -> bytes:
-    return orjson.dumps(predictions)[1:-1] + b","
+def texts(*predictions: Any) -> list[bytes]:
+    return [*map(orjson.dumps, predictions)]
 
 
 def test_the_last_requests_are_kept() -> None:
@@ -59,8 +59,8 @@ def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, ag
 
 def test_agreement_is_over_rows_and_latency_over_requests() -> None:
     before = [recorded("a", "b", seconds=0.002), recorded("c", seconds=0.004)]
-    found = compare(before, [answer("a", "x"), answer("c")], [0.006, 0.012])
-    assert found == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
+    comparison = compare(before, [texts("a", "x"), texts("c")], [0.006, 0.012])
+    assert comparison == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
 
 
 def test_a_comparison_reads_as_a_sentence() -> None:

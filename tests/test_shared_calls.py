@@ -332,7 +332,7 @@ async def test_live_requests_that_differ_end_sharing(service: Service) -> None:
         await service.together("late", *(("/models/late/predict", {"x": x}) for x in (1.0, 77.0, 2.0)))
         await live.calls.monitor.settled()
     assert live.calls.sharing.basis == "monitoring"
-    assert "a live request got another prediction alone" in live.calls.sharing.reason
+    assert "a live request has another prediction alone" in live.calls.sharing.reason
     answers = await service.together("late", *(("/models/late/predict", {"x": x}) for x in (1.0, 77.0)))
     assert [answer.json()["prediction"] for answer in answers] == [2.0, 231.0]
 

@@ -22,7 +22,8 @@ from stage import Stage
 
 from serving.errors import NotLive, NotLoaded
 from serving.http.endpoints.predict import PredictEndpoint
-from serving.models.slot import SlotOnDemand
+from serving.models.on_demand_slot import SlotOnDemand
+from serving.models.selector import ModelSelector
 from serving.reference import Reference
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.settings.groups import LimitSettings
@@ -298,7 +299,7 @@ def new_sleeper(stage: Stage, clock: Clock) -> NewSleeper:
     """Make a sleeper for a reference: it sleeps after a minute."""
 
     def make(reference: str = "models:/actor/1", rota: LoadedModelLimit | None = None) -> OnDemandModel:
-        slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
+        slot = SlotOnDemand(Reference.parse(reference), recorded=10, max_waiting=10)
         return OnDemandModel(stage.follow(slot=slot), slot, rota or LoadedModelLimit(1), 60, clock)
 
     return make
@@ -314,7 +315,7 @@ async def running(*sleepers: OnDemandModel) -> AsyncIterator[None]:
 
 
 async def use(sleeper: OnDemandModel) -> None:
-    async with sleeper.slot.awaken(30):
+    async with sleeper.slot.ensure_loaded(30):
         with sleeper.slot.lease():
             pass
 
@@ -393,12 +394,13 @@ async def test_the_one_that_has_been_idle_for_longest_makes_room(
 async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
     stage.registry.add("actor")
     sleeper = new_sleeper()
-    predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
+    models = ModelSelector([sleeper.slot])
+    predict = PredictEndpoint(lambda _: models.lease(), LimitSettings(), models.ensure_loaded)
     scope: dict[str, Any] = {}
-    with pytest.raises(NotLoaded) as asleep:
-        sleeper.slot.lease()
+    with pytest.raises(NotLoaded) as refused:
+        models.lease()
     async with running(sleeper):
-        with await predict._woken(asleep.value, scope) as leased:
+        with await predict._loaded(refused.value, scope) as leased:
             assert leased is sleeper.slot.live
     assert predict.seconds({}) == LimitSettings().deadline_seconds
     assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds

@@ -33,7 +33,7 @@ class Live:
     """As much of a loaded version as a split and a watch look at."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
-    tally: RequestCounts = field(default_factory=RequestCounts)
+    request_counts: RequestCounts = field(default_factory=RequestCounts)
 
 
 def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
@@ -143,8 +143,8 @@ def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
     before = (97, 3)
 
     def measured(answered: int, failed: int, is_asked: bool = True) -> tuple[int, int]:
-        live.tally.answered += answered
-        live.tally.failed += failed
+        live.request_counts.answered += answered
+        live.request_counts.failed += failed
         found = watch.baseline(is_asked=is_asked)
         return found.requests - found.failed, found.failed
 

@@ -139,7 +139,7 @@ def test_nothing_to_tell_is_an_answer(steady: Model) -> None:
     [
         ("raise:secret", 500, "The model failed on this request."),
         ("nan", 500, "The model failed on this request."),
-        ("hang", 504, "The model did not go on within the deadline."),
+        ("hang", 504, "The model did not send the next chunk within the deadline."),
         ("exit:3", 503, "died"),
     ],
 )

@@ -49,7 +49,7 @@ class JsonFragments:
     """JSON texts, one for each row; `bad` are the rows where JSON can't say a value, or one is missing."""
 
     texts: list[bytes]
-    bad: Collection[int] = ()
+    invalid_rows: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,7 @@ class Follower:
         old = self.slot.last_live
         retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
-        new.tally = (
+        new.request_counts = (
             RequestCounts()
         )  # what failed on it in earlier days, where it had been live before, is past
         for loaded in retired:

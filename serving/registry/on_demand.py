@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from serving.models.slot import SlotOnDemand
+from serving.models.on_demand_slot import SlotOnDemand
 from serving.registry.follower import Follower
 from serving.supervision import Supervisor
 
@@ -73,7 +73,7 @@ class OnDemandModel:
     @property
     def is_evictable(self) -> bool:
         """Whether it is loaded, and no request holds it."""
-        return self.slot.live is not None and not self.slot.is_held
+        return self.slot.live is not None and not self.slot.in_use
 
     @property
     def is_leaving(self) -> bool:
@@ -96,10 +96,10 @@ class OnDemandModel:
         """Load what the reference names now, and tell those who wait; False if that can't be."""
         self._dismissed.clear()
         if self._clock() < self._tired_until:
-            self.slot.answer(self._failure)
+            self.slot.resolve_waiters(self._failure)
             return False
         if not await self._rota.admit(self):
-            self.slot.answer("as many models as may be loaded at once are busy")
+            self.slot.resolve_waiters("as many models as may be loaded at once are busy")
             return False
         self._asleep.clear()
         await self._follower.load()
@@ -107,7 +107,7 @@ class OnDemandModel:
             self._fail(self.slot.reason)
             return False
         self._failure, self.slot.filled_at = "", self._clock()
-        self.slot.answer(None)
+        self.slot.resolve_waiters(None)
         return True
 
     async def evict_when_idle(self) -> None:
@@ -125,13 +125,13 @@ class OnDemandModel:
 
     def idle_for(self) -> float:
         """Seconds until it may have to sleep; nothing or less if it is to sleep now."""
-        if self.slot.is_held:
+        if self.slot.in_use:
             return self._idle_seconds
         return self.slot.used_at + self._idle_seconds - self._clock()
 
     def _fail(self, reason: str) -> None:
         self._failure, self._tired_until = reason, self._clock() + _SECONDS_AFTER_FAILURE
-        self.slot.answer(reason)
+        self.slot.resolve_waiters(reason)
 
     async def _follow(self) -> None:
         following = self._supervisor.start("follower", self._follower.run, self.slot.reference.uri)
