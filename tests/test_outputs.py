@@ -384,7 +384,7 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
             },
         ),
     ],
-    ids=lambda value: value.outputs.told if isinstance(value, Contract) else "",
+    ids=lambda value: value.outputs.description if isinstance(value, Contract) else "",
 )
 def test_predictions_are_documented(made: Contract, expected: dict[str, Any]) -> None:
     schema = TypeAdapter(made.prediction).json_schema()

@@ -210,7 +210,10 @@ def test_a_promotion_does_not_touch_an_answer_under_way(speaker: Model, tmp_path
 
 @pytest.mark.parametrize(
     ("act", "reason"),
-    [("raise:unfit", "it raised ValueError: unfit"), ("nan", "it answered what JSON can't say")],
+    [
+        ("raise:unfit", "it raised ValueError: unfit"),
+        ("nan", "it returned a value that JSON cannot represent"),
+    ],
 )
 def test_a_version_whose_first_bit_fails_does_not_go_live(steady: Model, act: str, reason: str) -> None:
     bad = steady.promote(streams=True, example=pd.DataFrame({"x": [1.0], "act": [act]}))

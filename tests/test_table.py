@@ -317,7 +317,7 @@ def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_lengt
     ids=lambda it: type(it).__name__,
 )
 def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
-    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
+    with pytest.raises(TypeError, match=f"its output of type {type(answer).__name__} cannot be encoded"):
         model_output.encode(answer, 1)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from serving.batching import sharing_proof
 from serving.batching.sharing_proof import Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, canonical_json, concat, is_own
+from serving.codecs.model_input import Rows, canonical_json, concat, is_indivisible
 from serving.codecs.observed_output import is_whole, outputs_of
 from serving.codecs.prediction_schema import GenericOutput
 from serving.codecs.predictions import Predictions
@@ -142,7 +142,7 @@ class CandidateVerifier:
                 yield from (
                     table
                     for table in self._tables(validator.revalidate(group))
-                    if len(table) and not is_own(table)
+                    if len(table) and not is_indivisible(table)
                 )
 
     def _tables(self, rows: Rows) -> Iterator[pa.RecordBatch]:

@@ -16,7 +16,7 @@ from serving.batching.pending import BatchKey, Group, Output, PendingRequest
 from serving.batching.sharing_monitor import SharingMonitor
 from serving.batching.sharing_proof import UNDECIDED, Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_own
+from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_indivisible
 from serving.codecs.predictions import LazyPredictions
 from serving.contract.contract import Contract, Row
 from serving.errors import NotSeparable
@@ -142,7 +142,7 @@ class ModelCalls:
             for shape, indices, group in self._contract().layout.groups(rows, split=shared):
                 key = BatchKey(text, (object(),) if alone else shape, in_columns, raw)
                 size = len(group)
-                if shared and isinstance(group, pa.RecordBatch) and not is_own(group):
+                if shared and isinstance(group, pa.RecordBatch) and not is_indivisible(group):
                     size = _MAX_BULK_ROWS
                 for start in range(0, len(group), size):
                     piece = group.slice(start, size) if isinstance(group, pa.RecordBatch) else group
