@@ -18,7 +18,7 @@ def texts(*predictions: Any) -> list[bytes]:
     return [*map(orjson.dumps, predictions)]
 
 
-def test_the_last_requests_are_kept() -> None:
+def test_last_requests_are_kept() -> None:
     recorder = RequestRecorder(2)
     kept = [recorded(number) for number in range(5)]
     for each in kept:
@@ -26,13 +26,13 @@ def test_the_last_requests_are_kept() -> None:
     assert recorder.last() == tuple(kept[-2:])
 
 
-def test_a_large_request_is_passed_over() -> None:
+def test_large_request_is_skipped() -> None:
     recorder = RequestRecorder(10)
     recorder.add(recorded(*range(101)))
     assert recorder.last() == ()
 
 
-def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
+def test_recorder_of_size_zero_keeps_nothing() -> None:
     recorder = RequestRecorder(0)
     recorder.add(recorded(1))
     assert recorder.last() == ()
@@ -53,7 +53,7 @@ def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
         ({"prediction": None}, {"prediction": 1.0}, False),
     ],
 )
-def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
+def test_predictions_match_by_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
     assert predictions_match(old, new) is agree
 
 

@@ -198,9 +198,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     ],
 )
 @in_service
-async def test_callers_share_calls_only_where_that_is_proven_or_decided(
-    service: Service, name: str, shared: bool
-) -> None:
+async def test_sharing_requires_proof_or_metadata(service: Service, name: str, shared: bool) -> None:
     sharing = service.live(name).calls.sharing
     assert sharing.allowed is shared, sharing
     ready = (await service.client.get("/ready")).json()
@@ -238,7 +236,7 @@ def per_row(answer: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 @in_service
-async def test_an_answer_is_the_one_of_pyfunc_in_every_protocol(service: Service, name: str) -> None:
+async def test_every_protocol_returns_pyfunc_output(service: Service, name: str) -> None:
     for rows in ROWS[name]:
         expected = as_json(service.pyfunc(name, rows))
         body = {"dataframe_records": rows}
@@ -298,7 +296,7 @@ def without_id(answer: httpx.Response) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "weigh"])
 @in_service
-async def test_an_answer_beside_others_is_the_one_alone(service: Service, name: str) -> None:
+async def test_concurrent_prediction_equals_single_one(service: Service, name: str) -> None:
     requests = [
         *requests_of(name, [{"x": 1.0}, {"x": 3.0}]),
         *requests_of(name, [{"x": 10.0}]),
@@ -314,7 +312,7 @@ async def test_an_answer_beside_others_is_the_one_alone(service: Service, name: 
 
 
 @in_service
-async def test_a_count_that_no_shared_call_can_split_ends_sharing(
+async def test_inseparable_shared_call_ends_sharing(
     service: Service,
 ) -> None:
     answers = await service.together("drop", *(("/models/drop/predict", {"x": x}) for x in (1.0, -1.0, 2.0)))
@@ -324,7 +322,7 @@ async def test_a_count_that_no_shared_call_can_split_ends_sharing(
 
 
 @in_service
-async def test_live_requests_that_differ_end_sharing(service: Service) -> None:
+async def test_difference_in_live_requests_ends_sharing(service: Service) -> None:
     live = service.live("late")
     assert live.calls.sharing.allowed
     while live.calls.sharing.allowed:
@@ -338,7 +336,7 @@ async def test_live_requests_that_differ_end_sharing(service: Service) -> None:
 
 
 @in_service
-async def test_what_the_metadata_decides_is_not_overruled(service: Service) -> None:
+async def test_metadata_decision_on_sharing_stands(service: Service) -> None:
     answers = await service.together("trusted", *(("/models/trusted/predict", {"x": x}) for x in (1.0, 3.0)))
     assert [answer.json()["prediction"] for answer in answers] == [0.25, 0.75]
     assert service.live("trusted").calls.sharing.allowed
@@ -368,7 +366,7 @@ def several_requests(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
 @settings(max_examples=40)
 @given(drawn=several_requests())
 @in_service
-async def test_any_requests_together_are_answered_as_alone(
+async def test_any_concurrent_requests_predict_as_alone(
     service: Service, drawn: tuple[str, list[tuple[str, Any]]]
 ) -> None:
     name, requests = drawn

@@ -53,12 +53,12 @@ def parts(found: TrafficSplit, slots: list[Slot]) -> list[float]:
 
 
 @pytest.mark.parametrize("weights", [(95, 5), (50, 50), (1, 1, 2), (0, 1), (7, 0)])
-def test_callers_are_spread_by_weight(weights: tuple[float, ...]) -> None:
+def test_requests_are_distributed_by_weight(weights: tuple[float, ...]) -> None:
     found, slots = split(*weights)
     assert parts(found, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
 
 
-def test_a_caller_stays_while_a_part_grows() -> None:
+def test_point_stays_while_share_grows() -> None:
     found, slots = split(95, 5)
     before = {caller for caller in CALLERS if found.route(hash_bucket("actor", caller)) is slots[1]}
     found.set_weight(slots[1], 0.25)
@@ -67,7 +67,7 @@ def test_a_caller_stays_while_a_part_grows() -> None:
     assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
-def test_what_goes_live_in_its_place_is_given_nothing_yet() -> None:
+def test_new_live_version_receives_nothing_before_its_weight() -> None:
     found, slots = split(0, 100)
     found.set_weight(slots[1], 1.0)
     assert parts(found, slots) == [0.0, 1.0]
@@ -77,33 +77,33 @@ def test_what_goes_live_in_its_place_is_given_nothing_yet() -> None:
     assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
-def test_one_that_gets_all_leaves_the_first_nothing() -> None:
+def test_full_share_leaves_primary_nothing() -> None:
     found, slots = split(90, 10)
     for share in (0.1, 0.7, 1.0):
         found.set_weight(slots[1], share)
     assert found.share(slots[0]) == 0.0
 
 
-def test_one_that_is_not_live_gets_nothing() -> None:
+def test_reference_that_is_not_live_is_skipped() -> None:
     found, slots = split(50, 50)
     slots[1].live = None
     assert parts(found, slots) == [1.0, 0.0]
     assert found.route(primary()) is slots[0]
 
 
-def test_the_others_answer_while_the_first_is_not_live() -> None:
+def test_secondary_serves_while_primary_is_not_live() -> None:
     found, slots = split(50, 25, 25)
     slots[0].live = None
     assert parts(found, slots) == pytest.approx([0.0, 0.25, 0.75], abs=0.03)
 
 
-def test_with_nothing_live_the_first_says_so() -> None:
+def test_primary_is_selected_if_nothing_is_live() -> None:
     found, slots = split(50, 50)
     slots[0].live = slots[1].live = None
     assert found.route(0.9) is slots[0]
 
 
-def test_one_that_would_break_clients_gets_nothing() -> None:
+def test_incompatible_reference_is_skipped() -> None:
     found, slots = split(50, 50)
     slots[1].live = Live(contract("x", "y"))  # type: ignore[assignment]
     assert not found.is_compatible(slots[1])
@@ -129,15 +129,15 @@ GOOD = RequestStats(1000, 10, 0.020)
         (RequestStats(99, 0, 0.5), None),
     ],
 )
-def test_a_version_is_judged_by_the_first(new: RequestStats, reason: str | None) -> None:
+def test_version_is_compared_with_primary(new: RequestStats, reason: str | None) -> None:
     assert failure_reason(new, GOOD, LIMITS) == reason
 
 
-def test_a_first_that_fails_at_all_makes_nobody_slow() -> None:
+def test_latency_is_not_compared_with_failing_primary() -> None:
     assert failure_reason(GOOD, RequestStats(1000, 1000, 0.0), LIMITS) is None
 
 
-def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
+def test_primary_with_few_requests_uses_previous_window() -> None:
     live = Live()
     watch = TrafficWindow(live)  # type: ignore[arg-type]
     before = (97, 3)
@@ -159,7 +159,7 @@ def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
     assert measured(0, 0) == (99, 1)
 
 
-def test_a_millisecond_is_no_reason() -> None:
+def test_difference_of_a_millisecond_is_ignored() -> None:
     assert failure_reason(RequestStats(1000, 0, 0.005), RequestStats(1000, 0, 0.001), LIMITS) is None
 
 
@@ -170,7 +170,7 @@ def test_a_millisecond_is_no_reason() -> None:
     ("text", "weight"),
     [("models:/iris@a=95", 95.0), (" models:/iris/Staging=0.5 ", 0.5), ("models:/a=1/2", None)],
 )
-def test_a_weight_stands_behind_a_reference(text: str, weight: float | None) -> None:
+def test_weight_follows_reference(text: str, weight: float | None) -> None:
     found = Reference.parse_weighted(text)
     assert found.weight == weight
     assert found.uri == (text.strip() if weight is None else text.strip().rpartition("=")[0])
@@ -179,7 +179,7 @@ def test_a_weight_stands_behind_a_reference(text: str, weight: float | None) -> 
 @pytest.mark.parametrize(
     "text", ["models:/iris@a=", "models:/iris@a=x", "models:/iris=5", "models:/iris@a=-1"]
 )
-def test_what_is_no_weight_is_refused(text: str) -> None:
+def test_invalid_weight_is_rejected(text: str) -> None:
     with pytest.raises(InvalidReference):
         Reference.parse_weighted(text)
 
@@ -197,7 +197,7 @@ def test_what_is_no_weight_is_refused(text: str) -> None:
         ({"models": "models:/a/1", "shadow": "models:/a/1"}, "it is in SERVING_MODELS too"),
     ],
 )
-def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_setting_is_reported(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         Settings(**wrong)
     (line,) = format_errors(caught.value)  # type: ignore[arg-type]
@@ -205,5 +205,5 @@ def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
     assert line.startswith("SERVING_")
 
 
-def test_steps_are_read() -> None:
+def test_steps_are_parsed() -> None:
     assert Settings(canary_steps="5, 25,50").canary_steps == (5.0, 25.0, 50.0)

@@ -243,11 +243,8 @@ class InputLayout:
         names = rows.schema.names
         present = names if self.optional else ()
         shapes = [str(rows.column(name).type) for name in self._ragged_columns if name in names]
-        nulls = {
-            name: rows.column(name).null_count
-            for name in (*self._string_columns, *self._boolean_columns)
-            if name in names
-        }
+        nullable = (*self._string_columns, *self._boolean_columns)
+        nulls = {name: rows.column(name).null_count for name in nullable if name in names}
         strings = [nulls.get(name) == len(rows) for name in self._string_columns]
         booleans = [bool(nulls.get(name)) for name in self._boolean_columns]
         return (*present, *shapes, *strings, *booleans)
