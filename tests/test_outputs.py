@@ -1,4 +1,4 @@
-"""What models answer, as clients read it."""
+"""Outputs of models as predictions for clients."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def predictions(made: Contract, answer: Any) -> list[Any]:
 
 
 def read(made: Contract, table: pa.RecordBatch) -> list[Any]:
-    """The predictions as a client reads them; `NOT_FINITE` where there is none."""
+    """Return the predictions as a client parses them; `NOT_FINITE` for an invalid row."""
     found = made.predictions(table)
     return [
         NOT_FINITE if row in found.invalid_rows else json.loads(found.row_json(row))
@@ -135,7 +135,7 @@ def test_output_that_violates_signature_fails(outputs: Schema, answer: Any) -> N
         predictions(answering(outputs), answer)
 
 
-# -- what JSON has no word for
+# -- values that JSON cannot represent
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -338,7 +338,7 @@ def test_any_output_is_prediction_per_row_or_fails(
         predicted = made.predictions(batch)
         assert len(predicted) == rows
         for row in set(range(rows)).difference(predicted.invalid_rows):
-            orjson.loads(predicted.row_json(row))  # which takes no NaN
+            orjson.loads(predicted.row_json(row))  # rejects NaN
 
 
 @pytest.mark.parametrize(

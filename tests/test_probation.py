@@ -1,4 +1,4 @@
-"""When a version that has just gone live has to give way to the one before."""
+"""Conditions for the rollback of a version that has just gone live."""
 
 from __future__ import annotations
 

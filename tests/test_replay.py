@@ -1,4 +1,4 @@
-"""Live requests that are kept, and how a candidate's answers compare."""
+"""Recorded live requests, and the comparison of their predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each request gets the model's own answer to it, whatever else is requested at the same time."""
+"""Each request receives the model's own prediction, regardless of concurrent requests."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def in_service(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 
 
 class Service:
-    """A service within this process."""
+    """A service in this process."""
 
     def __init__(self, settings: Settings, folder: Path, pipe: Path) -> None:
         self.settings, self._folder, self._pipe = settings, folder, pipe
@@ -102,7 +102,7 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Have the service run in a thread of its own."""
+        """Run the service in its own thread."""
         self._thread.start()
         stack = AsyncExitStack()
         try:
@@ -125,7 +125,7 @@ class Service:
             await slot.filled.wait()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the service's thread, and wait for it."""
+        """Run a coroutine in the thread of the service, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(100)
 
     def live(self, name: str) -> LoadedModel:
@@ -136,10 +136,10 @@ class Service:
         return await self.client.post(path, json=body, **more)
 
     async def together(self, name: str, *requests: tuple[str, Any]) -> list[httpx.Response]:
-        """Send requests that wait together, since one before them keeps the model busy."""
+        """Send requests that are queued together, behind a request that keeps the model busy."""
         calls = self.live(name).calls
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
-        while not calls.in_progress:  # noqa: ASYNC110  # the next turn of the loop may be it
+        while not calls.in_progress:  # noqa: ASYNC110  # the next iteration of the loop may change it
             await asyncio.sleep(0)
         asked = [asyncio.create_task(self.post(path, body)) for path, body in requests]
         while calls.waiting < len(requests):  # noqa: ASYNC110
@@ -149,7 +149,7 @@ class Service:
         return [await each for each in asked]
 
     def pyfunc(self, name: str, rows: list[dict[str, Any]]) -> Any:
-        """What pyfunc returns for these rows, as JSON has it."""
+        """Return the output of pyfunc for these rows, in JSON types."""
         if name not in self._alone:
             self._alone[name] = mlflow.pyfunc.load_model(str(self._folder / name))
         with quiet():
@@ -184,7 +184,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
         yield running
 
 
-# -- which versions share calls
+# -- decision on sharing
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_sharing_requires_proof_or_metadata(service: Service, name: str, s
     assert state["batching"] == sharing.as_json()
 
 
-# -- answers alone
+# -- single requests
 
 ROWS: dict[str, list[list[dict[str, Any]]]] = {
     name: [[{"x": 3.0}], [{"x": 1.0}, {"x": 2.0}, {"x": 5.0}]] for name in NAMES
@@ -228,7 +228,7 @@ def as_json(value: Any) -> Any:
 
 
 def per_row(answer: Any) -> list[Any]:
-    """An answer of pyfunc as one result per row, as typed routes have it."""
+    """Return an output of pyfunc as one result per row, as the typed endpoints render it."""
     if isinstance(answer, dict):
         return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
     return [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in answer]
@@ -273,11 +273,11 @@ async def test_documentation_shows_whether_an_output_is_returned_whole(service: 
         assert answer(f"/models/forecast/{path}").keys() == {"predictions", "model"}
 
 
-# -- answers beside others
+# -- concurrent requests
 
 
 def requests_of(name: str, rows: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """The same rows in each protocol that takes several."""
+    """Return the same rows in each protocol that accepts several rows."""
     infer = {
         "inputs": [
             {"name": "x", "datatype": "FP64", "shape": [len(rows)], "data": [row["x"] for row in rows]}
@@ -379,7 +379,7 @@ async def test_any_concurrent_requests_predict_as_alone(
         )
 
 
-# -- what a person should look at
+# -- warnings
 
 
 def warnings_of(service: Service, name: str) -> list[str]:
@@ -423,7 +423,7 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     await until_tagged(Registry(service.settings.tracking_uri), "moody", "serving.warnings", "none")
 
 
-# -- what other fronts have found
+# -- decisions of other fronts
 
 
 @pytest.mark.parametrize(

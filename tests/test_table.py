@@ -1,4 +1,4 @@
-"""Tables between the processes: pyfunc takes what a contract takes, and a model's answer comes back."""
+"""Tables between the processes: pyfunc accepts valid rows unchanged, and outputs are returned unchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, A
 
 
 def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
-    """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
+    """Return the rows as pyfunc passes them to a model, after they were encoded for the model process."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
         frame, count, params, _ = pyfunc_input.decode(made.layout.encode(group, ""))
@@ -159,7 +159,7 @@ def test_rows_without_integer_column_are_separated_if_allowed() -> None:
 
 
 def frame(spec: str, rows: Any) -> pd.DataFrame:
-    """The one table that a model process makes of rows."""
+    """Return the DataFrame of a model process for these rows."""
     layout = contract(spec).layout
     ((_, _, group),) = layout.groups(rows)
     return pyfunc_input.decode(layout.encode(group, "")).data
@@ -206,7 +206,7 @@ def test_invalid_value_cannot_be_encoded(kind: str, value: Any) -> None:
         contract(f"it: {kind}").layout.encode([{"it": value}], "")
 
 
-# -- answers
+# -- outputs
 
 
 @pytest.mark.parametrize(

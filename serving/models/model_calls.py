@@ -126,8 +126,7 @@ class ModelCalls:
             params: parameters of the model.
             deadline: seconds until the request times out.
             raw: return the output tables (as `LazyPredictions`) instead of rendered predictions.
-            admitted: the rows belong to a request of which other rows are queued already, so that overload
-                does not reject them.
+            admitted: other rows of the request are queued already, so that overload does not reject it.
             origin: identifies the request that the rows belong to, if it is queued in several steps.
             alone: put the rows into one separate call in any case.
 
