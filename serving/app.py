@@ -34,8 +34,9 @@ from serving.http.mlflow_links import MlflowUi
 from serving.http.request_id import new_id
 from serving.http.routing import Router
 from serving.journal.observer import JournalObserver
+from serving.models.on_demand_slot import SlotOnDemand
 from serving.models.selector import ModelSelector
-from serving.models.slot import Slot, SlotOnDemand
+from serving.models.slot import Slot
 from serving.observers import tracing
 from serving.observers.access_log import AccessLog
 from serving.observers.state_collector import StateCollector

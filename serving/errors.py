@@ -43,8 +43,6 @@ ServingError
     └── NotSeparable            the output of a shared call cannot be split among its requests
 """
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 
@@ -220,13 +218,11 @@ class NotLive(Unavailable):
 
 
 class NotLoaded(NotLive):
-    """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
+    """The model is loaded on demand and is not loaded now; `reference` is the URI of its reference."""
 
-    def __init__(
-        self, detail: str, public: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]
-    ) -> None:
+    def __init__(self, detail: str, public: str, reference: str) -> None:
         super().__init__(detail, public)
-        self.awaken = awaken
+        self.reference = reference
 
 
 class Overloaded(Unavailable):

@@ -78,8 +78,8 @@ def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
 
 def test_rows_are_tallied() -> None:
     tally = ComparisonStats()
-    for new in (b'{"prediction":1.0},', b'{"prediction":1.001},', b'{"prediction":2.0},'):
-        tally.compare(b'{"prediction":1.0},', new)
+    for new in (b'{"prediction":1.0}', b'{"prediction":1.001}', b'{"prediction":2.0}'):
+        tally.compare(b'{"prediction":1.0}', new)
     assert (tally.rows, tally.agreeing, tally.agreement) == (3, 2, pytest.approx(2 / 3))
     assert [index for index, count in enumerate(tally.buckets) if count] == [0, 1, 6]
     assert tally.quantile(1.0) == 0.5

@@ -22,7 +22,8 @@ from stage import Stage
 
 from serving.errors import NotLive, NotLoaded
 from serving.http.endpoints.predict import PredictEndpoint
-from serving.models.slot import SlotOnDemand
+from serving.models.on_demand_slot import SlotOnDemand
+from serving.models.selector import ModelSelector
 from serving.reference import Reference
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.settings.groups import LimitSettings
@@ -296,7 +297,7 @@ def new_model(stage: Stage, clock: Clock) -> NewSleeper:
     """Make a model for a reference: it sleeps after a minute."""
 
     def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
-        slot = SlotOnDemand(Reference.parse(reference), recorded=10, most_waiting=10)
+        slot = SlotOnDemand(Reference.parse(reference), recorded=10, max_waiting=10)
         return OnDemandModel(stage.follow(slot=slot), slot, limit or LoadedModelLimit(1), 60, clock)
 
     return make
@@ -312,7 +313,7 @@ async def running(*sleepers: OnDemandModel) -> AsyncIterator[None]:
 
 
 async def use(model: OnDemandModel) -> None:
-    async with model.slot.awaken(30):
+    async with model.slot.ensure_loaded(30):
         with model.slot.lease():
             pass
 
@@ -389,12 +390,13 @@ async def test_longest_idle_model_is_evicted_first(stage: Stage, new_model: NewS
 async def test_load_time_counts_towards_the_deadline(stage: Stage, new_model: NewSleeper) -> None:
     stage.registry.add("actor")
     model = new_model()
-    predict = PredictEndpoint(lambda _: model.slot.lease(), LimitSettings())
+    models = ModelSelector([model.slot])
+    predict = PredictEndpoint(lambda _: models.lease(), LimitSettings(), models.ensure_loaded)
     scope: dict[str, Any] = {}
-    with pytest.raises(NotLoaded) as asleep:
-        model.slot.lease()
+    with pytest.raises(NotLoaded) as not_loaded:
+        models.lease()
     async with running(model):
-        with await predict._woken(asleep.value, scope) as leased:
+        with await predict._loaded(not_loaded.value, scope) as leased:
             assert leased is model.slot.live
     assert predict.seconds({}) == LimitSettings().deadline_seconds
     assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds

@@ -1,4 +1,4 @@
-"""What models answer, as clients read it."""
+"""Outputs of models as predictions for clients."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def predictions(made: Contract, answer: Any) -> list[Any]:
 
 
 def read(made: Contract, table: pa.RecordBatch) -> list[Any]:
-    """The predictions as a client reads them; `NOT_FINITE` where there is none."""
+    """Return the predictions as a client parses them; `NOT_FINITE` for an invalid row."""
     found = made.predictions(table)
     return [
-        NOT_FINITE if row in found.invalid_rows else json.loads(found.row(row).removesuffix(b","))
+        NOT_FINITE if row in found.invalid_rows else json.loads(found.row_json(row))
         for row in range(len(found))
     ]
 
@@ -103,7 +103,7 @@ def values(made: Contract, answer: Any) -> list[Any]:
     ],
     ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
 )
-def test_an_answer_is_typed_after_the_signature(outputs: Schema, answer: Any, expected: list[Any]) -> None:
+def test_prediction_has_declared_type(outputs: Schema, answer: Any, expected: list[Any]) -> None:
     assert values(answering(outputs), answer) == expected
 
 
@@ -130,12 +130,12 @@ def test_an_answer_is_typed_after_the_signature(outputs: Schema, answer: Any, ex
     ],
     ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
 )
-def test_an_answer_that_is_not_what_the_signature_says_is_a_failure(outputs: Schema, answer: Any) -> None:
+def test_output_that_violates_signature_fails(outputs: Schema, answer: Any) -> None:
     with pytest.raises(ModelFailed):
         predictions(answering(outputs), answer)
 
 
-# -- what JSON has no word for
+# -- values that JSON cannot represent
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -145,12 +145,12 @@ BAD = [np.nan, np.inf, -np.inf]
 @pytest.mark.parametrize(
     "made", [answering(one("double")), answering(FLOATS), answering(FLOATS, task="regression")]
 )
-def test_a_number_that_is_not_finite_marks_its_row_alone(made: Contract, form: Any, bad: float) -> None:
+def test_non_finite_number_invalidates_only_its_row(made: Contract, form: Any, bad: float) -> None:
     assert values(made, form([1.0, bad, 3.0])) == [1.0, NOT_FINITE, 3.0]
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_number_that_is_not_finite_marks_its_row_in_any_shape(bad: float) -> None:
+def test_non_finite_number_invalidates_row_in_any_shape(bad: float) -> None:
     wide = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]])
     assert values(answering(tensor("float64", 3)), wide)[1] is NOT_FINITE
     assert values(answering(tensor("float64", -1)), wide)[1] is NOT_FINITE
@@ -182,7 +182,7 @@ def test_missing_number_fails_its_row_and_other_missing_values_are_null(kind: st
     assert values(answering(one(kind, required=False)), answer)[1] is None
 
 
-def test_without_an_output_signature_anything_is_answered() -> None:
+def test_any_output_is_valid_without_signature() -> None:
     made = answering_anything()
     for answer in ([1.5, 2.5], ["a", "b"], [[1], [2, 3]], [[1.5, "a"][:1], []]):
         assert values(made, answer) == answer
@@ -206,7 +206,7 @@ def answering_anything() -> Contract:
         lambda bad: pd.DataFrame({"a": [bad]}),
     ],
 )
-def test_without_an_output_signature_numbers_must_be_finite_all_the_same(form: Any, bad: float) -> None:
+def test_numbers_must_be_finite_without_signature(form: Any, bad: float) -> None:
     (found,) = predictions(answering_anything(), form(bad))
     assert found is NOT_FINITE
 
@@ -224,7 +224,7 @@ def test_without_an_output_signature_numbers_must_be_finite_all_the_same(form: A
     ],
     ids=lambda array: str(array.type),
 )
-def test_whatever_is_answered_is_json_or_a_failure(answer: pa.Array) -> None:
+def test_any_output_is_json_or_fails(answer: pa.Array) -> None:
     batch = pa.RecordBatch.from_arrays([answer], names=["0"])
     for made in (answering_anything(), answering(one("datetime"))):
         with suppress(ModelFailed):
@@ -234,7 +234,7 @@ def test_whatever_is_answered_is_json_or_a_failure(answer: pa.Array) -> None:
 # -- tasks
 
 
-def test_a_regressor_answers_a_number_a_row() -> None:
+def test_regressor_returns_number_per_row() -> None:
     for outputs in (FLOATS, one("double"), one("long"), one("double", name="y"), tensor("float64", 1)):
         made = answering(outputs, task="regression")
         for answer in (np.array([1.5, 2.5]), np.array([[1.5], [2.5]]), pd.DataFrame({"y": [1.5, 2.5]})):
@@ -243,7 +243,7 @@ def test_a_regressor_answers_a_number_a_row() -> None:
             predictions(made, ["a"])
 
 
-def test_a_classifier_with_probabilities_answers_the_likeliest_class() -> None:
+def test_probabilities_yield_most_likely_class() -> None:
     chances = np.array([[0.125, 0.5, 0.375], [0.25, 0.25, 0.5], [0.5, 0.5, 0.0]])
     for outputs in (
         tensor("float64", 3),
@@ -259,7 +259,7 @@ def test_a_classifier_with_probabilities_answers_the_likeliest_class() -> None:
         assert found[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
 
 
-def test_named_probabilities_are_read_by_name_and_others_by_place() -> None:
+def test_probabilities_are_read_by_name_or_position() -> None:
     made = classifier(Schema(columns("a: double, b: double, c: double")))
     named = pd.DataFrame({"virginica": [0.5], "setosa": [0.25], "versicolor": [0.25]})
     assert predictions(made, named)[0]["label"] == "virginica"
@@ -269,7 +269,7 @@ def test_named_probabilities_are_read_by_name_and_others_by_place() -> None:
 @pytest.mark.parametrize(
     "answer", [np.zeros((1, 2)), np.zeros(3), np.zeros((1, 3, 1)), ["setosa"], np.array([["a", "b", "c"]])]
 )
-def test_a_classifier_without_a_probability_for_each_class_fails(answer: Any) -> None:
+def test_missing_class_probability_fails(answer: Any) -> None:
     with pytest.raises(ModelFailed):
         predictions(classifier(tensor("float64", 3)), answer)
 
@@ -286,7 +286,7 @@ def test_a_classifier_without_a_probability_for_each_class_fails(answer: Any) ->
     ],
     ids=["ids", "names", "texts", "categories", "int32", "tensor of texts"],
 )
-def test_a_classifier_with_classes_answers_ids_and_names(outputs: Schema, answer: Any) -> None:
+def test_class_labels_yield_ids_and_names(outputs: Schema, answer: Any) -> None:
     assert predictions(classifier(outputs), answer) == [
         {"prediction": 2, "label": "virginica"},
         {"prediction": 0, "label": "setosa"},
@@ -294,7 +294,7 @@ def test_a_classifier_with_classes_answers_ids_and_names(outputs: Schema, answer
 
 
 @pytest.mark.parametrize("answer", [[3], [-1], ["rose"], [None], [1.5], [""]])
-def test_a_class_that_is_not_listed_is_a_failure(answer: Any) -> None:
+def test_unlisted_class_fails(answer: Any) -> None:
     with pytest.raises(ModelFailed):
         predictions(classifier(one("long")), answer)
 
@@ -329,7 +329,7 @@ CONTRACTS = [
 
 
 @given(st.sampled_from(CONTRACTS), st.lists(arrays, min_size=1, max_size=3), st.permutations(["a", "b", "c"]))
-def test_any_answer_is_a_prediction_a_row_or_a_failure(
+def test_any_output_is_prediction_per_row_or_fails(
     made: Contract, found: list[pa.Array], names: list[str]
 ) -> None:
     rows = min(map(len, found))
@@ -338,7 +338,7 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
         predicted = made.predictions(batch)
         assert len(predicted) == rows
         for row in set(range(rows)).difference(predicted.invalid_rows):
-            orjson.loads(predicted.row(row).removesuffix(b","))  # which takes no NaN
+            orjson.loads(predicted.row_json(row))  # rejects NaN
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
             },
         ),
     ],
-    ids=lambda value: value.outputs.told if isinstance(value, Contract) else "",
+    ids=lambda value: value.outputs.description if isinstance(value, Contract) else "",
 )
 def test_predictions_are_documented(made: Contract, expected: dict[str, Any]) -> None:
     schema = TypeAdapter(made.prediction).json_schema()

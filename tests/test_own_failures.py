@@ -1,4 +1,4 @@
-"""Only a version's own failures count against it: no caller can have a promotion reverted."""
+"""Only a version's own failures count against it: no client can cause a rollback."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def models(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def promoted(model: Model) -> str:
-    """Return a version that has just gone live, and that itself fails on large numbers."""
+    """Return a version that has just gone live and fails on large numbers."""
     version = model.promote(on_large="raise:unfit")
     model.until_live(version)
     return version
 
 
 def until_reverted(model: Model, version: str) -> tuple[int, int]:
-    """Have the version fail by itself until it is reverted; return how many of its requests counted."""
+    """Make the version fail until it is rolled back; return the number of requests that counted."""
 
     def is_reverted() -> bool:
         model.predict(101.0)
@@ -73,7 +73,7 @@ def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
             assert answer.status_code == 504
     assert model.predict(1.0).headers["x-model-version"] == version
     failed, requests = until_reverted(model, version)
-    assert failed == requests - 1  # the hurried ones count neither as failed nor as answered
+    assert failed == requests - 1  # those with a short deadline count neither as failed nor as successful
 
 
 def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
@@ -84,7 +84,7 @@ def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
     before = value(model.service, "serving_batch_rows_count", model.name, "1")
     for _ in range(12):
         assert model.predict(1.0, "raise:poison").status_code == 500
-    # The version before has answered a sample of them.
+    # A sample of them was repeated on the previous version.
     until(lambda: value(model.service, "serving_batch_rows_count", model.name, "1") >= before + 8)
     for _ in range(12):
         assert model.predict(1.0, "nan").status_code == 500

@@ -478,7 +478,7 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
     with line.cut(Mode.REFUSED), served(line.url, tmp_path, **DISTANT) as service:
         model = Model(distant.name, service, distant.registry)
         assert model.until_live("3")["warnings"] == [
-            "it was brought up from the copy on disk, as the registry was away"
+            "it was loaded from the copy on disk because the registry was unavailable"
         ]
         assert service.client.get("/ready").status_code == 200
         registry = service.ready()["registry"]

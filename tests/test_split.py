@@ -1,4 +1,4 @@
-"""References that share a model by weight: who answers, and when one gets more or nothing."""
+"""References that share a model by weight: routing, compatibility and the analysis of a canary."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def contract(*names: str) -> Contract:
 
 @dataclass(eq=False)
 class Live:
-    """As much of a loaded version as a split and a watch look at."""
+    """The attributes of a loaded version that a traffic split and a traffic window use."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
-    tally: RequestCounts = field(default_factory=RequestCounts)
+    request_counts: RequestCounts = field(default_factory=RequestCounts)
 
 
 def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
@@ -46,71 +46,71 @@ def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
     return TrafficSplit(slots), slots
 
 
-def parts(found: TrafficSplit, slots: list[Slot]) -> list[float]:
-    """The part of the callers that each reference answers."""
-    chosen = Counter(found.route(hash_bucket("actor", caller)) for caller in CALLERS)
+def shares(traffic: TrafficSplit, slots: list[Slot]) -> list[float]:
+    """Return the share of the clients that each reference serves."""
+    chosen = Counter(traffic.route(hash_bucket("actor", caller)) for caller in CALLERS)
     return [chosen[slot] / len(CALLERS) for slot in slots]
 
 
 @pytest.mark.parametrize("weights", [(95, 5), (50, 50), (1, 1, 2), (0, 1), (7, 0)])
-def test_callers_are_spread_by_weight(weights: tuple[float, ...]) -> None:
-    found, slots = split(*weights)
-    assert parts(found, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
+def test_requests_are_distributed_by_weight(weights: tuple[float, ...]) -> None:
+    traffic, slots = split(*weights)
+    assert shares(traffic, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
 
 
-def test_a_caller_stays_while_a_part_grows() -> None:
-    found, slots = split(95, 5)
-    before = {caller for caller in CALLERS if found.route(hash_bucket("actor", caller)) is slots[1]}
-    found.set_weight(slots[1], 0.25)
-    after = {caller for caller in CALLERS if found.route(hash_bucket("actor", caller)) is slots[1]}
+def test_point_stays_while_share_grows() -> None:
+    traffic, slots = split(95, 5)
+    before = {caller for caller in CALLERS if traffic.route(hash_bucket("actor", caller)) is slots[1]}
+    traffic.set_weight(slots[1], 0.25)
+    after = {caller for caller in CALLERS if traffic.route(hash_bucket("actor", caller)) is slots[1]}
     assert before < after
-    assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
+    assert shares(traffic, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
-def test_what_goes_live_in_its_place_is_given_nothing_yet() -> None:
-    found, slots = split(0, 100)
-    found.set_weight(slots[1], 1.0)
-    assert parts(found, slots) == [0.0, 1.0]
+def test_new_live_version_receives_nothing_before_its_weight() -> None:
+    traffic, slots = split(0, 100)
+    traffic.set_weight(slots[1], 1.0)
+    assert shares(traffic, slots) == [0.0, 1.0]
     slots[1].live = Live()  # type: ignore[assignment]
-    assert parts(found, slots) == [1.0, 0.0]
-    found.set_weight(slots[1], 0.25)
-    assert parts(found, slots) == pytest.approx([0.75, 0.25], abs=0.03)
+    assert shares(traffic, slots) == [1.0, 0.0]
+    traffic.set_weight(slots[1], 0.25)
+    assert shares(traffic, slots) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
-def test_one_that_gets_all_leaves_the_first_nothing() -> None:
-    found, slots = split(90, 10)
+def test_full_share_leaves_primary_nothing() -> None:
+    traffic, slots = split(90, 10)
     for share in (0.1, 0.7, 1.0):
-        found.set_weight(slots[1], share)
-    assert found.share(slots[0]) == 0.0
+        traffic.set_weight(slots[1], share)
+    assert traffic.share(slots[0]) == 0.0
 
 
-def test_one_that_is_not_live_gets_nothing() -> None:
-    found, slots = split(50, 50)
+def test_reference_that_is_not_live_is_skipped() -> None:
+    traffic, slots = split(50, 50)
     slots[1].live = None
-    assert parts(found, slots) == [1.0, 0.0]
-    assert found.route(primary()) is slots[0]
+    assert shares(traffic, slots) == [1.0, 0.0]
+    assert traffic.route(primary()) is slots[0]
 
 
-def test_the_others_answer_while_the_first_is_not_live() -> None:
-    found, slots = split(50, 25, 25)
+def test_secondary_serves_while_primary_is_not_live() -> None:
+    traffic, slots = split(50, 25, 25)
     slots[0].live = None
-    assert parts(found, slots) == pytest.approx([0.0, 0.25, 0.75], abs=0.03)
+    assert shares(traffic, slots) == pytest.approx([0.0, 0.25, 0.75], abs=0.03)
 
 
-def test_with_nothing_live_the_first_says_so() -> None:
-    found, slots = split(50, 50)
+def test_primary_is_selected_if_nothing_is_live() -> None:
+    traffic, slots = split(50, 50)
     slots[0].live = slots[1].live = None
-    assert found.route(0.9) is slots[0]
+    assert traffic.route(0.9) is slots[0]
 
 
-def test_one_that_would_break_clients_gets_nothing() -> None:
-    found, slots = split(50, 50)
+def test_incompatible_reference_is_skipped() -> None:
+    traffic, slots = split(50, 50)
     slots[1].live = Live(contract("x", "y"))  # type: ignore[assignment]
-    assert not found.is_compatible(slots[1])
-    assert parts(found, slots) == [1.0, 0.0]
+    assert not traffic.is_compatible(slots[1])
+    assert shares(traffic, slots) == [1.0, 0.0]
 
 
-# -- what is too bad
+# -- analysis
 
 LIMITS = RolloutSettings(canary_max_error_rate=0.01, canary_max_latency_ratio=2.0)
 GOOD = RequestStats(1000, 10, 0.020)
@@ -122,31 +122,31 @@ GOOD = RequestStats(1000, 10, 0.020)
         (GOOD, None),
         (RequestStats(1000, 19, 0.020), None),
         (RequestStats(1000, 21, 0.020), "21 of 1000 requests failed on it"),
-        (RequestStats(4, 4, 0.020), None),  # so few may be chance
+        (RequestStats(4, 4, 0.020), None),  # too few requests to be significant
         (RequestStats(5, 5, 0.020), "5 of 5 requests failed on it"),
         (RequestStats(1000, 0, 0.039), None),
         (RequestStats(1000, 0, 0.041), "its 95th percentile is 41 ms, as against 20 ms"),
         (RequestStats(99, 0, 0.5), None),
     ],
 )
-def test_a_version_is_judged_by_the_first(new: RequestStats, reason: str | None) -> None:
+def test_version_is_compared_with_primary(new: RequestStats, reason: str | None) -> None:
     assert failure_reason(new, GOOD, LIMITS) == reason
 
 
-def test_a_first_that_fails_at_all_makes_nobody_slow() -> None:
+def test_latency_is_not_compared_with_failing_primary() -> None:
     assert failure_reason(GOOD, RequestStats(1000, 1000, 0.0), LIMITS) is None
 
 
-def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
+def test_primary_with_few_requests_uses_previous_window() -> None:
     live = Live()
     watch = TrafficWindow(live)  # type: ignore[arg-type]
     before = (97, 3)
 
     def measured(answered: int, failed: int, is_asked: bool = True) -> tuple[int, int]:
-        live.tally.answered += answered
-        live.tally.failed += failed
-        found = watch.baseline(is_asked=is_asked)
-        return found.requests - found.failed, found.failed
+        live.request_counts.answered += answered
+        live.request_counts.failed += failed
+        traffic = watch.baseline(is_asked=is_asked)
+        return traffic.requests - traffic.failed, traffic.failed
 
     assert measured(*before) == before
     watch.begin()
@@ -159,7 +159,7 @@ def test_a_first_with_too_few_requests_is_judged_by_those_before() -> None:
     assert measured(0, 0) == (99, 1)
 
 
-def test_a_millisecond_is_no_reason() -> None:
+def test_difference_of_a_millisecond_is_ignored() -> None:
     assert failure_reason(RequestStats(1000, 0, 0.005), RequestStats(1000, 0, 0.001), LIMITS) is None
 
 
@@ -170,16 +170,16 @@ def test_a_millisecond_is_no_reason() -> None:
     ("text", "weight"),
     [("models:/iris@a=95", 95.0), (" models:/iris/Staging=0.5 ", 0.5), ("models:/a=1/2", None)],
 )
-def test_a_weight_stands_behind_a_reference(text: str, weight: float | None) -> None:
-    found = Reference.parse_weighted(text)
-    assert found.weight == weight
-    assert found.uri == (text.strip() if weight is None else text.strip().rpartition("=")[0])
+def test_weight_follows_reference(text: str, weight: float | None) -> None:
+    traffic = Reference.parse_weighted(text)
+    assert traffic.weight == weight
+    assert traffic.uri == (text.strip() if weight is None else text.strip().rpartition("=")[0])
 
 
 @pytest.mark.parametrize(
     "text", ["models:/iris@a=", "models:/iris@a=x", "models:/iris=5", "models:/iris@a=-1"]
 )
-def test_what_is_no_weight_is_refused(text: str) -> None:
+def test_invalid_weight_is_rejected(text: str) -> None:
     with pytest.raises(InvalidReference):
         Reference.parse_weighted(text)
 
@@ -197,7 +197,7 @@ def test_what_is_no_weight_is_refused(text: str) -> None:
         ({"models": "models:/a/1", "shadow": "models:/a/1"}, "also in SERVING_MODELS"),
     ],
 )
-def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_setting_is_reported(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         Settings(**wrong)
     (line,) = format_errors(caught.value)  # type: ignore[arg-type]
@@ -205,5 +205,5 @@ def test_a_wrong_setting_is_told(wrong: dict[str, Any], told: str) -> None:
     assert line.startswith("SERVING_")
 
 
-def test_steps_are_read() -> None:
+def test_steps_are_parsed() -> None:
     assert Settings(canary_steps="5, 25,50").canary_steps == (5.0, 25.0, 50.0)

@@ -139,7 +139,7 @@ def test_nothing_to_tell_is_an_answer(steady: Model) -> None:
     [
         ("raise:secret", 500, "The model failed on this request."),
         ("nan", 500, "The model failed on this request."),
-        ("hang", 504, "The model did not go on within the deadline."),
+        ("hang", 504, "The model did not send the next chunk within the deadline."),
         ("exit:3", 503, "died"),
     ],
 )
@@ -210,7 +210,10 @@ def test_a_promotion_does_not_touch_an_answer_under_way(speaker: Model, tmp_path
 
 @pytest.mark.parametrize(
     ("act", "reason"),
-    [("raise:unfit", "it raised ValueError: unfit"), ("nan", "it answered what JSON can't say")],
+    [
+        ("raise:unfit", "it raised ValueError: unfit"),
+        ("nan", "it returned a value that JSON cannot represent"),
+    ],
 )
 def test_a_version_whose_first_bit_fails_does_not_go_live(steady: Model, act: str, reason: str) -> None:
     bad = steady.promote(streams=True, example=pd.DataFrame({"x": [1.0], "act": [act]}))

@@ -1,4 +1,4 @@
-"""Tables between the processes: pyfunc takes what a contract takes, and a model's answer comes back."""
+"""Tables between the processes: pyfunc accepts valid rows unchanged, and outputs are returned unchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, A
 
 
 def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
-    """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
+    """Return the rows as pyfunc passes them to a model, after they were encoded for the model process."""
     found: list[dict[str, Any]] = [{}] * len(rows)
     for _, indices, group in made.layout.groups(rows):
         frame, count, params, _ = pyfunc_input.decode(made.layout.encode(group, ""))
@@ -87,7 +87,7 @@ def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
+def test_pyfunc_accepts_valid_values_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
     spec = f"x: double, it: {kind}{mark}"
     made, schema = contract(spec), Schema(columns(spec))
     kinds = {"x": ("double", True), "it": (kind, not mark)}
@@ -99,7 +99,7 @@ def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_any_mixture_of_columns(data: st.DataObject) -> None:
+def test_pyfunc_accepts_any_mixture_of_columns(data: st.DataObject) -> None:
     made, schema = contract(SPEC), Schema(columns(SPEC))
     kinds = {column.name: (column.type, column.required) for column in made.columns}
     sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=4))
@@ -127,7 +127,7 @@ LISTS = [
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) -> None:
+def test_pyfunc_accepts_valid_parameters(data: st.DataObject) -> None:
     params = [*PARAMS, *LISTS]
     made, schema = contract("x: double", params=params), ParamSchema(params)
     values = {
@@ -148,7 +148,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
             assert found[name] == value
 
 
-def test_rows_that_leave_out_a_column_of_integers_are_parted_where_they_may_be() -> None:
+def test_rows_without_integer_column_are_separated_if_allowed() -> None:
     layout = contract("n: long?").layout
     rows: list[dict[str, Any]] = [{"n": 1}, {}, {"n": 0}]
     groups = [([*indices], group) for _, indices, group in layout.groups(rows)]
@@ -159,14 +159,14 @@ def test_rows_that_leave_out_a_column_of_integers_are_parted_where_they_may_be()
 
 
 def frame(spec: str, rows: Any) -> pd.DataFrame:
-    """The one table that a model process makes of rows."""
+    """Return the DataFrame of a model process for these rows."""
     layout = contract(spec).layout
     ((_, _, group),) = layout.groups(rows)
     return pyfunc_input.decode(layout.encode(group, "")).data
 
 
 @pytest.mark.parametrize("kind", ["string", "double", "boolean", "binary", "datetime"])
-def test_absent_null_and_a_value_are_what_they_are_in_a_dataframe_of_the_rows(kind: str) -> None:
+def test_absent_and_null_match_dataframe_of_the_rows(kind: str) -> None:
     value = {
         "string": "kg",
         "double": 2.5,
@@ -185,7 +185,7 @@ def test_absent_null_and_a_value_are_what_they_are_in_a_dataframe_of_the_rows(ki
     assert missing is None if kind in ("string", "boolean", "binary") else pd.isna(missing)
 
 
-def test_requests_share_a_table_only_where_that_leaves_their_dtypes_as_they_are() -> None:
+def test_requests_share_table_only_with_equal_dtypes() -> None:
     layout = contract("x: double, s: string?, b: boolean?").layout
     requests: list[dict[str, Any]] = [
         {"x": 1.0},
@@ -201,12 +201,12 @@ def test_requests_share_a_table_only_where_that_leaves_their_dtypes_as_they_are(
 @pytest.mark.parametrize(
     ("kind", "value"), [("integer", 2**31), ("double", "one"), ("string", 5), ("long", 2**63), ("boolean", 2)]
 )
-def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> None:
+def test_invalid_value_cannot_be_encoded(kind: str, value: Any) -> None:
     with pytest.raises(ModelFailed):
         contract(f"it: {kind}").layout.encode([{"it": value}], "")
 
 
-# -- answers
+# -- outputs
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
+def test_output_round_trips(answer: Any, columns_: list[str], rows: list[Any]) -> None:
     found = model_output.decode(model_output.encode(answer, len(rows)))
     assert found.schema.names == columns_
     assert [list(row) for row in zip(*map(to_python, found.columns), strict=True)] == rows
@@ -270,7 +270,7 @@ def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], 
     ],
     ids=str,
 )
-def test_the_front_is_told_what_the_model_answered(answer: Any, form: OutputForm) -> None:
+def test_form_of_output_round_trips(answer: Any, form: OutputForm) -> None:
     assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
@@ -304,7 +304,7 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
     ],
     ids=str,
 )
-def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
+def test_declared_depth_decides_whether_dict_is_columnar(
     outputs: list[dict[str, Any]], answer: Any, form: OutputForm, rows: int
 ) -> None:
     declared = model_output.depths(outputs)
@@ -316,19 +316,19 @@ def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_lengt
     [object(), [object()], iter([1]), {1, 2}, [{"a": {1}}]],
     ids=lambda it: type(it).__name__,
 )
-def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
-    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
+def test_output_that_json_cannot_represent_is_rejected(answer: Any) -> None:
+    with pytest.raises(TypeError, match=f"its output of type {type(answer).__name__} cannot be encoded"):
         model_output.encode(answer, 1)
 
 
 @given(st.binary(max_size=64) | st.binary(max_size=8).map(model_output.encode([1.5], 1).__add__))
-def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
+def test_arbitrary_bytes_decode_or_are_rejected(stream: bytes) -> None:
     with suppress(ModelFailed):
         assert isinstance(model_output.decode(stream), pa.RecordBatch)
 
 
 @given(st.data())
-def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
+def test_altered_output_decodes_or_is_rejected(data: st.DataObject) -> None:
     stream = bytearray(model_output.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
     for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
         stream[place] ^= data.draw(st.integers(1, 255))

@@ -1,4 +1,4 @@
-"""What a model answers bit by bit, on its way from its process to one caller."""
+"""The chunks of a streamed output, on their way from the model process to one client."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from collections.abc import AsyncIterator, Callable
 from serving.errors import Overloaded
 from serving.processes.replica import Replica
 
-# Chunks of this size may wait for a slow caller in any case; then so many if there is room for all streams.
-_MIN_AHEAD_BYTES = 65536
-_MAX_AHEAD_BYTES = 2**20
-_BYTES_PER_CHUNK = 100
-"""What a chunk takes beside its bytes."""
-_MAX_PATIENCE_SECONDS = 1.0
-_PATIENCE_FRACTION = 4
+_MIN_BUFFER_BYTES = 65536
+"""Bytes that each stream may buffer for a slow client."""
+_MAX_BUFFER_BYTES = 2**20
+"""Bytes that a stream may buffer after it has reserved memory for them."""
+_CHUNK_OVERHEAD_BYTES = 100
+_MAX_STALL_SECONDS = 1.0
+_STALL_DIVISOR = 4
 
 
 class ChunkStream:
-    """The chunks of one answer.
+    """Buffers the chunks of one output, with flow control in both directions.
 
-    A chunk may take as long as a whole answer otherwise may; time in which the caller does not take what is
-    there does not count. Chunks are read ahead of the caller, so that the model is soon free for others. If
-    the caller reads nothing once that is exhausted, the model waits, and the answer ends as soon as others
-    wait for the model too.
+    The time limit applies to each chunk. It is suspended while the buffer is full because the client does not
+    read. Chunks are buffered so that the model is soon available for other requests. Once the buffer is full,
+    the model process is paused; the stream then ends as soon as other requests wait for the model.
 
     Args:
         seconds: the longest time that the model may take for a chunk.
-        reserve: makes room for bytes that are read ahead, or raises `Overloaded`.
+        reserve: reserves memory for buffered bytes, or raises `Overloaded`.
     """
 
     def __init__(self, seconds: float, reserve: Callable[[int], None] | None = None) -> None:
-        self.heard = False
-        """Whether a chunk has come."""
+        self.has_chunks = False
+        """Whether a chunk has arrived."""
         self._seconds = seconds
-        self._waiting: deque[bytes] = deque()
-        self._size, self._max_size = 0, _MIN_AHEAD_BYTES
+        self._buffer: deque[bytes] = deque()
+        self._size, self._max_size = 0, _MIN_BUFFER_BYTES
         self._reserve = reserve
         self._paused = False
-        self._taken = 0
-        """Chunks that the caller has taken."""
-        self._more, self._over = asyncio.Event(), False
+        self._consumed = 0
+        """Number of chunks that the client has received."""
+        self._has_data, self._ended = asyncio.Event(), False
         self._process: Replica | None = None
         self._hung: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
@@ -51,56 +50,59 @@ class ChunkStream:
     # -- from the model process
 
     def attach(self, process: Replica, hung: Callable[[], None], stalled: Callable[[], None]) -> None:
-        """Start with a process that was called.
+        """Attach the model process that produces the chunks.
 
-        `hung` is called if it is silent for too long, `stalled` repeatedly while it is held up by the caller.
+        Args:
+            process: the model process.
+            hung: is called if a chunk takes too long.
+            stalled: is called repeatedly while the process is paused because the client does not read.
         """
         self._process, self._hung, self._stalled = process, hung, stalled
         self._restart_timer()
 
     def feed(self, chunk: bytes) -> None:
-        """The process has told a chunk."""
+        """Buffer a chunk from the model process."""
         assert self._process is not None
-        self.heard = True
-        if self._over:
+        self.has_chunks = True
+        if self._ended:
             return
-        self._waiting.append(chunk)
-        self._size += len(chunk) + _BYTES_PER_CHUNK
-        self._more.set()
+        self._buffer.append(chunk)
+        self._size += len(chunk) + _CHUNK_OVERHEAD_BYTES
+        self._has_data.set()
         self._restart_timer()
         if self._size > self._max_size and not self._paused and not self._extend():
             self._paused = True
             self._process.pause()
             self._cancel_timer()
-            self._watch_caller()
+            self._watch_client()
 
     def detach(self) -> None:
-        """The process has no more to tell, or is no more."""
+        """Detach the model process, which has finished or died."""
         self._cancel_timer()
         self._process, self._paused = None, False
         if self._stall_timer is not None:
             self._stall_timer.cancel()
 
-    # -- to the caller
+    # -- to the client
 
     def end(self) -> None:
-        """No chunk comes any more; a process that is not done yet is to stop."""
-        self._over = True
-        self._more.set()
+        """End the stream; ask a process that has not finished to stop."""
+        self._ended = True
+        self._has_data.set()
         if self._process is not None:
             self._process.stop()
             self._restart_timer()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Each chunk, waited for, until there are no more."""
-        while not self._over or self._waiting:
-            if not self._waiting:
-                self._more.clear()
-                await self._more.wait()
+        """Yield the chunks as they arrive, until the stream ends."""
+        while not self._ended or self._buffer:
+            if not self._buffer:
+                self._has_data.clear()
+                await self._has_data.wait()
                 continue
-            chunk = self._waiting.popleft()
-            self._size -= len(chunk) + _BYTES_PER_CHUNK
-            self._taken += 1
+            chunk = self._buffer.popleft()
+            self._size -= len(chunk) + _CHUNK_OVERHEAD_BYTES
+            self._consumed += 1
             yield chunk
             if self._process is not None and self._paused and self._size <= self._max_size // 2:
                 self._paused = False
@@ -108,28 +110,28 @@ class ChunkStream:
                 self._restart_timer()
 
     def _extend(self) -> bool:
-        """Return whether more chunks may wait than before."""
-        if self._reserve is None or self._max_size == _MAX_AHEAD_BYTES:
+        """Enlarge the buffer if memory is available, and return whether it was enlarged."""
+        if self._reserve is None or self._max_size == _MAX_BUFFER_BYTES:
             return False
         try:
-            self._reserve(_MAX_AHEAD_BYTES)
+            self._reserve(_MAX_BUFFER_BYTES)
         except Overloaded:
             return False
-        self._max_size = _MAX_AHEAD_BYTES
+        self._max_size = _MAX_BUFFER_BYTES
         return True
 
-    def _watch_caller(self) -> None:
-        """Report in a moment, and again, if the caller has taken nothing meanwhile."""
+    def _watch_client(self) -> None:
+        """Check periodically whether the client has received a chunk in the meantime."""
         if self._stall_timer is not None:
             self._stall_timer.cancel()
-        seconds = min(_MAX_PATIENCE_SECONDS, self._seconds / _PATIENCE_FRACTION)
-        self._stall_timer = asyncio.get_running_loop().call_later(seconds, self._check_caller, self._taken)
+        seconds = min(_MAX_STALL_SECONDS, self._seconds / _STALL_DIVISOR)
+        self._stall_timer = asyncio.get_running_loop().call_later(seconds, self._check_client, self._consumed)
 
-    def _check_caller(self, taken: int) -> None:
-        if self._paused and not self._over:
-            if taken == self._taken:
+    def _check_client(self, consumed: int) -> None:
+        if self._paused and not self._ended:
+            if consumed == self._consumed:
                 self._stalled()
-            self._watch_caller()
+            self._watch_client()
 
     def _restart_timer(self) -> None:
         self._cancel_timer()

@@ -1,4 +1,4 @@
-"""Requests that wait for a model, and which of them go together."""
+"""Queued requests, and the selection of those that form the next batch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from serving.telemetry.trace_context import ModelCall, TraceContext
 Output: TypeAlias = Predictions | LazyPredictions
 
 _MAX_ROWS_OF_ONE_REQUEST = 4096
-"""Rows of one request, which has come in pieces, that may share a call."""
+"""Maximum number of rows in a batch that consists of the parts of one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What the rows of one batch share."""
+    """The properties that all requests of a batch have in common.
+
+    `in_columns` is whether the rows are a record batch, `raw` whether the request needs the output table.
+    """
 
     params: str
-    likeness: BatchShape
+    shape: BatchShape
     in_columns: bool
     raw: bool
 
 
 class PendingRequest:
-    """One request in the batcher, or a piece of one; settled exactly once, by `settle`.
+    """A request in the batcher, or a part of one. `settle` settles it exactly once.
 
-    With a `stream` it is answered bit by bit, alone. Pieces of one request have the same `origin`.
+    A request with a `stream` is a batch of its own. Parts of one request have the same `origin`.
     """
 
     __slots__ = (
@@ -42,7 +45,7 @@ class PendingRequest:
         "finished",
         "future",
         "key",
-        "most_rows",
+        "max_rows",
         "origin",
         "queued",
         "retried",
@@ -56,7 +59,7 @@ class PendingRequest:
         self,
         rows: Rows,
         key: Any,
-        most_rows: int,
+        max_rows: int,
         future: asyncio.Future[Output],
         stream: ChunkStream | None = None,
         trace: TraceContext | None = None,
@@ -64,7 +67,7 @@ class PendingRequest:
     ) -> None:
         self.rows, self.stream, self.origin = rows, stream, origin
         self.key = key
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         self.future = future
         self.retried = False
         self.queued = time.perf_counter()
@@ -73,16 +76,16 @@ class PendingRequest:
         self._timer: asyncio.TimerHandle | None = None
 
     def call_after(self, seconds: float, call: Callable[[PendingRequest], None]) -> None:
-        """Have `call` called if it is not settled within `seconds`."""
+        """Schedule `call` for the case that the request is not settled within `seconds`."""
         self._timer = self.future.get_loop().call_later(seconds, call, self)
 
     def cancel_timeout(self) -> None:
-        """Take back what `call_after` has set."""
+        """Cancel what `call_after` has scheduled."""
         if self._timer is not None:
             self._timer.cancel()
 
     def settle(self, outcome: Output | ServingError) -> None:
-        """Give the waiting request its predictions or its error; the first call counts."""
+        """Set the output or the error of the request; later calls have no effect."""
         self.cancel_timeout()
         if self.future.done():
             return
@@ -91,7 +94,8 @@ class PendingRequest:
         self.finished = time.perf_counter()
         if isinstance(outcome, ServingError):
             self.future.set_exception(outcome)
-            self.future.exception()  # seen: its request may have failed already by another part
+            # Mark the exception as retrieved: another part may have failed the request already.
+            self.future.exception()
         else:
             self.future.set_result(outcome)
 
@@ -99,51 +103,51 @@ class PendingRequest:
 Group = list[PendingRequest]
 
 
-def next_batch(waiting: deque[PendingRequest], *, shared: bool) -> Group:
-    """Take the next batch out of `waiting`: the oldest request, and those like it that fit beside it.
+def next_batch(queue: deque[PendingRequest], *, shared: bool) -> Group:
+    """Remove the next batch from the queue: the oldest request, and requests with the same key that fit.
 
-    Nothing goes beside it unless calls are `shared`, nor beside a request that is answered bit by bit.
+    The oldest request is a batch of its own if calls are not `shared`, or if its output is streamed.
     """
-    first = waiting.popleft()
+    first = queue.popleft()
     if not shared or first.stream is not None:
         return [first]
-    group, rows, passed = [first], len(first.rows), []
-    most = first.most_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
-    while waiting and rows < most:
-        ticket = waiting.popleft()
-        is_piece = first.origin is not None and ticket.origin is first.origin
-        fits = rows + len(ticket.rows) <= (most if is_piece else first.most_rows)
-        if ticket.key == first.key and ticket.stream is None and fits:
-            group.append(ticket)
-            rows += len(ticket.rows)
+    group, rows, skipped = [first], len(first.rows), []
+    limit = first.max_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
+    while queue and rows < limit:
+        request = queue.popleft()
+        same_origin = first.origin is not None and request.origin is first.origin
+        fits = rows + len(request.rows) <= (limit if same_origin else first.max_rows)
+        if request.key == first.key and request.stream is None and fits:
+            group.append(request)
+            rows += len(request.rows)
         else:
-            passed.append(ticket)
-    waiting.extendleft(reversed(passed))
+            skipped.append(request)
+    queue.extendleft(reversed(skipped))
     return group
 
 
 def split_for_retry(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
-    """The smaller groups in which to try a failed one again; none where that would tell nothing new.
+    """Return the smaller groups in which to retry a failed batch; none if a retry cannot help.
 
-    An exception is hunted down by halves, so that a poison row fails alone. A death costs a new process, so
-    that each request is tried once more, alone; one of which the caller has heard a part can't begin anew.
-    What can't be told apart is called for alone, request by request.
+    After an exception, the batch is bisected until only the request that causes it fails. The death of a
+    process is expensive, so each request is retried once, alone. If the output cannot be split, each request
+    is retried alone. A stream whose client has received a chunk is not retried.
     """
-    if group[0].stream is not None and group[0].stream.heard:
+    if group[0].stream is not None and group[0].stream.has_chunks:
         return []
     if isinstance(error, NotSeparable):
-        return [[ticket] for ticket in group]
+        return [[request] for request in group]
     if isinstance(error, ProcessDied):
-        return [[ticket] for ticket in group if not ticket.retried]
+        return [[request] for request in group if not request.retried]
     middle = len(group) // 2
     return [group[:middle], group[middle:]] if middle else []
 
 
 def start_call(group: Group, rows: int, now: float) -> ModelCall | None:
-    """The call of the model that begins with this batch, noted with each request of it that is recorded."""
+    """Return the model call of this batch, and add it to the recorded traces of its requests."""
     if not group or group[0].trace is None:
         return None
-    traces = dict.fromkeys(ticket.trace for ticket in group if ticket.trace and ticket.trace.is_recorded)
+    traces = dict.fromkeys(request.trace for request in group if request.trace and request.trace.is_recorded)
     call = ModelCall([*traces] or [group[0].trace], len(group), rows, now)
     for trace in traces:
         trace.calls.append(call)

@@ -1,8 +1,8 @@
-"""Whether requests of different callers may share a call of the model: only where that is proven safe.
+"""Prove that requests of different callers may share a call of the model.
 
-No signature declares that the rows of a table are independent of each other. So a version's rows are run
-alone and in several combinations before it goes live, and a few of its live batches are run again row by
-row later (`sharing_monitor.py`). The first difference ends sharing.
+No signature declares that the rows of a table are independent of each other. Before a version goes live, rows
+are therefore run alone and in several combinations. Later, `sharing_monitor.py` repeats a few live batches
+request by request. The first difference ends sharing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MIN_ROWS = 2
 _MAX_TAG_LENGTH, _MAX_REASON_LENGTH = 5000, 200
 _MAX_REPEATED_ROWS = 64
 _BUDGET_SECONDS = 4.0
-"""Time that the proof may take, beyond the calls that it can't do without."""
+"""Time limit of the proof; the indispensable calls are made even if it is exceeded."""
 _TOLERANCE = {pa.float64(): 1e-9, pa.float32(): 1e-5, pa.float16(): 1e-2}
-"""Relative differences of floating point that come from the shape of a table: BLAS sums in another order."""
+"""Accepted relative differences: BLAS sums in another order if the table has another shape."""
 
 Call: TypeAlias = Callable[[pa.RecordBatch], Awaitable[pa.RecordBatch]]
-"""Calls the model with a table, alone, and returns its output."""
+"""Calls the model with one table and returns its output."""
 
 
 class Basis(StrEnum):
-    """What a decision rests on."""
+    """The basis of a decision on sharing."""
 
     PROOF = "proof"
     MONITORING = "monitoring"
@@ -47,14 +47,14 @@ class Basis(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Whether callers may share a call, on what basis, and why in a sentence."""
+    """A decision whether callers may share a call, with its basis and its reason in words."""
 
     allowed: bool
     basis: Basis
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as `/ready` and the version's tag have it."""
+        """Return the decision in the form of `/ready` and of the version's tag."""
         return {"shared": self.allowed, "basis": self.basis.value, "reason": self.reason}
 
 
@@ -63,7 +63,7 @@ TAG = "serving.batching"
 
 
 def reported(tags: Mapping[str, str]) -> Sharing | None:
-    """Return what a front has found out in live requests, as a version's tag has it; None if nothing."""
+    """Return the decision from live requests that a front has written as a tag; None if there is none."""
     try:
         report = orjson.loads(tags.get(TAG, "{}")[:_MAX_TAG_LENGTH])
     except ValueError:
@@ -81,7 +81,7 @@ HOW_TO_PROVE = (
 
 
 def overridden(batching: bool | None) -> Sharing | None:
-    """Return what the metadata `serving.batching` decides; None where it is absent."""
+    """Return the decision of the metadata `serving.batching`; None if it is absent."""
     if batching is None:
         return None
     return Sharing(batching, Basis.METADATA, f"its metadata serving.batching is {str(batching).lower()}")
@@ -91,13 +91,13 @@ async def prove(tables: Sequence[pa.RecordBatch], call: Call) -> Sharing:
     """Run rows alone, together, in other orders and repeated, and decide whether callers may share a call.
 
     Args:
-        tables: rows to run, the most trusted first; those unlike the first are passed over.
+        tables: rows to run, the most reliable first. Tables with another schema than the first are skipped.
         call: calls the model.
 
     Raises:
         ProcessDied: the model process died.
     """
-    rows, alone, seconds = await _alone(_distinct(tables), call)
+    rows, alone, seconds = await _run_alone(_distinct(tables), call)
     if len(rows) < _MIN_ROWS:
         return Sharing(False, Basis.PROOF, f"fewer than {_MIN_ROWS} rows could be run: {HOW_TO_PROVE}")
     if not all(_is_single(output) for output in alone):
@@ -109,7 +109,7 @@ async def prove(tables: Sequence[pa.RecordBatch], call: Call) -> Sharing:
         try:
             output = await call(rows.take(pa.array(order)))
         except ModelFailed as error:
-            return Sharing(False, Basis.PROOF, f"it fails on {name}, though not on each alone: {error}")
+            return Sharing(False, Basis.PROOF, f"it fails on {name}, but not on the rows alone: {error}")
         if (
             model_output.is_reordered(output)
             or model_output.form(output) is OutputForm.WHOLE
@@ -119,7 +119,7 @@ async def prove(tables: Sequence[pa.RecordBatch], call: Call) -> Sharing:
         for place, row in enumerate(order):
             if differing_rows(alone[row], output.slice(place, 1)):
                 return Sharing(
-                    False, Basis.PROOF, f"a prediction depends on the other rows: it is another for {name}"
+                    False, Basis.PROOF, f"a prediction depends on the other rows: it differs for {name}"
                 )
     return Sharing(True, Basis.PROOF, f"the predictions for {len(rows)} rows are the same alone and together")
 
@@ -135,36 +135,36 @@ def _distinct(tables: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
     return pa.concat_batches([*rows.values()][:MAX_ROWS]) if rows else None
 
 
-async def _alone(
+async def _run_alone(
     rows: pa.RecordBatch | None, call: Call
 ) -> tuple[pa.RecordBatch, list[pa.RecordBatch], float]:
-    """Run each row alone; returns those that the model takes, its outputs, and the seconds of it all."""
-    taken: list[int] = []
+    """Run each row alone. Return the rows that the model accepts, their outputs, and the seconds in total."""
+    accepted: list[int] = []
     outputs: list[pa.RecordBatch] = []
-    began, longest = time.perf_counter(), 0.0
+    started, longest = time.perf_counter(), 0.0
     if rows is None:
         return pa.record_batch([]), [], 0.0
     for index in range(len(rows)):
-        spent = time.perf_counter() - began
-        # The combinations take about as long as three single calls each, or far less.
-        if len(taken) >= _MIN_ROWS and spent + longest > _BUDGET_SECONDS / 2:
+        elapsed = time.perf_counter() - started
+        # Reserve the other half for the combinations: each takes at most about as long as three single calls.
+        if len(accepted) >= _MIN_ROWS and elapsed + longest > _BUDGET_SECONDS / 2:
             break
         try:
             outputs.append(await call(rows.slice(index, 1)))
-            taken.append(index)
+            accepted.append(index)
         except ModelFailed:
-            pass  # a generated row may be none that the model knows
-        longest = max(longest, time.perf_counter() - began - spent)
-    return rows.take(pa.array(taken, pa.int64())), outputs, time.perf_counter() - began
+            pass  # the model may not support a generated row
+        longest = max(longest, time.perf_counter() - started - elapsed)
+    return rows.take(pa.array(accepted, pa.int64())), outputs, time.perf_counter() - started
 
 
 def _combinations(rows: int, seconds: float) -> list[tuple[str, list[int]]]:
-    """Return orders in which to run the rows together, with names; fewer if time is short."""
+    """Return named orders in which to run the rows together; fewer if no time is left."""
     together = [*range(rows)]
     halves = together[rows // 2 :] + together[: rows // 2]
     repeated = [row for row in reversed(halves) for _ in range(2)]
     many = (together * _MAX_REPEATED_ROWS)[: max(_MAX_REPEATED_ROWS, rows)]
-    found = [
+    combinations = [
         ("several rows at once", together),
         ("rows in another order", [*reversed(together)]),
         ("repeated rows", repeated),
@@ -172,33 +172,33 @@ def _combinations(rows: int, seconds: float) -> list[tuple[str, list[int]]]:
         ("one row repeated", [0] * rows),
         ("many rows", many),
     ]
-    return found if seconds > 0 else found[:3]
+    return combinations if seconds > 0 else combinations[:3]
 
 
 def _is_single(output: pa.RecordBatch) -> bool:
     return model_output.form(output) is not OutputForm.WHOLE and len(output) == 1
 
 
-def differing_rows(one: pa.RecordBatch, other: pa.RecordBatch) -> list[int]:
-    """Return the rows in which two outputs of as many rows differ by more than the last bits."""
-    if one.schema.names != other.schema.names or len(one) != len(other):
-        return [*range(max(len(one), len(other)))]
+def differing_rows(left: pa.RecordBatch, right: pa.RecordBatch) -> list[int]:
+    """Return the rows in which two outputs differ by more than rounding errors."""
+    if left.schema.names != right.schema.names or len(left) != len(right):
+        return [*range(max(len(left), len(right)))]
     rows: set[int] = set()
-    for first, second in zip(one.columns, other.columns, strict=True):
-        rows |= _differing(first, second)
+    for left_column, right_column in zip(left.columns, right.columns, strict=True):
+        rows |= _differing(left_column, right_column)
     return sorted(rows)
 
 
-def _differing(one: pa.Array, other: pa.Array) -> set[int]:
-    if one.type == other.type and one.type in _TOLERANCE:
-        tolerance = _TOLERANCE[one.type]
-        first, second = (column.to_numpy(zero_copy_only=False).astype(np.float64) for column in (one, other))
+def _differing(left: pa.Array, right: pa.Array) -> set[int]:
+    if left.type == right.type and left.type in _TOLERANCE:
+        tolerance = _TOLERANCE[left.type]
+        first, second = (column.to_numpy(zero_copy_only=False).astype(np.float64) for column in (left, right))
         scale = np.abs(first[np.isfinite(first)]).max(initial=0.0)
-        alike = np.isclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
-        return {*np.flatnonzero(~alike).tolist()}
-    tolerance = max(_TOLERANCE.get(_innermost(column.type), 1e-9) for column in (one, other))
-    pairs = zip(to_python(one), to_python(other), strict=True)
-    return {row for row, (first, second) in enumerate(pairs) if not _is_alike(first, second, tolerance)}
+        close = np.isclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+        return {*np.flatnonzero(~close).tolist()}
+    tolerance = max(_TOLERANCE.get(_innermost(column.type), 1e-9) for column in (left, right))
+    pairs = zip(to_python(left), to_python(right), strict=True)
+    return {row for row, (first, second) in enumerate(pairs) if not _is_close(first, second, tolerance)}
 
 
 def _innermost(type: pa.DataType) -> pa.DataType:
@@ -207,18 +207,18 @@ def _innermost(type: pa.DataType) -> pa.DataType:
     return type
 
 
-def _is_alike(one: Any, other: Any, tolerance: float) -> bool:
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        both_nan = one != one and other != other
-        return both_nan or math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance / 1000)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(
-            _is_alike(one[name], other[name], tolerance) for name in one
+def _is_close(left: Any, right: Any, tolerance: float) -> bool:
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        both_nan = left != left and right != right
+        return both_nan or math.isclose(left, right, rel_tol=tolerance, abs_tol=tolerance / 1000)
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(
+            _is_close(left[name], right[name], tolerance) for name in left
         )
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(
-            _is_alike(first, second, tolerance) for first, second in zip(one, other, strict=True)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(
+            _is_close(first, second, tolerance) for first, second in zip(left, right, strict=True)
         )
-    return bool(one == other)
+    return bool(left == right)

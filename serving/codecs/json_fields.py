@@ -1,4 +1,4 @@
-"""Fields of JSON objects."""
+"""Reject JSON objects with repeated field names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from serving.errors import Malformed
 
 
 def refuse_repeats(body: bytes, fields: int) -> None:
-    """Refuse an object that names a field twice: two readers could read two things.
+    """Reject an object that names a field twice, because two parsers could read different values.
 
-    Every name in JSON is followed by a colon, so that a body with just as many colons as `fields` that were
-    read has no repeats; only one with others (in a text, a name, a datetime, a value nested in another or a
-    repeated name) is parsed again here.
+    In JSON, a colon follows each name. A body with as many colons as parsed `fields` therefore repeats no
+    name. Only a body with further colons (in a string, a nested object or a repeated name) is parsed again.
 
     Raises:
         Malformed: a field is named twice.

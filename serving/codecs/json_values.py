@@ -1,4 +1,4 @@
-"""The values of one output column: what the model process sent, as JSON has it."""
+"""Render the values of an output column as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SCHEMAS: Mapping[str, dict[str, Any]] = {
 }
 
 
-_WITHOUT_NULLS = frozenset({"number", "integer", "boolean"})
+_KINDS_WITHOUT_NULL = frozenset({"number", "integer", "boolean"})
 
 
 class NotFinite:
@@ -41,27 +41,27 @@ class NotFinite:
 
 
 NOT_FINITE = NotFinite()
-"""Stands where a model answered NaN or infinity, which JSON can't say, or nothing where it must answer."""
+"""Marks a value that JSON cannot represent (NaN, infinity), or a missing value of a required column."""
 
 
 @dataclass(frozen=True, slots=True)
 class JsonFragments:
-    """JSON texts, one for each row; `bad` are the rows where JSON can't say a value, or one is missing."""
+    """One JSON text per row. `invalid_rows` are the rows whose value is missing or not finite."""
 
     texts: list[bytes]
-    bad: Collection[int] = ()
+    invalid_rows: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class OutputColumn:
-    """One output column: what its values are, the shape of one, and whether one may be null."""
+    """An output column: the kind and shape of its values, and whether they are required."""
 
     name: str | None
     kind: str
     shape: tuple[int, ...] = ()
     required: bool = True
     type: str = ""
-    """The JSON in which MLflow writes the type of a nested value."""
+    """The type of a nested value, in MLflow's JSON."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -76,96 +76,97 @@ class OutputColumn:
         return schema
 
     def to_json(self, array: pa.Array) -> JsonFragments:
-        """The values as JSON texts.
+        """Return the values as JSON texts.
 
         Raises:
-            ModelFailed: they are not of this type and shape.
+            ModelFailed: the values do not have this type and shape.
         """
         if self.type:
             return self._nested_texts(array)
         if array.type == JSON:
-            array = self._unpacked(array)
-        flat = self._flat(array)
-        if not self._holds(flat.type):
-            raise self._unlike(array)
+            array = self._from_json(array)
+        flat = self._flatten(array)
+        if not self._accepts(flat.type):
+            raise self._mismatch(array)
         plain = _is_plain(flat)
         if plain and flat is array and pa.types.is_primitive(array.type):
             return JsonFragments(number_fragments(array.to_numpy(zero_copy_only=False)))
         values = to_python(array)
-        said = values if plain else [self._said(value) for value in values]
-        bad = [row for row, value in enumerate(said) if value is NOT_FINITE]
-        return JsonFragments([b"" if value is NOT_FINITE else orjson.dumps(value) for value in said], bad)
+        jsonable = values if plain else [self._to_jsonable(value) for value in values]
+        invalid = [row for row, value in enumerate(jsonable) if value is NOT_FINITE]
+        texts = [b"" if value is NOT_FINITE else orjson.dumps(value) for value in jsonable]
+        return JsonFragments(texts, invalid)
 
     def _nested_texts(self, array: pa.Array) -> JsonFragments:
         annotation: Any = column_type(self.type).annotation({})
-        found = [to_jsonable(value) for value in to_python(array)]
-        bad = {row for row, value in enumerate(found) if value is NOT_FINITE}
-        values = [None if row in bad else value for row, value in enumerate(found)]
+        jsonable = [to_jsonable(value) for value in to_python(array)]
+        invalid = {row for row, value in enumerate(jsonable) if value is NOT_FINITE}
+        values = [None if row in invalid else value for row, value in enumerate(jsonable)]
         try:
             TypeAdapter(list[annotation | None]).validate_python(values)
         except ValidationError:
-            raise self._unlike(array) from None
-        return JsonFragments([*map(orjson.dumps, values)], bad)
+            raise self._mismatch(array) from None
+        return JsonFragments([*map(orjson.dumps, values)], invalid)
 
-    def _unpacked(self, array: pa.Array) -> pa.Array:
+    def _from_json(self, array: pa.Array) -> pa.Array:
         if self.kind == "any":
             return array
         try:
             return pa.array(to_python(array))
         except pa.ArrowException:
-            raise self._unlike(array) from None
+            raise self._mismatch(array) from None
 
-    def _flat(self, array: pa.Array) -> pa.Array:
+    def _flatten(self, array: pa.Array) -> pa.Array:
         flat = array
         for size in self.shape:
             if not pa.types.is_list(flat.type) and not pa.types.is_fixed_size_list(flat.type):
-                raise self._unlike(array)
+                raise self._mismatch(array)
             lengths = compute.list_value_length(flat)
             if lengths.null_count or (size >= 0 and compute.any(compute.not_equal(lengths, size)).as_py()):
-                raise self._unlike(array)
+                raise self._mismatch(array)
             flat = flat.flatten()
         return flat
 
     @property
     def _may_be_null(self) -> bool:
-        """Whether null is a value: in a column of objects, as MLflow writes None; not of required numbers."""
-        return not self.required or not (self.shape or self.kind in _WITHOUT_NULLS)
+        """Whether null is valid. MLflow writes None as null, except in a required column of numbers."""
+        return not self.required or not (self.shape or self.kind in _KINDS_WITHOUT_NULL)
 
-    def _said(self, value: Any) -> Any:
-        # A gap in an optional column of numbers is NaN in pandas.
+    def _to_jsonable(self, value: Any) -> Any:
+        # pandas represents a missing value in an optional column of numbers as NaN.
         if value is None or (self.kind == "number" and value != value):
             return None if self._may_be_null else NOT_FINITE
-        said = to_jsonable(value)
-        return NOT_FINITE if self.shape and not self._may_be_null and _has_gap(said) else said
+        jsonable = to_jsonable(value)
+        return NOT_FINITE if self.shape and not self._may_be_null and _has_null(jsonable) else jsonable
 
-    def _holds(self, found: pa.DataType) -> bool:
-        if pa.types.is_null(found):
+    def _accepts(self, type: pa.DataType) -> bool:
+        if pa.types.is_null(type):
             return True
         checks = {
-            "number": pa.types.is_floating(found) or pa.types.is_integer(found),
-            "integer": pa.types.is_integer(found),
-            "boolean": pa.types.is_boolean(found),
-            "string": pa.types.is_string(found) or pa.types.is_large_string(found),
-            "binary": pa.types.is_binary(found),
-            "datetime": pa.types.is_timestamp(found),
+            "number": pa.types.is_floating(type) or pa.types.is_integer(type),
+            "integer": pa.types.is_integer(type),
+            "boolean": pa.types.is_boolean(type),
+            "string": pa.types.is_string(type) or pa.types.is_large_string(type),
+            "binary": pa.types.is_binary(type),
+            "datetime": pa.types.is_timestamp(type),
         }
         return bool(checks.get(self.kind, True))
 
     @property
-    def told(self) -> str:
-        """The kind and the shape of one value."""
+    def description(self) -> str:
+        """The kind and the shape of one value, for messages."""
         return (
             column_type(self.type).name
             if self.type
             else self.kind + "".join(f"[{size if size >= 0 else 'n'}]" for size in self.shape)
         )
 
-    def _unlike(self, array: pa.Array) -> ModelFailed:
-        return ModelFailed(f"the model answered {array.type} where its signature says {self.told}")
+    def _mismatch(self, array: pa.Array) -> ModelFailed:
+        return ModelFailed(f"the model returned {array.type}, but its signature declares {self.description}")
 
 
 def number_fragments(array: np.ndarray[Any, Any]) -> list[bytes]:
-    """The numbers or booleans of an array, row by row, as JSON texts."""
+    """Return the numbers or booleans of an array as JSON texts, row by row."""
     if array.dtype.kind == "f":
         array = array.astype(np.float64, copy=False)
     flat = np.ascontiguousarray(array).reshape(-1)
@@ -173,7 +174,7 @@ def number_fragments(array: np.ndarray[Any, Any]) -> list[bytes]:
 
 
 def _is_plain(array: pa.Array) -> bool:
-    """Whether its values are what JSON has, all of them, without looking at each."""
+    """Return whether JSON can represent all values, as far as the type and vectorized checks show."""
     kind = array.type
     if array.null_count:
         return False
@@ -188,23 +189,27 @@ def _is_plain(array: pa.Array) -> bool:
 
 
 def to_jsonable(value: Any) -> Any:
-    """A value as JSON has it; `NOT_FINITE` where there is a number in it that JSON can't say."""
+    """Return a value in JSON types; `NOT_FINITE` if it contains a number that is not finite.
+
+    Raises:
+        ModelFailed: JSON has no type for the value.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else NOT_FINITE
     if isinstance(value, (list, tuple)):
-        said = [to_jsonable(each) for each in value]
-        return NOT_FINITE if NOT_FINITE in said else said
+        items = [to_jsonable(item) for item in value]
+        return NOT_FINITE if NOT_FINITE in items else items
     if isinstance(value, dict):
-        fields = {name: to_jsonable(each) for name, each in value.items()}
+        fields = {name: to_jsonable(item) for name, item in value.items()}
         return NOT_FINITE if NOT_FINITE in fields.values() else fields
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, (date, time)):  # which a datetime is, and pandas' Timestamp
+    if isinstance(value, (date, time)):  # including datetime and pandas.Timestamp
         return value.isoformat()
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise ModelFailed(f"the model answered a {type(value).__name__}, which JSON can't say")
+    raise ModelFailed(f"the model returned a {type(value).__name__}, which JSON cannot represent")
 
 
-def _has_gap(value: Any) -> bool:
-    return any(map(_has_gap, value)) if isinstance(value, list) else value is None
+def _has_null(value: Any) -> bool:
+    return any(map(_has_null, value)) if isinstance(value, list) else value is None

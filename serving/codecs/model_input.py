@@ -1,11 +1,11 @@
-"""Typed rows as the Arrow stream that crosses from the front to a model process.
+"""Encode typed rows as the Arrow stream that travels from the front to a model process.
 
-The front encodes rows with the exact types that pyfunc enforces; `model_input.py` makes of them the
-DataFrame, array or list that the model is called with. Neither unpickles anything.
+The front encodes rows with the exact types that pyfunc enforces. The model process (`pyfunc_input.py`)
+converts them to the DataFrame, array or list that the model receives. Neither side unpickles anything.
 
-A request is one table. A column that all of its rows leave out is absent from the table, as it is from the
-DataFrame that MLflow makes; a null is a null. Where only some rows leave a column out, those cells are NaN,
-as in a DataFrame made of such rows.
+A request is one table. A column that no row has is absent from the table, as in the DataFrame that MLflow
+creates. A null is a null. If only some rows lack a column, their cells are NaN, as in a DataFrame of such
+rows.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from serving.types.scalars import Scalar
 from serving.types.tensors import Tensor
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.RecordBatch
-"""Rows as objects, or in columns."""
+"""Rows as objects, or as columns."""
 BatchShape: TypeAlias = tuple[Any, ...]
-"""What the rows of requests have in common that may share a table: their columns, and the dtypes of these."""
+"""The columns and dtypes of rows. Requests with equal shapes may share a table."""
 
 PARAMS, FORM, TYPE, LABELS = b"params", b"form", b"type", b"labels"
 GAPS = b"gaps"
-"""Key of schema metadata: the rows of each column that left it out, as JSON."""
+"""Key of schema metadata: the rows that lack a column, by name of the column, as JSON."""
 INDEX = b"index"
 """Key of schema metadata: the index of the DataFrame, as JSON."""
 
 
 class InputKind(str, Enum):
-    """What pyfunc takes."""
+    """The kind of input that pyfunc passes to the model."""
 
     FRAME = "frame"
     """A DataFrame with the columns' names."""
@@ -49,45 +49,45 @@ class InputKind(str, Enum):
     ARRAYS = "arrays"
     """Arrays by name."""
     LIST = "list"
-    """Python values, as type hints have them."""
+    """Python values, for a model with type hints."""
 
 
 @dataclass(frozen=True)
 class InputLayout:
-    """The table that rows become."""
+    """Describes the table that rows are converted to."""
 
     columns: tuple[Column, ...]
     form: InputKind = InputKind.FRAME
 
     @cached_property
     def is_flat(self) -> bool:
-        """Whether it is a DataFrame of scalars."""
+        """Whether the input is a DataFrame of scalars."""
         return self.form is InputKind.FRAME and all(
             isinstance(column.kind, Scalar) for column in self.columns
         )
 
     @cached_property
     def optional(self) -> tuple[str, ...]:
-        """The columns that a request may leave out."""
+        """Names of the columns that a request may omit."""
         return tuple(column.name for column in self.columns if not column.required)
 
     @cached_property
-    def _without_nulls(self) -> tuple[str, ...]:
-        """The optional columns that can't hold a null, so that all rows of a table have them, or none."""
+    def all_or_none_columns(self) -> tuple[str, ...]:
+        """Names of the optional columns without nulls: all rows of a table have them, or none."""
         return tuple(
             column.name for column in self.columns if not column.required and not column.kind.nullable
         )
 
     @cached_property
-    def _texts(self) -> tuple[str, ...]:
+    def _string_columns(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns if column.type == "string")
 
     @cached_property
-    def _booleans(self) -> tuple[str, ...]:
+    def _boolean_columns(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns if column.type == "boolean")
 
     @cached_property
-    def _of_any_shape(self) -> tuple[str, ...]:
+    def _ragged_columns(self) -> tuple[str, ...]:
         return tuple(
             column.name
             for column in self.columns
@@ -96,12 +96,12 @@ class InputLayout:
 
     @cached_property
     def is_uniform(self) -> bool:
-        """Whether any rows as objects can be one table."""
-        return not self.optional and not self._of_any_shape
+        """Whether all rows (as objects) fit into one table, whatever their values."""
+        return not self.optional and not self._ragged_columns
 
     @cached_property
     def _labels(self) -> Mapping[str, Any] | None:
-        """The labels of the DataFrame's columns, where they are not their names."""
+        """The labels of the DataFrame's columns, if they differ from the names."""
         labels = {column.name: column.label for column in self.columns if column.label is not None}
         return (
             {column.name: labels.get(column.name, column.name) for column in self.columns} if labels else None
@@ -117,7 +117,7 @@ class InputLayout:
         return pa.schema([pa.field(name, kind.arrow) for name, kind in kinds if isinstance(kind, Scalar)])
 
     def batch(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
-        """Make a table of columns of values that fit, None for a null; what is not there is absent."""
+        """Return a table of columns of valid values, with None for a null."""
         return self.table(
             {
                 column.name: column.kind.array(columns[column.name])
@@ -127,27 +127,30 @@ class InputLayout:
         )
 
     def table(self, arrays: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        """Make a table of arrays that fit; what is not there is absent."""
+        """Return a table of arrays that have the declared types."""
         columns = [column for column in self.columns if column.name in arrays]
         present = [arrays[column.name] for column in columns]
         fields = [_field(column, array) for column, array in zip(columns, present, strict=True)]
         return pa.RecordBatch.from_arrays(present, schema=pa.schema(fields))
 
-    def encode(self, rows: Rows, params: str, carried: Mapping[bytes, str] | None = None) -> bytes:
-        """Encode rows of one likeness as an Arrow stream of one batch. `params` is JSON, or empty.
+    def encode(self, rows: Rows, params: str, trace_headers: Mapping[bytes, str] | None = None) -> bytes:
+        """Encode rows of one shape as an Arrow stream of one batch.
 
-        `carried` are the headers of the trace that the batch belongs to, as `Call.metadata` has them.
+        Args:
+            rows: the rows.
+            params: parameters as JSON (see `canonical_json`), or empty.
+            trace_headers: headers of the trace that the call belongs to (`ModelCall.metadata`).
 
         Raises:
-            ModelFailed: a value is not of its column's type, which a contract does not let happen.
+            ModelFailed: a value does not have the type of its column. A valid contract prevents this.
         """
         try:
             batch = rows if isinstance(rows, pa.RecordBatch) else self.to_table(rows)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ModelFailed("the rows do not fit its signature", str(error)) from error
         metadata: dict[bytes, Any] = {PARAMS: params} if params else {}
-        if carried:
-            metadata.update(carried)
+        if trace_headers:
+            metadata.update(trace_headers)
         if self.form is not InputKind.FRAME:
             metadata[FORM] = self.form
         if self._labels:
@@ -157,39 +160,39 @@ class InputLayout:
         return stream(batch.replace_schema_metadata({**(batch.schema.metadata or {}), **metadata}))
 
     def to_table(self, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-        """Make a table of rows that are alike; a column that all of them leave out is absent."""
+        """Return a table of rows of one shape; a column that no row has is absent."""
         absent = {name for name in self.optional if not any(name in row for row in rows)}
         columns = [column for column in self.columns if column.name not in absent] if absent else self.columns
         if not self.is_flat:
             return self.batch({column.name: [row.get(column.name) for row in rows] for column in columns})
         schema = self._schema_of(columns) if absent else self._schema
-        fields = zip(schema.names, schema.types, strict=True)  # a field makes its name anew each time
+        fields = zip(schema.names, schema.types, strict=True)  # a pa.Field creates its name on each access
         arrays = [pa.array([row.get(name) for row in rows], type) for name, type in fields]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     # -- which rows may share a table
 
     def groups(self, rows: Rows, *, split: bool = True) -> Iterator[tuple[BatchShape, Sequence[int], Rows]]:
-        """Yield the tables that the rows of one request become: likeness, indices of the rows, and the rows.
+        """Yield the groups of rows that each fit into one table: their shape, row indices, and rows.
 
-        It is one table, unless the rows differ in what no table can hold at once, and may be `split`.
+        There is one group, unless no single table can hold the rows and they may be `split`.
 
         Raises:
-            Unprocessable: they differ so, and may not be split.
+            Unprocessable: no single table can hold the rows, and they may not be split.
         """
         if isinstance(rows, pa.RecordBatch):
-            yield self._likeness_of_table(rows), range(len(rows)), rows
+            yield self._table_shape(rows), range(len(rows)), rows
             return
         if self.is_uniform:
             yield (), range(len(rows)), rows
             return
         groups: dict[BatchShape, list[int]] = {}
         for index, row in enumerate(rows):
-            absent = [name not in row for name in self._without_nulls]
-            shapes = [row[name].shape if name in row else None for name in self._of_any_shape]
+            absent = [name not in row for name in self.all_or_none_columns]
+            shapes = [row[name].shape if name in row else None for name in self._ragged_columns]
             groups.setdefault((*absent, *shapes), []).append(index)
         if len(groups) > 1 and not split:
-            raise Unprocessable("The rows do not fit into one table.", self._why_apart(groups))
+            raise Unprocessable("The rows do not fit into one table.", self._conflicts(groups))
         for shared, indices in groups.items():
             group = rows if len(groups) == 1 else [rows[index] for index in indices]
             gaps = self.gaps(group)
@@ -197,79 +200,75 @@ class InputLayout:
                 batch = self.to_table(group).replace_schema_metadata({GAPS: json.dumps(gaps)})
                 yield (object(),), indices, batch
             else:
-                yield (*shared, *self._likeness(group)), indices, group
+                yield (*shared, *self._shape(group)), indices, group
 
-    def _likeness(self, rows: Sequence[Mapping[str, Any]]) -> BatchShape:
+    def _shape(self, rows: Sequence[Mapping[str, Any]]) -> BatchShape:
         present = [any(name in row for row in rows) for name in self.optional]
-        # All nulls, or some beside booleans, make a column of objects; with others its dtype would be
-        # another.
-        texts = [all(row.get(name) is None for row in rows) for name in self._texts]
-        booleans = [any(row.get(name) is None for row in rows) for name in self._booleans]
-        return (*present, *texts, *booleans)
+        # A string column of nulls only and a boolean column with a null have their own dtypes in pandas. Rows
+        # of another request could change these dtypes.
+        strings = [all(row.get(name) is None for row in rows) for name in self._string_columns]
+        booleans = [any(row.get(name) is None for row in rows) for name in self._boolean_columns]
+        return (*present, *strings, *booleans)
 
     def gaps(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-        """Return the rows that leave out an optional column of objects which others have."""
+        """Return the rows that lack an optional column of objects that other rows have, by name."""
         gaps = {}
         for column in self.columns if len(rows) > 1 else ():
             name = column.name
             if column.required or not column.kind.is_object:
                 continue
             absent = [index for index, row in enumerate(rows) if name not in row]
-            # pyfunc takes NaN among booleans, but not in a column that has none.
-            is_empty = name in self._booleans and all(row.get(name) is None for row in rows)
+            # pyfunc accepts NaN next to booleans, but not in a column without booleans.
+            is_empty = name in self._boolean_columns and all(row.get(name) is None for row in rows)
             if 0 < len(absent) < len(rows) and not is_empty:
                 gaps[name] = absent
         return gaps
 
-    def _why_apart(self, groups: Mapping[BatchShape, Any]) -> tuple[FieldError, ...]:
-        absent = len(self._without_nulls)
-        some = [
-            name for index, name in enumerate(self._without_nulls) if len({key[index] for key in groups}) > 1
-        ]
-        shapes = [
-            name
-            for index, name in enumerate(self._of_any_shape)
-            if len({key[absent + index] for key in groups}) > 1
-        ]
-        left_out = "Only some rows have it, and MLflow takes no null for it: send it in all rows or in none"
+    def _conflicts(self, groups: Mapping[BatchShape, Any]) -> tuple[FieldError, ...]:
+        def differs(position: int) -> bool:
+            return len({key[position] for key in groups}) > 1
+
+        columns = self.all_or_none_columns
+        partial = [name for index, name in enumerate(columns) if differs(index)]
+        ragged = [name for index, name in enumerate(self._ragged_columns) if differs(len(columns) + index)]
+        absent = "Only some rows have it, and MLflow accepts no null in it: send it in all rows or in none"
         return (
-            *(FieldError((name,), left_out) for name in some),
-            *(FieldError((name,), "The arrays of all rows should have one shape") for name in shapes),
+            *(FieldError((name,), absent) for name in partial),
+            *(FieldError((name,), "The arrays of all rows should have one shape") for name in ragged),
         )
 
-    def _likeness_of_table(self, rows: pa.RecordBatch) -> BatchShape:
-        if is_own(rows):
+    def _table_shape(self, rows: pa.RecordBatch) -> BatchShape:
+        if is_indivisible(rows):
             return (object(),)
         names = rows.schema.names
         present = names if self.optional else ()
-        shapes = [str(rows.column(name).type) for name in self._of_any_shape if name in names]
-        nulls = {
-            name: rows.column(name).null_count for name in (*self._texts, *self._booleans) if name in names
-        }
-        texts = [nulls.get(name) == len(rows) for name in self._texts]
-        booleans = [bool(nulls.get(name)) for name in self._booleans]
-        return (*present, *shapes, *texts, *booleans)
+        shapes = [str(rows.column(name).type) for name in self._ragged_columns if name in names]
+        nullable = (*self._string_columns, *self._boolean_columns)
+        nulls = {name: rows.column(name).null_count for name in nullable if name in names}
+        strings = [nulls.get(name) == len(rows) for name in self._string_columns]
+        booleans = [bool(nulls.get(name)) for name in self._boolean_columns]
+        return (*present, *shapes, *strings, *booleans)
 
 
-def is_own(rows: Rows) -> bool:
-    """Return whether a table has gaps or an index, which hold for all of it: it can't be cut or extended."""
+def is_indivisible(rows: Rows) -> bool:
+    """Return whether a table must not be cut or extended, because it has gaps or an index."""
     metadata = (rows.schema.metadata if isinstance(rows, pa.RecordBatch) else None) or {}
     return GAPS in metadata or INDEX in metadata
 
 
 def _field(column: Column, array: pa.Array) -> pa.Field:
-    # What JSON can't say is made anew of what it can, by the type.
+    # The model process restores Python values, such as datetimes, from JSON by this type.
     converts = isinstance(column.kind, Nested) and column.kind.converts
     return pa.field(column.name, array.type, metadata={TYPE: column.type} if converts else None)
 
 
 def canonical_json(params: Mapping[str, Any]) -> str:
-    """Parameters as `Layout.encode` takes them; equal ones are equal texts."""
+    """Return parameters as JSON for `InputLayout.encode`; equal parameters yield equal texts."""
     return json.dumps(params, sort_keys=True, default=str) if params else ""
 
 
 def concat(parts: Sequence[Rows]) -> Rows:
-    """Rows one behind the other; all parts are of one form."""
+    """Concatenate rows; all parts are objects, or all are tables."""
     if len(parts) == 1:
         return parts[0]
     if parts and isinstance(parts[0], pa.RecordBatch):
@@ -278,12 +277,15 @@ def concat(parts: Sequence[Rows]) -> Rows:
 
 
 def concat_ordered(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
-    """Return rows that were in parts, each at its place among all; None where the parts differ in form."""
+    """Concatenate tables and put their rows in order; return None if their schemas do not match.
+
+    `places` holds the index of each row in the result, for each part.
+    """
     try:
         if len({part.schema for part in parts}) == 1:
             table = pa.concat_batches(parts)
         elif len({(*part.schema.names, str(part.schema.metadata)) for part in parts}) == 1:
-            # Of whole numbers in one part and others in the next, one call would have made the latter.
+            # One part may hold integers and another floats. One call for all rows would have returned floats.
             tables = [pa.Table.from_batches([part]) for part in parts]
             (table,) = pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()
         else:
@@ -295,7 +297,7 @@ def concat_ordered(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[in
 
 
 def merged(parts: Sequence[Rows]) -> Rows:
-    """Return the rows of one request that was read in pieces."""
+    """Return the rows of one request that was parsed in chunks."""
     tables = [part for part in parts if isinstance(part, pa.RecordBatch)]
     if len(parts) == 1 or (len(tables) == len(parts) and len({table.schema for table in tables}) == 1):
         return concat(parts)
@@ -303,7 +305,7 @@ def merged(parts: Sequence[Rows]) -> Rows:
 
 
 def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
-    """Rows as objects, with nested values as JSON has them."""
+    """Return rows as objects, with nested values in JSON types."""
     if not isinstance(rows, pa.RecordBatch):
         return rows
     columns = {field.name: to_python(column) for field, column in zip(rows.schema, rows.columns, strict=True)}
@@ -311,7 +313,7 @@ def objects(rows: Rows) -> Sequence[Mapping[str, Any]]:
 
 
 def stream(batch: pa.RecordBatch) -> bytes:
-    """An Arrow stream of one batch."""
-    # What `pa.ipc.new_stream` would write where there are no dictionaries, in a third of the time.
+    """Return an Arrow stream of one batch without dictionaries."""
+    # These are the bytes that `pa.ipc.new_stream` would write, in a third of the time.
     encoded: bytes = batch.schema.serialize().to_pybytes() + batch.serialize().to_pybytes()
     return encoded

@@ -1,7 +1,7 @@
-"""What a call of the model shows of its output, beside what the signature declares.
+"""Derive the output schema of a model from an observed output, and compare it with the signature.
 
-A signature may be inferred from training labels, or from nothing: a contract that trusts it over the model
-would refuse answers that MLflow returns.
+A signature may be inferred from training labels, or be absent. If the contract followed the signature instead
+of the model, it would reject outputs that MLflow returns.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ HOW_TO_DECLARE = "log it with signature=mlflow.models.infer_signature(inputs, mo
 
 
 def is_whole(output: pa.RecordBatch, rows: int) -> bool:
-    """Return whether an output to so many rows is not one result per row."""
+    """Return whether an output for `rows` rows is not one result per row."""
     return model_output.form(output) is OutputForm.WHOLE or len(output) != rows
 
 
 def outputs_of(
     declared: Sequence[OutputColumn], output: pa.RecordBatch, rows: int
 ) -> tuple[PredictionSchema, tuple[str, ...]]:
-    """Return how outputs like this one are returned, and a warning where the signature declares another.
+    """Return the schema of outputs like this one, and warnings where it differs from the signature.
 
     Args:
-        declared: the columns that the signature declares.
-        output: what the model returned for the example.
-        rows: how many rows the example has.
+        declared: output columns of the signature.
+        output: output of the model for its example.
+        rows: number of rows of the example.
     """
     if is_whole(output, rows):
         return WholeOutput(json.dumps(_schema(declared, output))), ()
@@ -48,10 +48,10 @@ def outputs_of(
             pass
         else:
             fitted = tuple(_fitted(value, array) for value, array in zip(expected, arrays, strict=True))
-            unlike = [
+            mismatches = [
                 value for value, now in zip(expected, fitted, strict=True) if now.kind == "any" != value.kind
             ]
-            return GenericOutput(fitted), _warnings(unlike)
+            return GenericOutput(fitted), _warnings(mismatches)
     known = {value.name: value for value in declared}
     if len(names) == 1:
         return GenericOutput((OutputColumn(None, "any", required=False),)), _warnings(declared)
@@ -61,7 +61,7 @@ def outputs_of(
 
 
 def _fitted(value: OutputColumn, array: pa.Array) -> OutputColumn:
-    """Return the declared column if the array fits it, else a wider one that it fits."""
+    """Return the declared column if the array fits it, otherwise a more general one."""
     for candidate in (value, OutputColumn(value.name, "number", value.shape, value.required)):
         if candidate is not value and value.kind != "integer":
             continue
@@ -73,15 +73,15 @@ def _fitted(value: OutputColumn, array: pa.Array) -> OutputColumn:
     return OutputColumn(value.name, "any", required=False)
 
 
-def _warnings(unlike: Sequence[OutputColumn]) -> tuple[str, ...]:
-    if not unlike:
+def _warnings(mismatches: Sequence[OutputColumn]) -> tuple[str, ...]:
+    if not mismatches:
         return ()
-    declared = ", ".join(f"{value.name or 'one column'} ({value.told})" for value in unlike[:10])
+    declared = ", ".join(f"{value.name or 'one column'} ({value.description})" for value in mismatches[:10])
     return (f"it returns something else than its signature declares, {declared}: {HOW_TO_DECLARE}",)
 
 
 def _schema(declared: Sequence[OutputColumn], output: pa.RecordBatch) -> dict[str, Any]:
-    """Return the JSON Schema of an output that is returned whole, typed after the signature where it fits."""
+    """Return the JSON Schema of a whole output, with types from the signature if they fit."""
     known = {value.name: value.schema for value in declared}
     only = declared[0].schema if len(declared) == 1 else {}
     match model_output.form(output):

@@ -1,4 +1,4 @@
-"""The columns of a model's output, by the names that its signature has for them."""
+"""Select the columns of a model's output by the names in its signature."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from serving.types.nested import JSON, to_python
 
 
 def columns(table: pa.RecordBatch, names: Sequence[str | None]) -> list[pa.Array]:
-    """Return the columns of a model's output that a signature names.
+    """Return the columns of an output that a signature names.
 
-    Where it names several, they may also be the columns of a matrix, or the fields of one object per row.
+    Several names may also refer to the columns of a matrix, or to the fields of one object per row.
 
     Raises:
         ModelFailed: the output has other columns.
@@ -33,12 +33,12 @@ def columns(table: pa.RecordBatch, names: Sequence[str | None]) -> list[pa.Array
         if array.type == JSON and (fields := _fields(array, names)):
             return fields
     expected = "one column" if names == [None] else ", ".join(map(str, names))
-    given = ", ".join(table.schema.names[:20]) if table.num_columns > 1 else "one column"
-    raise ModelFailed(f"it returned {given} where its signature says {expected}")
+    actual = ", ".join(table.schema.names[:20]) if table.num_columns > 1 else "one column"
+    raise ModelFailed(f"it returned {actual}, but its signature declares {expected}")
 
 
 def _fields(array: pa.Array, names: Sequence[str | None]) -> list[pa.Array] | None:
-    """Return the fields of objects; None where a value is no object, or one of other fields."""
+    """Return the fields of the objects as columns; None if a value is no object or has other fields."""
     rows = to_python(array)
     if not all(isinstance(row, dict) and row.keys() <= {*names} for row in rows):
         return None
@@ -46,7 +46,7 @@ def _fields(array: pa.Array, names: Sequence[str | None]) -> list[pa.Array] | No
 
 
 def column_of(values: list[Any]) -> pa.Array:
-    """Return values as JSON has them as a column: of their type, or of JSON texts."""
+    """Return a column of JSON values: of their common type if there is one, otherwise of JSON texts."""
     if not any(isinstance(value, (dict, list)) for value in values):
         with suppress(pa.ArrowException):  # values of several types
             return pa.array(values)

@@ -1,4 +1,4 @@
-"""What a model answers, as its output signature and metadata say, and as clients read it."""
+"""Turn the output of a model into predictions, by its output signature and metadata."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -31,44 +31,31 @@ _MLFLOW_KINDS = {
 }
 
 
-class PredictionSchema(Protocol):
-    """How a table of model outputs becomes predictions, one for each row."""
-
-    @property
-    def told(self) -> str:
-        """What one prediction is, in a few words."""
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of one prediction and their types, for OpenAPI."""
-
-    def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """One prediction for each row.
-
-        Raises:
-            ModelFailed: the table is not what the signature says.
-        """
+# Each schema has
+# - `description`: a prediction in a few words, for messages;
+# - `fields`: the fields of a prediction and their types, for OpenAPI;
+# - `predictions(table)`: one prediction per row; raises ModelFailed if the table violates the signature.
 
 
 @dataclass(frozen=True, slots=True)
 class GenericOutput:
-    """Any output, typed after the signature: one value, or an object of named ones.
+    """Any output, with types from the signature: a prediction is one value, or an object of named values.
 
-    With `flexible`, what does not fit the signature becomes a prediction all the same: no example has shown
-    what the model returns.
+    With `flexible`, an output that does not fit the signature is a prediction too: no example has shown what
+    the model returns.
     """
 
     values: tuple[OutputColumn, ...]
     flexible: bool = field(default=False, compare=False)
 
     @property
-    def told(self) -> str:
-        """Its columns, with the kinds of their values."""
-        return ", ".join(f"{value.name or 'a value'} ({value.told})" for value in self.values)
+    def description(self) -> str:
+        """The columns and the kinds of their values."""
+        return ", ".join(f"{value.name or 'a value'} ({value.description})" for value in self.values)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """`prediction`: a value, or an object with one field for each output column."""
+        """`prediction`: a value, or an object with one field per output column."""
         if len(self.values) == 1:
             return {"prediction": _typed(self.values[0].schema)}
         properties = {str(value.name): value.schema for value in self.values}
@@ -76,7 +63,7 @@ class GenericOutput:
         return {"prediction": _typed(schema)}
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """Return one `{"prediction": …}` for each row."""
+        """Return one `{"prediction": …}` per row."""
         try:
             return self._predictions(self.values, columns(table, [value.name for value in self.values]))
         except ModelFailed:
@@ -99,7 +86,7 @@ class GenericOutput:
 
 @dataclass(frozen=True, slots=True)
 class WholeOutput:
-    """The output of a model that does not return one result per row: it is returned whole.
+    """The output of a model that does not return one result per row. It is returned as a whole.
 
     `schema` is its JSON Schema, as JSON.
     """
@@ -107,7 +94,7 @@ class WholeOutput:
     schema: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """One result for all rows."""
         return "one result for all rows of a request"
 
@@ -117,7 +104,7 @@ class WholeOutput:
         return {"predictions": _typed(json.loads(self.schema))}
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """There is none for each row.
+        """Raise an error: there is no prediction per row.
 
         Raises:
             ModelFailed: always.
@@ -127,12 +114,12 @@ class WholeOutput:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """One number for each row."""
+    """One number per row."""
 
     name: str | None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """A number."""
         return "a number"
 
@@ -142,7 +129,7 @@ class Regression:
         return {"prediction": float}
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """One `{"prediction": number}` for each row."""
+        """Return one `{"prediction": number}` per row."""
         (array,) = columns(table, [self.name])
         if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
             array = array.flatten()
@@ -151,32 +138,32 @@ class Regression:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """A probability for each class and row, as `predict_proba` gives them."""
+    """A probability per class and row, as `predict_proba` returns them."""
 
     classes: tuple[str, ...]
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The classes."""
         return f"the probabilities of {', '.join(self.classes)}"
 
     @property
     def fields(self) -> dict[str, Any]:
         """The class id, its name, and the probabilities by name."""
-        chances = {name: {"type": "number"} for name in self.classes}
-        schema = {"type": "object", "properties": chances, "required": [*self.classes]}
+        properties = {name: {"type": "number"} for name in self.classes}
+        schema = {"type": "object", "properties": properties, "required": [*self.classes]}
         return _class_fields(self.classes) | {
             "confidence": float,
             "probabilities": _typed(schema),
         }
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """The likeliest class of each row; of equally likely ones the first."""
-        chances = _matrix(table, self.classes)
-        best, finite = chances.argmax(axis=1), np.isfinite(chances).all(axis=1)
-        texts, width = number_fragments(chances), len(self.classes)
+        """Return the most likely class of each row; the first of equally likely ones."""
+        probabilities = _matrix(table, self.classes)
+        best, finite = probabilities.argmax(axis=1), np.isfinite(probabilities).all(axis=1)
+        texts, width = number_fragments(probabilities), len(self.classes)
         heads = [head + b',"confidence":' for head in _heads(self.classes)]
-        highest = np.arange(0, chances.size, width) + best
+        highest = np.arange(0, probabilities.size, width) + best
         parts: list[bytes | JsonFragments] = [
             JsonFragments([*map(heads.__getitem__, best.tolist())]),
             JsonFragments([*map(texts.__getitem__, highest.tolist())], np.flatnonzero(~finite).tolist()),
@@ -189,13 +176,13 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class ClassLabels:
-    """A class for each row, by id or by name, as `predict` gives them."""
+    """A class per row, by id or by name, as `predict` returns them."""
 
     classes: tuple[str, ...]
     name: str | None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The classes."""
         return f"one of the classes {', '.join(self.classes)}"
 
@@ -205,26 +192,29 @@ class ClassLabels:
         return _class_fields(self.classes)
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
-        """The class of each row."""
+        """Return the class of each row."""
         (array,) = columns(table, [self.name])
         if pa.types.is_integer(array.type):
-            found = [int(value) for value in array.to_pylist() if value is not None]
+            indices = [int(value) for value in array.to_pylist() if value is not None]
         else:
             ids = {name: index for index, name in enumerate(self.classes)}
-            found = [ids.get(str(value), -1) for value in array.to_pylist()]
-        if len(found) != len(array) or not all(0 <= index < len(self.classes) for index in found):
-            raise ModelFailed("the model answered a class that its metadata does not list")
+            indices = [ids.get(str(value), -1) for value in array.to_pylist()]
+        if len(indices) != len(array) or not all(0 <= index < len(self.classes) for index in indices):
+            raise ModelFailed("the model returned a class that its metadata does not list")
         heads = _heads(self.classes)
-        return interleave(JsonFragments([heads[index] for index in found]), b"},")
+        return interleave(JsonFragments([heads[index] for index in indices]), b"},")
+
+
+PredictionSchema: TypeAlias = GenericOutput | WholeOutput | Regression | Probabilities | ClassLabels
 
 
 def prediction_schema_of(
     specs: Sequence[Mapping[str, Any]], task: str | None, classes: tuple[str, ...]
 ) -> PredictionSchema:
-    """The outputs that a signature's `outputs` and the metadata's `task` and `classes` describe.
+    """Return the schema for a signature's `outputs` and the `task` and `classes` of the metadata.
 
     Raises:
-        Untypable: task and signature contradict each other.
+        UnsupportedSignature: task and signature contradict each other.
     """
     values = declared(specs) or (OutputColumn(None, "any", required=False),)
     if task == "classification":
@@ -239,7 +229,7 @@ def prediction_schema_of(
 
 
 def declared(specs: Sequence[Mapping[str, Any]]) -> tuple[OutputColumn, ...]:
-    """The columns of the model's answer, as a signature's `outputs` say."""
+    """Return the output columns that a signature's `outputs` declare."""
     return tuple(_value(spec) for spec in specs)
 
 
@@ -283,12 +273,12 @@ def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, 
         by_name = set(table.schema.names) == set(classes)
         columns = [table.column(name) for name in classes] if by_name else table.columns
         return np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
-    raise ModelFailed(f"the model did not answer one probability for each of {width} classes")
+    raise ModelFailed(f"the model did not return one probability for each of {width} classes")
 
 
 @lru_cache(maxsize=64)
 def _heads(classes: tuple[str, ...]) -> list[bytes]:
-    """How the prediction of each class begins."""
+    """Return the beginning of the prediction of each class."""
     return [
         orjson.dumps({"prediction": index, "label": name}).removesuffix(b"}")
         for index, name in enumerate(classes)

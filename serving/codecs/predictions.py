@@ -1,10 +1,14 @@
-"""The predictions for a table, as JSON texts: made for all rows at once, joined for those who asked."""
+"""The predictions for a table, as JSON texts: rendered for all rows at once, split among the requests.
+
+Only this module depends on where the commas and braces between predictions are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import orjson
 import pyarrow as pa
 
 from serving.codecs.json_values import JsonFragments
@@ -13,48 +17,52 @@ from serving.errors import ModelFailed
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A JSON object for each row, in pieces: `width` of them a row, the last of which ends in a comma."""
+    """A JSON object per row, in pieces: `width` pieces per row. The last piece of a row ends with a comma."""
 
     pieces: Sequence[bytes]
     width: int
     invalid_rows: Collection[int] = ()
-    """Rows for which the model answered what JSON can't say."""
+    """Rows whose prediction is missing or not finite, so that JSON cannot represent it."""
 
     def __len__(self) -> int:
         return len(self.pieces) // self.width
 
     def part(self, start: int, end: int) -> Predictions:
-        """Those for some of the rows.
+        """Return the predictions for some of the rows.
 
         Raises:
-            ModelFailed: JSON can't say one of them.
+            ModelFailed: JSON cannot represent one of them.
         """
         if self.invalid_rows and (rows := [row for row in self.invalid_rows if start <= row < end]):
             raise ModelFailed(f"its prediction for row {min(rows) - start} is missing or not finite")
         return Predictions(self.pieces[start * self.width : end * self.width], self.width)
 
     def is_one_per_row(self, rows: int) -> bool:
-        """Return whether there is one for each of so many rows."""
+        """Return whether there is one prediction for each of `rows` rows."""
         return len(self) == rows
 
     def materialize(self) -> Predictions:
-        """They are made."""
+        """Return the predictions, which are rendered already."""
         return self
 
-    def row(self, index: int) -> bytes:
-        """The object of one row, with a comma behind it."""
-        return b"".join(self.pieces[index * self.width : (index + 1) * self.width])
+    def row_json(self, index: int) -> bytes:
+        """Return the JSON object of one row."""
+        return b"".join(self.pieces[index * self.width : (index + 1) * self.width])[:-1]
 
-    def json(self) -> bytes:
-        """The objects of all rows, each with a comma behind it."""
-        return b"".join(self.pieces)
+    def rows_json(self) -> list[bytes]:
+        """Return the JSON object of each row."""
+        return [self.row_json(index) for index in range(len(self))]
+
+    def items_json(self) -> bytes:
+        """Return the items of the JSON array of all rows, without its brackets."""
+        return b"".join(self.pieces)[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class LazyPredictions:
-    """The predictions for a table, made when they are needed: at once, a large one would hold up others.
+    """The predictions for a table, rendered on demand: a large table would block the event loop.
 
-    A `whole` one is a result for all rows of a request, of which no row has a part.
+    With `whole`, the output is one result for all rows of a request and cannot be split by row.
     """
 
     make: Callable[[pa.RecordBatch], Predictions]
@@ -65,18 +73,18 @@ class LazyPredictions:
         return len(self.table)
 
     def is_one_per_row(self, rows: int) -> bool:
-        """Return whether there is one result for each of so many rows."""
+        """Return whether there is one result for each of `rows` rows."""
         return not self.whole and len(self.table) == rows
 
     def part(self, start: int, end: int) -> LazyPredictions:
-        """Return those for some of the rows."""
+        """Return the predictions for some of the rows."""
         return self if self.whole else LazyPredictions(self.make, self.table.slice(start, end - start))
 
     def materialize(self) -> Predictions:
-        """Make them.
+        """Render the predictions.
 
         Raises:
-            ModelFailed: there is none for each row, or JSON can't say it.
+            ModelFailed: there is no prediction per row, or JSON cannot represent one.
         """
         if self.whole:
             raise ModelFailed("it returned one result for all rows")
@@ -84,10 +92,47 @@ class LazyPredictions:
 
 
 def interleave(*parts: bytes | JsonFragments) -> Predictions:
-    """Predictions of parts that stand one behind the other in each row: the same for all, or one for each."""
+    """Return predictions whose rows consist of these parts: constant bytes, or one fragment per row.
+
+    The last part ends with a comma.
+    """
     varying = [part for part in parts if isinstance(part, JsonFragments)]
     rows, width = len(varying[0].texts), len(parts)
     pieces = [b""] * (rows * width)
     for index, part in enumerate(parts):
         pieces[index::width] = part.texts if isinstance(part, JsonFragments) else [part] * rows
-    return Predictions(pieces, width, {row for part in varying for row in part.bad})
+    return Predictions(pieces, width, {row for part in varying for row in part.invalid_rows})
+
+
+# -- responses of the typed endpoints
+
+
+def model_json(name: str, version: str | None) -> bytes:
+    """Return the value of the `model` member of a response."""
+    return orjson.dumps({"name": name, "version": version})
+
+
+def row_response(row: bytes, model: bytes) -> bytes:
+    """Return the response to one row: its JSON object with the `model` member added."""
+    return row[:-1] + _model_member(model)
+
+
+def batch_response(chunks: Sequence[bytes], model: bytes) -> list[bytes]:
+    """Return the response to a batch, in chunks. `chunks` hold the items of the array, as `items_json`."""
+    body = [b'{"predictions":[' + chunks[0], *(b"," + chunk for chunk in chunks[1:])]
+    body[-1] += b"]" + _model_member(model)
+    return body
+
+
+def predictions_of_row_response(response: bytes, model: bytes) -> bytes:
+    """Return the JSON array of the one prediction in what `row_response` has rendered."""
+    return b"[%s}]" % response[: -len(_model_member(model))]
+
+
+def predictions_of_batch_response(response: bytes, model: bytes) -> bytes:
+    """Return the JSON array of predictions in what `batch_response` has rendered."""
+    return response[len(b'{"predictions":') : -len(_model_member(model))]
+
+
+def _model_member(model: bytes) -> bytes:
+    return b',"model":%s}' % model

@@ -108,4 +108,4 @@ def _params(old: Contract, new: Contract) -> Iterator[str]:
 
 def _outputs(old: Contract, new: Contract) -> Iterator[str]:
     if old.outputs != new.outputs:
-        yield f"the output changed from {old.outputs.told} to {new.outputs.told}"
+        yield f"the output changed from {old.outputs.description} to {new.outputs.description}"

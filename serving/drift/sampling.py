@@ -60,18 +60,18 @@ def sampled_predictions(samples: Sequence[SampledRequest]) -> Iterator[list[dict
     There are none where a model answered bit by bit, or one thing for all rows.
     """
     texts = _texts(samples)
-    while some := b"".join(islice(texts, _ROWS_AT_ONCE)):
-        yield orjson.loads(b"[" + some[:-1] + b"]")
+    while some := [*islice(texts, _ROWS_AT_ONCE)]:
+        yield orjson.loads(b"[" + b",".join(some) + b"]")
 
 
 def _texts(samples: Sequence[SampledRequest]) -> Iterator[bytes]:
-    """The object of each prediction, with a comma behind it."""
+    """Yield the JSON object of each prediction."""
     for each in samples:
         if isinstance(each.answer, Predictions):
-            yield from map(each.answer.row, range(0, len(each.answer), each.step))
+            yield from map(each.answer.row_json, range(0, len(each.answer), each.step))
     for predictions in _made(samples):
         yield from (
-            b"{}," if row in predictions.invalid_rows else predictions.row(row)
+            b"{}" if row in predictions.invalid_rows else predictions.row_json(row)
             for row in range(len(predictions))
         )
 

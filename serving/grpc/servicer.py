@@ -148,7 +148,9 @@ class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
     ) -> None:
         self._guard, self._observers = guard, observers
         self._models, self._refused, self._answer, self._new_id = models, refused, answer, new_id
-        self._infer = open_inference.InferEndpoint(self._lease_by_chance, settings, observers)
+        self._infer = open_inference.InferEndpoint(
+            self._lease_by_chance, settings, models.ensure_loaded, observers
+        )
         self._sticky = settings.sticky
 
     def _lease_by_chance(self, scope: Scope) -> LoadedModel:

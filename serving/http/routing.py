@@ -44,7 +44,7 @@ class Router:
         self._models = models
         self._sticky = sticky
         self._default = models.slots[0].reference.name
-        self._made = limits, observers
+        self._made = limits, models.ensure_loaded, observers
         self._paths: dict[str, PredictEndpoint] = {
             "/predict": PredictEndpoint(self._by_header, *self._made),
             "/predict/batch": PredictBatchEndpoint(self._by_header, *self._made),

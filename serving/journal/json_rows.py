@@ -49,4 +49,4 @@ def _predictions(outputs: PredictionSchema, table: pa.RecordBatch) -> list[bytes
         made = GenericOutput(tuple(OutputColumn(name, "any", required=False) for name in names)).predictions(
             table
         )
-    return [_NOTHING if row in made.invalid_rows else made.row(row)[:-1] for row in range(len(made))]
+    return [_NOTHING if row in made.invalid_rows else made.row_json(row) for row in range(len(made))]

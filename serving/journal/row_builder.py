@@ -22,6 +22,11 @@ from serving.codecs.prediction_schema import (
     Regression,
     WholeOutput,
 )
+from serving.codecs.predictions import (
+    model_json,
+    predictions_of_batch_response,
+    predictions_of_row_response,
+)
 
 log = logging.getLogger("serving.journal")
 _FORMS: Mapping[str, TypeAdapter[PredictionSchema]] = {
@@ -65,14 +70,14 @@ def unpack(payload: bytes) -> Rows:
     """The rows of the tables for what `records.pack` made."""
     batch = pa.ipc.open_stream(payload).read_next_batch()
     versions = orjson.loads(batch.schema.metadata[b"versions"])
-    tails = [_model_suffix_length(version) for version in versions]
+    models = [model_json(version["model"], version["version"]) for version in versions]
     found, lost = [], 0
     for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _each(batch):
         try:
             if tables[0] is not None:
                 inputs, answered = _in_words(tables, versions[live])
             else:
-                inputs, answered = _READERS[protocol](body, answer, tails[live])
+                inputs, answered = _READERS[protocol](body, answer, models[live])
             at = _moment(identity[:13])
             told = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
             found.append((identity, at, *told, latency, request_id))
@@ -87,12 +92,6 @@ def _each(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
         repeat(None) if column.null_count == len(column) else column.to_pylist() for column in batch.columns
     )
     return zip(*columns)  # noqa: B905  # what repeats has no length
-
-
-def _model_suffix_length(version: Mapping[str, Any]) -> int:
-    """The length of what ends each typed answer, which tells the version."""
-    model = orjson.dumps({"name": version["model"], "version": version["version"]})
-    return len(b',"model":%s}' % model)
 
 
 @lru_cache(maxsize=1024)
@@ -111,15 +110,15 @@ def _in_words(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, byt
 # -- what typed routes take and answer
 
 
-def _read_predict(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
-    return b"[%s]" % body, b"[%s}]" % answer[:-tail]
+def _read_predict(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
+    return b"[%s]" % body, predictions_of_row_response(answer, model)
 
 
-def _read_batch(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
-    return orjson.dumps(orjson.loads(body)["rows"]), answer[len(b'{"predictions":') : -tail]
+def _read_batch(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
+    return orjson.dumps(orjson.loads(body)["rows"]), predictions_of_batch_response(answer, model)
 
 
-def _read_stream(body: bytes, answer: bytes, tail: int) -> tuple[bytes, bytes]:
+def _read_stream(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
     return b"[%s]" % body, b"[[%s]]" % answer
 
 

@@ -1,4 +1,4 @@
-"""What a version has to answer before it goes live: its own input example, and the last live requests."""
+"""Run a version before it goes live: on its own input example and on the last live requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from serving.batching import sharing_proof
 from serving.batching.sharing_proof import Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, canonical_json, concat, is_own
+from serving.codecs.model_input import Rows, canonical_json, concat, is_indivisible
 from serving.codecs.observed_output import is_whole, outputs_of
 from serving.codecs.prediction_schema import GenericOutput
 from serving.codecs.predictions import Predictions
@@ -27,17 +27,17 @@ from serving.models.sample_rows import sample_rows
 from serving.processes.replica import Replica
 from serving.protocols.mlflow_scoring_output import predictions_json
 
-_TIMED = 10
-Found = TypeVar("Found")
+_MAX_TIMED_REQUESTS = 10
+Result = TypeVar("Result")
 
 
 class CandidateVerifier:
-    """Calls a process that takes no requests yet.
+    """Calls a model process that receives no requests yet.
 
     Args:
-        contract: what the version promises; `verify` and `sample` correct it by what the model returns.
-        process: has loaded it.
-        seconds: the time that each of its tasks may take.
+        contract: contract of the version; `verify` and `sample` adapt it to the output of the model.
+        process: model process that has loaded the version.
+        seconds: time limit of each step.
     """
 
     def __init__(self, contract: Contract, process: Replica, seconds: float) -> None:
@@ -45,23 +45,24 @@ class CandidateVerifier:
         self._process, self._seconds = process, seconds
 
     async def verify(self, example: Example) -> None:
-        """Have the input example answered, and begun to be answered bit by bit if the model can do that.
+        """Predict the input example, and start a stream for it if the model can stream.
 
         Raises:
-            VerificationFailed: it is not, or not in time.
+            VerificationFailed: a call fails or exceeds the time limit.
         """
         await self._within("its own input example", self._observe(example.rows, example.params))
         if len(example.rows) > 1 and not self.contract.is_whole:
-            # As many results as rows may be chance.
+            # The number of results can equal the number of rows by chance.
             alone = self._observe(example.rows[:1], example.params, of_all=False)
             await self._within("the first row of its own input example", alone)
         if self.contract.streams:
             await self._within("its own input example", self._begin_stream(example))
 
     async def sample(self) -> str:
-        """Have one generated row answered, where there is no example; returns why it is not, or nothing.
+        """Predict one generated row, for a model without an example; return the failure, or an empty string.
 
-        That shows less than an example would, so that an output of another form is returned whole.
+        A generated row proves less than an example, so the contract becomes flexible: an output that does not
+        fit the signature is returned as it is.
         """
         rows = sample_rows(self.contract, 1)
         reason = "no row can be generated from its types and bounds"
@@ -76,9 +77,10 @@ class CandidateVerifier:
         return reason
 
     async def _observe(self, rows: Rows, params: Mapping[str, Any], *, of_all: bool = True) -> None:
-        """Correct the contract by what the model returns; a task in the metadata stands.
+        """Adapt the contract to the output of the model, unless the metadata declares a task.
 
-        Of some rows only, it corrects whether there is one result per row.
+        Without `of_all`, the rows are only a part of the example. They show whether the model returns one
+        result per row, and nothing else.
         """
         calls = [(len(group), await self._call(group, params)) for group in self._tables(rows)]
         wholes = [call for call in calls if is_whole(call[1], call[0])]
@@ -88,7 +90,7 @@ class CandidateVerifier:
             warnings = (*self.contract.warnings, *warnings)
             self.contract = replace(self.contract, outputs=outputs, warnings=warnings)
         elif wholes and not isinstance(self.contract.outputs, GenericOutput):
-            raise ModelFailed("it does not return one result per row, which its serving.task asks for")
+            raise ModelFailed("it does not return one result per row, which its serving.task requires")
         if not wholes:
             for count, output in calls:
                 self._predictions(output, count)
@@ -105,7 +107,7 @@ class CandidateVerifier:
     # -- sharing
 
     async def prove(self, example: Example | None, recorded: Sequence[RecordedRequest]) -> Sharing:
-        """Find out whether callers may share a call of the model; this may take the process along."""
+        """Return whether callers may share a call of the model. The calls may kill the process."""
         contract = self.contract
         if contract.is_whole:
             return Sharing(False, Basis.FORM, "it does not return one result per row")
@@ -127,17 +129,20 @@ class CandidateVerifier:
         self, example: Example | None, params: Mapping[str, Any], recorded: Sequence[RecordedRequest]
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the example, of recorded requests with its parameters, and generated ones."""
-        contract, intake = self.contract, ColumnValidator(self.contract)
+        contract, validator = self.contract, ColumnValidator(self.contract)
         rows: list[Rows] = [example.rows] if example else []
-        rows += [each.rows for each in recorded if canonical_json(each.params) == canonical_json(params)]
+        rows += [
+            request.rows for request in recorded if canonical_json(request.params) == canonical_json(params)
+        ]
         if example or contract.profile or any(column.constraints for column in contract.columns):
             rows.append(sample_rows(contract, sharing_proof.MAX_ROWS, example.shown if example else None))
         for group in rows:
-            with suppress(pa.ArrowException, RequestError, TypeError, ValueError):  # of an older contract
+            # Rows recorded under the previous contract may not fit this one.
+            with suppress(pa.ArrowException, RequestError, TypeError, ValueError):
                 yield from (
                     table
-                    for table in self._tables(intake.revalidate(group))
-                    if len(table) and not is_own(table)
+                    for table in self._tables(validator.revalidate(group))
+                    if len(table) and not is_indivisible(table)
                 )
 
     def _tables(self, rows: Rows) -> Iterator[pa.RecordBatch]:
@@ -150,77 +155,80 @@ class CandidateVerifier:
 
     # -- replay
 
-    async def rehearse(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison | None:
-        """Have requests answered that another version has answered, and compare; None if there are none.
+    async def replay(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison | None:
+        """Repeat requests of another version and compare the predictions; return None if there are none.
 
         Raises:
-            VerificationFailed: one of them is not, or not all in time.
+            VerificationFailed: a request fails, or all of them together exceed the time limit.
         """
-        told = [(each, answer) for each in recorded if (answer := each.told()) is not None]
-        kept = [replace(each, answer=answer) for each, answer in told]
-        if not kept:
+        rendered = [
+            replace(request, output=predictions)
+            for request in recorded
+            if (predictions := request.predictions()) is not None
+        ]
+        if not rendered:
             return None
-        return await self._within("one of the last live requests", self._compared(kept, shared=shared))
+        return await self._within("one of the last live requests", self._compare(rendered, shared=shared))
 
-    async def _within(self, what: str, answering: Awaitable[Found]) -> Found:
+    async def _within(self, subject: str, step: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout(self._seconds):
-                return await answering
+                return await step
         except TimeoutError:
-            raise VerificationFailed(f"it did not answer {what} in time") from None
+            raise VerificationFailed(f"it did not finish {subject} in time") from None
         except (ModelFailed, ProcessDied, RequestError) as error:
-            raise VerificationFailed(f"on {what} {error}") from error
+            raise VerificationFailed(f"on {subject} {error}") from error
 
-    async def _compared(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison:
-        times = []
-        intake = ColumnValidator(self.contract)
-        recorded = [replace(each, rows=intake.revalidate(each.rows)) for each in recorded]
-        alone = recorded[-_TIMED:] if shared else recorded
-        found = await self._together(recorded[: len(recorded) - len(alone)])
-        for each in alone:
-            began = time.perf_counter()
-            found.append(b"".join(await self._answer(each.rows, each.params)))
-            times.append(time.perf_counter() - began)
-        return compare(recorded, found, times[-_TIMED:])
+    async def _compare(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison:
+        seconds = []
+        validator = ColumnValidator(self.contract)
+        recorded = [replace(request, rows=validator.revalidate(request.rows)) for request in recorded]
+        alone = recorded[-_MAX_TIMED_REQUESTS:] if shared else recorded
+        outputs = await self._predict_together(recorded[: len(recorded) - len(alone)])
+        for request in alone:
+            started = time.perf_counter()
+            outputs.append(await self._predict(request.rows, request.params))
+            seconds.append(time.perf_counter() - started)
+        return compare(recorded, outputs, seconds[-_MAX_TIMED_REQUESTS:])
 
-    async def _together(self, recorded: Sequence[RecordedRequest]) -> list[bytes]:
-        """The answer for each request, asked for as batches would be: one for those that are alike."""
-        found = [b""] * len(recorded)
-        alike: dict[tuple[str, str], list[int]] = {}
-        for index, each in enumerate(recorded):
-            schema = str(each.rows.schema) if isinstance(each.rows, pa.RecordBatch) else ""
-            alike.setdefault((canonical_json(each.params), schema), []).append(index)
-        for indices in alike.values():
+    async def _predict_together(self, recorded: Sequence[RecordedRequest]) -> list[list[bytes]]:
+        """Return the predictions for each request. Requests with equal parameters and schema share a call."""
+        outputs: list[list[bytes]] = [[] for _ in recorded]
+        batches: dict[tuple[str, str], list[int]] = {}
+        for index, request in enumerate(recorded):
+            schema = str(request.rows.schema) if isinstance(request.rows, pa.RecordBatch) else ""
+            batches.setdefault((canonical_json(request.params), schema), []).append(index)
+        for indices in batches.values():
             rows = concat([recorded[index].rows for index in indices])
-            predictions = iter(await self._answer(rows, recorded[indices[0]].params))
+            predictions = iter(await self._predict(rows, recorded[indices[0]].params))
             for index in indices:
-                found[index] = b"".join(next(predictions) for _ in range(len(recorded[index].rows)))
-        return found
+                outputs[index] = [next(predictions) for _ in range(len(recorded[index].rows))]
+        return outputs
 
-    async def _answer(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
-        """Return one prediction for each row; of a version that returns its output whole, that."""
+    async def _predict(self, rows: Rows, params: Mapping[str, Any]) -> list[bytes]:
+        """Return one JSON text per row, or a single one if the contract returns the output whole."""
         contract = self.contract
         if contract.is_whole:
             (table,) = self._tables(rows)
             output = await self._call(table, params)
-            return [b"".join(predictions_json(contract.output_columns, output)) + b","]
-        told = [b""] * len(rows)
+            return [b"".join(predictions_json(contract.output_columns, output))]
+        texts = [b""] * len(rows)
         for _, indices, group in contract.layout.groups(rows):
             predictions = self._predictions(await self._call(group, params), len(group))
-            for place, index in enumerate(indices):
-                told[index] = predictions.row(place)
-        return told
+            for index, text in zip(indices, predictions.rows_json(), strict=True):
+                texts[index] = text
+        return texts
 
     async def _begin_stream(self, example: Example) -> None:
-        """Have the first row answered, and hear the first bit of that."""
+        """Stream the prediction for the first row, and stop after the first chunk."""
         first: list[bytes] = []
 
-        def hear(chunk: bytes) -> None:
+        def on_chunk(chunk: bytes) -> None:
             if not first:
                 self._process.stop()
             first.append(chunk)
 
-        asked = self.contract.layout.encode(example.rows[:1], canonical_json(example.params))
-        await self._process.infer(asked, hear)
+        request = self.contract.layout.encode(example.rows[:1], canonical_json(example.params))
+        await self._process.infer(request, on_chunk)
         for chunk in first[:1]:
             model_output.to_json_value(chunk)

@@ -1,7 +1,8 @@
-"""Checks whether requests on which a version failed fail on another version as well.
+"""Check whether requests that failed on one version also fail on another version.
 
-A caller can send rows on which any version fails, as soon as a version has gone live. Such failures must not
-count against the version: before one is reverted or stopped, the other version answers a sample of them.
+As soon as a version is live, a caller can send rows on which every version fails. Such failures must not
+count against the version: before a rollback or the end of a canary, a sample of them is repeated on the
+other version.
 """
 
 from __future__ import annotations
@@ -24,51 +25,51 @@ _MAX_SAMPLE = 8
 _MAX_SECONDS = 5.0
 
 
-async def excuse(tally: RequestCounts, other: LoadedModel, *, with_deaths: bool) -> None:
-    """Excuse those failures in `tally` that `other` has too, as far as a sample of them shows.
+async def excuse(counts: RequestCounts, reference: LoadedModel, *, with_deaths: bool) -> None:
+    """Excuse the failures in `counts` that also occur on `reference`, estimated from a sample.
 
-    An error in here excuses nothing.
+    An error during the check excuses nothing.
 
     Args:
-        tally: the failures of the version under judgement.
-        other: the version that it is compared with.
-        with_deaths: also repeat requests under which a process died, which may kill a process of `other`.
+        counts: requests of the version under judgement.
+        reference: version to compare with.
+        with_deaths: also repeat a request that killed a process, which may kill a process of `reference`.
     """
     try:
-        await _excuse(tally, other, with_deaths=with_deaths)
+        await _excuse(counts, reference, with_deaths=with_deaths)
     except Exception:
-        log.exception("requests that failed could not be repeated on %s", other.version)
+        log.exception("cannot repeat failed requests on %s", reference.version)
 
 
-async def _excuse(tally: RequestCounts, other: LoadedModel, *, with_deaths: bool) -> None:
-    if share := await _share_failing(other, tally.raised):
-        tally.excused += round(share * max(0, tally.own_failed - len(tally.fatal)))
-    if with_deaths and (share := await _share_failing(other, [*tally.fatal][-1:])):
-        tally.excused += round(share * min(len(tally.fatal), tally.own_failed))
-        tally.excused_deaths += round(share * tally.own_deaths)
+async def _excuse(counts: RequestCounts, reference: LoadedModel, *, with_deaths: bool) -> None:
+    if share := await _share_failing(reference, counts.raised):
+        counts.excused += round(share * max(0, counts.own_failed - len(counts.fatal)))
+    if with_deaths and (share := await _share_failing(reference, [*counts.fatal][-1:])):
+        counts.excused += round(share * min(len(counts.fatal), counts.own_failed))
+        counts.excused_deaths += round(share * counts.own_deaths)
 
 
-async def _share_failing(other: LoadedModel, requests: Sequence[PendingRequest]) -> float:
-    """Return the share of a sample of the requests that `other` does not answer either."""
+async def _share_failing(reference: LoadedModel, requests: Sequence[PendingRequest]) -> float:
+    """Return the share of a sample of the requests that fail on `reference` too."""
     sample = random.sample([*requests], min(_MAX_SAMPLE, len(requests)))
-    with other:
-        failing = await asyncio.gather(*(_fails(other, each) for each in sample))
+    with reference:
+        failing = await asyncio.gather(*(_fails(reference, request) for request in sample))
     return sum(failing) / max(1, len(failing))
 
 
-async def _fails(other: LoadedModel, request: PendingRequest) -> bool:
-    """Return whether `other` fails on a request; not if it does not accept it, or has no time for it."""
+async def _fails(reference: LoadedModel, request: PendingRequest) -> bool:
+    """Return whether `reference` fails on a request; False if it rejects the request or is overloaded."""
     try:
-        rows = other.intake.revalidate(request.rows)
-        params = other.contract.read_params(json.loads(request.key.params or "{}"))
-        ((_, ticket),) = other.calls.submit(rows, params, _MAX_SECONDS, raw=True, alone=True)
-        answer = await ticket.future
+        rows = reference.column_validator.revalidate(request.rows)
+        params = reference.contract.read_params(json.loads(request.key.params or "{}"))
+        ((_, pending),) = reference.calls.submit(rows, params, _MAX_SECONDS, raw=True, alone=True)
+        output = await pending.future
     except (ModelFailed, ProcessDied):
         return True
     except ServingError:
         return False
-    assert isinstance(answer, LazyPredictions)
-    may_be_whole = request.key.raw or other.contract.is_whole or other.contract.is_open
-    if not (may_be_whole or answer.is_one_per_row(len(rows))):
+    assert isinstance(output, LazyPredictions)
+    may_be_whole = request.key.raw or reference.contract.is_whole or reference.contract.is_open
+    if not (may_be_whole or output.is_one_per_row(len(rows))):
         return True
-    return RecordedRequest(rows, params, answer, 0.0).told() is None
+    return RecordedRequest(rows, params, output, 0.0).predictions() is None

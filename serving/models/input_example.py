@@ -1,4 +1,4 @@
-"""The input example that a model was logged with, as rows of its own contract."""
+"""Read the input example that a model was logged with, as rows of its contract."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from serving.protocols.mlflow_scoring import FORMS, UNWRAPPED, ScoringParser
 from serving.types.scalars import Scalar
 
 _MAX_ROWS = 100
-_OF_OLD_FORMS: Mapping[str, str] = {
+_SCORING_FORMS: Mapping[str, str] = {
     "dataframe": "dataframe_split",
     "ndarray": "inputs",
     "json_object": "inputs",
 }
-"""By the types of examples that MLflow has written since 2.0, beside its own file for serving or without."""
+"""Form of the scoring protocol, by the example's type in the MLmodel file of MLflow 2.0 and later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The rows of an input example, and the parameters."""
+    """The rows and the parameters of an input example."""
 
     rows: Sequence[Row]
     params: Mapping[str, Any]
     shown: Row
-    """The first row as JSON has it, for the documentation."""
+    """The first row in JSON types, for the documentation."""
 
 
 def example(files: ModelFiles, contract: Contract) -> Example | None:
-    """Read the logged input example; None where there is none in rows.
+    """Return the logged input example; None if there is none, or none that consists of rows.
 
     Raises:
-        VerificationFailed: it does not fit the model's own contract, or exceeds a limit.
+        VerificationFailed: the example does not fit the contract of the model, or exceeds a limit.
     """
     if fault := files.faults.get("example"):
         raise VerificationFailed(f"its input example can't be read: {fault}: log it with fewer rows")
@@ -56,18 +56,18 @@ def example(files: ModelFiles, contract: Contract) -> Example | None:
             body["params"] = params
         return Example(*contract.read_batch(json.dumps(body).encode()), rows[0])
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise VerificationFailed(f"its input example has no form that is known: {error!r:.200}") from error
+        raise VerificationFailed(f"its input example has an unknown form: {error!r:.200}") from error
     except RequestError as error:
-        faults = "; ".join(f"{_where(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
+        faults = "; ".join(f"{_format_location(fault.loc)}: {fault.msg}" for fault in error.faults[:3])
         raise VerificationFailed(
             f"its input example does not fit its own signature: {faults or error}"
         ) from error
 
 
 def _logged(files: ModelFiles) -> dict[str, Any] | None:
-    """Read the example as a body of MLflow's scoring protocol.
+    """Return the example as a body of MLflow's scoring protocol.
 
-    MLflow writes one since 2.15; before, there is only the example itself, with how it is to be read.
+    MLflow 2.15 and later log such a body. Earlier versions log only the example and its type.
     """
     info: Any = files.mlmodel.get("saved_input_example_info")
     data: Any = files.example
@@ -75,7 +75,7 @@ def _logged(files: ModelFiles) -> dict[str, Any] | None:
         return None
     if "serving_input_path" in info:
         return data if isinstance(data, dict) else None
-    form = _OF_OLD_FORMS.get(str(info.get("type")))
+    form = _SCORING_FORMS.get(str(info.get("type")))
     if form is None:
         return None
     params: Any = None
@@ -107,7 +107,11 @@ def _rows(logged: Mapping[str, Any], contract: Contract) -> list[Any]:
 
 
 def _refuse_nulls(rows: Sequence[Row], contract: Contract) -> None:
-    """Refuse a null in a column of integers, on which the model would fail as if the column were missing."""
+    """Reject a null in a column of integers: the model would fail as if the column were missing.
+
+    Raises:
+        VerificationFailed: there is one.
+    """
     for column in contract.columns:
         if not isinstance(column.kind, Scalar) or column.kind.nullable:
             continue
@@ -122,12 +126,12 @@ def _refuse_nulls(rows: Sequence[Row], contract: Contract) -> None:
 
 
 def _or_null(value: Any, is_date: bool) -> Any:
-    """A value as JSON has it: MLflow writes a missing number or text as NaN, a missing datetime as "NaT"."""
+    """Return None for a missing value: MLflow writes NaN for a number or text and "NaT" for a datetime."""
     return None if value != value or (is_date and value == "NaT") else value
 
 
-def _where(loc: Sequence[str | int]) -> str:
-    """A place in a batch, as a person would name it: `rows, 0, x` is `row 1, x`."""
+def _format_location(loc: Sequence[str | int]) -> str:
+    """Return a location in a batch for people: `rows, 0, x` becomes `row 1, x`."""
     if len(loc) > 1 and loc[0] == "rows" and isinstance(loc[1], int):
         return ", ".join([f"row {loc[1] + 1}", *map(str, loc[2:])])
     return ", ".join(map(str, loc))

@@ -1,4 +1,4 @@
-"""One model version that is loaded: its contract, its processes, and who holds it."""
+"""A loaded model version: its contract, its processes and the requests that hold it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
 
-import orjson
 from cachetools import LRUCache
 
 from serving.batching.sharing_proof import Sharing
+from serving.codecs import predictions
 from serving.contract import mlmodel
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.model_files import ModelFiles
 from serving.models import input_example, verification
-from serving.models.model_calls import Calls, Part
+from serving.models.model_calls import ModelCalls, Part
 from serving.models.probation import RequestCounts
 from serving.models.replay import Comparison, RecordedRequest, RequestRecorder
 from serving.models.verification import Verification
@@ -38,7 +38,7 @@ Cache = LRUCache[Any, tuple[bytes, Sequence[Part], Sequence[tuple[bytes, bytes]]
 
 
 class LoadState(Enum):
-    """Where a loaded version stands."""
+    """The state of a loaded version."""
 
     STARTING = "starting"
     LIVE = "live"
@@ -47,10 +47,10 @@ class LoadState(Enum):
 
 
 class LoadedModel:
-    """A model version with processes of its own; held with `with` while a request is under way.
+    """A model version with its own processes. A request holds it with `with`.
 
     Raises:
-        Untypable: no contract can be made of it.
+        UnsupportedSignature: the version has no signature that a contract can be derived from.
         VerificationFailed: its input example does not fit its own signature.
     """
 
@@ -67,47 +67,43 @@ class LoadedModel:
         warnings: Sequence[str] = (),
     ) -> None:
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
-        self.metrics: VersionMetrics  # once it takes requests
+        self.metrics: VersionMetrics  # exists after `activate`
         self.contract = mlmodel.contract(files.mlmodel, version.name, limits.max_rows)
         self.example = input_example.example(files, self.contract)
         if self.example:
             self.contract = self.contract.with_example(self.example.shown)
         self.reader = json_rows.BatchReader(self.contract)
-        """Reads the bodies of batches."""
-        self.intake = ColumnValidator(self.contract)
-        """Checks columns that came in any protocol."""
-        self.scoring = ScoringParser(self.contract, self.intake)
-        """Reads the bodies of MLflow's protocol."""
-        self.told = orjson.dumps({"name": version.name, "version": version.version})
-        """The version as answers tell it."""
+        """Parses the bodies of batches."""
+        self.column_validator = ColumnValidator(self.contract)
+        """Validates columns of any protocol."""
+        self.scoring = ScoringParser(self.contract, self.column_validator)
+        """Parses the bodies of MLflow's scoring protocol."""
+        self.model_json = predictions.model_json(version.name, version.version)
+        """The `model` member of responses."""
         self.headers = version.in_headers
         self.cache: Cache | None = (
             LRUCache(limits.cache_entries) if version.name in limits.cached_models else None
         )
-        """Its last answers and their parts, by what was asked; None unless the model is to have that."""
+        """The last responses with their parts, by request; None if the model has no cache."""
         self.from_disk = False
-        """Whether it came from the copy on disk, as the registry was away."""
-        self.tally = RequestCounts()
-        self._verification: Verification
-        self.unverified = ""
-        """Why it went live without having answered an example; empty if it has."""
-        self.comparison: Comparison | None = None
-        """How it answered live requests before it went live."""
+        """Whether it was loaded from the copy on disk because the registry was unavailable."""
+        self.request_counts = RequestCounts()
+        self._verification = Verification(self.contract)
         self.loaded_at = datetime.now(UTC)
         self.state, self.used_at = LoadState.STARTING, 0.0
-        """When the last request on it was over, by the monotonic clock."""
+        """Monotonic time at which the last request ended (`used_at`)."""
         self._runtime, self._limits, self._warnings = runtime, limits, warnings
-        self._leases, self._unheld = 0, asyncio.Event()
-        self.calls = Calls(
+        self._leases, self._released = 0, asyncio.Event()
+        self.calls = ModelCalls(
             version,
             lambda: self.contract,
             limits,
             runtime,
             record=lambda request: self.recorder.add(request),
-            note=lambda *call: self.metrics.observe_call(*call),
+            on_call=lambda *call: self.metrics.observe_call(*call),
             has_process=lambda: self._pool.has_process,
         )
-        """Takes its requests, once it is live."""
+        """Queues the requests of the live version."""
         self._pool = Pool(
             launcher,
             artifacts.folder,
@@ -118,24 +114,36 @@ class LoadedModel:
             log_context=version.in_logs,
             on_ready=self.calls.add,
             on_death=self._count_death,
-            on_restart=lambda ending: self.metrics.restarts[ending].inc(),
+            on_restart=lambda reason: self.metrics.restarts[reason].inc(),
         )
 
     def __repr__(self) -> str:
-        return f"<Loaded {self.version} {self.state.value} leases={self._leases}>"
+        return f"<LoadedModel {self.version} {self.state.value} leases={self._leases}>"
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should look at, though it is live."""
-        found = [
+        """Warnings about the version, for `/ready`."""
+        warnings = [
             mlmodel.unverified(str(self.version), self.unverified) if self.unverified else "",
-            self.tally.warning(str(self.version)),
-            "it was brought up from the copy on disk, as the registry was away" if self.from_disk else "",
+            self.request_counts.warning(str(self.version)),
+            "it was loaded from the copy on disk because the registry was unavailable"
+            if self.from_disk
+            else "",
         ]
-        return [*filter(None, found), *self.contract.warnings, *self._warnings]
+        return [*filter(None, warnings), *self.contract.warnings, *self._warnings]
+
+    @property
+    def unverified(self) -> str:
+        """The reason why the version is live although it has predicted no example; empty if it has."""
+        return self._verification.unverified
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How its predictions compared with recorded ones before it went live."""
+        return self._verification.comparison
 
     def refresh(self, version: Version) -> None:
-        """Take over what has changed about the version in the registry, which is there."""
+        """Update the facts about the version from the registry, for example its aliases and tags."""
         self.version = replace(version, location=self.version.location)
         self.from_disk = False
 
@@ -154,40 +162,42 @@ class LoadedModel:
 
     @property
     def has_process(self) -> bool:
-        """Whether one of its processes is up."""
+        """Whether one of its processes is running."""
         return self._pool.has_process
 
     @property
     def in_use(self) -> bool:
-        """Whether a request is under way on it."""
+        """Whether a request holds it."""
         return self._leases > 0
 
     async def start(self) -> None:
-        """Start the model processes and have the first one answer the input example, or a generated row.
+        """Start the model processes and predict the input example, or a generated row.
 
         Raises:
             LoadFailed: a process raised, hung or died while loading.
-            VerificationFailed: it does not answer the example as its contract says.
+            VerificationFailed: the prediction for the example fails or does not fit the contract.
         """
         try:
             await self._pool.start()
             self._verification = await verification.verify(
                 self.contract, self.example, self._pool, self._runtime.load_seconds
             )
-            self.contract, self.unverified = self._verification.contract, self._verification.unverified
+            self.contract = self._verification.contract
         except BaseException:
             self.close()
             raise
 
     async def replay(self, recorded: Sequence[RecordedRequest], decided: Sharing | None) -> None:
-        """Find out whether callers may share a call, answer what another version has answered, and compare.
+        """Decide whether callers may share a call, then repeat recorded requests and compare predictions.
 
-        `decided` is what is known of the former.
+        Args:
+            recorded: requests that another version has served.
+            decided: an earlier decision on sharing, which then stands.
 
         Raises:
-            VerificationFailed: it fails on one of the requests.
+            VerificationFailed: one of the requests fails.
         """
-        found = await verification.rehearse(
+        self._verification = await verification.replay(
             self._verification,
             self.example,
             self._pool,
@@ -195,25 +205,24 @@ class LoadedModel:
             recorded,
             decided=decided,
         )
-        self.comparison = found.comparison
-        self.calls.begin(found.sharing)
+        self.calls.set_sharing(self._verification.sharing)
 
-    def forget_requests(self, most: int) -> None:
-        """Record requests anew: those of the version before need not fit this one."""
-        self.recorder = RequestRecorder(most)
+    def forget_requests(self, max_requests: int) -> None:
+        """Start a new record of requests: those of the previous version may not fit this one."""
+        self.recorder = RequestRecorder(max_requests)
 
     def activate(self) -> None:
-        """Take requests, and have processes that die replaced."""
+        """Accept requests, and restart processes that die."""
         self.state, self.loaded_at = LoadState.LIVE, datetime.now(UTC)
         gauges = Gauges(lambda: self.calls.waiting, lambda: self._leases, self._pool.memory)
         self.metrics = self._metrics.for_version(self.version.name, self.version.label, gauges)
         self._pool.keep()
 
-    def _count_death(self, ending: ExitReason) -> None:
-        self.metrics.deaths[ending].inc()
-        self.tally.deaths += ending is not ExitReason.MEMORY
+    def _count_death(self, reason: ExitReason) -> None:
+        self.metrics.deaths[reason].inc()
+        self.request_counts.deaths += reason is not ExitReason.MEMORY
 
-    # -- use
+    # -- leases
 
     def __enter__(self) -> Self:
         self._leases += 1
@@ -223,7 +232,7 @@ class LoadedModel:
         self._leases -= 1
         if not self._leases:
             self.used_at = time.monotonic()
-            self._unheld.set()
+            self._released.set()
 
     # -- drain, close
 
@@ -233,21 +242,26 @@ class LoadedModel:
         return max(self._runtime.drain_seconds, streaming)
 
     async def drain(self) -> None:
-        """Wait until no request holds it, at most for the drain time, then end its processes."""
+        """Wait until no request holds it, at most for the drain time, then stop its processes."""
         self.state = LoadState.DRAINING
         try:
             async with asyncio.timeout(self._drain_seconds):
                 while self._leases:
-                    self._unheld.clear()
-                    await self._unheld.wait()
+                    self._released.clear()
+                    await self._released.wait()
         except TimeoutError:
-            log.warning("%r is still held and is ended", self, extra=self.version.in_logs)
+            log.warning(
+                "stopping the processes of %s, though %d requests have not finished within the drain time",
+                self.version,
+                self._leases,
+                extra=self.version.in_logs,
+            )
         finally:
             self.close()
             gc_tuning.schedule_collect()
 
     def close(self) -> None:
-        """End its processes now."""
+        """Stop its processes immediately."""
         if self.state in (LoadState.LIVE, LoadState.DRAINING):
             self.metrics.retire()
         self.state = LoadState.CLOSED

@@ -1,4 +1,4 @@
-"""The calls of one model version: which requests share one, and what each of them gets of its output."""
+"""The calls of a model version: form them from requests, and split their output among the requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.batching.pending import BatchKey, Group, Output, PendingRequest
 from serving.batching.sharing_monitor import SharingMonitor
 from serving.batching.sharing_proof import UNDECIDED, Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_own
+from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_indivisible
 from serving.codecs.predictions import LazyPredictions
 from serving.contract.contract import Contract, Row
 from serving.errors import NotSeparable
@@ -27,25 +27,26 @@ from serving.version import Version
 
 log = logging.getLogger("serving.model")
 
-# More rows of one request leave in batches of this many, between which other requests have their turn.
+# A larger request is split into batches of this size, so that other requests run in between.
 _MAX_BULK_ROWS = 4096
-_MAX_ROWS_AT_ONCE = 512
+_MAX_EAGER_ROWS = 512
+"""Predictions for more rows are rendered on demand, to keep the event loop responsive."""
 
 Part = tuple[Sequence[int], PendingRequest]
-"""Which rows of a request a ticket answers: all of them, unless some leave out what others have."""
+"""A queued part of a request, and the indices of its rows within the request."""
 
 
-class Calls:
-    """Queues requests for the processes of a version, and hands each what is its own of the output.
+class ModelCalls:
+    """Queues requests for the processes of a version and returns to each its part of the output.
 
     Args:
-        version: whose calls they are.
-        contract: what it promises.
-        limits: how long a request may wait, and how many may.
-        runtime: how many rows may share a call.
-        record: keeps a request with its answer.
-        note: is called after each call, as `Batcher` calls it.
-        has_process: whether one of its processes lives.
+        version: the model version.
+        contract: returns the current contract of the version.
+        limits: limits on queued requests and their deadline.
+        runtime: maximum number of rows per call, and number of processes.
+        record: is called with a request and its output, to be repeated on the next candidate.
+        on_call: is called after each call of the model (see `Batcher`).
+        has_process: returns whether one of the processes is running.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Calls:
         limits: LimitSettings,
         runtime: RuntimeSettings,
         record: Callable[[RecordedRequest], None],
-        note: Callable[[int, float, float], None],
+        on_call: Callable[[int, float, float], None],
         has_process: Callable[[], bool] = lambda: True,
     ) -> None:
         self._version, self._contract, self._record = version, contract, record
@@ -63,46 +64,46 @@ class Calls:
         self.sharing = UNDECIDED
         """Whether callers may share a call."""
         self._batcher = Batcher(
-            lambda rows, key, carried: contract().layout.encode(rows, key.params, carried),
-            self._read,
-            most_waiting=limits.max_queue_size,
-            deadline=limits.deadline_seconds,
-            pace=BatchLatencyModel(limits.max_queue_seconds, runtime.replicas),
+            lambda rows, key, trace_headers: contract().layout.encode(rows, key.params, trace_headers),
+            self._decode,
+            max_queue_size=limits.max_queue_size,
+            call_seconds=limits.deadline_seconds,
+            latency_model=BatchLatencyModel(limits.max_queue_seconds, runtime.replicas),
             shared=lambda: self.sharing.allowed,
             has_process=has_process,
-            told=version.in_logs,
-            note=note,
+            log_context=version.in_logs,
+            on_call=on_call,
         )
         self.monitor = SharingMonitor(self._batcher, self.stop_sharing)
-        """Checks what shared calls return."""
+        """Verifies the predictions of shared calls."""
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """The number of queued requests."""
         return self._batcher.waiting
 
     @property
     def in_progress(self) -> bool:
-        """Whether a model process works on a request."""
+        """Whether a model process is working and no request is queued."""
         return self._batcher.rows > 0 and not self._batcher.waiting
 
     def add(self, replica: Replica) -> None:
         """Use a model process that has loaded."""
         self._batcher.add(replica)
 
-    def begin(self, sharing: Sharing) -> None:
-        """Let callers share calls, or not."""
+    def set_sharing(self, sharing: Sharing) -> None:
+        """Set whether callers may share calls."""
         self.sharing = sharing
-        said = "callers %s calls of %s: %s"
-        verb = "share" if sharing.allowed else "do not share"
-        log.info(said, verb, self._version, sharing.reason, extra=self._version.in_logs)
+        state = "enabled" if sharing.allowed else "disabled"
+        message = "batching of requests is %s for %s: %s"
+        log.info(message, state, self._version, sharing.reason, extra=self._version.in_logs)
 
     def stop_sharing(self, reason: str) -> None:
-        """Have each request be a call of its own from now on, unless the metadata decides otherwise."""
+        """Run each request in its own call from now on, unless the metadata allows sharing explicitly."""
         if self.sharing.allowed and self.sharing.basis is not Basis.METADATA:
             self.sharing = Sharing(False, Basis.MONITORING, reason)
-            said = "callers share no call of %s any more: %s"
-            log.warning(said, self._version, reason, extra=self._version.in_logs)
+            message = "disabled batching of requests for %s, each request is a separate call now: %s"
+            log.warning(message, self._version, reason, extra=self._version.in_logs)
 
     def submit(
         self,
@@ -111,38 +112,44 @@ class Calls:
         deadline: float,
         *,
         raw: bool = False,
-        begun: bool = False,
+        admitted: bool = False,
         origin: object = None,
         alone: bool = False,
     ) -> list[Part]:
-        """Queue rows that fit the contract, to be answered within `deadline` seconds.
+        """Queue rows that fit the contract.
 
-        They are one call, unless callers may share calls: then large tables are cut, and rows that no table
-        can hold together are parted. What is `alone` is one call in any case. The answers are predictions,
-        or with `raw` the model's own tables, of which none are made yet. What has `begun` is a further
-        piece of a request that was taken in, of which all pieces have the same `origin`.
+        The rows are one call, unless callers may share calls. Then a large table is cut, and rows that no
+        single table can hold are separated.
+
+        Args:
+            rows: the rows.
+            params: parameters of the model.
+            deadline: seconds until the request times out.
+            raw: return the output tables (as `LazyPredictions`) instead of rendered predictions.
+            admitted: other rows of the request are queued already, so that overload does not reject it.
+            origin: identifies the request that the rows belong to, if it is queued in several steps.
+            alone: put the rows into one separate call in any case.
 
         Raises:
             Overloaded: the queue is full.
-            Unprocessable: no table can hold the rows together.
+            Unprocessable: no single table can hold the rows, and they may not be separated.
         """
         text, in_columns = canonical_json(params), isinstance(rows, pa.RecordBatch)
         shared = self.sharing.allowed and not alone
         parts: list[Part] = []
         try:
-            for likeness, indices, group in self._contract().layout.groups(rows, split=shared):
-                key = BatchKey(text, (object(),) if alone else likeness, in_columns, raw)
+            for shape, indices, group in self._contract().layout.groups(rows, split=shared):
+                key = BatchKey(text, (object(),) if alone else shape, in_columns, raw)
                 size = len(group)
-                if shared and isinstance(group, pa.RecordBatch) and not is_own(group):
+                if shared and isinstance(group, pa.RecordBatch) and not is_indivisible(group):
                     size = _MAX_BULK_ROWS
                 for start in range(0, len(group), size):
                     piece = group.slice(start, size) if isinstance(group, pa.RecordBatch) else group
-                    most_rows = self._max_batch_rows if shared else len(piece)
-                    further = begun or bool(parts)
-                    ticket = self._batcher.submit(
-                        piece, key, most_rows, deadline, begun=further, origin=origin
+                    max_rows = self._max_batch_rows if shared else len(piece)
+                    pending = self._batcher.submit(
+                        piece, key, max_rows, deadline, admitted=admitted or bool(parts), origin=origin
                     )
-                    parts.append((indices[start : start + len(piece)], ticket))
+                    parts.append((indices[start : start + len(piece)], pending))
         except BaseException:
             self.withdraw(parts)
             raise
@@ -155,65 +162,63 @@ class Calls:
         deadline: float,
         reserve: Callable[[int], None] | None = None,
     ) -> tuple[Part, ChunkStream]:
-        """Queue a row to be answered bit by bit; the first bit has to come within `deadline` seconds.
+        """Queue a row whose output is streamed; the first chunk must arrive within `deadline` seconds.
 
-        `reserve` makes room for what is read ahead of the caller.
+        `reserve` reserves memory for chunks that the caller has not read yet (see `ChunkStream`).
 
         Raises:
             Overloaded: the queue is full.
         """
-        ((likeness, indices, group),) = self._contract().layout.groups([row])
-        key = BatchKey(canonical_json(params), likeness, in_columns=False, raw=False)
+        ((shape, indices, group),) = self._contract().layout.groups([row])
+        key = BatchKey(canonical_json(params), shape, in_columns=False, raw=False)
         stream = ChunkStream(self._deadline_seconds, reserve)
         return (indices, self._batcher.submit(group, key, 1, deadline, stream)), stream
 
-    async def answered(
+    async def output(
         self, rows: Rows, params: Mapping[str, Any], parts: list[Part], ends: float
     ) -> pa.RecordBatch:
-        """Return the model's own table for rows that were submitted `raw` in these parts, in their order.
+        """Return the output table for rows that were submitted `raw` in these parts, in their order.
 
-        Where the parts do not have one result per row each, the request is called for again, as one call;
-        it has until `ends`, by the performance counter.
+        If a part does not return one result per row, the request is repeated as one call. That call must end
+        before `ends`, in the time of `time.perf_counter`.
 
         Raises:
-            ServingError: one of the parts was not answered.
+            ServingError: one of the parts failed.
         """
-        found = [(indices, ticket, await ticket.future) for indices, ticket in parts]
-        if len(found) > 1:
-            # If sharing has ended meanwhile, what the parts got may be wrong.
-            is_split = all(answer.is_one_per_row(len(ticket.rows)) for _, ticket, answer in found)
+        outputs = [(indices, pending, await pending.future) for indices, pending in parts]
+        if len(outputs) > 1:
+            # If sharing was disabled in the meantime, the outputs of the parts may be wrong.
+            is_split = all(output.is_one_per_row(len(pending.rows)) for _, pending, output in outputs)
             if self.sharing.allowed and is_split:
-                tables = [answer.table for _, _, answer in found if isinstance(answer, LazyPredictions)]
-                if (table := concat_ordered(tables, [indices for indices, _, _ in found])) is not None:
+                tables = [output.table for _, _, output in outputs if isinstance(output, LazyPredictions)]
+                if (table := concat_ordered(tables, [indices for indices, _, _ in outputs])) is not None:
                     return table
             else:
                 self.stop_sharing("a part of a large request did not return one result per row")
             left = max(0.0, ends - time.perf_counter())
-            parts[:] = self.submit(rows, params, left, raw=True, begun=True, alone=True)
-            found = [(indices, ticket, await ticket.future) for indices, ticket in parts]
-        ((_, ticket, answer),) = found
-        assert isinstance(answer, LazyPredictions)
-        self._record(RecordedRequest(rows, params, answer, ticket.finished - ticket.started))
-        return answer.table
+            parts[:] = self.submit(rows, params, left, raw=True, admitted=True, alone=True)
+            outputs = [(indices, pending, await pending.future) for indices, pending in parts]
+        ((_, pending, output),) = outputs
+        assert isinstance(output, LazyPredictions)
+        self._record(RecordedRequest(rows, params, output, pending.finished - pending.started))
+        return output.table
 
     def withdraw(self, parts: list[Part]) -> None:
-        """Forget a request whose caller has gone."""
-        for _, ticket in parts:
-            if not ticket.finished:  # its future may be done, cancelled with the one who awaited it
-                self._batcher.withdraw(ticket)
+        """Withdraw a request whose client has disconnected, or what is left of a finished one."""
+        for _, pending in parts:
+            if not pending.finished:  # its future may be done: it is cancelled together with its awaiter
+                self._batcher.withdraw(pending)
 
-    def _read(self, answer: bytes, group: Group) -> Output:
-        table, key = model_output.decode(answer), group[0].key
-        whole, rows = (
-            model_output.form(table) is model_output.OutputForm.WHOLE,
-            sum([len(ticket.rows) for ticket in group]),
-        )
+    def _decode(self, encoded: bytes, group: Group) -> Output:
+        table, key = model_output.decode(encoded), group[0].key
+        whole = model_output.form(table) is model_output.OutputForm.WHOLE
+        rows = sum([len(pending.rows) for pending in group])
         if len(group) > 1:
             if whole or len(table) != rows or model_output.is_reordered(table):
                 self.stop_sharing("a shared call did not return one result per row")
                 raise NotSeparable(f"it returned {len(table)} results for {rows} rows")
             if self.sharing.basis is Basis.PROOF:
                 self.monitor.observe(group, table)
-        if key.raw or whole or len(table) != rows or rows > _MAX_ROWS_AT_ONCE:
+        if key.raw or whole or len(table) != rows or rows > _MAX_EAGER_ROWS:
             return LazyPredictions(self._contract().predictions, table, whole)
         return self._contract().predictions(table)

@@ -1,4 +1,4 @@
-"""The last live requests, kept in memory, and how a candidate answers them."""
+"""The last live requests, kept in memory to be repeated on the next candidate."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ from serving.codecs.predictions import LazyPredictions
 from serving.errors import ModelFailed
 from serving.protocols.mlflow_scoring_output import predictions_json
 
-_SAME = 0.01
-_MOST_ROWS = 100
+_REL_TOLERANCE, _ABS_TOLERANCE = 0.01, 1e-9
+_MAX_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request that the live version answered, and the seconds that its batch took."""
+    """A request that the live version has served, and the seconds that its batch took."""
 
     rows: Rows
     params: Mapping[str, Any]
-    answer: bytes | LazyPredictions
-    """The predictions' objects, each with a comma behind it, or what they can be made of."""
+    output: bytes | LazyPredictions
+    """The items of the JSON array of predictions, or what they can be rendered from."""
     seconds: float
 
-    def told(self) -> bytes | None:
-        """The predictions' objects, or one output for all rows; None where JSON can't say one of them."""
+    def predictions(self) -> bytes | None:
+        """Return the items of the JSON array of predictions; None where JSON cannot represent them.
+
+        An output that is not one result per row is a single item.
+        """
         try:
-            if isinstance(self.answer, bytes):
-                return self.answer
-            if self.answer.is_one_per_row(len(self.rows)):
-                return self.answer.materialize().json()
-            return b"".join(predictions_json((), self.answer.table)) + b","
+            if isinstance(self.output, bytes):
+                return self.output
+            if self.output.is_one_per_row(len(self.rows)):
+                return self.output.materialize().items_json()
+            return b"".join(predictions_json((), self.output.table))
         except ModelFailed:
             return None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a candidate answered what the live version had answered before.
+    """How the predictions of a candidate compare with those of the live version.
 
-    `agreement` is the share of rows with the same answer, numbers within one percent; `latency` the ratio of
-    the candidate's median time to the live version's.
+    `agreement` is the share of rows with a matching prediction (see `predictions_match`). `latency` is the
+    ratio of the candidate's median seconds to those of the live version.
     """
 
     requests: int
@@ -62,42 +65,43 @@ class Comparison:
 
 
 class RequestRecorder:
-    """Keeps the last `most` requests; large ones are passed over, so that memory stays bounded."""
+    """Keeps the last `max_requests` requests. Large requests are skipped, which bounds the memory."""
 
-    def __init__(self, most: int) -> None:
-        self._kept: deque[RecordedRequest] = deque(maxlen=most)
+    def __init__(self, max_requests: int) -> None:
+        self._requests: deque[RecordedRequest] = deque(maxlen=max_requests)
 
     def add(self, recorded: RecordedRequest) -> None:
-        """Keep a request."""
-        if len(recorded.rows) <= _MOST_ROWS:
-            self._kept.append(recorded)
+        """Keep a request, unless it is large."""
+        if len(recorded.rows) <= _MAX_ROWS:
+            self._requests.append(recorded)
 
     def last(self) -> tuple[RecordedRequest, ...]:
-        """What is kept, the oldest first."""
-        return tuple(self._kept)
+        """Return the kept requests, oldest first."""
+        return tuple(self._requests)
 
 
 def compare(
-    recorded: Sequence[RecordedRequest], answers: Sequence[bytes], seconds: Sequence[float]
+    recorded: Sequence[RecordedRequest], outputs: Sequence[Sequence[bytes]], seconds: Sequence[float]
 ) -> Comparison:
-    """Compare a candidate's answers to all that was recorded, and its seconds for some of it."""
-    pairs = [
-        predictions_match(old, new)
-        for each, answer in zip(recorded, answers, strict=True)
-        for old, new in zip(_read(each.told() or b""), _read(answer), strict=True)
+    """Compare the predictions of a candidate with the recorded ones.
+
+    Args:
+        recorded: at least one request; JSON can represent the predictions of each.
+        outputs: the JSON texts of the candidate's predictions, for each request.
+        seconds: the seconds that the candidate took for some of the requests.
+    """
+    matches = [
+        predictions_match(old, orjson.loads(new))
+        for request, texts in zip(recorded, outputs, strict=True)
+        for old, new in zip(orjson.loads(b"[%s]" % (request.predictions() or b"")), texts, strict=True)
     ]
-    before = median(each.seconds for each in recorded)
-    ratio = median(seconds) / before if before else math.inf
-    return Comparison(len(recorded), sum(pairs) / len(pairs), ratio)
-
-
-def _read(answer: bytes) -> list[Any]:
-    predictions: list[Any] = orjson.loads(b"[" + answer[:-1] + b"]")
-    return predictions
+    live_seconds = median(request.seconds for request in recorded)
+    ratio = median(seconds) / live_seconds if live_seconds else math.inf
+    return Comparison(len(recorded), sum(matches) / len(matches), ratio)
 
 
 def predictions_match(old: Any, new: Any) -> bool:
-    """Whether two predictions say the same: the same class, or numbers within one percent."""
+    """Return whether two predictions name the same class or have numbers within one percent."""
     if isinstance(old, dict) and isinstance(new, dict):
         if "label" in old:
             return bool(old["label"] == new.get("label"))
@@ -105,5 +109,5 @@ def predictions_match(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(predictions_match, old, new))
     if isinstance(old, float) and isinstance(new, int | float):
-        return math.isclose(old, new, rel_tol=_SAME, abs_tol=1e-9)
+        return math.isclose(old, new, rel_tol=_REL_TOLERANCE, abs_tol=_ABS_TOLERANCE)
     return bool(old == new)

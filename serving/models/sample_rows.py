@@ -1,7 +1,6 @@
-"""Rows made from a contract: from its types, bounds and profile, and from an example row if there is one.
+"""Generate rows from a contract: from its types, bounds and profile, and from an example row if there is one.
 
-They show how a model behaves where its logged example shows too little. A model need not know such rows, so
-that nothing follows from one on which it fails.
+The rows supplement an example that is too small. A model may fail on such a row without being faulty.
 """
 
 from __future__ import annotations
@@ -26,73 +25,73 @@ _DAY = datetime(2026, 1, 1)  # noqa: DTZ001  # MLflow's datetimes have no zone
 
 
 def sample_rows(contract: Contract, count: int, like: Mapping[str, Any] | None = None) -> list[Row]:
-    """Make up to `count` different rows that fit the contract.
+    """Return up to `count` distinct rows that fit the contract.
 
-    They have the columns of the row `like`, as JSON has it, and values near its own; without it all required
-    columns.
+    With an example row `like` (in JSON types), the rows have its columns and similar values. Without it, they
+    have all required columns.
     """
     rows: list[Row] = []
     for number in range(count):
-        given = like or {}
+        example = like or {}
         row = {
-            # Not the same in each column, which may be the ends of a range.
-            column.name: _value(contract, column, number + (0 if like else place), given.get(column.name))
-            for place, column in enumerate(contract.columns)
-            if (column.name in given if like else column.required)
+            # The offset varies by column: two columns may be the lower and upper end of a range.
+            column.name: _value(contract, column, number + (0 if like else offset), example.get(column.name))
+            for offset, column in enumerate(contract.columns)
+            if (column.name in example if like else column.required)
         }
         with suppress(RequestError, TypeError, ValueError):
             rows.append(contract.read_row(json.dumps(row).encode()))
     return rows
 
 
-def _value(contract: Contract, column: Column, number: int, given: Any) -> Any:
-    facets = dict(column.constraints)
-    for word in ("enum", "examples"):
-        if facets.get(word):
-            return facets[word][number % len(facets[word])]
+def _value(contract: Contract, column: Column, number: int, example: Any) -> Any:
+    constraints = dict(column.constraints)
+    for keyword in ("enum", "examples"):
+        if constraints.get(keyword):
+            return constraints[keyword][number % len(constraints[keyword])]
     profile = contract.profile.inputs.get(column.name) if contract.profile else None
-    if profile and (values := _of_profile(profile)):
+    if profile and (values := _profile_values(profile)):
         value = values[number % len(values)]
         is_whole = isinstance(column.kind, Scalar) and column.kind.python is int
         return round(value) if is_whole and isinstance(value, float) else value
     if isinstance(column.kind, Scalar):
-        return _scalar(column.kind, facets, number, given)
-    if given is not None:
-        return given
+        return _scalar(column.kind, constraints, number, example)
+    if example is not None:
+        return example
     if isinstance(column.kind, Tensor):
         return _tensor(column.kind, number)
     return _nested(json.loads(column.type), number)
 
 
-def _of_profile(profile: Distribution) -> Sequence[Any]:
+def _profile_values(profile: Distribution) -> Sequence[Any]:
     if profile.categories is not None:
         return profile.categories
     edges = profile.edges or ()
     return [(low + high) / 2 for low, high in pairwise(edges)] or edges
 
 
-def _scalar(kind: Scalar, facets: Mapping[str, Any], number: int, given: Any) -> Any:
+def _scalar(kind: Scalar, constraints: Mapping[str, Any], number: int, example: Any) -> Any:
     if kind.python is bool:
-        return bool(number % 2) if given is None else bool(given) ^ bool(number % 2)
+        return bool(number % 2) if example is None else bool(example) ^ bool(number % 2)
     if kind.python in (int, float):
-        return _number(kind, facets, number, given)
-    if given is not None:
-        return given
+        return _number(kind, constraints, number, example)
+    if example is not None:
+        return example
     if kind.name == "datetime":
         return (_DAY + timedelta(days=number)).isoformat()
-    text = chr(ord("a") + number % 26) * max(1, facets.get("minLength", 1))
+    text = chr(ord("a") + number % 26) * max(1, constraints.get("minLength", 1))
     return base64.b64encode(text.encode()).decode() if kind.name == "binary" else text
 
 
-def _number(kind: Scalar, facets: Mapping[str, Any], number: int, given: Any) -> Any:
-    low = max(facets.get("minimum", -math.inf), facets.get("exclusiveMinimum", -math.inf))
-    high = min(facets.get("maximum", math.inf), facets.get("exclusiveMaximum", math.inf))
-    value = 1.0 + number if given is None else given * (1 + number / 8) + number / 8
+def _number(kind: Scalar, constraints: Mapping[str, Any], number: int, example: Any) -> Any:
+    low = max(constraints.get("minimum", -math.inf), constraints.get("exclusiveMinimum", -math.inf))
+    high = min(constraints.get("maximum", math.inf), constraints.get("exclusiveMaximum", math.inf))
+    value = 1.0 + number if example is None else example * (1 + number / 8) + number / 8
     if math.isfinite(low) and math.isfinite(high):
         value = low + (high - low) * (number % 7 + 1) / 8
     elif not low < value < high:
         value = low + 1 + number if math.isfinite(low) else high - 1 - number
-    if step := facets.get("multipleOf"):
+    if step := constraints.get("multipleOf"):
         value = round(value / step) * step
     return round(value) if kind.python is int else value
 
@@ -114,7 +113,7 @@ def _nested(spec: Mapping[str, Any], number: int) -> Any:
             return {"a": _nested(spec["values"], number)}
         case "object":
             properties = spec["properties"].items()
-            return {name: _nested(each, number) for name, each in properties if each.get("required", True)}
+            return {name: _nested(item, number) for name, item in properties if item.get("required", True)}
         case "boolean":
             return bool(number % 2)
         case "integer" | "long":

@@ -1,15 +1,17 @@
-"""All that is served, and the choice among it."""
+"""Select the loaded version that a request addresses."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from copy import copy
 from random import random
 
 from serving.errors import UnknownModel, not_served
 from serving.models.loaded_model import LoadedModel
-from serving.models.slot import Slot, SlotOnDemand
+from serving.models.on_demand_slot import SlotOnDemand
+from serving.models.slot import Slot
 from serving.models.traffic_split import TrafficSplit
 
 _SCHEME = "models:/"
@@ -17,14 +19,13 @@ _MAX_VIEWS = 1000
 
 
 class ModelSelector:
-    """What is served for each reference; the first is the default.
+    """Finds the version for a name, a reference or a version number. The first slot is the default.
 
-    References with weights share the requests to their model: where no reference is named but the model,
-    `point` (from 0 to below 1) chooses one.
+    References with weights share the requests that name only their model.
     """
 
     splits: Mapping[str, TrafficSplit]
-    """Those that are shared, by the model's name."""
+    """The traffic splits, by name of the model."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
@@ -37,16 +38,16 @@ class ModelSelector:
         }
 
     def only(self, names: tuple[str, ...]) -> ModelSelector:
-        """Return a view of these models alone, in which no other model exists; no names stand for all."""
+        """Return a view that contains only these models; without names, all models."""
         if not names:
             return self
         if names not in self._views:
             if len(self._views) >= _MAX_VIEWS:
                 self._views.clear()
-            self._views[names] = self._limited(names)
+            self._views[names] = self._view(names)
         return self._views[names]
 
-    def _limited(self, names: tuple[str, ...]) -> ModelSelector:
+    def _view(self, names: tuple[str, ...]) -> ModelSelector:
         view = copy(self)
         view.slots = [slot for slot in self.slots if slot.reference.name in names]
         view.splits = {name: split for name, split in self.splits.items() if name in names}
@@ -57,71 +58,76 @@ class ModelSelector:
 
     @property
     def default(self) -> Slot | None:
-        """The one that is meant where none is named; None in a view without it."""
+        """The slot for requests that name no model; None in a view that does not contain it."""
         return self._default
 
     def named(self) -> dict[str, Slot]:
-        """The slot of each name: of several references to one model the first is the model's."""
-        found: dict[str, Slot] = {}
+        """Return the first slot of each model, by name of the model."""
+        slots: dict[str, Slot] = {}
         for slot in self.slots:
-            found.setdefault(slot.reference.name, slot)
-        return found
+            slots.setdefault(slot.reference.name, slot)
+        return slots
 
-    def lease(self, chosen: str | None = None, point: Callable[[], float] = random) -> LoadedModel:
-        """What is live for a model; hold it with `with`.
+    def lease(self, target: str | None = None, point: Callable[[], float] = random) -> LoadedModel:
+        """Return the version that a request addresses; hold it with `with`.
 
-        `chosen` is a name, or a reference with or without `models:/`: a served one, or else an alias or a
-        stage of what is live at present, or the version number of what is loaded. None is the default model.
+        Args:
+            target: the name of a model, or a reference with or without `models:/`: a configured reference,
+                an alias or stage of a live version, or the number of a loaded version. None: the default.
+            point: returns a point in [0, 1), which selects among references that share the requests.
 
         Raises:
-            UnknownModel: nothing that is served is called so.
-            NotLive: it has no live version yet, or is asleep, or may be a version that is.
+            UnknownModel: the target matches no served model.
+            NotLive: the target has no live version.
+            NotLoaded: the target is a model on demand, or may be one of its versions.
         """
-        if not chosen:
+        if not target:
             if self._default is None:
                 raise UnknownModel("Name a model: the default one is not served here.")
             if self._default.reference.name not in self.splits:
                 return self._default.lease()
-            chosen = self._default.reference.name
-        if split := self.splits.get(chosen):
+            target = self._default.reference.name
+        if split := self.splits.get(target):
             return split.route(point()).lease()
-        wanted = chosen.removeprefix(_SCHEME)
+        name = target.removeprefix(_SCHEME)
         for slot in self.slots:
-            if wanted in _called(slot):
+            if name in _configured_names(slot):
                 return slot.lease()
         for slot in self.slots:
-            if slot.live and wanted in _carried(slot.live):
+            if slot.live and name in _registry_names(slot.live):
                 return slot.live
         for slot in self.slots:
-            if slot.warm and wanted == _numbered(slot.warm):
+            if slot.warm and name == _numbered(slot.warm):
                 return slot.warm
-        self._wake(re.split("[/@]", wanted)[0])
-        raise not_served(chosen)
+        self._lease_on_demand(re.split("[/@]", name)[0])
+        raise not_served(target)
 
-    def matches(self, chosen: str, leased: LoadedModel) -> bool:
-        """Whether a choice, as `lease` takes it, means this version; the model's name means any of them."""
-        wanted = chosen.removeprefix(_SCHEME)
-        if wanted in (leased.version.name, _numbered(leased)):
+    def matches(self, target: str, leased: LoadedModel) -> bool:
+        """Return whether a target (see `lease`) can address this version; a model's name matches any."""
+        name = target.removeprefix(_SCHEME)
+        if name in (leased.version.name, _numbered(leased)):
             return True
         return any(
-            wanted in (*_called(slot), *_carried(leased)) for slot in self.slots if slot.live is leased
+            name in (*_configured_names(slot), *_registry_names(leased))
+            for slot in self.slots
+            if slot.live is leased
         )
 
     def version(self, name: str, version: str) -> LoadedModel:
-        """A version that is loaded.
+        """Return a loaded version by its number.
 
         Raises:
-            UnknownModel: it is not.
-            Asleep: it may be, once the model is awake.
+            UnknownModel: the version is not loaded.
+            NotLoaded: the model is on demand; the version may be the one that loads.
         """
         for loaded in self.loaded(name):
             if loaded.version.version == version:
                 return loaded
-        self._wake(name)
+        self._lease_on_demand(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")
 
     def loaded(self, name: str) -> Iterator[LoadedModel]:
-        """The versions of a model that are loaded, first the live one.
+        """Yield the loaded versions of a model; per slot, the live one comes first.
 
         Raises:
             UnknownModel: no such model is served.
@@ -132,26 +138,42 @@ class ModelSelector:
         for slot in slots:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
 
-    def _wake(self, name: str) -> None:
-        """Which versions of a model on demand there are, is known once it is awake."""
+    def ensure_loaded(self, reference: str, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Return a block before which the model on demand is loaded, and within which it is not evicted.
+
+        Args:
+            reference: the reference that a `NotLoaded` error names.
+            seconds: the longest time to wait.
+
+        Raises:
+            Overloaded: too many requests wait for the model.
+            NotLive: loading failed or took too long.
+        """
+        for slot in self.slots:
+            if slot.reference.uri == reference and isinstance(slot, SlotOnDemand):
+                return slot.ensure_loaded(seconds)
+        raise not_served(reference)
+
+    def _lease_on_demand(self, name: str) -> None:
+        """Raise `NotLoaded` for a model on demand: its versions are known only once it is loaded."""
         for slot in self.slots:
             if slot.reference.name == name and isinstance(slot, SlotOnDemand):
                 slot.lease()
 
 
-def _called(slot: Slot) -> tuple[str, str]:
-    """What a slot is called in `SERVING_MODELS`: its model's name, and its reference."""
+def _configured_names(slot: Slot) -> tuple[str, str]:
+    """Return the names of a slot in `SERVING_MODELS`: the model and the reference."""
     return slot.reference.name, slot.reference.uri.removeprefix(_SCHEME)
 
 
-def _carried(live: LoadedModel) -> list[str]:
-    """The references that name a version, by what the registry says of it.
+def _registry_names(live: LoadedModel) -> list[str]:
+    """Return the references that resolve to a live version in the registry.
 
-    Only for what is live: what was so before is remembered with a stage and aliases that it has lost since.
+    The version must be live: a warm one has probably lost its stage and aliases since they were read.
     """
     version = live.version
-    named = [f"{version.name}/{version.stage}"] if version.stage else []
-    return [_numbered(live), *named, *(f"{version.name}@{alias}" for alias in version.aliases)]
+    stages = [f"{version.name}/{version.stage}"] if version.stage else []
+    return [_numbered(live), *stages, *(f"{version.name}@{alias}" for alias in version.aliases)]
 
 
 def _numbered(loaded: LoadedModel) -> str:

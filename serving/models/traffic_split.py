@@ -1,4 +1,4 @@
-"""Several references that share the requests to one model, by weight."""
+"""Distribute the requests to one model over several references, by weight."""
 
 from __future__ import annotations
 
@@ -11,77 +11,79 @@ from serving.models.slot import Slot
 
 
 class TrafficSplit:
-    """Chooses which of a model's references answers a request.
+    """Chooses the reference of a model that serves a request.
 
-    One that is not live, or whose contract would break clients of the first one's, is not chosen: its part
-    goes to the others. The first has what nobody else has.
+    A reference is skipped while it is not live, or while its contract would break clients of the primary. The
+    primary (the first reference) receives all requests that no other reference receives.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         total = sum(slot.reference.weight or 0.0 for slot in slots)
         self._shares = {slot: (slot.reference.weight or 0.0) / total for slot in slots}
-        self._given: dict[Slot, LoadedModel | None] = {}
-        self._lives: tuple[LoadedModel | None, ...] | None = None
+        self._weighted: dict[Slot, LoadedModel | None] = {}
+        """The live version to which a weight applies, by slot."""
+        self._live_versions: tuple[LoadedModel | None, ...] | None = None
         self._bounds: list[tuple[float, Slot]] = []
 
     @property
-    def first(self) -> Slot:
-        """The reference that the others are measured by."""
+    def primary(self) -> Slot:
+        """The reference with which the others are compared."""
         return self.slots[0]
 
     def share(self, slot: Slot) -> float:
-        """The part of the requests that a reference is meant to get, between 0 and 1."""
+        """Return the intended share of requests of a reference, from 0 to 1."""
         return self._shares[slot]
 
     def set_weight(self, slot: Slot, share: float) -> None:
-        """Give what is live for a reference that part of the requests, and take it from the first.
+        """Route a share of the requests to the live version of a reference, at the expense of the primary.
 
-        What goes live there later is given nothing until this is called again.
+        A version that goes live there later receives no requests until this method is called again.
         """
-        self._given[slot], self._shares[slot] = slot.live, share
-        self._shares[self.first] = max(0.0, 1.0 - sum(self._shares[other] for other in self.slots[1:]))
-        self._lives = None
+        self._weighted[slot], self._shares[slot] = slot.live, share
+        self._shares[self.primary] = max(0.0, 1.0 - sum(self._shares[other] for other in self.slots[1:]))
+        self._live_versions = None
 
     def route(self, point: float) -> Slot:
-        """The reference that answers, by a number from 0 to below 1; an equal one chooses the same.
+        """Return the reference for a point in [0, 1); the same point always yields the same reference.
 
-        As the part of a reference grows, those stay with it who are with it.
+        When the share of a reference grows, the points that it already had stay with it.
         """
-        lives = tuple(slot.live for slot in self.slots)
-        if lives != self._lives:
-            self._lives = lives
-            self._bounds = self._laid_out()
+        live_versions = tuple(slot.live for slot in self.slots)
+        if live_versions != self._live_versions:
+            self._live_versions = live_versions
+            self._bounds = self._lower_bounds()
         for bound, slot in self._bounds:
             if point >= bound:
                 return slot
-        return self.first
+        return self.primary
 
     def is_compatible(self, slot: Slot) -> bool:
-        """Whether clients of the first reference can be answered by this one."""
-        live, first = slot.live, self.first.live
-        if live is None or first is None:
+        """Return whether this reference can serve clients of the primary."""
+        live, primary = slot.live, self.primary.live
+        if live is None or primary is None:
             return live is not None
-        return not breaking_changes(first.contract, live.contract)
+        return not breaking_changes(primary.contract, live.contract)
 
-    def _laid_out(self) -> list[tuple[float, Slot]]:
-        """From where on each of the others is chosen, the first of which has the end of the numbers."""
-        found, bound = [], 1.0
+    def _lower_bounds(self) -> list[tuple[float, Slot]]:
+        """Return the lowest point of each secondary reference, in descending order from 1."""
+        bounds, bound = [], 1.0
         for slot in self.slots[1:]:
-            meant = self._given.get(slot, slot.live) is slot.live
-            if meant and self._shares[slot] > 0 and self.is_compatible(slot):
+            is_weighted = self._weighted.get(slot, slot.live) is slot.live
+            if is_weighted and self._shares[slot] > 0 and self.is_compatible(slot):
                 bound -= self._shares[slot]
-                found.append((bound, slot))
-        alone = found and self.first.live is None
-        return [*found[:-1], (0.0, found[-1][1])] if alone else found
+                bounds.append((bound, slot))
+        # Without a live primary, its share goes to the last secondary reference.
+        without_primary = bounds and self.primary.live is None
+        return [*bounds[:-1], (0.0, bounds[-1][1])] if without_primary else bounds
 
 
 def primary() -> float:
-    """The number that chooses the first reference, if that is live."""
+    """Return the point that selects the primary, if it is live."""
     return 0.0
 
 
 def hash_bucket(model: str, caller: str) -> float:
-    """A number from 0 to below 1 that is always the same for a caller of a model, and spread evenly."""
+    """Return a point in [0, 1) that is constant for a caller of a model and uniform over all callers."""
     digest = hashlib.sha256(f"{model}\0{caller}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

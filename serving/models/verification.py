@@ -1,4 +1,4 @@
-"""What a loaded version shows of itself before it takes requests."""
+"""Verify a loaded version before it receives requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from serving.processes.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What has been found out about a version.
+    """Result of the verification of a version.
 
-    `unverified` is why it has not answered an example, and empty if it has.
+    `unverified` is the reason why no input example was predicted; empty if one was.
     """
 
     contract: Contract
@@ -27,25 +27,28 @@ class Verification:
 
 
 async def verify(contract: Contract, example: Example | None, pool: Pool, seconds: float) -> Verification:
-    """Have the first process answer the input example, or a generated row, and correct the contract by that.
+    """Predict the input example, or else a generated row, and adapt the contract to the output.
 
     Raises:
         LoadFailed: a process that had to be replaced did not load.
-        VerificationFailed: it does not answer the example as its contract says, or not within `seconds`.
+        VerificationFailed: the prediction for the example fails, does not fit the contract, or takes longer
+            than `seconds`.
     """
     replica = pool.replicas[0]
-    trial = CandidateVerifier(contract.with_input_schema(replica.facts.get("input_schema")), replica, seconds)
+    verifier = CandidateVerifier(
+        contract.with_input_schema(replica.facts.get("input_schema")), replica, seconds
+    )
     if example:
-        await trial.verify(example)
-        return Verification(trial.contract)
-    failure = await trial.sample()
+        await verifier.verify(example)
+        return Verification(verifier.contract)
+    failure = await verifier.sample()
     await pool.renew()
     return Verification(
-        trial.contract, failure or "only a row generated from its types and bounds was answered"
+        verifier.contract, failure or "it has predicted only a row generated from its types and bounds"
     )
 
 
-async def rehearse(
+async def replay(
     verified: Verification,
     example: Example | None,
     pool: Pool,
@@ -54,23 +57,23 @@ async def rehearse(
     *,
     decided: Sharing | None,
 ) -> Verification:
-    """Find out whether callers may share a call, have recorded requests answered, and compare.
+    """Decide whether callers may share a call, then repeat recorded requests and compare the predictions.
 
     Args:
-        verified: what `verify` returned.
-        example: the input example.
-        pool: has the processes.
-        seconds: the time that each of these may take.
-        recorded: requests that another version has answered.
-        decided: whether callers may share a call, where that is known.
+        verified: result of `verify`.
+        example: input example of the model.
+        pool: model processes of the version.
+        seconds: time limit of each of the two steps.
+        recorded: requests that another version has served.
+        decided: an earlier decision on sharing, which then stands.
 
     Raises:
         LoadFailed: a process that had to be replaced did not load.
-        VerificationFailed: it fails on one of the requests.
+        VerificationFailed: one of the requests fails.
     """
-    trial = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
-    sharing = overridden(verified.contract.batching) or decided or await trial.prove(example, recorded)
-    await pool.renew()
-    trial = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
-    comparison = await trial.rehearse(recorded, shared=sharing.allowed)
+    verifier = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
+    sharing = overridden(verified.contract.batching) or decided or await verifier.prove(example, recorded)
+    await pool.renew()  # the proof may have killed the process
+    verifier = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
+    comparison = await verifier.replay(recorded, shared=sharing.allowed)
     return replace(verified, sharing=sharing, comparison=comparison)

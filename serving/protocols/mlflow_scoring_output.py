@@ -70,7 +70,7 @@ def _records(fields: list[OutputColumn], rows: pa.RecordBatch) -> bytes:
     parts: list[bytes | JsonFragments] = []
     for index, (value, column) in enumerate(zip(fields, rows.columns, strict=True)):
         parts += [(b"," if index else b"{") + orjson.dumps(str(value.name)) + b":", _texts(value, column)]
-    return interleave(*parts, b"},").json()[:-1]
+    return interleave(*parts, b"},").items_json()
 
 
 def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
@@ -90,6 +90,6 @@ def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
 
 def _texts(value: OutputColumn, column: pa.Array) -> JsonFragments:
     found = value.to_json(column)
-    if found.bad:
+    if found.invalid_rows:
         raise ModelFailed("its answer has a number that is not finite")
     return found

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from serving.models.slot import SlotOnDemand
+from serving.models.on_demand_slot import SlotOnDemand
 from serving.registry.follower import Follower
 from serving.supervision import Supervisor
 
@@ -70,7 +70,7 @@ class OnDemandModel:
     @property
     def is_evictable(self) -> bool:
         """Return whether it is loaded, and no request holds it."""
-        return self.slot.live is not None and not self.slot.is_held
+        return self.slot.live is not None and not self.slot.in_use
 
     @property
     def is_leaving(self) -> bool:
@@ -127,7 +127,7 @@ class OnDemandModel:
 
     def seconds_until_idle(self) -> float:
         """Return the seconds until it may have to be unloaded; zero or less if it is idle now."""
-        if self.slot.is_held:
+        if self.slot.in_use:
             return self._idle_seconds
         return self.slot.used_at + self._idle_seconds - self._clock()
 

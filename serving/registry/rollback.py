@@ -31,7 +31,7 @@ class ProbationMonitor:
         live, warm = self._slot.live, self._slot.warm
         if live is None or warm is None or self._crosschecked is live:
             return None
-        if rollback_reason(live.tally, warm.tally):
+        if rollback_reason(live.request_counts, warm.request_counts):
             self._crosschecked = live
             self._tasks.spawn(self._crosscheck(live, warm, revert))
         elif self._slot.probation_is_over():
@@ -42,9 +42,9 @@ class ProbationMonitor:
         self, live: LoadedModel, warm: LoadedModel, revert: Callable[[LoadedModel, str], None]
     ) -> None:
         try:
-            await excuse(live.tally, warm, with_deaths=True)
+            await excuse(live.request_counts, warm, with_deaths=True)
         finally:
             self._crosschecked = None
         is_current = self._slot.live is live and self._slot.warm is warm
-        if is_current and (reason := rollback_reason(live.tally, warm.tally)):
+        if is_current and (reason := rollback_reason(live.request_counts, warm.request_counts)):
             revert(warm, reason)

@@ -70,13 +70,14 @@ class TrafficWindow:
         self._clear()
 
     def _clear(self) -> None:
-        self._answered, self._failed = self.loaded.tally.answered, self.loaded.tally.own_failed
+        counts = self.loaded.request_counts
+        self._answered, self._failed = counts.answered, counts.own_failed
         self.seconds.clear()
 
     def sample(self) -> RequestStats:
         """What there was since."""
-        answered = self.loaded.tally.answered - self._answered
-        failed = max(0, self.loaded.tally.own_failed - self._failed)
+        answered = self.loaded.request_counts.answered - self._answered
+        failed = max(0, self.loaded.request_counts.own_failed - self._failed)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
         return RequestStats(answered + failed, failed, p95)
 

@@ -83,7 +83,7 @@ class Canary(RequestHook, Collector):
         """Look at each reference once, at a moment in seconds."""
         lives = {slot.live for slot in self.split.slots if slot.live}
         self._watches = {live: self._watches.get(live) or TrafficWindow(live) for live in lives}
-        first = self.split.first.live
+        first = self.split.primary.live
         for challenger in self._challengers:
             challenger.tick(self._watches, first, now)
 
@@ -145,12 +145,12 @@ class _Challenger:
                 self._start(live, watches, now)
         if live is None or first is None or self._stopped_in_registry(live, watches, now):
             return
-        is_asked = self._split.share(self._split.first) > 0
+        is_asked = self._split.share(self._split.primary) > 0
         new, old = watches[live].sample(), watches[first].baseline(is_asked=is_asked)
         if self._checked is live:
             return
         if reason := failure_reason(new, old, self._limits):
-            if new.failed and live.tally.raised:
+            if new.failed and live.request_counts.raised:
                 self._checked = live
                 self._errands.spawn(self._check(live, first, watches))
             else:
@@ -164,11 +164,11 @@ class _Challenger:
     ) -> None:
         """Stop the version unless the first one fails on the same requests."""
         try:
-            await excuse(live.tally, first, with_deaths=False)
+            await excuse(live.request_counts, first, with_deaths=False)
         finally:
             self._checked = None
         if live is self._loaded and not self._stopped and {live, first} <= watches.keys():
-            is_asked = self._split.share(self._split.first) > 0
+            is_asked = self._split.share(self._split.primary) > 0
             old = watches[first].baseline(is_asked=is_asked)
             if reason := failure_reason(watches[live].sample(), old, self._limits):
                 self._stop(live, reason)
@@ -195,7 +195,7 @@ class _Challenger:
         """Begin with a step."""
         self._since = now
         self._split.set_weight(self.slot, self._steps[self._step])
-        for loaded in filter(None, (live, self._split.first.live)):
+        for loaded in filter(None, (live, self._split.primary.live)):
             watches[loaded].begin()
         log.info("%s gets %s", live.version, self._told[self._step], extra=live.version.in_logs)
         self._herald.set_tag(live.version, TAG, partial(_furthest_step, self._told[self._step :]))

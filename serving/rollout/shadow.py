@@ -214,7 +214,7 @@ def _submit_all(
     """Queue what the live version was asked, and note that; what the shadow does not take is counted."""
     for ticket in taken:
         try:
-            rows = pair.shadow.intake.revalidate(ticket.rows)
+            rows = pair.shadow.column_validator.revalidate(ticket.rows)
             params = pair.shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
             parts = pair.shadow.calls.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
             asked.append((ticket, parts))
@@ -258,6 +258,6 @@ def _texts(answer: Output) -> Generator[int, None, list[bytes]]:
     texts: list[bytes] = []
     for start in range(0, len(answer), _ROWS_IN_A_TURN):
         found = answer.part(start, min(start + _ROWS_IN_A_TURN, len(answer))).materialize()
-        texts += map(found.row, range(len(found)))
+        texts += found.rows_json()
         yield len(found)
     return texts

@@ -79,7 +79,7 @@ class InvocationsEndpoint(PredictEndpoint):
         ends = time.perf_counter() + self.seconds(scope)
         left = max(0.0, ends - time.perf_counter())
         parts += live.calls.submit(asked.rows, asked.params, left, raw=True, origin=parts)
-        found = await live.calls.answered(asked.rows, asked.params, parts, ends)
+        found = await live.calls.output(asked.rows, asked.params, parts, ends)
         if accepted != JSON:
             scope["answered_in"] = ((b"content-type", accepted.encode()),)
             return [await asyncio.to_thread(tabular.write, accepted, found)]

@@ -95,13 +95,13 @@ async def run_inference(
     Raises:
         ServingError: it does not fit the contract, or was not answered.
     """
-    rows = live.intake.validate(_columns(live.contract, inputs))
+    rows = live.column_validator.validate(_columns(live.contract, inputs))
     params = {param.name for param in live.contract.params} & request.parameters.keys()
     given = live.contract.read_params({name: request.parameters[name] for name in params})
     left = max(0.0, ends - time.perf_counter())
     parts += live.calls.submit(rows, given, left, raw=True, origin=parts)
     return _select_outputs(
-        request, _outputs(live.contract, await live.calls.answered(rows, given, parts, ends))
+        request, _outputs(live.contract, await live.calls.output(rows, given, parts, ends))
     )
 
 

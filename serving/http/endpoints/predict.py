@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from serving.auth.access_rules import PREDICT
 from serving.batching.pending import Output, PendingRequest
 from serving.codecs.model_input import Rows
-from serving.codecs.predictions import LazyPredictions
+from serving.codecs.predictions import LazyPredictions, row_response
 from serving.contract.contract import Row
 from serving.errors import DeadlineExceeded, FieldError, ModelFailed, NotLoaded, ProcessDied, Unprocessable
 from serving.hooks import InferenceEvent, RequestHook
@@ -50,9 +50,11 @@ class PredictEndpoint:
         self,
         lease: Callable[[Scope], LoadedModel],
         limits: LimitSettings,
+        ensure_loaded: Callable[[str, float], AbstractAsyncContextManager[None]],
         observers: Sequence[RequestHook] = (),
     ) -> None:
         self._lease, self._limits, self._observers = lease, limits, observers
+        self._ensure_loaded = ensure_loaded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, for the application's error table to answer."""
@@ -109,21 +111,21 @@ class PredictEndpoint:
         """What is leased to answer a request, woken if it was asleep."""
         try:
             leased = self._lease(scope)
-        except NotLoaded as asleep:
-            leased = await self._woken(asleep, scope)
+        except NotLoaded as error:
+            leased = await self._loaded(error, scope)
         scope["taken"] = time.perf_counter()
         scope["leased"] = (leased.version.name, leased.version.label)
         return leased
 
-    async def _woken(self, asleep: NotLoaded, scope: Scope) -> LoadedModel:
-        """What is leased once the model is awake; waiting for that is part of the request's time."""
+    async def _loaded(self, error: NotLoaded, scope: Scope) -> LoadedModel:
+        """Load a model on demand and lease it; the wait is part of the request's deadline."""
         ends = time.perf_counter() + self.seconds(scope)
         while True:
-            async with asleep.awaken(max(0.0, ends - time.perf_counter())):
+            async with self._ensure_loaded(error.reference, max(0.0, ends - time.perf_counter())):
                 try:
                     leased = self._lease(scope)
-                except NotLoaded as another:
-                    asleep = another
+                except NotLoaded as other:  # another version of a split, or evicted again
+                    error = other
                 else:
                     scope["seconds"] = max(0.0, ends - time.perf_counter())
                     return leased
@@ -198,9 +200,9 @@ class PredictEndpoint:
             raise live.contract.refusal(faults) from None
         if not answer.is_one_per_row(1) or live.contract.is_whole:
             return [*whole(live, rows, params, ticket, answer)]
-        row = answer.materialize().json()
+        row = answer.materialize().items_json()
         live.recorder.add(RecordedRequest(rows, params, row, ticket.finished - ticket.started))
-        return [row[:-2] + b',"model":' + live.told + b"}"]
+        return [row_response(row, live.model_json)]
 
 
 def parse_row(live: LoadedModel, scope: Scope, body: bytes) -> tuple[list[Row], dict[str, Any]]:
@@ -226,7 +228,7 @@ def whole(
         raise ModelFailed(f"it returned {len(answer)} results for {len(rows)} rows")
     yield b'{"predictions":'
     yield from predictions_json(live.contract.output_columns, answer.table)
-    yield b',"model":' + live.told + b"}"
+    yield b',"model":' + live.model_json + b"}"
     live.recorder.add(RecordedRequest(rows, params, answer, ticket.finished - ticket.started))
 
 
@@ -243,16 +245,16 @@ def track_outcome(live: LoadedModel, parts: Sequence[Part], is_hurried: Callable
         yield
     except ModelFailed as error:
         failure = error.exception or "an output that its contract does not allow"
-        live.tally.fail(failure, [ticket for _, ticket in parts])
+        live.request_counts.fail(failure, [ticket for _, ticket in parts])
         raise
     except ProcessDied:
-        live.tally.fail("the death of its process", [ticket for _, ticket in parts], died=True)
+        live.request_counts.fail("the death of its process", [ticket for _, ticket in parts], died=True)
         raise
     except DeadlineExceeded as error:
         if error.dead or (error.hung and not is_hurried()):
-            live.tally.fail("no answer within the deadline")
+            live.request_counts.fail("no answer within the deadline")
         raise
-    live.tally.answered += 1
+    live.request_counts.answered += 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from serving.batching.pending import Output
 from serving.codecs.model_input import Rows, merged
+from serving.codecs.predictions import batch_response
 from serving.http.endpoints.predict import PredictEndpoint, whole
 from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
@@ -47,7 +48,7 @@ class PredictBatchEndpoint(PredictEndpoint):
         ahead = 0
         async for piece in _pieces(live, body):
             left = max(0.0, ends - time.perf_counter())
-            submitted = live.calls.submit(piece.rows, piece.params, left, begun=bool(parts), origin=parts)
+            submitted = live.calls.submit(piece.rows, piece.params, left, admitted=bool(parts), origin=parts)
             parts += submitted
             waiting.append((piece, submitted))
             ahead += len(piece.rows)
@@ -65,7 +66,7 @@ class PredictBatchEndpoint(PredictEndpoint):
             live.recorder.add(
                 RecordedRequest(single.rows, single.params, answer[0], ticket.finished - ticket.started)
             )
-        return _enclosed(live, answer)
+        return batch_response(answer, live.model_json)
 
     async def _as_one(
         self, live: LoadedModel, parts: list[Part], rows: Rows, params: Mapping[str, Any], ends: float
@@ -76,10 +77,11 @@ class PredictBatchEndpoint(PredictEndpoint):
         for alone in (False, True):
             left = max(0.0, ends - time.perf_counter())
             raw = live.contract.is_whole
-            parts[:] = live.calls.submit(rows, params, left, raw=raw, begun=alone, alone=alone or raw)
+            parts[:] = live.calls.submit(rows, params, left, raw=raw, admitted=alone, alone=alone or raw)
             if len(parts) > 1:
                 with suppress(_NotSplit):
-                    return _enclosed(live, [await _joined(RowChunk(rows, params), parts)])
+                    chunks = [await _joined(RowChunk(rows, params), parts)]
+                    return batch_response(chunks, live.model_json)
                 live.calls.stop_sharing("a part of a large request did not return one result per row")
                 continue
             ticket = parts[0][1]
@@ -88,9 +90,9 @@ class PredictBatchEndpoint(PredictEndpoint):
                 return [*whole(live, rows, params, ticket, answer)]
             pieces = [piece async for piece in _rendered(answer)]
             live.recorder.add(
-                RecordedRequest(rows, params, b"".join(pieces), ticket.finished - ticket.started)
+                RecordedRequest(rows, params, b",".join(pieces), ticket.finished - ticket.started)
             )
-            return _enclosed(live, pieces)
+            return batch_response(pieces, live.model_json)
         raise AssertionError("a call of its own is one part")
 
 
@@ -105,16 +107,10 @@ async def _pieces(live: LoadedModel, body: bytes) -> AsyncIterator[RowChunk]:
         await asyncio.sleep(0)
 
 
-def _enclosed(live: LoadedModel, answer: list[bytes]) -> Sequence[bytes]:
-    answer[0] = b'{"predictions":[' + answer[0]
-    answer[-1] = answer[-1][:-1] + b'],"model":' + live.told + b"}"
-    return answer
-
-
 async def _rendered(answer: Output) -> AsyncIterator[bytes]:
     """Render predictions, so many at once that others have their turn."""
     for start in range(0, len(answer), _ROWS_AT_ONCE):
-        yield answer.part(start, min(start + _ROWS_AT_ONCE, len(answer))).materialize().json()
+        yield answer.part(start, min(start + _ROWS_AT_ONCE, len(answer))).materialize().items_json()
         await asyncio.sleep(0)
 
 
@@ -130,10 +126,10 @@ async def _joined(piece: RowChunk, parts: list[Part]) -> bytes:
     ):
         raise _NotSplit
     if len(answers) == 1:
-        return answers[0].materialize().json()
+        return answers[0].materialize().items_json()
     rows = [b""] * len(piece.rows)
     for answer, (indices, _) in zip(answers, parts, strict=True):
         predictions = answer.materialize()
         for place, index in enumerate(indices):
-            rows[index] = predictions.row(place)
-    return b"".join(rows)
+            rows[index] = predictions.row_json(place)
+    return b",".join(rows)

@@ -78,7 +78,7 @@ class PredictStreamEndpoint(PredictEndpoint):
         await part[1].future
         if "respond" not in scope:
             await send(self._head(live, scope, part[1]))
-        await send(_event(b'{"model":%s}' % live.told, b"end", more=False))
+        await send(_event(b'{"model":%s}' % live.model_json, b"end", more=False))
 
     def _head(self, live: LoadedModel, scope: Scope, ticket: PendingRequest) -> Message:
         queued = (ticket.started - ticket.queued) * 1e3
