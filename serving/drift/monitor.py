@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cachetools import LRUCache
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,6 +21,7 @@ from serving.contract.reference_profile import Profile
 from serving.drift.histogram import DecayedHistogram
 from serving.drift.sampling import SampledInputs, SampledRequest, sampled_predictions
 from serving.hooks import InferenceEvent, RequestHook
+from serving.http.readiness import StatusPart
 from serving.models.loaded_model import LoadedModel, LoadState
 from serving.models.slot import Slot
 
@@ -44,6 +44,14 @@ class DriftState(BaseModel):
     side: str = Field(description="input or output")
     psi: float = Field(description="population stability index")
     rows: int = Field(description="so many of the last rows it tells of")
+
+
+class DriftFields(BaseModel):
+    """The field of a model's state."""
+
+    drift: list[DriftState] | None = Field(
+        None, description="the columns that have drifted most; null without a profile or before enough rows"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,26 +183,26 @@ class Drift(RequestHook, Collector):
         for live in [live for live in self._watches if live.state is LoadState.CLOSED]:
             del self._watches[live]
 
-    # -- telling
-
     def findings(self, live: LoadedModel) -> Sequence[Finding]:
         """Of each column of which there are enough rows, the worst first."""
         watch = self._watches.get(live)
         return watch.findings if watch else ()
 
-    def tell(self, slot: Slot) -> dict[str, Any]:
-        """What is said of the version that is live: its worst columns, and which of them have drifted."""
-        found = self.findings(slot.live)[:_MAX_FINDINGS] if slot.live else ()
-        return {
-            "drift": [each.state for each in found] or None,
-            "warnings": [*map(str, self._drifted(found))],
-        }
+    def status(self, slot: Slot, public: bool) -> StatusPart:
+        """Return the worst columns of the live version, and a warning for each that has drifted.
 
-    def summary(self, slot: Slot) -> dict[str, Any]:
-        """What is said where anybody may ask: nothing of columns, nor of what was in them."""
-        drifted = self._drifted(self.findings(slot.live)) if slot.live else ()
-        told = f"drifted inputs and outputs: {len(drifted)}; /models/{slot.reference.name} tells which"
-        return {"warnings": [told] if drifted else []}
+        The public part names no column and no value: it only counts the columns that have drifted.
+        """
+        findings = self.findings(slot.live) if slot.live else ()
+        if public:
+            drifted = len(self._drifted(findings))
+            count = f"drifted inputs and outputs: {drifted}; /models/{slot.reference.name} tells which"
+            return StatusPart(warnings=[count] if drifted else [])
+        worst = findings[:_MAX_FINDINGS]
+        return StatusPart(
+            DriftFields(drift=[finding.state for finding in worst] or None),
+            [str(finding) for finding in self._drifted(worst)],
+        )
 
     def _drifted(self, findings: Sequence[Finding]) -> list[Finding]:
         return [each for each in findings if each.psi > self._threshold]

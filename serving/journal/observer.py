@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,10 +20,11 @@ from uuid_utils import uuid7
 
 from serving.errors import JournalUnavailable
 from serving.hooks import Header, InferenceEvent, RequestHook
+from serving.http.readiness import StatusPart
 from serving.journal.framing import Frame, FrameType
 from serving.journal.metrics import JournalMetrics
 from serving.journal.mlflow_metrics import MetricsReporter
-from serving.journal.quality import Quality
+from serving.journal.quality import Quality, QualityFields, QualityState
 from serving.journal.records import Record, pack, record
 from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
@@ -143,11 +144,12 @@ class JournalObserver(RequestHook):
         self.metrics.feedback.inc(found.get("recorded", 0))
         return found
 
-    def tell(self, slot: Slot) -> Mapping[str, Any]:
-        """How right what is live for a reference is, by the feedback that came."""
+    def status(self, slot: Slot, public: bool) -> StatusPart:
+        """Return the quality of the live version by the feedback received."""
         version = slot.live.version if slot.live else None
-        found = version and self._qualities.get((version.name, version.label, version.source))
-        return {"quality": found and asdict(found)}
+        quality = version and self._qualities.get((version.name, version.label, version.source))
+        state = QualityState.model_validate(quality, from_attributes=True) if quality else None
+        return StatusPart(QualityFields(quality=state))
 
     # -- what the process tells
 

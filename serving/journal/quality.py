@@ -16,6 +16,12 @@ class QualityState(BaseModel):
     root_mean_squared_error: float | None
 
 
+class QualityFields(BaseModel):
+    """The field of a model's state."""
+
+    quality: QualityState | None = Field(None, description="by the feedback that came; null without")
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """How right a version was, by all feedback that came; what does not apply to its answers is None."""

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from prometheus_client import Histogram
 from prometheus_client.samples import Sample
 
+from serving.http.endpoints.status_data import STEP_SECONDS, RecentTraffic, Series
 from serving.telemetry.metrics import SECONDS, Metrics
 
 Floats = NDArray[np.float64]
 
-STEP_SECONDS = 5.0
 _POINTS = 360
 _LATELY = 12
 """So many steps are a minute."""
@@ -34,41 +33,7 @@ _WIDTH = _ROWS + 1 + len(SECONDS) + 1
 """Columns of a ring: those five, then the requests that were answered within each bound, and in any time."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecentTraffic:
-    """The last minute: requests a second, seconds to answer, rows in each call of the model.
-
-    Times are of the requests that were answered, interpolated within the buckets of the histogram that
-    Prometheus gets too: their error is at most a bucket's width.
-    """
-
-    requests: float
-    refused: float
-    """With a status of 4xx: the caller's fault, or the caller left."""
-    failed: float
-    """With a status of 5xx."""
-    p50: float | None
-    p99: float | None
-    rows: float | None
-
-
 _NOTHING = RecentTraffic(0.0, 0.0, 0.0, None, None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """The same for each step of the last half hour, the oldest first.
-
-    `times` are when the steps ended, in Unix time.
-    """
-
-    times: list[float]
-    requests: list[float]
-    refused: list[float]
-    failed: list[float]
-    p50: list[float | None]
-    p99: list[float | None]
-    rows: list[float | None]
 
 
 class TrafficHistory:
@@ -149,7 +114,7 @@ class TrafficHistory:
         self.ticks += 1
         self._told = {}
 
-    def lately(self, model: str | None = None) -> tuple[RecentTraffic, list[float]]:
+    def recent(self, model: str | None = None) -> tuple[RecentTraffic, list[float]]:
         """The last minute of a model, or of all together, and the trend of its requests a second.
 
         The trend has a point for each half minute; it is empty where nobody asked in all that time.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pydantic import BaseModel, Field
 
+from serving.http.readiness import StatusPart
 from serving.models.slot import Slot
 from serving.rollout.canary import Canary
 from serving.rollout.comparison import ComparisonStats
@@ -37,6 +37,13 @@ class ShadowState(BaseModel):
     dropped: int = Field(description="rows that were left out for want of time or room")
 
 
+class RolloutFields(BaseModel):
+    """The fields of a model's state."""
+
+    canary: CanaryState | None = Field(None, description="of references that share a model by weight")
+    shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
+
+
 @dataclass(frozen=True, slots=True)
 class Rollouts:
     """Canaries and shadows."""
@@ -49,17 +56,19 @@ class Rollouts:
         """Each of them."""
         return *self.canaries, *self.shadows
 
-    def tell(self, slot: Slot) -> dict[str, Any]:
-        """What `/ready` says of a reference that is tried."""
+    def status(self, slot: Slot, public: bool) -> StatusPart:
+        """Return the state of the canary or shadow that a slot belongs to."""
         canary = next((each for each in self.canaries if slot in each.split.slots), None)
         shadow = next((each for each in self.shadows if each.slot is slot), None)
-        return {
-            "canary": CanaryState(**asdict(canary.standing(slot))) if canary else None,
-            "shadow": _told(shadow) if shadow else None,
-        }
+        return StatusPart(
+            RolloutFields(
+                canary=CanaryState(**asdict(canary.standing(slot))) if canary else None,
+                shadow=_shadow_state(shadow) if shadow else None,
+            )
+        )
 
 
-def _told(shadow: Shadow) -> ShadowState:
+def _shadow_state(shadow: Shadow) -> ShadowState:
     pair = shadow.pair
     tally = pair.tally if pair else ComparisonStats()
     quantiles = {f"p{share:g}": tally.quantile(share / 100) for share in (50, 95, 99, 100)}

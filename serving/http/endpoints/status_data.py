@@ -1,4 +1,4 @@
-"""What the status page shows: what is live and what waits, with the traffic of the last half hour."""
+"""`GET /status`: the data of the status page, with the traffic of the last half hour."""
 
 from __future__ import annotations
 
@@ -6,29 +6,74 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
+from typing import Any, Protocol
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from serving import __version__
 from serving.auth.access_rules import ADMIN, requires
 from serving.errors import not_served
 from serving.http.problem_details import documented
-from serving.http.readiness import ModelState, RegistryState, StatusContributor, readiness
-from serving.observers.traffic_history import STEP_SECONDS, RecentTraffic, Series, TrafficHistory
-from serving.registry.client import RegistryClient
+from serving.http.readiness import RegistryState, StatusReporter
 from serving.registry.follower import Follower
 from serving.registry.history import HistoryEntry
 
+STEP_SECONDS = 5.0
 _MAX_CHANGES = 8
 _MAX_PERIODS = 50
 
 
-class ModelStatus(ModelState):
-    """What is live for one reference, and the traffic of all references to that model.
+@dataclass(frozen=True, slots=True)
+class RecentTraffic:
+    """The last minute: requests per second, latency in seconds, rows per call of the model.
 
-    Its drift by column is told where one model is asked for.
+    The latency is that of successful requests, interpolated within the buckets of the Prometheus histogram:
+    the error is at most the width of a bucket.
     """
+
+    requests: float
+    refused: float
+    """Requests per second with a status of 4xx, which includes clients that disconnected."""
+    failed: float
+    """Requests per second with a status of 5xx."""
+    p50: float | None
+    p99: float | None
+    rows: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The values of `RecentTraffic` for each step of the last half hour, the oldest first.
+
+    `times` are the ends of the steps, in Unix time.
+    """
+
+    times: list[float]
+    requests: list[float]
+    refused: list[float]
+    failed: list[float]
+    p50: list[float | None]
+    p99: list[float | None]
+    rows: list[float | None]
+
+
+class TrafficSource(Protocol):
+    """Holds the traffic of the last half hour by model; None stands for all models."""
+
+    ticks: int
+
+    def recent(self, model: str | None = None) -> tuple[RecentTraffic, list[float]]:
+        """Return the last minute, and the requests per second in each half minute."""
+        ...
+
+    def series(self, model: str) -> Series:
+        """Return each step of the last half hour."""
+        ...
+
+
+class TrafficFields(BaseModel):
+    """The traffic of all references to a model; it extends the model's state."""
 
     lately: RecentTraffic
     trend: list[float] = Field(
@@ -60,55 +105,67 @@ class Status(BaseModel):
     lately: RecentTraffic = Field(description="all models together, and what reached none")
     trend: list[float]
     changes: list[Change] = Field(description="what became of versions lately, the newest first")
-    models: list[ModelStatus]
+    models: list[TrafficFields]
 
 
-def router(
-    followers: Sequence[Follower],
-    registry: RegistryClient,
-    timeline: TrafficHistory,
-    tellers: Sequence[StatusContributor] = (),
-) -> APIRouter:
-    """The route of the status page's figures."""
+def router(reporter: StatusReporter, traffic: TrafficSource) -> APIRouter:
+    """Return the route of the status page's data."""
     routes = APIRouter(tags=["operations"])
     started_at = datetime.now(UTC)
+    model_type = create_model(
+        "ModelStatus",
+        __base__=(TrafficFields, reporter.model_state),
+        __doc__="What is live for one reference, and the traffic of all references to that model.\n\n"
+        "Its drift by column is told where one model is asked for.",
+    )
+    status_type = create_model(
+        "Status",
+        __base__=Status,
+        __doc__=Status.__doc__,
+        models=(list[model_type], ...),  # type: ignore[valid-type]  # a type made at run time
+    )
 
     @routes.get(
         "/status",
         summary="What is live, what waits, and the traffic of the last half hour",
+        response_model=status_type,
         responses=documented(404),
     )
     @requires(ADMIN)
     async def status(model: str | None = None) -> Status:
-        found = readiness(followers, registry, tellers)
-        shown = [*zip(found.models, followers, strict=True)]
+        found = reporter.readiness()
+        shown = [*zip(found.models, reporter.followers, strict=True)]
         if model is not None and not (shown := [each for each in shown if each[0].name == model]):
             raise not_served(model)
-        lately, trend = timeline.lately()
-        return Status(
+        lately, trend = traffic.recent()
+        return status_type(
             status=found.status,
             service=__version__,
             started_at=started_at,
             now=datetime.now(UTC),
-            ticks=timeline.ticks,
+            ticks=traffic.ticks,
             registry=found.registry,
             lately=lately,
             trend=trend,
-            changes=_changes(followers),
-            models=[_told(*each, timeline, in_full=model is not None) for each in shown],
+            changes=_changes(reporter.followers),
+            models=[
+                model_type(**dict(state) | _traffic(follower, traffic, in_full=model is not None))
+                for state, follower in shown
+            ],
         )
 
     return routes
 
 
-def _told(state: ModelState, follower: Follower, timeline: TrafficHistory, *, in_full: bool) -> ModelStatus:
-    lately, trend = timeline.lately(state.name)
-    told = ModelStatus(**dict(state), lately=lately, trend=trend)
+def _traffic(follower: Follower, traffic: TrafficSource, *, in_full: bool) -> dict[str, Any]:
+    """Return the fields that the status page adds to the state of a reference, or replaces in it."""
+    model = follower.slot.reference.name
+    lately, trend = traffic.recent(model)
+    fields: dict[str, Any] = {"lately": lately, "trend": trend}
     if in_full:
-        told.series, told.history = timeline.series(state.name), follower.history.periods(_MAX_PERIODS)
-    else:
-        told.drift = None  # so many columns of so many models; what has drifted stands in the warnings
-    return told
+        return fields | {"series": traffic.series(model), "history": follower.history.periods(_MAX_PERIODS)}
+    # The columns of all models would make the response too large; the warnings name those that drifted.
+    return fields | {"drift": None}
 
 
 def _changes(followers: Sequence[Follower]) -> list[Change]:
