@@ -28,7 +28,9 @@ TAGS_OF_FRONT = (
     "serving.batching",
     "serving.warnings",
     "serving.canary",
+    "serving.canary.state",
     "serving.shadow",
+    "serving.shadow.stats",
 )
 
 

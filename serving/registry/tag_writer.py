@@ -150,9 +150,21 @@ class TagWriter:
         `says` is given what the tag says now, maybe as another front has written it, or nothing; `done` is
         called once the registry has it, unless a later note has come.
         """
+        self.set_tags(version, tag, partial(_noted, tag, says), done)
+
+    def set_tags(
+        self, version: Version, name: str, update: News, done: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write the tags that `update` returns; a later update with the same `name` replaces an earlier one.
+
+        Args:
+            version: The version that carries the tags.
+            name: The name of the update.
+            update: Returns the tags to write, in this order, for the present ones.
+            done: Is called once the registry has the tags, unless a later update has replaced this one.
+        """
         if version.version is not None:
-            note = TagUpdate(version, partial(_noted, tag, says), done)
-            self._notes[version.name, version.version, tag] = note
+            self._notes[version.name, version.version, name] = TagUpdate(version, update, done)
             if len(self._notes) > _MAX_PENDING:
                 self._notes.pop(next(iter(self._notes)))
 
