@@ -231,7 +231,7 @@ def test_columns_that_have_drifted_are_not_told_without_a_key(ask: Any, admin: s
     assert [each["column"] for each in told] == ["x"]
     _, other = ask(None, "/ready").json()["models"]
     assert other["drift"] is None
-    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other tells which"]
+    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other names them"]
 
 
 def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Response], admin: str) -> None:
