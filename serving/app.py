@@ -221,7 +221,7 @@ def _grpc_server(
 
 async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:
     """Load the versions that most other fronts of the cluster have live."""
-    live = majority_versions(await fleet.look())
+    live = majority_versions(await fleet.view())
     await asyncio.gather(
         *(follower.adopt(live[uri]) for follower in followers if (uri := follower.slot.reference.uri) in live)
     )

@@ -118,7 +118,7 @@ def router(
     @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
-        collected: Any = MultiInstanceCollector(await fleet.measure()) if fleet else metrics.registry
+        collected: Any = MultiInstanceCollector(await fleet.collect_metrics()) if fleet else metrics.registry
         return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
     @routes.get("/models", summary="What is served, with each contract", response_model=descriptions)
@@ -172,9 +172,9 @@ def _cluster_readiness(reporter: StatusReporter) -> type[Readiness]:
 
 
 async def _with_cluster(own: Readiness, fleet: Cluster, readiness_type: type[Readiness]) -> Readiness:
-    seen = await fleet.look()
+    view = await fleet.view()
     required = [model.uri for model in own.models if model.required]
-    fields = {"replicas": [*seen.replicas], "replicas_agree": is_consistent(seen, required)}
+    fields = {"replicas": [*view.instances], "replicas_agree": is_consistent(view, required)}
     return readiness_type(**vars(own) | fields)
 
 
