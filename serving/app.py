@@ -1,4 +1,4 @@
-"""The FastAPI application: made of settings, with everything it needs handed down."""
+"""Create the application: wiring, start-up and shutdown."""
 
 from __future__ import annotations
 
@@ -18,29 +18,16 @@ from serving import __version__, errors
 from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames
 from serving.cluster import Cluster, majority_versions
-from serving.drift.monitor import Drift
+from serving.features import Core, load
 from serving.hooks import RequestHook
 from serving.http.application import ServingApp, error_response
-from serving.http.endpoints import (
-    admin,
-    api_docs,
-    feedback,
-    model_repository,
-    status_data,
-    status_page,
-    webhooks,
-)
-from serving.http.mlflow_links import MlflowUi
+from serving.http.endpoints import admin, api_docs, model_repository, status_page, webhooks
+from serving.http.readiness import StatusReporter
 from serving.http.request_id import new_id
 from serving.http.routing import Router
-from serving.journal.observer import JournalObserver
 from serving.models.on_demand_slot import SlotOnDemand
 from serving.models.selector import ModelSelector
 from serving.models.slot import Slot
-from serving.observers import tracing
-from serving.observers.access_log import AccessLog
-from serving.observers.state_collector import StateCollector
-from serving.observers.traffic_history import TrafficHistory
 from serving.processes import gc_tuning
 from serving.processes.launcher import Launcher
 from serving.reference import Reference
@@ -51,9 +38,6 @@ from serving.registry.gate import Gate
 from serving.registry.history import History
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.registry.tag_writer import TagWriter
-from serving.rollout.canary import Canary
-from serving.rollout.shadow import Shadow
-from serving.rollout.status import Rollouts
 from serving.settings.settings import Settings
 from serving.supervision import Supervisor
 from serving.telemetry import event_loop_lag
@@ -61,33 +45,40 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
 
-_MANY = 4
-"""So many models look at the registry together."""
+FEATURES = (
+    "observers",
+    "rollout",
+    "drift",
+    "journal",
+)
+"""Folders of features, in the order in which their hooks run; see `serving.features`."""
+_MIN_SHARED_FOLLOWERS = 4
+"""From this number of references on, their followers poll the registry together."""
 _MAX_SPREAD_SECONDS = 1.0
-"""Within so many seconds, at random, each front tells the registry what became of a version."""
-_MIN_SECONDS = 1.0
-"""Those who watch have this time to end, however long it took to drain."""
+"""Each front delays its tags by a random part of this, so that several fronts rarely write the same tag."""
+_MIN_CLOSE_SECONDS = 1.0
+"""Features have this time to finish their work, even if draining took all of `SERVING_DRAIN_SECONDS`."""
 
 
 def create_asgi_app(settings: Settings, fleet: Cluster | None = None) -> tuple[ASGIApp, ServingApp]:
-    """What a server is given, and the application in it; pages from elsewhere may ask, if they are to."""
+    """Return the application with its CORS middleware, if origins are allowed, and the application itself."""
     app = create_app(settings, fleet)
     if not settings.cors_origins:
         return app, app
-    of_models = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
-    shared = (*of_models, "Retry-After", "Server-Timing")
-    asked = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID", "X-Request-Timeout")
-    traced = ("traceparent", "tracestate")
+    model_headers = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
+    expose_headers = (*model_headers, "Retry-After", "Server-Timing")
+    request_headers = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID")
+    allow_headers = (*request_headers, "X-Request-Timeout", "traceparent", "tracestate")
     origins, methods = list(settings.cors_origins), ["GET", "POST"]
-    return CORSMiddleware(app, origins, methods, asked + traced, expose_headers=shared), app
+    return CORSMiddleware(app, origins, methods, allow_headers, expose_headers=expose_headers), app
 
 
 def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
-    """The application that serves the models which the settings name, alone or as one of a fleet.
+    """Return the application that serves the models in the settings, alone or as one front of a cluster.
 
     Raises:
-        BadKeys: the file of keys can't be read.
-        Untraceable: traces are asked for that can't be sent.
+        ApiKeyFileError: The file of API keys cannot be read.
+        TracingConfigError: The environment turns on tracing that this service cannot do.
     """
     registry = RegistryClient(settings)
     supervisor = Supervisor()
@@ -99,73 +90,67 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         if settings.keys_file
         else None
     )
-    timeline = TrafficHistory(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
-    herald = TagWriter(registry, min(settings.poll_seconds, _MAX_SPREAD_SECONDS))
+    tag_writer = TagWriter(registry, min(settings.poll_seconds, _MAX_SPREAD_SECONDS))
     slots = [
         Slot(reference, settings.replay_requests, required=_is_required(reference, settings.models))
         for reference in settings.models
     ]
-    shadowing = [Slot(reference, settings.replay_requests, required=False) for reference in settings.shadow]
-    on_demand = [
+    shadow_slots = [
+        Slot(reference, settings.replay_requests, required=False) for reference in settings.shadow
+    ]
+    on_demand_slots = [
         SlotOnDemand(reference, settings.replay_requests, settings.max_queue_size)
         for reference in settings.on_demand
     ]
-    followers = [
-        Follower(
-            slot,
-            registry,
-            store,
-            gate,
-            herald,
-            History(store.history(slot.reference.uri)),
-            settings,
-            shared=len(slots) >= _MANY,
-        )
-        for slot in (*slots, *shadowing, *on_demand)
+
+    def follow(slots: Sequence[Slot]) -> list[Follower]:
+        return [
+            Follower(
+                slot,
+                registry,
+                store,
+                gate,
+                tag_writer,
+                History(store.history(slot.reference.uri)),
+                settings,
+                shared=len(settings.models) >= _MIN_SHARED_FOLLOWERS,
+            )
+            for slot in slots
+        ]
+
+    main_followers, shadow_followers = follow(slots), follow(shadow_slots)
+    on_demand_followers = follow(on_demand_slots)
+    followers = [*main_followers, *shadow_followers, *on_demand_followers]
+    limit = LoadedModelLimit(settings.max_loaded)
+    on_demand_models = [
+        OnDemandModel(follower, slot, limit, settings.idle_seconds, time.monotonic, supervisor)
+        for follower, slot in zip(on_demand_followers, on_demand_slots, strict=True)
     ]
-    rota = LoadedModelLimit(settings.max_loaded)
-    sleepers = [
-        OnDemandModel(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
-        for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)
-    ]
-    models = ModelSelector([*slots, *shadowing, *on_demand])
-    trials = Rollouts(
-        [Canary(split, settings, herald) for split in models.splits.values()],
-        [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
-    )
-    drift = Drift(settings.drift_psi)
-    for told in (StateCollector(followers, registry, settings, guard), supervisor, *trials.all, drift):
-        metrics.registry.register(told)
-    access = AccessLog(settings.access_log)
-    observers: list[RequestHook] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
-    observers += [drift] if settings.drift_psi else []
-    journal = JournalObserver(settings, metrics, registry, supervisor) if settings.journal_url else None
-    journals = [journal] if journal else []
-    observers += journals
+    models = ModelSelector([*slots, *shadow_slots, *on_demand_slots])
+    core = Core(settings, metrics, registry, supervisor, models, followers, tag_writer, guard)
+    features = load(FEATURES, core)
+    hooks = [hook for feature in features for hook in feature.hooks]
+    for collector in (supervisor, *(collector for feature in features for collector in feature.collectors)):
+        metrics.registry.register(collector)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with suppress(errors.ProcessDied):  # the first model process tries again
             launcher.start()
         if fleet:
-            await _adopt_cluster_versions(fleet, followers[: len(slots)])
-        always = followers[: len(followers) - len(sleepers)]
-        watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
+            await _adopt_cluster_versions(fleet, main_followers)
         running = [
-            supervisor.start(type(each).__name__.lower(), each.run)
-            for each in (*always, *sleepers, *watching)
-        ]
-        running.append(
+            *(supervisor.start("follower", each.run) for each in (*main_followers, *shadow_followers)),
+            *(supervisor.start("on-demand model", model.run) for model in on_demand_models),
+            *(supervisor.start(task.name, task.run) for feature in features for task in feature.tasks),
             supervisor.start(
                 "event loop monitor", lambda: event_loop_lag.measure_loop_lag(metrics.loop_lag.observe)
-            )
-        )
-        running.append(
-            supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True)
-        )
+            ),
+            supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True),
+        ]
         try:
-            async with _grpc_server(models, settings, app, guard, observers):
+            async with _grpc_server(models, settings, app, guard, hooks):
                 yield
         finally:
             began = time.monotonic()
@@ -173,8 +158,8 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
                 component.stop()
             await asyncio.gather(*(follower.unload("the service is stopping") for follower in followers))
             await launcher.aclose()
-            left = max(_MIN_SECONDS, settings.drain_seconds - (time.monotonic() - began))
-            await asyncio.gather(*(observer.aclose(left) for observer in observers))
+            left = max(_MIN_CLOSE_SECONDS, settings.drain_seconds - (time.monotonic() - began))
+            await asyncio.gather(*(feature.aclose(left) for feature in features if feature.aclose))
             registry.close()
 
     app = ServingApp(
@@ -188,37 +173,37 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.predictions, app.metrics = Router(models, settings, observers, settings.sticky), metrics
+    app.predictions, app.metrics = Router(models, settings, hooks, settings.sticky), metrics
     app.slots = models.slots
-    app.observers, app.access = observers, access
+    app.observers = hooks
+    app.on_end = [feature.on_end for feature in features if feature.on_end]
     app.guard = guard
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
-    telling = [trials.tell, *(journal.tell for journal in journals)]
-    tellers = [*telling, drift.tell]
-    probe_tellers = [*telling, drift.summary] if guard else tellers
+    reporter = StatusReporter(
+        followers, registry, [feature.status for feature in features if feature.status], guard
+    )
     routers = [
-        admin.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status_data.router(followers, registry, timeline, MlflowUi.of(settings), tellers, guard, supervisor),
+        admin.router(reporter, metrics, guard, fleet, supervisor),
         status_page.router(),
-        feedback.router(journal, settings),
         model_repository.router(models),
         api_docs.router(app, models, has_keys=guard is not None),
+        *(feature.routes(reporter) for feature in features if feature.routes),
     ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
         routers.append(webhooks.router(secret, [follower.wake for follower in followers]))
-    for each in routers:  # flat, so that `required` sees every route
-        app.router.routes.extend(each.routes)
+    for router in routers:  # flat, so that `required` sees every route
+        app.router.routes.extend(router.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, lambda request, error: error_response(request.scope, error))
     return app
 
 
 def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
-    """Whether the service is not ready without it: of several that share a model, the first is enough."""
+    """Return whether readiness depends on a reference; of weighted ones, it depends on the first."""
     return reference.weight is None or reference is next(
-        each for each in models if each.name == reference.name
+        other for other in models if other.name == reference.name
     )
 
 
@@ -227,27 +212,27 @@ def _grpc_server(
     settings: Settings,
     app: ServingApp,
     guard: Authenticator | None,
-    observers: Sequence[RequestHook],
+    hooks: Sequence[RequestHook],
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
-    from serving.grpc import servicer  # what it needs is an extra
+    from serving.grpc import servicer  # its dependencies are an optional extra
 
     return servicer.run_grpc_server(
-        models, settings, app.record_failure, error_response, new_id, guard, observers, app.certificate
+        models, settings, app.record_failure, error_response, new_id, guard, hooks, app.certificate
     )
 
 
 async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:
-    """Have live what the others in the fleet have, if there are any."""
-    live = majority_versions(await fleet.look())
+    """Load the versions that most other fronts of the cluster have live."""
+    live = majority_versions(await fleet.view())
     await asyncio.gather(
-        *(each.adopt(live[uri]) for each in followers if (uri := each.slot.reference.uri) in live)
+        *(follower.adopt(live[uri]) for follower in followers if (uri := follower.slot.reference.uri) in live)
     )
 
 
 async def _freeze_heap_when_ready(slots: Sequence[Slot]) -> None:
-    """Once the first versions are up, take what is on the heap out of garbage collection."""
+    """Exclude the objects on the heap from garbage collection once the first versions are live."""
     for slot in slots:
         await slot.ready.wait()
     gc_tuning.freeze()

@@ -1,4 +1,4 @@
-"""Several fronts that serve as one: what each has live, and whether all have the same."""
+"""The view of several fronts that serve as one: the versions that each has live, and whether they agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.models.slot import Slot
 
 
 class InstanceState(BaseModel):
-    """What one replica has live."""
+    """The live versions of one front."""
 
     id: str
     node: str
@@ -24,61 +24,65 @@ class InstanceState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """What a look at all replicas in service came to."""
+    """The states of all fronts in service."""
 
-    replicas: Sequence[InstanceState] = ()
+    instances: Sequence[InstanceState] = ()
     silent: int = 0
-    """How many may be in service, and told nothing in time."""
+    """The number of fronts that may be in service, but have not responded in time."""
 
 
 class Cluster(Protocol):
-    """Knows the replicas of which this one is one."""
+    """Reaches the fronts of the cluster that this front belongs to."""
 
-    async def look(self) -> ClusterView:
-        """What those tell now that are in service."""
+    async def view(self) -> ClusterView:
+        """Return the states of the fronts in service."""
         ...
 
-    async def measure(self) -> Mapping[str, str]:
-        """What each has counted and timed, in Prometheus' text format, by its id."""
+    async def collect_metrics(self) -> Mapping[str, str]:
+        """Return the metrics of each front in Prometheus' text format, by the front's id."""
         ...
 
 
-def state(replica: str, node: str, slots: Iterable[Slot]) -> InstanceState:
-    """What a replica with these slots has live."""
+def instance_state(identity: str, node: str, slots: Iterable[Slot]) -> InstanceState:
+    """Return the state of a front with these slots."""
     live = {slot.reference.uri: slot.live for slot in slots if slot.live}
     return InstanceState(
-        id=replica,
+        id=identity,
         node=node,
-        models={uri: each.version.version or each.version.model_id or "" for uri, each in live.items()},
-        since=max((each.loaded_at for each in live.values()), default=None),
+        models={uri: model.version.version or model.version.model_id or "" for uri, model in live.items()},
+        since=max((model.loaded_at for model in live.values()), default=None),
     )
 
 
-def is_consistent(seen: ClusterView, required: Collection[str]) -> bool:
-    """Whether all replicas have these references live, in one version each.
+def is_consistent(view: ClusterView, required: Collection[str]) -> bool:
+    """Return whether all fronts have these references live, with the same version.
 
-    Models on demand are loaded where they are asked for, which is no disagreement.
+    Models on demand are not required: each front loads them on their first request there.
     """
-    versions = [{uri: replica.models.get(uri) for uri in required} for replica in seen.replicas]
-    return not seen.silent and all(each == versions[0] and None not in each.values() for each in versions)
+    versions = [{uri: instance.models.get(uri) for uri in required} for instance in view.instances]
+    return not view.silent and all(
+        models == versions[0] and None not in models.values() for models in versions
+    )
 
 
-def majority_versions(seen: ClusterView) -> dict[str, str]:
-    """The version that most replicas have live, by reference."""
-    uris = dict.fromkeys(uri for replica in seen.replicas for uri in replica.models)
+def majority_versions(view: ClusterView) -> dict[str, str]:
+    """Return the version that most fronts have live, by reference."""
+    uris = dict.fromkeys(uri for instance in view.instances for uri in instance.models)
     return {
-        uri: Counter(each.models[uri] for each in seen.replicas if uri in each.models).most_common(1)[0][0]
+        uri: Counter(
+            instance.models[uri] for instance in view.instances if uri in instance.models
+        ).most_common(1)[0][0]
         for uri in uris
     }
 
 
 def divergence(own: Mapping[str, str], others: ClusterView) -> str | None:
-    """Why a replica that has these versions must not join those in service; None if it may.
+    """Return why a front with these versions must not join those in service; None if it may.
 
-    Where they are about to change from one version to another, it may have either.
+    While the others change from one version to another, it may have either.
     """
     for uri, version in own.items():
-        theirs = {each.models[uri] for each in others.replicas if uri in each.models}
+        theirs = {instance.models[uri] for instance in others.instances if uri in instance.models}
         if theirs and version not in theirs:
             return f"{uri} is version {version} here and {' or '.join(sorted(theirs))} on the other replicas"
     return None

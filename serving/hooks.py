@@ -59,6 +59,3 @@ class RequestHook:
 
     def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
         """A request was not answered as meant; `scope["leased"]` has model and version, if any were."""
-
-    async def aclose(self, seconds: float) -> None:
-        """The service stops, and nothing more will come: be done with what is left, within this time."""

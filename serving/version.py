@@ -29,7 +29,9 @@ TAGS_OF_FRONT = (
     "serving.warnings",
     "serving.refusal",
     "serving.canary",
+    "serving.canary.state",
     "serving.shadow",
+    "serving.shadow.stats",
 )
 
 

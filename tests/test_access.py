@@ -232,7 +232,7 @@ def test_drifted_columns_are_hidden_without_a_key(ask: Any, admin: str) -> None:
     assert [column["column"] for column in drifted] == ["x"]
     _, other = ask(None, "/ready").json()["models"]
     assert other["drift"] is None
-    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other tells which"]
+    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other names them"]
 
 
 def test_openapi_declares_the_api_key(ask: Callable[..., httpx.Response], admin: str) -> None:

@@ -35,14 +35,15 @@ LAYERS = [
     "serving.hooks",
     "serving.cluster",
     "serving.registry",
-    "serving.journal",
-    "serving.drift",
-    "serving.rollout",
-    "serving.observers",
     "serving.server.connection_limits",
     "serving.server.tls_certificate",
     "serving.http",
     "serving.grpc",
+    "serving.features",
+    "serving.journal",
+    "serving.drift",
+    "serving.rollout",
+    "serving.observers",
     "serving.app",
     "serving.server",
     "serving.integrations",
@@ -89,6 +90,30 @@ def test_there_is_something_to_look_at() -> None:
 def test_imports_run_down_the_layers(name: str) -> None:
     upwards = [other for other in imported(name) if layer(other) > layer(name)]
     assert upwards == []
+
+
+FEATURES = (
+    "serving.journal",
+    "serving.drift",
+    "serving.rollout",
+    "serving.observers",
+    "serving.integrations",
+)
+COMMANDS = ("serving.cli.journal",)
+"""Modules outside a feature's folder that are part of it, and that import it when they run."""
+
+
+def feature(name: str) -> str | None:
+    """Return the feature that a module belongs to; None for modules of the core."""
+    return next((folder for folder in FEATURES if f"{name}.".startswith(f"{folder}.")), None)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in MODULES if name.startswith("serving") and name not in COMMANDS)
+)
+def test_features_are_imported_by_no_other_module(name: str) -> None:
+    foreign = [other for other in imported(name) if feature(other) not in (None, feature(name))]
+    assert foreign == []
 
 
 def test_there_is_no_cycle() -> None:

@@ -18,6 +18,8 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
+from serving.rollout import canary_state
+
 SETTINGS = {
     "sticky_header": "X-User",
     "canary_seconds": 0.1,
@@ -136,7 +138,8 @@ def pairs(registry: Registry, folder: Path) -> Iterator[list[Pair]]:
     failing = registry.add(NAMES[-1], factor=2.0)
     registry.alias(NAMES[-1], "challenger", failing)
     told = f"{TOLD} of the requests: 5 of 9 requests failed on it"
-    registry.client.set_model_version_tag(NAMES[-1], failing, "serving.canary", told)
+    for tag, value in canary_state.stop(f"models:/{NAMES[-1]}@challenger", 0.25, told).items():
+        registry.client.set_model_version_tag(NAMES[-1], failing, tag, value)
     with served(registry.uri, folder, models=by_weight(*NAMES), **SETTINGS) as service:
         service.until_ready()
         yield [Pair(name, service, registry) for name in NAMES]
@@ -295,12 +298,12 @@ def test_a_challenger_whose_alias_moves_gives_way_and_begins_anew_if_it_returns(
     version = pair.challenge()
     pair.rise(0.5)
     another = pair.challenge()
-    pair.until_tagged(version, "was given up to 50 %")
+    pair.until_tagged(version, "received up to 50 %")
     pair.until_tagged(another, "up to 25 %")
     assert {*pair.answering(50)} == {"1", another}
     pair.challenge(version)
     pair.until_tagged(version, "up to 25 %")
-    pair.until_tagged(another, "was given up to 25 %")
+    pair.until_tagged(another, "received up to 25 %")
 
 
 def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
@@ -311,7 +314,7 @@ def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
     assert state["state"] == "waiting"
     assert "names nothing in the registry" in state["reason"]
     assert pair.answering(50) == {"1": 50}
-    pair.until_tagged(version, "was given up to 25 %")
+    pair.until_tagged(version, "received up to 25 %")
     pair.challenge(version)
     pair.until_tagged(version, "up to 25 %")
 

@@ -128,7 +128,7 @@ def test_the_column_that_has_drifted_is_named_and_no_other(service: Service) -> 
     found = drifted(service, "moved", 1000)
     assert found.keys() == {"weight"}
     sentence = (
-        r"the input weight has drifted from what the model was trained on \(PSI (\d\.\d\d) over the last "
+        r"the input weight has drifted from the training data \(PSI (\d\.\d\d) over the last "
         r"1,000 rows\): \d\d% of its values are 8\d\.\d+ or more, as against 10% in training"
     )
     told = re.fullmatch(sentence, found["weight"])
@@ -163,7 +163,7 @@ def test_an_answer_that_has_drifted_is_told_as_output(service: Service) -> None:
     send(service, "outgrown", table.assign(size=table["size"] * 3))
     found = drifted(service, "outgrown", 1000)
     assert found.keys() == {"size", "prediction"}
-    assert found["prediction"].startswith("the output prediction has drifted from what the model was trained")
+    assert found["prediction"].startswith("the output prediction has drifted from the training")
 
 
 def test_too_few_rows_tell_nothing(service: Service) -> None:
@@ -301,12 +301,12 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     large = small._replace(body=bytes(2**20))
 
     def kept(exchange: InferenceEvent) -> int:
-        (watch,) = drift._watches.values()
-        before = watch.looked_at
+        (watch,) = drift._monitored.values()
+        before = watch.rows_seen
         for _ in range(500):
             drift.on_response(exchange)
         drift.tick()
-        return watch.looked_at - before
+        return watch.rows_seen - before
 
     drift.on_response(small)
     assert [kept(small), kept(small), kept(small)] == [1000, 100, 100]
@@ -316,7 +316,7 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     assert kept(large) == 40  # 4 MB
     await follower.unload("the test is over")
     drift.tick()
-    assert not drift._watches
+    assert not drift._monitored
 
 
 def test_nothing_is_watched_where_drift_is_off(tmp_path: Path) -> None:

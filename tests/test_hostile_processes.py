@@ -187,7 +187,7 @@ def test_row_44_messages_that_cannot_be_read_are_ignored(stand: Stand) -> None:
         "watchdog",
         "process keeper",
         "follower",
-        "timeline",
+        "traffic history",
         "event loop monitor",
         "journal writer",
     ],

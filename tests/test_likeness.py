@@ -1,13 +1,15 @@
-"""How alike the predictions of two versions are, and how that is told."""
+"""Comparison of the predictions of two versions, and the tags that report it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from serving.rollout.comparison import ComparisonStats, difference, prefer_larger_sample
+from serving.rollout.comparison import STATS_TAG, TAG, ComparisonStats, difference
 from serving.rollout.shadow import run_cooperatively
 
 
@@ -27,6 +29,9 @@ async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
     assert turns >= 49
 
 
+STATS = {"live": "iris version 3", "rows": 200, "failed": 0}
+
+
 @pytest.mark.parametrize(
     ("live", "rows", "failed", "stays"),
     [
@@ -36,23 +41,29 @@ async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
         ("iris version 2", 300, 0, False),
     ],
 )
-def test_of_two_sentences_the_one_with_more_rows_is_kept(
-    live: str, rows: int, failed: int, stays: bool
-) -> None:
-    told, said = (
-        ComparisonStats(rows=200).told("iris version 3"),
-        ComparisonStats(rows=rows, failed=failed).told(live),
-    )
-    assert prefer_larger_sample(told, said) == (said if stays else told)
+def test_front_with_more_rows_keeps_its_tags(live: str, rows: int, failed: int, stays: bool) -> None:
+    present = {
+        name: value
+        for name, value in ComparisonStats(rows=rows, failed=failed).tags(live, {}).items()
+        if value is not None
+    }
+    own = ComparisonStats(rows=200)
+    written = own.tags("iris version 3", present)
+    assert written == ({} if stays else {TAG: own.summary("iris version 3"), STATS_TAG: ANY})
+    assert stays or json.loads(str(written[STATS_TAG])) == STATS
 
 
-ENDLESS = f"agrees with iris version 3 in 9% of {'9' * 5000} rows; failed on 0, left out 0"
+ENDLESS = f'{{"live": "iris version 3", "rows": {"9" * 5000}, "failed": 0}}'
 
 
-@pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows", ENDLESS])
-def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
-    told = ComparisonStats(rows=200).told("iris version 3")
-    assert prefer_larger_sample(told, said) == told
+@pytest.mark.parametrize(
+    "present", ["", "great!", "[]", '{"live": "iris version 3", "rows": "many", "failed": 0}', ENDLESS]
+)
+def test_invalid_stats_are_replaced(present: str) -> None:
+    own = ComparisonStats(rows=200)
+    written = own.tags("iris version 3", {TAG: "great!", STATS_TAG: present})
+    assert written[TAG] == own.summary("iris version 3")
+    assert json.loads(str(written[STATS_TAG])) == STATS
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_arguments_are_settings_and_go_before_the_environment(monkeypatch: pytes
             {"models": "iris", "modles": "x"},
             ["SERVING_MODELS: 'iris' is no model", "modles: there is no such"],
         ),
-        ({"admin_port": 9000}, ["SERVING_ADMIN_PORT: Ray's proxy listens, and alone"]),
+        ({"admin_port": 9000}, ["SERVING_ADMIN_PORT: not supported on Ray, where only Ray's proxy listens"]),
         ({"start_seconds": "soon"}, ["start_seconds: Input should be a valid number"]),
         ({"start_seconds": 0}, ["start_seconds: Input should be greater than 0"]),
     ],

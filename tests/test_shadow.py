@@ -22,8 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
 from serving.grpc.messages import protos, services
-from serving.rollout.comparison import ComparisonStats
-from serving.rollout.shadow import TAG
+from serving.rollout.comparison import TAG, ComparisonStats
 
 NAMES = [f"tried-{number}" for number in range(12)]
 
@@ -249,8 +248,10 @@ def test_what_another_front_says_of_the_same_with_more_rows_stays(trials: Iterat
     tags = {}
     for live, tried in zip("19", trials, strict=False):
         version = tried.live.add(factor=1.0)
-        tags[live] = tried.live.name, version, said.told(f"{tried.live.name} version {live}")
-        tried.registry.client.set_model_version_tag(*tags[live][:2], TAG, tags[live][2])
+        label = f"{tried.live.name} version {live}"
+        tags[live] = tried.live.name, version, said.summary(label)
+        for tag_name, value in said.tags(label, {}).items():
+            tried.registry.client.set_model_version_tag(*tags[live][:2], tag_name, value)
         tried.registry.promote(tried.live.name, version, "Staging")
         tried.staging.until_live(version)
         tried.ask()
@@ -269,5 +270,5 @@ def test_a_shadow_that_takes_something_else_is_not_asked(tried: Tried) -> None:
     tried.stage(inputs="x: double, y: double", example=None)
     tried.ask()
     found = tried.staging.until(lambda state: state["shadow"]["reason"])["shadow"]
-    assert found["reason"].startswith("it takes or answers something else: ")
+    assert found["reason"].startswith("its inputs or outputs differ: ")
     assert found["rows"] == 0

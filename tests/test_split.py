@@ -142,17 +142,17 @@ def test_primary_with_few_requests_uses_previous_window() -> None:
     watch = TrafficWindow(live)  # type: ignore[arg-type]
     before = (97, 3)
 
-    def measured(answered: int, failed: int, is_asked: bool = True) -> tuple[int, int]:
+    def measured(answered: int, failed: int, has_traffic: bool = True) -> tuple[int, int]:
         live.request_counts.answered += answered
         live.request_counts.failed += failed
-        traffic = watch.baseline(is_asked=is_asked)
-        return traffic.requests - traffic.failed, traffic.failed
+        found = watch.baseline(has_traffic=has_traffic)
+        return found.requests - found.failed, found.failed
 
     assert measured(*before) == before
     watch.begin()
     assert measured(0, 0) == before
     assert measured(19, 1) == (19, 1)  # worse than before: others may fail for the same reason
-    assert measured(0, 0, is_asked=False) == before
+    assert measured(0, 0, has_traffic=False) == before
     assert measured(79, 0) == before
     assert measured(1, 0) == (99, 1)
     watch.begin()

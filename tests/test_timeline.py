@@ -100,7 +100,7 @@ def test_versions_of_a_model_are_one_and_models_are_apart(watched: Watched) -> N
     assert watched.timeline.series("iris").requests == [2.0]
     assert watched.timeline.series("rose").requests == [3.0]
     assert watched.timeline.series("tulip").requests == [0.0]
-    assert watched.timeline.lately()[0].requests == 5.2
+    assert watched.timeline.recent()[0].requests == 5.2
 
 
 def test_a_version_that_was_forgotten_and_came_back_counts_from_nothing(watched: Watched) -> None:
@@ -121,12 +121,12 @@ def test_the_last_minute_is_the_last_minute(watched: Watched) -> None:
     watched.tick()
     answer(iris, *[0.003] * 60, rows=4)
     watched.tick(12)
-    lately, _ = watched.timeline.lately("iris")
+    lately, _ = watched.timeline.recent("iris")
     assert lately == RecentTraffic(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
 
 
 def test_before_the_first_look_nothing_is_known(watched: Watched) -> None:
-    assert watched.timeline.lately() == (RecentTraffic(0.0, 0.0, 0.0, None, None, None), [])
+    assert watched.timeline.recent() == (RecentTraffic(0.0, 0.0, 0.0, None, None, None), [])
     assert watched.timeline.series("iris").times == []
 
 
@@ -134,13 +134,13 @@ def test_only_half_an_hour_is_kept(watched: Watched) -> None:
     answer(watched.of("iris"), *[0.003] * 5)
     watched.tick(360)
     assert watched.timeline.series("iris").requests[0] == 1.0
-    assert watched.timeline.lately("iris")[1][0] == pytest.approx(1 / 6, abs=0.01)
+    assert watched.timeline.recent("iris")[1][0] == pytest.approx(1 / 6, abs=0.01)
     watched.tick()
     series = watched.timeline.series("iris")
     assert len(series.times) == 360
     assert set(series.requests) == {0.0}
     assert series.times == sorted(series.times)
-    assert watched.timeline.lately("iris")[1] == []
+    assert watched.timeline.recent("iris")[1] == []
 
 
 def test_a_trend_moves_on_and_does_not_flicker(watched: Watched) -> None:
@@ -149,7 +149,7 @@ def test_a_trend_moves_on_and_does_not_flicker(watched: Watched) -> None:
     for number in range(400):
         answer(iris, *[0.003] * (number % 7))
         watched.tick()
-        trends.append(watched.timeline.lately("iris")[1])
+        trends.append(watched.timeline.recent("iris")[1])
     for before, after in pairwise(trends[370:]):
         # All but the ends are as they were, or one place further on.
         inner = after[1:-2]

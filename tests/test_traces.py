@@ -380,11 +380,13 @@ async def test_what_was_not_sent_is_sent_at_the_end(
 ) -> None:
     monkeypatch.setenv(ENDPOINT, collector.url)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
-    (traces,) = tracing.observers()
+    (feature,) = tracing.features()
+    (traces,) = feature.hooks
+    assert feature.aclose
     scope = asked(41)
     traces.on_request(scope)
     traces.on_error(scope, 503, RuntimeError("it"))
-    await traces.aclose(30)
+    await feature.aclose(30)
     assert [span for span in collector.spans if span.trace_id.hex() == f"{41:032x}"]
 
 
@@ -416,7 +418,7 @@ async def test_a_collector_that_is_silent_holds_no_stop_up(
     ],
 )
 def test_nobody_traces_unless_that_is_asked_for(variables: dict[str, str]) -> None:
-    assert tracing.observers(variables) == []
+    assert tracing.features(variables) == []
 
 
 def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
@@ -428,8 +430,8 @@ def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
     [{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {"OTEL_TRACES_EXPORTER": "zipkin"}],
 )
 def test_a_way_to_send_them_that_is_not_known_is_a_mistake(variables: dict[str, str]) -> None:
-    with pytest.raises(TracingConfigError, match=f"^{next(iter(variables))}: .* but .* is$"):
-        tracing.observers({ENDPOINT: "http://127.0.0.1:9"} | variables)
+    with pytest.raises(TracingConfigError, match=f"^{next(iter(variables))}: .* is not supported; set .*"):
+        tracing.features({ENDPOINT: "http://127.0.0.1:9"} | variables)
 
 
 def test_an_extra_that_is_missing_is_told_at_the_start(registry: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Some rows of requests that were answered, and the predictions for them."""
+"""Samples of the rows of successful requests, and of their predictions."""
 
 from __future__ import annotations
 
@@ -16,37 +16,41 @@ from serving.codecs.model_input import Rows
 from serving.codecs.predictions import LazyPredictions, Predictions
 from serving.errors import ModelFailed
 
-_ROWS_AT_ONCE = 200
+_ROWS_PER_STEP = 200
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRequest:
-    """Every so many of the rows that were asked together, and of the predictions."""
+    """The rows and the predictions of one call; every `step`-th of them is the sample."""
 
     rows: Rows
-    answer: Output
+    output: Output
     step: int
 
 
 class SampledInputs:
-    """The rows of samples."""
+    """The input rows of samples."""
 
     def __init__(self, samples: Sequence[SampledRequest]) -> None:
-        self._tables = _joined(
-            [_every(each.rows, each.step) for each in samples if isinstance(each.rows, pa.RecordBatch)]
+        self._tables = _concat(
+            [
+                _every(sample.rows, sample.step)
+                for sample in samples
+                if isinstance(sample.rows, pa.RecordBatch)
+            ]
         )
         self._objects = [
             row
-            for each in samples
-            if not isinstance(each.rows, pa.RecordBatch)
-            for row in each.rows[:: each.step]
+            for sample in samples
+            if not isinstance(sample.rows, pa.RecordBatch)
+            for row in sample.rows[:: sample.step]
         ]
 
     def __len__(self) -> int:
         return len(self._objects) + sum(map(len, self._tables))
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column, None where there is none."""
+        """Return the values of a column, with None for rows without it."""
         values = [row.get(name) for row in self._objects]
         for table in self._tables:
             is_absent = name not in table.schema.names
@@ -55,38 +59,38 @@ class SampledInputs:
 
 
 def sampled_predictions(samples: Sequence[SampledRequest]) -> Iterator[list[dict[str, Any]]]:
-    """The predictions of samples, some hundred at a time; an empty one where JSON could not say it.
+    """Yield the predictions of samples in lists of some hundred; one that is invalid in JSON is empty.
 
-    There are none where a model answered bit by bit, or one thing for all rows.
+    Streams and outputs that are not one result per row have no predictions.
     """
     texts = _texts(samples)
-    while some := [*islice(texts, _ROWS_AT_ONCE)]:
+    while some := [*islice(texts, _ROWS_PER_STEP)]:
         yield orjson.loads(b"[" + b",".join(some) + b"]")
 
 
 def _texts(samples: Sequence[SampledRequest]) -> Iterator[bytes]:
     """Yield the JSON object of each prediction."""
-    for each in samples:
-        if isinstance(each.answer, Predictions):
-            yield from map(each.answer.row_json, range(0, len(each.answer), each.step))
-    for predictions in _made(samples):
+    for sample in samples:
+        if isinstance(sample.output, Predictions):
+            yield from map(sample.output.row_json, range(0, len(sample.output), sample.step))
+    for predictions in _materialized(samples):
         yield from (
             b"{}" if row in predictions.invalid_rows else predictions.row_json(row)
             for row in range(len(predictions))
         )
 
 
-def _made(samples: Sequence[SampledRequest]) -> Iterator[Predictions]:
-    """The predictions that had not been made."""
-    later = [(each.answer, each.step) for each in samples if isinstance(each.answer, LazyPredictions)]
-    for table in _joined([_every(answer.table, step) for answer, step in later]):
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            with suppress(ModelFailed):  # other protocols tell what JSON's predictions can't
-                yield later[0][0].make(table.slice(start, _ROWS_AT_ONCE))
+def _materialized(samples: Sequence[SampledRequest]) -> Iterator[Predictions]:
+    """Yield the predictions of lazy outputs."""
+    lazy = [(sample.output, sample.step) for sample in samples if isinstance(sample.output, LazyPredictions)]
+    for table in _concat([_every(output.table, step) for output, step in lazy]):
+        for start in range(0, len(table), _ROWS_PER_STEP):
+            with suppress(ModelFailed):  # other protocols can express outputs that JSON cannot
+                yield lazy[0][0].make(table.slice(start, _ROWS_PER_STEP))
 
 
-def _joined(tables: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """One table where they are alike, which takes far less time than many."""
+def _concat(tables: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Return one table if the schemas are equal, since one takes much less time than many."""
     try:
         return [pa.concat_batches(tables)] if tables else []
     except pa.ArrowInvalid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +22,6 @@ from serving.http.model_visibility import sees_reasons
 from serving.http.request_id import request_id
 from serving.http.routing import Router
 from serving.models.slot import Slot
-from serving.observers.access_log import AccessLog
 from serving.server.tls_certificate import Certificate
 from serving.telemetry.logging import request_context
 from serving.telemetry.metrics import Metrics
@@ -61,7 +60,8 @@ class ServingApp(FastAPI):
     predictions: Router
     metrics: Metrics
     observers: Sequence[RequestHook] = ()
-    access: AccessLog
+    on_end: Sequence[Callable[[Scope, int], None]] = ()
+    """Run with each request that has ended and its status, except successful predictions."""
     slots: Sequence[Slot] = ()
     guard: Authenticator | None = None
     hosts: host_and_origin.HostNames | None = None
@@ -86,7 +86,7 @@ class ServingApp(FastAPI):
             self._authorize(scope, predict.access if predict else required(self.router.routes, scope))
             if predict is None:
                 await super().__call__(scope, receive, add_request_id(scope, send))
-                self.access.ended(scope, scope.get("status", problem_details.CLIENT_CLOSED_REQUEST))
+                self._ended(scope, scope.get("status", problem_details.CLIENT_CLOSED_REQUEST))
             else:
                 await predict(scope, receive, send)
         except errors.ClientDisconnected as error:
@@ -106,7 +106,11 @@ class ServingApp(FastAPI):
         self.metrics.count(model, version, status)
         for observer in self.observers:
             observer.on_error(scope, status, error)
-        self.access.ended(scope, status)
+        self._ended(scope, status)
+
+    def _ended(self, scope: Scope, status: int) -> None:
+        for on_end in self.on_end:
+            on_end(scope, status)
 
     def _authorize(self, scope: Scope, access: Access) -> None:
         """Check that the caller may use a route, before anything is leased or disclosed."""

@@ -1,7 +1,7 @@
-"""The same application as a deployment of Ray Serve: `serve run serving.integrations.ray:app`.
+"""Run the service as a deployment of Ray Serve: `serve run serving.integrations.ray:app`.
 
-Each replica is a front with model processes of its own, which follows the registry itself. Ray starts and
-ends replicas, and its proxies, to which clients connect, pass requests on to them.
+Each Ray replica is a front, with its own model processes and its own followers of the registry. Ray starts
+and ends the replicas. Clients connect to Ray's proxies, which pass the requests on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import private_files
 from serving.app import create_asgi_app
-from serving.cluster import ClusterView, InstanceState, divergence, state
+from serving.cluster import ClusterView, InstanceState, divergence, instance_state
 from serving.errors import NotLive
 from serving.models.slot import Slot
 from serving.processes import confinement
@@ -31,51 +31,55 @@ from serving.telemetry.logging import configure as configure_logging
 _START = "start_seconds"
 _START_SECONDS = 600.0
 _SECONDS = TypeAdapter(PositiveFloat)
-_OF_PROXY = ("host", "port", "max_connections")
-"""What Ray's proxy is told instead, in `http_options`."""
-_NOT_THERE = ("grpc_port", "admin_port", "tls_cert", "tls_key")
-"""What would be missed if it were passed over."""
-_SECONDS_TO_TELL = 2.0
-_SECONDS_BETWEEN_LOOKS = 0.2
+_PROXY_SETTINGS = ("host", "port", "max_connections")
+"""Settings of the service whose counterparts are in Ray's `http_options`."""
+_UNSUPPORTED_SETTINGS = ("grpc_port", "admin_port", "tls_cert", "tls_key")
+"""Settings without a counterpart: to ignore them silently could expose the service."""
+_VIEW_TIMEOUT_SECONDS = 2.0
+_POLL_SECONDS = 0.2
 
 
 class BadArguments(Exception):
-    """Settings or arguments that a replica can't be made of; a line for each mistake."""
+    """Invalid settings or arguments; the message has a line for each mistake."""
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """What `serve run` and `serve deploy` are given; arguments are settings by their names, as `max_rows`.
+    """Return the application for `serve run` and `serve deploy`.
 
-    Others are read from the environment, here and once for all replicas. `start_seconds` is the time that a
-    replica has until all its models are live; Ray then tries another one.
+    Args:
+        args: Settings by their names, such as `max_rows`; the others are read from the environment, once for
+            all replicas. `start_seconds` limits the time until all models of a replica are live; after it,
+            Ray starts another replica.
 
     Raises:
-        BadArguments: they are no settings, or not of this kind.
+        BadArguments: An argument is no setting, or is invalid.
     """
     settings, start_seconds = configured(args)
     return _front.options(
-        max_ongoing_requests=2
-        * settings.max_queue_size,  # the front refuses better than Ray does: sooner, and why
+        # Let the front reject requests, rather than Ray: it does so earlier, and with a reason.
+        max_ongoing_requests=2 * settings.max_queue_size,
         graceful_shutdown_timeout_s=settings.drain_seconds + 10,
         ray_actor_options={"num_cpus": settings.replicas},
     ).bind(settings, start_seconds)
 
 
 def configured(args: Mapping[str, Any]) -> tuple[Settings, float]:
-    """The settings that arguments and environment make, and the seconds in which a replica has to be live.
+    """Return the settings from arguments and environment, and the start timeout of a replica in seconds.
 
     Raises:
-        BadArguments: as `app` tells.
+        BadArguments: An argument is no setting, or is invalid.
     """
-    given = {name: _joined(value) for name, value in args.items()}
-    start_seconds = given.pop(_START, _START_SECONDS)
-    lines = [f"{name}: there is no such setting" for name in given if name not in OPTIONS]
-    lines += [f"{name}: Ray's proxy listens; tell it in http_options" for name in given if name in _OF_PROXY]
+    options = {name: _join_list(value) for name, value in args.items()}
+    start_seconds = options.pop(_START, _START_SECONDS)
+    lines = [f"{name}: there is no such setting" for name in options if name not in OPTIONS]
+    lines += [
+        f"{name}: Ray's proxy listens; set it in http_options" for name in options if name in _PROXY_SETTINGS
+    ]
     try:
-        settings = Settings(**{name: value for name, value in given.items() if name in OPTIONS})
+        settings = Settings(**{name: value for name, value in options.items() if name in OPTIONS})
         lines += [
-            f"{env_name(name)}: Ray's proxy listens, and alone"
-            for name in _NOT_THERE
+            f"{env_name(name)}: not supported on Ray, where only Ray's proxy listens"
+            for name in _UNSUPPORTED_SETTINGS
             if getattr(settings, name) is not None
         ]
     except ValidationError as error:
@@ -89,24 +93,24 @@ def configured(args: Mapping[str, Any]) -> tuple[Settings, float]:
     return settings, start_seconds
 
 
-def _joined(value: Any) -> Any:
-    """A list in a config file as its setting has it."""
+def _join_list(value: Any) -> Any:
+    """Return a list from a configuration file in the form of its setting."""
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 class RayAsgiAdapter:
-    """The application as Ray's proxies call it, whose lifespan begins before Ray's and ends with it.
+    """Adapts the application to Ray's proxies; its lifespan begins before Ray's and ends with it.
 
-    They leave a route prefix in the path, and add `X-Request-ID` to answers themselves.
+    The proxies leave a route prefix in the path, and add `X-Request-ID` to responses themselves.
     """
 
     def __init__(self, application: ASGIApp, running: AsyncExitStack) -> None:
         self._application, self._running = application, running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or end."""
+        """Handle a request, or the lifespan."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         added = [value for name, value in scope["headers"] if name == b"x-request-id"]
@@ -122,7 +126,7 @@ class RayAsgiAdapter:
 
         await self._application({**scope, "path": path}, receive, once)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -131,7 +135,7 @@ class RayAsgiAdapter:
 
 
 class RayReplica:
-    """A front, and what it knows of the others: Ray calls its methods."""
+    """A front with access to the other fronts; Ray calls its methods."""
 
     def __init__(self, settings: Settings, start_seconds: float) -> None:
         context = serve.get_replica_context()
@@ -140,88 +144,89 @@ class RayReplica:
         self._all = serve.get_deployment_handle(context.deployment, context.app_name)
         self._slots: Sequence[Slot] = ()
         self._registry = CollectorRegistry()
-        self._looking: asyncio.Task[ClusterView] | None = None
+        self._view: asyncio.Task[ClusterView] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The application, once all its models are live: Ray passes no request on before.
+        """Return the application once all its models are live: Ray passes no requests on before.
 
         Raises:
-            NotLive: they are not in time.
+            NotLive: A model is not live in time.
         """
-        _tell(self._settings)
+        _configure_process(self._settings)
         private_files.set_umask()
         private_files.restrict(self._settings, self._settings)
         confinement.hide_memory()
-        application_, front = create_asgi_app(self._settings, self)
+        application, front = create_asgi_app(self._settings, self)
         self._slots, self._registry = front.slots, front.metrics.registry
         async with AsyncExitStack() as starting:
             await starting.enter_async_context(front.router.lifespan_context(front))
             await self._join()
-            return RayAsgiAdapter(application_, starting.pop_all())
+            return RayAsgiAdapter(application, starting.pop_all())
 
     async def check_health(self) -> None:
-        """Show that the front's event loop turns, which calls this."""
+        """Return if the front's event loop runs, which calls this method."""
 
-    async def live(self) -> InstanceState:
-        """What is live here."""
-        return state(self._id, self._node, self._slots)
+    async def state(self) -> InstanceState:
+        """Return the live versions of this front."""
+        return instance_state(self._id, self._node, self._slots)
 
-    async def measured(self) -> tuple[str, str]:
-        """This replica's id, and what was counted and timed here."""
+    async def metrics_text(self) -> tuple[str, str]:
+        """Return this front's id and its metrics."""
         return self._id, (await asyncio.to_thread(generate_latest, self._registry)).decode()
 
-    async def measure(self) -> dict[str, str]:
-        """What each replica has counted and timed, as far as it tells that in time."""
-        answers = await self._ask("measured")
-        return dict(answer for answer in answers if isinstance(answer, tuple))
+    async def collect_metrics(self) -> dict[str, str]:
+        """Return the metrics of the fronts that respond in time, by their ids."""
+        results = await self._call_all("metrics_text")
+        return dict(result for result in results if isinstance(result, tuple))
 
-    async def look(self) -> ClusterView:
-        """What all replicas tell that are in service, of which one look is under way at a time."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
-        return await asyncio.shield(self._looking)
+    async def view(self) -> ClusterView:
+        """Return the states of the fronts in service; concurrent callers share one request."""
+        if self._view is None or self._view.done():
+            self._view = asyncio.create_task(self._collect_states())
+        return await asyncio.shield(self._view)
 
-    async def _look(self) -> ClusterView:
-        answers = await self._ask("live")
-        replicas = [answer for answer in answers if isinstance(answer, InstanceState)]
-        return ClusterView(replicas, silent=len(answers) - len(replicas))
+    async def _collect_states(self) -> ClusterView:
+        results = await self._call_all("state")
+        instances = [result for result in results if isinstance(result, InstanceState)]
+        return ClusterView(instances, silent=len(results) - len(instances))
 
-    async def _ask(self, method: str) -> list[Any]:
-        """What each replica in service answers, or an exception for those that may live and don't."""
+    async def _call_all(self, method: str) -> list[Any]:
+        """Call a method of each front in service; return an exception for each that did not respond."""
         try:
-            answers = await self._all.broadcast(method).results_async(
-                timeout_s=_SECONDS_TO_TELL, return_exceptions=True
+            results = await self._all.broadcast(method).results_async(
+                timeout_s=_VIEW_TIMEOUT_SECONDS, return_exceptions=True
             )
         except DeploymentUnavailableError:
             return []
         except TimeoutError as error:
             return [await getattr(self, method)(), error]
-        return [answer for answer in answers if not isinstance(answer, ActorDiedError)]
+        return [result for result in results if not isinstance(result, ActorDiedError)]
 
     async def _join(self) -> None:
         reason: str | None = "it is being resolved"
         try:
             async with asyncio.timeout(self._start_seconds):
-                while reason := await self.readiness_blocker():  # noqa: ASYNC110  # others' versions are no event here
-                    await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+                while reason := await self.readiness_blocker():  # noqa: ASYNC110  # the other fronts send no event
+                    await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise NotLive(f"not live after {self._start_seconds:g} s: {reason}") from None
 
     async def readiness_blocker(self) -> str | None:
-        """Why this replica can't serve yet.
+        """Return why this front cannot serve yet; None if it can.
 
-        Who tells nothing in time does not keep it out: replicas that are busy are why it is started, and what
-        they have refused it has from the registry's tags.
+        Fronts that do not respond in time are ignored: Ray starts a new front because the others are busy,
+        and the versions that they have rejected are in the registry's tags.
         """
         required = [slot for slot in self._slots if slot.required]
         for slot in required:
             if not slot.live:
                 return f"{slot.reference}: {slot.reason}"
-        return divergence(state(self._id, self._node, required).models, await self.look())
+        own = instance_state(self._id, self._node, required)
+        return divergence(own.models, await self.view())
 
 
-def _tell(settings: Settings) -> None:
-    """Have the log and the metrics of this process as those of a front that is alone."""
+def _configure_process(settings: Settings) -> None:
+    """Configure logging and metrics as `serving run` does."""
     secret = settings.webhook_secret
     configure_logging(settings.log_format, settings.log_level, [secret.get_secret_value()] if secret else [])
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped

@@ -1,4 +1,4 @@
-"""Sums over the feedback on a version, from which its quality is told."""
+"""The sums over the feedback on a version, from which its quality is computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.journal.scoring import Score
 
 @dataclass(slots=True)
 class Sums:
-    """They are exact, so that what is corrected leaves nothing behind."""
+    """Exact sums, so that a corrected outcome leaves no rounding error."""
 
     feedback: int
     classed: int
@@ -24,23 +24,23 @@ class Sums:
 
     @classmethod
     def of(cls, row: Row[Any]) -> Sums:
-        """Those of a row of `versions`."""
+        """Return the sums in a row of `versions`."""
         errors = Fraction(row.absolute_errors), Fraction(row.squared_errors)
         return cls(row.feedback, row.classed, row.correct, row.measured, *errors)
 
-    def add(self, verdict: Score, sign: int = 1) -> None:
-        """Add what a verdict says, or take it away."""
+    def add(self, score: Score, sign: int = 1) -> None:
+        """Add a score, or subtract it with a `sign` of -1."""
         self.feedback += sign
-        if verdict.correct is not None:
+        if score.correct is not None:
             self.classed += sign
-            self.correct += sign * verdict.correct
-        if verdict.error is not None:
+            self.correct += sign * score.correct
+        if score.error is not None:
             self.measured += sign
-            self.absolute_errors += sign * Fraction(abs(verdict.error))
-            self.squared_errors += sign * Fraction(verdict.error**2)
+            self.absolute_errors += sign * Fraction(abs(score.error))
+            self.squared_errors += sign * Fraction(score.error**2)
 
     @property
     def columns(self) -> dict[str, int | str]:
-        """What the row is to have."""
-        told = {"absolute_errors": str(self.absolute_errors), "squared_errors": str(self.squared_errors)}
-        return asdict(self) | told
+        """Return the values of the row's columns."""
+        errors = {"absolute_errors": str(self.absolute_errors), "squared_errors": str(self.squared_errors)}
+        return asdict(self) | errors

@@ -1,4 +1,4 @@
-"""Tables that came in other protocols, and what models answered, in the JSON of the typed routes."""
+"""Convert the tables of other protocols to the JSON of the typed routes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from serving.codecs.prediction_schema import GenericOutput, PredictionSchema
 from serving.errors import ModelFailed
 from serving.protocols.mlflow_scoring_output import predictions_json
 
-_NOTHING = b'{"prediction":null}'
+_INVALID = b'{"prediction":null}'
 
 
 def to_json_rows(
-    rows: Sequence[bytes], answer: Sequence[bytes], places: Sequence[int], outputs: PredictionSchema
+    inputs: Sequence[bytes], results: Sequence[bytes], positions: Sequence[int], outputs: PredictionSchema
 ) -> tuple[bytes, bytes]:
-    """The rows of a record and its predictions: JSON arrays, in the order of their places in the request.
+    """Return the rows of a record and its predictions as JSON arrays.
 
-    What JSON can't say of a prediction is null. An output that is not one result per row is one prediction.
+    A prediction that is invalid in JSON is null. An output that is not one result per row is one prediction.
+
+    Args:
+        inputs: The input tables, as Arrow streams.
+        results: The output tables, as Arrow streams.
+        positions: The position in the request of each row of the tables.
+        outputs: The schema of the predictions.
     """
-    given = [_read(each) for each in rows]
-    answered = [_read(each) for each in answer]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    inputs = [row for each in given for row in objects(each)]
-    asked = orjson.dumps([inputs[index] for index in order], default=to_jsonable)
-    if len(answered) == 1 and is_whole(answered[0], len(inputs)):
-        whole = b"".join(predictions_json((), answered[0]))
-        return asked, b'[{"prediction":%s}]' % whole
-    texts = [text for each in answered for text in _predictions(outputs, each)]
-    return asked, b"[%s]" % b",".join([texts[index] for index in order])
+    tables = [_read(stream) for stream in results]
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    rows = [row for stream in inputs for row in objects(_read(stream))]
+    rows_json = orjson.dumps([rows[index] for index in order], default=to_jsonable)
+    if len(tables) == 1 and is_whole(tables[0], len(rows)):
+        whole = b"".join(predictions_json((), tables[0]))
+        return rows_json, b'[{"prediction":%s}]' % whole
+    texts = [text for table in tables for text in _predictions(outputs, table)]
+    return rows_json, b"[%s]" % b",".join([texts[index] for index in order])
 
 
 def _read(encoded: bytes) -> pa.RecordBatch:
@@ -41,7 +46,7 @@ def _read(encoded: bytes) -> pa.RecordBatch:
 
 
 def _predictions(outputs: PredictionSchema, table: pa.RecordBatch) -> list[bytes]:
-    """The prediction of each row; as it is, where it is something else than the signature says."""
+    """Return the JSON of each prediction, even if the output differs from the signature."""
     try:
         made = outputs.predictions(table)
     except ModelFailed:
@@ -49,4 +54,4 @@ def _predictions(outputs: PredictionSchema, table: pa.RecordBatch) -> list[bytes
         made = GenericOutput(tuple(OutputColumn(name, "any", required=False) for name in names)).predictions(
             table
         )
-    return [_NOTHING if row in made.invalid_rows else made.row_json(row) for row in range(len(made))]
+    return [_INVALID if row in made.invalid_rows else made.row_json(row) for row in range(len(made))]

@@ -1,4 +1,4 @@
-"""What is counted of the journal, for Prometheus."""
+"""The Prometheus metrics of the journal."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class JournalMetrics:
         )
 
     def update(self, qualities: Sequence[Quality]) -> None:
-        """Show how right versions are: these, and no others; of two with one name and number, the first."""
+        """Replace the quality of all versions; of two with one name and number, the first counts."""
         self._quality.clear()
-        for each in reversed(qualities):
-            for name, value in (each.metrics | {"feedback_count": each.feedback}).items():
-                self._quality.labels(each.model, each.label, name).set(value)
+        for quality in reversed(qualities):
+            for name, value in (quality.metrics | {"feedback_count": quality.feedback}).items():
+                self._quality.labels(quality.model, quality.label, name).set(value)

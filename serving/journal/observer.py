@@ -1,8 +1,8 @@
-"""The front's journal: records each prediction, and asks for what became of feedback.
+"""The front's side of the journal: record predictions, and pass feedback on.
 
-Nothing here waits for the database, nor is a request held up by it. What was answered is appended to a list,
-which every tenth of a second is packed into one message to the journal's own process; what has not been
-acknowledged by that is held here, up to a bound, and what is beyond that is dropped and counted.
+Neither the front nor a request waits for the database. Predictions are appended to a list, which is sent
+every tenth of a second as one message to the journal's own process. The front holds the messages that this
+process has not acknowledged, up to a limit; beyond it, predictions are dropped and counted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,10 +20,11 @@ from uuid_utils import uuid7
 
 from serving.errors import JournalUnavailable
 from serving.hooks import Header, InferenceEvent, RequestHook
+from serving.http.readiness import StatusPart
 from serving.journal.framing import Frame, FrameType
 from serving.journal.metrics import JournalMetrics
 from serving.journal.mlflow_metrics import MetricsReporter
-from serving.journal.quality import Quality
+from serving.journal.quality import Quality, QualityFields, QualityState
 from serving.journal.records import Record, pack, record
 from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
@@ -33,15 +34,16 @@ from serving.supervision import Supervisor
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving.journal")
-MOST_RECORDS, MOST_BYTES = 100_000, 64 * 2**20
-"""What may wait for the database."""
-_SECONDS_BETWEEN_MESSAGES = 0.1
+MAX_RECORDS, MAX_BYTES = 100_000, 64 * 2**20
+"""The limit of predictions that wait for the database."""
+_MESSAGE_INTERVAL_SECONDS = 0.1
 _MAX_MESSAGE_BYTES = 2**20
+_UNAVAILABLE = "The journal's database is unavailable."
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """How much of what waits is in one message."""
+    """The predictions in one message that is not acknowledged."""
 
     records: int
     bytes: int
@@ -59,12 +61,12 @@ class JournalObserver(RequestHook):
             "days": settings.journal_days,
             "logged": [settings.log_format, settings.log_level],
         }
-        self._link = WriterClient(orjson.dumps(opening), self._on_frame, supervisor)
+        self._writer = WriterClient(orjson.dumps(opening), self._on_frame, supervisor)
         self._reporter = MetricsReporter(registry)
         self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
         self._sent: dict[int, InFlight] = {}
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._packing: asyncio.Handle | None = None
         self._is_empty = asyncio.Event()
         self._seconds = settings.deadline_seconds
@@ -75,30 +77,30 @@ class JournalObserver(RequestHook):
         self.metrics.failing.set_function(lambda: bool(self._failing))
 
     async def run(self) -> None:
-        """Start the journal's process, and tell in MLflow how right versions are, for ever."""
-        self._link.start()
+        """Start the journal's process, and report the quality of versions to MLflow until cancelled."""
+        self._writer.start()
         await self._reporter.run()
 
     # -- predictions
 
     def response_headers(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
-        """The header that tells the prediction's id."""
+        """Return the header with the prediction's id."""
         identity = scope["prediction_id"] = str(uuid7())
         return ((b"x-prediction-id", identity.encode()),)
 
     def on_response(self, exchange: InferenceEvent) -> None:
-        """Have it written, if there is room for it."""
-        kept = record(exchange)
-        size = kept.size
-        if self._waiting >= MOST_RECORDS or self._waiting_bytes + size > MOST_BYTES:
+        """Queue a prediction for the database, if there is space."""
+        entry = record(exchange)
+        size = entry.size
+        if self._waiting >= MAX_RECORDS or self._waiting_bytes + size > MAX_BYTES:
             self.metrics.dropped.inc()
             return
-        self._pending.append(kept)
+        self._pending.append(entry)
         self._waiting += 1
         self._waiting_bytes += size
         self._pending_bytes += size
         if self._packing is None:
-            self._packing = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_MESSAGES, self._pack)
+            self._packing = asyncio.get_running_loop().call_later(_MESSAGE_INTERVAL_SECONDS, self._pack)
         if self._pending_bytes > _MAX_MESSAGE_BYTES:
             self._pack()
 
@@ -111,61 +113,62 @@ class JournalObserver(RequestHook):
         if pending:
             try:
                 packed = pack(pending)
-            except Exception:  # whatever it is, it is counted, and the front goes on
+            except Exception:  # a defect must not stop the front; the predictions count as dropped
                 log.exception("predictions could not be packed")
                 self._settle(batch, lost=batch.records)
             else:
-                self._sent[self._link.send(FrameType.RECORDS, packed)] = batch
+                self._sent[self._writer.send(FrameType.RECORDS, packed)] = batch
 
     # -- feedback
 
     async def record_feedback(self, feedback: Sequence[Any], models: Sequence[str] | None) -> dict[str, Any]:
-        """What became of outcomes that were told: see `outcomes.take`.
+        """Store outcomes, and return the result of `feedback_store.record_feedback`.
 
         Raises:
-            JournalAway: the database can't be asked now.
+            JournalUnavailable: The database is unavailable, or does not respond in time.
         """
         if self._failing:
-            raise JournalUnavailable("The journal's database can't be asked now.")
-        self._pack()  # the predictions that it is on
-        number = self._link.send(FrameType.FEEDBACK, orjson.dumps({"feedback": feedback, "models": models}))
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+            raise JournalUnavailable(_UNAVAILABLE)
+        self._pack()  # the outcomes may refer to predictions that are not sent yet
+        number = self._writer.send(FrameType.FEEDBACK, orjson.dumps({"feedback": feedback, "models": models}))
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._seconds):
-                found: dict[str, Any] = await answer
+                result: dict[str, Any] = await reply
         except TimeoutError:
             raise JournalUnavailable(
-                f"The journal's database did not answer within {self._seconds:g} s."
+                f"The journal's database did not respond within {self._seconds:g} s."
             ) from None
         finally:
-            del self._answers[number]
-            self._link.forget(number)
-        self.metrics.feedback.inc(found.get("recorded", 0))
-        return found
+            del self._replies[number]
+            self._writer.forget(number)
+        self.metrics.feedback.inc(result.get("recorded", 0))
+        return result
 
-    def tell(self, slot: Slot) -> Mapping[str, Any]:
-        """How right what is live for a reference is, by the feedback that came."""
+    def status(self, slot: Slot, public: bool) -> StatusPart:
+        """Return the quality of the live version by the feedback received."""
         version = slot.live.version if slot.live else None
-        found = version and self._qualities.get((version.name, version.label, version.source))
-        return {"quality": found and asdict(found)}
+        quality = version and self._qualities.get((version.name, version.label, version.source))
+        state = QualityState.model_validate(quality, from_attributes=True) if quality else None
+        return StatusPart(QualityFields(quality=state))
 
-    # -- what the process tells
+    # -- messages of the journal's process
 
     def _on_frame(self, frame: Frame) -> None:
-        told = orjson.loads(frame.payload)
+        message = orjson.loads(frame.payload)
         match frame.kind:
             case FrameType.WRITTEN:
-                self._count(frame.number, told["lost"])
+                self._count(frame.number, message["lost"])
             case FrameType.ANSWER:
-                if (answer := self._answers.get(frame.number)) and not answer.done():
-                    answer.set_result(told)
+                if (reply := self._replies.get(frame.number)) and not reply.done():
+                    reply.set_result(message)
             case FrameType.STATE:
-                self._set_failing(told["failing"])
+                self._set_failing(message["failing"])
             case FrameType.QUALITY:
-                found = [Quality(**each) for each in told]
-                self._qualities = {each.key: each for each in found}
-                self.metrics.update(found)
-                self._reporter.enqueue(found)
+                qualities = [Quality(**fields) for fields in message]
+                self._qualities = {quality.key: quality for quality in qualities}
+                self.metrics.update(qualities)
+                self._reporter.enqueue(qualities)
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):
@@ -182,18 +185,16 @@ class JournalObserver(RequestHook):
 
     def _set_failing(self, failing: str) -> None:
         if failing:
-            log.warning("predictions can't be recorded now, and wait: %s", failing)
+            log.warning("the journal's database is unavailable; predictions wait in memory: %s", failing)
         elif self._failing:
-            log.info("predictions are recorded again")
+            log.info("the journal's database is available again")
         self._failing = failing
-        for answer in self._answers.values():
-            if failing and not answer.done():
-                answer.set_exception(JournalUnavailable("The journal's database can't be asked now."))
-
-    # -- the end
+        for reply in self._replies.values():
+            if failing and not reply.done():
+                reply.set_exception(JournalUnavailable(_UNAVAILABLE))
 
     async def aclose(self, seconds: float) -> None:
-        """Have what was answered written, and MLflow told of the last feedback, within this time each."""
+        """Write the last predictions, and the last quality to MLflow, within this number of seconds each."""
         self._pack()
         try:
             async with asyncio.timeout(seconds):
@@ -201,9 +202,9 @@ class JournalObserver(RequestHook):
                     self._is_empty.clear()
                     await self._is_empty.wait()
         except TimeoutError:
-            self._link.kill()  # whatever it waits for
+            self._writer.kill()
             log.error("%d predictions could not be recorded before the stop", self._waiting)
-        await self._link.aclose()
+        await self._writer.aclose()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._reporter.flush(now=True)

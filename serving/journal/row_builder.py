@@ -1,4 +1,4 @@
-"""Records as they came from the front → rows of the tables."""
+"""Convert the records from the front to rows of the tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FORMS: Mapping[str, TypeAdapter[PredictionSchema]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is to be inserted, by the columns of the tables, and how many records nothing could be made of."""
+    """The rows to insert, by the columns of the tables, and the number of unreadable records."""
 
     versions: list[tuple[Any, ...]]
     predictions: list[tuple[Any, ...]]
@@ -57,57 +57,57 @@ PREDICTION = (
     "latency",
     "request_id",
 )
-"""The columns in which they are."""
+"""The columns of the rows."""
 
 
-def outputs(told: str) -> PredictionSchema:
-    """How a version's answers are read, of what the journal keeps of the version."""
-    facts = orjson.loads(told)
-    return _FORMS[facts.pop("form")].validate_python(facts)
+def outputs(stored: str) -> PredictionSchema:
+    """Return the schema of a version's predictions from the column `outputs` of `versions`."""
+    fields = orjson.loads(stored)
+    return _FORMS[fields.pop("form")].validate_python(fields)
 
 
 def unpack(payload: bytes) -> Rows:
-    """The rows of the tables for what `records.pack` made."""
+    """Return the rows of the tables for the output of `records.pack`."""
     batch = pa.ipc.open_stream(payload).read_next_batch()
     versions = orjson.loads(batch.schema.metadata[b"versions"])
     models = [model_json(version["model"], version["version"]) for version in versions]
-    found, lost = [], 0
-    for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _each(batch):
+    predictions, rejected = [], 0
+    for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _records(batch):
         try:
             if tables[0] is not None:
-                inputs, answered = _in_words(tables, versions[live])
+                inputs, answered = _tables_as_json(tables, versions[live])
             else:
                 inputs, answered = _READERS[protocol](body, answer, models[live])
             at = _moment(identity[:13])
-            told = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
-            found.append((identity, at, *told, latency, request_id))
-        except Exception:  # whatever it is, the others are written
+            values = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
+            predictions.append((identity, at, *values, latency, request_id))
+        except Exception:  # a defect must not lose the other records
             log.exception("a record could not be read")
-            lost += 1
-    return Rows([tuple(version[name] for name in VERSION) for version in versions], found, lost)
+            rejected += 1
+    return Rows([tuple(version[name] for name in VERSION) for version in versions], predictions, rejected)
 
 
-def _each(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+def _records(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
     columns = (
         repeat(None) if column.null_count == len(column) else column.to_pylist() for column in batch.columns
     )
-    return zip(*columns)  # noqa: B905  # what repeats has no length
+    return zip(*columns)  # noqa: B905  # an infinite iterator has no length
 
 
 @lru_cache(maxsize=1024)
 def _moment(prefix: str) -> datetime:
-    """The time with which an id begins; that of many is the same."""
+    """Return the time with which an id begins; many ids begin with the same."""
     return datetime.fromtimestamp(int(prefix[:8] + prefix[9:], 16) / 1000, UTC)
 
 
-def _in_words(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    from serving.journal.json_rows import to_json_rows  # heavy, and mostly not needed
+def _tables_as_json(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    from serving.journal.json_rows import to_json_rows  # a heavy import that few records need
 
-    rows, answers, places = tables
-    return to_json_rows(rows, answers, places, outputs(version["outputs"]))
+    inputs, results, positions = tables
+    return to_json_rows(inputs, results, positions, outputs(version["outputs"]))
 
 
-# -- what typed routes take and answer
+# -- bodies and responses of the typed routes
 
 
 def _read_predict(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:

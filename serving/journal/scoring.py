@@ -1,4 +1,4 @@
-"""How right a prediction was, once the true outcome is known."""
+"""Score a prediction against its true outcome."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from serving.codecs.prediction_schema import ClassLabels, PredictionSchema, Prob
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Whether a class was right, or by how much a number was too high; neither for other predictions."""
+    """The score of one prediction: `correct` for a class, `error` (predicted minus true) for a number."""
 
     correct: bool | None = None
     error: float | None = None
 
 
 class InvalidOutcome(Exception):
-    """The outcome is none that this prediction could have; the message says what it could."""
+    """The outcome is impossible for this prediction; the message describes the valid ones."""
 
 
 def score(outputs: PredictionSchema, prediction: Any, outcome: Any) -> Score:
-    """How right `prediction` was, the object that the typed routes answer for a row.
+    """Return the score of `prediction`, the object that the typed routes return for a row.
 
-    A class is right or wrong, named or numbered. A number has an error. What has no task is judged so if it
-    is a number, a text or a boolean; what is nested must have the prediction's shape.
+    A class, by its name or number, is correct or not. A number has an error. Predictions without a task are
+    scored in the same way if they are numbers, strings or booleans. A nested outcome must have the
+    prediction's shape.
 
     Raises:
-        Misfit: the outcome does not fit the outputs that the version declares.
+        InvalidOutcome: The outcome does not match the outputs that the version declares.
     """
     predicted = prediction.get("prediction") if isinstance(prediction, dict) else None
     if isinstance(outputs, Probabilities | ClassLabels):
@@ -75,7 +76,7 @@ def _is_alike(predicted: Any, outcome: Any) -> bool:
             _is_alike(predicted[name], outcome[name]) for name in predicted
         )
     if isinstance(predicted, list) and isinstance(outcome, list):
-        return not predicted or all(_is_alike(predicted[0], each) for each in outcome)
+        return not predicted or all(_is_alike(predicted[0], element) for element in outcome)
     return type(predicted) is type(outcome)
 
 

@@ -1,4 +1,4 @@
-"""The front's side of the journal's process: starts it, again if it dies, and speaks with it."""
+"""Start the journal's process, restart it when it ends, and exchange messages with it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from serving.processes.descendants import StopDetector
 from serving.supervision import Component, Supervisor
 
 log = logging.getLogger("serving.journal")
-_SECONDS_TO_END = 15.0
-_SECONDS_BETWEEN_LOOKS = 1.0
+_EXIT_TIMEOUT_SECONDS = 15.0
+_POLL_SECONDS = 1.0
 
 
 class WriterClient:
-    """Sends frames, and again those that were not answered where the process died.
+    """Sends frames, and sends those without a reply again to a new process.
 
-    `hear` is called with each frame that comes.
+    Args:
+        opening: The payload of the first frame to each process.
+        on_frame: Is called with each frame from the process.
+        supervisor: Restarts the process.
     """
 
     def __init__(
-        self, opening: bytes, hear: Callable[[Frame], None], supervisor: Supervisor | None = None
+        self, opening: bytes, on_frame: Callable[[Frame], None], supervisor: Supervisor | None = None
     ) -> None:
-        self._opening, self._hear = Frame(FrameType.OPEN, 0, opening), hear
-        self._asked: dict[int, Frame] = {}
+        self._opening, self._on_frame = Frame(FrameType.OPEN, 0, opening), on_frame
+        self._unconfirmed: dict[int, Frame] = {}
         self._unsent: deque[Frame] = deque()
         self._number, self._more = 0, asyncio.Event()
         self._supervisor = supervisor or Supervisor()
@@ -38,35 +41,35 @@ class WriterClient:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process, unless it was started."""
+        """Start the process, unless it is running."""
         self._component = self._component or self._supervisor.start("journal writer", self._serve)
 
     def send(self, kind: FrameType, payload: bytes) -> int:
-        """Have this sent, in the order of the calls; gives its number, by which it is answered."""
+        """Queue a frame; return its number, which the reply repeats."""
         self._number += 1
-        frame = self._asked[self._number] = Frame(kind, self._number, payload)
+        frame = self._unconfirmed[self._number] = Frame(kind, self._number, payload)
         self._unsent.append(frame)
         self._more.set()
         return self._number
 
     def forget(self, number: int) -> None:
-        """Expect no answer to a frame; it is not sent again."""
-        self._asked.pop(number, None)
+        """Stop waiting for the reply to a frame; the frame is not sent again."""
+        self._unconfirmed.pop(number, None)
 
     def kill(self) -> None:
-        """End the process now."""
+        """Kill the process."""
         if self.process:
             self.process.kill()
 
     async def aclose(self) -> None:
-        """Have the process write what it has, and end."""
+        """Let the process write its records and exit."""
         if self._component is None:
             return
         self._component.stop()
         await self._component.wait()
         if self.process:
             try:
-                await asyncio.to_thread(self.process.wait, _SECONDS_TO_END)
+                await asyncio.to_thread(self.process.wait, _EXIT_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
 
@@ -74,7 +77,7 @@ class WriterClient:
         """Exchange frames with a new process until it ends."""
         stream, writer = await asyncio.open_unix_connection(sock=self._launch())
         assert self.process
-        self._unsent = deque([self._opening, *self._asked.values()])
+        self._unsent = deque([self._opening, *self._unconfirmed.values()])
         self._more.set()
         try:
             async with asyncio.TaskGroup() as group:
@@ -86,7 +89,7 @@ class WriterClient:
                 for helper in helpers:
                     helper.cancel()
         except Exception:
-            self.process.kill()  # what it has not confirmed is sent to its successor
+            self.process.kill()  # unconfirmed frames are sent to the next process
             raise
         finally:
             writer.close()
@@ -95,16 +98,16 @@ class WriterClient:
     async def _receive(self, stream: asyncio.StreamReader) -> None:
         while frame := await read(stream):
             if frame.kind in (FrameType.WRITTEN, FrameType.ANSWER):
-                self._asked.pop(frame.number, None)
-            self._hear(frame)
+                self._unconfirmed.pop(frame.number, None)
+            self._on_frame(frame)
 
     @staticmethod
     async def _watch(process: subprocess.Popen[bytes]) -> None:
         """Kill the process if it stays stopped."""
         stopped = StopDetector()
         while not stopped.detects(process.pid):  # noqa: ASYNC110 — the system sends no event
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-        log.error("the journal writer was stopped by a signal, and is replaced")
+            await asyncio.sleep(_POLL_SECONDS)
+        log.error("the journal writer was stopped by a signal; it is replaced")
         process.kill()
 
     def _launch(self) -> socket.socket:
@@ -121,11 +124,11 @@ class WriterClient:
         return ours
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):  # the reader sees it too
+        with suppress(ConnectionError):  # the receiving side handles the end
             while True:
                 while self._unsent:
                     frame = self._unsent.popleft()
-                    if frame is self._opening or frame.number in self._asked:
+                    if frame is self._opening or frame.number in self._unconfirmed:
                         writer.writelines(frame.pack())
                         await writer.drain()
                 self._more.clear()

@@ -1,7 +1,7 @@
 """The access log: a line for each request, or for a share of them.
 
-Failures (5xx) always have one, so far as there are not more than a hundred a second: a service that sheds
-load must not drown in telling so. What is left out then is counted.
+Without a line for every request, failures (5xx) still have one, up to a hundred per second: the log must not
+slow down a service that is overloaded. The next line reports the number of those that were left out.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from serving.telemetry.logging import request_context
 from serving.telemetry.rate_limit import FixedWindow
 
 log = logging.getLogger("serving.access")
-_MOST_FAILURES = 100
-_ASKED_BY_MACHINES = frozenset(
+_MAX_FAILURES_PER_SECOND = 100
+_PROBES = frozenset(
     {"/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 )
 
 
 class AccessLog(RequestHook):
-    """Tells of requests, and of this share of those that did not fail."""
+    """Logs failures, and this share of the other requests."""
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self._failures = FixedWindow(_MOST_FAILURES, time.monotonic)
+        self._failures = FixedWindow(_MAX_FAILURES_PER_SECOND, time.monotonic)
         self._left_out = 0
 
     def on_response(self, exchange: InferenceEvent) -> None:
-        """A request for predictions was answered."""
+        """Log a successful prediction."""
         self.ended(exchange.scope, 200)
 
     def ended(self, scope: MutableMapping[str, Any], status: int) -> None:
-        """A request was answered with this status, or would have been if its caller had stayed."""
-        if self._is_told(scope["path"], status):
-            told: dict[str, Any] = {
+        """Log a request that ended with this status, which no client received if it has disconnected."""
+        if self._is_logged(scope["path"], status):
+            fields: dict[str, Any] = {
                 "method": scope.get("method", "gRPC"),
                 "path": scope["path"],
                 "status": status,
@@ -46,19 +46,18 @@ class AccessLog(RequestHook):
                 "client": _client(scope),
             }
             if self._left_out:
-                told["left_out"], self._left_out = self._left_out, 0
+                fields["left_out"], self._left_out = self._left_out, 0
             level = logging.WARNING if status >= 500 else logging.INFO
-            log.log(
-                level, "%s %s %d", told["method"], told["path"], status, extra=told | request_context(scope)
-            )
+            extra = fields | request_context(scope)
+            log.log(level, "%s %s %d", fields["method"], fields["path"], status, extra=extra)
 
-    def _is_told(self, path: str, status: int) -> bool:
+    def _is_logged(self, path: str, status: int) -> bool:
         if self.share == 1:
             return True
-        if path in _ASKED_BY_MACHINES:
+        if path in _PROBES:
             return False
         if status < 500:
-            return random.random() < self.share  # noqa: S311  # whom it hits is no secret
+            return random.random() < self.share  # noqa: S311  # the choice is no secret
         allowed = bool(self._failures.acquire())
         self._left_out += not allowed
         return allowed

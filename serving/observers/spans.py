@@ -1,8 +1,8 @@
-"""Traces of requests for predictions, by OpenTelemetry, which is an extra.
+"""OpenTelemetry spans of requests for predictions; OpenTelemetry is an optional extra.
 
-A request's span begins with it. The spans of its parts are made once it is answered, of times that were
-noted on the way: `validate`, `queue`, and `infer` for each call of the model. Attributes are named by
-https://opentelemetry.io/docs/specs/semconv/http/http-spans/, and `serving.…` what that does not know.
+The span of a request starts with the request. Its child spans are created after the response, from times
+recorded on the way: `validate`, `queue`, and `infer` for each call of the model. Attributes follow
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/; other attributes begin with `serving.`.
 """
 
 from __future__ import annotations
@@ -29,61 +29,60 @@ from serving.telemetry.trace_context import ModelCall, TraceContext, current
 
 log = logging.getLogger("serving.traces")
 _W3C = TraceContextTextMapPropagator()
-_CARRIED = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
-_OURS = {"service.name": "serving", "service.version": __version__}
+_TRACE_HEADERS = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
+_RESOURCE = {"service.name": "serving", "service.version": __version__}
 
 
-class Ids(RandomIdGenerator):
-    """Ids of spans; a span that was told of before it is made gets the `given` one."""
+class SpanIds(RandomIdGenerator):
+    """Generates span ids; model code may have received the id of a span before the span is created."""
 
-    given: int | None = None
+    next_span_id: int | None = None
+    """The id of the next span, if it is known."""
 
     def generate_span_id(self) -> int:
-        """The id of the next span."""
-        given, self.given = self.given, None
-        return given or super().generate_span_id()
+        """Return the id of the next span."""
+        known, self.next_span_id = self.next_span_id, None
+        return known or super().generate_span_id()
 
 
 class _Request(NamedTuple):
-    """A request that is traced; `epoch` is when the performance counter was 0, in nanoseconds since 1970."""
+    """A traced request; `epoch` is the time when the performance counter was 0, in nanoseconds since 1970."""
 
     span: Span
     trace: TraceContext
     epoch: int
 
-    def wall(self, moment: float) -> int:
-        """A moment of the performance counter by the clock on the wall."""
+    def to_epoch_ns(self, moment: float) -> int:
+        """Return a time of the performance counter, in seconds, as nanoseconds since 1970."""
         return self.epoch + int(moment * 1e9)
 
 
 class TraceRecorder(RequestHook):
-    """Makes the spans of requests, and sends them as the standard variables say.
+    """Creates the spans of requests, and exports them as OpenTelemetry's environment variables define.
 
-    It has a provider of its own: the global one is MLflow's, or a library's.
+    It has its own tracer provider, because MLflow or another library may use the global one.
     """
 
     def __init__(self) -> None:
-        self._ids = Ids()
+        self._ids = SpanIds()
         self._provider = TracerProvider(
-            resource=Resource.create({}).merge(Resource(_OURS)).merge(OTELResourceDetector().detect()),
+            resource=Resource.create({}).merge(Resource(_RESOURCE)).merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
             id_generator=self._ids,
         )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("serving", __version__)
 
-    # -- watching
-
     def on_request(self, scope: MutableMapping[str, Any]) -> None:
-        """A request has come: begin its span, in the trace of its caller if it tells of one."""
-        told: dict[str, list[str]] = {}
+        """Start the span of a request, in the trace of its client if the headers name one."""
+        carrier: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
-            if name in _CARRIED:
-                told.setdefault(_CARRIED[name], []).append(value.decode("latin-1"))
-        name, attributes = _described(scope)
+            if name in _TRACE_HEADERS:
+                carrier.setdefault(_TRACE_HEADERS[name], []).append(value.decode("latin-1"))
+        name, attributes = _name_and_attributes(scope)
         epoch = time.time_ns() - time.perf_counter_ns()
         began, kind = epoch + int(scope["began"] * 1e9), SpanKind.SERVER
-        span = self._tracer.start_span(name, _W3C.extract(told), kind, attributes, start_time=began)
+        span = self._tracer.start_span(name, _W3C.extract(carrier), kind, attributes, start_time=began)
         context = span.get_span_context()
         ids, state = (f"{context.trace_id:032x}", f"{context.span_id:016x}"), context.trace_state.to_header()
         scope["trace"] = trace = TraceContext(*ids, context.trace_flags, state)
@@ -91,7 +90,7 @@ class TraceRecorder(RequestHook):
         current.set(trace)
 
     def on_response(self, exchange: InferenceEvent) -> None:
-        """A request was answered: make the spans of its parts, and end its own."""
+        """Create the child spans of a successful request, and end its span."""
         request: _Request = exchange.scope["traced"]
         if request.span.is_recording():
             rows = sum(len(indices) for indices, _ in exchange.parts)
@@ -99,7 +98,7 @@ class TraceRecorder(RequestHook):
             self._end(request, exchange.scope, 200, exchange.ended)
 
     def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
-        """A request was not answered as meant; its span has failed unless that is the caller's mistake."""
+        """End the span of a request that failed; client errors do not set the span's status to error."""
         request: _Request | None = scope.get("traced")
         if request and request.span.is_recording():
             request.span.set_attribute("error.type", type(error).__name__)
@@ -108,12 +107,12 @@ class TraceRecorder(RequestHook):
             self._end(request, scope, status, time.perf_counter())
 
     async def aclose(self, seconds: float) -> None:
-        """Send what was not sent yet, for so long at most."""
+        """Export the remaining spans within this number of seconds."""
         loop, sent = asyncio.get_running_loop(), asyncio.Event()
 
         def send() -> None:
             self._provider.shutdown()
-            with suppress(RuntimeError):  # nobody waits any more
+            with suppress(RuntimeError):  # the event loop has closed
                 loop.call_soon_threadsafe(sent.set)
 
         threading.Thread(target=send, name="traces", daemon=True).start()
@@ -123,38 +122,36 @@ class TraceRecorder(RequestHook):
         except TimeoutError:
             log.warning("traces could not be sent within %g s", seconds)
 
-    # -- spans
-
     def _end(self, request: _Request, scope: Mapping[str, Any], status: int, ended: float) -> None:
         model, version = scope.get("leased", ("", ""))
         if model:
-            told = {"serving.model.name": model, "serving.model.version": version or ""}
-            request.span.set_attributes(told)
+            attributes = {"serving.model.name": model, "serving.model.version": version or ""}
+            request.span.set_attributes(attributes)
         if "method" in scope:
             request.span.set_attribute("http.response.status_code", status)
         if taken := scope.get("taken"):
-            self._make_parts(request, taken, ended)
-        request.span.end(request.wall(ended))
+            self._record_child_spans(request, taken, ended)
+        request.span.end(request.to_epoch_ns(ended))
 
-    def _make_parts(self, request: _Request, taken: float, ended: float) -> None:
+    def _record_child_spans(self, request: _Request, taken: float, ended: float) -> None:
         trace = request.trace
-        self._make(request, "validate", taken, trace.queued or ended)
+        self._record(request, "validate", taken, trace.queued or ended)
         if trace.queued:
-            self._make(request, "queue", trace.queued, trace.calls[0].started if trace.calls else ended)
+            self._record(request, "queue", trace.queued, trace.calls[0].started if trace.calls else ended)
         for call in trace.calls:
-            self._make_call(request, call, ended)
+            self._record_call(request, call, ended)
 
-    def _make_call(self, request: _Request, call: ModelCall, ended: float) -> None:
-        """The span that model code continues, of the request whose trace that is; others refer to it."""
+    def _record_call(self, request: _Request, call: ModelCall, ended: float) -> None:
+        """Record the span that model code continues; it belongs to one request, and the others link to it."""
         home, links = call.home, [_link(call.home, call.span_id)]
         if request.trace is home:
-            self._ids.given = int(call.span_id, 16)
-            links = [_link(each, each.span_id) for each in call.traces if each is not home]
-        told = {"serving.batch.rows": call.rows, "serving.batch.requests": call.requests}
+            self._ids.next_span_id = int(call.span_id, 16)
+            links = [_link(trace, trace.span_id) for trace in call.traces if trace is not home]
+        attributes = {"serving.batch.rows": call.rows, "serving.batch.requests": call.requests}
         failed = call.failed or not call.finished
-        self._make(request, "infer", call.started, call.finished or ended, told, links, failed=failed)
+        self._record(request, "infer", call.started, call.finished or ended, attributes, links, failed=failed)
 
-    def _make(
+    def _record(
         self,
         request: _Request,
         name: str,
@@ -165,11 +162,11 @@ class TraceRecorder(RequestHook):
         *,
         failed: bool = False,
     ) -> None:
-        parent, start = set_span_in_context(request.span), request.wall(began)
+        parent, start = set_span_in_context(request.span), request.to_epoch_ns(began)
         span = self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=start)
         if failed:
             span.set_status(StatusCode.ERROR)
-        span.end(request.wall(max(began, ended)))
+        span.end(request.to_epoch_ns(max(began, ended)))
 
 
 def _link(trace: TraceContext, span_id: str) -> Link:
@@ -177,8 +174,8 @@ def _link(trace: TraceContext, span_id: str) -> Link:
     return Link(SpanContext(int(trace.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=flags))
 
 
-def _described(scope: Mapping[str, Any]) -> tuple[str, dict[str, str | int]]:
-    """The name of a request's span, and what is known of it as it begins, by which it may be sampled."""
+def _name_and_attributes(scope: Mapping[str, Any]) -> tuple[str, dict[str, str | int]]:
+    """Return the name of a request's span, and its first attributes, which samplers can use."""
     client = {"client.address": scope["client"][0]} if scope.get("client") else {}
     if "method" not in scope:
         service = "inference.GRPCInferenceService"
@@ -200,9 +197,9 @@ def _described(scope: Mapping[str, Any]) -> tuple[str, dict[str, str | int]]:
 
 
 def _route(path: str) -> str:
-    """The route of a prediction's path, which is one for all models."""
+    """Return the route of a path, with placeholders for the model and its version."""
     parts = path.split("/")
-    for before, name in (("models", "{name}"), ("versions", "{version}")):
-        if before in parts[:-1]:
-            parts[parts.index(before) + 1] = name
+    for segment, placeholder in (("models", "{name}"), ("versions", "{version}")):
+        if segment in parts[:-1]:
+            parts[parts.index(segment) + 1] = placeholder
     return "/".join(parts)

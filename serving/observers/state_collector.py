@@ -1,4 +1,4 @@
-"""What Prometheus is told of the state of the service, beside what is counted: read when it asks."""
+"""The state of the service as Prometheus metrics, read at each scrape."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from serving.settings.settings import Settings
 from serving.version import Outcome
 
 _MODEL = ("model", "uri")
-_COUNTED = (Outcome.LIVE, Outcome.REJECTED, Outcome.REVERTED)
+_COUNTED_OUTCOMES = (Outcome.LIVE, Outcome.REJECTED, Outcome.REVERTED)
 
 
 class StateCollector(Collector):
-    """What is live, what wants to be, and how the registry is; any thread may ask, and waits for nothing."""
+    """Collects the live versions, the candidates and the state of the registry; it is thread-safe."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class StateCollector(Collector):
         self._build = (__version__, metadata.version("mlflow"))
 
     def collect(self) -> Iterator[Metric]:
-        """All of it."""
+        """Return all metrics."""
         yield from self._service()
         yield from self._slots()
         yield from self._live()
         yield from self._candidates()
-        yield from self._looks()
+        yield from self._registry_metrics()
 
     def _service(self) -> Iterable[Metric]:
         build = GaugeMetricFamily(
@@ -77,8 +77,8 @@ class StateCollector(Collector):
         for slot in (follower.slot for follower in self._followers):
             model = (slot.reference.name, slot.reference.uri)
             ready.add_metric((*model, str(slot.required).lower()), slot.is_serving)
-            own = len(slot.live.warnings) if slot.live else 0
-            warnings.add_metric(model, len(slot.warnings) + own)
+            of_version = len(slot.live.warnings) if slot.live else 0
+            warnings.add_metric(model, len(slot.warnings) + of_version)
         return ready, warnings
 
     def _live(self) -> Iterable[Metric]:
@@ -106,8 +106,8 @@ class StateCollector(Collector):
             if live := slot.live:
                 version = live.version
                 labels = (slot.reference.name, slot.reference.uri, version.label)
-                facts = (version.run_id or "", version.model_id or "", live.artifacts.digest)
-                info.add_metric((*labels, *facts), 1)
+                origin = (version.run_id or "", version.model_id or "", live.artifacts.digest)
+                info.add_metric((*labels, *origin), 1)
                 loaded.add_metric(labels, live.loaded_at.timestamp())
                 unverified.add_metric(labels, bool(live.unverified))
                 shared.add_metric(labels, live.calls.sharing.allowed)
@@ -128,11 +128,11 @@ class StateCollector(Collector):
             model = (follower.slot.reference.name, follower.slot.reference.uri)
             if candidate := follower.candidate:
                 candidates.add_metric((*model, candidate.version.label, candidate.state.value), 1)
-            for outcome in _COUNTED:
+            for outcome in _COUNTED_OUTCOMES:
                 promotions.add_metric((*model, outcome), follower.history.outcomes[outcome])
         return candidates, promotions
 
-    def _looks(self) -> Iterable[Metric]:
+    def _registry_metrics(self) -> Iterable[Metric]:
         reachable, checked_at = self._registry.reachable, self._registry.checked_at
         return (
             GaugeMetricFamily(

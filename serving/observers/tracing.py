@@ -1,4 +1,4 @@
-"""Whether requests are traced: OpenTelemetry's standard variables say so."""
+"""Turn on tracing where OpenTelemetry's standard environment variables ask for it."""
 
 from __future__ import annotations
 
@@ -6,42 +6,45 @@ import os
 from collections.abc import Mapping
 
 from serving.errors import TracingConfigError
-from serving.hooks import RequestHook
+from serving.features import Feature
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTER = "OTEL_TRACES_EXPORTER"
-_SPOKEN = "http/protobuf"
+_SUPPORTED_PROTOCOL = "http/protobuf"
 
 
-def observers(variables: Mapping[str, str] = os.environ) -> list[RequestHook]:
-    """Who traces requests, where the environment asks for that.
+def features(variables: Mapping[str, str] = os.environ) -> list[Feature]:
+    """Return the feature that traces requests; none if the environment does not turn on tracing.
 
     Raises:
-        Untraceable: it can't be done, or not in the way that is asked for.
+        TracingConfigError: The packages are missing, or the exporter or the protocol is not supported.
     """
     if (endpoint := endpoint_variable(variables)) is None:
         return []
     try:
-        from serving.observers.spans import TraceRecorder  # what it needs is an extra
+        from serving.observers.spans import TraceRecorder  # its dependencies are an optional extra
     except ImportError:
         raise TracingConfigError(f"{endpoint}: tracing is not installed: pip install '.[tracing]'") from None
-    return [TraceRecorder()]
+    recorder = TraceRecorder()
+    return [Feature(hooks=[recorder], aclose=recorder.aclose)]
 
 
 def endpoint_variable(variables: Mapping[str, str] = os.environ) -> str | None:
-    """The variable that names where traces are to be sent; None where requests are not traced.
+    """Return the name of the variable with the endpoint for traces; None if tracing is off.
 
     Raises:
-        Untraceable: they are to be sent in a way that is not known here.
+        TracingConfigError: The exporter or the protocol is not supported.
     """
     endpoint = next((name for name in _ENDPOINTS if variables.get(name)), None)
     exporter = variables.get(_EXPORTER) or "otlp"
     if endpoint is None or exporter == "none" or variables.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     protocol = next((name for name in _PROTOCOLS if variables.get(name)), None)
-    if protocol and variables[protocol] != _SPOKEN:
-        raise TracingConfigError(f"{protocol}: {variables[protocol]} is not spoken here, but {_SPOKEN} is")
+    if protocol and variables[protocol] != _SUPPORTED_PROTOCOL:
+        raise TracingConfigError(
+            f"{protocol}: {variables[protocol]} is not supported; set {_SUPPORTED_PROTOCOL}"
+        )
     if exporter != "otlp":
-        raise TracingConfigError(f"{_EXPORTER}: {exporter} is not known here, but otlp is")
+        raise TracingConfigError(f"{_EXPORTER}: {exporter} is not supported; set otlp")
     return endpoint

@@ -154,9 +154,21 @@ class TagWriter:
                 ("" if there is none).
             done: called once the registry has the value, unless a later update has replaced this one.
         """
+        self.set_tags(version, tag, partial(_merged_tag, tag, merge), done)
+
+    def set_tags(
+        self, version: Version, name: str, update: TagChange, done: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write the tags that `update` returns; a later update with the same `name` replaces an earlier one.
+
+        Args:
+            version: The version that carries the tags.
+            name: The name of the update.
+            update: Returns the tags to write, in this order, for the present ones.
+            done: Is called once the registry has the tags, unless a later update has replaced this one.
+        """
         if version.version is not None:
-            key = (version.name, version.version, tag)
-            self._tag_updates[key] = TagUpdate(version, partial(_merged_tag, tag, merge), done)
+            self._tag_updates[version.name, version.version, name] = TagUpdate(version, update, done)
             if len(self._tag_updates) > _MAX_PENDING:
                 self._tag_updates.pop(next(iter(self._tag_updates)))
 

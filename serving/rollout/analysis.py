@@ -1,4 +1,4 @@
-"""What the requests to a version come to, and whether that is too bad beside another one."""
+"""Canary analysis: count the requests to a version, and compare them with those to the primary."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from serving.settings.groups import RolloutSettings
 
 _MIN_REQUESTS = 100
 _MIN_FAILURES = 5
-_MAX_FACTOR = 1000
-_NO_MATTER_SECONDS = 0.005
-"""A difference of so little is noise, whatever the ratio."""
+_MAX_TIMES = 1000
+_NOISE_SECONDS = 0.005
+"""A smaller difference in latency is noise, even if the ratio is large."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """What the requests to one version came to since a moment: how many, how many failed, and its times."""
+    """The requests to one version since a moment."""
 
     requests: int
     failed: int
     p95: float
-    """The 95th percentile of the seconds that the last thousand took; 0 if there are none."""
+    """The 95th percentile of the last thousand latencies in seconds; 0 without any."""
 
     @property
     def failing(self) -> float:
-        """The share that failed."""
+        """Return the share of the requests that failed."""
         return self.failed / max(1, self.requests)
 
     @property
     def is_enough(self) -> bool:
-        """Whether there were enough requests to judge by."""
+        """Return whether there are enough requests to compare versions."""
         return self.requests >= _MIN_REQUESTS
 
 
 def failure_reason(new: RequestStats, old: RequestStats, limits: RolloutSettings) -> str | None:
-    """Why the new version should get no requests; None if it should."""
+    """Return why the new version must receive no more requests; None if it may."""
     if new.failed >= _MIN_FAILURES and new.failing > old.failing + limits.canary_max_error_rate:
         return f"{new.failed} of {new.requests} requests failed on it"
-    if min(each.requests - each.failed for each in (new, old)) < _MIN_REQUESTS:
-        return None  # what failed has no time
+    if min(stats.requests - stats.failed for stats in (new, old)) < _MIN_REQUESTS:
+        return None  # failed requests have no latency
     slower = new.p95 - old.p95
-    if slower > _NO_MATTER_SECONDS and new.p95 > limits.canary_max_latency_ratio * old.p95:
+    if slower > _NOISE_SECONDS and new.p95 > limits.canary_max_latency_ratio * old.p95:
         return f"its 95th percentile is {new.p95 * 1e3:.3g} ms, as against {old.p95 * 1e3:.3g} ms"
     return None
 
 
 @dataclass(slots=True)
 class TrafficWindow:
-    """A version's requests since a moment."""
+    """The requests to a version since a moment."""
 
     loaded: LoadedModel
     before: RequestStats = RequestStats(0, 0, 0.0)
-    """What there was before that moment, when it was last enough to judge by."""
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_FACTOR))
+    """The last window that had enough requests."""
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_TIMES))
     _answered: int = 0
     _failed: int = 0
 
@@ -64,7 +64,7 @@ class TrafficWindow:
         self._clear()
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start a new window."""
         if (now := self.sample()).is_enough:
             self.before = now
         self._clear()
@@ -75,17 +75,19 @@ class TrafficWindow:
         self.seconds.clear()
 
     def sample(self) -> RequestStats:
-        """What there was since."""
+        """Return the requests of this window."""
         answered = self.loaded.request_counts.answered - self._answered
         failed = max(0, self.loaded.request_counts.own_failed - self._failed)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
         return RequestStats(answered + failed, failed, p95)
 
-    def baseline(self, *, is_asked: bool) -> RequestStats:
-        """What others are measured by: what there was since, or before, as long as that is too little.
+    def baseline(self, *, has_traffic: bool) -> RequestStats:
+        """Return the requests against which others are measured: this window, or the one before.
 
-        Where it is asked, and fails more often than before, that counts at once: others then fail with it.
+        The window before counts while this one has too few requests, or none at all. But if the version
+        receives traffic and fails more often than before, this window counts at once: the other version may
+        fail for the same reason.
         """
         now = self.sample()
-        worse = is_asked and now.failing > self.before.failing
-        return now if now.is_enough or worse else self.before
+        is_worse = has_traffic and now.failing > self.before.failing
+        return now if now.is_enough or is_worse else self.before

@@ -1,8 +1,8 @@
-"""A version that is asked what the live one was asked, and whose answers nobody gets: they are compared.
+"""Shadows: mirror the live requests to another version, and compare the predictions.
 
-Nothing here is in the way of an answer: requests are noted once they are answered, in a bounded backlog that
-leaves out what does not fit; one batch at a time is asked of processes of the lowest priority; and what
-comparing takes of the event loop is a small part of its time, and little at once.
+A shadow never delays a response. Requests are queued after their responses, in a bounded queue that drops
+what does not fit; one batch at a time goes to processes of the lowest priority; and the comparison takes only
+a small part of the event loop's time, in short steps.
 """
 
 from __future__ import annotations
@@ -30,61 +30,61 @@ from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.models.slot import Slot
 from serving.registry.tag_writer import TagWriter
-from serving.rollout.comparison import BOUNDS, ComparisonStats, prefer_larger_sample
+from serving.rollout.comparison import BOUNDS, TAG, ComparisonStats
 from serving.rollout.shadow_queue import ShadowQueue
 
-TAG = "serving.shadow"
 _DEADLINE_SECONDS = 10.0
-_REST = 4
-"""Times what the shadow took to answer: so it takes a fifth of a core at most, and shows enough."""
-_PAUSE = 20
-"""Times what comparing took of the event loop, which so has a twentieth of it at most."""
-_ROWS_IN_A_TURN = 128
-_ROWS_OF_A_REQUEST = 16
-"""As many rows are compared while a request is queued."""
-_SECONDS_BETWEEN_TAGS = 60.0
+_REST_FACTOR = 4
+"""Rest this many times as long as the shadow took: it uses at most a fifth of a core."""
+_PAUSE_FACTOR = 20
+"""Rest this many times as long as the comparison held the event loop: it uses at most a twentieth of it."""
+_ROWS_PER_TURN = 128
+_ROWS_PER_SUBMIT = 16
+"""Queueing a request takes as long as comparing this many rows."""
+_TAG_INTERVAL_SECONDS = 60.0
 _MIN_ROWS = 100
 _LOWEST_PRIORITY = 19
 
 
 @dataclass(slots=True, eq=False)
 class ShadowComparison:
-    """The version that answers, the one that is asked beside it, and how they compare."""
+    """A live version, its shadow, and the requests that wait for the comparison."""
 
     live: LoadedModel
     shadow: LoadedModel
     reason: str
     """Why they are not compared; empty if they are."""
-    tally: ComparisonStats = field(default_factory=ComparisonStats)
-    backlog: ShadowQueue = field(default_factory=ShadowQueue)
+    stats: ComparisonStats = field(default_factory=ComparisonStats)
+    queue: ShadowQueue = field(default_factory=ShadowQueue)
     tag_due: float = 0.0
 
 
 MirroredRequest = tuple[PendingRequest, Sequence[Part]]
-"""A part of a request, and what the shadow was asked for it."""
+"""A request to the live version, and the parts in which it was sent to the shadow."""
 
 
 class Shadow(RequestHook, Collector):
-    """Compares what a reference names with what is live for its model.
+    """Compares the version of a shadow reference with the live version of its model.
 
     Args:
-        slot: what the reference names.
-        main: what answers the model's clients.
-        herald: tells in the registry, on the shadow's version, how it does.
+        slot: The slot of the shadow reference.
+        main: The slot whose requests are mirrored.
+        tag_writer: Writes the comparison to the registry, on the shadow's version.
     """
 
-    def __init__(self, slot: Slot, main: Slot, herald: TagWriter) -> None:
+    def __init__(self, slot: Slot, main: Slot, tag_writer: TagWriter) -> None:
         self.slot, self.main = slot, main
-        self._herald = herald
+        self._tag_writer = tag_writer
         self._pair: ShadowComparison | None = None
-        self._wanted = asyncio.Event()
+        self._has_work = asyncio.Event()
         self._lowered: set[int] = set()
 
     @property
     def pair(self) -> ShadowComparison | None:
-        """The two versions that are compared now; None while one of them is not there.
+        """Return the two versions that are compared; None while one of them is not live.
 
-        With another version on either side all begins anew: what waits was answered by the one before.
+        A new version on either side starts a new comparison: the predictions of queued requests are those of
+        the version before.
         """
         live, shadow, pair = self.main.live, self.slot.live, self._pair
         if live is None or shadow is None:
@@ -93,115 +93,112 @@ class Shadow(RequestHook, Collector):
             self._pair = ShadowComparison(live, shadow, incompatibility(live, shadow))
         return self._pair
 
-    # -- on the way of a request
-
     def on_response(self, exchange: InferenceEvent) -> None:
-        """Note a request that the live version answered, if there is room."""
+        """Queue a request to the live version, if there is space."""
         if exchange.live is not self.main.live or not exchange.parts or self.slot.live is None:
             return
         pair = self.pair
         if pair and not pair.reason and exchange.parts[0][1].stream is None:
-            pair.tally.dropped += pair.backlog.add(exchange)
-            self._wanted.set()
-
-    # -- beside it
+            pair.stats.dropped += pair.queue.add(exchange)
+            self._has_work.set()
 
     async def run(self) -> None:
-        """Ask and compare until cancelled."""
+        """Mirror and compare until cancelled."""
         while True:
-            await self._wanted.wait()
+            await self._has_work.wait()
             rest = await self.tick()
-            if not (self._pair and self._pair.backlog):
-                self._wanted.clear()
+            if not (self._pair and self._pair.queue):
+                self._has_work.clear()
             await asyncio.sleep(rest)
 
     async def tick(self) -> float:
-        """Ask the shadow what waits, as far as it is one batch, and compare; gives how long to rest then.
+        """Mirror one batch of queued requests and compare; return the seconds to rest.
 
-        Whatever goes live meanwhile, all of it counts for the pair that there was.
+        The results count for the pair at the start, even if another version goes live meanwhile.
         """
         pair = self.pair
-        if pair is None or not (taken := pair.backlog.take()):
+        if pair is None or not (taken := pair.queue.take()):
             return 0.0
         began = time.perf_counter()
         with pair.shadow:
             self._renice(pair.shadow)
-            asked: list[MirroredRequest] = []
-            await run_cooperatively(_submit_all(pair, taken, asked))
-            for other in [other for _, parts in asked for _, other in parts]:
-                await asyncio.wait([other.future])
+            mirrored: list[MirroredRequest] = []
+            await run_cooperatively(_submit_all(pair, taken, mirrored))
+            for _, part in [part for _, parts in mirrored for part in parts]:
+                await asyncio.wait([part.future])
             self._renice(pair.shadow)
-        answered = time.perf_counter()
+        ended = time.perf_counter()
         held = await run_cooperatively(
-            rows for ticket, parts in asked for rows in _compare_all(pair.tally, ticket, parts)
+            rows for pending, parts in mirrored for rows in _compare_all(pair.stats, pending, parts)
         )
-        self._tell(pair)
-        return max(_REST * (answered - began), _PAUSE * held)
+        self._write_tags(pair)
+        return max(_REST_FACTOR * (ended - began), _PAUSE_FACTOR * held)
 
     def _renice(self, shadow: LoadedModel) -> None:
-        """Give its processes the lowest priority, all of their threads, as soon as there are new ones."""
+        """Set the lowest priority for all threads of the shadow's processes, again if there are new ones."""
         if (pids := {*shadow.pids}) != self._lowered:
             self._lowered = pids
             for thread in [path.name for pid in pids for path in Path(f"/proc/{pid}/task").glob("*")]:
                 with suppress(OSError):
                     os.setpriority(os.PRIO_PROCESS, int(thread), _LOWEST_PRIORITY)
 
-    # -- telling
-
-    def _tell(self, pair: ShadowComparison) -> None:
-        now, tally = time.monotonic(), pair.tally
-        if tally.rows + tally.failed >= _MIN_ROWS and now >= pair.tag_due:
-            pair.tag_due = now + _SECONDS_BETWEEN_TAGS
-            told = tally.told(str(pair.live.version))
-            self._herald.set_tag(pair.shadow.version, TAG, partial(prefer_larger_sample, told))
+    def _write_tags(self, pair: ShadowComparison) -> None:
+        now, stats = time.monotonic(), pair.stats
+        if stats.rows + stats.failed >= _MIN_ROWS and now >= pair.tag_due:
+            pair.tag_due = now + _TAG_INTERVAL_SECONDS
+            update = partial(stats.tags, str(pair.live.version))
+            self._tag_writer.set_tags(pair.shadow.version, TAG, update)
 
     def collect(self) -> Iterator[Metric]:
-        """How the pair compares, for Prometheus; what is told is of the present pair of versions."""
+        """Return the comparison of the present pair of versions for Prometheus."""
         labels = ("model", "version", "live")
         rows = GaugeMetricFamily(
             "serving_shadow_rows",
             "Rows of mirrored live requests by outcome: same, different, failed or dropped.",
             labels=(*labels, "outcome"),
         )
-        apart = HistogramMetricFamily(
+        differences = HistogramMetricFamily(
             "serving_shadow_difference_ratio",
             "Difference between the predictions of the shadow and of the live version.",
             labels=labels,
         )
-        slower = GaugeMetricFamily(
+        latency = GaugeMetricFamily(
             "serving_shadow_latency_ratio",
             "Median latency of the shadow's calls divided by the live version's.",
             labels=labels,
         )
         if (pair := self.pair) and not pair.reason:
-            named = [self.slot.reference.name, pair.shadow.version.label, pair.live.version.label]
-            tally = pair.tally
-            counts = {"same": tally.agreeing, "different": tally.rows - tally.agreeing}
-            for outcome, count in (counts | {"failed": tally.failed, "dropped": tally.dropped}).items():
-                rows.add_metric([*named, outcome], count)
-            upto = [*map(str, BOUNDS), "+Inf"]
-            apart.add_metric(named, [*zip(upto, accumulate(tally.buckets), strict=True)], tally.total)
-            slower.add_metric(named, tally.latency or 0.0)
-        yield from (rows, apart, slower)
+            values = [self.slot.reference.name, pair.shadow.version.label, pair.live.version.label]
+            stats = pair.stats
+            counts = {"same": stats.agreeing, "different": stats.rows - stats.agreeing}
+            for outcome, count in (counts | {"failed": stats.failed, "dropped": stats.dropped}).items():
+                rows.add_metric([*values, outcome], count)
+            bounds = [*map(str, BOUNDS), "+Inf"]
+            differences.add_metric(
+                values, [*zip(bounds, accumulate(stats.buckets), strict=True)], stats.total
+            )
+            latency.add_metric(values, stats.latency or 0.0)
+        yield from (rows, differences, latency)
 
 
 def incompatibility(live: LoadedModel, shadow: LoadedModel) -> str:
-    """Why two versions can't be compared; empty if they can."""
+    """Return why two versions cannot be compared; empty if they can."""
     if live.version.identity == shadow.version.identity:
-        return "it is what is live"
+        return "it is the live version"
     changes = breaking_changes(live.contract, shadow.contract)
-    return f"it takes or answers something else: {'; '.join(changes[:3])}" if changes else ""
+    return f"its inputs or outputs differ: {'; '.join(changes[:3])}" if changes else ""
 
 
 async def run_cooperatively(work: Iterator[int]) -> float:
-    """Do work on the event loop that tells after each bit how many rows that was; others have their turns.
+    """Run the steps of `work`, which yields the rows of each step, and let other tasks run in between.
 
-    Gives the seconds that the loop was held.
+    Returns:
+        The seconds for which the event loop was held.
     """
     rows, held, began = 0, 0.0, time.perf_counter()
-    for more in work:
-        rows += more
-        if rows >= _ROWS_IN_A_TURN:
+    for step_rows in work:
+        rows += step_rows
+        if rows >= _ROWS_PER_TURN:
             held += time.perf_counter() - began
             await asyncio.sleep(0)
             rows, began = 0, time.perf_counter()
@@ -209,55 +206,55 @@ async def run_cooperatively(work: Iterator[int]) -> float:
 
 
 def _submit_all(
-    pair: ShadowComparison, taken: Sequence[PendingRequest], asked: list[MirroredRequest]
+    pair: ShadowComparison, taken: Sequence[PendingRequest], mirrored: list[MirroredRequest]
 ) -> Iterator[int]:
-    """Queue what the live version was asked, and note that; what the shadow does not take is counted."""
-    for ticket in taken:
+    """Queue the requests for the shadow, and append them to `mirrored`; count those that it rejects."""
+    for pending in taken:
         try:
-            rows = pair.shadow.column_validator.revalidate(ticket.rows)
-            params = pair.shadow.contract.read_params(json.loads(ticket.key.params or "{}"))
-            parts = pair.shadow.calls.submit(rows, params, _DEADLINE_SECONDS, raw=ticket.key.raw)
-            asked.append((ticket, parts))
+            rows = pair.shadow.column_validator.revalidate(pending.rows)
+            params = pair.shadow.contract.read_params(json.loads(pending.key.params or "{}"))
+            parts = pair.shadow.calls.submit(rows, params, _DEADLINE_SECONDS, raw=pending.key.raw)
+            mirrored.append((pending, parts))
         except Overloaded:
-            pair.tally.dropped += len(ticket.rows)
+            pair.stats.dropped += len(pending.rows)
         except ServingError:
-            pair.tally.failed += len(ticket.rows)
-        yield _ROWS_OF_A_REQUEST + len(ticket.rows)
+            pair.stats.failed += len(pending.rows)
+        yield _ROWS_PER_SUBMIT + len(pending.rows)
 
 
-def _compare_all(tally: ComparisonStats, ticket: PendingRequest, parts: Sequence[Part]) -> Iterator[int]:
-    """Count what was answered; nothing where the live version answered what JSON can't say."""
+def _compare_all(stats: ComparisonStats, pending: PendingRequest, parts: Sequence[Part]) -> Iterator[int]:
+    """Compare the rows of a request, unless JSON cannot express the live version's predictions."""
     try:
-        before = yield from _texts(ticket.future.result())
+        before = yield from _texts(pending.future.result())
     except ServingError:
         return
-    if len(before) != len(ticket.rows):
+    if len(before) != len(pending.rows):
         return
     after = [b""] * len(before)
     try:
-        for indices, other in parts:
-            if not other.future.result().is_one_per_row(len(other.rows)):
+        for indices, part in parts:
+            if not part.future.result().is_one_per_row(len(part.rows)):
                 raise ModelFailed("it does not return one result per row")
-            texts = yield from _texts(other.future.result())
+            texts = yield from _texts(part.future.result())
             for index, text in zip(indices, texts, strict=True):
                 after[index] = text
     except ServingError:
-        tally.failed += len(before)
+        stats.failed += len(before)
         return
-    for start in range(0, len(before), _ROWS_IN_A_TURN):
-        rows = slice(start, start + _ROWS_IN_A_TURN)
+    for start in range(0, len(before), _ROWS_PER_TURN):
+        rows = slice(start, start + _ROWS_PER_TURN)
         for old, new in zip(before[rows], after[rows], strict=True):
-            tally.compare(old, new)
+            stats.compare(old, new)
         yield len(before[rows])
-    other = parts[0][1]
-    tally.seconds.append((ticket.finished - ticket.started, other.finished - other.started))
+    first = parts[0][1]
+    stats.seconds.append((pending.finished - pending.started, first.finished - first.started))
 
 
-def _texts(answer: Output) -> Generator[int, None, list[bytes]]:
-    """The predictions as JSON, row by row."""
+def _texts(output: Output) -> Generator[int, None, list[bytes]]:
+    """Return the JSON of the prediction for each row; yield the number of rows of each step."""
     texts: list[bytes] = []
-    for start in range(0, len(answer), _ROWS_IN_A_TURN):
-        found = answer.part(start, min(start + _ROWS_IN_A_TURN, len(answer))).materialize()
-        texts += found.rows_json()
-        yield len(found)
+    for start in range(0, len(output), _ROWS_PER_TURN):
+        predictions = output.part(start, min(start + _ROWS_PER_TURN, len(output))).materialize()
+        texts += predictions.rows_json()
+        yield len(predictions)
     return texts

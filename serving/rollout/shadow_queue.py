@@ -1,4 +1,4 @@
-"""Requests that were answered and wait to be asked again: as many as there is room for."""
+"""A bounded queue of requests to mirror to the shadow."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MAX_ROWS = 2048
 _MAX_BYTES = 64 * 2**20
 _MAX_ROWS_PER_REQUEST = 256
 _MAX_BYTES_PER_REQUEST = 2**20
-_OBJECTS = 4
-"""Times the JSON that rows as objects have come in, which is about the memory that they take."""
+_OBJECT_SIZE_FACTOR = 4
+"""The approximate ratio of the memory that rows take as Python objects to the size of their JSON."""
 
 
 class ShadowQueue:
-    """Requests that wait in parts, bounded in rows and bytes; an empty one takes any first part."""
+    """Holds the parts of requests, bounded in rows and bytes; an empty queue accepts a part of any size."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[PendingRequest, float]] = deque()
@@ -29,30 +29,31 @@ class ShadowQueue:
         return bool(self._waiting)
 
     def add(self, exchange: InferenceEvent) -> int:
-        """Note what a request asked and was answered; gives how many rows there is no room for."""
+        """Add a request with its predictions; return the number of rows that do not fit."""
         left_out, row_bytes = 0, _row_bytes(exchange) if self._rows < _MAX_ROWS else 0.0
-        for _, ticket in exchange.parts:
-            rows = len(ticket.rows)
+        for _, pending in exchange.parts:
+            rows = len(pending.rows)
             if self._has_room(rows, rows * row_bytes):
-                self._waiting.append((ticket, rows * row_bytes))
+                self._waiting.append((pending, rows * row_bytes))
                 self._count(rows, rows * row_bytes)
             else:
                 left_out += rows
         return left_out
 
     def take(self) -> list[PendingRequest]:
-        """What is asked next: one batch, or one large request."""
+        """Remove and return the next requests: one batch, or one large request."""
         taken: list[PendingRequest] = []
         rows, size = 0, 0.0
         while self._waiting:
-            ticket, more = self._waiting[0]
+            pending, pending_size = self._waiting[0]
             if taken and (
-                rows + len(ticket.rows) > _MAX_ROWS_PER_REQUEST or size + more > _MAX_BYTES_PER_REQUEST
+                rows + len(pending.rows) > _MAX_ROWS_PER_REQUEST
+                or size + pending_size > _MAX_BYTES_PER_REQUEST
             ):
                 break
             self._waiting.popleft()
-            taken.append(ticket)
-            rows, size = rows + len(ticket.rows), size + more
+            taken.append(pending)
+            rows, size = rows + len(pending.rows), size + pending_size
         self._count(-rows, -size)
         return taken
 
@@ -65,16 +66,16 @@ class ShadowQueue:
 
 
 def _row_bytes(exchange: InferenceEvent) -> float:
-    """About what a row of a request takes in memory, with its answer; by its body where there is one."""
+    """Return the approximate memory per row of a request and its predictions, by its body if it has one."""
     if exchange.body:
-        times = 1 if exchange.parts[0][1].key.in_columns else _OBJECTS
-        size = times * len(exchange.body) + sum(map(len, exchange.answer))
+        factor = 1 if exchange.parts[0][1].key.in_columns else _OBJECT_SIZE_FACTOR
+        size = factor * len(exchange.body) + sum(map(len, exchange.answer))
     else:
-        size = sum(_table_bytes(ticket) for _, ticket in exchange.parts)
-    return size / sum(len(ticket.rows) for _, ticket in exchange.parts)
+        size = sum(_table_bytes(pending) for _, pending in exchange.parts)
+    return size / sum(len(pending.rows) for _, pending in exchange.parts)
 
 
-def _table_bytes(ticket: PendingRequest) -> int:
-    rows, answer = ticket.rows, ticket.future.result()
-    answered = answer.table.nbytes if isinstance(answer, LazyPredictions) else 0
-    return answered + (rows.nbytes if isinstance(rows, pa.RecordBatch) else 0)
+def _table_bytes(pending: PendingRequest) -> int:
+    rows, output = pending.rows, pending.future.result()
+    output_bytes = output.table.nbytes if isinstance(output, LazyPredictions) else 0
+    return output_bytes + (rows.nbytes if isinstance(rows, pa.RecordBatch) else 0)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from serving.auth.access_rules import ADMIN, ADMIN_OF_MODEL, GENERAL, PREDICT, PROBE, requires
 from serving.auth.authenticator import Authenticator
@@ -20,8 +20,7 @@ from serving.errors import not_served
 from serving.http.component_status import component_states
 from serving.http.model_visibility import check_visible, sees_reasons, visible_followers
 from serving.http.problem_details import PathText, documented
-from serving.http.readiness import ModelState, Readiness, StatusContributor, readiness, state_of
-from serving.registry.client import RegistryClient
+from serving.http.readiness import Readiness, StatusReporter
 from serving.registry.follower import Follower
 from serving.registry.history import HistoryEntry
 from serving.supervision import Supervisor
@@ -35,8 +34,8 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-class FleetReadiness(Readiness):
-    """The same of a replica, and which versions all replicas have."""
+class ClusterFields(BaseModel):
+    """The fields of `/ready` that only an instance of a cluster has."""
 
     replicas: list[InstanceState]
     replicas_agree: bool = Field(description="whether every replica has every required model in one version")
@@ -51,34 +50,28 @@ class ContractDescription(BaseModel):
     prediction: dict[str, Any]
 
 
-class ModelDescription(ModelState):
-    """What is live for one reference, and its contract."""
-
-    contract: ContractDescription | None = None
-
-
-class Models(BaseModel):
-    """Everything that is served."""
-
-    models: list[ModelDescription]
-
-
 def router(
-    followers: Sequence[Follower],
-    registry: RegistryClient,
+    reporter: StatusReporter,
     metrics: Metrics,
-    tellers: Sequence[StatusContributor],
-    probe_tellers: Sequence[StatusContributor],
     guard: Authenticator | None = None,
     fleet: Cluster | None = None,
     supervisor: Supervisor | None = None,
 ) -> APIRouter:
-    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
-
-    Those of one replica of a fleet tell of the others too.
-    """
+    """Return the routes for operators; an instance of a cluster reports the other instances too."""
     routes = APIRouter(tags=["operations"])
-    told = FleetReadiness if fleet else Readiness
+    followers = reporter.followers
+    readiness_type = _cluster_readiness(reporter) if fleet else reporter.readiness_type
+    description = create_model(
+        "ModelDescription",
+        __base__=reporter.model_state,
+        __doc__="What is live for one reference, and its contract.",
+        contract=(ContractDescription | None, None),
+    )
+    descriptions = create_model(
+        "Models",
+        __doc__="Everything that is served.",
+        models=(list[description], ...),  # type: ignore[valid-type]  # a type made at run time
+    )
 
     @routes.get("/health", summary="Does the process live?")
     @routes.get("/livez", include_in_schema=False)
@@ -89,16 +82,16 @@ def router(
     @routes.get(
         "/ready",
         summary="Is every model live, and in which version?",
-        response_model=told,
-        responses={503: {"model": told}},
+        response_model=readiness_type,
+        responses={503: {"model": readiness_type}},
     )
-    @routes.get("/readyz", response_model=told, include_in_schema=False)
+    @routes.get("/readyz", response_model=readiness_type, include_in_schema=False)
     @requires(PROBE)
     async def ready(request: Request, response: Response) -> Readiness:
-        found = readiness(followers, registry, probe_tellers, guard, in_full=sees_reasons(request.scope))
+        found = reporter.readiness(in_full=sees_reasons(request.scope), public=guard is not None)
         found.components = component_states(supervisor) if supervisor else []
         if fleet:
-            found = await _with_fleet(found, fleet)
+            found = await _with_cluster(found, fleet, readiness_type)
         response.status_code = 200 if found.status == "ready" else 503
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
@@ -125,17 +118,22 @@ def router(
     @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
-        collected: Any = MultiInstanceCollector(await fleet.measure()) if fleet else metrics.registry
+        collected: Any = MultiInstanceCollector(await fleet.collect_metrics()) if fleet else metrics.registry
         return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
-    @routes.get("/models", summary="What is served, with each contract")
+    @routes.get("/models", summary="What is served, with each contract", response_model=descriptions)
     @requires(PREDICT)
-    async def models(request: Request) -> Models:
-        return Models(models=await _described(visible_followers(followers, request.scope), request))
+    async def models(request: Request) -> BaseModel:
+        return descriptions(models=await _described(visible_followers(followers, request.scope), request))
 
-    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(400, 404))
+    @routes.get(
+        "/models/{name}",
+        summary="One model, with its contract",
+        response_model=description,
+        responses=documented(400, 404),
+    )
     @requires(PREDICT)
-    async def model(name: PathText, request: Request) -> ModelDescription:
+    async def model(name: PathText, request: Request) -> BaseModel:
         (described,) = await _described([_named(name, request)], request)
         return described
 
@@ -148,12 +146,15 @@ def router(
     async def history(name: PathText, request: Request) -> list[HistoryEntry]:
         return _named(name, request).history.periods()
 
-    async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
+    async def _described(shown: Sequence[Follower], request: Request) -> list[BaseModel]:
         contracts = [follower.slot.live.contract for follower in shown if follower.slot.live]
-        if new := [each for each in contracts if "json_schemas" not in vars(each)]:
-            await asyncio.to_thread(lambda: [each.json_schemas for each in new])
+        if new := [contract for contract in contracts if "json_schemas" not in vars(contract)]:
+            await asyncio.to_thread(lambda: [contract.json_schemas for contract in new])
         in_full = sees_reasons(request.scope)
-        return [_description(follower, tellers, in_full=in_full) for follower in shown]
+        return [
+            description(**reporter.state(follower, in_full=in_full), contract=_contract_of(follower))
+            for follower in shown
+        ]
 
     def _named(name: str, request: Request) -> Follower:
         for follower in visible_followers(followers, request.scope):
@@ -164,12 +165,17 @@ def router(
     return routes
 
 
-async def _with_fleet(own: Readiness, fleet: Cluster) -> FleetReadiness:
-    seen = await fleet.look()
+def _cluster_readiness(reporter: StatusReporter) -> type[Readiness]:
+    bases: tuple[type[Any], ...] = (ClusterFields, reporter.readiness_type)
+    doc = "The readiness of one instance, and the versions that all instances have."
+    return create_model("FleetReadiness", __base__=bases, __doc__=doc)
+
+
+async def _with_cluster(own: Readiness, fleet: Cluster, readiness_type: type[Readiness]) -> Readiness:
+    view = await fleet.view()
     required = [model.uri for model in own.models if model.required]
-    return FleetReadiness(
-        **vars(own), replicas=[*seen.replicas], replicas_agree=is_consistent(seen, required)
-    )
+    fields = {"replicas": [*view.instances], "replicas_agree": is_consistent(view, required)}
+    return readiness_type(**vars(own) | fields)
 
 
 def contract_schema(contract: Contract) -> ContractDescription:
@@ -183,8 +189,6 @@ def contract_schema(contract: Contract) -> ContractDescription:
     )
 
 
-def _description(
-    follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool
-) -> ModelDescription:
-    live, state = follower.slot.live, state_of(follower, tellers, in_full=in_full)
-    return ModelDescription(**state, contract=contract_schema(live.contract) if live else None)
+def _contract_of(follower: Follower) -> ContractDescription | None:
+    live = follower.slot.live
+    return contract_schema(live.contract) if live else None

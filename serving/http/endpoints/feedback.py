@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 import orjson
@@ -15,7 +16,6 @@ from serving.auth.access_rules import PREDICT, requires
 from serving.errors import FieldError, JournalUnavailable, Malformed, UnknownPrediction, Unprocessable
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
-from serving.journal.observer import JournalObserver
 from serving.settings.groups import LimitSettings
 
 _MAX_ITEMS = 10_000
@@ -61,7 +61,19 @@ SCHEMAS: dict[str, Any] = _SCHEMA.pop("$defs")
 """What the documentation of the route refers to."""
 
 
-def router(journal: JournalObserver | None, limits: LimitSettings) -> APIRouter:
+class FeedbackStore(Protocol):
+    """Stores the outcomes of earlier predictions."""
+
+    async def record_feedback(self, feedback: Sequence[Any], models: Sequence[str] | None) -> dict[str, Any]:
+        """Store outcomes; return `recorded`, or what `unknown`, `misfits` or `refused` kept it from that.
+
+        Raises:
+            JournalUnavailable: The store does not respond.
+        """
+        ...
+
+
+def router(journal: FeedbackStore | None, limits: LimitSettings) -> APIRouter:
     """The route of feedback."""
     routes = APIRouter(tags=["feedback"])
     body = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}

@@ -1,4 +1,4 @@
-"""Data of the status page: live and waiting versions, warnings, and the traffic of the last half hour."""
+"""`GET /status`: the data of the status page, with the traffic of the last half hour."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
+from typing import Any, Protocol
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from serving import __version__
 from serving.auth.access_rules import ADMIN, requires
-from serving.auth.authenticator import Authenticator
 from serving.errors import not_served
 from serving.http.component_status import ComponentState, component_states
 from serving.http.mlflow_links import MlflowLinks, MlflowUi
 from serving.http.problem_details import documented
-from serving.http.readiness import ModelState, RegistryState, StatusContributor, readiness
-from serving.models.slot import Slot
-from serving.observers.traffic_history import STEP_SECONDS, RecentTraffic, Series, TrafficHistory
-from serving.registry.client import RegistryClient
+from serving.http.readiness import RegistryState, StatusReporter
 from serving.registry.follower import Follower
 from serving.registry.history import HistoryEntry
 from serving.supervision import Supervisor
 
+STEP_SECONDS = 5.0
 _MAX_CHANGES = 8
 _MAX_PERIODS = 50
 
@@ -36,11 +34,56 @@ class WarningGroup(BaseModel):
     warnings: list[str]
 
 
-class ModelStatus(ModelState):
-    """State of one reference, and the traffic of all references to its model.
+@dataclass(frozen=True, slots=True)
+class RecentTraffic:
+    """The last minute: requests per second, latency in seconds, rows per call of the model.
 
-    Drift by column is included only in the status of a single model.
+    The latency is that of successful requests, interpolated within the buckets of the Prometheus histogram:
+    the error is at most the width of a bucket.
     """
+
+    requests: float
+    refused: float
+    """Requests per second with a status of 4xx, which includes clients that disconnected."""
+    failed: float
+    """Requests per second with a status of 5xx."""
+    p50: float | None
+    p99: float | None
+    rows: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The values of `RecentTraffic` for each step of the last half hour, the oldest first.
+
+    `times` are the ends of the steps, in Unix time.
+    """
+
+    times: list[float]
+    requests: list[float]
+    refused: list[float]
+    failed: list[float]
+    p50: list[float | None]
+    p99: list[float | None]
+    rows: list[float | None]
+
+
+class TrafficSource(Protocol):
+    """Holds the traffic of the last half hour by model; None stands for all models."""
+
+    ticks: int
+
+    def recent(self, model: str | None = None) -> tuple[RecentTraffic, list[float]]:
+        """Return the last minute, and the requests per second in each half minute."""
+        ...
+
+    def series(self, model: str) -> Series:
+        """Return each step of the last half hour."""
+        ...
+
+
+class TrafficFields(BaseModel):
+    """The traffic of all references to a model; it extends the model's state."""
 
     lately: RecentTraffic
     trend: list[float] = Field(
@@ -76,72 +119,79 @@ class Status(BaseModel):
     lately: RecentTraffic = Field(description="all models together, and the requests that reached no model")
     trend: list[float]
     changes: list[Change] = Field(description="the last outcomes of versions, the newest first")
-    models: list[ModelStatus]
+    models: list[TrafficFields]
 
 
 def router(
-    followers: Sequence[Follower],
-    registry: RegistryClient,
-    timeline: TrafficHistory,
-    ui: MlflowUi,
-    tellers: Sequence[StatusContributor] = (),
-    guard: Authenticator | None = None,
-    supervisor: Supervisor | None = None,
+    reporter: StatusReporter, traffic: TrafficSource, ui: MlflowUi, supervisor: Supervisor
 ) -> APIRouter:
     """Return the route of the status page's data."""
     routes = APIRouter(tags=["operations"])
     started_at = datetime.now(UTC)
+    model_type = create_model(
+        "ModelStatus",
+        __base__=(TrafficFields, reporter.model_state),
+        __doc__="What is live for one reference, and the traffic of all references to that model.\n\n"
+        "Drift by column is included only in the status of a single model.",
+    )
+    status_type = create_model(
+        "Status",
+        __base__=Status,
+        __doc__=Status.__doc__,
+        models=(list[model_type], ...),  # type: ignore[valid-type]  # a type made at run time
+    )
 
     @routes.get(
         "/status",
         summary="Live and waiting versions, and the traffic of the last half hour",
+        response_model=status_type,
         responses=documented(404),
     )
     @requires(ADMIN)
     async def status(model: str | None = None) -> Status:
-        state = readiness(followers, registry, tellers, guard)
-        pairs = [*zip(state.models, followers, strict=True)]
+        state = reporter.readiness()
+        pairs = [*zip(state.models, reporter.followers, strict=True)]
         if model is not None and not (pairs := [pair for pair in pairs if pair[0].name == model]):
             raise not_served(model)
-        lately, trend = timeline.lately()
-        return Status(
+        lately, trend = traffic.recent()
+        return status_type(
             status=state.status,
             service=__version__,
             started_at=started_at,
             now=datetime.now(UTC),
-            ticks=timeline.ticks,
+            ticks=traffic.ticks,
             registry=state.registry,
-            components=component_states(supervisor) if supervisor else [],
+            components=component_states(supervisor),
             keys=state.keys,
             lately=lately,
             trend=trend,
-            changes=_changes(followers),
-            models=[_model_status(*pair, in_full=model is not None) for pair in pairs],
+            changes=_changes(reporter.followers),
+            models=[
+                model_type(**dict(model_state) | fields(follower, in_full=model is not None))
+                for model_state, follower in pairs
+            ],
         )
 
-    def _model_status(state: ModelState, follower: Follower, *, in_full: bool) -> ModelStatus:
-        lately, trend = timeline.lately(state.name)
-        shown = ModelStatus(**dict(state), lately=lately, trend=trend)
+    def fields(follower: Follower, *, in_full: bool) -> dict[str, Any]:
+        """Return the fields that the status page adds to the state of a reference, or replaces in it."""
+        name = follower.slot.reference.name
+        lately, trend = traffic.recent(name)
+        added: dict[str, Any] = {"lately": lately, "trend": trend}
         if not in_full:
-            shown.drift = None  # many columns of many models; the warnings name those that have drifted
-            return shown
+            # Drift by column of all models would be too large; the warnings name the columns that drifted.
+            return added | {"drift": None}
         live = follower.slot.live
-        shown.links = ui.links(live.version) if live else MlflowLinks()
-        shown.warning_groups = _warning_groups(follower.slot, tellers)
-        shown.series, shown.history = timeline.series(state.name), follower.history.periods(_MAX_PERIODS)
-        return shown
+        groups = reporter.warnings_by_feature(follower)
+        return added | {
+            "links": ui.links(live.version) if live else MlflowLinks(),
+            "warning_groups": [
+                WarningGroup(kind=kind, warnings=warnings) for kind, warnings in groups.items()
+            ],
+            "series": traffic.series(name),
+            "history": follower.history.periods(_MAX_PERIODS),
+        }
 
     return routes
-
-
-def _warning_groups(slot: Slot, tellers: Sequence[StatusContributor]) -> list[WarningGroup]:
-    groups = []
-    for teller in tellers:
-        fields = teller(slot)
-        if warnings := fields.get("warnings"):
-            kind = next(name for name in fields if name != "warnings")
-            groups.append(WarningGroup(kind=kind, warnings=warnings))
-    return groups
 
 
 def _changes(followers: Sequence[Follower]) -> list[Change]:

@@ -9,7 +9,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Create the tables."""
     identity = sa.String(36).with_variant(UUID(as_uuid=False), "postgresql")
     moment = sa.DateTime(timezone=True)
     op.create_table(

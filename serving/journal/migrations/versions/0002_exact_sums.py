@@ -1,4 +1,4 @@
-"""The sums over errors become exact: texts of fractions in the place of floats."""
+"""Store the sums of errors exactly, as fractions in text instead of floats."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,11 +8,11 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the new columns with what the old ones had, and drop those."""
+    """Convert the old columns."""
     for old, new in (("absolute", "absolute_errors"), ("squared", "squared_errors")):
         op.add_column("versions", sa.Column(new, sa.Text, nullable=False, server_default="0"))
         was = sa.column(old, sa.Float)
-        # What a large error has overflowed, or left below zero when it was corrected, tells nothing.
+        # A sum that overflowed, or that a correction left below zero, is useless.
         kept = sa.case((was.between(0, 1e300), sa.cast(was, sa.Text)), else_="0")
         op.execute(sa.update(sa.table("versions", sa.column(new))).values({new: kept}))
         op.drop_column("versions", old)
