@@ -241,7 +241,8 @@ def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Res
 
 
 def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
-    from serving.grpc.messages import protos, services
+    from serving.grpc import inference_pb2 as protos
+    from serving.grpc import inference_pb2_grpc as services
 
     port = service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     kept = ring.create("rpc", "--models", "other")

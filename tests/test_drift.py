@@ -19,7 +19,8 @@ from stage import Stage
 
 from serving.app import create_app
 from serving.drift.monitor import Drift
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.hooks import InferenceEvent
 from serving.settings.settings import Settings
 from training import log_model

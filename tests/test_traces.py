@@ -25,7 +25,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from serving.codecs.model_input import InputLayout
 from serving.errors import TracingConfigError
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.observers import tracing
 from serving.observers.spans import TraceRecorder
 

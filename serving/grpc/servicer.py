@@ -20,7 +20,9 @@ from starlette.types import Scope
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, declared, requires
 from serving.auth.authenticator import Authenticator
 from serving.errors import ClientDisconnected, Malformed, NotLive
-from serving.grpc.messages import from_request, protos, services, to_response
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.grpc.messages import from_request, to_response
 from serving.hooks import Refused, RequestHook
 from serving.http.endpoints import model_repository, open_inference
 from serving.http.endpoints.predict import track_outcome
