@@ -18,6 +18,7 @@ from serving import __version__, errors
 from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames
 from serving.cluster import Cluster, majority_versions
+from serving.dataplane import DataPlane
 from serving.drift.monitor import Drift
 from serving.hooks import RequestHook
 from serving.http.application import ServingApp, error_response
@@ -25,12 +26,12 @@ from serving.http.endpoints import (
     admin,
     api_docs,
     feedback,
-    model_repository,
+    open_inference,
     status_data,
     status_page,
     webhooks,
 )
-from serving.http.request_id import new_id
+from serving.http.http_context import context_of
 from serving.http.routing import Router
 from serving.journal.observer import JournalObserver
 from serving.models.selector import ModelSelector
@@ -52,6 +53,7 @@ from serving.registry.tag_writer import TagWriter
 from serving.rollout.canary import Canary
 from serving.rollout.shadow import Shadow
 from serving.rollout.status import Rollouts
+from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
 from serving.supervision import Supervisor
 from serving.telemetry import event_loop_lag
@@ -140,6 +142,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     journal = JournalObserver(settings, metrics, registry, supervisor) if settings.journal_url else None
     journals = [journal] if journal else []
     observers += journals
+    dataplane = DataPlane(models, settings, metrics, observers, access.ended, settings.sticky)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -162,7 +165,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
             supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True)
         )
         try:
-            async with _grpc_server(models, settings, app, guard, observers):
+            async with _grpc_server(dataplane, settings, guard, app.certificate):
                 yield
         finally:
             began = time.monotonic()
@@ -185,9 +188,8 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.predictions, app.metrics = Router(models, settings, observers, settings.sticky), metrics
-    app.slots = models.slots
-    app.observers, app.access = observers, access
+    app.dataplane, app.predictions = dataplane, Router(dataplane)
+    app.metrics, app.slots = metrics, models.slots
     app.guard = guard
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
@@ -199,7 +201,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         status_data.router(followers, registry, timeline, tellers),
         status_page.router(),
         feedback.router(journal, settings),
-        model_repository.router(models),
+        open_inference.router(models),
         api_docs.router(app, models, has_keys=guard is not None),
     ]
     if settings.webhook_secret:
@@ -208,7 +210,9 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     for each in routers:  # flat, so that `required` sees every route
         app.router.routes.extend(each.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, lambda request, error: error_response(request.scope, error))
+        app.add_exception_handler(
+            kind, lambda request, error: error_response(context_of(request.scope), error)
+        )
     return app
 
 
@@ -220,19 +224,13 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
 
 
 def _grpc_server(
-    models: ModelSelector,
-    settings: Settings,
-    app: ServingApp,
-    guard: Authenticator | None,
-    observers: Sequence[RequestHook],
+    dataplane: DataPlane, settings: Settings, guard: Authenticator | None, certificate: Certificate | None
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
-    from serving.grpc import servicer  # what it needs is an extra
+    from serving.grpc import servicer  # requires an extra
 
-    return servicer.run_grpc_server(
-        models, settings, app.record_failure, error_response, new_id, guard, observers, app.certificate
-    )
+    return servicer.run_grpc_server(dataplane, settings, guard, certificate)
 
 
 async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:

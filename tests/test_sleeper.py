@@ -20,12 +20,15 @@ from live import Service, served, until
 from pids import descendants
 from stage import Stage
 
+from serving.dataplane import DataPlane
 from serving.errors import NotLive, NotLoaded
-from serving.http.endpoints.predict import PredictEndpoint
+from serving.models.selector import ModelSelector
 from serving.models.slot import SlotOnDemand
 from serving.reference import Reference
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.request_context import RequestContext
 from serving.settings.groups import LimitSettings
+from serving.telemetry.metrics import Metrics
 
 KINDS: dict[str, dict[str, Any]] = {
     "patient": {"idle_seconds": 3600, "most_loaded": 50},
@@ -393,12 +396,12 @@ async def test_the_one_that_has_been_idle_for_longest_makes_room(
 async def test_the_time_to_wake_is_part_of_the_requests(stage: Stage, new_sleeper: NewSleeper) -> None:
     stage.registry.add("actor")
     sleeper = new_sleeper()
-    predict = PredictEndpoint(lambda _: sleeper.slot.lease(), LimitSettings())
-    scope: dict[str, Any] = {}
-    with pytest.raises(NotLoaded) as asleep:
+    dataplane = DataPlane(ModelSelector([sleeper.slot]), LimitSettings(), Metrics())
+    context = RequestContext("one", "POST", "/predict", (), None, {})
+    with pytest.raises(NotLoaded):
         sleeper.slot.lease()
+    assert dataplane.seconds_left(context) == LimitSettings().deadline_seconds
     async with running(sleeper):
-        with await predict._woken(asleep.value, scope) as leased:
+        with await dataplane.lease(context, lambda _: sleeper.slot.lease()) as leased:
             assert leased is sleeper.slot.live
-    assert predict.seconds({}) == LimitSettings().deadline_seconds
-    assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds
+    assert 0 < dataplane.seconds_left(context) < LimitSettings().deadline_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -76,7 +76,9 @@ def from_request(message: inference_pb2.ModelInferRequest) -> tuple[InferenceReq
     ]
 
 
-def to_response(head: Mapping[str, str], tensors: Sequence[Tensor]) -> inference_pb2.ModelInferResponse:
+def to_response(
+    name: str, version: str, request_id: str, tensors: Sequence[Tensor]
+) -> inference_pb2.ModelInferResponse:
     """Return a message with the tensors as raw contents.
 
     Raises:
@@ -87,7 +89,9 @@ def to_response(head: Mapping[str, str], tensors: Sequence[Tensor]) -> inference
         for tensor in tensors
     ]
     raw = [in_bytes(tensor.flat) for tensor in tensors]
-    return inference_pb2.ModelInferResponse(**head, outputs=outputs, raw_output_contents=raw)
+    return inference_pb2.ModelInferResponse(
+        model_name=name, model_version=version, id=request_id, outputs=outputs, raw_output_contents=raw
+    )
 
 
 def _parameters(message: Any) -> dict[str, Any]:

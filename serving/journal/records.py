@@ -68,20 +68,20 @@ class Record(NamedTuple):
 
 
 def record(exchange: InferenceEvent) -> Record:
-    """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
-    scope, answer = exchange.scope, exchange.answer
+    """What is kept of an exchange, which has its id in its state, as `prediction_id`."""
+    context, answer = exchange.context, exchange.answer
     parts = exchange.source_parts
-    protocol = _protocol(scope["path"])
+    protocol = _protocol(context.path)
     seconds = exchange.ended - exchange.began
-    ends = scope["prediction_id"], exchange.live, protocol
+    ends = context.state["prediction_id"], exchange.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
         tables = _input_tables(parts), _output_tables(parts), rows
-        return Record(*ends, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
+        return Record(*ends, len(rows), params, b"", b"", *tables, seconds, context.request_id)
     told = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
     count = sum([len(rows) for rows, _ in parts])
-    return Record(*ends, count, params, exchange.body, told, None, None, None, seconds, scope["request_id"])
+    return Record(*ends, count, params, exchange.body, told, None, None, None, seconds, context.request_id)
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -70,16 +70,6 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level.upper())
     _install_hooks()
-
-
-def request_context(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line on a request tells of it, for `extra`."""
-    told = {"request_id": scope["request_id"]}
-    if "leased" in scope:
-        told["model"], told["version"] = scope["leased"]
-    if trace := scope.get("trace"):
-        told["trace_id"] = trace.trace_id
-    return told
 
 
 class RedactingProcessor:

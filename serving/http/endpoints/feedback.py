@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError, from_json
 
 from serving.auth.access_rules import PREDICT, requires
 from serving.errors import FieldError, JournalUnavailable, Malformed, UnknownPrediction, Unprocessable
+from serving.http.http_context import context_of
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
 from serving.journal.observer import JournalObserver
@@ -74,14 +75,15 @@ def router(journal: JournalObserver | None, limits: LimitSettings) -> APIRouter:
     )
     @requires(PREDICT)
     async def feed_back(request: Request) -> FeedbackAccepted:
-        sent = await read_json(request.scope, request.receive, limits.max_body_bytes, limits.receive_seconds)
+        context = context_of(request.scope)
+        sent = await read_json(context, limits.max_body_bytes, limits.receive_seconds)
         if journal is None:
             raise UnknownPrediction(
                 "Predictions are not recorded here: the operator sets SERVING_JOURNAL_URL."
             )
         asked = _read(sent)
         listed = asked.feedback if isinstance(asked, FeedbackBatch) else [asked]
-        key = request.scope.get("key")
+        key = context.key
         found = await journal.record_feedback(
             [each.model_dump(mode="json") for each in listed], key.models or None if key else None
         )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from serving.auth.access_rules import SIGNED, requires
 from serving.errors import Unauthenticated
+from serving.http.http_context import context_of
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
 
@@ -69,7 +70,7 @@ def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
     )
     @requires(SIGNED)
     async def hear(request: Request) -> WebhookAccepted:
-        body = await read_json(request.scope, request.receive, _MAX_BYTES)
+        body = await read_json(context_of(request.scope), _MAX_BYTES)
         deliveries.check(request.headers, body)
         for follower in wake:
             follower()
