@@ -1,4 +1,4 @@
-"""The state of what is served for each reference, as `/ready`, `/models` and `/status` report it."""
+"""The state of each reference, as `/ready`, `/models` and `/status` report it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from serving.rollout.status import CanaryState, ShadowState
 
 
 class CandidateState(BaseModel):
-    """The version that the reference names while it is not live."""
+    """The version that the reference names, while it is not live."""
 
     version: str | None
-    state: str = Field(description="loading, waiting (it is tried again), rejected or reverted")
+    state: str = Field(description="loading, waiting (for the next attempt), rejected or reverted")
     reason: str
 
 
 class ComparisonState(BaseModel):
-    """How a version answered requests that another had answered."""
+    """How the predictions of a version compare with those of another version for the same requests."""
 
     requests: int
-    agreement: float = Field(description="share of rows with the same answer, numbers within one percent")
-    latency: float = Field(description="its median time as a ratio to the other version's")
+    agreement: float = Field(description="share of rows with the same prediction, numbers within one percent")
+    latency: float = Field(description="ratio of its median time to that of the other version")
 
 
 class BatchingState(BaseModel):
-    """Whether requests of different callers may share a call of the model."""
+    """Whether requests of different clients may share a model call."""
 
     shared: bool
     basis: str = Field(description="proof, monitoring, metadata or output form")
@@ -47,7 +47,7 @@ class BatchingState(BaseModel):
 
 
 class ModelState(BaseModel):
-    """What is live for one reference."""
+    """The live version of one reference."""
 
     name: str
     uri: str
@@ -59,33 +59,33 @@ class ModelState(BaseModel):
     source: str | None = None
     digest: str | None = None
     loaded_at: datetime | None = None
-    required: bool = Field(description="whether the service is not ready without it")
+    required: bool = Field(description="whether the readiness of the service requires it")
     state: str = Field(description="live, recovering, not live, or (on demand) asleep or waking")
-    reason: str | None = Field(None, description="why it is not live")
+    reason: str | None = Field(None, description="the reason why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
-        None, description="how it answered the last requests of the version that was live before"
+        None, description="comparison with the previous live version on its last requests"
     )
-    batching: BatchingState | None = Field(None, description="whether callers share calls of the model")
-    canary: CanaryState | None = Field(None, description="of references that share a model by weight")
-    shadow: ShadowState | None = Field(None, description="of a reference that is a shadow")
+    batching: BatchingState | None = Field(None, description="whether clients share model calls")
+    canary: CanaryState | None = Field(None, description="for references that share a model by weight")
+    shadow: ShadowState | None = Field(None, description="for a reference in shadow")
     drift: list[DriftState] | None = Field(
-        None, description="the columns that have drifted most; null without a profile or before enough rows"
+        None, description="the columns with the largest drift; null without a profile or before enough rows"
     )
-    quality: QualityState | None = Field(None, description="by the feedback that came; null without")
+    quality: QualityState | None = Field(None, description="from feedback; null without feedback")
     warnings: list[str] = []
 
 
 class RegistryState(BaseModel):
-    """What the last look at the registry came to."""
+    """The result of the last request to the registry."""
 
     uri: str
-    reachable: bool | None = Field(description="null before the first look")
-    checked_at: datetime | None = Field(description="when a look last succeeded")
+    reachable: bool | None = Field(description="null before the first request")
+    checked_at: datetime | None = Field(description="time of the last successful request")
 
 
 class Readiness(BaseModel):
-    """Whether every required model is live, and which version of it."""
+    """The readiness of the service, and the live version of each model."""
 
     status: str = Field(description="ready, or not ready")
     model_uri: str = Field(description="the default model's reference")
@@ -94,30 +94,30 @@ class Readiness(BaseModel):
     registry: RegistryState
     components: list[ComponentState] = Field(
         default=[],
-        exclude_if=lambda found: not found,
-        description="background components that ended unexpectedly a short time ago; absent if none did",
+        exclude_if=lambda components: not components,
+        description="components that ended unexpectedly a short time ago; absent if there are none",
     )
     keys: str | None = Field(
         None,
-        exclude_if=lambda found: found is None,
-        description="readable, unreadable, or stale: no key is valid any more; absent without keys",
+        exclude_if=lambda keys: keys is None,
+        description="the API key file: readable, unreadable, or stale (no key is valid); absent without keys",
     )
 
 
 StatusContributor: TypeAlias = Callable[[Slot], Mapping[str, Any]]
-"""Tells fields of a reference's `ModelState` that others know."""
+"""Returns the fields of a reference's `ModelState` that a feature contributes."""
 
 
 def readiness(
     followers: Sequence[Follower],
     registry: RegistryClient,
-    tellers: Sequence[StatusContributor],
+    contributors: Sequence[StatusContributor],
     guard: Authenticator | None = None,
     *,
     in_full: bool = True,
 ) -> Readiness:
-    """What `/ready` answers."""
-    models = [ModelState(**state_of(follower, tellers, in_full=in_full)) for follower in followers]
+    """Return the body of `/ready`; without `in_full` it hides reasons and warnings."""
+    models = [ModelState(**state_of(follower, contributors, in_full=in_full)) for follower in followers]
     is_ready = all(follower.slot.is_serving for follower in followers if follower.slot.required)
     keys = guard.state() if guard else None
     return Readiness(
@@ -132,7 +132,10 @@ def readiness(
     )
 
 
-def state_of(follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool) -> dict[str, Any]:
+def state_of(
+    follower: Follower, contributors: Sequence[StatusContributor], *, in_full: bool
+) -> dict[str, Any]:
+    """Return the fields of `ModelState` for one reference."""
     slot = follower.slot
     state: dict[str, Any] = {
         "name": slot.reference.name,
@@ -141,21 +144,21 @@ def state_of(follower: Follower, tellers: Sequence[StatusContributor], *, in_ful
         "state": slot.state,
         "candidate": _candidate(follower.candidate),
     }
-    state |= _facts(slot.live) if slot.live else {"reason": slot.reason}
+    state |= _live_fields(slot.live) if slot.live else {"reason": slot.reason}
     if slot.live and not slot.is_serving:
         state["reason"] = RECOVERING
     warnings = [*slot.warnings, *state.get("warnings", [])]
     if not in_full:
         _hide_reasons(state)
         warnings = [f"warnings: {len(warnings)}; {HIDDEN_REASON}"] if warnings else []
-    for teller in tellers:
-        told = teller(slot)
-        state |= told
-        warnings += told.get("warnings", ())
+    for contribute in contributors:
+        fields = contribute(slot)
+        state |= fields
+        warnings += fields.get("warnings", ())
     return state | {"warnings": warnings}
 
 
-def _facts(live: LoadedModel) -> dict[str, Any]:
+def _live_fields(live: LoadedModel) -> dict[str, Any]:
     version = live.version
     return {
         "version": version.version,
@@ -173,7 +176,7 @@ def _facts(live: LoadedModel) -> dict[str, Any]:
 
 
 def _hide_reasons(state: dict[str, Any]) -> None:
-    """Replace texts that models or exceptions can have written."""
+    """Replace texts that can come from model code or exceptions."""
     for part in (state, state["candidate"], state.get("batching")):
         is_loading = part and part.get("state") == CandidatePhase.LOADING.value
         if part and part.get("reason") not in (None, "", RECOVERING) and not is_loading:

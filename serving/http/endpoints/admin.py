@@ -1,4 +1,4 @@
-"""What operators and data scientists ask: is it alive, is it ready, what is live, with which contract."""
+"""Endpoints for operators and data scientists: liveness, readiness, metrics, and models with contracts."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from serving.telemetry.multi_front_collector import MultiInstanceCollector
 
 
 class Health(BaseModel):
-    """The process lives; this says nothing about models."""
+    """The liveness of the process, which does not depend on models."""
 
     status: str = "ok"
 
 
 class FleetReadiness(Readiness):
-    """The same of a replica, and which versions all replicas have."""
+    """The readiness of one instance of a cluster, and the versions of all instances."""
 
     replicas: list[InstanceState]
-    replicas_agree: bool = Field(description="whether every replica has every required model in one version")
+    replicas_agree: bool = Field(
+        description="whether all instances have the same version of every required model"
+    )
 
 
 class ContractDescription(BaseModel):
@@ -47,18 +49,18 @@ class ContractDescription(BaseModel):
 
     row: dict[str, Any]
     params: dict[str, Any] | None
-    streams: bool = Field(description="whether it answers bit by bit too")
+    streams: bool = Field(description="whether predictions can be streamed")
     prediction: dict[str, Any]
 
 
 class ModelDescription(ModelState):
-    """What is live for one reference, and its contract."""
+    """The live version of one reference, and its contract."""
 
     contract: ContractDescription | None = None
 
 
 class Models(BaseModel):
-    """Everything that is served."""
+    """All served models."""
 
     models: list[ModelDescription]
 
@@ -67,20 +69,28 @@ def router(
     followers: Sequence[Follower],
     registry: RegistryClient,
     metrics: Metrics,
-    tellers: Sequence[StatusContributor],
-    probe_tellers: Sequence[StatusContributor],
+    contributors: Sequence[StatusContributor],
+    public_contributors: Sequence[StatusContributor],
     guard: Authenticator | None = None,
     fleet: Cluster | None = None,
     supervisor: Supervisor | None = None,
 ) -> APIRouter:
-    """The routes of operators; `probe_tellers` tell what `/ready` says, for which nobody needs a key.
+    """Return the admin routes.
 
-    Those of one replica of a fleet tell of the others too.
+    Args:
+        followers: the followers of all references, the default model's first.
+        registry: the connection to the registry.
+        metrics: the metrics of this front.
+        contributors: return the features' fields of a reference.
+        public_contributors: the same for `/ready`, which requires no API key.
+        guard: checks API keys, if they are enabled.
+        fleet: the other instances on Ray, whose state the routes include.
+        supervisor: the background components.
     """
     routes = APIRouter(tags=["operations"])
-    told = FleetReadiness if fleet else Readiness
+    body = FleetReadiness if fleet else Readiness
 
-    @routes.get("/health", summary="Does the process live?")
+    @routes.get("/health", summary="Liveness of the process")
     @routes.get("/livez", include_in_schema=False)
     @requires(PROBE)
     async def health() -> Health:
@@ -88,25 +98,27 @@ def router(
 
     @routes.get(
         "/ready",
-        summary="Is every model live, and in which version?",
-        response_model=told,
-        responses={503: {"model": told}},
+        summary="Readiness of the service, and the live version of each model",
+        response_model=body,
+        responses={503: {"model": body}},
     )
-    @routes.get("/readyz", response_model=told, include_in_schema=False)
+    @routes.get("/readyz", response_model=body, include_in_schema=False)
     @requires(PROBE)
     async def ready(request: Request, response: Response) -> Readiness:
-        found = readiness(followers, registry, probe_tellers, guard, in_full=sees_reasons(request.scope))
-        found.components = component_states(supervisor) if supervisor else []
+        state = readiness(
+            followers, registry, public_contributors, guard, in_full=sees_reasons(request.scope)
+        )
+        state.components = component_states(supervisor) if supervisor else []
         if fleet:
-            found = await _with_fleet(found, fleet)
-        response.status_code = 200 if found.status == "ready" else 503
+            state = await _with_fleet(state, fleet)
+        response.status_code = 200 if state.status == "ready" else 503
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
-        return found
+        return state
 
     @routes.get(
         "/ping",
-        summary="Does the default model answer? As MLflow's server has it",
+        summary="Readiness of the default model, as MLflow's server reports it",
         response_class=PlainTextResponse,
         responses=documented(503),
     )
@@ -116,44 +128,44 @@ def router(
         followers[0].slot.check_serving()
         return PlainTextResponse("\n")
 
-    @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
+    @routes.get("/version", summary="Version of MLflow", response_class=PlainTextResponse)
     @requires(GENERAL)
     async def version() -> PlainTextResponse:
         return PlainTextResponse(metadata.version("mlflow"))
 
-    @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
+    @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
         collected: Any = MultiInstanceCollector(await fleet.measure()) if fleet else metrics.registry
         return Response(await asyncio.to_thread(render, collected), media_type=media_type)
 
-    @routes.get("/models", summary="What is served, with each contract")
+    @routes.get("/models", summary="All models and their contracts")
     @requires(PREDICT)
     async def models(request: Request) -> Models:
-        return Models(models=await _described(visible_followers(followers, request.scope), request))
+        return Models(models=await _describe(visible_followers(followers, request.scope), request))
 
-    @routes.get("/models/{name}", summary="One model, with its contract", responses=documented(400, 404))
+    @routes.get("/models/{name}", summary="One model and its contract", responses=documented(400, 404))
     @requires(PREDICT)
     async def model(name: PathText, request: Request) -> ModelDescription:
-        (described,) = await _described([_named(name, request)], request)
-        return described
+        (description,) = await _describe([_named(name, request)], request)
+        return description
 
     @routes.get(
         "/models/{name}/history",
-        summary="What was live from when to when, refused or reverted, and why",
+        summary="History of live, rejected and reverted versions",
         responses=documented(400, 404),
     )
     @requires(ADMIN_OF_MODEL)
     async def history(name: PathText, request: Request) -> list[HistoryEntry]:
         return _named(name, request).history.periods()
 
-    async def _described(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
+    async def _describe(shown: Sequence[Follower], request: Request) -> list[ModelDescription]:
         contracts = [follower.slot.live.contract for follower in shown if follower.slot.live]
-        if new := [each for each in contracts if "json_schemas" not in vars(each)]:
-            await asyncio.to_thread(lambda: [each.json_schemas for each in new])
+        if new := [contract for contract in contracts if "json_schemas" not in vars(contract)]:
+            await asyncio.to_thread(lambda: [contract.json_schemas for contract in new])
         in_full = sees_reasons(request.scope)
-        return [_description(follower, tellers, in_full=in_full) for follower in shown]
+        return [_description(follower, contributors, in_full=in_full) for follower in shown]
 
     def _named(name: str, request: Request) -> Follower:
         for follower in visible_followers(followers, request.scope):
@@ -173,7 +185,7 @@ async def _with_fleet(own: Readiness, fleet: Cluster) -> FleetReadiness:
 
 
 def contract_schema(contract: Contract) -> ContractDescription:
-    """A contract as JSON Schema."""
+    """Return the JSON Schemas of a contract."""
     schemas = contract.json_schemas
     return ContractDescription(
         row=schemas["row"],
@@ -184,7 +196,7 @@ def contract_schema(contract: Contract) -> ContractDescription:
 
 
 def _description(
-    follower: Follower, tellers: Sequence[StatusContributor], *, in_full: bool
+    follower: Follower, contributors: Sequence[StatusContributor], *, in_full: bool
 ) -> ModelDescription:
-    live, state = follower.slot.live, state_of(follower, tellers, in_full=in_full)
+    live, state = follower.slot.live, state_of(follower, contributors, in_full=in_full)
     return ModelDescription(**state, contract=contract_schema(live.contract) if live else None)
