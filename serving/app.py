@@ -18,12 +18,12 @@ from serving import __version__, errors
 from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames
 from serving.cluster import Cluster, majority_versions
+from serving.dataplane import DataPlane
 from serving.features import Core, load
-from serving.hooks import RequestHook
 from serving.http.application import ServingApp, error_response
-from serving.http.endpoints import admin, api_docs, model_repository, status_page, webhooks
+from serving.http.endpoints import admin, api_docs, open_inference, status_page, webhooks
+from serving.http.http_context import context_of
 from serving.http.readiness import StatusReporter
-from serving.http.request_id import new_id
 from serving.http.routing import Router
 from serving.models.on_demand_slot import SlotOnDemand
 from serving.models.selector import ModelSelector
@@ -38,6 +38,8 @@ from serving.registry.gate import Gate
 from serving.registry.history import History
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.registry.tag_writer import TagWriter
+from serving.request_context import RequestContext
+from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
 from serving.supervision import Supervisor
 from serving.telemetry import event_loop_lag
@@ -130,9 +132,16 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     models = ModelSelector([*slots, *shadow_slots, *on_demand_slots])
     core = Core(settings, metrics, registry, supervisor, models, followers, tag_writer, guard)
     features = load(FEATURES, core)
-    hooks = [hook for feature in features for hook in feature.hooks]
     for collector in (supervisor, *(collector for feature in features for collector in feature.collectors)):
         metrics.registry.register(collector)
+    hooks = [hook for feature in features for hook in feature.hooks]
+    finishers = [feature.on_finished for feature in features if feature.on_finished]
+
+    def on_finished(context: RequestContext, status: int) -> None:
+        for finisher in finishers:
+            finisher(context, status)
+
+    dataplane = DataPlane(models, settings, metrics, hooks, on_finished, settings.sticky)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +159,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
             supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True),
         ]
         try:
-            async with _grpc_server(models, settings, app, guard, hooks):
+            async with _grpc_server(dataplane, settings, guard, app.certificate):
                 yield
         finally:
             began = time.monotonic()
@@ -173,10 +182,8 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.predictions, app.metrics = Router(models, settings, hooks, settings.sticky), metrics
-    app.slots = models.slots
-    app.observers = hooks
-    app.on_end = [feature.on_end for feature in features if feature.on_end]
+    app.dataplane, app.predictions = dataplane, Router(dataplane)
+    app.metrics, app.slots = metrics, models.slots
     app.guard = guard
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
@@ -186,7 +193,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     routers = [
         admin.router(reporter, metrics, guard, fleet, supervisor),
         status_page.router(),
-        model_repository.router(models),
+        open_inference.router(models),
         api_docs.router(app, models, has_keys=guard is not None),
         *(feature.routes(reporter) for feature in features if feature.routes),
     ]
@@ -196,7 +203,9 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     for router in routers:  # flat, so that `required` sees every route
         app.router.routes.extend(router.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, lambda request, error: error_response(request.scope, error))
+        app.add_exception_handler(
+            kind, lambda request, error: error_response(context_of(request.scope), error)
+        )
     return app
 
 
@@ -208,19 +217,13 @@ def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
 
 
 def _grpc_server(
-    models: ModelSelector,
-    settings: Settings,
-    app: ServingApp,
-    guard: Authenticator | None,
-    hooks: Sequence[RequestHook],
+    dataplane: DataPlane, settings: Settings, guard: Authenticator | None, certificate: Certificate | None
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
     from serving.grpc import servicer  # its dependencies are an optional extra
 
-    return servicer.run_grpc_server(
-        models, settings, app.record_failure, error_response, new_id, guard, hooks, app.certificate
-    )
+    return servicer.run_grpc_server(dataplane, settings, guard, certificate)
 
 
 async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:

@@ -6,10 +6,9 @@ folders, and no other module of the core refers to them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from fastapi import APIRouter
 from prometheus_client.registry import Collector
@@ -21,6 +20,7 @@ from serving.models.selector import ModelSelector
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.tag_writer import TagWriter
+from serving.request_context import RequestContext
 from serving.settings.settings import Settings
 from serving.supervision import Supervisor
 from serving.telemetry.metrics import Metrics
@@ -54,8 +54,8 @@ class Feature:
 
     hooks: Sequence[RequestHook] = ()
     """Run for each request for predictions, and must not block."""
-    on_end: Callable[[MutableMapping[str, Any], int], None] | None = None
-    """Runs with the scope and the status of each request that has ended, except successful predictions."""
+    on_finished: Callable[[RequestContext, int], None] | None = None
+    """Runs with the context and the status of each request that has ended, except successful predictions."""
     collectors: Sequence[Collector] = ()
     tasks: Sequence[Task] = ()
     status: StatusSource | None = None

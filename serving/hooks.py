@@ -1,61 +1,56 @@
-"""A request and its answer, as those are told who watch: journal, traces, drift, shadows.
+"""Hooks around an inference request: journal, tracing, drift, rollouts.
 
-Nobody is told anything before the answer is on its way, and who watches must not block.
+Hooks for responses run after the response has been handed to the transport. Hooks must not block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
+from serving.request_context import RequestContext
 
 Header: TypeAlias = tuple[bytes, bytes]
-Refused: TypeAlias = Callable[[MutableMapping[str, Any], int, Exception], None]
-"""Is called with a request that was not answered as meant."""
 
 
 class InferenceEvent(NamedTuple):
-    """A request for predictions that was answered with 200; times are of the performance counter.
+    """A successful inference request; times are of the performance counter.
 
-    One is made for each request: a frozen dataclass would take a microsecond more to make.
+    A named tuple, because creating a frozen dataclass takes a microsecond longer per request.
     """
 
     live: LoadedModel
-    """The version that answered."""
-    scope: MutableMapping[str, Any]
-    """The request's ASGI scope: `path`, `headers` and `request_id` among others."""
+    """The version that made the predictions."""
+    context: RequestContext
     body: bytes
-    """The request's body as it came; empty over gRPC, where `parts` have the rows."""
+    """The body of the request; empty over gRPC, where `parts` have the rows."""
     answer: Sequence[bytes]
-    """The answer's body, in pieces; of a streamed answer the JSON of each bit, of one over gRPC nothing."""
+    """The body of the response in pieces; the JSON of each chunk if it was streamed; empty over gRPC."""
     parts: Sequence[Part]
-    """The rows as they were queued, when, and what the model answered.
-
-    There are none if the answer was cached; `scope["answered_before"]` has those of the request before then.
-    """
+    """The rows as they were queued, with their times and the model's output; empty if it was cached."""
     began: float
     ended: float
 
     @property
     def source_parts(self) -> Sequence[Part]:
-        """The parts from which its answer was made: its own, or those of the request before."""
-        return self.parts or self.scope.get("answered_before", ())
+        """Return the parts from which the response was made: its own, or those of the cached response."""
+        return self.parts or self.context.cached_parts
 
 
 class RequestHook:
-    """One who watches; whoever does not care for a moment inherits that it does nothing."""
+    """Receives the events of requests; every method is optional."""
 
-    def on_request(self, scope: MutableMapping[str, Any]) -> None:
-        """A request for predictions has come; what it asks for is not known yet, nor who asks."""
+    def on_request(self, context: RequestContext) -> None:
+        """Receive an inference request before it is authorized and before its model is known."""
 
-    def response_headers(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
-        """Headers that the answer is to carry; asked for as soon as it is there, before it is sent."""
+    def response_headers(self, context: RequestContext) -> Sequence[Header]:
+        """Return headers to add to a successful response, which is complete but not sent."""
         return ()
 
     def on_response(self, exchange: InferenceEvent) -> None:
-        """A request for predictions was answered."""
+        """Receive an inference request that succeeded."""
 
-    def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
-        """A request was not answered as meant; `scope["leased"]` has model and version, if any were."""
+    def on_error(self, context: RequestContext, status: int, error: Exception) -> None:
+        """Receive a request that failed; `context.model` is the leased version, if there was one."""

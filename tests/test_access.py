@@ -242,7 +242,8 @@ def test_openapi_declares_the_api_key(ask: Callable[..., httpx.Response], admin:
 
 
 def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
-    from serving.grpc.messages import protos, services
+    from serving.grpc import inference_pb2 as protos
+    from serving.grpc import inference_pb2_grpc as services
 
     port = service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     kept = ring.create("rpc", "--models", "other")

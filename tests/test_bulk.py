@@ -28,7 +28,7 @@ CONTRACTS = {"numbers": IRIS, "mixed": MIXED, "holey": HOLEY, "dates": contract(
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows."""
-    monkeypatch.setattr(json_rows, "_BYTES", 64)
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 64)
 
 
 def sent(rows: list[Any], **more: Any) -> bytes:

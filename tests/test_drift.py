@@ -19,8 +19,10 @@ from stage import Stage
 
 from serving.app import create_app
 from serving.drift.monitor import Drift
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.hooks import InferenceEvent
+from serving.request_context import RequestContext
 from serving.settings.settings import Settings
 from training import log_model
 
@@ -297,7 +299,8 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     with live:
         parts = live.calls.submit([{"x": 1.0}] * 10, {}, 5.0)
         await parts[0][1].future
-    small = InferenceEvent(live, {}, b"{}", (), parts, 0.0, 0.0)
+    context = RequestContext("one", "POST", "/predict/batch", (), None, {})
+    small = InferenceEvent(live, context, b"{}", (), parts, 0.0, 0.0)
     large = small._replace(body=bytes(2**20))
 
     def kept(exchange: InferenceEvent) -> int:

@@ -28,7 +28,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import SELDOM, Service, served
 
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 COLUMNS = ("x", "count", "flag", "text")
 EXAMPLE = pd.DataFrame({"x": [1.5], "count": [3], "flag": [True], "text": ["a"]})

@@ -24,7 +24,8 @@ from test_access import Keys
 from serving.app import create_app
 from serving.auth.access_rules import Access, Concern, declared
 from serving.auth.api_keys import Scope
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.grpc.servicer import _Service
 from serving.http.application import ServingApp
 from serving.settings.settings import Settings

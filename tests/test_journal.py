@@ -25,7 +25,8 @@ from pyarrow import parquet
 from test_live import DIABETES, IRIS, ROW, log_diabetes, log_iris, problem
 from zoo import zoo
 
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 FLOWERS = [IRIS.iloc[index].to_dict() for index in (0, 75, 149)]
 PATIENT = DIABETES.iloc[0].to_dict()

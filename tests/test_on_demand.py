@@ -20,13 +20,15 @@ from live import Service, served, until
 from pids import descendants
 from stage import Stage
 
+from serving.dataplane import DataPlane
 from serving.errors import NotLive, NotLoaded
-from serving.http.endpoints.predict import PredictEndpoint
 from serving.models.on_demand_slot import SlotOnDemand
 from serving.models.selector import ModelSelector
 from serving.reference import Reference
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.request_context import RequestContext
 from serving.settings.groups import LimitSettings
+from serving.telemetry.metrics import Metrics
 
 KINDS: dict[str, dict[str, Any]] = {
     "patient": {"idle_seconds": 3600, "max_loaded": 50},
@@ -391,12 +393,12 @@ async def test_load_time_counts_towards_the_deadline(stage: Stage, new_model: Ne
     stage.registry.add("actor")
     model = new_model()
     models = ModelSelector([model.slot])
-    predict = PredictEndpoint(lambda _: models.lease(), LimitSettings(), models.ensure_loaded)
-    scope: dict[str, Any] = {}
-    with pytest.raises(NotLoaded) as not_loaded:
+    dataplane = DataPlane(models, LimitSettings(), Metrics())
+    context = RequestContext("one", "POST", "/predict", (), None, {})
+    with pytest.raises(NotLoaded):
         models.lease()
+    assert dataplane.seconds_left(context) == LimitSettings().deadline_seconds
     async with running(model):
-        with await predict._loaded(not_loaded.value, scope) as leased:
+        with await dataplane.lease(context, lambda _: models.lease()) as leased:
             assert leased is model.slot.live
-    assert predict.seconds({}) == LimitSettings().deadline_seconds
-    assert 0 < predict.seconds(scope) < LimitSettings().deadline_seconds
+    assert 0 < dataplane.seconds_left(context) < LimitSettings().deadline_seconds

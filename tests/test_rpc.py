@@ -16,7 +16,8 @@ from casting import Registry
 from conftest import NewRegistry
 from live import SELDOM, Service, served, until
 
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 
 @pytest.fixture(scope="module")

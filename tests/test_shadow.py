@@ -21,7 +21,8 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.rollout.comparison import TAG, ComparisonStats
 
 NAMES = [f"tried-{number}" for number in range(12)]

@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,9 +24,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from serving.codecs.model_input import InputLayout
 from serving.errors import TracingConfigError
-from serving.grpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 from serving.observers import tracing
 from serving.observers.spans import TraceRecorder
+from serving.request_context import RequestContext
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -361,17 +362,10 @@ def test_a_batch_that_is_tried_again_is_a_span_each_time(
 # -- the end
 
 
-def asked(number: int) -> dict[str, Any]:
-    """The scope of a request in the trace of this number."""
-    return {
-        "method": "POST",
-        "path": "/predict",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"traceparent", parent(number).encode())],
-        "request_id": "one",
-        "began": time.perf_counter(),
-    }
+def traced_request(number: int) -> RequestContext:
+    """Return a request in the trace of this number."""
+    headers = [(b"traceparent", parent(number).encode())]
+    return RequestContext("one", "POST", "/predict", headers, None, {"scheme": "http", "http_version": "1.1"})
 
 
 @pytest.mark.anyio
@@ -383,9 +377,9 @@ async def test_what_was_not_sent_is_sent_at_the_end(
     (feature,) = tracing.features()
     (traces,) = feature.hooks
     assert feature.aclose
-    scope = asked(41)
-    traces.on_request(scope)
-    traces.on_error(scope, 503, RuntimeError("it"))
+    context = traced_request(41)
+    traces.on_request(context)
+    traces.on_error(context, 503, RuntimeError("it"))
     await feature.aclose(30)
     assert [span for span in collector.spans if span.trace_id.hex() == f"{41:032x}"]
 
@@ -397,9 +391,9 @@ async def test_a_collector_that_is_silent_holds_no_stop_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
         traces = TraceRecorder()
-        scope = asked(42)
-        traces.on_request(scope)
-        traces.on_error(scope, 503, RuntimeError("it"))
+        context = traced_request(42)
+        traces.on_request(context)
+        traces.on_error(context, 503, RuntimeError("it"))
         await traces.aclose(0.1)
         assert "traces could not be sent within 0.1 s" in caplog.text
 

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol over gRPC; needs the extra `grpc`."""
+"""The Open Inference Protocol over gRPC; requires the extra `grpc`."""
 
 import os
 
-# Processes that the front starts run another program, so that gRPC need not prepare for a fork. Otherwise it
-# prints lines that are no JSON.
+# gRPC's preparation for forks writes lines to stderr that are not JSON. The front does not need it, since
+# model processes run another program.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

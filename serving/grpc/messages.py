@@ -1,18 +1,16 @@
-"""The protocol's messages ⇄ requests and tensors, as they are over HTTP too."""
+"""Conversion between gRPC messages and the requests and tensors of the Open Inference Protocol."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pyarrow as pa
 from pydantic import ValidationError
 
 from serving.errors import Malformed, Unprocessable
+from serving.grpc import inference_pb2
 from serving.protocols.tensors import (
     DATATYPES,
     InferenceRequest,
@@ -23,22 +21,6 @@ from serving.protocols.tensors import (
     invalid_tensor,
     kind,
 )
-
-
-def _generated() -> tuple[Any, Any]:
-    """The classes of the messages and of the service, made of the protocol's definition.
-
-    It is looked up along `sys.path`, where an editable installation has no folder of its own.
-    """
-    root = str(Path(__file__).parents[2])
-    sys.path.append(root)
-    try:
-        return grpc.protos_and_services("serving/grpc/inference.proto")  # type: ignore[no-any-return]
-    finally:
-        sys.path.remove(root)
-
-
-protos, services = _generated()
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -54,69 +36,74 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+"""The field of `InferTensorContents` that holds the elements of a datatype."""
 
 
-def from_request(message: Any) -> tuple[InferenceRequest, list[Tensor]]:
-    """A request and its inputs, of a `ModelInferRequest`.
+def from_request(message: inference_pb2.ModelInferRequest) -> tuple[InferenceRequest, list[Tensor]]:
+    """Return the request of a message and its input tensors.
 
     Raises:
-        Malformed: the raw contents are not one for each input.
-        Unprocessable: it is no request of the protocol, or a tensor has not the values of its shape and type.
+        Malformed: the number of raw contents differs from the number of inputs.
+        Unprocessable: the request violates the protocol, or the elements of a tensor do not match its shape
+            and datatype.
     """
     inputs = [
-        {"name": each.name, "shape": [*each.shape], "datatype": each.datatype} | _with_parameters(each)
-        for each in message.inputs
+        {"name": tensor.name, "shape": [*tensor.shape], "datatype": tensor.datatype} | _parameters(tensor)
+        for tensor in message.inputs
     ]
-    outputs = [{"name": each.name} | _with_parameters(each) for each in message.outputs]
-    asked = {"id": message.id or None, "inputs": inputs, "outputs": outputs} | _with_parameters(message)
+    outputs = [{"name": output.name} | _parameters(output) for output in message.outputs]
+    fields = {"id": message.id or None, "inputs": inputs, "outputs": outputs} | _parameters(message)
     try:
-        request = InferenceRequest.model_validate(asked)
+        request = InferenceRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise Unprocessable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    raw: Sequence[bytes] = message.raw_input_contents
+    raw = message.raw_input_contents
     if raw and len(raw) != len(inputs):
         raise Malformed(f"There are {len(raw)} raw contents for {len(inputs)} inputs.")
-    if len({each.name for each in request.inputs}) < len(inputs):
+    if len({tensor.name for tensor in request.inputs}) < len(inputs):
         raise Unprocessable("An input is named twice.")
-    flats = (
-        [from_bytes(each, data) for each, data in zip(request.inputs, raw, strict=True)]
-        if raw
-        else [
-            _of_contents(each, told.contents)
-            for each, told in zip(request.inputs, message.inputs, strict=True)
+    if raw:
+        arrays = [from_bytes(tensor, data) for tensor, data in zip(request.inputs, raw, strict=True)]
+    else:
+        arrays = [
+            _from_contents(tensor, sent.contents)
+            for tensor, sent in zip(request.inputs, message.inputs, strict=True)
         ]
-    )
     return request, [
-        Tensor(each.name, tuple(each.shape), flat, each.parameters)
-        for each, flat in zip(request.inputs, flats, strict=True)
+        Tensor(tensor.name, tuple(tensor.shape), array, tensor.parameters)
+        for tensor, array in zip(request.inputs, arrays, strict=True)
     ]
 
 
-def to_response(head: Mapping[str, str], tensors: Sequence[Tensor]) -> Any:
-    """A `ModelInferResponse` with the tensors as raw contents.
+def to_response(
+    name: str, version: str, request_id: str, tensors: Sequence[Tensor]
+) -> inference_pb2.ModelInferResponse:
+    """Return a message with the tensors as raw contents.
 
     Raises:
-        ModelFailed: there is a gap, for which bytes have no word.
+        ModelFailed: a tensor contains a null, which raw contents cannot represent.
     """
     outputs = [
-        {"name": each.name, "shape": each.shape, "datatype": DATATYPES.get(each.flat.type, "BYTES")}
-        for each in tensors
+        {"name": tensor.name, "shape": tensor.shape, "datatype": DATATYPES.get(tensor.flat.type, "BYTES")}
+        for tensor in tensors
     ]
-    raw = [in_bytes(each.flat) for each in tensors]
-    return protos.ModelInferResponse(**head, outputs=outputs, raw_output_contents=raw)
+    raw = [in_bytes(tensor.flat) for tensor in tensors]
+    return inference_pb2.ModelInferResponse(
+        model_name=name, model_version=version, id=request_id, outputs=outputs, raw_output_contents=raw
+    )
 
 
-def _with_parameters(message: Any) -> dict[str, Any]:
+def _parameters(message: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, each in message.parameters.items():
-        if (choice := each.WhichOneof("parameter_choice")) is None:
+    for name, parameter in message.parameters.items():
+        if (choice := parameter.WhichOneof("parameter_choice")) is None:
             raise Unprocessable(f"Parameter {name[:50]!r} has no value.")
-        values[name] = getattr(each, choice)
+        values[name] = getattr(parameter, choice)
     return {"parameters": values}
 
 
-def _of_contents(tensor: InputTensor, contents: Any) -> pa.Array:
+def _from_contents(tensor: InputTensor, contents: inference_pb2.InferTensorContents) -> pa.Array:
     arrow = kind(tensor)
     if tensor.datatype not in _CONTENTS:
         raise invalid_tensor(tensor, f"is of datatype {tensor.datatype}, which goes as raw contents only")

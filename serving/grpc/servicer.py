@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
-import orjson
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
-from starlette.responses import Response
-from starlette.types import Scope
+from google.protobuf.message import DecodeError
 
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, declared, requires
 from serving.auth.authenticator import Authenticator
-from serving.errors import ClientDisconnected, Malformed, NotLive
-from serving.grpc.messages import from_request, protos, services, to_response
-from serving.hooks import Refused, RequestHook
-from serving.http.endpoints import model_repository, open_inference
-from serving.http.endpoints.predict import track_outcome
-from serving.http.model_visibility import visible_models
-from serving.http.problem_details import CLIENT_CLOSED_REQUEST
-from serving.http.routing import routing_key
+from serving.dataplane import DataPlane, Endpoint, Status, failure_of, one_line
+from serving.errors import ClientDisconnected, Malformed, NotLive, ServingError
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.grpc.messages import from_request, to_response
 from serving.models.loaded_model import LoadedModel
-from serving.models.model_calls import Part
-from serving.models.selector import ModelSelector
 from serving.models.traffic_split import primary
+from serving.protocols import open_inference
+from serving.request_context import GRPC, RequestContext, new_id
 from serving.server.connection_limits import grpc_connections
 from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
@@ -38,38 +31,31 @@ from serving.settings.settings import Settings
 log = logging.getLogger("serving.grpc")
 
 _CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    500: grpc.StatusCode.INTERNAL,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Status.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Status.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Status.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.RATE_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.INTERNAL: grpc.StatusCode.INTERNAL,
+    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Status.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _MAX_IDLE_MS = 300_000
 _MAX_AGE_MS = 3_600_000
 """The time after which a client has to connect again, which bounds what unread responses hold."""
-Answer = Callable[[Scope, Exception, Any], Response]
-"""The response that tells of an error over HTTP, after which it is told here."""
 
 
 @asynccontextmanager
 async def run_grpc_server(
-    models: ModelSelector,
+    dataplane: DataPlane,
     settings: Settings,
-    refused: Refused,
-    answer: Answer,
-    new_id: Callable[[], str],
     guard: Authenticator | None,
-    observers: Sequence[RequestHook] = (),
     certificate: Certificate | None = None,
 ) -> AsyncIterator[None]:
-    """Answer gRPC on its port for as long as the block runs, and then those who are waiting."""
+    """Serve gRPC on its port while the block runs, then finish the requests in progress."""
     server = grpc.aio.server(options=_options(settings))
-    service = _Service(models, settings, refused, answer, new_id, guard, observers)
-    server.add_generic_rpc_handlers((_handler(service),))
+    server.add_generic_rpc_handlers((_handler(_Service(dataplane, guard)),))
     address = f"{settings.host}:{settings.grpc_port}"
     if certificate:
         port = server.add_secure_port(address, _credentials(certificate))
@@ -84,7 +70,7 @@ async def run_grpc_server(
 
 
 def _handler(service: _Service) -> grpc.GenericRpcHandler:
-    """Return the handler of all methods, which see a message that can't be parsed as an error."""
+    """Return the handler of all methods; a method receives an error in place of an invalid message."""
     described = protos.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     methods = {
         method.name: grpc.unary_unary_rpc_method_handler(
@@ -135,130 +121,122 @@ def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(grpc.ssl_server_certificate_configuration([used]), fetch)
 
 
-class _Service(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(
-        self,
-        models: ModelSelector,
-        settings: Settings,
-        refused: Refused,
-        answer: Answer,
-        new_id: Callable[[], str],
-        guard: Authenticator | None,
-        observers: Sequence[RequestHook],
-    ) -> None:
-        self._guard, self._observers = guard, observers
-        self._models, self._refused, self._answer, self._new_id = models, refused, answer, new_id
-        self._infer = open_inference.InferEndpoint(
-            self._lease_by_chance, settings, models.ensure_loaded, observers
-        )
-        self._sticky = settings.sticky
+class _Endpoint(Endpoint[RequestContext, protos.ModelInferResponse]):
+    """Parses and renders `ModelInfer`, for one request."""
 
-    def _lease_by_chance(self, scope: Scope) -> LoadedModel:
-        name, version = scope["asked"]
-        return self._lease(scope, name, version, partial(routing_key, name, scope, self._sticky))
+    def __init__(self, dataplane: DataPlane, request: protos.ModelInferRequest) -> None:
+        self._dataplane, self._request = dataplane, request
 
-    def _lease(
-        self, scope: Scope, name: str, version: str, point: Callable[[], float] = primary
-    ) -> LoadedModel:
-        models = visible_models(self._models, scope)
-        return models.version(name, version) if version else models.lease(name, point)
+    def select(self, context: RequestContext) -> LoadedModel:
+        """Return the version that the request names, or the live version of its model."""
+        name, version = self._request.model_name, self._request.model_version
+        if version:
+            return self._dataplane.select_version(context, name, version)
+        return self._dataplane.select(context, name)
+
+    async def run(self, context: RequestContext, model: LoadedModel) -> protos.ModelInferResponse:
+        """Return the response."""
+        request, inputs = from_request(self._request)
+        rows, params = open_inference.parse_rows(model.contract, model.column_validator, request, inputs)
+        output = await self._dataplane.predict_table(context, model, rows, params)
+        outputs, _ = open_inference.render(model.contract, request, output)
+        version = model.version
+        return to_response(version.name, version.version or "", request.id or context.request_id, outputs)
+
+
+class _Service(services.GRPCInferenceServiceServicer):
+    def __init__(self, dataplane: DataPlane, guard: Authenticator | None) -> None:
+        self._dataplane, self._guard = dataplane, guard
+
+    def _lease(self, context: RequestContext, name: str, version: str) -> LoadedModel:
+        """Return a loaded version without loading a model, as requests for metadata need it."""
+        models = self._dataplane.visible_models(context)
+        return models.version(name, version) if version else models.lease(name, primary)
 
     @requires(PROBE)
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, request: Any, call: Any) -> protos.ServerLiveResponse:
         return protos.ServerLiveResponse(live=True)
 
     @requires(PROBE)
-    async def ServerReady(self, request: Any, context: Any) -> Any:
-        ready = all(slot.is_serving for slot in self._models.slots if slot.required)
+    async def ServerReady(self, request: Any, call: Any) -> protos.ServerReadyResponse:
+        ready = all(slot.is_serving for slot in self._dataplane.models.slots if slot.required)
         return protos.ServerReadyResponse(ready=ready)
 
     @requires(GENERAL)
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:
-        async def metadata(scope: Scope) -> Any:
-            return protos.ServerMetadataResponse(
-                **model_repository.ServerMetadata(extensions=[]).model_dump()
-            )
+    async def ServerMetadata(self, request: Any, call: Any) -> Any:
+        async def metadata(context: RequestContext) -> protos.ServerMetadataResponse:
+            described = open_inference.ServerMetadata(extensions=[])
+            return protos.ServerMetadataResponse(**described.model_dump())
 
-        return await self._answered(context, request, "ServerMetadata", metadata)
+        return await self._respond(call, request, "ServerMetadata", metadata)
 
     @requires(PREDICT)
-    async def ModelReady(self, request: Any, context: Any) -> Any:
-        async def ready(scope: Scope) -> Any:
+    async def ModelReady(self, request: Any, call: Any) -> Any:
+        async def ready(context: RequestContext) -> protos.ModelReadyResponse:
             try:
-                self._lease(scope, request.name, request.version)
+                self._lease(context, request.name, request.version)
             except NotLive:
                 return protos.ModelReadyResponse(ready=False)
             return protos.ModelReadyResponse(ready=True)
 
-        return await self._answered(context, request, "ModelReady", ready)
+        return await self._respond(call, request, "ModelReady", ready)
 
     @requires(PREDICT)
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:
-        async def metadata(scope: Scope) -> Any:
-            leased = self._lease(scope, request.name, request.version)
-            found = model_repository.metadata(visible_models(self._models, scope), leased)
-            return protos.ModelMetadataResponse(**found.model_dump())
+    async def ModelMetadata(self, request: Any, call: Any) -> Any:
+        async def metadata(context: RequestContext) -> protos.ModelMetadataResponse:
+            model = self._lease(context, request.name, request.version)
+            name = model.version.name
+            loaded = self._dataplane.visible_models(context).loaded(name)
+            versions = [version.version.version for version in loaded]
+            described = open_inference.model_metadata(name, model.contract, versions)
+            return protos.ModelMetadataResponse(**described.model_dump())
 
-        return await self._answered(context, request, "ModelMetadata", metadata)
+        return await self._respond(call, request, "ModelMetadata", metadata)
 
     @requires(PREDICT)
-    async def ModelInfer(self, request: Any, context: Any) -> Any:
-        async def infer(scope: Scope) -> Any:
-            scope["asked"] = (request.model_name, request.model_version)
-            leased = await self._infer.leased(scope)
-            parts: list[Part] = []
-            with leased as live, track_outcome(live, parts, partial(self._infer.is_hurried, scope)):
-                asked, inputs = from_request(request)
-                ends = time.perf_counter() + self._infer.seconds(scope)
-                try:
-                    outputs, _ = await open_inference.run_inference(live, parts, asked, inputs, ends)
-                finally:
-                    live.calls.withdraw(
-                        parts
-                    )  # gRPC cancels this where the caller leaves, or sets a deadline
-                head = {"model_name": live.version.name, "model_version": live.version.version or ""}
-                answered = to_response(head | {"id": asked.id or scope["request_id"]}, outputs)
-            live.metrics.rows.inc(sum(len(indices) for indices, _ in parts))
-            if headers := [
-                header for observer in self._observers for header in observer.response_headers(scope)
-            ]:
-                await context.send_initial_metadata(
-                    [(name.decode(), value.decode()) for name, value in headers]
-                )
-            self._infer.record(live, scope, b"", (), parts)
-            return answered
+    async def ModelInfer(self, request: Any, call: Any) -> Any:
+        async def infer(context: RequestContext) -> protos.ModelInferResponse:
+            endpoint = _Endpoint(self._dataplane, request)
+            response = await self._dataplane.infer(context, endpoint.select, endpoint)
+            if headers := self._dataplane.response_headers(context):
+                await call.send_initial_metadata([(name.decode(), value.decode()) for name, value in headers])
+            self._dataplane.record_response(context)
+            return response
 
-        return await self._answered(context, request, "ModelInfer", infer)
+        return await self._respond(call, request, "ModelInfer", infer)
 
-    async def _answered(
-        self, context: Any, request: Any, name: str, make: Callable[[Scope], Awaitable[Any]]
+    async def _respond(
+        self, call: Any, request: Any, method: str, handle: Callable[[RequestContext], Awaitable[Any]]
     ) -> Any:
-        """What is made, or the status that tells why it could not be."""
-        sent = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata()]
-        scope: dict[str, Any] = {"request_id": self._new_id(), "path": name, "headers": sent}
-        scope |= {"began": time.perf_counter(), "client": (_host(context.peer()), None)}
-        if name == "ModelInfer":
-            for observer in self._observers:
-                observer.on_request(scope)
+        """Return the response of a handler, or abort the call with the status of its error."""
+        metadata = [(name.encode(), _bytes(value)) for name, value in call.invocation_metadata()]
+        context = RequestContext(new_id(), GRPC, method, metadata, _host(call.peer()), {})
+        if method == "ModelInfer":
+            self._dataplane.receive(context)
         try:
             if self._guard:
-                scope["key"] = None
-                scope["key"] = self._guard.authenticate(sent, declared(getattr(self, name)))
+                context.has_keys = True
+                context.key = self._guard.authenticate(metadata, declared(getattr(self, method)))
             if isinstance(request, Malformed):
                 raise request
-            return await make(scope)
-        except asyncio.CancelledError:  # by the caller, or because the caller's deadline has passed
-            self._refused(scope, CLIENT_CLOSED_REQUEST, ClientDisconnected("The caller has gone."))
+            return await handle(context)
+        except asyncio.CancelledError:  # the client cancelled, or its deadline has passed
+            error = ClientDisconnected("The client cancelled the call.")
+            self._dataplane.record_failure(context, Status.CLIENT_CLOSED_REQUEST, error)
             raise
         except Exception as error:
-            response = self._answer(scope, error, open_inference.respond)
-            self._refused(scope, response.status_code, error)
-            detail = orjson.loads(response.body)["error"]
-            await context.abort(_CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), detail)
+            if not isinstance(error, ServingError):
+                log.exception("unhandled error while processing a request", extra=context.log_fields)
+            failure = failure_of(context, error)
+            # The protocol has one status for all invalid requests.
+            status = Status.INVALID if failure.status == Status.UNPROCESSABLE else failure.status
+            self._dataplane.record_failure(context, status, error)
+            code = _CODES.get(Status(status), grpc.StatusCode.UNKNOWN)
+            await call.abort(code, one_line(failure.detail, failure.faults))
 
 
 def _host(peer: str) -> str:
-    """The address in what gRPC calls a peer: `ipv4:10.0.0.1:4711`, `ipv6:%5B::1%5D:4711`."""
+    """Return the address of a gRPC peer such as `ipv4:10.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 

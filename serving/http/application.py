@@ -1,10 +1,9 @@
-"""The application that answers: who is let in, which route predicts, and what an error is in HTTP."""
+"""The ASGI application: authorizes requests, routes them, and maps errors to responses."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -16,52 +15,27 @@ from serving import errors
 from serving.auth import host_and_origin
 from serving.auth.access_rules import NO_ROUTE, Access, required
 from serving.auth.authenticator import Authenticator
-from serving.hooks import RequestHook
+from serving.dataplane import DataPlane, Status, failure_of
 from serving.http import problem_details
-from serving.http.model_visibility import sees_reasons
-from serving.http.request_id import request_id
+from serving.http.http_context import HttpContext
 from serving.http.routing import Router
 from serving.models.slot import Slot
 from serving.server.tls_certificate import Certificate
-from serving.telemetry.logging import request_context
 from serving.telemetry.metrics import Metrics
 from serving.version import NO_STORE_HEADERS
 
 log = logging.getLogger("serving")
 
-STATUSES: dict[type[errors.ServingError], int] = {
-    errors.Malformed: 400,
-    errors.ConflictingModel: 400,
-    errors.BadHost: 400,
-    errors.CrossSite: 403,
-    errors.Unauthenticated: 401,
-    errors.Forbidden: 403,
-    errors.RateExceeded: 429,
-    errors.UnknownModel: 404,
-    errors.UnknownPrediction: 404,
-    errors.NotStreaming: 404,
-    errors.RequestTimeout: 408,
-    errors.BodyTooLarge: 413,
-    errors.UnsupportedMedia: 415,
-    errors.Unprocessable: 422,
-    errors.ModelFailed: 500,
-    errors.Unavailable: 503,
-    errors.DeadlineExceeded: 504,
-}
-"""The one table of what an error is in HTTP; a subclass is what its nearest listed parent is."""
-
 
 class ServingApp(FastAPI):
-    """The application. Typed routes are answered here, around FastAPI's layers; all else by them.
+    """The application: inference requests bypass FastAPI's layers, which handle all other requests.
 
-    Every answer carries the request's id.
+    Every response carries the id of its request.
     """
 
+    dataplane: DataPlane
     predictions: Router
     metrics: Metrics
-    observers: Sequence[RequestHook] = ()
-    on_end: Sequence[Callable[[Scope, int], None]] = ()
-    """Run with each request that has ended and its status, except successful predictions."""
     slots: Sequence[Slot] = ()
     guard: Authenticator | None = None
     hosts: host_and_origin.HostNames | None = None
@@ -73,112 +47,86 @@ class ServingApp(FastAPI):
     certificate: Certificate | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or run the lifespan."""
+        """Process a request, or run the lifespan."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        scope["request_id"], scope["began"] = request_id(scope), time.perf_counter()
-        predict = self.predictions.match(scope["path"])
-        if predict:
-            for observer in self.observers:
-                observer.on_request(scope)
+        context = HttpContext(scope, receive, send)
+        endpoint = self.predictions.match(context.path)
+        if endpoint:
+            self.dataplane.receive(context)
+        else:
+            scope["context"] = context
         try:
-            self._authorize(scope, predict.access if predict else required(self.router.routes, scope))
-            if predict is None:
-                await super().__call__(scope, receive, add_request_id(scope, send))
-                self._ended(scope, scope.get("status", problem_details.CLIENT_CLOSED_REQUEST))
+            self._authorize(context, endpoint.access if endpoint else required(self.router.routes, scope))
+            if endpoint is None:
+                await super().__call__(scope, receive, add_request_id(context, send))
+                self.dataplane.on_finished(context, context.status or Status.CLIENT_CLOSED_REQUEST.value)
             else:
-                await predict(scope, receive, send)
+                await endpoint(context)
         except errors.ClientDisconnected as error:
-            self.record_failure(scope, problem_details.CLIENT_CLOSED_REQUEST, error)
+            self.dataplane.record_failure(context, Status.CLIENT_CLOSED_REQUEST, error)
         except Exception as error:
             if not isinstance(error, (errors.ServingError, HTTPException)):
-                log.exception("a request was not answered as it should be", extra=request_context(scope))
-            respond = predict.respond if predict else problem_details.respond
-            response = error_response(scope, error, scope.get("respond", respond))
-            self.record_failure(scope, response.status_code, error)
-            if "status" not in scope:  # FastAPI's layers raise what they have answered with 500, too
-                await response(scope, receive, add_request_id(scope, send))
+                log.exception("unhandled error while processing a request", extra=context.log_fields)
+            respond = endpoint.respond if endpoint else problem_details.respond
+            response = error_response(context, error, context.respond or respond)
+            self.dataplane.record_failure(context, response.status_code, error)
+            if context.status is None:  # FastAPI raises an error again after it has sent the response
+                await response(scope, receive, add_request_id(context, send))
 
-    def record_failure(self, scope: Scope, status: int, error: Exception) -> None:
-        """Count a request that was not answered as meant, and tell those who watch."""
-        model, version = scope.get("leased", ("", ""))
-        self.metrics.count(model, version, status)
-        for observer in self.observers:
-            observer.on_error(scope, status, error)
-        self._ended(scope, status)
-
-    def _ended(self, scope: Scope, status: int) -> None:
-        for on_end in self.on_end:
-            on_end(scope, status)
-
-    def _authorize(self, scope: Scope, access: Access) -> None:
-        """Check that the caller may use a route, before anything is leased or disclosed."""
-        headers = dict(scope["headers"])
+    def _authorize(self, context: HttpContext, access: Access) -> None:
+        """Check that the client may use a route, before a model is leased or anything is disclosed."""
+        headers = dict(context.headers)
         is_foreign = self.hosts and not self.hosts.accepts(headers.get(b"host"))
         if is_foreign and not (access.is_probe and self.probes_by_any_name):
             raise errors.BadHost("This service does not have that host name.")
-        if host_and_origin.is_cross_site(scope["method"], headers, self.origins):
+        if host_and_origin.is_cross_site(context.method, headers, self.origins):
             raise errors.CrossSite("Pages of other origins may not send this request.")
-        if access is not NO_ROUTE and host_and_origin.lacks_media_type(scope["method"], headers):
+        if access is not NO_ROUTE and host_and_origin.lacks_media_type(context.method, headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
-        if self.admin_port and access.for_operators and scope["server"][1] != self.admin_port:
+        if self.admin_port and access.for_operators and context.scope["server"][1] != self.admin_port:
             raise HTTPException(404)
         if self.guard:
-            scope["key"] = None
+            context.has_keys = True
             if access.scope:
-                scope["key"] = self.guard.authenticate(scope["headers"], access)
+                context.key = self.guard.authenticate(context.headers, access)
 
 
 def error_response(
-    scope: Scope, error: Exception, respond: problem_details.Respond = problem_details.respond
+    context: HttpContext, error: Exception, respond: problem_details.Respond = problem_details.respond
 ) -> Response:
-    """The response that tells of an error, a problem unless the protocol has another form for it."""
-    request_id = scope["request_id"]
+    """Return the response for an error, in the format of a protocol."""
+    request_id = context.request_id
     if isinstance(error, HTTPException):
         return respond(error.status_code, str(error.detail), request_id, headers=error.headers)
     if isinstance(error, RequestValidationError):
-        misfits = [errors.FieldError(tuple(each["loc"]), each["msg"]) for each in error.errors()[:20]]
-        return respond(422, "The request does not fit.", request_id, faults=misfits)
-    if not isinstance(error, errors.ServingError):
-        return respond(500, "The server made a mistake; its log says which.", request_id)
-    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-    if isinstance(error, errors.ModelFailed):
-        _log_failure(scope, error)
-        return respond(status, "The model failed on this request.", request_id)
-    if isinstance(error, errors.Unavailable):
-        detail = str(error)
-        if isinstance(error, errors.NotLive) and not sees_reasons(scope):
-            detail = error.public
-        return respond(status, detail, request_id, headers={"Retry-After": str(error.retry_after)})
-    faults = error.faults if isinstance(error, errors.RequestError) else ()
+        faults = [errors.FieldError(tuple(field["loc"]), field["msg"]) for field in error.errors()[:20]]
+        return respond(422, "The request does not match the route.", request_id, faults=faults)
+    failure = failure_of(context, error)
     headers = {}
-    if isinstance(error, errors.RequestTimeout):
+    if failure.retry_after is not None:
+        headers["Retry-After"] = str(failure.retry_after)
+    if failure.status == Status.RECEIVE_TIMEOUT:
         headers["Connection"] = "close"
-    if isinstance(error, errors.Unauthenticated):
+    if failure.status == Status.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, errors.RateExceeded):
-        headers["Retry-After"] = str(error.retry_after)
-    return respond(status, str(error), request_id, faults=faults, headers=headers)
+    return respond(failure.status, failure.detail, request_id, faults=failure.faults, headers=headers)
 
 
-def _log_failure(scope: Scope, error: errors.ModelFailed) -> None:
-    more = {"path": scope["path"], "cause": error.cause}
-    log.error("the model failed: %s", error, extra=request_context(scope) | more)
-
-
-def add_request_id(scope: Scope, send: Send) -> Send:
-    header = (b"x-request-id", scope["request_id"].encode())
+def add_request_id(context: HttpContext, send: Send) -> Send:
+    """Return a `send` that adds the id of the request, and forbids to store the response, by default."""
+    header = (b"x-request-id", context.request_id.encode())
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
-            scope["status"] = message["status"]
+            context.status = message["status"]
             headers = [*message.get("headers", ())]
-            said = {name for name, _ in headers}
+            present = {name for name, _ in headers}
             message["headers"] = [
                 *headers,
                 header,
-                *(each for each in NO_STORE_HEADERS if each[0] not in said),
+                *(default for default in NO_STORE_HEADERS if default[0] not in present),
             ]
         await send(message)
 

@@ -1,4 +1,4 @@
-"""The background components of the service in `/ready`."""
+"""The state of background components in `/ready`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ComponentState(BaseModel):
     """A background component of the service that ended unexpectedly."""
 
     name: str
-    detail: str = Field(description="which one of several with this name")
-    state: str = Field(description="running (again), or restarting")
+    detail: str = Field(description="distinguishes components of one name")
+    state: str = Field(description="running (it was restarted), or restarting")
     restarts: int
 
 
@@ -20,10 +20,10 @@ def component_states(supervisor: Supervisor) -> list[ComponentState]:
     """Return the components that ended unexpectedly a short time ago."""
     return [
         ComponentState(
-            name=each.name,
-            detail=each.detail,
-            state="running" if each.is_running else "restarting",
-            restarts=each.restarts,
+            name=component.name,
+            detail=component.detail,
+            state="running" if component.is_running else "restarting",
+            restarts=component.restarts,
         )
-        for each in supervisor.unsteady
+        for component in supervisor.unsteady
     ]

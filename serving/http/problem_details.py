@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details: never a traceback, never the caller's input, at most 8 KB."""
+"""Errors as RFC 9457 problem details: without traceback, without the client's input, at most 8 KB."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from starlette.responses import Response
 from serving.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
-CLIENT_CLOSED_REQUEST = 499
-"""Nobody is answered so: it is for the metrics, as nginx counts those who left."""
 _MAX_BYTES = 8192
 
 
 class FieldErrorDetail(BaseModel):
-    """One thing that is wrong: where, and what."""
+    """An invalid field and the reason."""
 
     loc: list[str | int] = Field(description="path to the field")
     msg: str
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it."""
+    """An error, as RFC 9457 defines it."""
 
     type: str = Field(description="a URI that identifies the kind of problem")
     title: str
     status: int
     detail: str
     request_id: str
-    errors: list[FieldErrorDetail] = Field(default=[], description="the fields that are at fault")
+    errors: list[FieldErrorDetail] = Field(default=[], description="the invalid fields")
 
 
 class Respond(Protocol):
-    """Makes the response that tells of an error, as a protocol has it."""
+    """Renders an error in the format of a protocol."""
 
     def __call__(
         self,
@@ -49,7 +47,7 @@ class Respond(Protocol):
         faults: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """The response."""
+        """Return the response."""
 
 
 def respond(
@@ -60,7 +58,7 @@ def respond(
     faults: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A problem response; faults that don't fit into 8 KB are left out."""
+    """Return a problem response; it omits field errors that do not fit into 8 KB."""
     listed = [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults]
     problem = {
         "type": "about:blank",
@@ -79,11 +77,11 @@ def respond(
 
 PATH_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 PathText = Annotated[str, Path(pattern=PATH_PATTERN)]
-"""A part of a path: any text without control characters, which are refused before a route is looked for."""
+"""A path parameter: any text without control characters."""
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """These statuses for the OpenAPI document of a route."""
+    """Return the OpenAPI responses of a route for these statuses."""
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}

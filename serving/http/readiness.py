@@ -20,23 +20,23 @@ from serving.registry.follower import Follower
 
 
 class CandidateState(BaseModel):
-    """The version that the reference names while it is not live."""
+    """The version that the reference names, while it is not live."""
 
     version: str | None
-    state: str = Field(description="loading, waiting (it is tried again), rejected or reverted")
+    state: str = Field(description="loading, waiting (for the next attempt), rejected or reverted")
     reason: str
 
 
 class ComparisonState(BaseModel):
-    """How a version answered requests that another had answered."""
+    """How the predictions of a version compare with those of another version for the same requests."""
 
     requests: int
-    agreement: float = Field(description="share of rows with the same answer, numbers within one percent")
-    latency: float = Field(description="its median time as a ratio to the other version's")
+    agreement: float = Field(description="share of rows with the same prediction, numbers within one percent")
+    latency: float = Field(description="ratio of its median time to that of the other version")
 
 
 class BatchingState(BaseModel):
-    """Whether requests of different callers may share a call of the model."""
+    """Whether requests of different clients may share a model call."""
 
     shared: bool
     basis: str = Field(description="proof, monitoring, metadata or output form")
@@ -56,12 +56,12 @@ class CoreModelState(BaseModel):
     source: str | None = None
     digest: str | None = None
     loaded_at: datetime | None = None
-    required: bool = Field(description="whether the service is not ready without it")
+    required: bool = Field(description="whether the readiness of the service requires it")
     state: str = Field(description="live, recovering, not live, or (on demand) asleep or waking")
-    reason: str | None = Field(None, description="why it is not live")
+    reason: str | None = Field(None, description="the reason why it is not live")
     candidate: CandidateState | None = None
     comparison: ComparisonState | None = Field(
-        None, description="how it answered the last requests of the version that was live before"
+        None, description="comparison with the previous live version on its last requests"
     )
     batching: BatchingState | None = Field(None, description="whether callers share calls of the model")
 
@@ -73,15 +73,15 @@ class Warnings(BaseModel):
 
 
 class RegistryState(BaseModel):
-    """What the last look at the registry came to."""
+    """The result of the last request to the registry."""
 
     uri: str
-    reachable: bool | None = Field(description="null before the first look")
-    checked_at: datetime | None = Field(description="when a look last succeeded")
+    reachable: bool | None = Field(description="null before the first request")
+    checked_at: datetime | None = Field(description="time of the last successful request")
 
 
 class Readiness(BaseModel):
-    """Whether every required model is live, and which version of it."""
+    """The readiness of the service, and the live version of each model."""
 
     status: str = Field(description="ready, or not ready")
     model_uri: str = Field(description="the default model's reference")
@@ -90,13 +90,13 @@ class Readiness(BaseModel):
     registry: RegistryState
     components: list[ComponentState] = Field(
         default=[],
-        exclude_if=lambda found: not found,
-        description="background components that ended unexpectedly a short time ago; absent if none did",
+        exclude_if=lambda components: not components,
+        description="components that ended unexpectedly a short time ago; absent if there are none",
     )
     keys: str | None = Field(
         None,
-        exclude_if=lambda found: found is None,
-        description="readable, unreadable, or stale: no key is valid any more; absent without keys",
+        exclude_if=lambda keys: keys is None,
+        description="the API key file: readable, unreadable, or stale (no key is valid); absent without keys",
     )
 
 
@@ -230,7 +230,7 @@ def _live_fields(live: LoadedModel) -> dict[str, Any]:
 
 
 def _hide_reasons(state: dict[str, Any]) -> None:
-    """Replace texts that models or exceptions can have written."""
+    """Replace texts that can come from model code or exceptions."""
     for part in (state, state["candidate"], state.get("batching")):
         is_loading = part and part.get("state") == CandidatePhase.LOADING.value
         if part and part.get("reason") not in (None, "", RECOVERING) and not is_loading:

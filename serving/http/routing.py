@@ -1,29 +1,23 @@
-"""The routes of predictions, found by their path in one look however many models there are."""
+"""Routing of inference requests: one dictionary look-up, however many models are served."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from random import random
 from urllib.parse import parse_qs
 
-from starlette.types import Scope
-
-from serving.errors import ConflictingModel
-from serving.hooks import RequestHook
+from serving.dataplane import DataPlane, Selector
+from serving.errors import ConflictingModel, not_served
 from serving.http.endpoints.invocations import InvocationsEndpoint
 from serving.http.endpoints.open_inference import InferEndpoint
 from serving.http.endpoints.predict import PredictEndpoint
 from serving.http.endpoints.predict_batch import PredictBatchEndpoint
 from serving.http.endpoints.predict_stream import PredictStreamEndpoint
-from serving.http.model_visibility import check_visible, visible_models
+from serving.http.http_context import HttpContext
 from serving.models.loaded_model import LoadedModel
-from serving.models.selector import ModelSelector
 from serving.models.slot import Slot
-from serving.models.traffic_split import hash_bucket
-from serving.settings.groups import LimitSettings
 
-_KINDS: Mapping[tuple[str, tuple[str, ...]], type[PredictEndpoint]] = {
+_ENDPOINTS: Mapping[tuple[str, tuple[str, ...]], type[PredictEndpoint]] = {
     ("models", ("predict",)): PredictEndpoint,
     ("models", ("predict", "batch")): PredictBatchEndpoint,
     ("models", ("predict", "stream")): PredictStreamEndpoint,
@@ -32,94 +26,77 @@ _KINDS: Mapping[tuple[str, tuple[str, ...]], type[PredictEndpoint]] = {
 
 
 class Router:
-    """The applications that answer requests for predictions."""
+    """The endpoints of inference requests, by path."""
 
-    def __init__(
-        self,
-        models: ModelSelector,
-        limits: LimitSettings,
-        observers: Sequence[RequestHook] = (),
-        sticky: bytes | None = None,
-    ) -> None:
-        self._models = models
-        self._sticky = sticky
-        self._default = models.slots[0].reference.name
-        self._made = limits, models.ensure_loaded, observers
+    def __init__(self, dataplane: DataPlane) -> None:
+        self._dataplane, self._models = dataplane, dataplane.models
+        self._default = self._models.slots[0].reference.name
         self._paths: dict[str, PredictEndpoint] = {
-            "/predict": PredictEndpoint(self._by_header, *self._made),
-            "/predict/batch": PredictBatchEndpoint(self._by_header, *self._made),
-            "/predict/stream": PredictStreamEndpoint(self._by_header, *self._made),
-            "/invocations": InvocationsEndpoint(self._by_header_or_query, *self._made),
+            "/predict": PredictEndpoint(self._by_header, dataplane),
+            "/predict/batch": PredictBatchEndpoint(self._by_header, dataplane),
+            "/predict/stream": PredictStreamEndpoint(self._by_header, dataplane),
+            "/invocations": InvocationsEndpoint(self._by_query_or_header, dataplane),
         }
-        for name, slot in models.named().items():
-            lease = partial(self._by_path, self._leasing(name, slot))
-            self._paths[f"/models/{name}/predict"] = PredictEndpoint(lease, *self._made)
-            self._paths[f"/models/{name}/predict/batch"] = PredictBatchEndpoint(lease, *self._made)
-            self._paths[f"/models/{name}/predict/stream"] = PredictStreamEndpoint(lease, *self._made)
-            self._paths[f"/v2/models/{name}/infer"] = InferEndpoint(lease, *self._made)
+        for name, slot in self._models.named().items():
+            select = partial(self._by_path, self._selector(name, slot))
+            self._paths[f"/models/{name}/predict"] = PredictEndpoint(select, dataplane)
+            self._paths[f"/models/{name}/predict/batch"] = PredictBatchEndpoint(select, dataplane)
+            self._paths[f"/models/{name}/predict/stream"] = PredictStreamEndpoint(select, dataplane)
+            self._paths[f"/v2/models/{name}/infer"] = InferEndpoint(select, dataplane)
 
     def match(self, path: str) -> PredictEndpoint | None:
-        """The application of the route at this path, of a served model or not; None for other paths."""
-        return self._paths.get(path) or self._other(path)
+        """Return the endpoint at a path, whether or not its model is served; None for other paths."""
+        return self._paths.get(path) or self._match_pattern(path)
 
-    def _other(self, path: str) -> PredictEndpoint | None:
+    def _match_pattern(self, path: str) -> PredictEndpoint | None:
+        select: Selector[HttpContext]
         match path.removeprefix("/v2").split("/"):
             case ["", "models", name, "versions", version, *rest]:
-                lease = partial(self._by_version, name, version)
+                select = partial(self._dataplane.select_version, name=name, version=version)
             case ["", "models", name, *rest]:
-                lease = partial(self._by_name, name)
+                select = partial(self._dataplane.select, name=name)
             case _:
                 return None
-        kind = _KINDS.get((path[1:].partition("/")[0], tuple(rest)))
-        return kind(partial(self._by_path, lease), *self._made) if kind else None
+        endpoint = _ENDPOINTS.get((path[1:].partition("/")[0], tuple(rest)))
+        return endpoint(partial(self._by_path, select), self._dataplane) if endpoint else None
 
-    def _leasing(self, name: str, slot: Slot) -> Callable[[Scope], LoadedModel]:
-        """How what answers requests to a model is leased: in one step, unless references share it."""
-        return partial(self._by_name, name) if name in self._models.splits else partial(_of_slot, slot)
+    def _selector(self, name: str, slot: Slot) -> Selector[HttpContext]:
+        """Return the selector of a served model, the faster one unless references share the model."""
+        if name in self._models.splits:
+            return partial(self._dataplane.select, name=name)
+        return partial(_of_slot, slot)
 
-    def _by_name(self, name: str, scope: Scope) -> LoadedModel:
-        return visible_models(self._models, scope).lease(
-            name, partial(routing_key, name, scope, self._sticky)
-        )
-
-    def _by_version(self, name: str, version: str, scope: Scope) -> LoadedModel:
-        return visible_models(self._models, scope).version(name, version)
-
-    def _by_path(self, lease: Callable[[Scope], LoadedModel], scope: Scope) -> LoadedModel:
-        """The model that the path names; a header that names another is a mistake, whichever was meant."""
-        leased, named = lease(scope), _header(scope)
-        if named and not self._models.matches(named, leased):
+    def _by_path(self, select: Selector[HttpContext], context: HttpContext) -> LoadedModel:
+        """Return the version that the path names; a header that names another one is an error."""
+        model, name = select(context), _header(context)
+        if name and not self._models.matches(name, model):
             raise ConflictingModel("The path names one model, and X-Model another.")
-        return leased
+        return model
 
-    def _by_header(self, scope: Scope) -> LoadedModel:
-        """The model that the header `X-Model` names, or the default one."""
-        return self._chosen(_header(scope), scope)
+    def _by_header(self, context: HttpContext) -> LoadedModel:
+        """Return the version that the header `X-Model` names, or the default model's."""
+        return self._by_name(_header(context), context)
 
-    def _by_header_or_query(self, scope: Scope) -> LoadedModel:
-        named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [])
-        return self._chosen(named[-1] if named else _header(scope), scope)
+    def _by_query_or_header(self, context: HttpContext) -> LoadedModel:
+        named = parse_qs(context.scope["query_string"].decode("latin-1")).get("model", [])
+        return self._by_name(named[-1] if named else _header(context), context)
 
-    def _chosen(self, chosen: str | None, scope: Scope) -> LoadedModel:
-        models = visible_models(self._models, scope)
+    def _by_name(self, name: str | None, context: HttpContext) -> LoadedModel:
+        models = self._dataplane.visible_models(context)
         if not models.splits:
-            return models.lease(chosen)
-        return models.lease(chosen, partial(routing_key, chosen or self._default, scope, self._sticky))
+            return models.lease(name)
+        return models.lease(name, partial(self._dataplane.routing_key, context, name or self._default))
 
 
-def _of_slot(slot: Slot, scope: Scope) -> LoadedModel:
-    check_visible(scope, slot.reference.name)
+def _of_slot(slot: Slot, context: HttpContext) -> LoadedModel:
+    key = context.key
+    if key is not None and key.models and slot.reference.name not in key.models:
+        raise not_served(slot.reference.name)
     return slot.lease()
 
 
-def routing_key(model: str, scope: Scope, sticky: bytes | None) -> float:
-    """What chooses among references that share a model: chance, or whom the `sticky` header names."""
-    caller = _header(scope, sticky) if sticky else None
-    return random() if caller is None else hash_bucket(model, caller)  # noqa: S311 — no secret
-
-
-def _header(scope: Scope, wanted: bytes = b"x-model") -> str | None:
-    for name, value in scope["headers"]:
-        if name == wanted:
-            return str(value.decode("latin-1"))
+def _header(context: HttpContext) -> str | None:
+    for name, value in context.headers:
+        if name == b"x-model":
+            return value.decode("latin-1")
     return None

@@ -1,7 +1,7 @@
-"""The typed routes of each model, as `/openapi.json` has them.
+"""The typed routes of each model in the OpenAPI document.
 
-They are declared as FastAPI declares any, with the types of the contracts that are live at that moment; what
-answers their requests is leaner (`predict.py`).
+FastAPI generates the document from route declarations with the types of the live contracts. The requests
+themselves bypass FastAPI (`endpoints/predict.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
 def typed_routes(default: LoadedModel | None, live: Mapping[str, LoadedModel]) -> list[APIRoute]:
-    """The typed routes of live versions, as FastAPI would have them."""
+    """Return declarations of the typed routes of live versions."""
     routes = list(_routes_for("", "", default.contract)) if default else []
     for name, loaded in live.items():
         prefix = f"/models/{quote(name)}"
@@ -66,27 +66,27 @@ def _routes_for(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRou
             response_class=ServerSentEvents,
             responses=_ERRORS,
             tags=tags,
-            summary=f"Predict one row with {contract.name}, answered bit by bit",
+            summary=f"Predict one row with {contract.name}, as a stream",
             operation_id=f"{'pinned_' * pinned}stream_predict{suffix}",
         )
 
 
 def _endpoint(body: Any, params: Sequence[Param], pinned: bool) -> Callable[..., None]:
-    """A function with the signature of the route, from which FastAPI makes the documentation."""
+    """Return a function with the signature of the route, from which FastAPI generates the documentation."""
 
     def declared() -> None:
-        """Answers carry X-Model-Name, X-Model-Version, X-Request-ID and Server-Timing."""
+        """Responses carry X-Model-Name, X-Model-Version, X-Request-ID and Server-Timing."""
 
     named = [_parameter("version", PathText)] if pinned else []
-    # The model's parameters may have names that Python's may not.
+    # Model parameters may have names that are not Python identifiers.
     queries = [_query(f"param_{index}", param) for index, param in enumerate(params)]
-    # FastAPI reads the parameters there.
+    # FastAPI reads the parameters from this attribute.
     declared.__signature__ = inspect.Signature([*named, _parameter("body", body), *queries])  # type: ignore[attr-defined]
     return declared
 
 
 def _query(name: str, param: Param) -> inspect.Parameter:
-    if param.is_nested:  # JSON in text, of which FastAPI would make fields
+    if param.is_nested:  # the value is JSON in text; FastAPI would expand it into fields
         described = Query(alias=param.name, description="JSON", examples=[json.dumps(param.default)])
         return _parameter(name, Annotated[str | None, described], None)
     return _parameter(
@@ -100,5 +100,5 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 
 
 def _json_default(default: Any) -> Any:
-    """A default as JSON has it; None where JSON can't say it."""
+    """Return a default for the JSON schema; None for a number that JSON cannot represent."""
     return None if isinstance(default, float) and not math.isfinite(default) else default

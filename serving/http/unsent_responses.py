@@ -1,4 +1,4 @@
-"""Bounds for response bytes that callers have not read yet."""
+"""Limits on response bytes that clients have not read yet."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import struct
-
-from starlette.types import Scope
+from collections.abc import Mapping
+from typing import Any
 
 from serving.errors import Overloaded
 
@@ -18,7 +18,7 @@ _BYTES_ACKED_OFFSET = 120
 
 
 class UnsentBytes:
-    """Limits the sum of the large responses that are kept until their callers have read them.
+    """Limits the sum of the large responses that wait for their clients to read them.
 
     Args:
         max_bytes: the limit; a single response may be larger.
@@ -27,7 +27,7 @@ class UnsentBytes:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.used = 0
-        """Bytes that are reserved now."""
+        """The bytes that are reserved at present."""
 
     def reserve(self, size: int) -> None:
         """Count a response that is about to be sent.
@@ -36,7 +36,7 @@ class UnsentBytes:
             Overloaded: the limit is reached.
         """
         if self.used and self.used + size > self._max_bytes:
-            raise Overloaded("Too many large responses wait for their callers to read them.")
+            raise Overloaded("Too many large responses wait for their clients to read them.")
         self.used += size
 
     def release(self, size: int) -> None:
@@ -44,11 +44,11 @@ class UnsentBytes:
         self.used -= size
 
 
-def reserve(scope: Scope, size: int) -> None:
+def reserve(scope: Mapping[str, Any], size: int) -> None:
     """Count a response to this request if it is large.
 
     Raises:
-        Overloaded: too many bytes wait already for callers to read them.
+        Overloaded: too many bytes wait already for clients to read them.
     """
     if size > LARGE_BYTES and (hold := scope.get("reserve")):
         hold(size)
@@ -81,7 +81,7 @@ class ReadProgress:
         self._last: tuple[tuple[str, int], float] | None = None
 
     def has_stopped(self, transport: asyncio.Transport, now: float) -> bool:
-        """Return whether bytes wait of which the peer has read nothing for so long; call it repeatedly."""
+        """Check whether the peer has read nothing for that time though bytes wait; call it repeatedly."""
         if not transport.get_write_buffer_size():
             self._last = None
             return False

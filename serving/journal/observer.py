@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from serving.journal.records import Record, pack, record
 from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
 from serving.registry.client import RegistryClient
+from serving.request_context import RequestContext
 from serving.settings.settings import Settings
 from serving.supervision import Supervisor
 from serving.telemetry.metrics import Metrics
@@ -83,9 +84,9 @@ class JournalObserver(RequestHook):
 
     # -- predictions
 
-    def response_headers(self, scope: MutableMapping[str, Any]) -> Sequence[Header]:
+    def response_headers(self, context: RequestContext) -> Sequence[Header]:
         """Return the header with the prediction's id."""
-        identity = scope["prediction_id"] = str(uuid7())
+        identity = context.state["prediction_id"] = str(uuid7())
         return ((b"x-prediction-id", identity.encode()),)
 
     def on_response(self, exchange: InferenceEvent) -> None:

@@ -68,21 +68,21 @@ class Record(NamedTuple):
 
 
 def record(exchange: InferenceEvent) -> Record:
-    """Return the record of a request, whose id is `prediction_id` in the scope."""
-    scope, answer = exchange.scope, exchange.answer
+    """Return the record of a request, whose id is `prediction_id` in the state of its context."""
+    context, answer = exchange.context, exchange.answer
     parts = exchange.source_parts
-    protocol = _protocol(scope["path"])
+    protocol = _protocol(context.path)
     seconds = exchange.ended - exchange.began
-    head = scope["prediction_id"], exchange.live, protocol
+    head = context.state["prediction_id"], exchange.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
         tables = _input_tables(parts), _output_tables(parts), rows
-        return Record(*head, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
+        return Record(*head, len(rows), params, b"", b"", *tables, seconds, context.request_id)
     response = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
     count = sum([len(rows) for rows, _ in parts])
     return Record(
-        *head, count, params, exchange.body, response, None, None, None, seconds, scope["request_id"]
+        *head, count, params, exchange.body, response, None, None, None, seconds, context.request_id
     )
 
 

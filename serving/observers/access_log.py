@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from serving.hooks import InferenceEvent, RequestHook
-from serving.telemetry.logging import request_context
+from serving.request_context import RequestContext
 from serving.telemetry.rate_limit import FixedWindow
 
 log = logging.getLogger("serving.access")
@@ -33,22 +32,22 @@ class AccessLog(RequestHook):
 
     def on_response(self, exchange: InferenceEvent) -> None:
         """Log a successful prediction."""
-        self.ended(exchange.scope, 200)
+        self.ended(exchange.context, 200)
 
-    def ended(self, scope: MutableMapping[str, Any], status: int) -> None:
+    def ended(self, context: RequestContext, status: int) -> None:
         """Log a request that ended with this status, which no client received if it has disconnected."""
-        if self._is_logged(scope["path"], status):
+        if self._is_logged(context.path, status):
             fields: dict[str, Any] = {
-                "method": scope.get("method", "gRPC"),
-                "path": scope["path"],
+                "method": context.method,
+                "path": context.path,
                 "status": status,
-                "duration_ms": round((time.perf_counter() - scope["began"]) * 1e3, 3),
-                "client": _client(scope),
+                "duration_ms": round((time.perf_counter() - context.started) * 1e3, 3),
+                "client": context.client,
             }
             if self._left_out:
                 fields["left_out"], self._left_out = self._left_out, 0
             level = logging.WARNING if status >= 500 else logging.INFO
-            extra = fields | request_context(scope)
+            extra = fields | context.log_fields
             log.log(level, "%s %s %d", fields["method"], fields["path"], status, extra=extra)
 
     def _is_logged(self, path: str, status: int) -> bool:
@@ -61,8 +60,3 @@ class AccessLog(RequestHook):
         allowed = bool(self._failures.acquire())
         self._left_out += not allowed
         return allowed
-
-
-def _client(scope: Mapping[str, Any]) -> str | None:
-    client = scope.get("client")
-    return client[0] if client else None

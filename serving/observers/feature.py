@@ -22,7 +22,7 @@ def create(core: Core) -> list[Feature]:
     ui = MlflowUi.of(settings)
     return [
         *tracing.features(),
-        Feature(hooks=[access] if access.share else (), on_end=access.ended),
+        Feature(hooks=[access] if access.share else (), on_finished=access.ended),
         Feature(
             tasks=[Task("traffic history", history.run)],
             routes=lambda reporter: status_data.router(reporter, history, ui, core.supervisor),

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from serving import __version__
 from serving.hooks import InferenceEvent, RequestHook
+from serving.request_context import RequestContext
 from serving.telemetry.trace_context import ModelCall, TraceContext, current
 
 log = logging.getLogger("serving.traces")
@@ -73,38 +74,38 @@ class TraceRecorder(RequestHook):
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("serving", __version__)
 
-    def on_request(self, scope: MutableMapping[str, Any]) -> None:
+    def on_request(self, context: RequestContext) -> None:
         """Start the span of a request, in the trace of its client if the headers name one."""
         carrier: dict[str, list[str]] = {}
-        for name, value in scope["headers"]:
-            if name in _TRACE_HEADERS:
-                carrier.setdefault(_TRACE_HEADERS[name], []).append(value.decode("latin-1"))
-        name, attributes = _name_and_attributes(scope)
+        for header, value in context.headers:
+            if header in _TRACE_HEADERS:
+                carrier.setdefault(_TRACE_HEADERS[header], []).append(value.decode("latin-1"))
+        name, attributes = _name_and_attributes(context)
         epoch = time.time_ns() - time.perf_counter_ns()
-        began, kind = epoch + int(scope["began"] * 1e9), SpanKind.SERVER
+        began, kind = epoch + int(context.started * 1e9), SpanKind.SERVER
         span = self._tracer.start_span(name, _W3C.extract(carrier), kind, attributes, start_time=began)
-        context = span.get_span_context()
-        ids, state = (f"{context.trace_id:032x}", f"{context.span_id:016x}"), context.trace_state.to_header()
-        scope["trace"] = trace = TraceContext(*ids, context.trace_flags, state)
-        scope["traced"] = _Request(span, trace, epoch)
+        own = span.get_span_context()
+        ids, state = (f"{own.trace_id:032x}", f"{own.span_id:016x}"), own.trace_state.to_header()
+        trace = TraceContext(*ids, own.trace_flags, state)
+        context.trace_id, context.state["span"] = trace.trace_id, _Request(span, trace, epoch)
         current.set(trace)
 
     def on_response(self, exchange: InferenceEvent) -> None:
         """Create the child spans of a successful request, and end its span."""
-        request: _Request = exchange.scope["traced"]
+        request: _Request = exchange.context.state["span"]
         if request.span.is_recording():
             rows = sum(len(indices) for indices, _ in exchange.parts)
             request.span.set_attributes({"serving.rows": rows, "serving.cached": not exchange.parts})
-            self._end(request, exchange.scope, 200, exchange.ended)
+            self._end(request, exchange.context, 200, exchange.ended)
 
-    def on_error(self, scope: MutableMapping[str, Any], status: int, error: Exception) -> None:
+    def on_error(self, context: RequestContext, status: int, error: Exception) -> None:
         """End the span of a request that failed; client errors do not set the span's status to error."""
-        request: _Request | None = scope.get("traced")
+        request: _Request | None = context.state.get("span")
         if request and request.span.is_recording():
             request.span.set_attribute("error.type", type(error).__name__)
             if status >= 500:
                 request.span.set_status(StatusCode.ERROR)
-            self._end(request, scope, status, time.perf_counter())
+            self._end(request, context, status, time.perf_counter())
 
     async def aclose(self, seconds: float) -> None:
         """Export the remaining spans within this number of seconds."""
@@ -122,14 +123,14 @@ class TraceRecorder(RequestHook):
         except TimeoutError:
             log.warning("traces could not be sent within %g s", seconds)
 
-    def _end(self, request: _Request, scope: Mapping[str, Any], status: int, ended: float) -> None:
-        model, version = scope.get("leased", ("", ""))
+    def _end(self, request: _Request, context: RequestContext, status: int, ended: float) -> None:
+        model, version = context.model_labels
         if model:
             attributes = {"serving.model.name": model, "serving.model.version": version or ""}
             request.span.set_attributes(attributes)
-        if "method" in scope:
+        if context.scope:
             request.span.set_attribute("http.response.status_code", status)
-        if taken := scope.get("taken"):
+        if taken := context.leased_at:
             self._record_child_spans(request, taken, ended)
         request.span.end(request.to_epoch_ns(ended))
 
@@ -174,24 +175,25 @@ def _link(trace: TraceContext, span_id: str) -> Link:
     return Link(SpanContext(int(trace.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=flags))
 
 
-def _name_and_attributes(scope: Mapping[str, Any]) -> tuple[str, dict[str, str | int]]:
+def _name_and_attributes(context: RequestContext) -> tuple[str, dict[str, str | int]]:
     """Return the name of a request's span, and its first attributes, which samplers can use."""
-    client = {"client.address": scope["client"][0]} if scope.get("client") else {}
-    if "method" not in scope:
+    scope = context.scope
+    client: dict[str, str | int] = {"client.address": context.client} if context.client else {}
+    if not scope:
         service = "inference.GRPCInferenceService"
-        rpc = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": scope["path"]}
-        return f"{service}/{scope['path']}", rpc | client | {"serving.request_id": scope["request_id"]}
-    route = _route(scope["path"])
+        rpc = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": context.path}
+        return f"{service}/{context.path}", rpc | client | {"serving.request_id": context.request_id}
+    route = _route(context.path)
     host, port = scope.get("server") or ("", 0)
-    return f"{scope['method']} {route}", {
-        "http.request.method": scope["method"],
+    return f"{context.method} {route}", {
+        "http.request.method": context.method,
         "http.route": route,
-        "url.path": scope["path"],
+        "url.path": context.path,
         "url.scheme": scope["scheme"],
         "server.address": host,
         "server.port": port or 0,
         "network.protocol.version": scope["http_version"],
-        "serving.request_id": scope["request_id"],
+        "serving.request_id": context.request_id,
         **client,
     }
 

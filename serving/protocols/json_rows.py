@@ -1,11 +1,11 @@
-"""Reads the rows of a large batch in pieces, as columns.
+"""Parsing of large JSON batches in chunks, as columns.
 
-A body of megabytes that is read at once holds up every other request for as long as that takes. It is cut
-between two rows instead, near the wanted size, without being parsed: a cut that falls elsewhere, into a text
-say, leaves a piece that is no JSON, and then the rest of the body is read at once.
+Parsing megabytes at once would delay all other requests. The reader therefore cuts the body between two rows,
+near the desired size, without parsing it first. A cut elsewhere, such as within a string, leaves a chunk that
+is not JSON; the reader then parses the rest of the body at once.
 
-Columns are read three times as fast as rows. What is read so fits the contract for certain; whatever doesn't,
-or may not, is left to `Contract.read_batch`, which has the last word and the words for it.
+Columns are parsed three times as fast as rows. This path accepts only rows that certainly match the contract.
+`Contract.read_batch` parses all others: it decides, and it writes the error messages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import orjson
@@ -25,7 +24,7 @@ from serving.contract.contract import Contract, validator
 from serving.errors import BodyTooLarge, FieldError, Malformed, Unprocessable
 from serving.types.scalars import Scalar
 
-_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
 _PARAMS = rb'"params"\s*:\s*\{[^{}]*\}\s*'
 _HEAD = re.compile(rb"\s*\{\s*(?:" + _PARAMS + rb',\s*)?"rows"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*(?:,\s*" + _PARAMS + rb")?\}\s*\Z")
@@ -35,32 +34,31 @@ _BETWEEN_ROWS = re.compile(rb"\}\s*,\s*(?=\{)")
 
 @dataclass(frozen=True, slots=True)
 class RowChunk:
-    """Some rows of a batch, and the batch's parameters."""
+    """Consecutive rows of a batch, and the parameters of the batch."""
 
     rows: Rows
     params: Mapping[str, Any]
 
 
 class BatchReader:
-    """Reads batches for one contract."""
+    """Parses batches for one contract."""
 
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
         self._columns = _Columns(contract)
 
     def read(self, body: bytes) -> Iterator[RowChunk]:
-        """The rows of a batch's JSON body, in pieces of some hundred kilobytes.
+        """Yield the rows of a batch's JSON body in chunks of about 64 KB.
 
         Raises:
-            Malformed: the body is not JSON, or names a field twice.
-            BodyTooLarge: there are more rows than the contract takes.
-            Unprocessable: it does not fit the contract.
+            Malformed: the body is not JSON, or repeats a field.
+            BodyTooLarge: there are more rows than the contract allows.
+            Unprocessable: the rows do not match the contract.
         """
         head, tail = _HEAD.match(body), _TAIL.search(body, max(0, len(body) - _MAX_TAIL_BYTES))
         if not head or not tail or head.end() > tail.start():
             yield RowChunk(*self._contract.read_batch(body))
             return
-        around = partial(b"%b%b%b".__mod__)
         before, after = body[: head.end()], body[tail.start() :]
         params: Mapping[str, Any] | None = None if b'"params"' in before + after else {}
         count = 0
@@ -68,7 +66,7 @@ class BatchReader:
             rows = None if params is None else self._columns.read(body[start:end])
             if rows is None:
                 try:
-                    rows, params = self._contract.read_batch(around((before, body[start:end], after)))
+                    rows, params = self._contract.read_batch(before + body[start:end] + after)
                 except Malformed:
                     rows, params = self._contract.read_batch(body)
                     yield RowChunk(rows[count:], params)
@@ -82,7 +80,7 @@ class BatchReader:
 
 
 class _Columns:
-    """Reads rows into columns, where all values are such as Python's JSON reader can't misread."""
+    """Parses rows into columns, for types whose values the JSON parser cannot misread."""
 
     def __init__(self, contract: Contract) -> None:
         columns = contract.columns
@@ -92,53 +90,53 @@ class _Columns:
             column.name: (validator(list[column.annotation]), column.required)  # type: ignore[name-defined]
             for column in columns
         }
-        kinds = {column.name: column.kind for column in columns}
-        scalars = {name: kind for name, kind in kinds.items() if isinstance(kind, Scalar)}
-        self._texts = [name for name, kind in scalars.items() if kind.python is str]
-        self._able = scalars == kinds and all(
-            kind.convert is None and ":" not in name for name, kind in scalars.items()
+        types = {column.name: column.kind for column in columns}
+        scalars = {name: type_ for name, type_ in types.items() if isinstance(type_, Scalar)}
+        self._texts = [name for name, type_ in scalars.items() if type_.python is str]
+        self._is_applicable = scalars == types and all(
+            type_.convert is None and ":" not in name for name, type_ in scalars.items()
         )
         self._all_required = all(column.required for column in columns)
 
-    def read(self, piece: bytes) -> pa.RecordBatch | None:
-        """The rows that stand in `piece`, one behind the other; None if the contract should look at them."""
-        if not self._able or (self._texts and b"\\u00" in piece):
+    def read(self, chunk: bytes) -> pa.RecordBatch | None:
+        """Return the comma-separated rows of a chunk; None if the contract must parse them."""
+        if not self._is_applicable or (self._texts and b"\\u00" in chunk):
             return None
         try:
-            rows = orjson.loads(b"[%b]" % piece)
-            if not rows or not self._has_fields(rows, piece):
+            rows = orjson.loads(b"[%b]" % chunk)
+            if not rows or not self._has_fields(rows, chunk):
                 return None
             return self._layout.batch(
                 {
                     name: reader.validate_python([row[name] for row in rows])
                     for name, (reader, required) in self._readers.items()
-                    if required or any(name in row for row in rows)  # in some alone, it is for the contract
+                    if required or any(name in row for row in rows)  # if some rows lack it: KeyError
                 }
             )
         except (ValueError, TypeError, LookupError, AttributeError, ValidationError, pa.ArrowException):
             return None
 
-    def _has_fields(self, rows: list[dict[str, Any]], piece: bytes) -> bool:
-        """Whether the rows have no field but the columns, and none twice: a name for every colon."""
+    def _has_fields(self, rows: list[dict[str, Any]], chunk: bytes) -> bool:
+        """Check that the rows have no unknown and no repeated field: there is one name per colon."""
         fields = sum(map(len, rows))
         if self._all_required:
             known = fields == len(rows) * len(self._names)
         else:
             known = all(row.keys() <= self._names for row in rows)
         in_texts = sum((row.get(name) or "").count(":") for name in self._texts for row in rows)
-        return known and bool(piece.count(b":") == fields + in_texts)
+        return known and bool(chunk.count(b":") == fields + in_texts)
 
 
 def _row_boundaries(body: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where pieces of the rows between `start` and `end` begin and end."""
-    while cut := _BETWEEN_ROWS.search(body, start + _BYTES, end):
+    """Yield start and end of each chunk of the rows between `start` and `end`."""
+    while cut := _BETWEEN_ROWS.search(body, start + _CHUNK_BYTES, end):
         yield start, cut.start() + 1
         start = cut.end()
     yield start, end
 
 
 def _offset_rows(error: Unprocessable, rows: int) -> Unprocessable:
-    """The same error, of rows that stand behind others."""
+    """Return the error with the row numbers increased by `rows`."""
     faults = tuple(
         FieldError((fault.loc[0], fault.loc[1] + rows, *fault.loc[2:]), fault.msg)
         if fault.loc[:1] == ("rows",) and len(fault.loc) > 1 and isinstance(fault.loc[1], int)

@@ -1,8 +1,8 @@
-"""MLflow's scoring protocol: the rows and parameters in a JSON body that `mlflow models serve` takes.
+"""Parsing of JSON bodies in MLflow's scoring protocol, as `mlflow models serve` accepts them.
 
-https://mlflow.org/docs/latest/genai/serving/#request-formats names the forms: `dataframe_split`,
-`dataframe_records`, `instances` and `inputs`. A body may also be one input without such a name, of a chat, a
-completion or an embedding: an object with `messages`, `prompt` or `input`.
+https://mlflow.org/docs/latest/genai/serving/#request-formats lists the forms: `dataframe_split`,
+`dataframe_records`, `instances` and `inputs`. A body may also be a single chat, completion or embedding
+request: an object with `messages`, `prompt` or `input`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from serving.types.tensors import Tensor
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 UNWRAPPED = ("messages", "prompt", "input")
-"""A body with one of these fields is one input, and its answer stands alone, not under `predictions`."""
+"""A body with one of these fields is one input, and the response is its output without `predictions`."""
 Columns = dict[str, Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """The rows that a body asks for, and the parameters."""
+    """The rows and model parameters of a body."""
 
     rows: pa.RecordBatch
     params: Mapping[str, Any]
@@ -40,20 +40,20 @@ class ParsedRequest:
 
 
 class ScoringParser:
-    """Reads the bodies of one contract."""
+    """Parses bodies for one contract."""
 
-    def __init__(self, contract: Contract, intake: ColumnValidator) -> None:
-        self._contract, self._intake = contract, intake
+    def __init__(self, contract: Contract, validator: ColumnValidator) -> None:
+        self._contract, self._validator = contract, validator
         self._names = [column.name for column in contract.columns]
         self._one_row = any(isinstance(column.kind, Nested) for column in contract.columns)
 
     def read(self, body: bytes) -> ParsedRequest:
-        """The rows and the parameters of a JSON body.
+        """Return the rows and the parameters of a JSON body.
 
         Raises:
-            Malformed: it is not JSON, or names a field twice.
-            BodyTooLarge: there are more rows than the contract takes.
-            Unprocessable: it has none of the forms, or does not fit the contract.
+            Malformed: the body is not JSON, or repeats a field.
+            BodyTooLarge: there are more rows than the contract allows.
+            Unprocessable: the body has none of the forms, or does not match the contract.
         """
         document = _parsed(body)
         if not document.keys().isdisjoint(UNWRAPPED):
@@ -61,27 +61,27 @@ class ScoringParser:
         forms = [form for form in FORMS if form in document]
         unknown = document.keys() - {*FORMS, "params"}
         if len(forms) != 1 or unknown:
-            told = ", ".join(sorted(name[:50] for name in document)) or "nothing"
-            _refuse(f"Send exactly one of {', '.join(FORMS)}, and params if need be; the body has {told}.")
-        found = document[forms[0]]
-        own: dict[str, Any] = {}
+            fields = ", ".join(sorted(name[:50] for name in document)) or "nothing"
+            _refuse(f"Send exactly one of {', '.join(FORMS)}, and params if need be; the body has {fields}.")
+        content = document[forms[0]]
+        options: dict[str, Any] = {}
         match forms[0]:
             case "dataframe_split":
-                columns = self._arranged(*_split(found, self._contract.form, self._names))
-                own = {"index": self._index(found.get("index"), len(found["data"]))}
+                columns = self._from_columns(*_split(content, self._contract.form, self._names))
+                options = {"index": self._index(content.get("index"), len(content["data"]))}
             case "dataframe_records":
-                columns = self._arranged(*_records(found, forms[0]))
-                own = {"gaps": self._contract.layout.gaps(found)}
+                columns = self._from_columns(*_records(content, forms[0]))
+                options = {"gaps": self._contract.layout.gaps(content)}
             case "instances":
-                columns = self._instances(found)
+                columns = self._instances(content)
             case _:
-                columns = self._inputs(found)
+                columns = self._inputs(content)
         params = document.get("params")
         params = self._contract.read_params({} if params is None else params)
-        return ParsedRequest(self._intake.validate(columns, **own), params)
+        return ParsedRequest(self._validator.validate(columns, **options), params)
 
     def _unwrapped(self, document: dict[str, Any]) -> ParsedRequest:
-        """One input: its fields are columns, or parameters where the model has such."""
+        """Return a body that is one input; its fields are columns, or parameters that the model declares."""
         named = {param.name for param in self._contract.params}
         params = {name: value for name, value in document.items() if name in named}
         fields = {name: value for name, value in document.items() if name not in named}
@@ -93,11 +93,11 @@ class ScoringParser:
             (value, *_) = fields.values()
             columns = {self._only("the body"): value if isinstance(value, list) else [value]}
         return ParsedRequest(
-            self._intake.validate(columns), self._contract.read_params(params), unwrapped=True
+            self._validator.validate(columns), self._contract.read_params(params), unwrapped=True
         )
 
     def _index(self, index: Any, rows: int) -> list[Any] | None:
-        """The index of a DataFrame; None where it only counts the rows."""
+        """Return the index of a data frame; None if it only counts the rows."""
         if index is None or self._contract.form not in (InputKind.FRAME, InputKind.UNNAMED_FRAME):
             return None
         if not isinstance(index, list) or not all(isinstance(label, int | float | str) for label in index):
@@ -107,20 +107,20 @@ class ScoringParser:
         return None if index == [*range(rows)] else index
 
     def from_table(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        """Return the rows of a table of Arrow arrays; raises as `read` does."""
+        """Return the rows of a table of Arrow arrays; raises as `read`."""
         if self._contract.form is InputKind.FRAME:
-            # pandas reads a missing text as NaN, where JSON's null is None.
+            # pandas represents a missing text in a table as NaN, and null in JSON as None.
             empty = (name for name, array in table.items() if array.null_count == len(array) > 0)
             texts = {column.name for column in self._contract.columns if column.type == "string"}
-            return self._intake.validate(
+            return self._validator.validate(
                 table, gaps={name: [*range(len(table[name]))] for name in empty if name in texts}
             )
-        return self._intake.validate(
-            self._arranged([*table], [array.to_pylist() for array in table.values()])
+        return self._validator.validate(
+            self._from_columns([*table], [array.to_pylist() for array in table.values()])
         )
 
-    def _arranged(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
-        """The columns of a table as those of the contract."""
+    def _from_columns(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
+        """Return the columns of a table under the names of the contract."""
         form = self._contract.form
         if form is InputKind.LIST:
             _refuse("This model takes values, not a table: send inputs.")
@@ -129,30 +129,30 @@ class ScoringParser:
         if form is InputKind.ARRAY:
             rows = columns[0] if len(columns) == 1 else [[*row] for row in zip(*columns, strict=True)]
             return {self._names[0]: _shaped(rows, self._contract.columns[0])}
-        given = dict(zip(names, columns, strict=True))
-        known = [column for column in self._contract.columns if column.name in given]
-        return {column.name: _shaped(given[column.name], column) for column in known}
+        sent = dict(zip(names, columns, strict=True))
+        known = [column for column in self._contract.columns if column.name in sent]
+        return {column.name: _shaped(sent[column.name], column) for column in known}
 
-    def _instances(self, found: Any) -> Columns:
-        if not isinstance(found, list):
+    def _instances(self, rows: Any) -> Columns:
+        if not isinstance(rows, list):
             _refuse("instances should be a list of rows.")
-        if found and isinstance(found[0], dict) and self._contract.form is not InputKind.LIST:
-            return self._arranged(*_records(found, "instances"))
-        return {self._only("instances"): found}
+        if rows and isinstance(rows[0], dict) and self._contract.form is not InputKind.LIST:
+            return self._from_columns(*_records(rows, "instances"))
+        return {self._only("instances"): rows}
 
-    def _inputs(self, found: Any) -> Columns:
+    def _inputs(self, inputs: Any) -> Columns:
         if self._contract.form is InputKind.LIST:
-            return {self._names[0]: found if isinstance(found, list) else [found]}
-        if isinstance(found, dict):
+            return {self._names[0]: inputs if isinstance(inputs, list) else [inputs]}
+        if isinstance(inputs, dict):
             if self._contract.form is InputKind.ARRAY:
                 _refuse("This model takes one array without a name: send inputs as lists.")
             if self._contract.form is InputKind.ARRAYS:
-                return {name: _list(values, name) for name, values in found.items()}
-            alone = self._one_row or not any(isinstance(value, list) for value in found.values())
-            return {name: [value] if alone else _list(value, name) for name, value in found.items()}
-        if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
-            return self._arranged(*_records(found, "inputs"))
-        return {self._only("inputs"): found if isinstance(found, list) else [found]}
+                return {name: _list(values, name) for name, values in inputs.items()}
+            alone = self._one_row or not any(isinstance(value, list) for value in inputs.values())
+            return {name: [value] if alone else _list(value, name) for name, value in inputs.items()}
+        if isinstance(inputs, list) and inputs and all(isinstance(row, dict) for row in inputs):
+            return self._from_columns(*_records(inputs, "inputs"))
+        return {self._only("inputs"): inputs if isinstance(inputs, list) else [inputs]}
 
     def _only(self, form: str) -> str:
         if len(self._names) != 1:
@@ -172,20 +172,20 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _fields(document: Mapping[str, Any]) -> int:
-    """How many fields a body has that nests no objects but rows and the protocol's own."""
-    below = [each for value in document.values() for each in (value if isinstance(value, list) else [value])]
-    return len(document) + sum(len(each) for each in below if isinstance(each, dict))
+    """Return the number of fields of a body in which only rows and the protocol's own objects are nested."""
+    nested = [part for value in document.values() for part in (value if isinstance(value, list) else [value])]
+    return len(document) + sum(len(part) for part in nested if isinstance(part, dict))
 
 
 def _split(
-    found: Any, form: InputKind, known: Sequence[str]
+    frame: Any, form: InputKind, known: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-    if not isinstance(found, dict) or "data" not in found or found.keys() - {"data", "columns", "index"}:
+    if not isinstance(frame, dict) or "data" not in frame or frame.keys() - {"data", "columns", "index"}:
         _refuse("dataframe_split should be an object with data, columns, and perhaps an index.")
-    rows = found["data"]
+    rows = frame["data"]
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         _refuse("dataframe_split.data should be a list of lists.")
-    names = found.get("columns")
+    names = frame.get("columns")
     numbered = [str(index) for index in range(len(rows[0]) if rows else len(known))]
     if names is None and (form not in (InputKind.FRAME, InputKind.ARRAYS) or numbered == [*known]):
         names = numbered
@@ -196,35 +196,38 @@ def _split(
     return [*map(str, names)], [*zip(*rows, strict=True)] if rows else [()] * len(names)
 
 
-def _records(found: Any, form: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+def _records(rows: Any, form: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         _refuse(f"{form} should be a list of objects.")
-    names = [*dict.fromkeys(name for row in found for name in row)]
-    return names, [[row.get(name) for row in found] for name in names]
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    return names, [[row.get(name) for row in rows] for name in names]
 
 
 def _shaped(values: Sequence[Any], column: Column) -> Sequence[Any]:
-    """The cells of a table in the shape of their tensor: one may be flat, or a number for an array of one."""
-    kind = column.kind
-    if not isinstance(kind, Tensor) or min(kind.shape, default=1) < 0:
+    """Return the cells of a table in the shape of their tensor.
+
+    A cell may be a flat list, or a number if the tensor has one element.
+    """
+    type_ = column.kind
+    if not isinstance(type_, Tensor) or min(type_.shape, default=1) < 0:
         return values
-    if kind.shape == (1,):
+    if type_.shape == (1,):
         return [value if isinstance(value, list) else [value] for value in values]
-    if len(kind.shape) > 1 and all(isinstance(value, list) and _is_flat(value) for value in values):
-        size = int(np.prod(kind.shape))
-        return [_folded(value, kind.shape) if len(value) == size else value for value in values]
+    if len(type_.shape) > 1 and all(isinstance(value, list) and _is_flat(value) for value in values):
+        size = int(np.prod(type_.shape))
+        return [_reshaped(value, type_.shape) if len(value) == size else value for value in values]
     return values
 
 
 def _is_flat(value: list[Any]) -> bool:
-    return not any(isinstance(each, list) for each in value)
+    return not any(isinstance(element, list) for element in value)
 
 
-def _folded(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
+def _reshaped(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
     if len(shape) == 1:
         return flat
     width = len(flat) // shape[0]
-    return [_folded(flat[start : start + width], shape[1:]) for start in range(0, len(flat), width)]
+    return [_reshaped(flat[start : start + width], shape[1:]) for start in range(0, len(flat), width)]
 
 
 def _list(value: Any, name: str) -> Sequence[Any]:

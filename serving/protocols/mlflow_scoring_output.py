@@ -1,4 +1,4 @@
-"""A model's output in the JSON of MLflow's scoring protocol."""
+"""Rendering of a model's output in the JSON of MLflow's scoring protocol."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from serving.codecs.predictions import interleave
 from serving.errors import ModelFailed
 from serving.types.tensors import from_list_array
 
-_ROWS_AT_ONCE = 4096
+_MAX_ROWS_RENDERED = 4096
 
 
 def predictions_json(declared: Sequence[OutputColumn], table: pa.RecordBatch) -> Iterator[bytes]:
-    """Render a model's output as MLflow's server writes it under `predictions`, in pieces.
+    """Yield a model's output as MLflow's server writes it under `predictions`, in pieces.
 
     Args:
         declared: the output columns of the signature.
-        table: what the model returned.
+        table: the output of the model.
 
     Raises:
-        ModelFailed: JSON can't say a number in it.
+        ModelFailed: the output has a number that JSON cannot represent.
     """
     names = table.schema.names
     match model_output.form(table):
@@ -37,9 +37,8 @@ def predictions_json(declared: Sequence[OutputColumn], table: pa.RecordBatch) ->
             ]
             yield from _listed(table, partial(_records, fields))
         case OutputForm.VALUES:
-            only = (
-                declared[0].name if len(declared) == 1 else None
-            )  # an array is that column, whatever its name
+            # An array without names is the only declared column.
+            only = declared[0].name if len(declared) == 1 else None
             yield from _listed(table, partial(_only, _value(declared, only, table.column(0))))
         case OutputForm.COLUMNS:
             for index, (name, column) in enumerate(zip(names, table.columns, strict=True)):
@@ -51,17 +50,17 @@ def predictions_json(declared: Sequence[OutputColumn], table: pa.RecordBatch) ->
 
 
 def _value(declared: Sequence[OutputColumn], name: str | None, column: pa.Array) -> OutputColumn:
-    """Return how the values of an output column are rendered: as they are, NaN as null if it is optional."""
+    """Return the renderer of an output column, which renders NaN as null if the column is optional."""
     may_be_nan = pa.types.is_floating(column.type) and any(
         value.name == name and not value.required for value in declared
     )
     return OutputColumn(name, "number" if may_be_nan else "any", (), required=False)
 
 
-def _listed(table: pa.RecordBatch, told: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:
-    """A list of what is told of the rows, so many at once that others have their turn."""
-    for start in range(0, max(1, len(table)), _ROWS_AT_ONCE):
-        rows = told(table.slice(start, _ROWS_AT_ONCE))
+def _listed(table: pa.RecordBatch, render: Callable[[pa.RecordBatch], bytes]) -> Iterator[bytes]:
+    """Yield a JSON list of the rendered rows, in pieces between which other requests run."""
+    for start in range(0, max(1, len(table)), _MAX_ROWS_RENDERED):
+        rows = render(table.slice(start, _MAX_ROWS_RENDERED))
         yield (b"," if start else b"[") + rows
     yield b"]"
 
@@ -74,17 +73,17 @@ def _records(fields: list[OutputColumn], rows: pa.RecordBatch) -> bytes:
 
 
 def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
-    """The values of the only column, a comma between them."""
+    """Return the values of the only column, separated by commas."""
     innermost = column = rows.column(0)
     while pa.types.is_fixed_size_list(innermost.type):
         innermost = innermost.flatten()
     if pa.types.is_floating(innermost.type) or pa.types.is_integer(innermost.type):
-        found = from_list_array(column)
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
-            return b",".join(_texts(value, column).texts)  # gaps, where the output is optional
-        if found.dtype.kind == "f":
-            found = found.astype(np.float64, copy=False)
-        return orjson.dumps(np.ascontiguousarray(found), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        numbers = from_list_array(column)
+        if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            return b",".join(_texts(value, column).texts)  # null for NaN if the output is optional
+        if numbers.dtype.kind == "f":
+            numbers = numbers.astype(np.float64, copy=False)
+        return orjson.dumps(np.ascontiguousarray(numbers), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
     return b",".join(_texts(value, column).texts)
 
 

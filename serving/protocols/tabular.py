@@ -1,4 +1,4 @@
-"""Tables as clients write and read them: CSV, Parquet, and streams of Arrow."""
+"""Parsing and rendering of tables: CSV, Parquet and Arrow streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 ARROW = "application/vnd.apache.arrow.stream"
 _MAX_EXPANSION_FACTOR = 20
-# What pandas reads as a gap, which is what MLflow reads CSV with.
+# The texts that pandas reads as missing values; MLflow reads CSV with pandas.
 NULL_VALUES = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
     "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -30,34 +30,34 @@ NULL_VALUES = (
 Columns = Mapping[str, pa.Array]
 
 
-def read(media_type: str, body: bytes, columns: Mapping[str, Column], most_rows: int) -> Columns:
-    """The columns of a table in one of these formats; CSV is read by the types of `columns`.
+def read(media_type: str, body: bytes, columns: Mapping[str, Column], max_rows: int) -> Columns:
+    """Return the columns of a table; the types of `columns` apply to CSV.
 
     Raises:
-        Malformed: it is not in the format that it is said to be, or names a column twice.
-        BodyTooLarge: it has more rows, or unpacked many times more bytes.
+        Malformed: the body is not in this format, or repeats a column name.
+        BodyTooLarge: the table has more than `max_rows` rows, or expands to many times the size of the body.
     """
     try:
-        table = _READERS[media_type](body, columns, most_rows)
+        table = _READERS[media_type](body, columns, max_rows)
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Malformed(f"The body is no {media_type}: {str(error)[:200]}") from None
-    if table.num_rows > most_rows:
-        raise BodyTooLarge(f"There are more than {most_rows} rows.")
+    if table.num_rows > max_rows:
+        raise BodyTooLarge(f"There are more than {max_rows} rows.")
     if len({*table.column_names}) != table.num_columns:
         raise Malformed("A column is named twice.")
     return {name: _combine_chunks(table.column(name)) for name in table.column_names}
 
 
-def write(media_type: str, answer: pa.RecordBatch) -> bytes:
-    """A model's answer in one of these formats."""
+def write(media_type: str, output: pa.RecordBatch) -> bytes:
+    """Return a model's output in a format."""
     sink = BytesIO()
     names = (
         ["predictions"]
-        if model_output.form(answer) is model_output.OutputForm.VALUES
-        else answer.schema.names
+        if model_output.form(output) is model_output.OutputForm.VALUES
+        else output.schema.names
     )
-    columns = [column.storage if column.type == JSON else column for column in answer.columns]
+    columns = [column.storage if column.type == JSON else column for column in output.columns]
     _WRITERS[media_type](pa.table(columns, names=names), sink)
     return sink.getvalue()
 
@@ -66,7 +66,7 @@ def _combine_chunks(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([])])
 
 
-def _csv(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Table:
+def _csv(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
     options = csv.ConvertOptions(
         column_types={name: _csv_type(column.kind) for name, column in columns.items()},
         null_values=NULL_VALUES,
@@ -81,16 +81,16 @@ def _csv_type(kind: ColumnType) -> pa.DataType:
     return kind.arrow if isinstance(kind, Scalar) and kind.convert is None else pa.string()
 
 
-def _parquet(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Table:
+def _parquet(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
     with parquet.ParquetFile(BytesIO(body)) as file:
         meta = file.metadata
         size = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
-        if meta.num_rows > most_rows or size > _MAX_EXPANSION_FACTOR * max(len(body), 2**16):
-            raise BodyTooLarge(f"There are more than {most_rows} rows, or too many bytes when unpacked.")
+        if meta.num_rows > max_rows or size > _MAX_EXPANSION_FACTOR * max(len(body), 2**16):
+            raise BodyTooLarge(f"There are more than {max_rows} rows, or too many bytes when unpacked.")
         return file.read(use_threads=False)
 
 
-def _arrow(body: bytes, columns: Mapping[str, Column], most_rows: int) -> pa.Table:
+def _arrow(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
     return pa.ipc.open_stream(body).read_all()
 
 

@@ -1,7 +1,7 @@
-"""The tensors of the Open Inference Protocol: in JSON, or as bytes behind it (the binary tensor extension).
+"""The tensors of the Open Inference Protocol, in JSON or as raw bytes after it (binary tensor extension).
 
-https://github.com/kserve/open-inference-protocol has the protocol, and the extension is told of in Triton's
-documentation, `docs/protocol/extension_binary_data.md`.
+https://github.com/kserve/open-inference-protocol defines the protocol. Triton's documentation defines the
+extension, in `docs/protocol/extension_binary_data.md`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "FP64": pa.float64(),
     "BYTES": pa.string(),
 }
-"""What each of the protocol's datatypes is in Arrow."""
+"""The Arrow type of each datatype of the protocol."""
 DATATYPES = {type: datatype for datatype, type in TYPES.items()}
 _LENGTH = struct.Struct("<I")
 Parameters = dict[str, Any]
@@ -51,7 +51,7 @@ class _Part(BaseModel):
 
 
 class InputTensor(_Part):
-    """One input of a request; its data stand in the JSON, or as bytes behind it."""
+    """One input of a request; its data are in the JSON, or follow it as raw bytes."""
 
     name: str
     shape: list[Size] = Field(min_length=1, max_length=16)
@@ -61,7 +61,7 @@ class InputTensor(_Part):
 
 
 class WantedOutput(_Part):
-    """An output that a request asks for."""
+    """An output that a request selects."""
 
     name: str
     parameters: Parameters = {}
@@ -78,7 +78,7 @@ class InferenceRequest(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor: its elements row by row, and its shape."""
+    """A tensor: its elements in row-major order, and its shape."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class Tensor:
 
     @property
     def rows(self) -> pa.Array:
-        """What each row is: an element, or lists of a fixed size in one another."""
+        """Return the rows: single elements, or nested lists of fixed sizes."""
         return fixed_size_list(self.flat, self.shape)
 
 
@@ -95,11 +95,12 @@ class Tensor:
 
 
 def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[Tensor]]:
-    """A request and its inputs; with the extension, the JSON is the first `json_bytes` of the body.
+    """Return a request and its inputs; with the extension, the JSON is the first `json_bytes` of the body.
 
     Raises:
-        Malformed: it is not JSON, or its binary data are not what it says.
-        Unprocessable: it is no request of the protocol, or a tensor has not the values of its shape and type.
+        Malformed: the body is not JSON, or its raw bytes do not match the sizes in the JSON.
+        Unprocessable: the request violates the protocol, or the elements of a tensor do not match its shape
+            and datatype.
     """
     end = len(body) if json_bytes is None else json_bytes
     if end > len(body):
@@ -115,16 +116,16 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
         raise Malformed(f"The body is not JSON: {error}") from None
     refuse_repeats(body[:end], _fields(document))
     tensors: list[Tensor] = []
-    for each in request.inputs:
-        size = each.parameters.get("binary_data_size")
+    for sent in request.inputs:
+        size = sent.parameters.get("binary_data_size")
         if size is None:
-            flat = _from_json(each)
+            flat = _from_json(sent)
         else:
             if not isinstance(size, int) or not 0 <= size <= len(body) - end:
-                raise Malformed(f"The binary data of input {each.name[:50]!r} are not there.")
-            flat = from_bytes(each, body[end : end + size])
+                raise Malformed(f"The binary data of input {sent.name[:50]!r} are not there.")
+            flat = from_bytes(sent, body[end : end + size])
             end += size
-        tensors.append(Tensor(each.name, tuple(each.shape), flat, each.parameters))
+        tensors.append(Tensor(sent.name, tuple(sent.shape), flat, sent.parameters))
     if end < len(body):
         raise Malformed(f"The body has {len(body) - end} bytes more than its inputs say.")
     if len({tensor.name for tensor in tensors}) < len(tensors):
@@ -133,7 +134,7 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferenceRequest, list[T
 
 
 def _fields(document: Mapping[str, Any]) -> int:
-    """How many fields a request has, where its data have none."""
+    """Return the number of fields of a request whose data contain no objects."""
     parts = [document, *document["inputs"], *document.get("outputs", ())]
     return sum(len(part) + len(part.get("parameters", ())) for part in parts)
 
@@ -146,28 +147,28 @@ def _from_json(tensor: InputTensor) -> pa.Array:
     if len(values) != prod(tensor.shape):
         raise invalid_tensor(tensor, f"has {len(values)} values, which is not the shape {tensor.shape}")
     try:
-        # Arrow would take a boolean for a number, and of 1.5 make 1.
-        kinds = {*map(type, values)}
-        if (bool in kinds and tensor.datatype != "BOOL") or (float in kinds and pa.types.is_integer(arrow)):
-            raise pa.ArrowInvalid("they are of another kind")
+        # Arrow would convert booleans to numbers, and 1.5 to 1.
+        types = {*map(type, values)}
+        if (bool in types and tensor.datatype != "BOOL") or (float in types and pa.types.is_integer(arrow)):
+            raise pa.ArrowInvalid("they have another type")
         return pa.array(values, arrow)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         raise invalid_tensor(tensor, f"has values that are no {tensor.datatype}") from None
 
 
 def _flattened(data: list[Any], depth: int) -> Iterator[Any]:
-    for each in data:
-        if isinstance(each, list) and depth > 1:
-            yield from _flattened(each, depth - 1)
+    for element in data:
+        if isinstance(element, list) and depth > 1:
+            yield from _flattened(element, depth - 1)
         else:
-            yield each
+            yield element
 
 
 def from_bytes(tensor: InputTensor, data: bytes) -> pa.Array:
-    """The elements of a tensor in the protocol's bytes: little endian, or each behind its length.
+    """Return the elements of a tensor from raw bytes: little endian numbers, or texts after their lengths.
 
     Raises:
-        Unprocessable: they are not those of its shape and type.
+        Unprocessable: the elements do not match the shape and the datatype.
     """
     arrow = kind(tensor)
     if tensor.datatype == "BYTES":
@@ -195,10 +196,10 @@ def _split_bytes_elements(tensor: InputTensor, data: bytes) -> Iterator[bytes]:
 
 
 def kind(tensor: InputTensor) -> pa.DataType:
-    """The type of a tensor's elements in Arrow.
+    """Return the Arrow type of a tensor's elements.
 
     Raises:
-        Unprocessable: there is none, or the tensor has no elements.
+        Unprocessable: the datatype is unknown, or the tensor has no elements.
     """
     if tensor.datatype not in TYPES:
         raise invalid_tensor(tensor, f"is of datatype {tensor.datatype[:20]!r}: send {', '.join(TYPES)}")
@@ -208,15 +209,15 @@ def kind(tensor: InputTensor) -> pa.DataType:
 
 
 def invalid_tensor(tensor: InputTensor, detail: str) -> Unprocessable:
-    """The error for an input."""
+    """Return the error for an input."""
     return Unprocessable(f"Input {tensor.name[:50]!r} {detail}.")
 
 
-# -- answers
+# -- responses
 
 
 def tensor(name: str, column: pa.Array) -> Tensor:
-    """A column of a model's answer as a tensor; what is no number or boolean becomes text."""
+    """Return a column of a model's output as a tensor; values other than numbers and booleans become text."""
     shape, flat = [len(column)], column
     while pa.types.is_fixed_size_list(flat.type) or _is_rectangular(flat):
         flat = flat.flatten()
@@ -232,7 +233,7 @@ def tensor(name: str, column: pa.Array) -> Tensor:
 
 
 def _is_rectangular(array: pa.Array) -> bool:
-    """Whether it is of lists of one length."""
+    """Check whether all elements are lists of one length."""
     if not pa.types.is_list(array.type) or array.null_count or not len(array):
         return False
     lengths = array.value_lengths()
@@ -240,33 +241,33 @@ def _is_rectangular(array: pa.Array) -> bool:
 
 
 def _text(value: Any) -> str:
-    said = to_jsonable(value)
-    return said if isinstance(said, str) else orjson.dumps(said).decode()
+    plain = to_jsonable(value)
+    return plain if isinstance(plain, str) else orjson.dumps(plain).decode()
 
 
 def encode(
     head: Mapping[str, Any], tensors: Sequence[Tensor], binary: Sequence[bool]
 ) -> tuple[list[bytes], int | None]:
-    """An answer in pieces, and how many bytes its JSON has where others follow.
+    """Return a response in pieces, and the number of bytes of its JSON if raw bytes follow.
 
     Raises:
-        ModelFailed: a number is not finite, or there is none, which JSON can't say.
+        ModelFailed: a number is not finite, which JSON cannot represent.
     """
-    told, behind = [], []
-    for each, wanted in zip(tensors, binary, strict=True):
-        as_bytes = wanted and not each.flat.null_count  # bytes have no word for null, which JSON has
-        datatype = DATATYPES.get(each.flat.type, "BYTES")
-        output: dict[str, Any] = {"name": each.name, "shape": each.shape, "datatype": datatype}
-        if as_bytes:
-            behind.append(in_bytes(each.flat))
-            output["parameters"] = {"binary_data_size": len(behind[-1])}
+    outputs, raw = [], []
+    for tensor_, wants_bytes in zip(tensors, binary, strict=True):
+        flat = tensor_.flat
+        datatype = DATATYPES.get(flat.type, "BYTES")
+        output: dict[str, Any] = {"name": tensor_.name, "shape": tensor_.shape, "datatype": datatype}
+        if wants_bytes and not flat.null_count:  # raw bytes cannot represent null
+            raw.append(in_bytes(flat))
+            output["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            output["data"] = orjson.Fragment(_json(each.flat))
-            if pa.types.is_binary(each.flat.type):
+            output["data"] = orjson.Fragment(_json(flat))
+            if pa.types.is_binary(flat.type):
                 output["parameters"] = {"content_type": "base64"}
-        told.append(output)
-    text = orjson.dumps({**head, "outputs": told})
-    return [text, *behind], len(text) if behind else None
+        outputs.append(output)
+    text = orjson.dumps({**head, "outputs": outputs})
+    return [text, *raw], len(text) if raw else None
 
 
 def _json(flat: pa.Array) -> bytes:
@@ -277,16 +278,16 @@ def _json(flat: pa.Array) -> bytes:
     numbers = flat.to_numpy(zero_copy_only=False)
     if numbers.dtype.kind == "f":
         if not np.isfinite(numbers).all():
-            raise ModelFailed("its answer has a number that is not finite")
+            raise ModelFailed("its output has a number that is not finite")
         numbers = numbers.astype(np.float64, copy=False)
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def in_bytes(flat: pa.Array) -> bytes:
-    """Elements in the protocol's bytes.
+    """Return the elements as raw bytes.
 
     Raises:
-        ModelFailed: there is a gap, for which they have no word.
+        ModelFailed: an element is null, which raw bytes cannot represent.
     """
     if flat.null_count and not pa.types.is_floating(flat.type):
         raise ModelFailed("its output has a null, which raw bytes can't express: send the request as JSON")

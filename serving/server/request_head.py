@@ -11,7 +11,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serving.http.problem_details import respond
-from serving.http.request_id import new_id
+from serving.request_context import new_id
 
 _PLAIN_TARGET = re.compile(rb"/[!\"$&-~]*")
 """A target without percent-encoding, which is valid as it is."""

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -70,16 +70,6 @@ def configure(form: str, level: str, secrets: Iterable[str] = ()) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level.upper())
     _install_hooks()
-
-
-def request_context(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of log lines about a request, for `extra`."""
-    context = {"request_id": scope["request_id"]}
-    if "leased" in scope:
-        context["model"], context["version"] = scope["leased"]
-    if trace := scope.get("trace"):
-        context["trace_id"] = trace.trace_id
-    return context
 
 
 class RedactingProcessor:

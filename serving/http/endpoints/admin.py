@@ -1,4 +1,4 @@
-"""What operators and data scientists ask: is it alive, is it ready, what is live, with which contract."""
+"""Endpoints for operators and data scientists: liveness, readiness, metrics, and models with contracts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from serving.telemetry.multi_front_collector import MultiInstanceCollector
 
 
 class Health(BaseModel):
-    """The process lives; this says nothing about models."""
+    """The liveness of the process, which does not depend on models."""
 
     status: str = "ok"
 
@@ -38,7 +38,9 @@ class ClusterFields(BaseModel):
     """The fields of `/ready` that only an instance of a cluster has."""
 
     replicas: list[InstanceState]
-    replicas_agree: bool = Field(description="whether every replica has every required model in one version")
+    replicas_agree: bool = Field(
+        description="whether all instances have the same version of every required model"
+    )
 
 
 class ContractDescription(BaseModel):
@@ -46,7 +48,7 @@ class ContractDescription(BaseModel):
 
     row: dict[str, Any]
     params: dict[str, Any] | None
-    streams: bool = Field(description="whether it answers bit by bit too")
+    streams: bool = Field(description="whether predictions can be streamed")
     prediction: dict[str, Any]
 
 
@@ -73,7 +75,7 @@ def router(
         models=(list[description], ...),  # type: ignore[valid-type]  # a type made at run time
     )
 
-    @routes.get("/health", summary="Does the process live?")
+    @routes.get("/health", summary="Liveness of the process")
     @routes.get("/livez", include_in_schema=False)
     @requires(PROBE)
     async def health() -> Health:
@@ -99,7 +101,7 @@ def router(
 
     @routes.get(
         "/ping",
-        summary="Does the default model answer? As MLflow's server has it",
+        summary="Readiness of the default model, as MLflow's server reports it",
         response_class=PlainTextResponse,
         responses=documented(503),
     )
@@ -109,12 +111,12 @@ def router(
         followers[0].slot.check_serving()
         return PlainTextResponse("\n")
 
-    @routes.get("/version", summary="The version of MLflow", response_class=PlainTextResponse)
+    @routes.get("/version", summary="Version of MLflow", response_class=PlainTextResponse)
     @requires(GENERAL)
     async def version() -> PlainTextResponse:
         return PlainTextResponse(metadata.version("mlflow"))
 
-    @routes.get("/metrics", summary="What was counted and timed, for Prometheus", response_class=Response)
+    @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     @requires(ADMIN)
     async def measured(request: Request) -> Response:
         render, media_type = choose_encoder(request.headers.get("accept", ""))
@@ -139,7 +141,7 @@ def router(
 
     @routes.get(
         "/models/{name}/history",
-        summary="What was live from when to when, refused or reverted, and why",
+        summary="History of live, rejected and reverted versions",
         responses=documented(400, 404),
     )
     @requires(ADMIN_OF_MODEL)
@@ -179,7 +181,7 @@ async def _with_cluster(own: Readiness, fleet: Cluster, readiness_type: type[Rea
 
 
 def contract_schema(contract: Contract) -> ContractDescription:
-    """A contract as JSON Schema."""
+    """Return the JSON Schemas of a contract."""
     schemas = contract.json_schemas
     return ContractDescription(
         row=schemas["row"],

@@ -1,4 +1,4 @@
-"""Serves `/openapi.json`, written once for a set of live versions, and `/docs`, which shows it."""
+"""`/openapi.json`, generated once for each set of live versions, and `/docs`, which shows it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _MAX_DOCUMENTS = 16
 
 
 class ApiDocument:
-    """Writes the OpenAPI document in a thread, one at a time, and keeps the latest ones as bytes."""
+    """Generates OpenAPI documents in a thread, one at a time, and caches the latest ones as bytes."""
 
     def __init__(self, app: FastAPI, *, has_keys: bool) -> None:
         self._app, self._has_keys = app, has_keys
-        self._kept: LRUCache[Hashable, bytes] = LRUCache(_MAX_DOCUMENTS)
+        self._cache: LRUCache[Hashable, bytes] = LRUCache(_MAX_DOCUMENTS)
         self._tasks: dict[Hashable, asyncio.Task[bytes]] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -39,10 +39,10 @@ class ApiDocument:
         """Return the document of the live versions of these models; callers share one generation."""
         live = {name: slot.live for name, slot in models.named().items() if slot.live}
         default = models.default.live if models.default else None
-        versions = [(name, each.version.label, each.loaded_at) for name, each in live.items()]
+        versions = [(name, model.version.label, model.loaded_at) for name, model in live.items()]
         key = (root_path, default and default.loaded_at, *versions)
-        if found := self._kept.get(key):
-            return found
+        if document := self._cache.get(key):
+            return document
         if key not in self._tasks:
             self._tasks[key] = task = asyncio.create_task(self._write(key, default, live, root_path))
             task.add_done_callback(lambda _: self._tasks.pop(key))
@@ -52,28 +52,28 @@ class ApiDocument:
         self, key: Hashable, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str
     ) -> bytes:
         async with self._one_at_a_time:
-            written = await asyncio.to_thread(self._written, default, live, root_path)
-        self._kept[key] = written
-        log.info("wrote the OpenAPI document of %d models: %d bytes", len(live), len(written))
-        return written
+            document = await asyncio.to_thread(self._render, default, live, root_path)
+        self._cache[key] = document
+        log.info("wrote the OpenAPI document of %d models: %d bytes", len(live), len(document))
+        return document
 
-    def _written(self, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str) -> bytes:
-        found: dict[str, Any] = build_openapi(self._app, default, live, has_keys=self._has_keys)
+    def _render(self, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str) -> bytes:
+        document: dict[str, Any] = build_openapi(self._app, default, live, has_keys=self._has_keys)
         if root_path:
-            found["servers"] = [{"url": root_path}]
-        return json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            document["servers"] = [{"url": root_path}]
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def router(app: FastAPI, models: ModelSelector, *, has_keys: bool) -> APIRouter:
-    """Return the routes of the document and of the page that shows it, whose files come from here alone."""
+    """Return the routes of the document and of the page that shows it; the page needs no other server."""
     routes = APIRouter(include_in_schema=False)
-    written = ApiDocument(app, has_keys=has_keys)
+    document = ApiDocument(app, has_keys=has_keys)
 
     @routes.get("/openapi.json")
     @requires(PREDICT)
     async def openapi(request: Request) -> Response:
         root_path = request.scope.get("root_path", "").rstrip("/")
-        content = await written.get(visible_models(models, request.scope), root_path)
+        content = await document.get(visible_models(models, request.scope), root_path)
         headers = {"ETag": etag(content)}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)

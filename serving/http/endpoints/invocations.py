@@ -1,24 +1,24 @@
-"""MLflow's scoring protocol: what `mlflow models serve` takes and answers, at `/invocations`.
+"""MLflow's scoring protocol, as `mlflow models serve` implements it, at `/invocations`.
 
-https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/ tells of the protocol. Beside its JSON, CSV
-and Parquet, Arrow streams are taken, and answers are given in any of these, as the `Accept` header asks.
+https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/ describes the protocol. In addition to its
+JSON and CSV, this endpoint reads Parquet and Arrow streams, and writes any of these formats as the `Accept`
+header requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope
 
+from serving.dataplane import one_line
 from serving.errors import FieldError
 from serving.http.endpoints.predict import PredictEndpoint
+from serving.http.http_context import HttpContext
 from serving.http.request_body import JSON, read_typed
 from serving.models.loaded_model import LoadedModel
-from serving.models.model_calls import Part
 from serving.protocols import tabular
 from serving.protocols.mlflow_scoring import ParsedRequest
 from serving.protocols.mlflow_scoring_output import predictions_json
@@ -38,7 +38,7 @@ _CODES: Mapping[int, str] = {
     503: "TEMPORARILY_UNAVAILABLE",
     504: "TEMPORARILY_UNAVAILABLE",
 }
-"""MLflow's names for what went wrong, by status."""
+"""MLflow's error codes by HTTP status."""
 
 
 def respond(
@@ -49,56 +49,53 @@ def respond(
     faults: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error as MLflow tells it: what does not fit the contract is 400."""
+    """Return an error in MLflow's format; what does not match the contract is 400."""
     status = 400 if status == 422 else status
-    listed = "; ".join(f"{', '.join(map(str, fault.loc))}: {fault.msg}" for fault in faults)
-    told = {
+    body = {
         "error_code": _CODES.get(status, "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"),
-        "message": f"{detail} {listed}".strip()[:4000],
+        "message": one_line(detail, faults),
         "request_id": request_id,
     }
-    return Response(orjson.dumps(told), status, dict(headers or {}), JSON)
+    return Response(orjson.dumps(body), status, dict(headers or {}), JSON)
 
 
 class InvocationsEndpoint(PredictEndpoint):
-    """The ASGI application of `/invocations`."""
+    """The endpoint `/invocations`."""
 
     respond = staticmethod(respond)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        most, seconds = self._limits.max_body_bytes, self._limits.read_timeout_seconds
-        media_type, body = await read_typed(scope, receive, most, seconds, _MEDIA_TYPES)
-        scope["formats"] = media_type, _accepted(scope)
+    async def _read(self, context: HttpContext) -> bytes:
+        limits = self._limits
+        media_type, body = await read_typed(
+            context, limits.max_body_bytes, limits.read_timeout_seconds, _MEDIA_TYPES
+        )
+        context.media_type = media_type, _accepted(context)
         return body
 
-    async def _answer(
-        self, live: LoadedModel, parts: list[Part], scope: Scope, body: bytes
-    ) -> Sequence[bytes]:
-        media_type, accepted = scope["formats"]
-        asked = await self._asked(live, media_type, body)
-        ends = time.perf_counter() + self.seconds(scope)
-        left = max(0.0, ends - time.perf_counter())
-        parts += live.calls.submit(asked.rows, asked.params, left, raw=True, origin=parts)
-        found = await live.calls.output(asked.rows, asked.params, parts, ends)
+    async def run(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
+        """Return the body of the response in pieces."""
+        media_type, accepted = context.media_type
+        request = await self._parse(context.body, media_type, model)
+        output = await self._dataplane.predict_table(context, model, request.rows, request.params)
         if accepted != JSON:
-            scope["answered_in"] = ((b"content-type", accepted.encode()),)
-            return [await asyncio.to_thread(tabular.write, accepted, found)]
-        pieces = predictions_json(live.contract.output_columns, found)
-        return [*pieces] if asked.unwrapped else [b'{"predictions":', *pieces, b"}"]
+            context.content_headers = ((b"content-type", accepted.encode()),)
+            return [await asyncio.to_thread(tabular.write, accepted, output)]
+        pieces = predictions_json(model.contract.output_columns, output)
+        return [*pieces] if request.unwrapped else [b'{"predictions":', *pieces, b"}"]
 
-    async def _asked(self, live: LoadedModel, media_type: str, body: bytes) -> ParsedRequest:
+    async def _parse(self, body: bytes, media_type: str, model: LoadedModel) -> ParsedRequest:
         if media_type == JSON:
-            return live.scoring.read(body)
-        columns = {column.name: column for column in live.contract.columns}
+            return model.scoring.read(body)
+        columns = {column.name: column for column in model.contract.columns}
         limit = self._limits.max_rows
         table = await asyncio.to_thread(tabular.read, media_type, body, columns, limit)
-        return ParsedRequest(live.scoring.from_table(table), {})
+        return ParsedRequest(model.scoring.from_table(table), {})
 
 
-def _accepted(scope: Scope) -> str:
-    """The first of our formats that the caller asks for, or JSON."""
-    for name, value in scope["headers"]:
+def _accepted(context: HttpContext) -> str:
+    """Return the first supported format in the Accept header, or JSON."""
+    for name, value in context.headers:
         if name == b"accept":
-            asked = [each.partition(";")[0].strip().lower() for each in value.decode("latin-1").split(",")]
-            return next((each for each in asked if each in _MEDIA_TYPES), JSON)
+            ranges = [part.partition(";")[0].strip().lower() for part in value.decode("latin-1").split(",")]
+            return next((media_type for media_type in ranges if media_type in _MEDIA_TYPES), JSON)
     return JSON

@@ -1,10 +1,10 @@
-"""Answers bit by bit, as server-sent events."""
+"""The endpoint that streams a prediction as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -13,85 +13,87 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.batching.pending import PendingRequest
 from serving.codecs.model_output import to_json_value
 from serving.errors import DeadlineExceeded, NotStreaming
-from serving.http.endpoints.predict import PredictEndpoint, cancel_on_disconnect, parse_row, track_outcome
+from serving.http.endpoints.predict import PredictEndpoint, parse_row
+from serving.http.http_context import HttpContext
 from serving.http.problem_details import respond
-from serving.models.loaded_model import LoadedModel
-from serving.models.model_calls import Part
+from serving.models.loaded_model import Cache, LoadedModel
 
 
 class ServerSentEvents(Response):
-    """Events, for the documentation."""
+    """A stream of events; for the OpenAPI document."""
 
     media_type = "text/event-stream"
 
 
 class _LastEvent(Response):
-    """The problem that ends an answer under way, whose status has been sent."""
+    """The problem that ends a stream whose status has already been sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it behind what was sent."""
+        """Send the problem as an event."""
         await send(_event(bytes(self.body), b"error", more=False))
 
 
 class PredictStreamEndpoint(PredictEndpoint):
-    """The ASGI application of `/predict/stream`: one row, each bit of the answer as soon as it is there.
+    """The endpoint `/predict/stream`: one row, and each chunk of the prediction as soon as it exists.
 
-    Each is an event whose data is JSON. An event `end` tells the model version that answered; where the model
-    fails under way, an event `error` tells the problem instead.
+    The data of each event is JSON. The last event is `end`, which names the model version, or `error` with a
+    problem if the model fails after the first chunk.
     """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; what is wrong before the first bit is raised as with any other."""
-        body, leased = await self._taken(scope, receive)
-        parts: list[Part] = []
-        bits: list[bytes] = []
-        with (
-            leased as live,
-            track_outcome(live, parts, partial(self.is_hurried, scope)),
-            cancel_on_disconnect(live, parts, receive),
-        ):
-            if not live.contract.streams:
-                raise NotStreaming(f"Model {live.version.name} can't stream: it has no predict_stream.")
-            try:
-                async with asyncio.timeout(self._limits.stream_seconds):
-                    await self._stream(live, parts, bits, scope, body, send)
-            except TimeoutError:
-                detail = f"The answer was not over after {self._limits.stream_seconds:g} s."
-                raise DeadlineExceeded(detail, hung=False) from None
-        live.metrics.rows.inc()
-        self.record(live, scope, body, bits, parts)
+    async def __call__(self, context: HttpContext) -> None:
+        """Process one request; errors before the first chunk become responses as for other endpoints."""
+        await self._receive(context)
+        chunks = await self._dataplane.infer(context, self._select, self)
+        self._dataplane.record_response(context, context.body, chunks)
 
-    async def _stream(
-        self, live: LoadedModel, parts: list[Part], bits: list[bytes], scope: Scope, body: bytes, send: Send
-    ) -> None:
-        (row,), params = parse_row(live, scope, body)
-        part, stream = live.calls.submit_stream(row, params, self.seconds(scope), scope.get("reserve"))
-        parts.append(part)
+    async def run(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
+        """Stream a prediction, and return its chunks for the hooks."""
+        if not model.contract.streams:
+            raise NotStreaming(f"Model {model.version.name} can't stream: it has no predict_stream.")
+        seconds = self._limits.stream_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._stream(context, model)
+        except TimeoutError:
+            raise DeadlineExceeded(f"The stream did not end within {seconds:g} s.", hung=False) from None
+
+    def from_cache(self, context: HttpContext, cache: Cache) -> None:
+        """Return None: streams are not cached."""
+
+    def to_cache(self, context: HttpContext, cache: Cache, output: Sequence[bytes]) -> None:
+        """Keep nothing."""
+
+    async def _stream(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
+        (row,), params = parse_row(context, model)
+        seconds = self._dataplane.seconds_left(context)
+        part, stream = model.calls.submit_stream(row, params, seconds, context.scope.get("reserve"))
+        context.parts.append(part)
+        chunks: list[bytes] = []
         async for chunk in stream.chunks():
-            bit = to_json_value(chunk)
-            if self._observers:
-                bits.append(bit)
-            if "respond" not in scope:
-                await send(self._head(live, scope, part[1]))
-                scope["respond"] = _last_event
-            await send(_event(bit))
+            data = to_json_value(chunk)
+            if self._dataplane.hooks:
+                chunks.append(data)
+            if context.respond is None:
+                await context.send(self._head(context, model, part[1]))
+                context.respond = _last_event
+            await context.send(_event(data))
         await part[1].future
-        if "respond" not in scope:
-            await send(self._head(live, scope, part[1]))
-        await send(_event(b'{"model":%s}' % live.model_json, b"end", more=False))
+        if context.respond is None:
+            await context.send(self._head(context, model, part[1]))
+        await context.send(_event(b'{"model":%s}' % model.model_json, b"end", more=False))
+        return chunks
 
-    def _head(self, live: LoadedModel, scope: Scope, ticket: PendingRequest) -> Message:
+    def _head(self, context: HttpContext, model: LoadedModel, ticket: PendingRequest) -> Message:
         queued = (ticket.started - ticket.queued) * 1e3
         first = (time.perf_counter() - ticket.started) * 1e3
         headers = [
-            *live.headers,
+            *model.headers,
             (b"content-type", b"text/event-stream"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold events back
+            (b"x-accel-buffering", b"no"),  # nginx buffers events by default
             (b"server-timing", b"queue;dur=%.2f, first;dur=%.2f" % (queued, first)),
-            (b"x-request-id", scope["request_id"].encode()),
+            (b"x-request-id", context.request_id.encode()),
+            *self._dataplane.response_headers(context),
         ]
-        for observer in self._observers:
-            headers += observer.response_headers(scope)
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
