@@ -94,4 +94,4 @@ def live(follower: Follower) -> str | None:
 async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
     with follower.slot.lease() as leased:
         ((_, ticket),) = leased.calls.submit([{"x": x, "act": act}], {}, 30)
-        return json.loads((await ticket.future).materialize().json()[:-1])["prediction"]
+        return json.loads((await ticket.future).materialize().items_json())["prediction"]

@@ -323,5 +323,5 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
 
 
 def test_nothing_is_watched_where_drift_is_off(tmp_path: Path) -> None:
-    watching = [create_app(Settings(store_dir=tmp_path, drift_psi=psi)).observers for psi in (0, 0.25)]
+    watching = [create_app(Settings(store_dir=tmp_path, drift_psi=psi)).dataplane.hooks for psi in (0, 0.25)]
     assert [any(isinstance(each, Drift) for each in observers) for observers in watching] == [False, True]

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from serving.observers.traffic_history import STEP_SECONDS, RecentTraffic, TrafficHistory
+from serving.http.endpoints.status_data import STEP_SECONDS, RecentTraffic
+from serving.observers.traffic_history import TrafficHistory
 from serving.telemetry.metrics import Gauges, Metrics, VersionMetrics
 
 

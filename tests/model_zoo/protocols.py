@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from model_zoo.entries import Request, scoring_bodies
-from serving.grpc.messages import protos
+from serving.grpc import inference_pb2 as protos
 
 FORMATS = {
     "csv": "text/csv",

@@ -26,7 +26,7 @@ from pids import descendants, fork_server
 from model_zoo.comparison import difference
 from model_zoo.entries import Entry, entries
 from model_zoo.protocols import PROTOCOLS, Protocols, Reply, Send
-from serving.grpc.messages import services
+from serving.grpc import inference_pb2_grpc as services
 
 CONCURRENT_REQUESTS = 32
 _MAX_SECONDS_HELD = 1.0
