@@ -487,4 +487,4 @@ def test_row_45_descriptors_remain_for_the_service(narrow: Service) -> None:
         assert narrow.ready()["registry"]["reachable"]
         assert narrow.metrics()["serving_accept_errors_total"] == 0
     until(lambda: narrow.metrics()["serving_connections"] < 10)
-    assert "the limit of open files allows no more" in "".join(narrow.log)
+    assert "because of the limit for open files" in "".join(narrow.log)
