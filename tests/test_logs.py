@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from live import ROOT, SELDOM, Service, environment, served, until
 
 from serving.observers.access_log import AccessLog
+from serving.request_context import RequestContext
 from serving.telemetry.logging import RedactingProcessor
 from serving.telemetry.rate_limit import FixedWindow
 from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
@@ -190,7 +191,7 @@ def logged(
     caplog.clear()
     with caplog.at_level(logging.INFO, "serving.access"):
         for _ in range(times):
-            access.ended({"path": path, "method": "GET", "began": 0.0, "request_id": "one"}, status)
+            access.ended(RequestContext("one", "GET", path, (), None, {}), status)
     return list(caplog.records)
 
 
@@ -221,12 +222,12 @@ def test_access_log_samples_requests(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
     access, now = AccessLog(0), [0.0]
     access._failures = FixedWindow(100, lambda: now[0])
-    scope = {"path": "/predict", "method": "POST", "began": 0.0, "request_id": "one"}
+    context = RequestContext("one", "POST", "/predict", (), None, {})
     for _ in range(1000):
-        access.ended(scope, 503)
+        access.ended(context, 503)
     assert len(caplog.records) == 100
     now[0] = 1.0
-    access.ended(scope, 503)
+    access.ended(context, 503)
     assert caplog.records[-1].left_out == 900  # type: ignore[attr-defined]
 
 

@@ -122,7 +122,7 @@ class Service:
         )
         self.client = await stack.enter_async_context(client)
         for slot in self.app.slots:
-            await slot.filled.wait()
+            await slot.ready.wait()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread of the service, and wait for its result."""
