@@ -471,7 +471,7 @@ async def main(folder, table, daemon):
     await pool.start()
     pool.keep()
     pids = [replica.pid for replica in pool.replicas]
-    await pool.replicas[1].answer(bytes.fromhex(daemon))
+    await pool.replicas[1].infer(bytes.fromhex(daemon))
     # One is idle when the front dies, the other hangs.
     pool.replicas[0].submit(bytes.fromhex(table), print)
     print(json.dumps(pids), flush=True)

@@ -257,7 +257,7 @@ def test_a_caller_of_grpc_who_leaves_is_traced(
         assert leaving.cancel()
         found = collector.trace(f"{91:032x}")
     assert held.result().status_code == 200
-    assert attributes(found["server"][0])["error.type"] == "CallerLeft"
+    assert attributes(found["server"][0])["error.type"] == "ClientDisconnected"
     assert "infer" not in found
 
 

@@ -225,5 +225,5 @@ def test_without_a_secret_no_webhook_is_registered(tracking: Tracking, tmp_path:
     env = environment(tracking.url, tmp_path)
     told = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 2
-    assert told.stderr.startswith("✗ SERVING_WEBHOOK_SECRET: set it here and where the service runs")
+    assert told.stderr.startswith("✗ SERVING_WEBHOOK_SECRET: set it to the same value here and for the service")
     assert "unsigned" not in [each.name for each in tracking.registry.client.list_webhooks()]
