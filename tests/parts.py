@@ -1,4 +1,4 @@
-"""Models written as code ("models from code"): which of them is logged, the model config's `part` says."""
+"""Models written as code ("models from code"): the model config's `part` chooses one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Message(BaseModel):
 
 
 class Nested(PythonModel):  # type: ignore[misc]
-    """Tells what it was given: each value, and its type."""
+    """Returns the values of its input and their types."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return [
@@ -69,7 +69,7 @@ class Frame(PythonModel):  # type: ignore[misc]
 
 
 class Whole(PythonModel):  # type: ignore[misc]
-    """One thing for all rows."""
+    """Returns one value for all rows."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return {"total": float(model_input["x"].sum()), "rows": len(model_input)}

@@ -1,4 +1,4 @@
-"""Batches that are read in pieces and in columns say what `Contract.read_batch` says of them."""
+"""Reading a batch in pieces and columns gives the same result as `Contract.read_batch`."""
 
 from __future__ import annotations
 

@@ -96,12 +96,12 @@ class Stand:
         return fork_server(self.front)
 
     def cause(self, fault: str) -> None:
-        """Have the fork server do something, and wait until it has."""
+        """Cause a fault in the fork server, and wait for it."""
         (self.folder / fault).touch()
         until(lambda: not (self.folder / fault).exists())
 
     def process(self) -> int:
-        """The process of the first model."""
+        """Return the process of the first model."""
         note = self.folder / "pid"
         assert self.actor.predict(1.0, f"note:{note}").status_code == 200
         return int(note.read_text())
@@ -118,7 +118,7 @@ class Stand:
         until(self.is_well)
 
     def is_well(self) -> bool:
-        with suppress(AssertionError):  # a request that a process took along may time out
+        with suppress(AssertionError):  # a request that was lost with its process may time out
             is_ready = self.service.client.get("/ready").status_code == 200
             return is_ready and all(model.is_well("1") for model in (self.actor, self.other))
         return False
@@ -147,7 +147,7 @@ def stand(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(autouse=True)
 def all_is_well(stand: Stand) -> Iterator[None]:
-    """After each test the service lives, is ready and answers rightly."""
+    """Check after each test that the service is alive and ready and predicts correctly."""
     yield
     until(stand.is_well)
 

@@ -1,4 +1,4 @@
-"""A service that runs, as its clients see it."""
+"""HTTP behaviour of a running service: operations, predictions, problems, promotions and stop."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ ODD = [
 
 
 COUNTED = ("counted", "cached", "other", "bounded")
-"""Models for one test each, of what is counted and kept of their answers."""
+"""Models for one test each, about counted requests and cached responses."""
 
 
 @pytest.fixture(scope="module")
 def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """A registry with a model of each kind."""
+    """Return a registry with one model of each kind."""
     folder = tmp_path_factory.mktemp("live")
     made = Registry(new_registry(folder))
     with pytest.MonkeyPatch.context() as patch, quiet():
@@ -128,7 +128,7 @@ def client(service: Service) -> httpx.Client:
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem that a response tells of, in the form that all problems have."""
+    """Return the problem details of a response, after checks that apply to all problems."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert len(response.content) <= 8192
@@ -146,7 +146,7 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
 # -- operations
 
 
-def test_without_a_journal_feedback_is_told_how_to_have_one(client: httpx.Client) -> None:
+def test_feedback_without_a_journal_names_the_setting(client: httpx.Client) -> None:
     told = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
     assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=told), 404)["detail"]
     assert "x-prediction-id" not in client.post("/predict", json=ROW).headers
@@ -154,13 +154,15 @@ def test_without_a_journal_feedback_is_told_how_to_have_one(client: httpx.Client
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez"])
-def test_a_process_that_lives_is_healthy(client: httpx.Client, path: str) -> None:
+def test_liveness_endpoints_return_ok(client: httpx.Client, path: str) -> None:
     response = client.get(path)
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("path", ["/ready", "/readyz"])
-def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Registry, path: str) -> None:
+def test_readiness_describes_live_versions(
+    client: httpx.Client, registry_of_all: Registry, path: str
+) -> None:
     response = client.get(path)
     assert response.status_code == 200
     body = response.json()
@@ -205,7 +207,7 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
     ]
 
 
-def test_every_model_is_described_with_its_contract(client: httpx.Client) -> None:
+def test_model_endpoint_returns_the_contract(client: httpx.Client) -> None:
     models = client.get("/models").json()["models"]
     assert [model["name"] for model in models] == [
         "iris",
@@ -229,14 +231,14 @@ def test_every_model_is_described_with_its_contract(client: httpx.Client) -> Non
 @pytest.mark.parametrize(
     "path", ["/models/rose", "/models/rose/history", "/nowhere", "/models/iris/predictions"]
 )
-def test_what_is_not_there_is_not_found(client: httpx.Client, path: str) -> None:
+def test_unknown_resources_are_not_found(client: httpx.Client, path: str) -> None:
     problem(client.get(path), 404)
 
 
 # -- predictions
 
 
-def test_a_row_is_predicted(client: httpx.Client) -> None:
+def test_single_row_is_predicted(client: httpx.Client) -> None:
     response = client.post("/predict", json=ROW)
     assert response.status_code == 200
     body = response.json()
@@ -251,7 +253,7 @@ def test_a_row_is_predicted(client: httpx.Client) -> None:
     assert re.fullmatch(r"validate;dur=[\d.]+, queue;dur=[\d.]+, model;dur=[\d.]+", timing)
 
 
-def test_a_request_keeps_its_id_or_is_given_one(client: httpx.Client) -> None:
+def test_request_id_is_kept_or_generated(client: httpx.Client) -> None:
     given = {"X-Request-ID": "abc-123"}
     for kept in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
         assert kept.headers.get_list("x-request-id") == ["abc-123"]
@@ -261,13 +263,15 @@ def test_a_request_keeps_its_id_or_is_given_one(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "a b", "x" * 129, "\xff"])
-def test_an_id_that_would_spoil_a_log_is_not_kept(client: httpx.Client, value: str) -> None:
+def test_unsafe_request_ids_are_replaced(client: httpx.Client, value: str) -> None:
     response = client.get("/health", headers={"X-Request-ID": value.encode("latin-1")})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
 @pytest.mark.parametrize("prefix", ["", "/models/iris", "/models/iris/versions/1"])
-def test_the_answers_are_the_models_own(client: httpx.Client, registry_of_all: Registry, prefix: str) -> None:
+def test_classifier_predictions_match_the_model(
+    client: httpx.Client, registry_of_all: Registry, prefix: str
+) -> None:
     source = registry_of_all.client.get_model_version_download_uri("iris", "1")
     expected = mlflow.pyfunc.load_model(source).predict(IRIS)
     rows = IRIS.to_dict("records")
@@ -281,7 +285,7 @@ def test_the_answers_are_the_models_own(client: httpx.Client, registry_of_all: R
     assert one["label"] == answers["predictions"][100]["label"]
 
 
-def test_a_regressor_answers_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
+def test_regressor_returns_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
     source = registry_of_all.client.get_model_version_download_uri("diabetes", "1")
     expected = mlflow.pyfunc.load_model(source).predict(DIABETES.head(20))
     rows = DIABETES.head(20).to_dict("records")
@@ -294,7 +298,7 @@ def test_a_regressor_answers_a_number(client: httpx.Client, registry_of_all: Reg
     }
 
 
-def test_parameters_are_given_in_the_query_or_with_the_batch(client: httpx.Client) -> None:
+def test_parameters_come_from_query_or_batch(client: httpx.Client) -> None:
     path = "/models/actor/predict"
     assert client.post(path, json={"x": 2}).json()["prediction"] == 4.0
     assert client.post(path, json={"x": 2}, params={"factor": 5}).json()["prediction"] == 10.0
@@ -303,7 +307,7 @@ def test_parameters_are_given_in_the_query_or_with_the_batch(client: httpx.Clien
     assert found == [{"prediction": 3.0}, {"prediction": 6.0}]
 
 
-def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Client) -> None:
+def test_optional_columns_may_be_absent_or_null(client: httpx.Client) -> None:
     rows: list[dict[str, Any]] = [
         {"x": 1, "many": 5},
         {"x": 2},
@@ -322,7 +326,7 @@ def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Clien
     ]
 
 
-def test_columns_and_parameters_of_any_name_are_served(client: httpx.Client) -> None:
+def test_unusual_column_and_parameter_names_are_served(client: httpx.Client) -> None:
     path = "/models/odd one/predict"
     row = {"class": 1, "x": 2, "a:b": 3}
     for name in ("top-k", "class", "body", "version", "not a number", "none"):
@@ -338,7 +342,7 @@ async def predict_all(service: Service, rows: list[dict[str, Any]]) -> list[http
 
 
 @pytest.mark.anyio
-async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Service) -> None:
+async def test_concurrent_requests_get_their_own_predictions(service: Service) -> None:
     rows = [{"x": number} | ({"many": 1} if number % 3 else {}) for number in range(256)]
     found = await predict_all(service, rows)
     assert [response.json()["prediction"] for response in found] == [row["x"] * 2 for row in rows]
@@ -364,7 +368,7 @@ async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Servic
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_with_its_place(
+def test_invalid_values_are_refused_with_their_location(
     client: httpx.Client, prefix: str, change: dict[str, Any], loc: list[str]
 ) -> None:
     content = {"Content-Type": "application/json"}
@@ -376,13 +380,13 @@ def test_what_does_not_fit_is_refused_with_its_place(
     assert [fault["loc"] for fault in refused["errors"]] == [["rows", 1, *loc]]
 
 
-def test_a_missing_field_is_named(client: httpx.Client) -> None:
+def test_missing_field_is_named(client: httpx.Client) -> None:
     missing = {name: value for name, value in ROW.items() if name != "petal_width"}
     (fault,) = problem(client.post("/predict", json=missing), 422)["errors"]
     assert fault == {"loc": ["petal_width"], "msg": "Field required"}
 
 
-def test_a_parameter_that_does_not_fit_is_named(client: httpx.Client) -> None:
+def test_invalid_parameter_is_named(client: httpx.Client) -> None:
     for params in ({"factor": SECRET}, {"unknown": SECRET}, {"factor": "nan"}):
         refused = problem(client.post("/models/actor/predict", json={"x": 1}, params=params), 422)
         assert [fault["loc"] for fault in refused["errors"]] == [[*params]]
@@ -401,11 +405,11 @@ def test_a_parameter_that_does_not_fit_is_named(client: httpx.Client) -> None:
     ids=["nothing", "text", "cut off", "two", "UTF-16", "nested"],
 )
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_what_is_no_json_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
+def test_malformed_json_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
     problem(client.post(path, content=body, headers={"Content-Type": "application/json"}), 400)
 
 
-def test_a_field_that_is_named_twice_is_refused(client: httpx.Client) -> None:
+def test_duplicate_field_is_refused(client: httpx.Client) -> None:
     twice = json.dumps(ROW)[:-1] + ', "petal_width": 1}'
     refused = client.post("/predict", content=twice, headers={"Content-Type": "application/json"})
     assert problem(refused, 400)["detail"] == "A field is named twice."
@@ -425,7 +429,7 @@ def test_a_field_that_is_named_twice_is_refused(client: httpx.Client) -> None:
     ],
     ids=str,
 )
-def test_another_media_type_is_refused(client: httpx.Client, headers: dict[str, str]) -> None:
+def test_unsupported_media_type_is_refused(client: httpx.Client, headers: dict[str, str]) -> None:
     problem(client.post("/predict", content=json.dumps(ROW), headers=headers), 415)
 
 
@@ -438,19 +442,19 @@ def test_another_media_type_is_refused(client: httpx.Client, headers: dict[str, 
         'application/json;charset="UTF-8"',
     ],
 )
-def test_json_is_taken_however_it_is_spelt(client: httpx.Client, media_type: str) -> None:
+def test_json_media_type_variants_are_accepted(client: httpx.Client, media_type: str) -> None:
     response = client.post("/predict", content=json.dumps(ROW), headers={"Content-Type": media_type})
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_a_body_over_the_limit_is_refused(client: httpx.Client, path: str) -> None:
+def test_oversized_body_is_refused(client: httpx.Client, path: str) -> None:
     headers, large = {"Content-Type": "application/json"}, b"[" + b" " * 100_000
     problem(client.post(path, content=large, headers=headers), 413)
     problem(client.post(path, content=(large[:50_000] for _ in range(3)), headers=headers), 413)
 
 
-def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
+def test_endless_body_is_refused_early(service: Service) -> None:
     with socket.create_connection(service.address, timeout=60) as connection:
         head = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
         connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
@@ -459,7 +463,7 @@ def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_too_many_rows_are_too_large(client: httpx.Client) -> None:
+def test_batch_with_too_many_rows_is_refused(client: httpx.Client) -> None:
     rows = [{"x": 1}] * 1001
     problem(client.post("/models/actor/predict/batch", json={"rows": rows}), 413)
     assert client.post("/models/actor/predict/batch", json={"rows": rows[1:]}).status_code == 200
@@ -479,7 +483,7 @@ def test_too_many_rows_are_too_large(client: httpx.Client) -> None:
         "/predict/",
     ],
 )
-def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) -> None:
+def test_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) -> None:
     problem(client.post(path, json=ROW), 404)
 
 
@@ -498,7 +502,7 @@ def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: st
     ],
 )
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_a_header_chooses_the_model(client: httpx.Client, path: str, chosen: str, name: str) -> None:
+def test_header_selects_the_model(client: httpx.Client, path: str, chosen: str, name: str) -> None:
     rows = {"iris": ROW, "diabetes": DIABETES.iloc[0].to_dict(), "odd%20one": {"x": 1.0}}
     body = {"rows": [rows[name]]} if path.endswith("batch") else rows[name]
     response = client.post(path, json=body, headers={"X-Model": chosen})
@@ -509,11 +513,11 @@ def test_a_header_chooses_the_model(client: httpx.Client, path: str, chosen: str
 @pytest.mark.parametrize(
     "chosen", ["rose", "iris@best", "iris/2", "iris/Staging", "iris/None", "models:/", "@"]
 )
-def test_a_header_that_names_nothing_is_not_found(client: httpx.Client, chosen: str) -> None:
+def test_unknown_model_in_the_header_is_not_found(client: httpx.Client, chosen: str) -> None:
     problem(client.post("/predict", json=ROW, headers={"X-Model": chosen}), 404)
 
 
-def test_an_alias_in_the_path_chooses_what_has_it(client: httpx.Client) -> None:
+def test_alias_in_the_path_selects_its_version(client: httpx.Client) -> None:
     assert client.post("/models/iris@champion/predict", json=ROW).headers["x-model-name"] == "iris"
     batch = client.post("/models/iris@champion/predict/batch", json={"rows": [ROW]})
     assert batch.headers["x-model-name"] == "iris"
@@ -532,7 +536,7 @@ def test_an_alias_in_the_path_chooses_what_has_it(client: httpx.Client) -> None:
         ("rose", 400),
     ],
 )
-def test_a_header_must_not_contradict_the_path(
+def test_header_must_not_contradict_the_path(
     client: httpx.Client, path: str, chosen: str, status: int
 ) -> None:
     response = client.post(path, json=ROW, headers={"X-Model": chosen})
@@ -552,19 +556,19 @@ def test_a_header_must_not_contradict_the_path(
         ("POST", "/models"),
     ],
 )
-def test_another_method_is_refused_with_the_right_one(client: httpx.Client, method: str, path: str) -> None:
+def test_wrong_method_is_refused_with_allow_header(client: httpx.Client, method: str, path: str) -> None:
     response = client.request(method, path)
     problem(response, 405)
     assert response.headers["allow"] in ("POST", "GET")
 
 
-def test_a_problem_has_at_most_eight_kilobytes(client: httpx.Client) -> None:
+def test_problem_size_is_limited(client: httpx.Client) -> None:
     wide = {"я" * 200 + str(number): number for number in range(100)}
     refused = problem(client.post("/predict", json=wide), 422)
     assert refused["errors"]
 
 
-def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: Service) -> None:
+def test_disconnect_during_the_body_is_harmless(service: Service) -> None:
     head = (
         "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
         "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -573,11 +577,11 @@ def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: S
         connection.sendall(head.encode())
         connection.shutdown(socket.SHUT_WR)
         connection.recv(65536)
-    # The log is looked at when the service has stopped.
+    # The fixture checks the log when the service has stopped.
     assert service.client.get("/health").status_code == 200
 
 
-def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Service, tmp_path: Path) -> None:
+def test_disconnect_during_the_prediction_is_harmless(service: Service, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     row = json.dumps({"x": 1, "act": f"wait:{pipe}"})
@@ -587,7 +591,7 @@ def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Serv
     with ThreadPoolExecutor() as pool:
         with pipe.open("w"):
             connection.close()
-            # Meanwhile others wait, and are answered.
+            # Other requests wait meanwhile, and complete.
             waiting = pool.submit(service.client.post, "/models/actor/predict", json={"x": 5})
             assert service.client.get("/health").status_code == 200
         assert waiting.result().json()["prediction"] == 10.0
@@ -596,7 +600,7 @@ def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Serv
 # -- documentation
 
 
-def test_the_documentation_has_every_name_range_unit_and_example(client: httpx.Client) -> None:
+def test_openapi_has_names_ranges_units_and_examples(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     for path in ("/predict", "/models/iris/predict", "/models/iris/versions/{version}/predict"):
         operation = document["paths"][path]["post"]
@@ -617,7 +621,7 @@ def test_the_documentation_has_every_name_range_unit_and_example(client: httpx.C
     assert client.get("/docs").status_code == 200
 
 
-def test_every_parameter_is_documented_by_its_name(client: httpx.Client) -> None:
+def test_openapi_documents_every_parameter(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/models/odd%20one/predict"]["post"]
     found = {each["name"]: each for each in operation["parameters"] if each["in"] == "query"}
@@ -625,7 +629,7 @@ def test_every_parameter_is_documented_by_its_name(client: httpx.Client) -> None
     assert found["factor"]["schema"]["default"] == 2.0
 
 
-def test_models_of_like_names_are_documented_apart(client: httpx.Client) -> None:
+def test_models_with_similar_names_have_separate_documentation(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     for name, columns in (("odd%20one", ["class", "x", "a:b"]), ("odd-one", ["x", "y"])):
         body = document["paths"][f"/models/{name}/predict"]["post"]["requestBody"]
@@ -633,7 +637,7 @@ def test_models_of_like_names_are_documented_apart(client: httpx.Client) -> None
         assert [*document["components"]["schemas"][schema]["properties"]] == columns
 
 
-def test_every_operation_has_an_id_of_its_own(client: httpx.Client) -> None:
+def test_operation_ids_are_unique(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
     assert len(set(ids)) == len(ids)
@@ -642,7 +646,7 @@ def test_every_operation_has_an_id_of_its_own(client: httpx.Client) -> None:
 # -- promotions
 
 
-def test_a_promotion_changes_answers_and_documentation(service: Service, registry_of_all: Registry) -> None:
+def test_promotion_changes_predictions_and_documentation(service: Service, registry_of_all: Registry) -> None:
     client, path = service.client, "/models/moving/predict"
     words = {"serving": {"inputs": {"extra": {"description": "What is new"}}}}
     version = registry_of_all.add(
@@ -658,8 +662,8 @@ def test_a_promotion_changes_answers_and_documentation(service: Service, registr
     problem(client.post("/models/moving/versions/1/predict", json={"x": 1}), 404)
 
 
-def test_promotions_under_load_fail_no_request(service: Service, registry_of_all: Registry) -> None:
-    """Each answer is that of the version it names, and none is of an old one once the new one is told."""
+def test_promotions_under_load_fail_no_requests(service: Service, registry_of_all: Registry) -> None:
+    """Each prediction matches the version in its response, which is never older than the reported one."""
     factors = {f"{number}": float(number) for number in range(1, 100)}
     newest = len(registry_of_all.client.search_model_versions("name='moving'"))
     following = threading.Event()
@@ -696,7 +700,7 @@ def test_promotions_under_load_fail_no_request(service: Service, registry_of_all
     assert wrong == []
 
 
-def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registry_of_all: Registry) -> None:
+def test_broken_version_is_reported_and_rejected(service: Service, registry_of_all: Registry) -> None:
     before = service.client.get("/models/moving").json()["version"]
     version = registry_of_all.add("moving", example=None, on_load="raise:no_weights")
     registry_of_all.promote("moving", version)
@@ -720,7 +724,7 @@ def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registr
 
 @pytest.fixture(scope="module")
 def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of models that have no version yet, started where few files may be open."""
+    """Start a service of models without versions, with a low limit for open files."""
     folder = tmp_path_factory.mktemp("unpromoted")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
@@ -734,13 +738,13 @@ def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-def test_as_many_connections_may_be_open_as_the_system_allows(unpromoted: Service) -> None:
+def test_open_file_limit_is_raised_to_the_maximum(unpromoted: Service) -> None:
     limits = Path(f"/proc/{unpromoted.process.pid}/limits").read_text()
     hard = str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (hard, hard)  # type: ignore[union-attr]
 
 
-def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_told(
+def test_service_becomes_ready_after_the_first_promotion(
     unpromoted: Service,
 ) -> None:
     uri, client = unpromoted.env["MLFLOW_TRACKING_URI"], unpromoted.client
@@ -773,7 +777,7 @@ def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_
 # -- metrics, cache
 
 
-def test_requests_are_counted_by_version_and_status(service: Service) -> None:
+def test_requests_are_counted_by_version_and_code(service: Service) -> None:
     client, path, before = service.client, "/models/counted/predict", service.metrics()
     for body, code in (
         ({"x": 1}, 200),
@@ -795,9 +799,7 @@ def test_requests_are_counted_by_version_and_status(service: Service) -> None:
     assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
 
 
-def test_the_very_same_request_is_answered_from_the_cache(
-    service: Service, registry_of_all: Registry
-) -> None:
+def test_repeated_request_is_served_from_the_cache(service: Service, registry_of_all: Registry) -> None:
     client, path = service.client, "/models/cached/predict"
 
     def ask(x: float, path: str = path) -> tuple[Any, str | None, str]:
@@ -837,15 +839,13 @@ def test_the_very_same_request_is_answered_from_the_cache(
     assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]
 
 
-def test_what_is_cached_is_bounded(client: httpx.Client) -> None:
+def test_cache_size_is_limited(client: httpx.Client) -> None:
     path = "/models/bounded/predict"
     asked = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
     assert asked == ["miss", "miss", "miss", "hit", "miss"]
 
 
-def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
-    registry: str, tmp_path: Path
-) -> None:
+def test_row_22_stop_completes_pending_requests_and_ends_processes(registry: str, tmp_path: Path) -> None:
     stage = Registry(registry)
     stage.promote("actor", stage.add("actor", factor=2.0))
     pipe = tmp_path / "pipe"
@@ -857,10 +857,10 @@ def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_proces
             assert client.get("/health").headers.get("connection") is None
         with Watch(descendants(service.process.pid)) as watch, ThreadPoolExecutor() as pool:
             asking = [pool.submit(service.client.post, "/predict", json={"x": 0, "act": f"wait:{pipe}"})]
-            with pipe.open("w"):  # as soon as the model has opened it too
+            with pipe.open("w"):  # returns when the model has opened it, too
                 service.process.send_signal(signal.SIGTERM)
                 until(lambda: refused(service.address))
-                # On idle connections requests may be on their way: answered, and told to be the last.
+                # Requests on idle connections still complete; their responses close the connection.
                 asking += [pool.submit(client.post, "/predict", json={"x": 1}, timeout=60) for client in idle]
             answers = [each.result() for each in asking]
             assert [each.json()["prediction"] for each in answers] == [0.0, 2.0, 2.0, 2.0, 2.0]
@@ -870,7 +870,7 @@ def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_proces
 
 
 def refused(address: tuple[str, int]) -> bool:
-    """Whether nobody listens any more."""
+    """Return whether the address refuses connections."""
     try:
         socket.create_connection(address, timeout=60).close()
     except ConnectionRefusedError:
