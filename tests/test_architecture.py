@@ -73,9 +73,9 @@ def imported(name: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{name} has a relative import"
             for alias in node.names:
-                found = f"{node.module}.{alias.name}"
-                if found in MODULES or node.module in MODULES:
-                    yield found if found in MODULES else node.module
+                qualified = f"{node.module}.{alias.name}"
+                if qualified in MODULES or node.module in MODULES:
+                    yield qualified if qualified in MODULES else node.module
 
 
 def layer(name: str) -> int:
@@ -170,14 +170,14 @@ SHORT_TASKS = {
 
 def test_long_running_tasks_and_threads_are_supervised() -> None:
     starters = {"create_task", "ensure_future", "Thread"}
-    found = {
+    starting = {
         name
         for name, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if name.startswith("serving.") and isinstance(node, ast.Call)
         if getattr(node.func, "attr", getattr(node.func, "id", "")) in starters
     }
-    assert found == SHORT_TASKS.keys()
+    assert starting == SHORT_TASKS.keys()
 
 
 @pytest.mark.parametrize(

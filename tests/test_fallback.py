@@ -207,7 +207,7 @@ async def test_late_front_does_not_take_the_reference_back(stage: Stage, tmp_pat
 
 
 async def test_front_that_missed_a_promotion_repairs_the_tags(stage: Stage, tmp_path: Path) -> None:
-    """The front that did not miss it ends before it sees that the reference was taken back."""
+    """The other front ends before it sees that the reference was taken back."""
     missed, seen = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle(seen)

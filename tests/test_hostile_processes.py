@@ -222,7 +222,7 @@ def without_descriptors(pid: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-def test_row_45_no_process_without_descriptors_is_no_readiness(stand: Stand) -> None:
+def test_row_45_service_without_processes_is_not_ready(stand: Stand) -> None:
     process = stand.process()
     with without_descriptors(stand.front):
         os.kill(process, signal.SIGKILL)
@@ -262,7 +262,7 @@ def test_row_45_version_promoted_without_descriptors_goes_live_later(stand: Stan
     stand.other.until_live("1")
 
 
-def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
+def test_row_58_failing_fork_delays_only_one_process(stand: Stand) -> None:
     process, before = stand.process(), stand.fork_server
     (stand.folder / "no-fork").touch()
     os.kill(process, signal.SIGKILL)
@@ -272,7 +272,7 @@ def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
     assert stand.fork_server == before
 
 
-def test_model_out_of_memory_fails_its_request_alone(stand: Stand) -> None:
+def test_model_out_of_memory_fails_only_its_request(stand: Stand) -> None:
     assert stand.actor.predict(1.0, "limit:1 grow:64").status_code == 500
     assert stand.other.is_well("1")
     stand.recovers()

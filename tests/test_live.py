@@ -95,17 +95,17 @@ COUNTED = ("counted", "cached", "other", "bounded")
 def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Return a registry with one model of each kind."""
     folder = tmp_path_factory.mktemp("live")
-    made = Registry(new_registry(folder))
+    registry = Registry(new_registry(folder))
     with pytest.MonkeyPatch.context() as patch, quiet():
-        patch.setenv("MLFLOW_TRACKING_URI", made.uri)
-        log_iris(made)
-        log_diabetes(made)
-    made.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
-    made.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
-    made.add("odd-one", inputs="x: double, y: double?")
+        patch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+        log_iris(registry)
+        log_diabetes(registry)
+    registry.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
+    registry.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
+    registry.add("odd-one", inputs="x: double, y: double?")
     for name in ("moving", *COUNTED):
-        made.promote(name, made.add(name, factor=2.0))
-    return made
+        registry.promote(name, registry.add(name, factor=2.0))
+    return registry
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +134,21 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert len(response.content) <= 8192
     assert SECRET not in response.text
     assert "Traceback" not in response.text
-    found: dict[str, Any] = response.json()
-    assert found.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
-    assert found["status"] == status
-    assert found["title"] == httpx.codes.get_reason_phrase(status) or status in (413, 422)
-    assert found["detail"]
-    assert found["request_id"] == response.headers["x-request-id"]
-    return found
+    body: dict[str, Any] = response.json()
+    assert body.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert body["status"] == status
+    assert body["title"] == httpx.codes.get_reason_phrase(status) or status in (413, 422)
+    assert body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body
 
 
 # -- operations
 
 
 def test_feedback_without_a_journal_names_the_setting(client: httpx.Client) -> None:
-    told = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
-    assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=told), 404)["detail"]
+    feedback = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
+    assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=feedback), 404)["detail"]
     assert "x-prediction-id" not in client.post("/predict", json=ROW).headers
     assert "serving_journal" not in client.get("/metrics").text
 
@@ -167,7 +167,7 @@ def test_readiness_describes_live_versions(
     assert response.status_code == 200
     body = response.json()
     first, *others = body.pop("models")
-    told = registry_of_all.client.get_model_version("iris", "1")
+    registered = registry_of_all.client.get_model_version("iris", "1")
     assert re.fullmatch("sha256:[0-9a-f]{64}", first.pop("digest"))
     assert pd.Timestamp(first.pop("loaded_at")).tz is not None
     batching = first.pop("batching")
@@ -186,9 +186,9 @@ def test_readiness_describes_live_versions(
         "version": "1",
         "stage": "Production",
         "aliases": ["champion"],
-        "run_id": told.run_id,
-        "model_id": told.source.removeprefix("models:/"),
-        "source": told.source,
+        "run_id": registered.run_id,
+        "model_id": registered.source.removeprefix("models:/"),
+        "source": registered.source,
         "required": True,
         "state": "live",
         "reason": None,
@@ -255,11 +255,11 @@ def test_single_row_is_predicted(client: httpx.Client) -> None:
 
 def test_request_id_is_kept_or_generated(client: httpx.Client) -> None:
     given = {"X-Request-ID": "abc-123"}
-    for kept in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
-        assert kept.headers.get_list("x-request-id") == ["abc-123"]
+    for response in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
+        assert response.headers.get_list("x-request-id") == ["abc-123"]
     assert problem(client.post("/predict", json={}, headers=given), 422)["request_id"] == "abc-123"
-    made = {client.post("/predict", json=ROW).headers["x-request-id"] for _ in range(3)}
-    assert len(made) == 3
+    generated = {client.post("/predict", json=ROW).headers["x-request-id"] for _ in range(3)}
+    assert len(generated) == 3
 
 
 @pytest.mark.parametrize("value", ["", "a b", "x" * 129, "\xff"])
@@ -275,14 +275,14 @@ def test_classifier_predictions_match_the_model(
     source = registry_of_all.client.get_model_version_download_uri("iris", "1")
     expected = mlflow.pyfunc.load_model(source).predict(IRIS)
     rows = IRIS.to_dict("records")
-    answers = client.post(f"{prefix}/predict/batch", json={"rows": rows}).json()
-    assert answers["model"] == {"name": "iris", "version": "1"}
-    found = [[*each["probabilities"].values()] for each in answers["predictions"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    body = client.post(f"{prefix}/predict/batch", json={"rows": rows}).json()
+    assert body["model"] == {"name": "iris", "version": "1"}
+    probabilities = [[*prediction["probabilities"].values()] for prediction in body["predictions"]]
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
     one = client.post(f"{prefix}/predict", json=rows[100]).json()
     del one["model"]
     np.testing.assert_allclose([*one["probabilities"].values()], expected[100], rtol=1e-12)
-    assert one["label"] == answers["predictions"][100]["label"]
+    assert one["label"] == body["predictions"][100]["label"]
 
 
 def test_regressor_returns_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
@@ -290,7 +290,7 @@ def test_regressor_returns_a_number(client: httpx.Client, registry_of_all: Regis
     expected = mlflow.pyfunc.load_model(source).predict(DIABETES.head(20))
     rows = DIABETES.head(20).to_dict("records")
     body = client.post("/models/diabetes/predict/batch", json={"rows": rows}).json()
-    np.testing.assert_allclose([each["prediction"] for each in body["predictions"]], expected)
+    np.testing.assert_allclose([prediction["prediction"] for prediction in body["predictions"]], expected)
     (row, *_) = rows
     assert client.post("/models/diabetes/predict", json=row).json() == {
         "prediction": pytest.approx(expected[0]),
@@ -303,8 +303,8 @@ def test_parameters_come_from_query_or_batch(client: httpx.Client) -> None:
     assert client.post(path, json={"x": 2}).json()["prediction"] == 4.0
     assert client.post(path, json={"x": 2}, params={"factor": 5}).json()["prediction"] == 10.0
     batch = {"rows": [{"x": 1}, {"x": 2}], "params": {"factor": 3}}
-    found = client.post(f"{path}/batch", json=batch).json()["predictions"]
-    assert found == [{"prediction": 3.0}, {"prediction": 6.0}]
+    predictions = client.post(f"{path}/batch", json=batch).json()["predictions"]
+    assert predictions == [{"prediction": 3.0}, {"prediction": 6.0}]
 
 
 def test_optional_columns_may_be_absent_or_null(client: httpx.Client) -> None:
@@ -317,8 +317,8 @@ def test_optional_columns_may_be_absent_or_null(client: httpx.Client) -> None:
     ]
     for row in rows:
         assert client.post("/models/actor/predict", json=row).json()["prediction"] == row["x"] * 2
-    found = client.post("/models/actor/predict/batch", json={"rows": rows}).json()["predictions"]
-    assert [each["prediction"] for each in found] == [row["x"] * 2 for row in rows]
+    predictions = client.post("/models/actor/predict/batch", json={"rows": rows}).json()["predictions"]
+    assert [prediction["prediction"] for prediction in predictions] == [row["x"] * 2 for row in rows]
     refused = client.post("/models/actor/predict", json={"x": 1, "many": None})
     assert refused.status_code == 422
     assert refused.json()["errors"] == [
@@ -344,8 +344,8 @@ async def predict_all(service: Service, rows: list[dict[str, Any]]) -> list[http
 @pytest.mark.anyio
 async def test_concurrent_requests_get_their_own_predictions(service: Service) -> None:
     rows = [{"x": number} | ({"many": 1} if number % 3 else {}) for number in range(256)]
-    found = await predict_all(service, rows)
-    assert [response.json()["prediction"] for response in found] == [row["x"] * 2 for row in rows]
+    responses_of_all = await predict_all(service, rows)
+    assert [response.json()["prediction"] for response in responses_of_all] == [row["x"] * 2 for row in rows]
 
 
 # -- problems
@@ -624,9 +624,11 @@ def test_openapi_has_names_ranges_units_and_examples(client: httpx.Client) -> No
 def test_openapi_documents_every_parameter(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/models/odd%20one/predict"]["post"]
-    found = {each["name"]: each for each in operation["parameters"] if each["in"] == "query"}
-    assert found.keys() == {param.name for param in ODD}
-    assert found["factor"]["schema"]["default"] == 2.0
+    documented = {
+        parameter["name"]: parameter for parameter in operation["parameters"] if parameter["in"] == "query"
+    }
+    assert documented.keys() == {param.name for param in ODD}
+    assert documented["factor"]["schema"]["default"] == 2.0
 
 
 def test_models_with_similar_names_have_separate_documentation(client: httpx.Client) -> None:
@@ -667,22 +669,22 @@ def test_promotions_under_load_fail_no_requests(service: Service, registry_of_al
     factors = {f"{number}": float(number) for number in range(1, 100)}
     newest = len(registry_of_all.client.search_model_versions("name='moving'"))
     following = threading.Event()
-    told = [0]
+    reported = [0]
     wrong: list[Any] = []
 
     def ask() -> None:
         with httpx.Client(base_url=service.url, timeout=60) as client:
             while not following.is_set():
-                least = told[0]
+                least = reported[0]
                 response = client.post("/models/moving/predict", json={"x": 1})
                 version = response.json().get("model", {}).get("version", "0")
-                answered = response.json().get("prediction")
+                prediction = response.json().get("prediction")
                 fine = response.status_code == 200 and int(version) >= least
-                if not fine or (least and answered != factors[version]):
+                if not fine or (least and prediction != factors[version]):
                     wrong.append((least, response.text))
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
+        tasks = [pool.submit(ask) for _ in range(4)]
         try:
             for number in range(newest + 1, newest + 5):
                 version = registry_of_all.add("moving", factor=float(number))
@@ -692,11 +694,11 @@ def test_promotions_under_load_fail_no_requests(service: Service, registry_of_al
                 )
                 registry_of_all.promote("moving", version)
                 service.until_live("moving", version)
-                told[0] = number
+                reported[0] = number
         finally:
             following.set()
-        for each in asking:
-            each.result()
+        for task in tasks:
+            task.result()
     assert wrong == []
 
 
@@ -788,15 +790,15 @@ def test_requests_are_counted_by_version_and_code(service: Service) -> None:
         assert client.post(path, json=body).status_code == code
     client.post(f"{path}/batch", json={"rows": [{"x": 1}] * 5})
     client.post("/models/nobody/predict", json={})
-    found = service.metrics()
+    metrics_after = service.metrics()
     version, unknown = 'model="counted",version="1"', 'serving_requests_total{code="404",model="",version=""}'
-    assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
-    assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
-    assert found[f'serving_requests_total{{code="500",{version}}}'] == 1
-    assert found[unknown] - before.get(unknown, 0) == 1
-    assert found[f"serving_rows_total{{{version}}}"] == 7
-    assert found[f"serving_request_duration_seconds_count{{{version}}}"] == 3
-    assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
+    assert metrics_after[f'serving_requests_total{{code="200",{version}}}'] == 3
+    assert metrics_after[f'serving_requests_total{{code="422",{version}}}'] == 1
+    assert metrics_after[f'serving_requests_total{{code="500",{version}}}'] == 1
+    assert metrics_after[unknown] - before.get(unknown, 0) == 1
+    assert metrics_after[f"serving_rows_total{{{version}}}"] == 7
+    assert metrics_after[f"serving_request_duration_seconds_count{{{version}}}"] == 3
+    assert metrics_after[f"serving_batch_rows_sum{{{version}}}"] == 8
 
 
 def test_repeated_request_is_served_from_the_cache(service: Service, registry_of_all: Registry) -> None:
@@ -804,9 +806,9 @@ def test_repeated_request_is_served_from_the_cache(service: Service, registry_of
 
     def ask(x: float, path: str = path) -> tuple[Any, str | None, str]:
         response = client.post(path, json={"x": x})
-        told = response.json()
+        result = response.json()
         return (
-            told.get("prediction"),
+            result.get("prediction"),
             response.headers.get("x-cache"),
             response.headers["x-model-version"],
         )
@@ -816,20 +818,20 @@ def test_repeated_request_is_served_from_the_cache(service: Service, registry_of
     bad = [client.post(path, json={"x": "a"}) for _ in range(2)]
     assert [response.status_code for response in bad] == [422, 422]
     batch = {"rows": [{"x": 1}, {"x": 2}]}
-    answers = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
-    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-    assert answers[0].content == answers[1].content
+    responses = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in responses] == ["miss", "hit"]
+    assert responses[0].content == responses[1].content
     inputs = [{"name": "x", "datatype": "FP64", "shape": [2], "data": [1, 2]}]
-    asked: dict[str, dict[str, Any]] = {
+    requests: dict[str, dict[str, Any]] = {
         "/v2/models/cached/infer": {"json": {"inputs": inputs, "parameters": {"binary_data_output": True}}},
         "/v2/models/cached/versions/1/infer": {"json": {"inputs": inputs}},
     }
     own = {"x-cache", "x-request-id", "server-timing", "date"}
-    for route, sent in asked.items():
-        answers = [client.post(route, **sent) for _ in range(2)]
-        assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-        assert answers[0].content == answers[1].content
-        first, second = (dict(answer.headers) for answer in answers)
+    for route, sent in requests.items():
+        responses = [client.post(route, **sent) for _ in range(2)]
+        assert [answer.headers["x-cache"] for answer in responses] == ["miss", "hit"]
+        assert responses[0].content == responses[1].content
+        first, second = (dict(answer.headers) for answer in responses)
         assert {name: first[name] for name in first.keys() - own} == {
             name: second[name] for name in second.keys() - own
         }
@@ -841,8 +843,8 @@ def test_repeated_request_is_served_from_the_cache(service: Service, registry_of
 
 def test_cache_size_is_limited(client: httpx.Client) -> None:
     path = "/models/bounded/predict"
-    asked = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
-    assert asked == ["miss", "miss", "miss", "hit", "miss"]
+    outcomes = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
+    assert outcomes == ["miss", "miss", "miss", "hit", "miss"]
 
 
 def test_row_22_stop_completes_pending_requests_and_ends_processes(registry: str, tmp_path: Path) -> None:
@@ -856,15 +858,17 @@ def test_row_22_stop_completes_pending_requests_and_ends_processes(registry: str
         for client in idle:
             assert client.get("/health").headers.get("connection") is None
         with Watch(descendants(service.process.pid)) as watch, ThreadPoolExecutor() as pool:
-            asking = [pool.submit(service.client.post, "/predict", json={"x": 0, "act": f"wait:{pipe}"})]
+            pending = [pool.submit(service.client.post, "/predict", json={"x": 0, "act": f"wait:{pipe}"})]
             with pipe.open("w"):  # returns when the model has opened it, too
                 service.process.send_signal(signal.SIGTERM)
                 until(lambda: refused(service.address))
                 # Requests on idle connections still complete; their responses close the connection.
-                asking += [pool.submit(client.post, "/predict", json={"x": 1}, timeout=60) for client in idle]
-            answers = [each.result() for each in asking]
-            assert [each.json()["prediction"] for each in answers] == [0.0, 2.0, 2.0, 2.0, 2.0]
-            assert [each.headers["connection"] for each in answers] == ["close"] * 5
+                pending += [
+                    pool.submit(client.post, "/predict", json={"x": 1}, timeout=60) for client in idle
+                ]
+            responses = [item.result() for item in pending]
+            assert [item.json()["prediction"] for item in responses] == [0.0, 2.0, 2.0, 2.0, 2.0]
+            assert [item.headers["connection"] for item in responses] == ["close"] * 5
             assert service.process.wait(60) == 0
             assert watch.left() == set()
 

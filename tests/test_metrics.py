@@ -101,7 +101,7 @@ def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
     }
 
 
-def test_an_invalid_request_changes_only_its_count(model: Model) -> None:
+def test_invalid_request_changes_only_its_count(model: Model) -> None:
     with moved(model) as found:
         assert model.service.client.post("/predict", json={"x": "one"}).status_code == 422
     assert found == {of(model, "serving_requests_total", code="422"): 1}
@@ -135,7 +135,7 @@ def test_queue_and_model_times_are_separate(model: Model, tmp_path: Path) -> Non
     assert after[queued] - before[queued] > 0
 
 
-def test_a_promotion_updates_the_live_version(model: Model) -> None:
+def test_promotion_updates_the_live_version(model: Model) -> None:
     def live() -> list[tuple[str, ...]]:
         infos = [name for name in model.service.metrics() if name.startswith("serving_model_info")]
         samples = [name for name in infos if 'model="actor"' in name]
@@ -160,7 +160,7 @@ def test_a_promotion_updates_the_live_version(model: Model) -> None:
     assert model.is_well(promoted)
 
 
-def test_a_rejected_candidate_shows_until_the_next_promotion(model: Model) -> None:
+def test_rejected_candidate_shows_until_the_next_promotion(model: Model) -> None:
     uri, live = model.state["uri"], model.state["version"]
     refused = sample("serving_promotions_total", model="actor", uri=uri, outcome="rejected")
     before = model.service.metrics()[refused]
@@ -192,7 +192,7 @@ def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -
     assert model.service.metrics()[up] == 1
 
 
-def test_an_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
+def test_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
     found = model.service.metrics()
     ready = {"uri": model.state["uri"], "model": "actor", "required": "true"}
     asleep = {"uri": "models:/tulip/Production", "model": "tulip", "required": "false"}
@@ -201,11 +201,11 @@ def test_an_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_blocked_event_loop_shows_lag() -> None:
+async def test_blocked_event_loop_shows_lag() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
     measuring = asyncio.create_task(event_loop_lag.measure_loop_lag(late.put_nowait))
     await asyncio.sleep(0)
-    time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
+    time.sleep(0.5)  # noqa: ASYNC251 — blocks the loop on purpose
     assert await late.get() > 0.2
     measuring.cancel()
 
@@ -228,7 +228,7 @@ def test_metrics_of_unloaded_versions_are_removed() -> None:
     assert "serving_processes{" not in exposition(metrics)
 
 
-def test_a_version_of_two_references_is_exposed_once() -> None:
+def test_version_of_two_references_is_exposed_once() -> None:
     metrics, labels = Metrics(), '{model="iris",version="1"}'
     first, second = (
         metrics.for_version("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
@@ -270,7 +270,7 @@ def exposed(model: Model) -> str:
     return model.service.client.get("/metrics").text
 
 
-def test_the_documented_metrics_are_exposed(exposed: str) -> None:
+def test_documented_metrics_are_exposed(exposed: str) -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     table = page.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
     in_docs = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
@@ -389,7 +389,7 @@ def evaluated(client: httpx.Client) -> list[dict[str, Any]]:
     return [rule for group in client.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
 
 
-def test_every_dashboard_panel_shows_data(prometheus: httpx.Client) -> None:
+def test_dashboard_panels_show_data(prometheus: httpx.Client) -> None:
     empty = [
         (panel["title"], target["expr"])
         for panel in promql.panels()

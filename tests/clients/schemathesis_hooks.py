@@ -3,8 +3,8 @@
 import hypothesis
 import schemathesis
 
-# Without this, half of the cases would be shrunk variants of others, in search of responses with 200. There are
-# enough of these, and the search takes longer than the cases. Generate only new cases instead.
+# Without this, half of the cases would be shrunk variants of others, in search of responses with 200.
+# There are enough of these, and the search takes longer than the cases. Generate only new cases instead.
 hypothesis.target = lambda *observed, **label: None
 
 
