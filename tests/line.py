@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 class Mode(Enum):
-    """The way in which the connection treats data."""
+    """The states of the proxy."""
 
     OPEN = "open"
     REFUSED = "refused"
@@ -113,7 +113,7 @@ class Line:
         if self._mode is Mode.OPEN:
             await self._pass_on(reader, writer)
         elif self._mode is Mode.BLACK_HOLED:
-            await reader.read()  # to its end
+            await reader.read()  # until the client closes the connection
         else:
             await reader.read(65536)
             writer.write(_ANSWERS[self._mode])

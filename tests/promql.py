@@ -33,20 +33,22 @@ class Asked:
 
 def asked(expr: str, shown: Iterable[str]) -> Asked:
     """Return the metrics and labels that an expression uses, and the labels that are shown."""
-    found = Asked(expr, labels={*shown})
+    uses = Asked(expr, labels={*shown})
 
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
-            found.names.add(node.name)
-            found.matched.update((node.name, each.name, each.value) for each in node.matchers.matchers)
+            uses.names.add(node.name)
+            uses.matched.update(
+                (node.name, matcher.name, matcher.value) for matcher in node.matchers.matchers
+            )
         modifier = getattr(node, "modifier", None)
         if isinstance(modifier, promql_parser.AggModifier):
-            found.labels.update(modifier.labels)
+            uses.labels.update(modifier.labels)
         elif isinstance(modifier, promql_parser.BinModifier) and modifier.matching:
-            found.labels.update(modifier.matching.labels)
+            uses.labels.update(modifier.matching.labels)
 
     promql_parser.walk(promql_parser.parse(expr), visit)
-    return found
+    return uses
 
 
 def rules() -> list[dict[str, Any]]:
@@ -61,8 +63,8 @@ def in_words(rule: dict[str, Any]) -> set[str]:
 
 def cases() -> list[dict[str, Any]]:
     """Return the test cases of the alerts."""
-    found: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
-    return found
+    tests: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
+    return tests
 
 
 def panels() -> list[dict[str, Any]]:

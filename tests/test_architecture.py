@@ -83,7 +83,7 @@ def layer(name: str) -> int:
     return LAYERS.index(max((entry for entry in LAYERS if f"{name}.".startswith(f"{entry}.")), key=len))
 
 
-def test_modules_exist() -> None:
+def test_modules_and_imports_are_recognized() -> None:
     assert "serving.contract.contract" in MODULES
     assert "serving.types.columns" in [*imported("serving.contract.contract")]
 

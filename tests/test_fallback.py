@@ -145,8 +145,8 @@ async def settle_all(front: list[Follower]) -> None:
 
 def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
     """Return the versions whose tag contains the reference, the latest last."""
-    found = stage.registry.client.search_model_versions("name='actor'")
-    since = {each.version: stage.live(each.version).get(reference) for each in found}
+    versions = stage.registry.client.search_model_versions("name='actor'")
+    since = {each.version: stage.live(each.version).get(reference) for each in versions}
     return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
 
 

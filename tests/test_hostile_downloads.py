@@ -114,7 +114,7 @@ def test_row_50_hanging_downloads_do_not_delay_others(service: Service, third: M
         "file://localhost{}/%2e",
     ],
 )
-def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: str) -> None:
+def test_row_60_links_are_refused_in_all_file_urls(third: Model, form: str) -> None:
     folder = actor(third.registry.folder / "allowed")
     (folder / "extra").symlink_to("/etc/passwd")
     assert "extra among its artifacts is a link" in rejection(third, form.format(folder))
@@ -131,9 +131,9 @@ def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: 
         "file://localhost{}/%2e%2e/elsewhere",
     ],
 )
-def test_row_60_sources_outside_the_allowed_ones_are_refused(third: Model, form: str) -> None:
-    made = form.format(actor(third.registry.folder))
-    assert "SERVING_ALLOWED_SOURCES" in rejection(third, made)
+def test_row_60_sources_that_are_not_allowed_are_refused(third: Model, form: str) -> None:
+    source = form.format(actor(third.registry.folder))
+    assert "SERVING_ALLOWED_SOURCES" in rejection(third, source)
 
 
 def test_row_60_linked_folder_that_leads_outside_is_refused(third: Model) -> None:

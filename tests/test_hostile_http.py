@@ -75,12 +75,12 @@ def connect(service: Service) -> Iterator[Callable[..., socket.socket]]:
     with ExitStack() as stack:
 
         def open_connection(*, receive_buffer: int = 0) -> socket.socket:
-            made = stack.enter_context(closing(socket.socket()))
+            connection = stack.enter_context(closing(socket.socket()))
             if receive_buffer:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            made.settimeout(60)
-            made.connect(service.address)
-            return made
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            connection.settimeout(60)
+            connection.connect(service.address)
+            return connection
 
         yield open_connection
 

@@ -242,7 +242,7 @@ def test_row_45_fork_server_without_descriptors_recovers(stand: Stand) -> None:
     assert stand.fork_server == before
 
 
-def test_row_45_fork_server_is_restarted_once_there_are_descriptors(stand: Stand) -> None:
+def test_row_45_fork_server_restarts_when_descriptors_are_available(stand: Stand) -> None:
     before = stand.fork_server
     with without_descriptors(stand.front):
         os.kill(before, signal.SIGKILL)

@@ -74,23 +74,23 @@ def of(model: Model, name: str, **labels: str) -> str:
 @contextmanager
 def moved(model: Model) -> Iterator[dict[str, float]]:
     """Yield the changes of the model's metrics during the block, without times."""
-    before, found = model.service.metrics(), {}
-    yield found
+    before, changes = model.service.metrics(), {}
+    yield changes
     for name, value in model.service.metrics().items():
         counted = 'model="actor"' in name and not re.search(r"_bucket|seconds_sum|_bytes|timestamp", name)
         if counted and (by := value - before.get(name, 0)):
-            found[name] = by
+            changes[name] = by
 
 
 # -- changes
 
 
 def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict().status_code == 200
         rows = {"rows": [{"x": 1.0}] * 5}
         assert model.service.client.post("/predict/batch", json=rows).status_code == 200
-    assert found == {
+    assert changes == {
         of(model, "serving_requests_total", code="200"): 2,
         of(model, "serving_request_duration_seconds_count"): 2,
         of(model, "serving_rows_total"): 6,
@@ -102,16 +102,16 @@ def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
 
 
 def test_invalid_request_changes_only_its_count(model: Model) -> None:
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.service.client.post("/predict", json={"x": "one"}).status_code == 422
-    assert found == {of(model, "serving_requests_total", code="422"): 1}
+    assert changes == {of(model, "serving_requests_total", code="422"): 1}
 
 
 def test_failed_model_calls_are_timed(model: Model) -> None:
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict(1.0, "raise:oh").status_code == 500
-    assert found[of(model, "serving_requests_total", code="500")] == 1
-    assert found[of(model, "serving_model_duration_seconds_count")] == 1
+    assert changes[of(model, "serving_requests_total", code="500")] == 1
+    assert changes[of(model, "serving_model_duration_seconds_count")] == 1
 
 
 def test_queue_and_model_times_are_separate(model: Model, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -
     up, held = of(model, "serving_processes"), of(model, "serving_process_resident_memory_bytes", process="0")
     assert model.service.metrics()[up] == 1
     assert model.service.metrics()[held] > 2**20
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict(1.0, f"note:{tmp_path / 'pid'}").status_code == 200
         killed = int((tmp_path / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
@@ -187,8 +187,8 @@ def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -
         restarted = of(model, "serving_process_restarts_total", reason="crash")
         until(lambda: model.service.metrics()[restarted])
         assert model.predict().status_code == 200
-    assert found[of(model, "serving_process_deaths_total", reason="crash")] == 1
-    assert found[restarted] == 1
+    assert changes[of(model, "serving_process_deaths_total", reason="crash")] == 1
+    assert changes[restarted] == 1
     assert model.service.metrics()[up] == 1
 
 
@@ -261,8 +261,8 @@ def exposed(model: Model) -> str:
         found = model.service.client.get("/metrics").text
         return "serving_shadow_rows{" in found and "serving_drift_psi{" in found
 
-    answer = model.predict()
-    outcome = {"prediction_id": answer.headers["X-Prediction-ID"], "outcome": 2.0}
+    response = model.predict()
+    outcome = {"prediction_id": response.headers["X-Prediction-ID"], "outcome": 2.0}
     assert model.service.client.post("/feedback", json=outcome).status_code == 200
     model.predict(1.0, "raise:oh")
     model.until_refused(model.promote(on_load="raise:oh"))
@@ -274,11 +274,11 @@ def test_documented_metrics_are_exposed(exposed: str) -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     table = page.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
     in_docs = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
-    found = set()
+    exposed_names = set()
     for family in text_string_to_metric_families(exposed):
         if family.name.startswith("serving_"):
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            found.add(name)
+            exposed_names.add(name)
             _, kind, labels, documentation = in_docs[name]
             assert (kind, documentation) == (family.type, f"{family.documentation} |")
             if family.samples:
@@ -286,7 +286,9 @@ def test_documented_metrics_are_exposed(exposed: str) -> None:
                 assert labels.strip() == ", ".join(f"`{label}`" for label in named)
     # This service does not expose all of them, such as those of the journal.
     source = "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
-    assert [name for name in in_docs.keys() - found if f'"{name.removesuffix("_total")}' not in source] == []
+    assert [
+        name for name in in_docs.keys() - exposed_names if f'"{name.removesuffix("_total")}' not in source
+    ] == []
 
 
 @pytest.mark.parametrize("asked", [*promql.of_dashboard(), *promql.of_alerts()], ids=lambda each: each.expr)
@@ -307,8 +309,8 @@ def test_alerts_use_existing_label_values() -> None:
         "reason": {*ExitReason},
         "required": {"true", "false"},
     }
-    found = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
-    matched = {(label, each) for label, value in found if label in values for each in value.split("|")}
+    matchers = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
+    matched = {(label, each) for label, value in matchers if label in values for each in value.split("|")}
     assert len(matched) > 5
     assert not [each for each in matched if each[1] not in values[each[0]]]
 

@@ -48,7 +48,7 @@ def test_logged_example_of_an_agent_verifies_it(zoo: Zoo, name: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NAMES)
-def test_predictions_match_the_model(zoo: Zoo, name: str, protocol: str) -> None:
+def test_prediction_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
     assert not (found := zoo.differences(name, protocol)), "\n".join(found)
 
 

@@ -35,7 +35,7 @@ class Registry:
         self.page.get_by_role("heading", name=f"Version {version}").first.wait_for()
 
     def transition(self, version: str, stage: str, *, archive: bool = False) -> None:
-        """Put a version into a stage, as a person does in the view with stages."""
+        """Move a version to a stage in the view with stages."""
         self.open(version)
         self.page.click(".mlflow-stage-transition-dropdown")
         items = self.page.locator("[role=menuitem], [role=option], li, div")
@@ -47,7 +47,7 @@ class Registry:
         dialog.wait_for(state="hidden")
 
     def alias(self, version: str, alias: str) -> None:
-        """Give a version an alias, as a person does in the new view."""
+        """Set an alias of a version in the new view."""
         self.open(version)
         self.page.locator("button[aria-label*='alias' i], button:has-text('Add')").first.click()
         dialog = self.page.get_by_role("dialog")
@@ -64,7 +64,7 @@ class Registry:
         def tagged() -> bool:
             return self._client.get_model_version(NAME, version).tags.get("serving.state") == state
 
-        def told() -> bool:
+        def displayed() -> bool:
             self.open(version)
             self.page.get_by_text("Tags").first.wait_for()
             rows = self.page.get_by_role("row").all_inner_texts()
@@ -72,7 +72,7 @@ class Registry:
             return states == [[state]] and all(any(text in row for row in rows) for text in texts)
 
         until(tagged)  # checked first, because loading the page takes seconds
-        until(told)
+        until(displayed)
         self.picture(f"version-{version}-{state}")
 
     def picture(self, name: str) -> None:
@@ -83,7 +83,7 @@ class Registry:
 
 @pytest.fixture
 def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Callable[..., Registry]]:
-    """Open the UI in a browser of its own, in the view with stages or in the new one."""
+    """Open the UI in a new browser context, in the view with stages or in the new one."""
     contexts = []
 
     def open_view(*, stages: bool) -> Registry:

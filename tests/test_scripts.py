@@ -170,7 +170,7 @@ def test_newer_python_is_used_if_first_is_old(project: Project) -> None:
 
 
 @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy"])
-def test_failed_check_fails_the_script_after_the_rest(installed: Project, failing: str) -> None:
+def test_failed_check_does_not_skip_the_others(installed: Project, failing: str) -> None:
     installed.env = {"FAILING": failing}
     assert installed.run("check").returncode == 1
     assert installed.called() == ["python -m ruff check", "python -m ruff format --check", "python -m mypy"]
