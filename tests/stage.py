@@ -1,4 +1,4 @@
-"""Followers on a real registry with real model processes, within the test's own process."""
+"""Followers on a real registry with real model processes, in the process of the test."""
 
 from __future__ import annotations
 
@@ -41,22 +41,27 @@ class Stage:
         **settings: Any,
     ) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
-        made = Settings(
+        configured = Settings(
             **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
         )
-        client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replay_requests)
-        store = ArtifactStore(made.store_dir, self.registry.uri)
-        gate = Gate(made, client, store, self._launcher, Metrics())
+        client, slot = (
+            RegistryClient(configured),
+            slot or Slot(Reference.parse(reference), configured.replay_requests),
+        )
+        store = ArtifactStore(configured.store_dir, self.registry.uri)
+        gate = Gate(configured, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))
         tag_writer = tag_writer or TagWriter(client)
-        follower = Follower(slot, client, store, gate, tag_writer, history, made, shared=shared)
+        follower = Follower(slot, client, store, gate, tag_writer, history, configured, shared=shared)
         self._followers.append((follower, client))
         return follower
 
     def front(self, *references: str, **settings: Any) -> list[Follower]:
         """Follow several references as one front does, with one writer of tags."""
         first = self.follow(references[0], **settings)
-        more = [self.follow(each, tag_writer=first._tag_writer, **settings) for each in references[1:]]
+        more = [
+            self.follow(reference, tag_writer=first._tag_writer, **settings) for reference in references[1:]
+        ]
         return [first, *more]
 
     def promote(self, stage: str = "Production", **part: Any) -> str:
@@ -66,8 +71,8 @@ class Stage:
         return version
 
     def tags(self, version: str) -> dict[str, str]:
-        found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
-        return found
+        tags_of_version: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
+        return tags_of_version
 
     def live(self, version: str) -> dict[str, str]:
         """Return the tag `serving.live` of a version; {} if it has none."""

@@ -52,11 +52,11 @@ LAYERS = [
     "serving.cli",
     "serving.__main__",
 ]
-MOST_LINES = 320
+MAX_LINES = 320
 
 
 def module(path: Path) -> str:
-    """The name by which a file is imported."""
+    """Return the import name of a file."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -66,16 +66,16 @@ MODULES = {
 
 
 def imported(name: str) -> Iterator[str]:
-    """The modules of this project that a module imports, wherever in it the import stands."""
+    """Yield the project modules that a module imports, at its top or in its functions."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{name} has a relative import"
             for alias in node.names:
-                found = f"{node.module}.{alias.name}"
-                if found in MODULES or node.module in MODULES:
-                    yield found if found in MODULES else node.module
+                qualified = f"{node.module}.{alias.name}"
+                if qualified in MODULES or node.module in MODULES:
+                    yield qualified if qualified in MODULES else node.module
 
 
 def layer(name: str) -> int:
@@ -83,7 +83,7 @@ def layer(name: str) -> int:
     return LAYERS.index(max((entry for entry in LAYERS if f"{name}.".startswith(f"{entry}.")), key=len))
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_modules_and_imports_are_recognized() -> None:
     assert "serving.contract.contract" in MODULES
     assert "serving.types.columns" in [*imported("serving.contract.contract")]
 
@@ -113,12 +113,12 @@ def feature(name: str) -> str | None:
 @pytest.mark.parametrize(
     "name", sorted(name for name in MODULES if name.startswith("serving") and name not in COMMANDS)
 )
-def test_features_are_imported_by_no_other_module(name: str) -> None:
+def test_no_other_module_imports_features(name: str) -> None:
     foreign = [other for other in imported(name) if feature(other) not in (None, feature(name))]
     assert foreign == []
 
 
-def test_there_is_no_cycle() -> None:
+def test_imports_have_no_cycle() -> None:
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -140,14 +140,14 @@ def test_training_and_serving_never_import_each_other(package: str, other: str) 
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_no_import_is_for_the_type_checker_alone(name: str) -> None:
+def test_no_import_is_for_type_checking_only(name: str) -> None:
     assert "TYPE_CHECKING" not in MODULES[name].read_text()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_are_small(name: str) -> None:
     lines = MODULES[name].read_text().count("\n")
-    assert lines <= MOST_LINES
+    assert lines <= MAX_LINES
 
 
 SHORT_TASKS = {
@@ -168,16 +168,16 @@ SHORT_TASKS = {
 """Modules that start tasks or threads, and why these need no supervision."""
 
 
-def test_tasks_and_threads_that_run_long_are_supervised() -> None:
+def test_long_running_tasks_and_threads_are_supervised() -> None:
     starters = {"create_task", "ensure_future", "Thread"}
-    found = {
+    starting = {
         name
         for name, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if name.startswith("serving.") and isinstance(node, ast.Call)
         if getattr(node.func, "attr", getattr(node.func, "id", "")) in starters
     }
-    assert found == SHORT_TASKS.keys()
+    assert starting == SHORT_TASKS.keys()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_tasks_and_threads_that_run_long_are_supervised() -> None:
         ("training.cli", ["mlflow", "sklearn", "pandas"]),
     ],
 )
-def test_what_is_heavy_is_imported_when_it_is_needed(name: str, heavy: list[str]) -> None:
+def test_heavy_packages_are_imported_lazily(name: str, heavy: list[str]) -> None:
     program = f"import sys, {name}; print(*[each for each in {heavy} if each in sys.modules])"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -145,8 +145,8 @@ async def settle_all(front: list[Follower]) -> None:
 
 def carriers(stage: Stage, reference: str = PRODUCTION) -> list[str]:
     """Return the versions whose tag contains the reference, the latest last."""
-    found = stage.registry.client.search_model_versions("name='actor'")
-    since = {each.version: stage.live(each.version).get(reference) for each in found}
+    versions = stage.registry.client.search_model_versions("name='actor'")
+    since = {each.version: stage.live(each.version).get(reference) for each in versions}
     return [str(number) for number in sorted(since, key=lambda each: since[each] or "") if since[number]]
 
 
@@ -207,7 +207,7 @@ async def test_late_front_does_not_take_the_reference_back(stage: Stage, tmp_pat
 
 
 async def test_front_that_missed_a_promotion_repairs_the_tags(stage: Stage, tmp_path: Path) -> None:
-    """The front that did not miss it ends before it sees that the reference was taken back."""
+    """The other front ends before it sees that the reference was taken back."""
     missed, seen = await both(stage, tmp_path)
     stage.promote(factor=3.0)
     await settle(seen)

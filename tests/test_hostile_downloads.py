@@ -1,4 +1,4 @@
-"""Artifacts that never come, that are no files, or that come from where they may not: the rest is served."""
+"""Artifacts that never arrive, are not files, or have a forbidden source: other models stay available."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def trickling() -> Iterator[str]:
 
 
 def register(registry: Registry, name: str, source: str) -> str:
-    """Make what is at `source` the next version of a model."""
+    """Register `source` as the next version of a model."""
     with quiet():
         if not registry.client.search_registered_models(f"name='{name}'"):
             registry.client.create_registered_model(name)
@@ -81,7 +81,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
         settings = {"models": models, "poll_seconds": 0.1, "allowed_sources": allowed}
         with served(registry.uri, folder, **settings, drain_seconds=1) as running:
             yield running
-        # The service has ended, though both downloads hung.
+        # The service has ended, although both downloads hung.
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def third(service: Service) -> Model:
     return Model("third", service, Registry(service.env["MLFLOW_TRACKING_URI"]))
 
 
-def test_row_50_downloads_that_hang_keep_no_other_waiting(service: Service, third: Model) -> None:
+def test_row_50_hanging_downloads_do_not_delay_others(service: Service, third: Model) -> None:
     until(Trickle.begun.is_set)
     third.until_live("1")
     folder = third.registry.folder / "allowed"
@@ -114,7 +114,7 @@ def test_row_50_downloads_that_hang_keep_no_other_waiting(service: Service, thir
         "file://localhost{}/%2e",
     ],
 )
-def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: str) -> None:
+def test_row_60_links_are_refused_in_all_file_urls(third: Model, form: str) -> None:
     folder = actor(third.registry.folder / "allowed")
     (folder / "extra").symlink_to("/etc/passwd")
     assert "extra among its artifacts is a link" in rejection(third, form.format(folder))
@@ -131,9 +131,9 @@ def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: 
         "file://localhost{}/%2e%2e/elsewhere",
     ],
 )
-def test_row_60_sources_outside_the_allowed_ones_are_refused(third: Model, form: str) -> None:
-    made = form.format(actor(third.registry.folder))
-    assert "SERVING_ALLOWED_SOURCES" in rejection(third, made)
+def test_row_60_sources_that_are_not_allowed_are_refused(third: Model, form: str) -> None:
+    source = form.format(actor(third.registry.folder))
+    assert "SERVING_ALLOWED_SOURCES" in rejection(third, source)
 
 
 def test_row_60_linked_folder_that_leads_outside_is_refused(third: Model) -> None:
@@ -147,7 +147,7 @@ def test_row_60_file_url_of_another_machine_is_refused(third: Model) -> None:
 
 
 def rejection(model: Model, source: str) -> str:
-    """Promote what is at `source`, and return why it was rejected."""
+    """Promote `source`, and return the reason of its rejection."""
     live = model.state["version"]
     version = register(model.registry, model.name, source)
     model.promote(version)
@@ -157,7 +157,7 @@ def rejection(model: Model, source: str) -> str:
     return reason
 
 
-# -- in plain functions
+# -- unit tests
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def deep(folder: Path) -> None:
         (deep, "nested deeper"),
     ],
 )
-def test_folder_of_more_than_files_is_refused(
+def test_folder_with_special_files_is_refused(
     tmp_path: Path, spoil: Callable[[Path], None], expected: str
 ) -> None:
     source = tmp_path / "source"
@@ -272,7 +272,7 @@ def test_copy_follows_no_link_in_its_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_download_that_stalls_is_given_up(tmp_path: Path) -> None:
+async def test_stalled_download_is_abandoned(tmp_path: Path) -> None:
     settings = RegistrySettings(download_stall_seconds=0.1)
     released = Event()
 
@@ -293,7 +293,7 @@ async def test_download_that_stalls_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+async def test_download_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
     released = Event()
 
     def grow() -> Path:
@@ -309,7 +309,7 @@ async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.anyio
-async def test_call_that_hangs_can_be_given_up() -> None:
+async def test_hanging_call_can_be_abandoned() -> None:
     released = Event()
     future = blocking_calls.start(released.wait, name="test")
     with pytest.raises(TimeoutError):
@@ -323,7 +323,7 @@ async def test_call_that_hangs_can_be_given_up() -> None:
 
 
 @pytest.mark.anyio
-async def test_downloads_that_trickle_keep_no_other_waiting(
+async def test_trickling_downloads_do_not_delay_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads_module, "_MAX_COUNTED_SECONDS", 0.0)

@@ -74,23 +74,23 @@ def of(model: Model, name: str, **labels: str) -> str:
 @contextmanager
 def moved(model: Model) -> Iterator[dict[str, float]]:
     """Yield the changes of the model's metrics during the block, without times."""
-    before, found = model.service.metrics(), {}
-    yield found
+    before, changes = model.service.metrics(), {}
+    yield changes
     for name, value in model.service.metrics().items():
         counted = 'model="actor"' in name and not re.search(r"_bucket|seconds_sum|_bytes|timestamp", name)
         if counted and (by := value - before.get(name, 0)):
-            found[name] = by
+            changes[name] = by
 
 
 # -- changes
 
 
 def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict().status_code == 200
         rows = {"rows": [{"x": 1.0}] * 5}
         assert model.service.client.post("/predict/batch", json=rows).status_code == 200
-    assert found == {
+    assert changes == {
         of(model, "serving_requests_total", code="200"): 2,
         of(model, "serving_request_duration_seconds_count"): 2,
         of(model, "serving_rows_total"): 6,
@@ -101,17 +101,17 @@ def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
     }
 
 
-def test_an_invalid_request_changes_only_its_count(model: Model) -> None:
-    with moved(model) as found:
+def test_invalid_request_changes_only_its_count(model: Model) -> None:
+    with moved(model) as changes:
         assert model.service.client.post("/predict", json={"x": "one"}).status_code == 422
-    assert found == {of(model, "serving_requests_total", code="422"): 1}
+    assert changes == {of(model, "serving_requests_total", code="422"): 1}
 
 
 def test_failed_model_calls_are_timed(model: Model) -> None:
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict(1.0, "raise:oh").status_code == 500
-    assert found[of(model, "serving_requests_total", code="500")] == 1
-    assert found[of(model, "serving_model_duration_seconds_count")] == 1
+    assert changes[of(model, "serving_requests_total", code="500")] == 1
+    assert changes[of(model, "serving_model_duration_seconds_count")] == 1
 
 
 def test_queue_and_model_times_are_separate(model: Model, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_queue_and_model_times_are_separate(model: Model, tmp_path: Path) -> Non
     assert after[queued] - before[queued] > 0
 
 
-def test_a_promotion_updates_the_live_version(model: Model) -> None:
+def test_promotion_updates_the_live_version(model: Model) -> None:
     def live() -> list[tuple[str, ...]]:
         infos = [name for name in model.service.metrics() if name.startswith("serving_model_info")]
         samples = [name for name in infos if 'model="actor"' in name]
@@ -160,7 +160,7 @@ def test_a_promotion_updates_the_live_version(model: Model) -> None:
     assert model.is_well(promoted)
 
 
-def test_a_rejected_candidate_shows_until_the_next_promotion(model: Model) -> None:
+def test_rejected_candidate_shows_until_the_next_promotion(model: Model) -> None:
     uri, live = model.state["uri"], model.state["version"]
     refused = sample("serving_promotions_total", model="actor", uri=uri, outcome="rejected")
     before = model.service.metrics()[refused]
@@ -179,7 +179,7 @@ def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -
     up, held = of(model, "serving_processes"), of(model, "serving_process_resident_memory_bytes", process="0")
     assert model.service.metrics()[up] == 1
     assert model.service.metrics()[held] > 2**20
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict(1.0, f"note:{tmp_path / 'pid'}").status_code == 200
         killed = int((tmp_path / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
@@ -187,12 +187,12 @@ def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -
         restarted = of(model, "serving_process_restarts_total", reason="crash")
         until(lambda: model.service.metrics()[restarted])
         assert model.predict().status_code == 200
-    assert found[of(model, "serving_process_deaths_total", reason="crash")] == 1
-    assert found[restarted] == 1
+    assert changes[of(model, "serving_process_deaths_total", reason="crash")] == 1
+    assert changes[restarted] == 1
     assert model.service.metrics()[up] == 1
 
 
-def test_an_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
+def test_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
     found = model.service.metrics()
     ready = {"uri": model.state["uri"], "model": "actor", "required": "true"}
     asleep = {"uri": "models:/tulip/Production", "model": "tulip", "required": "false"}
@@ -201,11 +201,11 @@ def test_an_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_blocked_event_loop_shows_lag() -> None:
+async def test_blocked_event_loop_shows_lag() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
     measuring = asyncio.create_task(event_loop_lag.measure_loop_lag(late.put_nowait))
     await asyncio.sleep(0)
-    time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
+    time.sleep(0.5)  # noqa: ASYNC251 — blocks the loop on purpose
     assert await late.get() > 0.2
     measuring.cancel()
 
@@ -228,7 +228,7 @@ def test_metrics_of_unloaded_versions_are_removed() -> None:
     assert "serving_processes{" not in exposition(metrics)
 
 
-def test_a_version_of_two_references_is_exposed_once() -> None:
+def test_version_of_two_references_is_exposed_once() -> None:
     metrics, labels = Metrics(), '{model="iris",version="1"}'
     first, second = (
         metrics.for_version("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
@@ -261,8 +261,8 @@ def exposed(model: Model) -> str:
         found = model.service.client.get("/metrics").text
         return "serving_shadow_rows{" in found and "serving_drift_psi{" in found
 
-    answer = model.predict()
-    outcome = {"prediction_id": answer.headers["X-Prediction-ID"], "outcome": 2.0}
+    response = model.predict()
+    outcome = {"prediction_id": response.headers["X-Prediction-ID"], "outcome": 2.0}
     assert model.service.client.post("/feedback", json=outcome).status_code == 200
     model.predict(1.0, "raise:oh")
     model.until_refused(model.promote(on_load="raise:oh"))
@@ -270,15 +270,15 @@ def exposed(model: Model) -> str:
     return model.service.client.get("/metrics").text
 
 
-def test_the_documented_metrics_are_exposed(exposed: str) -> None:
+def test_documented_metrics_are_exposed(exposed: str) -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     table = page.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
     in_docs = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
-    found = set()
+    exposed_names = set()
     for family in text_string_to_metric_families(exposed):
         if family.name.startswith("serving_"):
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            found.add(name)
+            exposed_names.add(name)
             _, kind, labels, documentation = in_docs[name]
             assert (kind, documentation) == (family.type, f"{family.documentation} |")
             if family.samples:
@@ -286,7 +286,9 @@ def test_the_documented_metrics_are_exposed(exposed: str) -> None:
                 assert labels.strip() == ", ".join(f"`{label}`" for label in named)
     # This service does not expose all of them, such as those of the journal.
     source = "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
-    assert [name for name in in_docs.keys() - found if f'"{name.removesuffix("_total")}' not in source] == []
+    assert [
+        name for name in in_docs.keys() - exposed_names if f'"{name.removesuffix("_total")}' not in source
+    ] == []
 
 
 @pytest.mark.parametrize("asked", [*promql.of_dashboard(), *promql.of_alerts()], ids=lambda each: each.expr)
@@ -307,8 +309,8 @@ def test_alerts_use_existing_label_values() -> None:
         "reason": {*ExitReason},
         "required": {"true", "false"},
     }
-    found = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
-    matched = {(label, each) for label, value in found if label in values for each in value.split("|")}
+    matchers = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
+    matched = {(label, each) for label, value in matchers if label in values for each in value.split("|")}
     assert len(matched) > 5
     assert not [each for each in matched if each[1] not in values[each[0]]]
 
@@ -389,7 +391,7 @@ def evaluated(client: httpx.Client) -> list[dict[str, Any]]:
     return [rule for group in client.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
 
 
-def test_every_dashboard_panel_shows_data(prometheus: httpx.Client) -> None:
+def test_dashboard_panels_show_data(prometheus: httpx.Client) -> None:
     empty = [
         (panel["title"], target["expr"])
         for panel in promql.panels()
