@@ -1,4 +1,4 @@
-"""Triton's client, with its default options, which send and ask for bytes behind the JSON."""
+"""Call the service with Triton's client and its default options, which use the binary tensor extension."""
 
 import json
 import sys
