@@ -40,7 +40,7 @@ def actor(
     **part: Any,
 ) -> Path:
     """Save a model with the config `part` (see `actor.py`) in a new folder below `folder`; return it."""
-    made = folder / f"actor-{len([*folder.glob('actor-*')])}"
+    saved = folder / f"actor-{len([*folder.glob('actor-*')])}"
     signature = ModelSignature(
         Schema(columns(inputs)),
         outputs or Schema([ColSpec("double")]),
@@ -48,7 +48,7 @@ def actor(
     )
     with quiet():
         mlflow.pyfunc.save_model(
-            made,
+            saved,
             python_model=ACTOR,
             signature=signature,
             input_example=example,
@@ -56,7 +56,7 @@ def actor(
             pip_requirements=[],
             model_config=part,
         )
-    return made
+    return saved
 
 
 class Registry:

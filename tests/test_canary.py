@@ -126,10 +126,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, folder: Path) -> Registry:
     """Return a registry of models whose champion is version 1, without challengers."""
-    made, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
+    instance, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
     for name in (*NAMES, *LATE):
-        made.alias(name, "champion", made.register(name, first))
-    return made
+        instance.alias(name, "champion", instance.register(name, first))
+    return instance
 
 
 @pytest.fixture(scope="module")

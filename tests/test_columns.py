@@ -264,9 +264,9 @@ def test_inapplicable_keyword_is_rejected_with_alternatives(kind: str, word: Any
 
 
 def schema(kind: str, words: dict[str, Any] | None = None) -> dict[str, Any]:
-    made: dict[str, Any] = TypeAdapter(contract(f"it: {kind}", {"it": words or {}}).row).json_schema()
-    found: dict[str, Any] = json.loads(json.dumps(made["properties"]["it"]))
-    assert ("it" in made.get("required", [])) is not kind.endswith("?")
+    document: dict[str, Any] = TypeAdapter(contract(f"it: {kind}", {"it": words or {}}).row).json_schema()
+    found: dict[str, Any] = json.loads(json.dumps(document["properties"]["it"]))
+    assert ("it" in document.get("required", [])) is not kind.endswith("?")
     return found
 
 

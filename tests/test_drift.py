@@ -120,8 +120,8 @@ def test_rows_like_training_data_have_no_drift(service: Service) -> None:
     assert drifted(service, "same", 1000) == {}
     found = drift(service, "same", 1000)
     assert found.keys() == COLUMNS | {"prediction"}
-    assert all(each["psi"] < 0.1 for each in found.values())
-    assert {each["side"] for name, each in found.items() if name != "prediction"} == {"input"}
+    assert all(column["psi"] < 0.1 for column in found.values())
+    assert {column["side"] for name, column in found.items() if name != "prediction"} == {"input"}
     assert found["prediction"]["side"] == "output"
 
 
@@ -138,7 +138,9 @@ def test_only_the_drifted_column_is_reported(service: Service) -> None:
     columns = state(service, "moved")["drift"]
     assert columns[0]["column"] == "weight"
     assert columns[0]["psi"] == pytest.approx(float(match[1]), abs=0.005)
-    assert [each["psi"] for each in columns] == sorted((each["psi"] for each in columns), reverse=True)
+    assert [column["psi"] for column in columns] == sorted(
+        (column["psi"] for column in columns), reverse=True
+    )
     labels = 'column="weight",model="moved",side="input",version="1"'
     gauge = re.search(f"serving_drift_psi{{{labels}}} (.*)", service.client.get("/metrics").text)
     assert gauge
@@ -210,9 +212,9 @@ def test_rows_of_every_protocol_are_sampled(service: Service) -> None:
     for path, body, more in posts:
         service.client.post(path, **body).raise_for_status()
         count += more
-        assert {each["rows"] for each in drift(service, "protocols", count).values()} == {count}
+        assert {column["rows"] for column in drift(service, "protocols", count).values()} == {count}
     over_grpc(service, table)
-    assert {each["rows"] for each in drift(service, "protocols", count + 30).values()} == {count + 30}
+    assert {column["rows"] for column in drift(service, "protocols", count + 30).values()} == {count + 30}
     assert looked_at(service, "protocols") == count + 30
 
 
@@ -232,9 +234,9 @@ CONTENTS = {"FP64": "fp64", "INT64": "int64", "BYTES": "bytes", "BOOL": "bool"}
 
 def over_grpc(service: Service, table: pd.DataFrame) -> None:
     inputs = []
-    for each in tensors(table):
-        data = [value.encode() if isinstance(value, str) else value for value in each.pop("data")]
-        inputs.append(each | {"contents": {f"{CONTENTS[each['datatype']]}_contents": data}})
+    for tensor in tensors(table):
+        data = [value.encode() if isinstance(value, str) else value for value in tensor.pop("data")]
+        inputs.append(tensor | {"contents": {f"{CONTENTS[tensor['datatype']]}_contents": data}})
     with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
         stub = services.GRPCInferenceServiceStub(channel)
         stub.ModelInfer(protos.ModelInferRequest(model_name="protocols", inputs=inputs))
@@ -242,8 +244,8 @@ def over_grpc(service: Service, table: pd.DataFrame) -> None:
 
 def test_cached_predictions_are_sampled(service: Service) -> None:
     row, before = rows(customers(1, 9))[0], looked_at(service, "coloured")
-    answers = [service.client.post("/models/coloured/predict", json=row) for _ in range(3)]
-    assert [each.headers["x-cache"] for each in answers] == ["miss", "hit", "hit"]
+    responses = [service.client.post("/models/coloured/predict", json=row) for _ in range(3)]
+    assert [response.headers["x-cache"] for response in responses] == ["miss", "hit", "hit"]
     until(lambda: looked_at(service, "coloured") == before + 3)
 
 
@@ -324,4 +326,7 @@ async def test_sampled_rows_and_bytes_are_bounded(stage: Stage) -> None:
 
 def test_drift_can_be_disabled(tmp_path: Path) -> None:
     watching = [create_app(Settings(store_dir=tmp_path, drift_psi=psi)).dataplane.hooks for psi in (0, 0.25)]
-    assert [any(isinstance(each, Drift) for each in observers) for observers in watching] == [False, True]
+    assert [any(isinstance(observer, Drift) for observer in observers) for observers in watching] == [
+        False,
+        True,
+    ]

@@ -30,13 +30,15 @@ values = st.recursive(
     numbers,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
 )
-told = st.fixed_dictionaries(
+error_fields = st.fixed_dictionaries(
     {}, optional={"error": values, "traceback": values, "loc": values, "msg": values, "input_schema": values}
 )
 payloads = st.one_of(
     st.binary(max_size=200),
     st.sampled_from([b"", b"{}", b"[]", b"[" * 5000, b"\xff", b"1" * 5000]),
-    st.builds(lambda value: json.dumps(value).encode(), told | values | st.lists(told, max_size=3)),
+    st.builds(
+        lambda value: json.dumps(value).encode(), error_fields | values | st.lists(error_fields, max_size=3)
+    ),
 )
 heads = st.builds(
     struct.Struct("<BI").pack,

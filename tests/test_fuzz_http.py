@@ -87,7 +87,7 @@ def valid(draw: st.DrawFn) -> tuple[bytes, bytes]:
         fields.append(b"Content-Length: %d" % len(body))
         sent = body
     order = draw(st.permutations(fields))
-    return b"POST /a HTTP/1.1\r\n" + b"".join(each + b"\r\n" for each in order) + b"\r\n" + sent, body
+    return b"POST /a HTTP/1.1\r\n" + b"".join(field + b"\r\n" for field in order) + b"\r\n" + sent, body
 
 
 class Connection(asyncio.Transport):
@@ -187,7 +187,7 @@ def parse(written: bytes) -> list[tuple[int, bytes]]:
 
 
 @given(STREAMS, CUTS)
-def test_random_bytes_get_valid_responses_or_a_close(data: bytes, cuts: list[int]) -> None:
+def test_random_bytes_get_valid_responses_or_close(data: bytes, cuts: list[int]) -> None:
     responses, closed = exchange(data, cuts)
     assert all(status == 200 for status, _ in responses[:-1])
     if responses and responses[-1][0] != 200:

@@ -32,7 +32,7 @@ def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
     server = subprocess.Popen([sys.executable, str(THEIRS), str(port), *map(str, zoo_folders.values())])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
-        def answers() -> bool:
+        def is_ready() -> bool:
             assert server.poll() is None
             try:
                 return client.get("/classifier/ping").is_success
@@ -40,7 +40,7 @@ def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
                 return False
 
         try:
-            until(answers)
+            until(is_ready)
             yield client
         finally:
             server.kill()

@@ -32,7 +32,7 @@ def run(entry_point: str, **parameters: str) -> None:
 
 def runs() -> list[Any]:
     client = mlflow.MlflowClient()
-    everywhere = [each.experiment_id for each in client.search_experiments()]
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(everywhere, order_by=["start_time"]))
 
 
@@ -67,7 +67,7 @@ def test_promote_leaves_a_finished_run(
     parameters: dict[str, str], stage: str, aliases: dict[str, int]
 ) -> None:
     run("promote", version="1", **parameters)
-    assert [each.info.status for each in runs()] == ["FINISHED"]
+    assert [entry.info.status for entry in runs()] == ["FINISHED"]
     (version,) = mlflow.MlflowClient().search_model_versions("name='iris'")
     assert version.current_stage == stage
     found = mlflow.MlflowClient().get_registered_model("iris").aliases
@@ -78,7 +78,7 @@ def test_promote_of_a_missing_version_fails(capfd: pytest.CaptureFixture[str]) -
     with pytest.raises(ExecutionException):
         run("promote", version="1")
     assert "python -m training: Registered Model with name=iris not found" in capfd.readouterr().err
-    assert [each.info.status for each in runs()] == ["FAILED"]
+    assert [entry.info.status for entry in runs()] == ["FAILED"]
 
 
 def test_serve_passes_its_parameters_to_the_front(capfd: pytest.CaptureFixture[str]) -> None:

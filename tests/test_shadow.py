@@ -135,14 +135,14 @@ def test_shadow_predictions_are_not_returned_to_clients(tried: Tried) -> None:
     tried.ask(1)
     # Clients can still select the shadow by name.
     path = f"/models/{tried.live.name}/predict"
-    answer = tried.service.client.post(
+    response = tried.service.client.post(
         path, json={"x": 1.0}, headers={"X-Model": f"{tried.live.name}/Staging"}
     )
-    assert answer.status_code == 400
-    answer = tried.service.client.post(
+    assert response.status_code == 400
+    response = tried.service.client.post(
         "/predict", json={"x": 1.0}, headers={"X-Model": f"{tried.live.name}/Staging"}
     )
-    assert answer.json()["prediction"] == 4.0
+    assert response.json()["prediction"] == 4.0
 
 
 def test_requests_of_every_protocol_are_compared(tried: Tried) -> None:
@@ -198,8 +198,10 @@ def test_shadow_queue_is_bounded_in_bytes(tried: Tried, gate: Path) -> None:
     tried.ask(10, x=101.0)
     text = "x" * (8 * 2**20)
     for _ in range(3):  # as objects they take about four times as much; the limit is 64 MB
-        answer = tried.service.client.post(f"/models/{tried.live.name}/predict", json={"x": 1.0, "act": text})
-        assert answer.status_code == 200
+        response = tried.service.client.post(
+            f"/models/{tried.live.name}/predict", json={"x": 1.0, "act": text}
+        )
+        assert response.status_code == 200
     tried.ask(100)
     dropped = tried.staging.until(lambda state: state["shadow"]["dropped"])["shadow"]["dropped"]
     assert dropped in (1, 2)

@@ -75,13 +75,13 @@ class Collector:
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    made = Collector()
-    thread = Thread(target=made.server.serve_forever)
+    instance = Collector()
+    thread = Thread(target=instance.server.serve_forever)
     thread.start()
-    yield made
-    made.server.shutdown()
+    yield instance
+    instance.server.shutdown()
     thread.join()
-    made.server.server_close()
+    instance.server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def service(
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as made:
-        yield made
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
 
 
 def attributes(of: Any) -> dict[str, Any]:
@@ -148,20 +148,20 @@ def test_request_span_continues_the_client_trace(service: Service, collector: Co
     )
     assert server.name == "POST /predict"
     assert server.parent_span_id.hex() == f"{1:016x}"
-    told = attributes(server)
+    recorded = attributes(server)
     assert {
         "http.request.method": "POST",
         "http.route": "/predict",
         "url.path": "/predict",
-    }.items() <= told.items()
-    assert {"http.response.status_code": 200, "client.address": "127.0.0.1"}.items() <= told.items()
-    assert {"serving.model.name": "actor", "serving.model.version": "1"}.items() <= told.items()
-    assert {"serving.rows": 1, "serving.request_id": "the-first"}.items() <= told.items()
+    }.items() <= recorded.items()
+    assert {"http.response.status_code": 200, "client.address": "127.0.0.1"}.items() <= recorded.items()
+    assert {"serving.model.name": "actor", "serving.model.version": "1"}.items() <= recorded.items()
+    assert {"serving.rows": 1, "serving.request_id": "the-first"}.items() <= recorded.items()
     assert attributes(infer) == {"serving.batch.rows": 1, "serving.batch.requests": 1}
-    assert {each.parent_span_id for each in (validate, queue, infer)} == {server.span_id}
+    assert {span.parent_span_id for span in (validate, queue, infer)} == {server.span_id}
     moments = [server.start_time_unix_nano]
-    for each in (validate, queue, infer):
-        moments += [each.start_time_unix_nano, each.end_time_unix_nano]
+    for span in (validate, queue, infer):
+        moments += [span.start_time_unix_nano, span.end_time_unix_nano]
     assert moments == sorted(moments)
     assert moments[-1] <= server.end_time_unix_nano
     assert server.status.code == Status.STATUS_CODE_UNSET
@@ -284,11 +284,11 @@ def test_failed_request_span_names_the_error(
     assert service.client.post(path, json={"x": 1, "act": act}, headers=headers).status_code == status
     found = collector.trace(f"{number:032x}")
     (server,) = found["server"]
-    told = attributes(server)
-    assert (told["http.response.status_code"], told["error.type"]) == (status, error)
+    recorded = attributes(server)
+    assert (recorded["http.response.status_code"], recorded["error.type"]) == (status, error)
     assert server.status.code == code
     assert "hunter2" not in str(server)
-    assert "nobody" not in told["http.route"]
+    assert "nobody" not in recorded["http.route"]
     assert ("infer" in found) == (status == 500)
     assert all(span.status.code == code for span in found.get("infer", ()))
 
@@ -310,12 +310,12 @@ def together(
     os.mkfifo(pipe)
     busy = pool.submit(predict, service, first - 1, f"wait:{pipe}")
     with pipe.open("w"):
-        asked = []
+        futures = []
         for number, act in enumerate(acts):
-            asked.append(pool.submit(predict, service, first + number, act))
+            futures.append(pool.submit(predict, service, first + number, act))
             until(lambda number=number: waiting(service) == number + 1)  # type: ignore[misc]
     assert busy.result().status_code == 200
-    return [each.result().status_code for each in asked]
+    return [future.result().status_code for future in futures]
 
 
 def waiting(service: Service) -> float:
@@ -349,12 +349,12 @@ def test_each_retry_of_a_batch_is_a_span(
     assert together(service, pool, tmp_path, 31, ["", "raise:it"]) == [200, 500]
     good, poison = (collector.trace(f"{number:032x}") for number in (31, 32))
     failed, unset = Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET
-    assert [(each.status.code, attributes(each)["serving.batch.rows"]) for each in good["infer"]] == [
+    assert [(span.status.code, attributes(span)["serving.batch.rows"]) for span in good["infer"]] == [
         (failed, 2),
         (unset, 1),
     ]
-    assert [each.status.code for each in poison["infer"]] == [failed, failed]
-    assert [each.status.code for each in (good["server"][0], poison["server"][0])] == [unset, failed]
+    assert [span.status.code for span in poison["infer"]] == [failed, failed]
+    assert [span.status.code for span in (good["server"][0], poison["server"][0])] == [unset, failed]
 
 
 # -- shutdown

@@ -60,11 +60,11 @@ def record(folder: Path, entry: Entry) -> list[dict[str, Any]]:
 
 
 def _scored(client: TestClient, body: Any) -> dict[str, Any]:
-    answer = client.post(
+    response = client.post(
         "/invocations", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
-    found = json.loads(answer.text)
-    return {"status": answer.status_code, "answer": found if answer.is_success else answer.text[:500]}
+    found = json.loads(response.text)
+    return {"status": response.status_code, "answer": found if response.is_success else response.text[:500]}
 
 
 def _usual(client: TestClient, request: Request) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _streamed(model: Any, request: Request) -> list[list[Any]]:
     given = [dict(request.body)] if request.body is not None else request.rows
     params = None if request.params is None else dict(request.params)
     return [
-        [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(each, params=params)]
-        for each in given
+        [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(row, params=params)]
+        for row in given
     ]
 
 
