@@ -268,7 +268,7 @@ def test_later_front_respects_a_stop_by_another(pairs: list[Pair]) -> None:
     assert failing.challenger.predict().headers["x-model-version"] == "1"
 
 
-def test_later_front_starts_at_step_one_and_keeps_the_highest_tag(
+def test_later_front_starts_over_and_keeps_highest_tag(
     fronts: Fronts,
 ) -> None:
     fronts.late.until_given(0.25)
