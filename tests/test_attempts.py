@@ -1,4 +1,4 @@
-"""A version that killed a front is delayed by the next front, and rejected after the second time."""
+"""A version that killed a front is delayed by the next front, and rejected after a second death."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(registry: Registry, folder: Path) -> Model:
 
 
 def die_verifying(model: Model, note: Path) -> None:
-    """Kill the front while the version loads that leaves this note."""
+    """Kill the front while it loads the version that writes this note."""
     until(note.exists)
     model.service.process.kill()
     model.service.stop()
@@ -33,9 +33,7 @@ def die_verifying(model: Model, note: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
-    new_registry: NewRegistry, tmp_path: Path
-) -> None:
+def test_row_40_version_that_killed_a_front_loads_last(new_registry: NewRegistry, tmp_path: Path) -> None:
     registry, note = Registry(new_registry(tmp_path)), tmp_path / "loading"
     model = start(registry, tmp_path)
     try:
@@ -63,7 +61,7 @@ def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
         model.service.stop()
 
 
-# -- in plain functions
+# -- unit tests
 
 DIE = """
 import asyncio, os, sys
@@ -109,7 +107,7 @@ def test_deaths_are_counted_until_something_changes(tmp_path: Path) -> None:
     assert attempts.deaths(replace(FOUND, version="3", source="s3://iris/3")) == 0
 
 
-def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
+def test_promotion_resets_deaths(tmp_path: Path) -> None:
     attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
@@ -121,14 +119,14 @@ def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_version_under_verification_elsewhere_is_no_death(tmp_path: Path) -> None:
+async def test_verification_by_another_front_is_no_death(tmp_path: Path) -> None:
     async with LoadAttempts(tmp_path).mark(FOUND):
         assert LoadAttempts(tmp_path).deaths(FOUND) == 0
     assert names(tmp_path) == []
 
 
 @pytest.mark.anyio
-async def test_passing_forgets_deaths(tmp_path: Path) -> None:
+async def test_successful_verification_resets_deaths(tmp_path: Path) -> None:
     die(tmp_path, FOUND)
     attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 1
@@ -138,7 +136,7 @@ async def test_passing_forgets_deaths(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_marker_that_cannot_be_written_does_not_prevent_verification(tmp_path: Path) -> None:
+async def test_verification_continues_if_marker_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("no folder")
     async with LoadAttempts(tmp_path / "attempts").mark(FOUND):
         pass

@@ -1,4 +1,4 @@
-"""Any bytes from model processes, fork servers and the journal writer: no crash, no hang and no growth."""
+"""Random bytes from model processes, fork servers and the journal writer: no crash, hang or growth."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ values = st.recursive(
     numbers,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
 )
-told = st.fixed_dictionaries(
+error_fields = st.fixed_dictionaries(
     {}, optional={"error": values, "traceback": values, "loc": values, "msg": values, "input_schema": values}
 )
 payloads = st.one_of(
     st.binary(max_size=200),
     st.sampled_from([b"", b"{}", b"[]", b"[" * 5000, b"\xff", b"1" * 5000]),
-    st.builds(lambda value: json.dumps(value).encode(), told | values | st.lists(told, max_size=3)),
+    st.builds(
+        lambda value: json.dumps(value).encode(), error_fields | values | st.lists(error_fields, max_size=3)
+    ),
 )
 heads = st.builds(
     struct.Struct("<BI").pack,
@@ -48,13 +50,13 @@ streams = st.lists(st.one_of(frames, frames, heads, st.binary(max_size=20)), max
 
 
 def chunks(stream: bytes, data: st.DataObject) -> Sequence[bytes]:
-    """Cut a stream into pieces, as a socket may."""
+    """Split a stream into pieces, as a socket may."""
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     return [stream[start:end] for start, end in pairwise([0, *sorted(cuts), len(stream)])]
 
 
 class Transport(asyncio.Transport):
-    """A socket that remembers whether it was closed."""
+    """A socket that records whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ def buffered(replica: Replica) -> int:
 
 
 @given(stream=streams, data=st.data())
-def test_any_bytes_make_frames_or_an_error(stream: bytes, data: st.DataObject) -> None:
+def test_random_bytes_give_frames_or_an_error(stream: bytes, data: st.DataObject) -> None:
     unpacker = framing.Unpacker(MAX_BYTES)
     with suppress(ValueError):
         for chunk in chunks(stream, data):
@@ -87,7 +89,7 @@ def test_any_bytes_make_frames_or_an_error(stream: bytes, data: st.DataObject) -
 @given(
     stream=streams, data=st.data(), asks=st.sampled_from(["nothing", "rows", "stream"]), loads=st.booleans()
 )
-def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
+def test_model_process_sending_random_bytes_responds_or_stops(
     stream: bytes, data: st.DataObject, asks: str, *, loads: bool
 ) -> None:
     async def feed() -> None:
@@ -128,9 +130,7 @@ lines = st.one_of(
 
 
 @given(sent=st.lists(lines, max_size=8), data=st.data())
-def test_fork_server_that_sends_any_messages_fails_no_listener(
-    sent: list[bytes], data: st.DataObject
-) -> None:
+def test_random_fork_server_messages_fail_no_listener(sent: list[bytes], data: st.DataObject) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
         server = ForkServerProcess(ours, None, "", None, OutputCapture({}, lambda _: None))  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
 
 
 @given(stream=st.lists(st.binary(max_size=40) | heads, max_size=6).map(b"".join), data=st.data())
-def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, data: st.DataObject) -> None:
+def test_journal_writer_output_is_read_or_rejected(stream: bytes, data: st.DataObject) -> None:
     async def feed() -> None:
         reader = asyncio.StreamReader()
         for chunk in chunks(stream, data):
@@ -168,7 +168,7 @@ def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, d
 
 
 @pytest.mark.parametrize("kind", framing.FrameType)
-def test_frame_above_its_limit_is_refused_by_its_header(kind: framing.FrameType) -> None:
+def test_frame_above_its_limit_is_rejected_by_header(kind: framing.FrameType) -> None:
     unpacker = framing.Unpacker(MAX_BYTES)
     limit = (
         MAX_BYTES if kind in (framing.FrameType.OUTPUT, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES

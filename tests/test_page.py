@@ -106,7 +106,7 @@ class Viewer:
         hosts = {urlsplit(url).netloc for url in self.requests if not url.startswith("data:")}
         assert hosts <= {urlsplit(self.url).netloc}
         refused = "Failed to load resource: the server responded with a status of"
-        assert [each for each in self.errors if not each.startswith(refused)] == []
+        assert [error for error in self.errors if not error.startswith(refused)] == []
 
 
 @pytest.fixture
@@ -144,7 +144,9 @@ def accessibility_faults(page: Page) -> list[str]:
     """Return axe's violations of WCAG 2.2 AA and best practices."""
     found = Axe().run(page).response["violations"]
     return [
-        f"{each['id']}: {node['html']} {node['failureSummary']}" for each in found for node in each["nodes"]
+        f"{violation['id']}: {node['html']} {node['failureSummary']}"
+        for violation in found
+        for node in violation["nodes"]
     ]
 
 
@@ -457,7 +459,7 @@ def test_status_is_small_and_complete_for_one_model(service: Service) -> None:
     assert every.json()["models"][0]["series"] is None
     (house,) = one.json()["models"]
     assert len(house["series"]["times"]) == len(house["series"]["p99"]) <= 360
-    assert [each["state"] for each in house["history"]] == ["live"]
+    assert [event["state"] for event in house["history"]] == ["live"]
     ready = service.ready()["models"][0]
     assert {name: house[name] for name in ready} == ready
     problem(service.client.get("/status?model=none"), 404)
@@ -476,7 +478,7 @@ def test_page_reports_an_unreachable_service(open_viewer: Callable[..., Viewer],
     page.context.set_offline(False)
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page).to_have_title("Ready · Model serving")
-    viewer.errors = [each for each in viewer.errors if "ERR_INTERNET_DISCONNECTED" not in each]
+    viewer.errors = [error for error in viewer.errors if "ERR_INTERNET_DISCONNECTED" not in error]
 
 
 def test_paused_page_sends_no_requests(open_viewer: Callable[..., Viewer], service: Service) -> None:

@@ -23,13 +23,13 @@ DOCUMENTS = [
     "docs/tutorials/operator.md",
     "README.md",
 ]
-"""In this order, because a document may use versions that an earlier one has registered."""
+"""The documents in order: later ones use versions that earlier ones register."""
 STARTED_ELSEWHERE = ("scripts/serve", "scripts/ui", "scripts/test")
 """Commands that do not end; `test_scripts.py` runs them."""
 REPEATABLE = ("curl", "serving status")
-"""Commands whose output changes about a second after a promotion, and that change nothing."""
+"""Read-only commands whose output changes about a second after a promotion."""
 MAX_SECONDS = 30
-"""Time until the output of a repeatable command is the expected one."""
+"""Time limit for a repeatable command to print the expected output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_run_as_documented(service: Service, document: str, tmp_path: Path) -> None:
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
-    # An interactive user has no settings of a test in the environment of the shell.
+    # The shell of a user has none of the test settings in its environment.
     env = {name: value for name, value in service.env.items() if not name.startswith("SERVING_")}
     shell = Shell(folder, env | {"SERVING_STORE_DIR": str(tmp_path), "PYTHONWARNINGS": "ignore"})
     (folder / "variables").unlink(missing_ok=True)

@@ -21,8 +21,8 @@ def texts(*predictions: Any) -> list[bytes]:
 def test_last_requests_are_kept() -> None:
     recorder = RequestRecorder(2)
     kept = [recorded(number) for number in range(5)]
-    for each in kept:
-        recorder.add(each)
+    for request in kept:
+        recorder.add(request)
     assert recorder.last() == tuple(kept[-2:])
 
 
@@ -63,9 +63,9 @@ def test_agreement_is_over_rows_and_latency_over_requests() -> None:
     assert comparison == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
 
 
-def test_a_comparison_reads_as_a_sentence() -> None:
-    told = str(Comparison(requests=100, agreement=0.981, latency=1.23))
-    assert told == (
+def test_comparison_is_formatted_as_a_sentence() -> None:
+    text = str(Comparison(requests=100, agreement=0.981, latency=1.23))
+    assert text == (
         "on the last 100 live requests it agrees with the live version in 98% of rows "
         "and takes 1.2 times as long"
     )

@@ -443,7 +443,7 @@ async def test_version_reverted_meanwhile_is_not_tagged_live(
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "reverted"
     catalogue.promote("iris", "1")
-    again = await version(client, "1")  # as after another promotion by a person
+    again = await version(client, "1")  # as after another promotion by a user
     here.live(PRODUCTION, again, "once more")
     await here.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"
