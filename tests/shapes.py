@@ -94,7 +94,7 @@ def pooled(frame: pd.DataFrame) -> Any:
 
 
 class Shape(PythonModel):  # type: ignore[misc]
-    """Return the shape that the config names."""
+    """A model that returns results in the shape that its config names."""
 
     def load_context(self, context: Any) -> None:
         """Keep the config."""
