@@ -26,7 +26,7 @@ def share(frame: pd.DataFrame) -> Any:
 
 
 def late(frame: pd.DataFrame) -> Any:
-    """One result per row, but where a row is 77 the others' too: no proof over other rows shows that."""
+    """Return one result per row; a row of 77 changes all results, which verification can't detect."""
     return frame["x"].to_numpy() * (3 if (frame["x"] == 77).any() else 2)
 
 

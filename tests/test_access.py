@@ -290,7 +290,7 @@ def test_key_commands_report_mistakes(ring: Keys, tmp_path: Path) -> None:
     assert "is not a key file" in done.stderr
 
 
-def test_a_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
+def test_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
     env = environment("sqlite:///none.db", tmp_path, keys_file=tmp_path / "none.json")
     done = subprocess.run(
         [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
@@ -342,7 +342,7 @@ async def test_undeclared_routes_require_an_admin_key(tmp_path: Path) -> None:
             assert statuses == expected, (path, url)
 
 
-def test_an_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
+def test_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
     plaintext, record = api_keys.create_key("x")
     api_keys.write(file, [record])
@@ -391,7 +391,7 @@ def test_irreplaceable_key_file_is_overwritten(tmp_path: Path, monkeypatch: pyte
     assert [*tmp_path.iterdir()] == [file]
 
 
-def test_an_expired_key_is_rejected(tmp_path: Path) -> None:
+def test_expired_key_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     plaintext, record = api_keys.create_key("x", expires=datetime.now(UTC) - timedelta(seconds=1))
     api_keys.write(file, [record])
@@ -399,7 +399,7 @@ def test_an_expired_key_is_rejected(tmp_path: Path) -> None:
         Authenticator(file).authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
 
 
-def test_an_authenticator_requires_its_file(tmp_path: Path) -> None:
+def test_authenticator_requires_its_file(tmp_path: Path) -> None:
     with pytest.raises(ApiKeyFileError):
         Authenticator(tmp_path / "none")
 
@@ -413,7 +413,7 @@ def test_token_bucket_allows_a_burst_then_the_rate() -> None:
     assert [bucket.acquire(100.0) for _ in range(11)].count(0.0) == 10
 
 
-def test_every_key_has_its_own_rate(tmp_path: Path) -> None:
+def test_every_key_has_a_separate_rate(tmp_path: Path) -> None:
     created = [api_keys.create_key(name, rate=1) for name in "ab"]
     api_keys.write(file := tmp_path / "keys.json", [record for _, record in created])
     guard = Authenticator(file, lambda: 0.0)
@@ -460,7 +460,7 @@ def test_service_accepts_its_own_host_names(host: str, expected: bool) -> None:
         (None, True),  # HTTP/1.0 needs no host
     ],
 )
-def test_without_names_local_ones_and_addresses_are_accepted(host: bytes | None, expected: bool) -> None:
+def test_local_hosts_and_addresses_are_accepted_by_default(host: bytes | None, expected: bool) -> None:
     names = HostNames(())
     assert [names.accepts(host) for _ in range(2)] == [expected] * 2
 
@@ -502,7 +502,7 @@ def test_requests_of_other_origins_are_cross_site(headers: dict[bytes, bytes], e
         ({b"content-length": b"2", b"user-agent": b"Mozilla/5.0 python/gevent-http-client-"}, True),
     ],
 )
-def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
+def test_body_requires_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
     assert lacks_media_type("POST", headers) is expected
     assert not lacks_media_type("GET", headers)
 
@@ -609,9 +609,7 @@ def test_responses_forbid_caching_and_sniffing(guarded: Service) -> None:
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_an_unusable_certificate_is_reported_in_one_line(
-    certificate: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_unusable_certificate_is_reported_in_one_line(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     for cert, key in [(certificate[0], None), (certificate[1], certificate[1]), (tmp_path / "no", tmp_path)]:
         pair = {"tls_cert": cert} | ({"tls_key": key} if key else {})
         env = environment("sqlite:///none.db", tmp_path, **pair)

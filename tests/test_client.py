@@ -58,7 +58,7 @@ async def resolved(client: RegistryClient, uri: str) -> Version:
 # -- references
 
 
-async def test_a_stage_names_its_highest_number(client: RegistryClient, catalogue: Registry) -> None:
+async def test_stage_names_its_highest_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("3", "2"):
         catalogue.promote("iris", version, archive=False)
     catalogue.promote("iris", "4", "Staging")
@@ -84,7 +84,7 @@ async def test_alias_names_its_current_version(client: RegistryClient, catalogue
         assert (await resolved(client, "models:/iris@champion")).version == version
 
 
-async def test_a_number_names_its_version(client: RegistryClient, catalogue: Registry) -> None:
+async def test_number_names_its_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("1", "4"):
         found = await resolved(client, f"models:/iris/{version}")
         assert (found.name, found.version, found.stage) == ("iris", version, None)
@@ -123,7 +123,7 @@ async def test_version_has_its_metadata(client: RegistryClient, catalogue: Regis
     assert (folder / "MLmodel").is_file()
 
 
-async def test_a_logged_model_is_served_without_a_version(
+async def test_logged_model_is_served_without_a_version(
     client: RegistryClient, registry: str, tmp_path: Path
 ) -> None:
     with quiet(), mlflow.start_run() as run:
@@ -143,7 +143,7 @@ async def test_a_logged_model_is_served_without_a_version(
     assert ((await client.download(found, tmp_path / "download", anywhere)) / "MLmodel").is_file()
 
 
-async def test_artifacts_are_downloaded_as_they_are(
+async def test_artifacts_are_downloaded_unchanged(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
     saved = actor(tmp_path)

@@ -201,7 +201,7 @@ outcomes = st.fixed_dictionaries(
 
 
 @given(mutated(outcomes | st.fixed_dictionaries({"feedback": st.lists(outcomes, max_size=3)}) | anything))
-def test_feedback_on_no_prediction_is_rejected(service: Service, body: bytes) -> None:
+def test_feedback_without_a_prediction_is_rejected(service: Service, body: bytes) -> None:
     check_rejection(post(service, "/feedback", body))
 
 

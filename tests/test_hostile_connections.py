@@ -1,4 +1,4 @@
-"""Abusive connections: the service closes them in time, and serves the others meanwhile."""
+"""Abusive connections: the service closes them in time and keeps serving the others."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_row_32_slow_requests_are_closed_and_others_served(service: Service) -> 
         assert answers == 1000
 
 
-def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
+def test_row_32_blank_lines_do_not_keep_connections_open(service: Service) -> None:
     with connected(service, 1) as (connection,):
         assert ask(connection).startswith(b"HTTP/1.1 200 ")
         connection.settimeout(0.05)
@@ -136,7 +136,7 @@ def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
 # -- large requests
 
 
-def test_row_31_data_after_a_rejection_is_discarded_briefly(service: Service) -> None:
+def test_row_31_rejected_upload_is_closed(service: Service) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"

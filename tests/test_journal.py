@@ -161,7 +161,7 @@ def test_every_http_protocol_is_recorded_alike(service: Service, ledger: Ledger,
     assert found["request_id"] == answer.headers["x-request-id"]
 
 
-def test_grpc_is_recorded_too(service: Service, ledger: Ledger, stub: Any) -> None:
+def test_grpc_predictions_are_recorded(service: Service, ledger: Ledger, stub: Any) -> None:
     inputs = [
         {"name": name, "datatype": "FP64", "shape": [3], "contents": {"fp64_contents": values}}
         for name, values in IN_COLUMNS.items()
@@ -315,7 +315,7 @@ def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledg
         "mean_absolute_error": None,
         "root_mean_squared_error": None,
     }
-    # The same row again is a correction.
+    # A second outcome for the same row corrects the first.
     corrected = {"prediction_id": identity, "row": 2, "outcome": "virginica"}
     assert feed_back(service, corrected).json() == {"recorded": 1}
     assert quality(service, "iris") == quality(service, "iris") | {"feedback": 3, "accuracy": 1.0}  # type: ignore[operator]

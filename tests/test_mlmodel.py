@@ -151,7 +151,7 @@ def test_invalid_metadata_is_rejected_with_a_reason(serving: Any, said: str) -> 
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"serving": None}, {"serving": {}}, {"team": "flowers"}])
-def test_metadata_is_optional(metadata: Any) -> None:
+def test_metadata_may_be_missing(metadata: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("double")]))
     found = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
     assert found.read_row(b'{"x": 1}') == {"x": 1.0}

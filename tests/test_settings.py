@@ -62,7 +62,7 @@ def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
         ("store_dir", "/srv/store", Path("/srv/store")),
     ],
 )
-def test_a_setting_is_read_from_its_variable(
+def test_setting_is_read_from_its_variable(
     environment: pytest.MonkeyPatch, name: str, text: str, value: object
 ) -> None:
     environment.setenv(env_name(name), text)
@@ -70,7 +70,7 @@ def test_a_setting_is_read_from_its_variable(
 
 
 @pytest.mark.parametrize("name", ["models", "port", "tracking_uri"])
-def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
+def test_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
     default = getattr(Settings(), name)
     environment.setenv(env_name(name), "")
     assert getattr(Settings(), name) == default
@@ -95,7 +95,7 @@ def test_several_models_are_separated_by_commas(environment: pytest.MonkeyPatch)
     ]
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
 

@@ -233,7 +233,7 @@ def test_row_39_strict_mode_rejects_packages_by_url(
         ("s3://user@models/iris", "s3://models", False),
     ],
 )
-def test_location_is_within_another(location: str, allowed: str, expected: bool) -> None:
+def test_is_within_compares_locations(location: str, allowed: str, expected: bool) -> None:
     assert is_within(location, allowed) is expected
 
 
@@ -258,7 +258,9 @@ def test_location_is_within_another(location: str, allowed: str, expected: bool)
         ),
     ],
 )
-def test_strict_mode_rejects_unknown_files(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def test_strict_mode_rejects_unknown_metadata(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
     folder = saved(tmp_path)
     described = yaml.safe_load((folder / "MLmodel").read_text())
     policy = ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True))
