@@ -1,4 +1,4 @@
-"""What stands in a journal's database, read beside the service that writes it."""
+"""Read a journal's database while the service writes to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ledger:
         self.engine = database.connect(parse_journal_url(url))
 
     def prediction(self, identity: str) -> dict[str, Any]:
-        """A prediction, with the facts on its version, as soon as it is there."""
+        """Return a prediction with the metadata of its version once it is written."""
         facts = (versions.c.model, versions.c.version.label("number"), versions.c.run_id, versions.c.task)
         asked = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
 
@@ -34,24 +34,24 @@ class Ledger:
         return row | {name: json.loads(row[name]) for name in ("inputs", "outputs")}
 
     def ids(self) -> list[str]:
-        """The ids of all predictions, in their order."""
+        """Return the ids of all predictions in order."""
         with transaction(self.engine) as connection:
             return [*connection.execute(select(predictions.c.id).order_by(predictions.c.id)).scalars()]
 
     def count(self) -> int:
-        """How many predictions there are."""
+        """Return the number of predictions."""
         with transaction(self.engine) as connection:
             return connection.execute(select(func.count()).select_from(predictions)).scalar_one()
 
     def outcomes(self, identity: str) -> dict[int, Any]:
-        """The outcomes of a prediction, by row."""
+        """Return the outcomes of a prediction by row."""
         asked = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
         with transaction(self.engine) as connection:
             return {row: json.loads(outcome) for row, outcome in connection.execute(asked)}
 
 
 def recorded(answer: httpx.Response) -> str:
-    """The id of the prediction that an answer tells."""
+    """Return the prediction id of a response."""
     assert answer.status_code == 200, answer.text
     return answer.headers["x-prediction-id"]
 
@@ -65,6 +65,6 @@ _SAMPLES = {
 
 
 def measured(service: Service, *names: str) -> list[int]:
-    """Metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
+    """Return metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
     found = service.metrics()
     return [int(found[_SAMPLES[name]]) for name in names]

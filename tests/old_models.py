@@ -1,4 +1,4 @@
-"""Models as older releases of MLflow log them, each made by that release in an environment of its own.
+"""Models logged by older releases of MLflow, every one in a separate environment.
 
 Run as a program, by an interpreter that has the release, this saves the models in a folder.
 """
@@ -47,7 +47,7 @@ def interpreter(wanted: str) -> Path | None:
 
 
 def environment(folder: Path, *packages: str, python: str | Path = sys.executable) -> Path:
-    """Make an environment with these packages in `folder`, and return its interpreter."""
+    """Create an environment with these packages in `folder`, and return its interpreter."""
     made = folder / "environment"
     subprocess.run([uv(), "venv", "--quiet", "--python", str(python), str(made)], check=True)
     program = made / "bin" / "python"
@@ -56,7 +56,7 @@ def environment(folder: Path, *packages: str, python: str | Path = sys.executabl
 
 
 class OldModels:
-    """Makes models of older releases below a folder, those of each release once."""
+    """Creates models of older releases below a folder, once per release."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

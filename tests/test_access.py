@@ -137,7 +137,7 @@ def refuses(answer: httpx.Response, status: int) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_row_34_without_a_key_that_is_known_nothing_is_predicted(
+def test_row_34_prediction_requires_a_known_key(
     ask: Callable[..., httpx.Response], choice: str, admin: str
 ) -> None:
     wrong = f"{admin[:-1]}{'A' if admin[-1] != 'A' else 'B'}"
@@ -154,7 +154,7 @@ def _with(request: dict[str, Any], key: str | None) -> dict[str, Any]:
     return request | {"headers": request.get("headers", {}) | sent}
 
 
-def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
+def test_row_34_prediction_key_is_rejected_on_admin_routes(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("client")
@@ -168,9 +168,7 @@ def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
         assert ask(key, path).status_code == 200
 
 
-def test_row_34_a_key_that_is_revoked_opens_nothing_any_more(
-    ask: Callable[..., httpx.Response], ring: Keys, admin: str
-) -> None:
+def test_row_34_revoked_key_is_rejected(ask: Callable[..., httpx.Response], ring: Keys, admin: str) -> None:
     key, other = ring.create("leaver"), ring.create("leaver")
     until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
     assert ask(None, "/predict", {"X-API-Key": other}, json=ROW).status_code == 200
@@ -181,7 +179,7 @@ def test_row_34_a_key_that_is_revoked_opens_nothing_any_more(
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
+def test_model_key_is_rejected_for_other_models(
     ask: Callable[..., httpx.Response], ring: Keys, choice: str
 ) -> None:
     if not (kept := [key for key in api_keys.read(ring.file) if key.name == "choosy"]):
@@ -195,7 +193,7 @@ def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
 KEYS: dict[str, str] = {}
 
 
-def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
+def test_key_allows_feedback_on_its_models_only(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("critic", "--models", "other")
@@ -207,7 +205,7 @@ def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
         refuses(ask(None, "/feedback", json=outcome), 401)
 
 
-def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
+def test_row_13_rate_limit_applies_per_key(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("eager", "--rate", "0.01")
@@ -241,7 +239,7 @@ def test_openapi_declares_the_api_key(ask: Callable[..., httpx.Response], admin:
     assert document["security"] == [{"key": []}]
 
 
-def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
+def test_keys_apply_to_grpc(service: Service, ring: Keys, admin: str) -> None:
     from serving.grpc import inference_pb2 as protos
     from serving.grpc import inference_pb2_grpc as services
 
@@ -292,7 +290,7 @@ def test_key_commands_report_mistakes(ring: Keys, tmp_path: Path) -> None:
     assert "is not a key file" in done.stderr
 
 
-def test_a_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
+def test_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
     env = environment("sqlite:///none.db", tmp_path, keys_file=tmp_path / "none.json")
     done = subprocess.run(
         [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
@@ -302,7 +300,7 @@ def test_a_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-# -- plain functions
+# -- unit tests
 
 
 def test_keys_stay_valid_while_the_file_is_invalid(tmp_path: Path) -> None:
@@ -324,7 +322,7 @@ def test_keys_stay_valid_while_the_file_is_invalid(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_path: Path) -> None:
+async def test_undeclared_routes_require_an_admin_key(tmp_path: Path) -> None:
     created = {
         name: api_keys.create_key(name, scope=scope)
         for name, scope in (("any", Scope.PREDICT), ("ops", Scope.ADMIN))
@@ -344,7 +342,7 @@ async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_p
             assert statuses == expected, (path, url)
 
 
-def test_an_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
+def test_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
     plaintext, record = api_keys.create_key("x")
     api_keys.write(file, [record])
@@ -365,7 +363,7 @@ def test_an_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
     assert guard.state() == "readable"
 
 
-def test_a_guard_keeps_no_key_in_plain_text(tmp_path: Path) -> None:
+def test_guard_stores_no_key_in_plain_text(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     plaintext, record = api_keys.create_key("x", rate=100)
     api_keys.write(file, [record])
@@ -376,9 +374,7 @@ def test_a_guard_keeps_no_key_in_plain_text(tmp_path: Path) -> None:
     assert plaintext not in held
 
 
-def test_a_file_that_can_not_be_replaced_is_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_irreplaceable_key_file_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys.json"
     _, first = api_keys.create_key("a name that is longer than the other one's")
     _, second = api_keys.create_key("x")
@@ -395,7 +391,7 @@ def test_a_file_that_can_not_be_replaced_is_overwritten(
     assert [*tmp_path.iterdir()] == [file]
 
 
-def test_an_expired_key_is_rejected(tmp_path: Path) -> None:
+def test_expired_key_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     plaintext, record = api_keys.create_key("x", expires=datetime.now(UTC) - timedelta(seconds=1))
     api_keys.write(file, [record])
@@ -403,7 +399,7 @@ def test_an_expired_key_is_rejected(tmp_path: Path) -> None:
         Authenticator(file).authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
 
 
-def test_an_authenticator_requires_its_file(tmp_path: Path) -> None:
+def test_authenticator_requires_its_file(tmp_path: Path) -> None:
     with pytest.raises(ApiKeyFileError):
         Authenticator(tmp_path / "none")
 
@@ -417,7 +413,7 @@ def test_token_bucket_allows_a_burst_then_the_rate() -> None:
     assert [bucket.acquire(100.0) for _ in range(11)].count(0.0) == 10
 
 
-def test_every_key_has_its_own_rate(tmp_path: Path) -> None:
+def test_every_key_has_a_separate_rate(tmp_path: Path) -> None:
     created = [api_keys.create_key(name, rate=1) for name in "ab"]
     api_keys.write(file := tmp_path / "keys.json", [record for _, record in created])
     guard = Authenticator(file, lambda: 0.0)
@@ -441,7 +437,7 @@ def test_every_key_has_its_own_rate(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
+def test_service_accepts_its_own_host_names(host: str, expected: bool) -> None:
     names = ("serving.example.org", "*.example.net", "::1")
     assert HostNames(names).accepts(host.encode()) is expected
 
@@ -464,7 +460,7 @@ def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
         (None, True),  # HTTP/1.0 needs no host
     ],
 )
-def test_without_names_local_ones_and_addresses_are_accepted(host: bytes | None, expected: bool) -> None:
+def test_local_hosts_and_addresses_are_accepted_by_default(host: bytes | None, expected: bool) -> None:
     names = HostNames(())
     assert [names.accepts(host) for _ in range(2)] == [expected] * 2
 
@@ -506,7 +502,7 @@ def test_requests_of_other_origins_are_cross_site(headers: dict[bytes, bytes], e
         ({b"content-length": b"2", b"user-agent": b"Mozilla/5.0 python/gevent-http-client-"}, True),
     ],
 )
-def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
+def test_body_requires_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
     assert lacks_media_type("POST", headers) is expected
     assert not lacks_media_type("GET", headers)
 
@@ -571,12 +567,12 @@ def test_tls_port_rejects_plain_http(guarded: Service) -> None:
         httpx.get(guarded.url.replace("https", "http"))
 
 
-def test_the_health_check_of_the_image_is_passed_over_tls(guarded: Service) -> None:
+def test_image_health_check_succeeds_over_tls(guarded: Service) -> None:
     assert is_healthy(guarded)
     assert not is_healthy(guarded, tls_cert="")
 
 
-def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:
+def test_row_33_foreign_host_is_rejected(guarded: Service) -> None:
     for path in ("/predict", "/models", "/"):
         problem(guarded.client.get(path, headers={"Host": "evil.example.com"}), 400)
     fine = guarded.client.post("/predict", json=ROW, headers={"Host": "serving.example.org:8000"})
@@ -613,9 +609,7 @@ def test_responses_forbid_caching_and_sniffing(guarded: Service) -> None:
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_an_unusable_certificate_is_reported_in_one_line(
-    certificate: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_unusable_certificate_is_reported_in_one_line(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     for cert, key in [(certificate[0], None), (certificate[1], certificate[1]), (tmp_path / "no", tmp_path)]:
         pair = {"tls_cert": cert} | ({"tls_key": key} if key else {})
         env = environment("sqlite:///none.db", tmp_path, **pair)
@@ -627,5 +621,5 @@ def test_an_unusable_certificate_is_reported_in_one_line(
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_listening_without_keys_is_warned_of(guarded: Service) -> None:
+def test_listening_without_keys_logs_a_warning(guarded: Service) -> None:
     assert guarded.logged(re.compile(r"listening on 0\.0\.0\.0 without API keys"))

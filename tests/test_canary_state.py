@@ -40,7 +40,7 @@ def test_stopped_canary_is_continued_by_no_front() -> None:
     assert end(URI, STEPS, STOPPED) == {}
 
 
-def test_deleted_sentence_resets_the_canary() -> None:
+def test_deleted_status_resets_the_canary() -> None:
     del (reset := dict(STOPPED))[TAG]
     assert not is_stopped(reset)
     assert tags(start_step(URI, STEPS, reset)) == FIRST

@@ -22,7 +22,7 @@ FRESH = 0.0
 
 @pytest.fixture
 def catalogue(registry: str) -> Registry:
-    """A registry with two versions of iris and one of rose, without artifacts."""
+    """Create a registry with two versions of iris and one of rose, without artifacts."""
     registry = Registry(registry)
     for name in ("iris", "iris", "rose"):
         registry.register(name, Path("/nowhere"))

@@ -38,7 +38,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 # -- help
 
 
-def test_the_help_names_the_commands(env: dict[str, str]) -> None:
+def test_help_lists_the_commands(env: dict[str, str]) -> None:
     status, printed, _ = serving(env, "--help")
     assert status == 0
     for command in ("run", "check", "status"):
@@ -46,7 +46,7 @@ def test_the_help_names_the_commands(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_the_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
+def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
     status, printed, _ = serving(env, command, "--help")
     assert status == 0
     words = set(re.findall(r"[\w-]+", printed))
@@ -56,7 +56,7 @@ def test_the_help_lists_every_setting_with_its_variable(env: dict[str, str], com
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
-def test_a_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
+def test_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
     status, _, errors = serving(env, *arguments)
     assert status == 2
     assert errors
@@ -80,7 +80,7 @@ def test_every_invalid_setting_is_reported_in_one_line(env: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-def test_a_port_in_use_is_reported_in_one_line(env: dict[str, str], option: str) -> None:
+def test_port_in_use_is_reported_in_one_line(env: dict[str, str], option: str) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
         status, _, errors = serving(env, "run", option, str(taken.server_port))
     assert status != 0

@@ -1,4 +1,4 @@
-"""Nothing that model code starts outlives its version or the front, in real services."""
+"""Processes that model code starts end with their version or the front, in real services."""
 
 from __future__ import annotations
 

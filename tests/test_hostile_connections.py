@@ -1,4 +1,4 @@
-"""Abusive connections: the service closes them in time, and serves the others meanwhile."""
+"""Abusive connections: the service closes them in time and keeps serving the others."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def ask(connection: socket.socket) -> bytes:
 # -- slow clients
 
 
-def test_row_32_slow_heads_and_bodies_are_closed_and_others_answered(service: Service) -> None:
+def test_row_32_slow_requests_are_closed_and_others_served(service: Service) -> None:
     begun = [b"", b"POST /predict HT", HEAD + b"X-Slow: ", HEAD + b"Content-Length: 50\r\n\r\n{"]
     with connected(service, 1000) as connections, selectors.DefaultSelector() as selector:
         for number, connection in enumerate(connections):
@@ -116,7 +116,7 @@ def test_row_32_slow_heads_and_bodies_are_closed_and_others_answered(service: Se
         assert answers == 1000
 
 
-def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
+def test_row_32_blank_lines_do_not_keep_connections_open(service: Service) -> None:
     with connected(service, 1) as (connection,):
         assert ask(connection).startswith(b"HTTP/1.1 200 ")
         connection.settimeout(0.05)
@@ -136,7 +136,7 @@ def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
 # -- large requests
 
 
-def test_row_31_what_comes_behind_a_refusal_is_not_read_for_ever(service: Service) -> None:
+def test_row_31_rejected_upload_is_closed(service: Service) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
@@ -146,7 +146,7 @@ def test_row_31_what_comes_behind_a_refusal_is_not_read_for_ever(service: Servic
             connection.sendall(chunk * 1000)
 
 
-def test_row_31_a_length_over_the_limit_is_refused_before_the_body_comes(service: Service) -> None:
+def test_row_31_excessive_length_is_rejected_before_the_body(service: Service) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(HEAD + b"Content-Length: 100001\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -154,7 +154,7 @@ def test_row_31_a_length_over_the_limit_is_refused_before_the_body_comes(service
 
 @pytest.mark.parametrize("size", [70_000, 200_000])
 @pytest.mark.parametrize("piece", [10_000, 2**20])
-def test_row_33_a_large_head_is_refused(service: Service, size: int, piece: int) -> None:
+def test_row_33_large_head_is_rejected(service: Service, size: int, piece: int) -> None:
     head = HEAD + b"X-Large: " + b"x" * size + b"\r\nContent-Length: 8\r\n\r\n" + b'{"x": 2}'
     with connected(service, 1) as (connection,), suppress(ConnectionResetError, BrokenPipeError):
         for start in range(0, len(head), piece):
@@ -162,7 +162,7 @@ def test_row_33_a_large_head_is_refused(service: Service, size: int, piece: int)
         problem(received(connection), 431)
 
 
-def test_row_33_many_headers_are_as_large_as_one(service: Service) -> None:
+def test_row_33_head_limit_counts_all_headers(service: Service) -> None:
     head = HEAD + b"".join(b"X-%d: %b\r\n" % (number, b"x" * 90) for number in range(2000)) + b"\r\n"
     with connected(service, 1) as (connection,):
         connection.sendall(head)
@@ -197,7 +197,7 @@ def test_a_large_body_does_not_count_as_head(service: Service) -> None:
     ],
     ids=lambda sent: repr(sent.removeprefix(HEAD)[:40]),
 )
-def test_row_33_what_is_no_http_is_refused(service: Service, sent: bytes) -> None:
+def test_row_33_invalid_http_is_rejected(service: Service, sent: bytes) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(sent)
         problem(received(connection), 400)
@@ -213,7 +213,7 @@ def crowd(service: Service) -> Iterator[tuple[list[socket.socket], list[socket.s
         yield idle, busy
 
 
-def test_row_37_many_idle_connections_hold_nobody_up(
+def test_row_37_idle_connections_do_not_delay_others(
     crowd: tuple[list[socket.socket], list[socket.socket]],
 ) -> None:
     idle, busy = crowd

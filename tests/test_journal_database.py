@@ -1,4 +1,4 @@
-"""The journal's database: its URL, migrations, what is deleted when, what is judged and told in MLflow."""
+"""The journal's database: its URL, migrations, retention, feedback, and quality metrics in MLflow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NewDatabase = Callable[[], str]
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
+    """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/journal.db"
     found: str = request.getfixturevalue("postgres").create(f"journal-{uuid7()}")
@@ -85,14 +85,14 @@ def ledger(url: str) -> Iterator[Ledger]:
         ("postgresql://me:hunter2@host:port/journal", "not a database URL"),
     ],
 )
-def test_a_url_that_can_not_be_a_journals_is_told_without_its_password(url: str, mistake: str) -> None:
+def test_invalid_url_is_reported_without_its_password(url: str, mistake: str) -> None:
     with pytest.raises(ValueError, match="SERVING_JOURNAL_URL|journal_url") as caught:
         Settings(journal_url=url)
     assert mistake in str(caught.value.errors()[0]["msg"])  # type: ignore[attr-defined]
     assert "hunter2" not in str(caught.value.errors()[0]["msg"])  # type: ignore[attr-defined]
 
 
-def test_a_wrong_url_ends_the_start_with_one_line() -> None:
+def test_invalid_url_fails_startup_with_one_line() -> None:
     command = [PROGRAM, "run", "--journal-url", "mysql://me:hunter2@host/journal"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -104,14 +104,14 @@ def test_a_wrong_url_ends_the_start_with_one_line() -> None:
 # -- the tables
 
 
-def test_the_migrations_make_the_tables_that_the_code_has(ledger: Ledger) -> None:
+def test_migrations_create_the_tables_of_the_code(ledger: Ledger) -> None:
     database.upgrade(ledger.engine)
     with ledger.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
 
 
-def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
+def test_migration_keeps_float_sums(ledger: Ledger) -> None:
     database.upgrade(ledger.engine, "0001")
     names = "id, model, source, outputs, feedback_at, feedback, measured, absolute, squared"
     rows = ("1, 'a', 'a', '', '2026-01-31', 2, 2, 3.0, 6.5", "2, 'b', 'b', '', '2026-01-30', 1, 1, 1.0, -8.0")
@@ -125,7 +125,7 @@ def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
     assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
 
-def test_several_that_begin_at_once_migrate_one_after_the_other(ledger: Ledger, url: str) -> None:
+def test_concurrent_migrations_run_one_at_a_time(ledger: Ledger, url: str) -> None:
     command = [PROGRAM, "journal", "upgrade", "--journal-url", url]
     with ThreadPoolExecutor() as pool:
         run = [pool.submit(subprocess.run, command, capture_output=True, text=True) for _ in range(3)]
@@ -134,7 +134,7 @@ def test_several_that_begin_at_once_migrate_one_after_the_other(ledger: Ledger, 
     assert ledger.count() == 0
 
 
-def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
+def test_tables_of_a_later_release_are_unchanged(ledger: Ledger) -> None:
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'later'")
@@ -147,7 +147,7 @@ def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
 
 @asynccontextmanager
 async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
-    """The journal's process, and what it tells."""
+    """Run the journal's process and collect its messages."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
     opening = {"url": parse_journal_url(url), "days": days, "logged": ["json", "info"]}
     link = WriterClient(orjson.dumps(opening), heard.put_nowait)
@@ -157,7 +157,7 @@ async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
 
 
 def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
-    """Predictions of these ages, each with feedback; gives their ids."""
+    """Write predictions of these ages with feedback; return their ids."""
     database.upgrade(ledger.engine)
     now = datetime.now(UTC)
     made = []
@@ -176,7 +176,7 @@ def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
 
 
 @pytest.mark.anyio
-async def test_what_is_too_old_is_deleted_in_pieces_and_feedback_with_it(ledger: Ledger, url: str) -> None:
+async def test_old_predictions_are_deleted_in_batches_with_feedback(ledger: Ledger, url: str) -> None:
     new = [timedelta(minutes=1), timedelta(hours=23)]
     ids = fill(ledger, [*new, *[timedelta(days=2, seconds=index) for index in range(2500)]])
     async with process(url, 1):
@@ -187,7 +187,7 @@ async def test_what_is_too_old_is_deleted_in_pieces_and_feedback_with_it(ledger:
 
 
 @pytest.mark.anyio
-async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> None:
+async def test_feedback_of_other_fronts_is_reported(ledger: Ledger, url: str) -> None:
     fill(ledger, [timedelta(days=400)])
     at = datetime(2026, 1, 31, tzinfo=UTC)
     async with process(url, 0) as heard:
@@ -204,14 +204,14 @@ async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> 
 
 
 @pytest.mark.parametrize("days", [0, 30])
-def test_between_two_looks_the_database_is_not_asked(
+def test_database_is_not_queried_between_polls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     ours, theirs = socket.socketpair()
     patience: list[float] = []
 
     def wait(reads: list[Any], writes: list[Any], errors: list[Any], seconds: float) -> tuple[list[Any], ...]:
-        """Nothing comes, thrice; then the front goes."""
+        """Return no message three times, then end as the front does."""
         patience.append(seconds)
         if len(patience) == 3:
             ours.close()
@@ -224,7 +224,7 @@ def test_between_two_looks_the_database_is_not_asked(
     assert 0 < patience[2] <= patience[1] <= 1
 
 
-def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str, tmp_path: Path) -> None:
+def test_export_neither_waits_nor_blocks(ledger: Ledger, url: str, tmp_path: Path) -> None:
     ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
     file, now = tmp_path / "journal.parquet", datetime.now(UTC)
     reading = database.connect(parse_journal_url(url), reads=True)
@@ -246,7 +246,7 @@ def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str
 
 
 def regress(ledger: Ledger, predicted: list[float]) -> str:
-    """A prediction of numbers by a version; gives its id."""
+    """Write a numeric prediction of a version; return its id."""
     database.upgrade(ledger.engine)
     identity, form = str(uuid7()), orjson.dumps({"form": "Regression", "name": None}).decode()
     with transaction(ledger.engine) as connection:
@@ -260,20 +260,20 @@ def regress(ledger: Ledger, predicted: list[float]) -> str:
 
 
 def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dict[str, Any]:
-    """Tell outcomes of rows."""
+    """Send outcomes of rows."""
     given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
     with transaction(ledger.engine) as connection:
         return feedback_store.record_feedback(connection, {"feedback": given, "models": None})
 
 
-def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> None:
+def test_corrected_outcome_replaces_the_first(ledger: Ledger) -> None:
     predicted = [7, *(0.1 * number for number in range(1, 400))]
     identity = regress(ledger, predicted)
     feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
     with transaction(ledger.engine) as connection:
         (before,) = feedback_store.model_qualities(connection)
     for wrong in (1754000000000, 1e150):
-        # Of two for one row the last counts, whether they come together or not.
+        # The last outcome of a row counts, in one message or in several.
         assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
         with transaction(ledger.engine) as connection:
             (now,) = feedback_store.model_qualities(connection)
@@ -307,7 +307,7 @@ CLASSES = ("no", "yes")
         (GenericOutput((OutputColumn(None, "any"),)), ["a", "stream"], {"any": "thing"}, Score()),
     ],
 )
-def test_a_prediction_is_judged_by_what_it_is(
+def test_verdict_depends_on_the_type_of_prediction(
     outputs: PredictionSchema, prediction: Any, outcome: Any, verdict: Score
 ) -> None:
     assert score(outputs, prediction, outcome) == verdict
@@ -327,14 +327,12 @@ def test_a_prediction_is_judged_by_what_it_is(
         (GenericOutput((OutputColumn(None, "number", (2,)),)), {"prediction": [1.0, 2.0]}, ["a"]),
     ],
 )
-def test_what_the_prediction_could_not_be_is_no_outcome(
-    outputs: PredictionSchema, prediction: Any, outcome: Any
-) -> None:
+def test_impossible_outcome_is_invalid(outputs: PredictionSchema, prediction: Any, outcome: Any) -> None:
     with pytest.raises(InvalidOutcome):
         score(outputs, prediction, outcome)
 
 
-# -- what is told in MLflow
+# -- metrics in MLflow
 
 
 def quality(run_id: str | None, count: int, accuracy: float) -> Quality:
@@ -365,7 +363,7 @@ async def test_metrics_are_written_once_a_minute_and_at_the_end(registry: str) -
     await reporter.flush(now=True)
     assert written() == [(1, 1.0), (2, 0.5), (3, 1.0)]
     assert client.get_run(run_id).data.metrics == {"serving.accuracy": 1.0, "serving.feedback_count": 3.0}
-    # Another front that shares the journal tells the very same, which is kept once.
+    # Another front that shares the journal sends the same metrics, which are stored once.
     another = MetricsReporter(told, lambda: now)
     another.enqueue([quality(run_id, 3, 1.0)])
     await another.flush()
@@ -374,7 +372,7 @@ async def test_metrics_are_written_once_a_minute_and_at_the_end(registry: str) -
 
 
 @pytest.mark.anyio
-async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
+async def test_permanently_failing_write_does_not_block_others(registry: str) -> None:
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     told = RegistryClient(Settings(tracking_uri=registry))
@@ -390,7 +388,7 @@ async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_the_registry_does_not_take_is_tried_again(tracking: Tracking) -> None:
+async def test_failed_registry_write_is_retried(tracking: Tracking) -> None:
     client = MlflowClient(tracking.url)
     run_id = client.create_run("0").info.run_id
     from line import Line, Mode

@@ -73,18 +73,18 @@ BETWEEN = NOW - timedelta(minutes=1)
         (EARLIER, {}, {"production": 1}, "3", False, None),
         (EARLIER, {"production": 2}, {"production": 1}, "3", False, None),
         (EARLIER, {}, {"production": 1}, None, False, None),
-        # but the registry names this one, or one that was reverted
+        # but the registry names this version, or a reverted one
         (EARLIER, {}, {"production": 1}, "1", False, BETWEEN + timedelta(milliseconds=1)),
         (EARLIER, {"production": 2}, {"production": 1}, "1", False, BETWEEN + timedelta(milliseconds=1)),
         (EARLIER, {}, {"production": 1}, "2", True, BETWEEN + timedelta(milliseconds=1)),
-        # the registry names what is live elsewhere
+        # the registry names the version that is live elsewhere
         (LATER, {}, {"production": 1}, "2", False, None),
-        # it stands in for another
+        # it replaces another version
         (None, {}, {"production": 1}, "3", False, None),
         (None, {"production": 1}, {"production": 2}, "3", False, BETWEEN),
     ],
 )
-def test_who_holds_a_reference(
+def test_holder_of_a_reference(
     swapped_at: datetime | None,
     own: dict[str, int],
     other: dict[str, int],
@@ -165,7 +165,7 @@ class Front:
         self._reverted: dict[str, str] = {}
 
     async def look(self) -> None:
-        self._shelf.search("iris")  # as looks at a stage do
+        self._shelf.search("iris")  # as polls of a stage do
         for uri, number in list(self._shelf.named.items()):
             found = self._shelf.find(number)
             if self._reverted.get(uri) != number:

@@ -1,4 +1,4 @@
-"""What is read of a logged model's files, and the sentences for the person who logged it."""
+"""Parsing of a logged model's files, and the errors for the person who logged it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def refusal(**described: Any) -> str:
 
 
 @pytest.mark.parametrize("inputs", [None, "[]"], ids=["none", "no columns"])
-def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs: str | None) -> None:
+def test_signature_without_columns_is_rejected_with_advice(inputs: str | None) -> None:
     assert mlmodel.HOW_TO_LOG in refusal(signature={"inputs": inputs, "outputs": None})
 
 
-def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None:
+def test_numbered_columns_have_text_names_for_clients() -> None:
     made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
     rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
     frame = pyfunc_input.decode(made.layout.encode(rows, "")).data
@@ -54,13 +54,13 @@ def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None
     assert [*frame.columns] == [0, 1]
 
 
-def test_two_inputs_of_one_name_are_refused() -> None:
+def test_duplicate_input_names_are_rejected() -> None:
     inputs = json.dumps([{"name": 0, "type": "double"}, {"name": "0", "type": "double"}])
     assert "several inputs of one name: 0, 0" in refusal(signature={"inputs": inputs})
 
 
 @pytest.mark.parametrize("described", [{}, {"signature": None}, {"signature": {}}])
-def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: dict[str, Any]) -> None:
+def test_missing_signature_is_rejected_with_advice(described: dict[str, Any]) -> None:
     assert refusal(**described) == f"it has no signature: {mlmodel.HOW_TO_LOG}"
 
 
@@ -78,7 +78,7 @@ def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: d
     ],
     ids=["vector", "complex", "dates", "fixed", "a number"],
 )
-def test_an_input_of_no_type_that_is_served_is_refused_with_those_that_are(inputs: Schema, text: str) -> None:
+def test_unsupported_input_type_is_rejected_with_supported_ones(inputs: Schema, text: str) -> None:
     said = refusal(signature=ModelSignature(inputs).to_dict())
     assert text in said
     assert said.endswith("or of tensors of numbers, booleans or strings")
@@ -88,12 +88,12 @@ def test_an_input_of_no_type_that_is_served_is_refused_with_those_that_are(input
     ("part", "text"),
     [("inputs", "{"), ("inputs", '{"a": 1}'), ("inputs", "[1]"), ("outputs", "nonsense"), ("params", 5)],
 )
-def test_a_signature_that_cannot_be_read_is_refused(part: str, text: Any) -> None:
+def test_unreadable_signature_is_rejected(part: str, text: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {part: text}
     assert refusal(signature=signature).startswith(f"its signature's {part} ")
 
 
-def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
+def test_untyped_parameter_is_rejected() -> None:
     params = [{"name": "key", "type": "binary", "default": "", "shape": None}]
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {"params": json.dumps(params)}
     assert refusal(signature=signature).startswith(
@@ -101,7 +101,7 @@ def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
     )
 
 
-def test_a_parameter_may_be_an_object() -> None:
+def test_parameter_may_be_an_object() -> None:
     signature = infer_signature(pd.DataFrame({"x": [1.0]}), params={"configurable": {"session_id": "1"}})
     made = contract(signature)
     given = {"configurable": {"session_id": "7"}}
@@ -143,7 +143,7 @@ def test_a_parameter_may_be_an_object() -> None:
     ],
     ids=str,
 )
-def test_a_mistake_in_the_metadata_is_refused_with_a_sentence(serving: Any, said: str) -> None:
+def test_invalid_metadata_is_rejected_with_a_reason(serving: Any, said: str) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("long")]))
     found = refusal(signature=signature.to_dict(), metadata={"serving": serving})
     assert found.startswith(said)
@@ -151,7 +151,7 @@ def test_a_mistake_in_the_metadata_is_refused_with_a_sentence(serving: Any, said
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"serving": None}, {"serving": {}}, {"team": "flowers"}])
-def test_metadata_is_optional(metadata: Any) -> None:
+def test_metadata_may_be_missing(metadata: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("double")]))
     found = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
     assert found.read_row(b'{"x": 1}') == {"x": 1.0}
@@ -164,7 +164,7 @@ def test_metadata_is_optional(metadata: Any) -> None:
         (Schema(columns("a: double, b: double, c: double")), "has 3 columns, .* names 2 classes"),
     ],
 )
-def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: str) -> None:
+def test_classes_that_mismatch_the_output_are_rejected(outputs: Schema, said: str) -> None:
     with pytest.raises(UnsupportedSignature, match=said):
         contract("x: double", outputs=outputs, task="classification", classes=CLASSES)
 
@@ -172,14 +172,14 @@ def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: s
 @pytest.mark.parametrize(
     "outputs", [Schema(columns("a: double, b: double")), Schema([ColSpec("string")])], ids=["two", "text"]
 )
-def test_a_regression_without_one_number_a_row_is_refused(outputs: Schema) -> None:
+def test_regression_requires_one_number_per_row(outputs: Schema) -> None:
     with pytest.raises(
         UnsupportedSignature, match="its task is regression, but its output signature is not one number"
     ):
         contract("x: double", outputs=outputs, task="regression")
 
 
-def test_parameters_are_typed_with_their_defaults() -> None:
+def test_parameters_have_types_and_defaults() -> None:
     made = contract(
         "x: double", params=[ParamSpec("top", "long", 3), ParamSpec("stop", "string", ["a"], (-1,))]
     )
@@ -195,7 +195,7 @@ def test_parameters_are_typed_with_their_defaults() -> None:
 @pytest.mark.parametrize(
     "content", [None, b"", b"- a list", b"{", b"\xff\x00", b"a: !!python/object:os.x {}"]
 )
-def test_a_file_that_is_no_mlmodel_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_invalid_mlmodel_file_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "MLmodel").write_bytes(content)
     with pytest.raises(UnsupportedSignature, match="MLmodel"):
@@ -220,7 +220,7 @@ def example(folder: Path) -> input_example.Example | None:
     return input_example.example(files, mlmodel.contract(files.mlmodel, "actor", 10))
 
 
-def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
+def test_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
     at = pd.to_datetime(["2026-01-31 12:30", "2026-02-01 00:00"])
     table = pd.DataFrame(
         {"x": [1, 2.5], "n": [1, 2], "s": ["a", None], "b": [b"\xff", b""], "at": at, "f": [True, False]}
@@ -250,14 +250,14 @@ def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else str(getattr(value, "dtype", "list")),
 )
-def test_what_the_logged_example_lacks_is_null(tmp_path: Path, kind: str, values: Any) -> None:
+def test_missing_values_of_the_example_are_null(tmp_path: Path, kind: str, values: Any) -> None:
     table = pd.DataFrame({"x": [1.0, 2.0], "gap": values})
     found = example(save(tmp_path, f"x: double, gap: {kind}?", table))
     assert found is not None
     assert [row["gap"] is None for row in found.rows] == [False, True]
 
 
-def test_the_logged_example_may_have_parameters(tmp_path: Path) -> None:
+def test_logged_example_may_have_parameters(tmp_path: Path) -> None:
     params = mlflow.types.ParamSchema([ParamSpec("top", "long", 3)])
     found = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
     assert found is not None
@@ -267,24 +267,24 @@ def test_the_logged_example_may_have_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows", [None, pd.DataFrame({"x": pd.Series([], dtype="float64")})], ids=["none", "no rows"]
 )
-def test_an_example_without_rows_is_none(tmp_path: Path, rows: Any) -> None:
+def test_example_without_rows_is_ignored(tmp_path: Path, rows: Any) -> None:
     assert example(save(tmp_path, "x: double", rows)) is None
 
 
-def test_an_example_whose_file_is_lost_is_none(tmp_path: Path) -> None:
+def test_example_without_file_is_ignored(tmp_path: Path) -> None:
     folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
     (folder / "serving_input_example.json").unlink()
     assert example(folder) is None
 
 
-def test_a_long_example_is_read_in_part(tmp_path: Path) -> None:
+def test_long_example_is_truncated(tmp_path: Path) -> None:
     found = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
     assert found is not None
     assert 1 <= len(found.rows) <= 100
 
 
 @pytest.mark.parametrize("kind", ["long", "long?"])
-def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: str) -> None:
+def test_missing_integer_in_example_is_rejected_with_advice(kind: str) -> None:
     body = {"dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1.0], [2.0, None]]}}
     described = {
         "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
@@ -315,7 +315,7 @@ def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: st
     ],
     ids=lambda value: value.get("type") if isinstance(value, dict) else "",
 )
-def test_an_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expected: list[Any]) -> None:
+def test_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expected: list[Any]) -> None:
     signature = ModelSignature(
         Schema(columns("x: double, s: string?")),
         None,
@@ -332,7 +332,7 @@ def test_an_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, exp
     assert found.params == ({"top": 5} if "params" in info else {})
 
 
-def test_an_example_that_does_not_fit_its_own_signature_is_refused(tmp_path: Path) -> None:
+def test_example_that_mismatches_its_signature_is_rejected(tmp_path: Path) -> None:
     folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
     path = folder / "serving_input_example.json"
     path.write_text(path.read_text().replace("1.0", '"one"'))

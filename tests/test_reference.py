@@ -31,13 +31,13 @@ MODEL_ID = "m-" + "0123456789abcdef" * 2
         ("models:/ирис@чемпион", "ирис", ReferenceKind.ALIAS, "чемпион"),
     ],
 )
-def test_every_form_is_read(uri: str, name: str, kind: ReferenceKind, selector: str) -> None:
+def test_every_form_is_parsed(uri: str, name: str, kind: ReferenceKind, selector: str) -> None:
     found = Reference.parse(uri)
     assert (found.name, found.kind, found.selector) == (name, kind, selector)
     assert str(found) == found.uri == uri
 
 
-def test_blanks_around_it_do_not_count() -> None:
+def test_surrounding_blanks_are_ignored() -> None:
     assert Reference.parse(" models:/iris/3\n") == Reference.parse("models:/iris/3")
 
 
@@ -67,14 +67,14 @@ def test_blanks_around_it_do_not_count() -> None:
         "/srv/models/iris",
     ],
 )
-def test_anything_else_is_refused_with_the_forms(uri: str) -> None:
+def test_invalid_reference_error_lists_the_forms(uri: str) -> None:
     with pytest.raises(InvalidReference) as refused:
         Reference.parse(uri)
     assert FORMS in str(refused.value)
     assert repr(uri) in str(refused.value)
 
 
-def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
+def test_mistyped_stage_error_lists_the_stages() -> None:
     with pytest.raises(InvalidReference, match="'Prod' is not a stage .Production, Staging, Archived, None."):
         Reference.parse("models:/iris/Prod")
 
@@ -89,13 +89,13 @@ def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
         (f"models:/{MODEL_ID}", True),
     ],
 )
-def test_only_a_version_and_a_model_id_are_fixed(uri: str, fixed: bool) -> None:
+def test_only_version_and_model_id_are_fixed(uri: str, fixed: bool) -> None:
     assert Reference.parse(uri).is_fixed is fixed
-    assert not Reference.parse_weighted(f"{uri}=5").is_fixed  # how it does is told in its tags
+    assert not Reference.parse_weighted(f"{uri}=5").is_fixed  # its status is written to tags
 
 
 @given(st.text() | st.from_regex(r"models:/[^/@:]*[/@]?[^/@:]*", fullmatch=True))
-def test_any_text_is_read_the_same_twice_or_refused(text: str) -> None:
+def test_any_text_round_trips_or_is_rejected(text: str) -> None:
     try:
         found = Reference.parse(text)
     except InvalidReference:

@@ -1,4 +1,4 @@
-"""Replicas that serve as one: whether they agree, who may join, and their metrics as those of one."""
+"""Replicas of one service: agreement on versions, admission, and merged metrics."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def seen(*models: Mapping[str, str], silent: int = 0) -> ClusterView:
     ],
     ids=["one", "same", "differ", "one has none", "one tells nothing", "on demand"],
 )
-def test_replicas_agree_that_have_what_is_required_in_one_version(found: ClusterView, agreed: bool) -> None:
+def test_replicas_with_the_same_required_versions_agree(found: ClusterView, agreed: bool) -> None:
     assert is_consistent(found, [IRIS]) is agreed
 
 
-def test_what_is_common_is_what_most_have() -> None:
+def test_common_version_is_that_of_the_majority() -> None:
     found = seen({IRIS: "1"}, {IRIS: "2", ROSE: "4"}, {IRIS: "2"})
     assert majority_versions(found) == {IRIS: "2", ROSE: "4"}
     assert majority_versions(ClusterView()) == {}
@@ -45,11 +45,11 @@ def test_what_is_common_is_what_most_have() -> None:
 @pytest.mark.parametrize(
     "others", [ClusterView(), seen({}), seen({IRIS: "1"}), seen({IRIS: "1"}, {IRIS: "2"})]
 )
-def test_who_has_a_version_that_another_has_may_join(others: ClusterView) -> None:
+def test_replica_with_a_shared_version_may_join(others: ClusterView) -> None:
     assert divergence({IRIS: "1", ROSE: "4"}, others) is None
 
 
-def test_who_has_another_version_must_wait_and_is_told_why() -> None:
+def test_replica_with_another_version_waits_with_a_reason() -> None:
     others = seen({IRIS: "2"}, {IRIS: "3"})
     assert divergence({IRIS: "1"}, others) == f"{IRIS} is version 1 here and 2 or 3 on the other replicas"
 
@@ -61,7 +61,7 @@ def exposition(count: int) -> str:
     return generate_latest(registry).decode()
 
 
-def test_merged_metrics_are_each_replicas_own() -> None:
+def test_merged_metrics_are_labelled_by_replica() -> None:
     text = generate_latest(MultiInstanceCollector({"a": exposition(1), "b": exposition(2)})).decode()  # type: ignore[arg-type]
     assert text.count("# TYPE asked_total counter") == text.count("# TYPE took histogram") == 1
     assert 'asked_total{model="iris",replica="a"} 1.0' in text

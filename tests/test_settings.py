@@ -62,7 +62,7 @@ def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
         ("store_dir", "/srv/store", Path("/srv/store")),
     ],
 )
-def test_a_setting_is_read_from_its_variable(
+def test_setting_is_read_from_its_variable(
     environment: pytest.MonkeyPatch, name: str, text: str, value: object
 ) -> None:
     environment.setenv(env_name(name), text)
@@ -70,7 +70,7 @@ def test_a_setting_is_read_from_its_variable(
 
 
 @pytest.mark.parametrize("name", ["models", "port", "tracking_uri"])
-def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
+def test_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
     default = getattr(Settings(), name)
     environment.setenv(env_name(name), "")
     assert getattr(Settings(), name) == default
@@ -95,7 +95,7 @@ def test_several_models_are_separated_by_commas(environment: pytest.MonkeyPatch)
     ]
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
 
@@ -124,7 +124,7 @@ def test_settings_do_not_change() -> None:
     ],
 )
 @pytest.mark.parametrize("by", ["variable", "flag"])
-def test_an_invalid_setting_is_one_readable_line(
+def test_invalid_setting_is_reported_in_one_line(
     environment: pytest.MonkeyPatch, name: str, text: str, expected: str, by: str
 ) -> None:
     if by == "variable":
@@ -150,7 +150,7 @@ def test_only_served_models_can_be_cached() -> None:
     assert format_errors(caught.value) == ["SERVING_CACHED_MODELS: rose: no such model in SERVING_MODELS"]
 
 
-def test_a_model_is_either_on_demand_or_not() -> None:
+def test_model_can_not_be_both_eager_and_on_demand() -> None:
     assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cached_models="iris").on_demand
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")

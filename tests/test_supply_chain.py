@@ -30,12 +30,12 @@ LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
 
 
 def noted(folder: Path) -> dict[str, str]:
-    """A part that leaves a note when it is loaded."""
+    """A model part that writes a marker file when it is loaded."""
     return {"on_load": f"note:{folder / 'loaded'}"}
 
 
 def saved(folder: Path, model: Any = LINE, **options: Any) -> Path:
-    """A scikit-learn model in a new folder."""
+    """Save a scikit-learn model in a new folder."""
     made = folder / f"line-{len([*folder.iterdir()])}"
     signature = infer_signature(FRAME, model.predict(FRAME))
     with quiet():
@@ -44,7 +44,7 @@ def saved(folder: Path, model: Any = LINE, **options: Any) -> Path:
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The same model with another MLmodel file."""
+    """Copy a model with another MLmodel file."""
     described = yaml.safe_load((folder / "MLmodel").read_text())
     change(described)
     (folder / "MLmodel").write_text(yaml.safe_dump(described))
@@ -58,7 +58,7 @@ def home(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A strict service, which takes artifacts from one place; a line is live."""
+    """Run a service in strict mode that allows one artifact source; a linear model is live."""
     folder = tmp_path_factory.mktemp("strict")
     home.promote("line", home.register("line", saved(home.folder)))
     rules = {
@@ -85,7 +85,7 @@ def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def refused(model: Model, folder: Path) -> str:
-    """Promote what is saved in a folder and return why it is refused; promote the earlier version again."""
+    """Promote a saved model, return the reason for its rejection, and restore the earlier version."""
     version = model.registry.register("line", folder)
     model.promote(version)
     model.until(lambda told: (told["candidate"] or {}).get("version") == version)
@@ -95,30 +95,30 @@ def refused(model: Model, folder: Path) -> str:
     return reason
 
 
-def test_row_36_a_source_outside_the_allow_list_is_refused(strict: Model, tmp_path: Path) -> None:
+def test_row_36_source_outside_the_allow_list_is_rejected(strict: Model, tmp_path: Path) -> None:
     assert "SERVING_ALLOWED_SOURCES" in refused(strict, saved(tmp_path))
     assert "SERVING_ALLOWED_SOURCES" in refused(strict, Path(f"{strict.registry.folder}/../elsewhere"))
 
 
 @pytest.mark.parametrize("form", ["pickle", "cloudpickle"])
-def test_row_36_a_pickle_is_refused_in_strict_mode(strict: Model, form: str) -> None:
+def test_row_36_strict_mode_rejects_a_pickle(strict: Model, form: str) -> None:
     assert form in refused(strict, saved(strict.registry.folder, serialization_format=form))
 
 
-def test_row_36_code_is_refused_in_strict_mode(strict: Model, tmp_path: Path) -> None:
+def test_row_36_strict_mode_rejects_code(strict: Model, tmp_path: Path) -> None:
     reason = refused(strict, actor(strict.registry.folder, **noted(tmp_path)))
     assert "it is loaded by mlflow.pyfunc" in reason
     assert not (tmp_path / "loaded").exists()
 
 
-def test_row_36_a_pickle_by_another_name_is_refused_in_strict_mode(strict: Model) -> None:
+def test_row_36_strict_mode_rejects_a_renamed_pickle(strict: Model) -> None:
     folder = saved(strict.registry.folder)
     pickled = saved(strict.registry.folder, serialization_format="pickle")
     shutil.copy(pickled / "model.pkl", folder / "weights.json")
     assert "weights.json" in refused(strict, folder)
 
 
-def test_row_36_types_that_the_operator_does_not_trust_are_refused(strict: Model) -> None:
+def test_row_36_untrusted_types_are_rejected(strict: Model) -> None:
     folder = edited(
         saved(strict.registry.folder),
         lambda described: described["flavors"]["sklearn"].update(skops_trusted_types=["posix.system"]),
@@ -127,14 +127,14 @@ def test_row_36_types_that_the_operator_does_not_trust_are_refused(strict: Model
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "model.skops", "."])
-def test_row_36_a_link_among_the_artifacts_is_refused(strict: Model, target: str) -> None:
+def test_row_36_links_in_artifacts_are_rejected(strict: Model, target: str) -> None:
     folder = saved(strict.registry.folder)
     (folder / "extra").symlink_to(target)
     assert "extra among its artifacts is a link" in refused(strict, folder)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../model.skops", "a/../../b", "..\\b"])
-def test_row_36_a_path_that_leads_outside_is_refused(strict: Model, path: str) -> None:
+def test_row_36_path_outside_the_artifacts_is_rejected(strict: Model, path: str) -> None:
     folder = edited(
         saved(strict.registry.folder),
         lambda described: described["flavors"]["python_function"].update(model_path=path),
@@ -142,12 +142,12 @@ def test_row_36_a_path_that_leads_outside_is_refused(strict: Model, path: str) -
     assert "outside its folder" in refused(strict, folder)
 
 
-def test_what_is_trusted_goes_live_in_strict_mode(strict: Model) -> None:
+def test_trusted_model_goes_live_in_strict_mode(strict: Model) -> None:
     assert strict.service.client.post("/predict", json={"x": 1.0}).json()["prediction"] == pytest.approx(2.0)
 
 
 @pytest.mark.anyio
-async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
+async def test_strict_mode_prevents_unpickling_in_processes(tmp_path: Path) -> None:
     launcher = Launcher(LauncherOptions(strict=True))
     launcher.start()
     try:
@@ -199,7 +199,7 @@ def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
         ("conda.yaml", "{deep}", "deeper"),
     ],
 )
-def test_row_39_packages_by_url_are_rejected_in_strict_mode(
+def test_row_39_strict_mode_rejects_packages_by_url(
     strict: Model, tmp_path: Path, name: str, text: str, expected: str
 ) -> None:
     wheel, note = wheel_that_runs_code(tmp_path)
@@ -210,7 +210,7 @@ def test_row_39_packages_by_url_are_rejected_in_strict_mode(
     assert not note.exists()
 
 
-# -- in plain functions
+# -- unit tests
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_row_39_packages_by_url_are_rejected_in_strict_mode(
         ("s3://user@models/iris", "s3://models", False),
     ],
 )
-def test_a_location_is_below_another(location: str, allowed: str, expected: bool) -> None:
+def test_is_within_compares_locations(location: str, allowed: str, expected: bool) -> None:
     assert is_within(location, allowed) is expected
 
 
@@ -258,7 +258,7 @@ def test_a_location_is_below_another(location: str, allowed: str, expected: bool
         ),
     ],
 )
-def test_what_strict_mode_does_not_know_it_does_not_let_in(
+def test_strict_mode_rejects_unknown_metadata(
     tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     folder = saved(tmp_path)
