@@ -45,7 +45,7 @@ class Clockwork(asyncio.SelectorEventLoop):
 
 
 class Process:
-    """Receives tables like a `Replica`, and ends each call as the test decides."""
+    """Replica whose calls the test completes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.state = ReplicaState.IDLE

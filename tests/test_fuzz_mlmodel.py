@@ -1,4 +1,4 @@
-"""Any content of the files of a version is read as a description or rejected; nothing else happens."""
+"""Arbitrary content of the files of a version is parsed or rejected, without other effects."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def altered(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
-    """Do all that a front does with the files of a version, as far as they are accepted."""
+    """Run all steps of a front on the files of a version, until one is rejected."""
     if not isinstance(described, dict):
         return
     files = ModelFiles(described, documents, {"requirements.txt": ["numpy"]}, example)

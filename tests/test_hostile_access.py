@@ -218,7 +218,7 @@ def test_a_route_without_a_declaration_is_for_administrators(target: Target) -> 
     assert declared(lambda: None) == Access(Scope.ADMIN, Concern.ALL_MODELS, for_operators=True)
 
 
-def test_row_46_no_form_of_a_path_evades_its_scope(target: Target) -> None:
+def test_row_46_path_variants_do_not_bypass_scopes(target: Target) -> None:
     for path in ("/metrics", "/status", "/models/iris/history"):
         assert target.get("admin", path, admin_port=True).status == 200
         escaped = path.replace("/", "%2f")
@@ -293,7 +293,7 @@ def test_row_54_models_of_others_do_not_exist(target: Target) -> None:
     assert target.states()["asleep"] == "asleep"
 
 
-def test_row_54_lists_have_the_models_of_the_key_alone(target: Target) -> None:
+def test_row_54_lists_contain_only_models_of_the_key(target: Target) -> None:
     for key, names in (("iris", ["iris"]), ("any", ["iris", "other", "asleep", "broken"])):
         assert [each["name"] for each in target.get(key, "/models").json["models"]] == names
         index = target.send(key, "POST", "/v2/repository/index", {}).json
@@ -307,7 +307,7 @@ def test_row_54_lists_have_the_models_of_the_key_alone(target: Target) -> None:
     assert "/models/other/predict" in others
 
 
-def test_row_54_feedback_on_predictions_of_others_is_on_none(target: Target) -> None:
+def test_row_54_feedback_on_foreign_predictions_is_rejected(target: Target) -> None:
     made = target.send("other", "POST", "/models/other/predict", ROW)
     sent = {"prediction_id": made.headers["x-prediction-id"], "outcome": 1.0}
     until(lambda: target.send("other", "POST", "/feedback", sent).status == 200)
@@ -392,7 +392,7 @@ def test_row_53_reasons_are_for_administrators(target: Target) -> None:
 # -- the API document
 
 
-def test_row_51_the_api_document_is_written_once(target: Target) -> None:
+def test_row_51_api_document_is_generated_once(target: Target) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = [*pool.map(lambda _: target.get("any", "/openapi.json"), range(40))]
     assert len({each.body for each in found}) == 1
@@ -446,7 +446,7 @@ def test_row_52_other_origins_and_host_names_are_rejected(target: Target) -> Non
             assert target.send("admin", "POST", path, body, Host=own, **headers).status == usual
 
 
-def test_row_52_a_body_requires_a_content_type(target: Target) -> None:
+def test_row_52_body_requires_content_type(target: Target) -> None:
     for path, body in ACTING:
         assert target.send("admin", "POST", path, body, Content_Type="").status == 415, path
         assert target.send("admin", "POST", path, body, Content_Type="text/plain").status in (415, 200), path
@@ -459,7 +459,7 @@ def test_row_52_a_body_requires_a_content_type(target: Target) -> None:
 # -- the key file
 
 
-def test_row_56_commands_keep_the_owner_and_mode_of_the_file(tmp_path: Path) -> None:
+def test_row_56_commands_preserve_file_owner_and_mode(tmp_path: Path) -> None:
     ring = Keys(tmp_path)
     ring.create("one")
     assert stat.S_IMODE(ring.file.stat().st_mode) == 0o600
@@ -478,7 +478,7 @@ def test_row_56_commands_keep_the_owner_and_mode_of_the_file(tmp_path: Path) -> 
     assert [*tmp_path.glob(".keys-*")] == []
 
 
-def test_row_56_a_file_of_keys_that_stays_unreadable_closes_the_service(target: Target) -> None:
+def test_row_56_unreadable_key_file_denies_access(target: Target) -> None:
     text = target.keys.file.read_text()
     target.keys.file.write_text(text[:-20])
     try:

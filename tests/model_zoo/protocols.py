@@ -1,4 +1,4 @@
-"""Sends the requests of the zoo to a service, through each protocol that can express them."""
+"""Send the requests of the zoo to a service, through each protocol that can express them."""
 
 from __future__ import annotations
 
