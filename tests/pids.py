@@ -19,17 +19,17 @@ def parent(pid: int) -> int:
 
 def children(pid: int) -> set[int]:
     """Return the running child processes of a process."""
-    found = set()
+    pids = set()
     with suppress(FileNotFoundError, ProcessLookupError):  # the process may end during the read
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
+            pids |= {int(child) for child in (task / "children").read_text().split()}
+    return pids
 
 
 def descendants(pid: int) -> set[int]:
     """Return all descendants of a process."""
-    found = children(pid)
-    return found.union(*(descendants(child) for child in found))
+    pids = children(pid)
+    return pids.union(*(descendants(child) for child in pids))
 
 
 def fork_server(front: int) -> int:

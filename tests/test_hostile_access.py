@@ -70,9 +70,9 @@ def send(
         sent, content = {"Content-Type": "application/json"} | sent, json.dumps(body).encode()
     try:
         connection.request(method, path, content, {k: v for k, v in sent.items() if v})
-        found = connection.getresponse()
-        named = {name.lower(): value for name, value in found.getheaders()}
-        return Response(found.status, named, found.read())
+        response = connection.getresponse()
+        named = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, named, response.read())
     finally:
         connection.close()
 
@@ -101,8 +101,8 @@ class Target:
         return send(self.admin_url if admin_port else self.service.url, method, path, named, body)
 
     def states(self) -> dict[str, str]:
-        found = self.get("admin", "/status", admin_port=True).json
-        return {each["name"]: each["state"] for each in found["models"]}
+        status = self.get("admin", "/status", admin_port=True).json
+        return {each["name"]: each["state"] for each in status["models"]}
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ class Route:
 
 def routes(app: ServingApp) -> list[Route]:
     """Return all routes of the application, for the model `iris`."""
-    found = []
+    collected = []
     for route in app.router.routes:
         path = route.path.format(name="iris", version="1")  # type: ignore[attr-defined]
-        found += [
+        collected += [
             Route(method, path, declared(route.endpoint))  # type: ignore[attr-defined]
             for method in sorted(route.methods)  # type: ignore[attr-defined]
         ]
@@ -167,8 +167,8 @@ def routes(app: ServingApp) -> list[Route]:
     for path in paths:
         predict = app.predictions.match(path)
         assert predict
-        found.append(Route("POST", path, predict.access))
-    return found
+        collected.append(Route("POST", path, predict.access))
+    return collected
 
 
 def test_every_route_declares_its_access(target: Target) -> None:
@@ -180,9 +180,9 @@ def test_every_route_declares_its_access(target: Target) -> None:
 
 
 def test_every_route_demands_what_it_declares(target: Target) -> None:
-    found = routes(target.app)
-    assert len(found) > 35
-    for route in found:
+    declared = routes(target.app)
+    assert len(declared) > 35
+    for route in declared:
         body = next((each for end, each in BODIES.items() if route.path.endswith(end)), {})
         sent = None if route.method in ("GET", "HEAD") else body
 
@@ -237,8 +237,8 @@ def test_row_46_path_variants_do_not_bypass_scopes(target: Target) -> None:
         forms += [f"http://localhost{path}", f"{path}%0a?{path}", path.replace("s", "%73")]
         for form in forms:
             for key in ("", "any"):
-                found = target.get(key, form, admin_port=True)
-                assert found.status in (400, 401, 403, 404), (form, key)
+                response = target.get(key, form, admin_port=True)
+                assert response.status in (400, 401, 403, 404), (form, key)
             for key in ("any", "admin"):
                 assert target.get(key, form).status in (400, 404), (form, key)
 
@@ -266,9 +266,9 @@ NAMED = [
 
 
 def test_row_54_models_of_others_do_not_exist(target: Target) -> None:
-    def form(found: Response, name: str) -> tuple[int, str]:
-        text = re.sub(r'"request_id":"[^"]*"', "", found.text.replace(name, "NAME"))
-        return found.status, text
+    def form(response: Response, name: str) -> tuple[int, str]:
+        text = re.sub(r'"request_id":"[^"]*"', "", response.text.replace(name, "NAME"))
+        return response.status, text
 
     for method, path, body in NAMED:
         missing = form(target.send("iris", method, path.format("missing"), body), "missing")
@@ -308,13 +308,13 @@ def test_row_54_lists_contain_only_models_of_the_key(target: Target) -> None:
 
 
 def test_row_54_feedback_on_foreign_predictions_is_rejected(target: Target) -> None:
-    made = target.send("other", "POST", "/models/other/predict", ROW)
-    sent = {"prediction_id": made.headers["x-prediction-id"], "outcome": 1.0}
+    prediction = target.send("other", "POST", "/models/other/predict", ROW)
+    sent = {"prediction_id": prediction.headers["x-prediction-id"], "outcome": 1.0}
     until(lambda: target.send("other", "POST", "/feedback", sent).status == 200)
     missing = sent | {"prediction_id": "01890a5d-ac96-774b-bcce-b302099a8057"}
-    found, unknown = (target.send("iris", "POST", "/feedback", each) for each in (sent, missing))
-    assert found.status == unknown.status == 404
-    assert {**found.json, "request_id": ""} == {**unknown.json, "request_id": ""}
+    foreign, unknown = (target.send("iris", "POST", "/feedback", each) for each in (sent, missing))
+    assert foreign.status == unknown.status == 404
+    assert {**foreign.json, "request_id": ""} == {**unknown.json, "request_id": ""}
 
 
 def call(target: Target, key: str, method: str, **request: Any) -> Any:
@@ -378,9 +378,9 @@ def test_row_53_reasons_are_for_administrators(target: Target) -> None:
             ("POST", "/invocations?model=broken", {"dataframe_records": [ROW]}),
             ("POST", "/v2/models/broken/infer", {"inputs": [TENSOR]}),
         ):
-            found = target.send(key, method, path, body)
-            assert SECRET not in found.text, path
-            assert found.status in ((401, 200) if not key else (200, 503)), path
+            response = target.send(key, method, path, body)
+            assert SECRET not in response.text, path
+            assert response.status in ((401, 200) if not key else (200, 503)), path
     candidate = target.get("", "/ready").json["models"][1]["candidate"]
     assert (candidate["version"], candidate["state"]) == ("2", "rejected")
     assert "show why" in candidate["reason"]
@@ -394,11 +394,11 @@ def test_row_53_reasons_are_for_administrators(target: Target) -> None:
 
 def test_row_51_api_document_is_generated_once(target: Target) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = [*pool.map(lambda _: target.get("any", "/openapi.json"), range(40))]
-    assert len({each.body for each in found}) == 1
-    bodies = found[0].json
+        responses = [*pool.map(lambda _: target.get("any", "/openapi.json"), range(40))]
+    assert len({each.body for each in responses}) == 1
+    bodies = responses[0].json
     assert bodies["security"] == [{"key": []}]
-    assert target.get("any", "/openapi.json", If_None_Match=found[0].headers["etag"]).status == 304
+    assert target.get("any", "/openapi.json", If_None_Match=responses[0].headers["etag"]).status == 304
     lines = [each for each in target.service.log if "wrote the OpenAPI document of 2 models" in each]
     assert len(lines) == 1
 
@@ -484,8 +484,8 @@ def test_row_56_unreadable_key_file_denies_access(target: Target) -> None:
     try:
         until(lambda: target.get("", "/ready").json["keys"] == "unreadable")
         until(lambda: target.get("", "/ready").json["keys"] == "stale")
-        found = target.get("", "/ready")
-        assert (found.status, found.json["status"]) == (503, "not ready")
+        response = target.get("", "/ready")
+        assert (response.status, response.json["status"]) == (503, "not ready")
         for key in ("admin", "any"):
             assert target.get(key, "/models").status == 401
         assert call(target, "any", "ServerMetadata")[0] is grpc.StatusCode.UNAUTHENTICATED

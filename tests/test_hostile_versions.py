@@ -70,17 +70,17 @@ def described(**facts: Any) -> Callable[[Path], None]:
     """Change entries of the MLmodel file."""
 
     def change(folder: Path) -> None:
-        found = yaml.safe_load((folder / "MLmodel").read_text())
+        metadata = yaml.safe_load((folder / "MLmodel").read_text())
         for name, value in facts.items():
-            found[name] = value(found) if callable(value) else value
-        (folder / "MLmodel").write_text(yaml.safe_dump(found))
+            metadata[name] = value(metadata) if callable(value) else value
+        (folder / "MLmodel").write_text(yaml.safe_dump(metadata))
 
     return change
 
 
 def signed(part: str, text: str) -> Callable[[Path], None]:
     """Replace a part of the signature."""
-    return described(signature=lambda found: found["signature"] | {part: text})
+    return described(signature=lambda metadata: metadata["signature"] | {part: text})
 
 
 def aliases(levels: int = 10, width: int = 10) -> str:

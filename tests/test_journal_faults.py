@@ -30,20 +30,20 @@ ROW = {"x": 21}
 
 @pytest.fixture(scope="module")
 def registry_of_actor(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = Registry(new_registry(tmp_path_factory.mktemp("actor")))
-    made.add("actor", factor=2.0)
-    return made
+    registry = Registry(new_registry(tmp_path_factory.mktemp("actor")))
+    registry.add("actor", factor=2.0)
+    return registry
 
 
 @contextmanager
 def journaling(registry: Registry, folder: Path, url: str) -> Iterator[Service]:
     """Start a service, and wait until it records."""
     settings = {"models": "models:/actor/1", "journal_url": url, "deadline_seconds": 5, "drain_seconds": 5}
-    with served(registry.uri, folder, **settings) as made:
-        made.until_ready()
-        recorded(predict(made))
-        until(lambda: measured(made, "written")[0])
-        yield made
+    with served(registry.uri, folder, **settings) as service:
+        service.until_ready()
+        recorded(predict(service))
+        until(lambda: measured(service, "written")[0])
+        yield service
 
 
 def predict(service: Service, row: dict[str, Any] = ROW) -> Any:
@@ -282,8 +282,8 @@ def test_row_24_killed_front_loses_only_unsent_predictions(
             unsent = stand.predict(20)
             service.process.kill()
             assert not watch.left()
-        found = stand.ledger.ids()
-        assert {*sent} <= {*found} <= {*sent, *unsent}
+        written = stand.ledger.ids()
+        assert {*sent} <= {*written} <= {*sent, *unsent}
     finally:
         service.process.kill()
         service.stop()

@@ -29,7 +29,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an interpreter with these libraries and the test environment's packages."""
     folder = tmp_path_factory.mktemp("heavy")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    made = folder / "venv" / "bin" / "python"
+    program = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     lines = [f"import site; site.addsitedir({each!r})" for each in getsitepackages()]
     (packages / "tests.pth").write_text("\n".join(lines))
@@ -38,9 +38,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{each.name}=={each.version}" for each in distributions() if each.name != "mlflow-serving-front"
     ]
     constraints.write_text("\n".join(installed))
-    command = [made, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
+    command = [program, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
     subprocess.run([*command, *REQUIREMENTS], check=True)
-    return made
+    return program
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def test_model_goes_live(zoo: Zoo, name: str) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NAMES)
 def test_prediction_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
-    assert not (found := zoo.differences(name, protocol)), "\n".join(found)
+    assert not (lines := zoo.differences(name, protocol)), "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_concurrent_requests_do_not_change_predictions(zoo: Zoo, name: str) -> None:
-    assert not (found := zoo.differences_together(name)), "\n".join(found)
+    assert not (lines := zoo.differences_together(name)), "\n".join(lines)

@@ -53,10 +53,10 @@ class Place:
 
     def state(self, name: str) -> tuple[bool, str]:
         """Return whether the model is required, and its state."""
-        found = self.service.client.get("/ready")
-        assert found.status_code == 200
+        response = self.service.client.get("/ready")
+        assert response.status_code == 200
         return next(
-            (each["required"], each["state"]) for each in found.json()["models"] if each["name"] == name
+            (each["required"], each["state"]) for each in response.json()["models"] if each["name"] == name
         )
 
     def until_asleep(self, name: str) -> None:
@@ -157,8 +157,8 @@ def test_ambiguous_requests_load_the_model(place: Place, chosen: str) -> None:
 def test_pinned_version_of_an_unloaded_model_is_loaded(place: Place) -> None:
     assert place.ask(f"{place.two}/versions/7").status_code == 404
     assert place.state(place.two) == (False, "live")
-    found = place.ask(f"{place.three}/versions/1").json()["model"]
-    assert found == {"name": place.three, "version": "1"}
+    model = place.ask(f"{place.three}/versions/1").json()["model"]
+    assert model == {"name": place.three, "version": "1"}
     assert place.ask("one/versions/7").status_code == 404
 
 
@@ -229,11 +229,11 @@ def test_waiting_requests_are_limited(place: Place, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
     with ThreadPoolExecutor(5) as pool:
-        asked = [pool.submit(place.ask, place.two) for _ in range(5)]
-        until(lambda: sum(each.done() for each in asked) == 3)
+        requests = [pool.submit(place.ask, place.two) for _ in range(5)]
+        until(lambda: sum(each.done() for each in requests) == 3)
         assert place.state(place.two) == (False, "waking")
         pipe.write_bytes(b"")
-        assert sorted(each.result().status_code for each in asked) == [200, 200, 503, 503, 503]
+        assert sorted(each.result().status_code for each in requests) == [200, 200, 503, 503, 503]
 
 
 @on("narrow")

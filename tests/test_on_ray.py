@@ -38,10 +38,10 @@ MAX_SECONDS_TO_START = 180
 
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = Registry(new_registry(tmp_path_factory.mktemp("registry")))
-    made.promote("actor", made.add("actor"))
-    made.add("speaker", streams=True)
-    return made
+    created = Registry(new_registry(tmp_path_factory.mktemp("registry")))
+    created.promote("actor", created.add("actor"))
+    created.add("speaker", streams=True)
+    return created
 
 
 class Cluster(ray_cluster.Cluster):
@@ -89,14 +89,14 @@ def caller() -> Iterator[ThreadPoolExecutor]:
 def test_arguments_override_environment_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_REPLICAS", "3")
     monkeypatch.setenv("SERVING_POLL_SECONDS", "5")
-    given = {"models": ["models:/iris@champion", "models:/rose/3"], "replicas": 2, "start_seconds": "30"}
-    settings, start_seconds = configured(given)
-    assert [str(each) for each in settings.models] == given["models"]
+    arguments = {"models": ["models:/iris@champion", "models:/rose/3"], "replicas": 2, "start_seconds": "30"}
+    settings, start_seconds = configured(arguments)
+    assert [str(each) for each in settings.models] == arguments["models"]
     assert (settings.replicas, settings.poll_seconds, start_seconds) == (2, 5, 30)
 
 
 @pytest.mark.parametrize(
-    ("given", "lines"),
+    ("arguments", "lines"),
     [
         ({"modles": "x", "port": 1}, ["modles: there is no such setting", "port: Ray's proxy listens"]),
         (
@@ -109,9 +109,9 @@ def test_arguments_override_environment_settings(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["of the proxy", "wrong", "not there", "no number", "no time"],
 )
-def test_every_invalid_argument_is_reported_on_a_line(given: dict[str, Any], lines: list[str]) -> None:
+def test_every_invalid_argument_is_reported_on_a_line(arguments: dict[str, Any], lines: list[str]) -> None:
     with pytest.raises(BadArguments) as refused:
-        configured(given)
+        configured(arguments)
     errors = sorted(str(refused.value).splitlines())
     assert len(errors) == len(lines)
     for line, begin in zip(errors, sorted(lines), strict=True):
@@ -120,14 +120,16 @@ def test_every_invalid_argument_is_reported_on_a_line(given: dict[str, Any], lin
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("path", "root", "found"),
+    ("path", "root", "forwarded"),
     [("/predict", "", "/predict"), ("/ml/predict", "/ml", "/predict"), ("/predict", "/ml", "/predict")],
 )
-async def test_route_prefix_and_duplicate_request_id_are_removed(path: str, root: str, found: str) -> None:
+async def test_route_prefix_and_duplicate_request_id_are_removed(
+    path: str, root: str, forwarded: str
+) -> None:
     sent: list[Any] = []
 
     async def front(scope: Any, receive: Any, send: Any) -> None:
-        assert (scope["path"], scope["root_path"]) == (found, root)
+        assert (scope["path"], scope["root_path"]) == (forwarded, root)
         headers = [(b"x-request-id", b"mine"), (b"x-request-id", b"new"), (b"x", b"y")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -211,8 +213,8 @@ def test_metrics_cover_all_replicas(cluster: Cluster) -> None:
 def agreed(cluster: Cluster, version: str, count: int = 2) -> bool:
     """Return whether exactly `count` replicas are known and all have this version."""
     ready = cluster.ready()
-    found = [each["models"].get(ACTOR) for each in ready.get("replicas", [])]
-    return bool(found == [version] * count and ready["replicas_agree"])
+    versions = [each["models"].get(ACTOR) for each in ready.get("replicas", [])]
+    return bool(versions == [version] * count and ready["replicas_agree"])
 
 
 def test_promotion_reaches_all_replicas_without_failed_requests(cluster: Cluster, model: Model) -> None:

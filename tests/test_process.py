@@ -27,8 +27,11 @@ DOUBLES = "a: double, b: double, c: double"
 
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
     """Return the DataFrames that a model process decodes from rows."""
-    made = contract(spec)
-    return [pyfunc_input.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
+    contract_ = contract(spec)
+    return [
+        pyfunc_input.decode(contract_.layout.encode(group, ""))[0]
+        for _, _, group in contract_.layout.groups(rows)
+    ]
 
 
 @given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))

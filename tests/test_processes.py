@@ -32,15 +32,15 @@ LAYOUT = contract("x: double, act: string?").layout
 pytestmark = pytest.mark.anyio
 
 
-def asked(*numbers: float, act: str | None = None) -> bytes:
+def encode(*numbers: float, act: str | None = None) -> bytes:
     return LAYOUT.encode([{"x": number, "act": act} for number in numbers], "")
 
 
 async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
-    found: list[Any] = (
-        model_output.decode(await replica.infer(asked(*numbers, act=act))).column(0).to_pylist()
+    predictions: list[Any] = (
+        model_output.decode(await replica.infer(encode(*numbers, act=act))).column(0).to_pylist()
     )
-    return found
+    return predictions
 
 
 async def all_ended(watch: Watch) -> bool:
@@ -83,7 +83,7 @@ async def test_several_processes_run_concurrently(launcher: Launcher, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "reason"),
     [
         ("raise:no_weights", "loading it raised ValueError: no_weights"),
         ("quit:no_licence", "loading it raised SystemExit: no_licence"),
@@ -94,11 +94,11 @@ async def test_several_processes_run_concurrently(launcher: Launcher, tmp_path: 
     ],
 )
 async def test_model_that_fails_to_load_is_rejected_with_reason(
-    launcher: Launcher, tmp_path: Path, act: str, said: str
+    launcher: Launcher, tmp_path: Path, act: str, reason: str
 ) -> None:
     with pytest.raises(LoadFailed) as refused:
         await Replica.start(launcher, actor(tmp_path, example=None, on_load=act), 60)
-    assert str(refused.value) == said
+    assert str(refused.value) == reason
 
 
 async def test_folder_without_model_is_rejected(launcher: Launcher, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ async def test_launcher_survives_immediately_cancelled_loads(launcher: Launcher,
         await asyncio.sleep(0)
     for task in starting[::2]:
         task.cancel()
-    found = await asyncio.gather(*starting, return_exceptions=True)
-    assert [type(each) for each in found[::2]] == [asyncio.CancelledError] * 2
-    for replica in found[1::2]:
+    outcomes = await asyncio.gather(*starting, return_exceptions=True)
+    assert [type(each) for each in outcomes[::2]] == [asyncio.CancelledError] * 2
+    for replica in outcomes[1::2]:
         assert isinstance(replica, Replica)
         assert await answer(replica, 1.0) == [1.0]
         replica.kill()
@@ -156,16 +156,16 @@ async def test_launcher_survives_immediately_cancelled_loads(launcher: Launcher,
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "reason"),
     [("raise:secret", "it raised ValueError: secret"), ("quit:secret", "it raised SystemExit: secret")],
 )
 async def test_model_that_raises_serves_next_request(
-    launcher: Launcher, tmp_path: Path, act: str, said: str
+    launcher: Launcher, tmp_path: Path, act: str, reason: str
 ) -> None:
     async with started(launcher, tmp_path) as replica:
         with pytest.raises(ModelFailed) as failed:
             await answer(replica, 1.0, act=act)
-        assert str(failed.value) == said
+        assert str(failed.value) == reason
         assert "in perform" in failed.value.cause
         assert await answer(replica, 1.0) == [1.0]
 
@@ -217,14 +217,14 @@ async def test_front_kills_hung_model(launcher: Launcher, tmp_path: Path) -> Non
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     async with started(launcher, tmp_path) as replica:
-        asking = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
+        call = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
         await asyncio.to_thread(pipe.write_text, "")
         assert replica.state is ReplicaState.BUSY
         assert replica.pid
         with Watch([replica.pid]) as watch:
             replica.kill()
             with pytest.raises(ProcessDied):
-                await asking
+                await call
             assert await all_ended(watch)
 
 
@@ -245,14 +245,16 @@ async def test_invalid_bytes_stop_the_process(launcher: Launcher, tmp_path: Path
         await replica.dead
 
 
-@pytest.mark.parametrize("told", [b"", b"[]", b'{"error": 5}'])
-async def test_unreadable_failure_fails_the_request(launcher: Launcher, tmp_path: Path, told: bytes) -> None:
+@pytest.mark.parametrize("payload", [b"", b"[]", b'{"error": 5}'])
+async def test_unreadable_failure_fails_the_request(
+    launcher: Launcher, tmp_path: Path, payload: bytes
+) -> None:
     async with started(launcher, tmp_path) as replica:
-        asking = asyncio.ensure_future(replica.infer(asked(1.0)))
+        call = asyncio.ensure_future(replica.infer(encode(1.0)))
         await asyncio.sleep(0)
-        replica.data_received(pack(FrameType.FAILED, told))
+        replica.data_received(pack(FrameType.FAILED, payload))
         with pytest.raises(ModelFailed, match="an exception that could not be read"):
-            await asking
+            await call
 
 
 async def test_large_table_is_returned_complete(launcher: Launcher, tmp_path: Path) -> None:
@@ -412,15 +414,15 @@ async def test_model_children_end_with_killed_fork_server(tmp_path: Path) -> Non
 
 def interpreter(folder: Path, script: str) -> Path:
     """Write a script in place of the interpreter of an environment."""
-    made = folder / "bin" / "python"
-    made.parent.mkdir()
-    made.write_text(f"#!/bin/sh\n{script}\n")
-    made.chmod(0o700)
-    return made
+    path = folder / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "reason"),
     [
         (
             "echo Traceback >&2; echo 'AttributeError: no json_' >&2; exit 3",
@@ -430,12 +432,13 @@ def interpreter(folder: Path, script: str) -> Path:
         ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps out of memory"),
     ],
 )
-async def test_exit_of_fork_server_is_explained(tmp_path: Path, script: str, said: str) -> None:
+async def test_exit_of_fork_server_is_explained(tmp_path: Path, script: str, reason: str) -> None:
     own = Launcher(LauncherOptions(interpreter=interpreter(tmp_path, script)))
     with pytest.raises(ProcessDied) as died:
         await Replica.start(own, actor(tmp_path), 60)
     assert (
-        str(died.value) == f"the process that starts model processes in this version's own environment {said}"
+        str(died.value)
+        == f"the process that starts model processes in this version's own environment {reason}"
     )
     await own.aclose()
 
@@ -475,7 +478,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 def test_killed_front_leaves_no_process(tmp_path: Path) -> None:
     daemon = tmp_path / "daemon"
-    tables = [asked(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
+    tables = [encode(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
     command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), *tables]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as front:
         assert front.stdout

@@ -141,12 +141,12 @@ class Service:
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
         while not calls.in_progress:  # noqa: ASYNC110  # the next iteration of the loop may change it
             await asyncio.sleep(0)
-        asked = [asyncio.create_task(self.post(path, body)) for path, body in requests]
+        tasks = [asyncio.create_task(self.post(path, body)) for path, body in requests]
         while calls.waiting < len(requests):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.to_thread(self._pipe.write_text, "go")
         await busy
-        return [await each for each in asked]
+        return [await each for each in tasks]
 
     def pyfunc(self, name: str, rows: list[dict[str, Any]]) -> Any:
         """Return the output of pyfunc for these rows, in JSON types."""
@@ -173,14 +173,14 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry.register("careful", save(folder / "careful", "twice", pipe, EXAMPLE, batching=False))
     registry.register("moody", save(folder / "moody", "drop", pipe, EXAMPLE))
     names = (*NAMES, "bare", "trusted", "careful", "moody")
-    made = Settings(
+    settings_ = Settings(
         models=",".join(f"models:/{name}/1" for name in names),  # type: ignore[arg-type]
         tracking_uri=registry.uri,
         store_dir=folder / "store",
         preload=(),
         deadline_seconds=60,
     )
-    with Service(made, folder, pipe).running() as running:
+    with Service(settings_, folder, pipe).running() as running:
         yield running
 
 
@@ -265,8 +265,8 @@ async def test_documentation_shows_whether_an_output_is_returned_whole(service: 
 
     def answer(path: str) -> dict[str, Any]:
         schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-        found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        return found["properties"]
+        component: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return component["properties"]
 
     assert answer("/models/twice/predict").keys() == {"prediction", "model"}
     for path in ("predict", "predict/batch"):
@@ -439,6 +439,6 @@ async def test_warning_lasts_while_every_request_fails(
     ids=lambda value: str(value)[:20],
 )
 def test_difference_reported_by_another_front_ends_sharing(tag: str, expected: str | None) -> None:
-    found = reported({"serving.batching": tag})
-    assert (found and found.reason) == expected
-    assert not (found and found.allowed)
+    decision = reported({"serving.batching": tag})
+    assert (decision and decision.reason) == expected
+    assert not (decision and decision.allowed)

@@ -56,18 +56,18 @@ def _answers(reference: Mapping[str, Any], protocol: str, index: int, request: R
     scored, pyfunc = reference["scored"], reference["pyfunc"]
     usual = next(iter(scored.values()))
     if protocol == "predict" and request.body is None:
-        found = [reference["rows"][index], *([pyfunc] if len(request.rows) == 1 else [])]
+        candidates = [reference["rows"][index], *([pyfunc] if len(request.rows) == 1 else [])]
     elif protocol in SCORING:
-        found = [scored[protocol], usual, pyfunc]
+        candidates = [scored[protocol], usual, pyfunc]
     elif protocol in FORMATS:
-        found = [pyfunc, usual]
+        candidates = [pyfunc, usual]
     else:
-        found = [usual, pyfunc]
-    return _distinct([each["answer"] for each in found if each["status"] == 200])
+        candidates = [usual, pyfunc]
+    return _distinct([result["answer"] for result in candidates if result["status"] == 200])
 
 
 def _distinct(answers: list[Any]) -> list[Any]:
-    return [*{json.dumps(each): each for each in answers}.values()]
+    return [*{json.dumps(answer): answer for answer in answers}.values()]
 
 
 def _may_fail(

@@ -86,12 +86,12 @@ class Zoo:
     def _differences(
         self, name: str, calls: list[Call], replies: Iterable[Reply], *, exact: bool
     ) -> list[str]:
-        entry, found = self.entries[name], []
+        entry, lines = self.entries[name], []
         for (protocol, number, row, _), reply in zip(calls, replies, strict=True):
             request, reference = entry.requests[number], self.references[name][number]
             if differs := difference(entry, request, reference, protocol, row, reply, exact):
-                found.append(f"{protocol}, request {number}, row {row}: {differs}")
-        return found
+                lines.append(f"{protocol}, request {number}, row {row}: {differs}")
+        return lines
 
     def _at_once(self, name: str, calls: list[Call]) -> list[Reply]:
         in_flight = f'serving_inflight_requests{{model="{name}",version="1"}}'
