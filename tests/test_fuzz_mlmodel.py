@@ -105,7 +105,7 @@ def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
 
 
 @given(mutated())
-def test_mutated_files_are_read_or_refused(content: bytes) -> None:
+def test_mutated_files_are_read_or_rejected(content: bytes) -> None:
     with suppress(Refused, yaml.YAMLError, ValueError):
         parsed = parse_yaml(content)
         json.dumps(parsed)
@@ -126,7 +126,7 @@ def test_plain_values_are_read_as_they_were_written(value: Any) -> None:
 
 
 @given(values)
-def test_any_example_is_read_or_rejected(example: Any) -> None:
+def test_arbitrary_example_is_read_or_rejected(example: Any) -> None:
     read_all(REAL, example)
     read_all(REAL, {"dataframe_split": example})
     read_all(REAL, {"inputs": example})
@@ -134,7 +134,7 @@ def test_any_example_is_read_or_rejected(example: Any) -> None:
 
 
 @given(values, st.lists(st.text(max_size=40) | st.from_regex(r"[a-z]+( @ |==|>)[a-z0-9.:/]+"), max_size=5))
-def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> None:
+def test_arbitrary_requirements_are_read_or_rejected(value: Any, lines: list[str]) -> None:
     documents = {
         "python_env.yaml": {"python": value, "dependencies": lines},
         "conda.yaml": {"dependencies": value},
@@ -144,7 +144,7 @@ def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> N
 
 
 @given(st.binary(max_size=200))
-def test_any_list_of_packages_is_read_or_refused(content: bytes) -> None:
+def test_arbitrary_package_list_is_read_or_rejected(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, suppress(EnvironmentUnavailable):
         (Path(folder) / "list").write_bytes(content)
         package_list.read(Path(folder) / "list")

@@ -180,9 +180,9 @@ def test_every_route_declares_its_access(target: Target) -> None:
 
 
 def test_every_route_demands_what_it_declares(target: Target) -> None:
-    declared = routes(target.app)
-    assert len(declared) > 35
-    for route in declared:
+    all_routes = routes(target.app)
+    assert len(all_routes) > 35
+    for route in all_routes:
         body = next((each for end, each in BODIES.items() if route.path.endswith(end)), {})
         sent = None if route.method in ("GET", "HEAD") else body
 
@@ -214,7 +214,7 @@ def test_every_route_demands_what_it_declares(target: Target) -> None:
                 assert target.send("", method, route.path, admin_port=True).status == 401, (route, method)
 
 
-def test_a_route_without_a_declaration_is_for_administrators(target: Target) -> None:
+def test_undeclared_route_requires_admin_access(target: Target) -> None:
     assert declared(lambda: None) == Access(Scope.ADMIN, Concern.ALL_MODELS, for_operators=True)
 
 
@@ -265,7 +265,7 @@ NAMED = [
 ]
 
 
-def test_row_54_models_of_others_do_not_exist(target: Target) -> None:
+def test_row_54_foreign_models_are_not_found(target: Target) -> None:
     def form(response: Response, name: str) -> tuple[int, str]:
         text = re.sub(r'"request_id":"[^"]*"', "", response.text.replace(name, "NAME"))
         return response.status, text
@@ -329,7 +329,7 @@ def call(target: Target, key: str, method: str, **request: Any) -> Any:
             return error.code(), error.details()
 
 
-def test_row_54_models_of_others_do_not_exist_over_grpc(target: Target) -> None:
+def test_row_54_foreign_models_are_not_found_over_grpc(target: Target) -> None:
     tensor = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [21.0]}}
     for version in ("", "1"):
         for method in ("ModelReady", "ModelMetadata", "ModelInfer"):
@@ -355,7 +355,7 @@ def test_row_54_models_of_others_do_not_exist_over_grpc(target: Target) -> None:
 # -- reasons
 
 
-def test_row_53_reasons_are_for_administrators(target: Target) -> None:
+def test_row_53_only_admin_keys_receive_reasons(target: Target) -> None:
     assert SECRET in target.get("admin", "/models/other").text
     assert SECRET in target.get("admin", "/status", admin_port=True).text
     broken = target.send("admin", "POST", "/models/broken/predict", ROW)

@@ -118,7 +118,7 @@ def test_model_on_demand_is_loaded_by_the_first_request(place: Place) -> None:
 
 
 @on("patient")
-def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
+def test_every_protocol_loads_model_by_name_or_reference(place: Place) -> None:
     header = {"X-Model": f"{place.three}@best"}
     assert place.service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
     body = {"dataframe_records": [{"x": 1}]}
@@ -127,7 +127,7 @@ def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
 
 
 @on("patient")
-def test_promotion_is_followed_while_it_is_loaded(place: Place) -> None:
+def test_promotion_is_followed_while_model_is_loaded(place: Place) -> None:
     assert place.ask(place.two).json()["prediction"] == 10.0
     place.promote(place.two, factor=20.0)
     until(lambda: place.ask(place.two).json()["prediction"] == 100.0)
@@ -163,7 +163,7 @@ def test_pinned_version_of_an_unloaded_model_is_loaded(place: Place) -> None:
 
 
 @on("patient")
-def test_header_that_contradicts_the_path_is_refused_after_loading(place: Place) -> None:
+def test_contradictory_header_is_rejected_after_loading(place: Place) -> None:
     assert place.ask(place.two, headers={"X-Model": "one"}).status_code == 400
     assert place.ask(place.two, headers={"X-Model": f"{place.two}/1"}).status_code == 200
 
@@ -180,7 +180,7 @@ def test_idle_model_unloads_and_reloads_the_promoted_version(place: Place) -> No
 
 
 @on("sleepy")
-def test_readiness_checks_neither_load_nor_keep_it(place: Place) -> None:
+def test_readiness_checks_do_not_load_or_retain_model(place: Place) -> None:
     def is_ready() -> bool:
         return place.service.client.get(f"/v2/models/{place.two}/ready").status_code == 200
 
@@ -209,7 +209,7 @@ BROKEN = {
 
 @on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-def test_version_refused_while_unloaded_leaves_predecessor_live(place: Place, part: dict[str, Any]) -> None:
+def test_version_rejected_while_unloaded_keeps_predecessor_live(place: Place, part: dict[str, Any]) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, **part)
@@ -252,7 +252,7 @@ def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         url = f"{place.service.url}/models/{place.two}/predict"
         busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # the model has the pipe open and reads until its end
+        with pipe.open("wb"):  # the model has opened the pipe and reads until its end
             refused = place.ask(place.three)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert "busy" in refused.json()["detail"]
@@ -296,7 +296,7 @@ NewSleeper = Callable[..., OnDemandModel]
 
 @pytest.fixture
 def new_model(stage: Stage, clock: Clock) -> NewSleeper:
-    """Make a model for a reference: it sleeps after a minute."""
+    """Create a model for a reference; it is unloaded after an idle minute."""
 
     def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, max_waiting=10)

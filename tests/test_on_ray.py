@@ -33,7 +33,7 @@ MAX_BYTES = 2**20
 PAUSE = 0.2
 """Seconds between two requests for the state of all replicas."""
 MAX_SECONDS_TO_START = 180
-"""A new replica imports everything anew, and other tests may keep both cores busy."""
+"""A new replica imports all modules, and other tests may use both cores."""
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +238,8 @@ def held(model: Model, caller: ThreadPoolExecutor, folder: Path) -> tuple[Future
         os.mkfifo(never)
     under_way = caller.submit(model.predict, 1.0, f"note:{note} wait:{never}")
     until(lambda: note.exists() and note.read_text())
-    return under_way, parent(
-        parent(parent(int(note.read_text())))
-    )  # model process, fork server, guardian, replica
+    # The ancestors of a model process are its fork server, the guardian and the replica.
+    return under_way, parent(parent(parent(int(note.read_text()))))
 
 
 def test_killed_replica_loses_only_its_requests(

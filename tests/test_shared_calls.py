@@ -58,7 +58,7 @@ FORMS = (
 NAMES = (*FORMS, "names", "weigh", "pooled", "best")
 EXAMPLE = pd.DataFrame({"x": [1.0, 2.0, 4.0]})
 BUSY = {"x": -2000.0}
-"""A row that keeps the model busy until something is written to its pipe."""
+"""A row that keeps the model busy until the test writes to its pipe."""
 
 
 def save(folder: Path, shape: str, pipe: Path, example: pd.DataFrame | None, **metadata: Any) -> Path:
@@ -260,7 +260,7 @@ async def test_every_protocol_returns_pyfunc_output(service: Service, name: str)
 
 
 @in_service
-async def test_documentation_shows_whether_an_output_is_returned_whole(service: Service) -> None:
+async def test_documentation_shows_unsplit_outputs(service: Service) -> None:
     document = (await service.client.get("/openapi.json")).json()
 
     def answer(path: str) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def several_requests(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
 @settings(max_examples=40)
 @given(drawn=several_requests())
 @in_service
-async def test_any_concurrent_requests_predict_as_alone(
+async def test_concurrent_requests_have_isolated_predictions(
     service: Service, drawn: tuple[str, list[tuple[str, Any]]]
 ) -> None:
     name, requests = drawn

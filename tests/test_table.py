@@ -270,7 +270,7 @@ def test_output_round_trips(answer: Any, columns_: list[str], rows: list[Any]) -
     ],
     ids=str,
 )
-def test_form_of_output_round_trips(answer: Any, form: OutputForm) -> None:
+def test_output_format_round_trips(answer: Any, form: OutputForm) -> None:
     assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 

@@ -39,7 +39,7 @@ _BY_KIND = {"b": "BOOL", "i4": "INT32", "i8": "INT64", "f4": "FP32", "f8": "FP64
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a protocol returned: its status, 200 if it succeeded, and the content in Python."""
+    """Response of a protocol: its status, 200 on success, and the content as Python objects."""
 
     status: int
     content: Any

@@ -34,7 +34,7 @@ _MAX_SECONDS_HELD = 1.0
 PATIENCE = {"deadline_seconds": 60, "max_queue_seconds": 60, "load_seconds": 120}
 TESTS = Path(__file__).parent.parent
 Call = tuple[str, int, int, Send]
-"""A protocol, the request's and the row's index, and what sends it."""
+"""A protocol, the indices of the request and the row, and the function that sends it."""
 
 
 @dataclass(frozen=True, slots=True)
