@@ -45,7 +45,7 @@ class Clockwork(asyncio.SelectorEventLoop):
 
 
 class Process:
-    """Receives tables like a `Replica`, and ends each call as the test decides."""
+    """Replica whose calls the test completes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.state = ReplicaState.IDLE
@@ -562,7 +562,7 @@ def work(bench: Bench, seconds: float) -> None:
     """End the current call of the process after a time."""
     bench.advance(seconds)
     bench.do(bench.processes[0].play)
-    bench.advance(seconds)  # a slow one rests
+    bench.advance(seconds)  # let a slow model become idle
 
 
 def test_requests_beyond_capacity_in_time_are_rejected(bench: Bench) -> None:
@@ -570,7 +570,7 @@ def test_requests_beyond_capacity_in_time_are_rejected(bench: Bench) -> None:
         bench.submit(rows(*range(size)))
         work(bench, 0.1 * size)
     pending = bench.submit(*(rows(number) for number in range(10)))
-    pending += bench.submit(rows(10))  # no other waits
+    pending += bench.submit(rows(10))  # the queue is empty
     with pytest.raises(Overloaded, match="in time"):
         bench.submit(rows(11))
     work(bench, 1.0)
@@ -603,7 +603,7 @@ def test_further_part_of_admitted_request_is_accepted(bench: Bench) -> None:
 
 
 class Requests(RuleBasedStateMachine):
-    """In any order of events, every request is settled with the result that it would have alone."""
+    """Check in any order of events that every request has the result that it has alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -681,7 +681,7 @@ class Requests(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.add()
         self.bench.play()
-        self.bench.advance(1.0)  # those that were slow have rested
+        self.bench.advance(1.0)  # let slow processes become idle
         self.bench.play()
         assert all(request.future.done() for request in self.pending)
         assert self.bench.batcher.waiting == self.bench.batcher.rows == 0

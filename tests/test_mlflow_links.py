@@ -51,14 +51,14 @@ def test_base_url_has_no_credentials(uri: str, base: str | None) -> None:
         ({"tracking_uri": "http://one", "mlflow_ui_url": "https://ui"}, "https://ui", "https://ui"),
     ],
 )
-def test_ui_is_the_setting_or_the_mlflow_server(settings: Any, registry: str, tracking: str) -> None:
+def test_ui_defaults_to_the_mlflow_server(settings: Any, registry: str, tracking: str) -> None:
     assert MlflowUi.of(Settings(**settings)) == MlflowUi(registry, tracking)
 
 
 @pytest.mark.parametrize(
     "url", ["mlflow", "ftp://mlflow", "http://user:secret@mlflow", "javascript:alert(1)"]
 )
-def test_other_addresses_are_no_valid_setting(url: str) -> None:
+def test_invalid_addresses_are_rejected(url: str) -> None:
     with pytest.raises(ValidationError):
         Settings(mlflow_ui_url=url)
 

@@ -36,12 +36,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "narrow": {"idle_seconds": 3600, "max_loaded": 1},
     "hasty": {"idle_seconds": 3600, "max_loaded": 50, "deadline_seconds": 0.5},
 }
-MOST_TESTS = 10
+MAX_TESTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A service of a model `one`, and two on demand: they multiply by 1, 2 and 3."""
+    """A service of a model `one` and two on-demand models, which multiply by 1, 2 and 3."""
 
     service: Service
     stock: Registry
@@ -53,10 +53,10 @@ class Place:
 
     def state(self, name: str) -> tuple[bool, str]:
         """Return whether the model is required, and its state."""
-        found = self.service.client.get("/ready")
-        assert found.status_code == 200
+        response = self.service.client.get("/ready")
+        assert response.status_code == 200
         return next(
-            (each["required"], each["state"]) for each in found.json()["models"] if each["name"] == name
+            (each["required"], each["state"]) for each in response.json()["models"] if each["name"] == name
         )
 
     def until_asleep(self, name: str) -> None:
@@ -73,20 +73,20 @@ class Place:
 def places(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Iterator[Place]]:
-    """One service for all tests of a kind, with separate models for every test."""
+    """Share one service among all tests with the same settings; every test has its own models."""
     folder = tmp_path_factory.mktemp(request.param)
     stock = Registry(new_registry(folder))
     stock.promote("one", stock.add("one"))
     two, three = (actor(stock.folder, factor=factor) for factor in (2.0, 3.0))
     on_demand = ["models:/nobody/Production"]
-    for number in range(MOST_TESTS):
+    for number in range(MAX_TESTS):
         stock.promote(f"two-{number}", stock.register(f"two-{number}", two))
         stock.alias(f"three-{number}", "best", stock.register(f"three-{number}", three))
         on_demand += [f"models:/two-{number}/Production", f"models:/three-{number}@best"]
     settings = KINDS[request.param] | {"models": "models:/one/Production", "on_demand": ",".join(on_demand)}
     with served(stock.uri, folder, **settings) as service:
         service.until_ready()
-        yield (Place(service, stock, f"two-{number}", f"three-{number}") for number in range(MOST_TESTS))
+        yield (Place(service, stock, f"two-{number}", f"three-{number}") for number in range(MAX_TESTS))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def place(places: Iterator[Place]) -> Place:
 
 
 def on(kind: str) -> pytest.MarkDecorator:
-    """Run a test on a service of this kind."""
+    """Run a test on a service with these settings."""
     return pytest.mark.parametrize("places", [kind], indirect=True)
 
 
@@ -118,7 +118,7 @@ def test_model_on_demand_is_loaded_by_the_first_request(place: Place) -> None:
 
 
 @on("patient")
-def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
+def test_every_protocol_loads_model_by_name_or_reference(place: Place) -> None:
     header = {"X-Model": f"{place.three}@best"}
     assert place.service.client.post("/predict", json={"x": 1}, headers=header).json()["prediction"] == 3.0
     body = {"dataframe_records": [{"x": 1}]}
@@ -127,7 +127,7 @@ def test_every_protocol_loads_it_by_name_or_reference(place: Place) -> None:
 
 
 @on("patient")
-def test_promotion_is_followed_while_it_is_loaded(place: Place) -> None:
+def test_promotion_is_followed_while_model_is_loaded(place: Place) -> None:
     assert place.ask(place.two).json()["prediction"] == 10.0
     place.promote(place.two, factor=20.0)
     until(lambda: place.ask(place.two).json()["prediction"] == 100.0)
@@ -157,13 +157,13 @@ def test_ambiguous_requests_load_the_model(place: Place, chosen: str) -> None:
 def test_pinned_version_of_an_unloaded_model_is_loaded(place: Place) -> None:
     assert place.ask(f"{place.two}/versions/7").status_code == 404
     assert place.state(place.two) == (False, "live")
-    found = place.ask(f"{place.three}/versions/1").json()["model"]
-    assert found == {"name": place.three, "version": "1"}
+    model = place.ask(f"{place.three}/versions/1").json()["model"]
+    assert model == {"name": place.three, "version": "1"}
     assert place.ask("one/versions/7").status_code == 404
 
 
 @on("patient")
-def test_header_that_contradicts_the_path_is_refused_after_loading(place: Place) -> None:
+def test_contradictory_header_is_rejected_after_loading(place: Place) -> None:
     assert place.ask(place.two, headers={"X-Model": "one"}).status_code == 400
     assert place.ask(place.two, headers={"X-Model": f"{place.two}/1"}).status_code == 200
 
@@ -180,7 +180,7 @@ def test_idle_model_unloads_and_reloads_the_promoted_version(place: Place) -> No
 
 
 @on("sleepy")
-def test_readiness_checks_neither_load_nor_keep_it(place: Place) -> None:
+def test_readiness_checks_do_not_load_or_retain_model(place: Place) -> None:
     def is_ready() -> bool:
         return place.service.client.get(f"/v2/models/{place.two}/ready").status_code == 200
 
@@ -209,7 +209,7 @@ BROKEN = {
 
 @on("sleepy")
 @pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
-def test_version_refused_while_unloaded_leaves_predecessor_live(place: Place, part: dict[str, Any]) -> None:
+def test_version_rejected_while_unloaded_keeps_predecessor_live(place: Place, part: dict[str, Any]) -> None:
     place.ask(place.two)
     place.until_asleep(place.two)
     place.promote(place.two, **part)
@@ -229,11 +229,11 @@ def test_waiting_requests_are_limited(place: Place, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     place.promote(place.two, factor=2.0, on_load=f"wait:{pipe}")
     with ThreadPoolExecutor(5) as pool:
-        asked = [pool.submit(place.ask, place.two) for _ in range(5)]
-        until(lambda: sum(each.done() for each in asked) == 3)
+        requests = [pool.submit(place.ask, place.two) for _ in range(5)]
+        until(lambda: sum(each.done() for each in requests) == 3)
         assert place.state(place.two) == (False, "waking")
         pipe.write_bytes(b"")
-        assert sorted(each.result().status_code for each in asked) == [200, 200, 503, 503, 503]
+        assert sorted(each.result().status_code for each in requests) == [200, 200, 503, 503, 503]
 
 
 @on("narrow")
@@ -252,7 +252,7 @@ def test_busy_model_is_not_evicted(place: Place, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         url = f"{place.service.url}/models/{place.two}/predict"
         busy = pool.submit(httpx.post, url, json={"x": 1, "act": f"wait:{pipe}"}, timeout=60)
-        with pipe.open("wb"):  # the model has opened it by now, and reads to its end
+        with pipe.open("wb"):  # the model has opened the pipe and reads until its end
             refused = place.ask(place.three)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert "busy" in refused.json()["detail"]
@@ -296,7 +296,7 @@ NewSleeper = Callable[..., OnDemandModel]
 
 @pytest.fixture
 def new_model(stage: Stage, clock: Clock) -> NewSleeper:
-    """Make a model for a reference: it sleeps after a minute."""
+    """Create a model for a reference; it is unloaded after an idle minute."""
 
     def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, max_waiting=10)

@@ -58,7 +58,7 @@ FORMS = (
 NAMES = (*FORMS, "names", "weigh", "pooled", "best")
 EXAMPLE = pd.DataFrame({"x": [1.0, 2.0, 4.0]})
 BUSY = {"x": -2000.0}
-"""A row that keeps the model busy until something is written to its pipe."""
+"""A row that keeps the model busy until the test writes to its pipe."""
 
 
 def save(folder: Path, shape: str, pipe: Path, example: pd.DataFrame | None, **metadata: Any) -> Path:
@@ -136,17 +136,17 @@ class Service:
         return await self.client.post(path, json=body, **more)
 
     async def together(self, name: str, *requests: tuple[str, Any]) -> list[httpx.Response]:
-        """Send requests that are queued together, behind a request that keeps the model busy."""
+        """Send requests that queue together behind a request that keeps the model busy."""
         calls = self.live(name).calls
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
         while not calls.in_progress:  # noqa: ASYNC110  # the next iteration of the loop may change it
             await asyncio.sleep(0)
-        asked = [asyncio.create_task(self.post(path, body)) for path, body in requests]
+        tasks = [asyncio.create_task(self.post(path, body)) for path, body in requests]
         while calls.waiting < len(requests):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.to_thread(self._pipe.write_text, "go")
         await busy
-        return [await each for each in asked]
+        return [await each for each in tasks]
 
     def pyfunc(self, name: str, rows: list[dict[str, Any]]) -> Any:
         """Return the output of pyfunc for these rows, in JSON types."""
@@ -173,14 +173,14 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry.register("careful", save(folder / "careful", "twice", pipe, EXAMPLE, batching=False))
     registry.register("moody", save(folder / "moody", "drop", pipe, EXAMPLE))
     names = (*NAMES, "bare", "trusted", "careful", "moody")
-    made = Settings(
+    settings_ = Settings(
         models=",".join(f"models:/{name}/1" for name in names),  # type: ignore[arg-type]
         tracking_uri=registry.uri,
         store_dir=folder / "store",
         preload=(),
         deadline_seconds=60,
     )
-    with Service(made, folder, pipe).running() as running:
+    with Service(settings_, folder, pipe).running() as running:
         yield running
 
 
@@ -260,13 +260,13 @@ async def test_every_protocol_returns_pyfunc_output(service: Service, name: str)
 
 
 @in_service
-async def test_documentation_shows_whether_an_output_is_returned_whole(service: Service) -> None:
+async def test_documentation_shows_unsplit_outputs(service: Service) -> None:
     document = (await service.client.get("/openapi.json")).json()
 
     def answer(path: str) -> dict[str, Any]:
         schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-        found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        return found["properties"]
+        component: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return component["properties"]
 
     assert answer("/models/twice/predict").keys() == {"prediction", "model"}
     for path in ("predict", "predict/batch"):
@@ -366,7 +366,7 @@ def several_requests(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
 @settings(max_examples=40)
 @given(drawn=several_requests())
 @in_service
-async def test_any_concurrent_requests_predict_as_alone(
+async def test_concurrent_requests_have_isolated_predictions(
     service: Service, drawn: tuple[str, list[tuple[str, Any]]]
 ) -> None:
     name, requests = drawn
@@ -411,7 +411,7 @@ async def test_version_without_example_is_reported_as_unverified(service: Servic
 
 
 @in_service
-async def test_version_on_which_every_request_has_failed_is_reported_until_one_succeeds(
+async def test_warning_lasts_while_every_request_fails(
     service: Service,
 ) -> None:
     assert (await service.post("/models/moody/predict", {"x": -1.0})).status_code == 500
@@ -438,7 +438,7 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_difference_that_another_front_reports_ends_sharing_here(tag: str, expected: str | None) -> None:
-    found = reported({"serving.batching": tag})
-    assert (found and found.reason) == expected
-    assert not (found and found.allowed)
+def test_difference_reported_by_another_front_ends_sharing(tag: str, expected: str | None) -> None:
+    decision = reported({"serving.batching": tag})
+    assert (decision and decision.reason) == expected
+    assert not (decision and decision.allowed)

@@ -60,27 +60,27 @@ def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, A
     )
 
 
-def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
+def enforced(contract_: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
     """Return the rows as pyfunc passes them to a model, after they were encoded for the model process."""
-    found: list[dict[str, Any]] = [{}] * len(rows)
-    for _, indices, group in made.layout.groups(rows):
-        frame, count, params, _ = pyfunc_input.decode(made.layout.encode(group, ""))
+    decoded: list[dict[str, Any]] = [{}] * len(rows)
+    for _, indices, group in contract_.layout.groups(rows):
+        frame, count, params, _ = pyfunc_input.decode(contract_.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
-            found[index] = row
-    return found
+            decoded[index] = row
+    return decoded
 
 
-def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
+def assert_unchanged(kind: str, sent: Any, received: Any) -> None:
     if sent is None:
-        assert pd.isna(given)
+        assert pd.isna(received)
     elif kind == "float":
-        assert np.float32(given) == np.float32(sent)
+        assert np.float32(received) == np.float32(sent)
     elif kind == "datetime":
-        assert pd.Timestamp(given) == pd.Timestamp(sent)
+        assert pd.Timestamp(received) == pd.Timestamp(sent)
     else:
-        assert given == sent
-        assert isinstance(given, type(sent))
+        assert received == sent
+        assert isinstance(received, type(sent))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -89,24 +89,24 @@ def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
 @given(data=st.data())
 def test_pyfunc_accepts_valid_values_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
     spec = f"x: double, it: {kind}{mark}"
-    made, schema = contract(spec), Schema(columns(spec))
+    contract_, schema = contract(spec), Schema(columns(spec))
     kinds = {"x": ("double", True), "it": (kind, not mark)}
     sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=5))
-    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
-    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
-        assert_unchanged(kind, row.get("it"), found.get("it"))
+    rows, _ = contract_.read_batch(json.dumps({"rows": sent}).encode())
+    for row, received in zip(rows, enforced(contract_, rows, schema), strict=True):
+        assert_unchanged(kind, row.get("it"), received.get("it"))
 
 
 @settings(max_examples=50)
 @given(data=st.data())
 def test_pyfunc_accepts_any_mixture_of_columns(data: st.DataObject) -> None:
-    made, schema = contract(SPEC), Schema(columns(SPEC))
-    kinds = {column.name: (column.type, column.required) for column in made.columns}
+    contract_, schema = contract(SPEC), Schema(columns(SPEC))
+    kinds = {column.name: (column.type, column.required) for column in contract_.columns}
     sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=4))
-    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
-    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
+    rows, _ = contract_.read_batch(json.dumps({"rows": sent}).encode())
+    for row, received in zip(rows, enforced(contract_, rows, schema), strict=True):
         for name, (kind, _) in kinds.items():
-            assert_unchanged(kind, row.get(name), found.get(name))
+            assert_unchanged(kind, row.get(name), received.get(name))
 
 
 PARAMS = [
@@ -129,18 +129,18 @@ LISTS = [
 @given(data=st.data())
 def test_pyfunc_accepts_valid_parameters(data: st.DataObject) -> None:
     params = [*PARAMS, *LISTS]
-    made, schema = contract("x: double", params=params), ParamSchema(params)
+    contract_, schema = contract("x: double", params=params), ParamSchema(params)
     values = {
         param.name: VALUES[param.dtype.name] if param.shape is None else st.lists(VALUES[param.dtype.name])
         for param in params
     }
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
-    rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
+    rows, taken = contract_.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    given_ = pyfunc_input.decode(made.layout.encode(rows, text)).params
+    decoded_params = pyfunc_input.decode(contract_.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = _enforce_params_schema(given_, schema)
+        found = _enforce_params_schema(decoded_params, schema)
     for name, value in taken.items():
         if name == "datetime":
             assert pd.Timestamp(found[name]) == pd.Timestamp(value)
@@ -176,10 +176,10 @@ def test_absent_and_null_match_dataframe_of_the_rows(kind: str) -> None:
     }[kind]
     for rows in ([{"x": 1.0}], [{"x": 1.0, "it": value}], [{"x": 1.0}, {"x": 2.0, "it": value}]):
         expected = pd.DataFrame(rows)
-        found = frame(f"x: double, it: {kind}?", rows)
+        decoded = frame(f"x: double, it: {kind}?", rows)
         if kind == "datetime" and "it" in expected:
             expected["it"] = expected["it"].astype("datetime64[ns]")
-        pd.testing.assert_frame_equal(found, expected)
+        pd.testing.assert_frame_equal(decoded, expected)
     assert "it" not in frame(f"x: double, it: {kind}?", [{"x": 1.0}])
     (missing,) = frame(f"x: double, it: {kind}?", [{"x": 1.0, "it": None}])["it"]
     assert missing is None if kind in ("string", "boolean", "binary") else pd.isna(missing)
@@ -247,9 +247,9 @@ def test_invalid_value_cannot_be_encoded(kind: str, value: Any) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_output_round_trips(answer: Any, columns_: list[str], rows: list[Any]) -> None:
-    found = model_output.decode(model_output.encode(answer, len(rows)))
-    assert found.schema.names == columns_
-    assert [list(row) for row in zip(*map(to_python, found.columns), strict=True)] == rows
+    decoded = model_output.decode(model_output.encode(answer, len(rows)))
+    assert decoded.schema.names == columns_
+    assert [list(row) for row in zip(*map(to_python, decoded.columns), strict=True)] == rows
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_output_round_trips(answer: Any, columns_: list[str], rows: list[Any]) -
     ],
     ids=str,
 )
-def test_form_of_output_round_trips(answer: Any, form: OutputForm) -> None:
+def test_output_format_round_trips(answer: Any, form: OutputForm) -> None:
     assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
