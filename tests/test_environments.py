@@ -1,4 +1,4 @@
-"""A version that requires other packages is run by an interpreter of its own, beside one that does not."""
+"""A version that requires other packages runs in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from serving.processes import environments, package_list
 from serving.processes.environments import Environments
 
 OTHER = "idna==3.10"
-"""Another release of a package than the one that is installed here."""
+"""Return a release of a package that differs from the installed one."""
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHON = "3.10"
 SKINNY = f"mlflow-skinny=={version('mlflow')}"
 
 
 def requiring(folder: Path, *lines: str, **part: Any) -> Path:
-    """An actor that was logged with these requirements."""
+    """Return an actor that was logged with these requirements."""
     made = actor(folder, **part)
     (made / "requirements.txt").write_text("\n".join(lines))
     return made
@@ -59,10 +59,10 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.timeout(300)
-def test_each_is_run_by_its_own_interpreter(service: Service) -> None:
+def test_every_version_runs_in_its_own_interpreter(service: Service) -> None:
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
     while service.client.get("/models/other").json()["state"] != "live":
-        # One that needs no environment answers while the other's is made.
+        # A version without an environment serves while the other's is created.
         assert service.client.post("/models/plain/predict", json={"x": 2}).json()["prediction"] == 2.0
     assert service.client.post("/models/other/predict", json={"x": 3}).json()["prediction"] == 3.0
     assert (folder / "plain").read_text() == version("idna")
@@ -77,7 +77,7 @@ def _forkers(service: Service) -> set[int]:
 
 
 @pytest.mark.timeout(300)
-def test_what_can_not_be_installed_is_told(service: Service) -> None:
+def test_uninstallable_requirements_are_reported(service: Service) -> None:
     registry = Registry(service.env["MLFLOW_TRACKING_URI"])
     model = Model("plain", service, registry)
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
@@ -87,13 +87,13 @@ def test_what_can_not_be_installed_is_told(service: Service) -> None:
     ]:
         version = registry.register("plain", requiring(folder, *lines))
         model.promote(version)
-        model.until(lambda told, version=version: (told["candidate"] or {}).get("version") == version)
+        model.until(lambda state, version=version: (state["candidate"] or {}).get("version") == version)
         assert reason in model.until_told(version, "rejected")["reason"]
     assert model.predict(2.0).json()["prediction"] == 2.0
 
 
 OLD = (("classifier", "2.9.2"), ("function", "2.9.2"), ("function", "2.16.2"), ("boosting", "2.22.4"))
-"""Models, and the releases of MLflow that log them: 2.16.2 under another Python, if there is one."""
+"""Models and the MLflow releases that log them; 2.16.2 under another Python if installed."""
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def old(
 
 
 def until_all_live(service: Service) -> None:
-    """Wait until environments are made, which takes longer than a test usually waits."""
+    """Wait until environments are created, which takes longer than the usual timeout."""
     for _ in OLD:
         with suppress(AssertionError):
             service.until_ready()
@@ -145,7 +145,7 @@ def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_model_of_another_python_is_run_by_it(old: Service) -> None:
+def test_model_runs_under_its_own_python(old: Service) -> None:
     if not old_models.interpreter(OTHER_PYTHON):
         pytest.skip(f"there is no Python {OTHER_PYTHON}")
     until_all_live(old)
@@ -157,7 +157,7 @@ def test_model_of_another_python_is_run_by_it(old: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_load_failure_names_what_is_not_installed_so(stage: Stage, old_mlflow: OldModels) -> None:
+async def test_load_failure_names_differing_packages(stage: Stage, old_mlflow: OldModels) -> None:
     folder = await asyncio.to_thread(old_mlflow, "2.9.2")
     number = stage.registry.register("actor", folder / "boosting")
     follower = stage.follow(f"models:/actor/{number}")
@@ -245,7 +245,7 @@ async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: St
 
 
 def read(folder: Path) -> environments.Needs:
-    """Read what the model in a folder requires, whether its `MLmodel` is there or not."""
+    """Read the requirements of the model in a folder, with or without an `MLmodel`."""
     if not (folder / "MLmodel").exists():
         (folder / "MLmodel").write_text("flavors: {}")
     with ThreadPoolExecutor(1) as pool:  # some tests have a loop that runs
@@ -253,7 +253,7 @@ def read(folder: Path) -> environments.Needs:
 
 
 def needs(folder: Path, *lines: str) -> environments.Needs:
-    """Read what a model requires that was logged with these requirements."""
+    """Read the requirements of a model that was logged with them."""
     (folder / "requirements.txt").write_text("\n".join(lines))
     return read(folder)
 
@@ -274,7 +274,7 @@ def needs(folder: Path, *lines: str) -> environments.Needs:
         ("", True),
     ],
 )
-def test_requirements_are_met_by_what_is_installed(tmp_path: Path, line: str, expected: bool) -> None:
+def test_requirements_match_installed_packages(tmp_path: Path, line: str, expected: bool) -> None:
     assert (not environments.differences(needs(tmp_path, line))) is expected
 
 
@@ -328,7 +328,7 @@ def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
     ]
 
 
-def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
+def test_python_of_older_models_is_read_from_mlmodel(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {python_version: 3.9.1}}")
     assert read(tmp_path).python == "3.9"
 
@@ -374,7 +374,7 @@ async def test_missing_uv_is_reported_with_the_remedy(
 
 
 @pytest.mark.anyio
-async def test_conflicting_requirements_are_reported_in_words_of_uv(tmp_path: Path) -> None:
+async def test_conflicting_requirements_are_reported_by_uv(tmp_path: Path) -> None:
     found = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
     with pytest.raises(EnvironmentUnavailable, match="can't be installed together.*uv reports: .*idna==3.10"):
         await Environments(tmp_path / "store", strict=False).interpreter(found)
@@ -408,7 +408,7 @@ def test_long_lists_of_differences_are_cut() -> None:
     )
 
 
-def test_what_a_model_process_needs_is_added() -> None:
+def test_packages_of_the_model_process_are_added() -> None:
     own = environments._base_requirements([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
     assert own == ["numpy", "orjson", "pyarrow"]
     own = environments._base_requirements([], "3.11")
@@ -476,7 +476,7 @@ def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: st
         package_list.read(listed(tmp_path, line))
 
 
-def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
+def test_highest_matching_version_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
     found = package_list.read(listed(tmp_path, *lines))
     limits = [Requirement("a!=2"), Requirement("b")]

@@ -41,7 +41,7 @@ TOLD = {
 
 
 def told_by(client: str, address: str) -> Any:
-    """What a client's program tells."""
+    """Run a client's program, and return its output."""
     python = environment(FOLDER.parent / "clients", client, REQUIREMENTS[client])
     command = [str(python), str(CLIENTS / f"{client}.py"), address, json.dumps(TOLD)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -50,13 +50,13 @@ def told_by(client: str, address: str) -> Any:
 
 
 def scored(service: Service, model: str, frame: pd.DataFrame) -> Any:
-    """What MLflow's protocol answers."""
+    """Return the predictions for a frame over MLflow's protocol."""
     body = {"dataframe_records": json.loads(frame.to_json(orient="records", date_format="iso"))}
     return service.client.post(f"/invocations?model={model}", json=body).json()["predictions"]
 
 
 def grpc_address(service: Service) -> str:
-    """Where it listens for gRPC."""
+    """Return the gRPC address of a service."""
     return service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
 
 

@@ -1,4 +1,4 @@
-"""Models that people write themselves: a `PythonModel` in every shape of answer."""
+"""Custom models: a `PythonModel` for every shape of output."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ONE_X = (table(X), table(X[1:2]), table(X[2:]), table(X[:2]))
 SIGNED = pd.DataFrame({"x": [1.0, -1.0, 2.0]})
 SIGNED_X = (table(SIGNED), table(SIGNED[:1]), table(SIGNED[1:2]), table(SIGNED[2:]))
 KEEP = "keep"
-"""The output is what MLflow infers from the model's answer to the example."""
+"""Output schema that MLflow infers from the model's output for the example."""
 
 
 class Answer(PythonModel):
@@ -29,13 +29,13 @@ class Answer(PythonModel):
     def __init__(self, answer: Callable[[Any], Any]) -> None:
         self.answer = answer
 
-    def predict(self, context, model_input, params=None):  # without types, as most write it
+    def predict(self, context, model_input, params=None):  # without types, as in most models
         """Return the function's answer."""
         return self.answer(model_input)
 
 
 class AnswerWithParams(Answer):
-    """The same for a function that takes the parameters too."""
+    """A model that passes its parameters to the function too."""
 
     def predict(self, context, model_input, params=None):
         """Return the function's answer."""
@@ -43,14 +43,14 @@ class AnswerWithParams(Answer):
 
 
 class Vocabulary(PythonModel):
-    """A model with an artifact, read as it is loaded."""
+    """A model that reads an artifact when it is loaded."""
 
     def load_context(self, context: Any) -> None:
         """Read the words."""
         self.words = Path(context.artifacts["words"]).read_text().split()
 
     def predict(self, context, model_input, params=None):
-        """Return the place of each word."""
+        """Return the position of each word."""
         return [self.words.index(word) if word in self.words else -1 for word in model_input["word"]]
 
 
@@ -96,7 +96,7 @@ def _column(kind: Any, name: str | None = None, required: bool = True) -> Schema
     return Schema([ColSpec(kind, name, required)])
 
 
-# -- one result for each row
+# -- one result per row
 
 
 def _size(x: float) -> str:
@@ -188,7 +188,7 @@ WHOLE = {
 }
 
 
-# -- what a row's result is depends on the other rows
+# -- results that depend on the other rows
 
 
 def _repeated(frame: pd.DataFrame) -> pd.Series:
@@ -216,7 +216,7 @@ REDUCING = {
 }
 
 
-# -- columns that may be absent, and columns of each type
+# -- optional columns, and columns of every type
 
 
 def _with_defaults(frame: pd.DataFrame) -> list[str]:
