@@ -33,10 +33,8 @@ def contract(
     """Return a contract of these columns with metadata about them."""
     signature = inputs
     if isinstance(signature, str):
-        param_schema = ParamSchema(params) if params else None
-        signature = ModelSignature(
-            Schema(columns(signature)), outputs or Schema([ColSpec("double")]), param_schema
-        )
+        schema = ParamSchema(params) if params else None
+        signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), schema)
     metadata = {"serving": serving | ({"inputs": words} if words else {})}
     described = {"signature": signature.to_dict(), "metadata": metadata}
     return mlmodel.contract(described, name, MOST_ROWS)

@@ -58,31 +58,31 @@ def kserve() -> list[Manifest]:
 
 
 def every_manifest() -> list[Manifest]:
-    return [*(each for folder in RENDERED for each in rendered(folder)), *kserve()]
+    return [*(manifest for folder in RENDERED for manifest in rendered(folder)), *kserve()]
 
 
 def of_kind(kind: str, manifests: list[Manifest]) -> list[Manifest]:
-    return [each for each in manifests if each["kind"] == kind]
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Return name and specification of the pods in manifests."""
-    for each in manifests:
-        if each["kind"] in ("StatefulSet", "Deployment"):
-            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
-        if each["kind"] == "ServingRuntime":
-            yield each["metadata"]["name"], each["spec"]
+    for manifest in manifests:
+        if manifest["kind"] in ("StatefulSet", "Deployment"):
+            yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+        if manifest["kind"] == "ServingRuntime":
+            yield manifest["metadata"]["name"], manifest["spec"]
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
     """Return the containers, init containers included, with their pods."""
     for _, pod in pods(manifests):
-        yield from ((pod, each) for each in (*pod.get("initContainers", ()), *pod["containers"]))
+        yield from ((pod, container) for container in (*pod.get("initContainers", ()), *pod["containers"]))
 
 
 def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
     """Return pod, container and environment of the fronts."""
-    found = []
+    result = []
     for manifests in (*map(rendered, RENDERED), kserve()):
         maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", manifests)}
         for pod, container in containers(manifests):
@@ -92,8 +92,8 @@ def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
             for source in container.get("envFrom", []):
                 if "configMapRef" in source:
                     env |= maps[source["configMapRef"]["name"]]
-            found.append((pod, container, env))
-    return found
+            result.append((pod, container, env))
+    return result
 
 
 # -- the image
@@ -120,8 +120,10 @@ def test_image_runs_as_unprivileged_user() -> None:
 def is_healthy(service: Service, **settings: object) -> bool:
     """Run the image's health check against a service; test_access covers TLS."""
     (check,) = re.findall(r"^HEALTHCHECK .*?CMD (.*)$", DOCKERFILE, re.MULTILINE)
-    of_image = {"PATH": str(Path(sys.executable).parent), "SERVING_PORT": str(service.address[1])}
-    env = service.env | of_image | {f"SERVING_{name.upper()}": str(each) for name, each in settings.items()}
+    image_env = {"PATH": str(Path(sys.executable).parent), "SERVING_PORT": str(service.address[1])}
+    env = (
+        service.env | image_env | {f"SERVING_{name.upper()}": str(value) for name, value in settings.items()}
+    )
     return subprocess.run(json.loads(check), env=env, check=False).returncode == 0
 
 
@@ -152,9 +154,9 @@ def test_image_has_the_packages_of_all_extras() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("folder", RENDERED)
 def test_rendered_manifests_are_valid(folder: str, version: str) -> None:
-    for each in rendered(folder):
-        if each["kind"] not in OF_OPERATORS:
-            kubernetes_validate.validate(each, version, strict=True)
+    for manifest in rendered(folder):
+        if manifest["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -187,16 +189,16 @@ def composed(folder: Path, base: str, components: Sequence[str]) -> str:
     ],
 )
 def test_components_combine(base: str, components: list[str], tmp_path: Path) -> None:
-    made = rendered(composed(tmp_path, base, components))
-    for each in made:
-        if each["kind"] not in OF_OPERATORS:
-            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
-    (front,) = of_kind("StatefulSet", [each for each in made if each["metadata"]["name"] == "serving"])
+    manifests = rendered(composed(tmp_path, base, components))
+    for item in manifests:
+        if item["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+    (front,) = of_kind("StatefulSet", [item for item in manifests if item["metadata"]["name"] == "serving"])
     ((pod, container),) = containers([front])
     keys = {"name": "SERVING_KEYS_FILE", "value": "/etc/serving/keys.json"}
     assert (keys in container.get("env", [])) is ("keys" in components)
-    assert ("keys" in {each["name"] for each in pod["volumes"]}) is ("keys" in components)
-    monitors = of_kind("ServiceMonitor", made)
+    assert ("keys" in {item["name"] for item in pod["volumes"]}) is ("keys" in components)
+    monitors = of_kind("ServiceMonitor", manifests)
     assert len(monitors) == ("monitoring" in components or base != "base")
     for monitor in monitors:
         (endpoint,) = monitor["spec"]["endpoints"]
@@ -204,28 +206,30 @@ def test_components_combine(base: str, components: list[str], tmp_path: Path) ->
 
 
 def test_network_policy_allows_grpc(tmp_path: Path) -> None:
-    made = rendered(composed(tmp_path, "base", ["grpc"]))
-    ((_, container),) = containers(made)
+    manifests = rendered(composed(tmp_path, "base", ["grpc"]))
+    ((_, container),) = containers(manifests)
     assert {"name": "SERVING_GRPC_PORT", "value": "8001"} in container["env"]
     assert {"name": "grpc", "containerPort": 8001, "protocol": "TCP"}.items() >= container["ports"][0].items()
-    (policy,) = of_kind("NetworkPolicy", made)
-    asked, _ = policy["spec"]["ingress"]
-    assert [each["port"] for each in asked["ports"]] == ["http", "grpc"]
-    (service,) = (each for each in of_kind("Service", made) if each["metadata"]["name"] == "serving-grpc")
-    assert [each["targetPort"] for each in service["spec"]["ports"]] == ["grpc"]
+    (policy,) = of_kind("NetworkPolicy", manifests)
+    rule, _ = policy["spec"]["ingress"]
+    assert [item["port"] for item in rule["ports"]] == ["http", "grpc"]
+    (service,) = (
+        item for item in of_kind("Service", manifests) if item["metadata"]["name"] == "serving-grpc"
+    )
+    assert [item["targetPort"] for item in service["spec"]["ports"]] == ["grpc"]
     assert not service["spec"].get("publishNotReadyAddresses")
 
 
-def test_keys_without_monitor_key_are_rejected(tmp_path: Path) -> None:
+def test_keys_before_monitoring_are_rejected(tmp_path: Path) -> None:
     folder = composed(tmp_path, "base", ["keys", "monitoring"])
     with pytest.raises(AssertionError, match="list keys after monitoring"):
         rendered(folder)
 
 
 def test_containers_are_unprivileged_and_limited() -> None:
-    found = [*containers(every_manifest())]
-    assert len(found) == 6
-    for pod, container in found:
+    pairs = [*containers(every_manifest())]
+    assert len(pairs) == 6
+    for pod, container in pairs:
         context = pod.get("securityContext", {}) | container["securityContext"]
         assert context["runAsNonRoot"]
         assert context["runAsUser"] > 0
@@ -242,10 +246,10 @@ def test_containers_are_unprivileged_and_limited() -> None:
 
 def test_ephemeral_storage_of_pods_is_bounded() -> None:
     for name, pod in pods(every_manifest()):
-        scratch = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
-        limits = [each["resources"]["limits"] for each in pod["containers"]]
+        scratch = [item["emptyDir"] for item in pod["volumes"] if "emptyDir" in item]
+        limits = [item["resources"]["limits"] for item in pod["containers"]]
         assert scratch, name
-        assert sum(size(each["sizeLimit"]) for each in scratch) < size(limits[0]["ephemeral-storage"]), name
+        assert sum(size(item["sizeLimit"]) for item in scratch) < size(limits[0]["ephemeral-storage"]), name
 
 
 def test_pods_have_no_token_or_service_variables() -> None:
@@ -258,34 +262,34 @@ def test_pods_have_no_token_or_service_variables() -> None:
 
 def test_passwords_are_only_in_secrets() -> None:
     for _, container in containers(every_manifest()):
-        for each in container.get("env", []):
-            assert not re.search("PASSWORD|_KEY$", each["name"]) or "secretKeyRef" in each["valueFrom"]
+        for entry in container.get("env", []):
+            assert not re.search("PASSWORD|_KEY$", entry["name"]) or "secretKeyRef" in entry["valueFrom"]
     assert not of_kind("Secret", every_manifest())
 
 
 def test_selectors_match_pods() -> None:
     manifests = rendered("overlays/postgres")
-    workloads = [each for each in manifests if each["kind"] in ("StatefulSet", "Deployment")]
-    labels = [each["spec"]["template"]["metadata"]["labels"] for each in workloads]
+    workloads = [item for item in manifests if item["kind"] in ("StatefulSet", "Deployment")]
+    labels = [item["spec"]["template"]["metadata"]["labels"] for item in workloads]
     services, policies = of_kind("Service", manifests), of_kind("NetworkPolicy", manifests)
     (budget,) = of_kind("PodDisruptionBudget", manifests)
-    selectors = [each["spec"]["selector"] for each in services]
-    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in policies]
+    selectors = [item["spec"]["selector"] for item in services]
+    selectors += [item["spec"]["podSelector"]["matchLabels"] for item in policies]
     for selector in (*selectors, budget["spec"]["selector"]["matchLabels"]):
-        assert any(selector.items() <= each.items() for each in labels), selector
+        assert any(selector.items() <= item.items() for item in labels), selector
     (monitor,) = of_kind("ServiceMonitor", manifests)
     wanted = monitor["spec"]["selector"]["matchLabels"]
     assert [
-        each["metadata"]["name"]
-        for each in services
-        if wanted.items() <= each["metadata"].get("labels", {}).items()
+        item["metadata"]["name"]
+        for item in services
+        if wanted.items() <= item["metadata"].get("labels", {}).items()
     ] == ["serving-pods"]
     (scaler,) = of_kind("HorizontalPodAutoscaler", manifests)
     target = scaler["spec"]["scaleTargetRef"]
-    assert target["name"] in {each["metadata"]["name"] for each in of_kind(target["kind"], manifests)}
+    assert target["name"] in {item["metadata"]["name"] for item in of_kind(target["kind"], manifests)}
 
 
-def test_secrets_are_mounted_and_optional() -> None:
+def test_secret_variables_are_optional() -> None:
     for _, container, _ in fronts():
         (secret,) = (each["secretRef"] for each in container["envFrom"] if "secretRef" in each)
         assert secret == {"name": "serving-secrets", "optional": True}
@@ -298,11 +302,11 @@ def test_disruption_budget_fits_minimum_replicas() -> None:
 
 
 def test_dns_is_allowed_with_node_local_caches() -> None:
-    policies = [each for each in of_kind("NetworkPolicy", every_manifest()) if each["spec"].get("egress")]
+    policies = [item for item in of_kind("NetworkPolicy", every_manifest()) if item["spec"].get("egress")]
     assert len(policies) == 3
     for policy in policies:
-        udp, tcp = ({"port": 53, "protocol": each} for each in ("UDP", "TCP"))
-        (rule,) = (each for each in policy["spec"]["egress"] if udp in each["ports"])
+        udp, tcp = ({"port": 53, "protocol": item} for item in ("UDP", "TCP"))
+        (rule,) = (item for item in policy["spec"]["egress"] if udp in item["ports"])
         assert tcp in rule["ports"]
         assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"], policy["metadata"]["name"]
 
@@ -318,10 +322,10 @@ def test_applying_again_keeps_the_scale() -> None:
 @cache
 def status(path: str) -> int:
     """Return the status of an admin route of a service with nothing live."""
-    return asked(create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db")), path)
+    return status_of(create_app(Settings(tracking_uri="sqlite:////nowhere/mlflow.db")), path)
 
 
-def asked(app: FastAPI, path: str, host: str = "it") -> int:
+def status_of(app: FastAPI, path: str, host: str = "it") -> int:
     """Return the status of a request to an application under this host name."""
 
     async def ask() -> int:
@@ -378,8 +382,8 @@ def test_grace_period_covers_draining() -> None:
         hook = container["lifecycle"]["preStop"]["exec"]["command"]
         http_then_grpc_then_journal = 3 * float(env["SERVING_DRAIN_SECONDS"])
         needed = float(hook[-1]) + http_then_grpc_then_journal
-        of_whom = pod if "terminationGracePeriodSeconds" in pod else service["spec"]["predictor"]
-        assert of_whom["terminationGracePeriodSeconds"] >= needed + 10
+        owner = pod if "terminationGracePeriodSeconds" in pod else service["spec"]["predictor"]
+        assert owner["terminationGracePeriodSeconds"] >= needed + 10
 
 
 def test_writable_paths_are_on_volumes() -> None:
@@ -417,10 +421,10 @@ def test_mlflow_allows_hosts_of_probes_and_fronts(monkeypatch: pytest.MonkeyPatc
     called = {httpx.URL(env["MLFLOW_TRACKING_URI"]).netloc.decode() for _, _, env in fronts()}
     assert len(called) == 2
     for host in called:
-        assert asked(app, "/api", host) == 404  # the host is allowed, but the path does not exist
-    assert asked(app, "/api", "evil.example.com") == 403
+        assert status_of(app, "/api", host) == 404  # the host is allowed, but the path does not exist
+    assert status_of(app, "/api", "evil.example.com") == 403
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert asked(app, container[probe]["httpGet"]["path"], "10.1.2.3:5000") == 404
+        assert status_of(app, container[probe]["httpGet"]["path"], "10.1.2.3:5000") == 404
 
 
 def test_mlflow_may_send_webhooks_within_the_cluster() -> None:
@@ -484,8 +488,8 @@ def scraping_as(monitor: Manifest, services: list[Manifest], service: Service) -
 
 
 def labels_of(manifest: Manifest) -> dict[str, str]:
-    found: dict[str, str] = manifest["metadata"].get("labels", {})
-    return found
+    labels: dict[str, str] = manifest["metadata"].get("labels", {})
+    return labels
 
 
 def test_prometheus_scrapes_with_the_key_of_the_monitor(keyed: Service, tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ SKINNY = f"mlflow-skinny=={version('mlflow')}"
 
 def requiring(folder: Path, *lines: str, **part: Any) -> Path:
     """Return an actor that was logged with these requirements."""
-    made = actor(folder, **part)
-    (made / "requirements.txt").write_text("\n".join(lines))
-    return made
+    path = actor(folder, **part)
+    (path / "requirements.txt").write_text("\n".join(lines))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
     rows = [{"x": 1.5, "name": "ä"}, {"x": 2.0, "name": "b"}]
     body = {"dataframe_records": rows, "params": {"factor": 3.0}}
     for name in ("function-2.9.2", "function-2.16.2"):
-        found = old.client.post("/invocations", json=body, headers={"X-Model": name})
-        assert found.json()["predictions"] == [
+        response = old.client.post("/invocations", json=body, headers={"X-Model": name})
+        assert response.json()["predictions"] == [
             {"name": "ä", "parts": [1.5, 4.5]},
             {"name": "b", "parts": [2.0, 6.0]},
         ]

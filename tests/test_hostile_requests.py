@@ -66,20 +66,20 @@ def all_is_well(service: Service) -> Iterator[None]:
         assert "42.0" in response.text
 
 
-def refuses(answer: httpx.Response, *statuses: int) -> None:
+def refuses(response: httpx.Response, *statuses: int) -> None:
     """Verify that a response is an error of its protocol with one of these statuses."""
-    text = answer.text
-    assert len(answer.content) <= 8192
+    text = response.text
+    assert len(response.content) <= 8192
     assert SECRET not in text
     assert "Traceback" not in text
-    reported = answer.json()
-    if answer.request.url.path in TYPED:
-        assert answer.status_code == reported["status"], text
-        assert answer.status_code in statuses, text
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert reported["request_id"] == answer.headers["x-request-id"]
+    reported = response.json()
+    if response.request.url.path in TYPED:
+        assert response.status_code == reported["status"], text
+        assert response.status_code in statuses, text
+        assert response.headers["content-type"] == "application/problem+json"
+        assert reported["request_id"] == response.headers["x-request-id"]
     else:
-        assert answer.status_code in [400 if status == 422 else status for status in statuses], text
+        assert response.status_code in [400 if status == 422 else status for status in statuses], text
         assert reported.get("error_code") or reported.get("error"), text
 
 

@@ -84,7 +84,7 @@ def test_version_lines_name_the_version(service: Service) -> None:
     assert (live["model"], live["version"], live["reference"]) == ("actor", "1", "models:/actor/1")
 
 
-def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
+def test_model_error_cannot_forge_a_line(service: Service) -> None:
     text = HOSTILE.encode("unicode_escape").decode()
     assert predict(service, f"raise:{text}", **{"X-Request-ID": "a-forger"}).status_code == 500
     failed = service.told(request_id="a-forger", level="error")
@@ -94,7 +94,7 @@ def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
 
 
 @pytest.mark.parametrize("act", ["print", "write"])
-def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(service: Service, act: str) -> None:
+def test_model_output_is_logged_and_cannot_forge_a_line(service: Service, act: str) -> None:
     forged = json.dumps(
         {"event": f"the service was hacked by {act}", "level": "critical", "logger": "serving"}
     )
@@ -108,7 +108,7 @@ def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(servic
     assert all(line.isprintable() for line in service.log)
 
 
-def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
+def test_flood_of_model_output_is_truncated(service: Service) -> None:
     assert predict(service, "flood:200000").status_code == 200
     assert predict(service, "print:after").status_code == 200
 
@@ -138,7 +138,7 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
         f"{{'token':\\x20'{PASSWORD}'}}",
     ],
 )
-def test_no_secret_is_logged_whoever_tells_it(service: Service, secret: str) -> None:
+def test_no_secret_is_logged(service: Service, secret: str) -> None:
     assert predict(service, f"print:tell\\x20{secret} raise:tell\\x20{secret}").status_code == 500
     until(lambda: [line for line in service.lines() if line["event"].startswith("tell")])
     log = "\n".join(service.log)
@@ -154,14 +154,14 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
     service.client.get("/models", headers={"X-Request-ID": "a-look"})
     service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
-    found = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
-    assert [line["event"] for line in found] == [
+    lines = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
+    assert [line["event"] for line in lines] == [
         "POST /predict 200",
         "POST /predict 422",
         "GET /models 200",
         "GET /metrics 200",
     ]
-    good = found[0]
+    good = lines[0]
     assert {
         "logger": "serving.access",
         "method": "POST",
@@ -172,7 +172,7 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     assert good["duration_ms"] > 0
 
 
-def test_a_path_can_forge_no_line(service: Service) -> None:
+def test_request_path_cannot_forge_a_line(service: Service) -> None:
     path = "/" + "".join(f"%{byte:02x}" for byte in HOSTILE.encode())
     assert service.client.get(path).status_code == 400  # control characters do not reach the application
     path = "/%e2%80%ae%7bforged%7d"
@@ -218,7 +218,7 @@ def test_access_log_samples_requests(caplog: pytest.LogCaptureFixture) -> None:
     assert 350 < len(logged(0.5, "/predict", 200, caplog, 1000)) < 650
 
 
-def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_failures_is_truncated(caplog: pytest.LogCaptureFixture) -> None:
     access, now = AccessLog(0), [0.0]
     access._failures = FixedWindow(100, lambda: now[0])
     scope = {"path": "/predict", "method": "POST", "began": 0.0, "request_id": "one"}
@@ -233,7 +233,7 @@ def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixt
 # -- on a terminal
 
 
-def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_terminal(
+def test_terminal_lines_are_readable_without_control_sequences(
     registry_of_actor: Registry, tmp_path: Path
 ) -> None:
     env = environment(registry_of_actor.uri, tmp_path, models="models:/actor/1") | {"NO_COLOR": "1"}
@@ -258,7 +258,7 @@ def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_termi
     assert not [line for line in service.log if "request_id=good" in line]
 
 
-def test_a_terminal_receives_only_colour_codes() -> None:
+def test_terminal_receives_only_colour_codes() -> None:
     ours, theirs = os.openpty()
     with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=theirs, cwd=ROOT) as process:
         os.close(theirs)
@@ -298,7 +298,7 @@ raise RuntimeError(text)
 """
 
 
-def test_whoever_says_something_says_it_in_a_line() -> None:
+def test_every_source_logs_lines() -> None:
     command = [sys.executable, "-c", ALL_SOURCES, HOSTILE, "mlflow"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stderr.split("\n")[:-1]]
@@ -363,13 +363,13 @@ def test_format_and_level_are_configurable() -> None:
         ("a bearer token and basic authentication", "a bearer token and basic authentication"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
+def test_secret_patterns_are_redacted(text: str, shown: str) -> None:
     assert redact(text) == shown
     assert redact(shown) == shown
 
 
 @pytest.mark.parametrize("name", ["token", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "Authorization"])
-def test_secrets_are_known_by_their_names(name: str) -> None:
+def test_secrets_are_recognized_by_name(name: str) -> None:
     assert is_secret(name)
 
 
@@ -379,7 +379,7 @@ def test_ordinary_names_are_not_secrets(name: str) -> None:
 
 
 @given(before=st.text(), after=st.text())
-def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> None:
+def test_known_secret_is_redacted_anywhere(before: str, after: str) -> None:
     assert "hunter2 & co" not in Redaction(["hunter2 & co"])(f"{before}hunter2 & co{after}")
 
 
@@ -394,6 +394,6 @@ def test_truncation_exposes_no_part_of_a_secret(field: str, before: int) -> None
 
 
 @given(st.text())
-def test_escaped_texts_are_printable(text: str) -> None:
+def test_escaped_text_is_printable(text: str) -> None:
     assert escape_control_chars(text).isprintable()
     assert not text.isprintable() or escape_control_chars(text) == text

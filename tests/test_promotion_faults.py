@@ -1,6 +1,6 @@
-"""Rows 1 to 10 of the table of faults: promotions, as a service in a process of its own follows them.
+"""Rows 1 to 10 of the table of faults: promotions followed by a service in its own process.
 
-After each: the service is well, a control prediction is right, nothing that was promoted is lost.
+After every test the service is up, a control prediction is right, and no promotion is lost.
 """
 
 from __future__ import annotations
@@ -417,7 +417,7 @@ def history(service: Service) -> list[tuple[str, str, bool]]:
     """Return version, state and whether it is the current state, from the history."""
     periods = service.client.get("/models/distant/history").json()
     assert "no_weights" in periods[1]["reason"]
-    return [(each["version"], each["state"], each["until"] is None) for each in periods]
+    return [(period["version"], period["state"], period["until"] is None) for period in periods]
 
 
 @pytest.mark.timeout(300)  # MLflow's server shares the cores
@@ -431,9 +431,9 @@ CUTS = sorted([*Mode][1:], key=lambda mode: mode is Mode.BLACK_HOLED)
 
 @pytest.mark.parametrize("mode", CUTS, ids=lambda mode: mode.value)
 def test_row_7_no_request_fails_while_registry_is_away(mode: Mode, distant: Model, line: Line) -> None:
-    service, before, history = distant.service, distant.state["version"], distant.service.metrics()
+    service, before, earlier = distant.service, distant.state["version"], distant.service.metrics()
     promoted = distant.add()
-    assert history["serving_registry_reachable"] == 1
+    assert earlier["serving_registry_reachable"] == 1
     with Callers(distant, count=2) as callers:
         with line.cut(mode):
             until(lambda: service.ready()["registry"]["reachable"] is False)
@@ -442,7 +442,7 @@ def test_row_7_no_request_fails_while_registry_is_away(mode: Mode, distant: Mode
             callers.until_more()
             assert service.ready()["registry"] == stale
             assert (away := service.metrics())["serving_registry_reachable"] == 0
-            assert away["serving_registry_failures_total"] > history["serving_registry_failures_total"]
+            assert away["serving_registry_failures_total"] > earlier["serving_registry_failures_total"]
             assert away[_LAST_SUCCESS] == datetime.fromisoformat(stale["checked_at"]).timestamp()
             assert service.client.get("/ready").status_code == 200
             assert distant.is_well(before)

@@ -58,7 +58,7 @@ def test_requests_are_distributed_by_weight(weights: tuple[float, ...]) -> None:
     assert shares(traffic, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
 
 
-def test_point_stays_while_share_grows() -> None:
+def test_client_keeps_its_bucket_while_share_grows() -> None:
     traffic, slots = split(95, 5)
     before = {caller for caller in CALLERS if traffic.route(hash_bucket("actor", caller)) is slots[1]}
     traffic.set_weight(slots[1], 0.25)
@@ -185,7 +185,7 @@ def test_invalid_weight_is_rejected(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"models": "models:/a@x=1"}, "set a weight for all of its references"),
         ({"models": "models:/a@x=1,models:/a@y"}, "set a weight for all of its references"),
@@ -197,11 +197,11 @@ def test_invalid_weight_is_rejected(text: str) -> None:
         ({"models": "models:/a/1", "shadow": "models:/a/1"}, "also in SERVING_MODELS"),
     ],
 )
-def test_invalid_setting_is_reported(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_setting_is_reported(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         Settings(**wrong)
     (line,) = format_errors(caught.value)  # type: ignore[arg-type]
-    assert told in line
+    assert message in line
     assert line.startswith("SERVING_")
 
 

@@ -41,7 +41,7 @@ class Downloads:
 
 @pytest.fixture
 def saved(registry: str, tmp_path: Path) -> Path:
-    """A model that is registered as version 1 of `actor`."""
+    """Register a model as version 1 of `actor`."""
     folder = actor(tmp_path)
     Registry(registry).register("actor", folder)
     return folder
@@ -69,7 +69,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "store", "sqlite:///registry")
 
 
-# -- kept copies
+# -- stored copies
 
 
 async def test_fetched_artifacts_equal_the_logged_ones(
@@ -108,7 +108,7 @@ async def test_versions_are_stored_separately(
 ) -> None:
     Registry(registry).register("actor", saved)
     second, _ = await client.resolve(Reference.parse("models:/actor/2"))
-    folders = {(await store.fetch(each, download)).folder for each in (version, second)}
+    folders = {(await store.fetch(item, download)).folder for item in (version, second)}
     assert len(folders) == 2
 
 
@@ -169,7 +169,7 @@ async def test_discarded_version_is_downloaded_again(
     assert download.count == 2
 
 
-# -- what goes wrong
+# -- failures
 
 
 def fetching(folder: Path) -> list[Path]:

@@ -229,8 +229,8 @@ def test_model_without_streaming_has_no_stream_route(service: Service) -> None:
     assert "it has no predict_stream" in response.json()["detail"]
     paths = service.client.get("/openapi.json").json()["paths"]
     assert "/models/actor/predict/stream" not in paths
-    answers = paths["/models/speaker-1/predict/stream"]["post"]["responses"]["200"]["content"]
-    assert [*answers] == ["text/event-stream"]
+    types = paths["/models/speaker-1/predict/stream"]["post"]["responses"]["200"]["content"]
+    assert [*types] == ["text/event-stream"]
 
 
 def test_invalid_stream_request_is_rejected(service: Service) -> None:
@@ -268,7 +268,7 @@ async def test_slow_caller_pauses_the_model() -> None:
     stream.end()
     assert process.calls == ["pause", "resume", "stop"]
     stream.detach()
-    assert [each async for each in received] == chunks[15:]
+    assert [item async for item in received] == chunks[15:]
 
 
 @pytest.mark.anyio

@@ -33,7 +33,7 @@ def watched() -> Watched:
     return Watched()
 
 
-def answer(version: VersionMetrics, *seconds: float, rows: int = 1) -> None:
+def record(version: VersionMetrics, *seconds: float, rows: int = 1) -> None:
     for latency in seconds:
         version.succeeded.inc()
         version.seconds.observe(latency)
@@ -42,12 +42,12 @@ def answer(version: VersionMetrics, *seconds: float, rows: int = 1) -> None:
 
 def test_counts_are_rates_per_step(watched: Watched) -> None:
     iris = watched.of("iris")
-    answer(iris, *[0.003] * 20)
+    record(iris, *[0.003] * 20)
     watched.metrics.count("iris", "1", 422)
     watched.metrics.count("iris", "1", 503)
     watched.metrics.count("iris", "1", 500)
     watched.tick()
-    answer(iris, 0.003)
+    record(iris, 0.003)
     watched.tick()
     series = watched.timeline.series("iris")
     assert series.times == [1_000_005.0, 1_000_010.0]
@@ -57,14 +57,14 @@ def test_counts_are_rates_per_step(watched: Watched) -> None:
 
 
 def test_late_step_uses_its_real_length(watched: Watched) -> None:
-    answer(watched.of("iris"), *[0.003] * 20)
+    record(watched.of("iris"), *[0.003] * 20)
     watched.now += 15.0
     watched.tick()
     assert watched.timeline.series("iris").requests == [1.0]
 
 
 def test_latencies_are_interpolated_within_their_bucket(watched: Watched) -> None:
-    answer(watched.of("iris"), *[0.002] * 98, *[0.3] * 2)
+    record(watched.of("iris"), *[0.002] * 98, *[0.3] * 2)
     watched.tick()
     series = watched.timeline.series("iris")
     assert series.p50 == [pytest.approx(0.001 + 50 / 98 * 0.0015, abs=1e-6)]
@@ -72,7 +72,7 @@ def test_latencies_are_interpolated_within_their_bucket(watched: Watched) -> Non
 
 
 def test_latencies_above_all_bounds_use_the_highest_bound(watched: Watched) -> None:
-    answer(watched.of("iris"), 60.0)
+    record(watched.of("iris"), 60.0)
     watched.tick()
     assert watched.timeline.series("iris").p50 == [10.0]
 
@@ -86,16 +86,16 @@ def test_latencies_are_unknown_without_successes(watched: Watched) -> None:
 
 def test_rows_are_the_mean_per_call(watched: Watched) -> None:
     iris = watched.of("iris")
-    answer(iris, 0.003, rows=32)
-    answer(iris, 0.003, rows=1)
+    record(iris, 0.003, rows=32)
+    record(iris, 0.003, rows=1)
     watched.tick()
     assert watched.timeline.series("iris").rows == [16.5]
 
 
 def test_traffic_is_summed_per_model(watched: Watched) -> None:
-    answer(watched.of("iris"), *[0.003] * 5)
-    answer(watched.of("iris", "2"), *[0.003] * 5)
-    answer(watched.of("rose"), *[0.003] * 15)
+    record(watched.of("iris"), *[0.003] * 5)
+    record(watched.of("iris", "2"), *[0.003] * 5)
+    record(watched.of("rose"), *[0.003] * 15)
     watched.metrics.count("", "", 404)
     watched.tick()
     assert watched.timeline.series("iris").requests == [2.0]
@@ -106,21 +106,21 @@ def test_traffic_is_summed_per_model(watched: Watched) -> None:
 
 def test_returning_version_counts_from_zero(watched: Watched) -> None:
     iris = watched.of("iris")
-    answer(iris, *[0.003] * 10)
+    record(iris, *[0.003] * 10)
     watched.tick()
     iris.retire()
     for number in range(20):
         watched.of("other", str(number)).retire()
-    answer(watched.of("iris"), *[0.003] * 5)
+    record(watched.of("iris"), *[0.003] * 5)
     watched.tick()
     assert watched.timeline.series("iris").requests == [2.0, 1.0]
 
 
 def test_recent_traffic_covers_one_minute(watched: Watched) -> None:
     iris = watched.of("iris")
-    answer(iris, *[4.0] * 600)
+    record(iris, *[4.0] * 600)
     watched.tick()
-    answer(iris, *[0.003] * 60, rows=4)
+    record(iris, *[0.003] * 60, rows=4)
     watched.tick(12)
     lately, _ = watched.timeline.recent("iris")
     assert lately == RecentTraffic(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
@@ -132,7 +132,7 @@ def test_history_is_empty_before_the_first_tick(watched: Watched) -> None:
 
 
 def test_history_covers_half_an_hour(watched: Watched) -> None:
-    answer(watched.of("iris"), *[0.003] * 5)
+    record(watched.of("iris"), *[0.003] * 5)
     watched.tick(360)
     assert watched.timeline.series("iris").requests[0] == 1.0
     assert watched.timeline.recent("iris")[1][0] == pytest.approx(1 / 6, abs=0.01)
@@ -148,7 +148,7 @@ def test_trend_moves_without_flicker(watched: Watched) -> None:
     iris = watched.of("iris")
     trends = []
     for number in range(400):
-        answer(iris, *[0.003] * (number % 7))
+        record(iris, *[0.003] * (number % 7))
         watched.tick()
         trends.append(watched.timeline.recent("iris")[1])
     for before, after in pairwise(trends[370:]):

@@ -131,16 +131,16 @@ def test_promoted_version_serves_after_any_events(fleet: Fleet) -> None:
                 self.live, self.has_crashed = version, False
 
         @rule(version=st.sampled_from(broken))
-        def promote_a_broken_one(self, version: str) -> None:
+        def promote_broken_version(self, version: str) -> None:
             if version != self.promoted:
                 self.promoted = version
                 fleet.promote(version)
                 refused = {"version": version, "state": "rejected"}
                 for model in fleet.models:
-                    model.until(lambda told: refused.items() <= (told["candidate"] or {}).items())
+                    model.until(lambda state: refused.items() <= (state["candidate"] or {}).items())
 
         @rule(version=st.sampled_from(good), passing=st.sampled_from(good + broken))
-        def change_ones_mind(self, version: str, passing: str) -> None:
+        def promote_twice(self, version: str, passing: str) -> None:
             fleet.promote(passing)
             self.promote(version)
 
@@ -171,17 +171,17 @@ def test_promoted_version_serves_after_any_events(fleet: Fleet) -> None:
         def load(self, place: int, poison: bool) -> None:
             model = fleet.models[place]
             with ThreadPoolExecutor(CALLERS + 1) as pool:
-                asked = [pool.submit(model.predict, float(x)) for x in range(CALLERS)]
+                pending = [pool.submit(model.predict, float(x)) for x in range(CALLERS)]
                 spoilt = pool.submit(model.predict, 0.0, "raise:poison") if poison else None
-            for x, each in enumerate(asked):
-                self.check(x, each.result())
+            for x, future in enumerate(pending):
+                self.check(x, future.result())
             assert spoilt is None or spoilt.result().status_code == 500
 
-        def check(self, x: float, answer: httpx.Response) -> None:
-            assert answer.status_code == 200, answer.text
-            told = answer.json()
-            assert told["prediction"] == x * int(self.live), told
-            assert told["model"]["version"] == self.live
+        def check(self, x: float, response: httpx.Response) -> None:
+            assert response.status_code == 200, response.text
+            body = response.json()
+            assert body["prediction"] == x * int(self.live), body
+            assert body["model"]["version"] == self.live
 
         @invariant()
         def all_is_well(self) -> None:

@@ -30,7 +30,7 @@ class Answer(PythonModel):
         self.answer = answer
 
     def predict(self, context, model_input, params=None):  # without types, as in most models
-        """Return the function's answer."""
+        """Return the function's output."""
         return self.answer(model_input)
 
 
@@ -38,7 +38,7 @@ class AnswerWithParams(Answer):
     """A model that passes its parameters to the function too."""
 
     def predict(self, context, model_input, params=None):
-        """Return the function's answer."""
+        """Return the function's output."""
         return self.answer(model_input, params)
 
 
@@ -69,8 +69,8 @@ def _saved(
     def save(folder: Path) -> None:
         signature = None
         if inputs is not None or outputs is not KEEP or params is not None or not with_example:
-            given = (example,) if params is None else (example, params)
-            inferred = infer_signature(example, answer(*given), params)
+            arguments = (example,) if params is None else (example, params)
+            inferred = infer_signature(example, answer(*arguments), params)
             outgoing = inferred.outputs if outputs is KEEP else outputs
             signature = ModelSignature(inputs or inferred.inputs, outgoing, inferred.params)
         mlflow.pyfunc.save_model(
