@@ -35,8 +35,8 @@ SPIED = re.compile(r"spied (\{.*\})")
 def spied(service: Service, name: str, *paths: Path) -> dict[str, Any]:
     """Return the resources of a model's code, and the paths that it can read or write."""
     row = {"x": 1.0, "act": f"spy:{','.join(map(str, paths))}"}
-    answer = service.client.post(f"/models/{name}/predict", json=row)
-    assert answer.status_code == 200, answer.text
+    response = service.client.post(f"/models/{name}/predict", json=row)
+    assert response.status_code == 200, response.text
 
     def printed() -> Any:
         spied_on = [

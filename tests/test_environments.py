@@ -248,7 +248,7 @@ def read(folder: Path) -> environments.Needs:
     """Read the requirements of the model in a folder, with or without an `MLmodel`."""
     if not (folder / "MLmodel").exists():
         (folder / "MLmodel").write_text("flavors: {}")
-    with ThreadPoolExecutor(1) as pool:  # some tests have a loop that runs
+    with ThreadPoolExecutor(1) as pool:  # some tests already run an event loop
         return environments.read(pool.submit(asyncio.run, model_files.read(folder)).result())
 
 
@@ -278,12 +278,12 @@ def test_requirements_match_installed_packages(tmp_path: Path, line: str, expect
     assert (not environments.differences(needs(tmp_path, line))) is expected
 
 
-def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
+def test_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
     assert environments.differences(read(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (
             "-r /etc/passwd",
@@ -300,8 +300,8 @@ def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.anyio
-async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(EnvironmentUnavailable, match=said) as rejected:
+async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(EnvironmentUnavailable, match=message) as rejected:
         await Environments(tmp_path, strict=False).interpreter(needs(tmp_path, line))
     assert not rejected.value.may_heal
 
@@ -348,7 +348,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
-    for python, said, heals in [
+    for python, message, heals in [
         ("3.8", "it was logged under Python 3.8, and model processes need 3.10 or later", False),
         (
             "3.99",
@@ -356,7 +356,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
             True,
         ),
     ]:
-        with pytest.raises(EnvironmentUnavailable, match=said) as rejected:
+        with pytest.raises(EnvironmentUnavailable, match=message) as rejected:
             await Environments(tmp_path, strict=False).interpreter(environments.Needs(python))
         assert rejected.value.may_heal is heals
 

@@ -110,16 +110,16 @@ def test_manifest_fields_exist_in_kserve_models() -> None:
     assert json.loads(printed.splitlines()[-1]) == [[], [], [".spec.wrong"], [".spec.wrong"]]
 
 
-def test_mlservers_codecs(zoo_service: Service) -> None:
+def test_mlserver_codecs(zoo_service: Service) -> None:
     chances = scored(zoo_service, "classifier", FLOWERS)
-    found = run_client("mlserver_codecs", zoo_service.url)
-    assert found["numpy"] == found["pandas"] == chances
-    assert np.ravel(found["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
-    assert found["strings"] == ["A", "B"]
-    assert found["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
+    result = run_client("mlserver_codecs", zoo_service.url)
+    assert result["numpy"] == result["pandas"] == chances
+    assert np.ravel(result["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
+    assert result["strings"] == ["A", "B"]
+    assert result["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
 
 
-def ask(service: Service, model: str, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
+def infer(service: Service, model: str, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
     return service.client.post(f"/v2/models/{model}/infer", json={"inputs": [*inputs], **more})
 
 
@@ -127,12 +127,12 @@ def tensor(name: str, datatype: str, data: list[Any], shape: list[int] | None = 
     return {"name": name, "datatype": datatype, "shape": shape or [*np.shape(data)], "data": data}
 
 
-def test_a_request_in_json_is_answered_in_json(zoo_service: Service) -> None:
-    found = ask(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
-    assert found.headers["X-Model-Version"] == "1"
-    answer = found.json()
-    (output,) = answer.pop("outputs")
-    assert answer == {"model_name": "xgboost", "model_version": "1", "id": "7"}
+def test_json_request_has_json_response(zoo_service: Service) -> None:
+    response = infer(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
+    assert response.headers["X-Model-Version"] == "1"
+    body = response.json()
+    (output,) = body.pop("outputs")
+    assert body == {"model_name": "xgboost", "model_version": "1", "id": "7"}
     assert output == {
         "name": "output-0",
         "shape": [2],
@@ -144,10 +144,10 @@ def test_a_request_in_json_is_answered_in_json(zoo_service: Service) -> None:
 def test_missing_value_is_null(zoo_service: Service) -> None:
     row = dict(zip(FLOWERS, FLOWERS.to_numpy()[0].tolist(), strict=True)) | {"petal_width": None}
     inputs = [tensor(name, "FP64", [value], [1, 1]) for name, value in row.items()]
-    found = ask(zoo_service, "lightgbm", *inputs).json()
-    assert found["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
-    gap = ask(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
-    assert [each["data"] for each in gap[1:3]] == [[None], [None]]
+    result = infer(zoo_service, "lightgbm", *inputs).json()
+    assert result["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
+    gap = infer(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
+    assert [item["data"] for item in gap[1:3]] == [[None], [None]]
 
 
 def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
@@ -156,11 +156,11 @@ def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
         tensor("o", "BYTES", ['{"a": 1}']),
         tensor("m", "BYTES", ['{"k": 2}']),
     ]
-    (output,) = ask(zoo_service, "nested", *inputs).json()["outputs"]
+    (output,) = infer(zoo_service, "nested", *inputs).json()["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [1])
     assert json.loads(output["data"][0])["sum"] == 3.0
     message = json.dumps({"role": "user", "content": "hi"})
-    (output,) = ask(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
+    (output,) = infer(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
     assert output["data"] == ["user: hi None"]
 
 
@@ -168,22 +168,22 @@ def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
     "datatype", ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 )
 @pytest.mark.parametrize("binary", [False, True])
-def test_whole_numbers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
-    given = tensor("x", datatype, [5, 7])
+def test_integers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
+    sent = tensor("x", datatype, [5, 7])
     if not binary:
-        found = ask(zoo_service, "frame", given).json()
+        result = infer(zoo_service, "frame", sent).json()
     else:
         dtype = datatype.lower().replace("fp", "float")
-        data = np.array(given.pop("data"), dtype).tobytes()
-        found = behind(zoo_service, "frame", given, data).json()
-    assert found["outputs"][0]["data"] == [2.5, 3.5]
+        data = np.array(sent.pop("data"), dtype).tobytes()
+        result = post_binary(zoo_service, "frame", sent, data).json()
+    assert result["outputs"][0]["data"] == [2.5, 3.5]
 
 
-def behind(
-    service: Service, model: str, given: dict[str, Any], data: bytes, length: Any = None
+def post_binary(
+    service: Service, model: str, sent: dict[str, Any], data: bytes, length: Any = None
 ) -> httpx.Response:
     """Send a request with the data of its only input after the JSON."""
-    head = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": len(data)}}]}).encode()
+    head = json.dumps({"inputs": [sent | {"parameters": {"binary_data_size": len(data)}}]}).encode()
     headers = {
         "Inference-Header-Content-Length": str(len(head) if length is None else length),
         "Content-Type": "application/octet-stream",
@@ -195,7 +195,7 @@ TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
 
 
 @pytest.mark.parametrize(
-    ("given", "data", "length"),
+    ("sent", "data", "length"),
     [
         (TEXTS, struct.pack("<I", 5) + b"abc", None),
         (TEXTS, b"abc", None),
@@ -208,9 +208,9 @@ TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
     ],
 )
 def test_malformed_binary_tensor_is_rejected(
-    zoo_service: Service, given: Any, data: bytes, length: Any
+    zoo_service: Service, sent: Any, data: bytes, length: Any
 ) -> None:
-    response = behind(zoo_service, "texts", given, data, length)
+    response = post_binary(zoo_service, "texts", sent, data, length)
     assert (response.status_code, [*response.json()]) == (400, ["error", "request_id"])
 
 
@@ -252,7 +252,7 @@ def test_invalid_request_is_rejected_in_protocol_format(
 def test_unknown_model_or_version_is_404(zoo_service: Service) -> None:
     sent = tensor("x", "FP64", [1.0])
     for path in ("nobody", "frame/versions/2"):
-        response = ask(zoo_service, path, sent)
+        response = infer(zoo_service, path, sent)
         assert (response.status_code, [*response.json()]) == (404, ["error", "request_id"])
     assert zoo_service.client.get("/v2/models/nobody").status_code == 404
     assert zoo_service.client.get("/v2/models/frame/versions/1/ready").json() == {

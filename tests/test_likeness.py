@@ -17,15 +17,15 @@ from serving.rollout.shadow import run_cooperatively
 async def test_long_comparison_yields_to_the_event_loop() -> None:
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             await asyncio.sleep(0)
             turns += 1
 
-    beside = asyncio.create_task(others())
+    counting = asyncio.create_task(count_turns())
     await run_cooperatively(iter([64] * 100))
-    beside.cancel()
+    counting.cancel()
     assert turns >= 49
 
 

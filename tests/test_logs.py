@@ -26,9 +26,9 @@ from serving.telemetry.rate_limit import FixedWindow
 from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
-LEFT_OUT = re.compile(r"dropped lines of output: (\d+)")
+DROPPED = re.compile(r"dropped lines of output: (\d+)")
 KEY = f"sk_{'0' * 16}_{'a' * 43}"
-# Control sequences that clear a terminal, and characters that log readers treat as the end of a line.
+# Control sequences that clear a terminal, and characters that readers treat as line ends.
 HOSTILE = "\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 ESCAPED = r"\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 
@@ -100,7 +100,7 @@ def test_model_output_is_logged_and_cannot_forge_a_line(service: Service, act: s
     )
     text = f"{forged}{HOSTILE}\n".encode("unicode_escape").decode().replace(" ", r"\x20")
     assert predict(service, f"{act}:{text}").status_code == 200
-    # A newline starts another record, which names the model as well.
+    # A newline starts another record with the same model.
     whole = service.told(event=forged + r"\r", level="info")
     rest = service.told(event=ESCAPED.removeprefix(r"\r\n"))
     for line in (whole, rest):
@@ -119,7 +119,7 @@ def test_flood_of_model_output_is_truncated(service: Service) -> None:
         ]
         return sum(map(int, numbers)) + events.count("flood")
 
-    def next_line() -> bool:  # it reports the number of lines that were left out
+    def next_line() -> bool:  # the next line reports the number of dropped lines
         return predict(service, "print:after").status_code == 200 and left_out() >= 200_000
 
     until(next_line)
@@ -246,7 +246,7 @@ def test_terminal_lines_are_readable_without_control_sequences(
         assert predict(service, "", **{"X-Request-ID": "good"}).status_code == 200
         text = f"{HOSTILE}\n12:00:00 [info] forged".encode("unicode_escape").decode().replace(" ", r"\x20")
         assert predict(service, f"raise:{text}", **{"X-Request-ID": "bad"}).status_code == 500
-        # Failures are logged although the access log is off; the model's text is behind the mark.
+        # Failures are logged even without an access log; continuation lines have a marker.
         service.logged(re.compile(r"POST /predict 500 +\[serving\.access\].* request_id=bad"))
     finally:
         assert service.stop() == 0
@@ -264,8 +264,8 @@ def test_terminal_receives_only_colour_codes() -> None:
         os.close(theirs)
         output = b""
         try:
-            while piece := os.read(ours, 65536):
-                output += piece
+            while chunk := os.read(ours, 65536):
+                output += chunk
         except OSError:  # the end of a terminal
             os.close(ours)
     assert process.returncode == 1
@@ -312,11 +312,11 @@ def test_every_source_logs_lines() -> None:
         ("mlflow.tracking", "warning"),
         ("serving", "critical"),
     ]
-    first, untold, _, _, warned, in_thread, _, last = lines
+    first, malformed, _, _, warned, in_thread, _, last = lines
     assert first["event"] == first["field"] == ESCAPED
     assert first["token"] == "***"
     assert ESCAPED in first
-    assert untold["event"] == "cannot format a log record of serving.test: TypeError"
+    assert malformed["event"] == "cannot format a log record of serving.test: TypeError"
     assert warned["event"].startswith(f"UserWarning: of python: {ESCAPED} (")
     assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
     assert last["exception"].startswith("Traceback (most recent call last):\n")

@@ -55,7 +55,7 @@ def value(service: Service, metric: str, name: str, version: str) -> float:
     labels = (f'model="{name}"', f'version="{version}"')
     found = service.metrics().items()
     return sum(
-        each for key, each in found if key.startswith(metric) and all(label in key for label in labels)
+        number for key, number in found if key.startswith(metric) and all(label in key for label in labels)
     )
 
 

@@ -30,7 +30,7 @@ def contract(*names: str) -> Contract:
 
 @dataclass(eq=False)
 class Live:
-    """The attributes of a loaded version that a traffic split and a traffic window use."""
+    """A loaded version reduced to what a traffic split and a traffic window use."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
     request_counts: RequestCounts = field(default_factory=RequestCounts)
@@ -145,13 +145,13 @@ def test_primary_with_few_requests_uses_previous_window() -> None:
     def measured(answered: int, failed: int, has_traffic: bool = True) -> tuple[int, int]:
         live.request_counts.answered += answered
         live.request_counts.failed += failed
-        found = watch.baseline(has_traffic=has_traffic)
-        return found.requests - found.failed, found.failed
+        stats = watch.baseline(has_traffic=has_traffic)
+        return stats.requests - stats.failed, stats.failed
 
     assert measured(*before) == before
     watch.begin()
     assert measured(0, 0) == before
-    assert measured(19, 1) == (19, 1)  # worse than before: others may fail for the same reason
+    assert measured(19, 1) == (19, 1)  # a worse baseline: both may fail for the same reason
     assert measured(0, 0, has_traffic=False) == before
     assert measured(79, 0) == before
     assert measured(1, 0) == (99, 1)

@@ -114,7 +114,7 @@ async def test_versions_are_stored_separately(
 
 def _flip(folder: Path) -> None:
     path = max(
-        (folder / "artifacts").rglob("*"), key=lambda each: each.stat().st_size if each.is_file() else 0
+        (folder / "artifacts").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0
     )
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -23,23 +23,23 @@ KEEP = "keep"
 """Output schema that MLflow infers from the model's output for the example."""
 
 
-class Answer(PythonModel):
+class FunctionModel(PythonModel):
     """A model that returns what a function returns for its input."""
 
-    def __init__(self, answer: Callable[[Any], Any]) -> None:
-        self.answer = answer
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
     def predict(self, context, model_input, params=None):  # without types, as in most models
         """Return the function's output."""
-        return self.answer(model_input)
+        return self.function(model_input)
 
 
-class AnswerWithParams(Answer):
+class FunctionModelWithParams(FunctionModel):
     """A model that passes its parameters to the function too."""
 
     def predict(self, context, model_input, params=None):
         """Return the function's output."""
-        return self.answer(model_input, params)
+        return self.function(model_input, params)
 
 
 class Vocabulary(PythonModel):
@@ -55,13 +55,13 @@ class Vocabulary(PythonModel):
 
 
 def _saved(
-    answer: Callable[..., Any],
+    function: Callable[..., Any],
     example: Any,
     outputs: Any = KEEP,
     *,
     inputs: Schema | None = None,
     params: Any = None,
-    model: type[Answer] = Answer,
+    model: type[FunctionModel] = FunctionModel,
     with_example: bool = True,
 ) -> Save:
     """Save the model of a function; `outputs` are a schema, None, or `KEEP`."""
@@ -70,12 +70,12 @@ def _saved(
         signature = None
         if inputs is not None or outputs is not KEEP or params is not None or not with_example:
             arguments = (example,) if params is None else (example, params)
-            inferred = infer_signature(example, answer(*arguments), params)
+            inferred = infer_signature(example, function(*arguments), params)
             outgoing = inferred.outputs if outputs is KEEP else outputs
             signature = ModelSignature(inputs or inferred.inputs, outgoing, inferred.params)
         mlflow.pyfunc.save_model(
             folder,
-            python_model=model(answer),
+            python_model=model(function),
             signature=signature,
             input_example=example if with_example else None,
             pip_requirements=[],
@@ -84,12 +84,12 @@ def _saved(
     return save
 
 
-def _row_wise(answer: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
-    return Entry(_saved(answer, X, outputs, **more), ONE_X)
+def _row_wise(function: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
+    return Entry(_saved(function, X, outputs, **more), ONE_X)
 
 
-def _whole(answer: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
-    return Entry(_saved(answer, X, outputs, **more), ONE_X, whole=True)
+def _whole(function: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
+    return Entry(_saved(function, X, outputs, **more), ONE_X, whole=True)
 
 
 def _column(kind: Any, name: str | None = None, required: bool = True) -> Schema:
@@ -350,7 +350,7 @@ def _in_session(frame: pd.DataFrame, params: dict[str, Any] | None) -> list[str]
 
 PARAMS = {
     "py_params": Entry(
-        _saved(_scaled, X, params={"factor": 2.0, "extra": [1.0, 2.0]}, model=AnswerWithParams),
+        _saved(_scaled, X, params={"factor": 2.0, "extra": [1.0, 2.0]}, model=FunctionModelWithParams),
         (
             table(X),
             table(X, {"factor": 3.0}),
@@ -359,7 +359,7 @@ PARAMS = {
         ),
     ),
     "py_object_params": Entry(
-        _saved(_in_session, X, params={"configurable": {"session_id": "0"}}, model=AnswerWithParams),
+        _saved(_in_session, X, params={"configurable": {"session_id": "0"}}, model=FunctionModelWithParams),
         (
             table(X),
             table(X[:1], {"configurable": {"session_id": "1"}}),
