@@ -52,11 +52,13 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
     return os.environ | own
 
 
-def until(found: Callable[[], T | None], pause: float = 0.02, max_seconds: float = _PATIENCE_SECONDS) -> T:
-    """Poll `found` until it returns a true value, and return that value."""
+def until(
+    condition: Callable[[], T | None], pause: float = 0.02, max_seconds: float = _PATIENCE_SECONDS
+) -> T:
+    """Poll `condition` until it returns a true value, and return that value."""
     ends = time.monotonic() + max_seconds
-    while not (result := found()):
-        assert time.monotonic() < ends, f"{found} has not come true"
+    while not (result := condition()):
+        assert time.monotonic() < ends, f"{condition} has not come true"
         time.sleep(pause)
     return result
 
@@ -104,12 +106,12 @@ class Service:
     def logged(self, pattern: re.Pattern[str]) -> re.Match[str]:
         """Wait for a log line that matches, and return the first match."""
 
-        def found() -> re.Match[str] | None:
+        def first_match() -> re.Match[str] | None:
             return next((match for line in self.log if (match := pattern.search(line))), None)
 
         with self._logged:
-            assert self._logged.wait_for(found, _PATIENCE_SECONDS), "\n".join(self.log)
-            match = found()
+            assert self._logged.wait_for(first_match, _PATIENCE_SECONDS), "\n".join(self.log)
+            match = first_match()
         assert match
         return match
 
@@ -120,10 +122,10 @@ class Service:
     def told(self, **facts: Any) -> dict[str, Any]:
         """Wait for a log line with these fields, and return the first one."""
 
-        def found() -> dict[str, Any] | None:
+        def first_line() -> dict[str, Any] | None:
             return next((line for line in self.lines() if facts.items() <= line.items()), None)
 
-        return until(found)
+        return until(first_line)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -55,10 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, folder: Path) -> Registry:
-    made = Registry(new_registry(folder))
+    result = Registry(new_registry(folder))
     for name in ("actor", "neighbour"):
-        made.add(name, factor=2.0)
-    return made
+        result.add(name, factor=2.0)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,9 @@ def test_only_listed_variables_are_passed() -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a folder with the store of a service and a table that its models may read."""
-    made = tmp_path_factory.mktemp("sandbox")
-    (made / "allowed").write_text("a table that the model looks up")
-    return made
+    root = tmp_path_factory.mktemp("sandbox")
+    (root / "allowed").write_text("a table that the model looks up")
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -84,11 +84,11 @@ def fronts() -> list[tuple[Manifest, Manifest, dict[str, str]]]:
     """Return pod, container and environment of the fronts."""
     result = []
     for manifests in (*map(rendered, RENDERED), kserve()):
-        maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", manifests)}
+        maps = {item["metadata"]["name"]: item["data"] for item in of_kind("ConfigMap", manifests)}
         for pod, container in containers(manifests):
             if OURS not in container["image"] or "command" in container:
                 continue
-            env = {each["name"]: each["value"] for each in container.get("env", [])}
+            env = {item["name"]: item["value"] for item in container.get("env", [])}
             for source in container.get("envFrom", []):
                 if "configMapRef" in source:
                     env |= maps[source["configMapRef"]["name"]]
@@ -127,10 +127,10 @@ def is_healthy(service: Service, **settings: object) -> bool:
     return subprocess.run(json.loads(check), env=env, check=False).returncode == 0
 
 
-def test_health_check_passes_only_on_the_service_port(keyed: Service) -> None:
-    assert is_healthy(keyed)
-    assert not is_healthy(keyed, port=free_port())
-    assert not is_healthy(keyed, tls_cert="cert.pem")
+def test_health_check_passes_only_on_the_service_port(service_with_keys: Service) -> None:
+    assert is_healthy(service_with_keys)
+    assert not is_healthy(service_with_keys, port=free_port())
+    assert not is_healthy(service_with_keys, tls_cert="cert.pem")
 
 
 def test_image_sets_only_existing_settings() -> None:
@@ -172,7 +172,7 @@ def composed(folder: Path, base: str, components: Sequence[str]) -> str:
     shutil.copytree(KUBERNETES, folder / "kubernetes")
     lists = {
         "resources": [f"kubernetes/{base}"],
-        "components": [f"kubernetes/components/{each}" for each in components],
+        "components": [f"kubernetes/components/{item}" for item in components],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(lists))
     return str(folder)
@@ -254,8 +254,8 @@ def test_ephemeral_storage_of_pods_is_bounded() -> None:
 
 def test_pods_have_no_token_or_service_variables() -> None:
     (service,) = of_kind("InferenceService", kserve())
-    of_ours = pods([each for folder in RENDERED for each in rendered(folder)])
-    for name, pod in (*of_ours, ("KServe's", service["spec"]["predictor"])):
+    project_pods = pods([item for folder in RENDERED for item in rendered(folder)])
+    for name, pod in (*project_pods, ("KServe's", service["spec"]["predictor"])):
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
 
@@ -291,7 +291,7 @@ def test_selectors_match_pods() -> None:
 
 def test_secret_variables_are_optional() -> None:
     for _, container, _ in fronts():
-        (secret,) = (each["secretRef"] for each in container["envFrom"] if "secretRef" in each)
+        (secret,) = (item["secretRef"] for item in container["envFrom"] if "secretRef" in item)
         assert secret == {"name": "serving-secrets", "optional": True}
 
 
@@ -353,7 +353,7 @@ def test_front_variables_are_valid_settings(monkeypatch: pytest.MonkeyPatch) -> 
 def test_ports_and_probes_match_the_service() -> None:
     assert (status("/livez"), status("/readyz"), status("/metrics")) == (200, 503, 200)
     for _, container, env in fronts():
-        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        ports = {item["name"]: item["containerPort"] for item in container["ports"]}
         main, admin = int(env["SERVING_PORT"]), int(env["SERVING_ADMIN_PORT"])
         assert main in ports.values()
         assert ports.get("admin", admin) == admin
@@ -388,16 +388,16 @@ def test_grace_period_covers_draining() -> None:
 
 def test_writable_paths_are_on_volumes() -> None:
     for _, container, env in fronts():
-        assert {"/tmp", "/var/lib/serving"} <= {each["mountPath"] for each in container["volumeMounts"]}
+        assert {"/tmp", "/var/lib/serving"} <= {item["mountPath"] for item in container["volumeMounts"]}
         assert env.get("SERVING_STORE_DIR", "/var/lib/serving/store").startswith("/var/lib/serving/")
 
 
 def test_store_of_pods_is_persistent() -> None:
     (fronts_set,) = of_kind("StatefulSet", rendered("base"))
-    claims = {each["metadata"]["name"] for each in fronts_set["spec"]["volumeClaimTemplates"]}
+    claims = {item["metadata"]["name"] for item in fronts_set["spec"]["volumeClaimTemplates"]}
     (container,) = fronts_set["spec"]["template"]["spec"]["containers"]
     assert {
-        each["name"] for each in container["volumeMounts"] if each["mountPath"] == "/var/lib/serving"
+        item["name"] for item in container["volumeMounts"] if item["mountPath"] == "/var/lib/serving"
     } == claims
 
 
@@ -414,7 +414,7 @@ def test_mlflow_allows_hosts_of_probes_and_fronts(monkeypatch: pytest.MonkeyPatc
     from mlflow.server.fastapi_security import init_fastapi_security
 
     (container,) = mlflow()["containers"]
-    (names,) = (each.split("=")[1] for each in container["args"] if each.startswith("--allowed-hosts="))
+    (names,) = (item.split("=")[1] for item in container["args"] if item.startswith("--allowed-hosts="))
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", names)
     app = FastAPI()
     init_fastapi_security(app)
@@ -433,7 +433,7 @@ def test_mlflow_may_send_webhooks_within_the_cluster() -> None:
     from mlflow.environment_variables import MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY as ENCRYPTION
 
     (container,) = mlflow()["containers"]
-    env = {each["name"]: each.get("value") for each in container["env"]}
+    env = {item["name"]: item.get("value") for item in container["env"]}
     assert (env[SCHEMES.name], env[TO_PRIVATE.name], env[ENCRYPTION.name]) == ("http", "true", None)
 
 
@@ -444,7 +444,7 @@ def test_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) -> No
 
     (migrate,) = mlflow()["initContainers"]
     (server,) = mlflow()["containers"]
-    where = next(each for each in migrate["env"] if each["name"] == "MLFLOW_BACKEND_STORE_URI")
+    where = next(item for item in migrate["env"] if item["name"] == "MLFLOW_BACKEND_STORE_URI")
     assert where in server["env"]
     assert migrate["args"] == [f"$({where['name']})"]
     uri = postgres.create("older").replace("postgresql", where["value"].partition("://")[0])
@@ -461,7 +461,7 @@ def test_older_schema_is_migrated_before_mlflow_starts(postgres: Postgres) -> No
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service_with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Run a service with API keys and an admin port, as the components do, without a registry."""
     folder = tmp_path_factory.mktemp("keyed")
     key, record = api_keys.create_key("prometheus", Scope.ADMIN)
@@ -476,9 +476,9 @@ def scraping_as(monitor: Manifest, services: list[Manifest], service: Service) -
     spec = monitor["spec"]
     (endpoint,) = spec["endpoints"]
     (selected,) = (
-        each for each in services if spec["selector"]["matchLabels"].items() <= labels_of(each).items()
+        item for item in services if spec["selector"]["matchLabels"].items() <= labels_of(item).items()
     )
-    (port,) = (each for each in selected["spec"]["ports"] if each["name"] == endpoint["port"])
+    (port,) = (item for item in selected["spec"]["ports"] if item["name"] == endpoint["port"])
     assert port["targetPort"] == "admin"
     job = {"job_name": labels_of(selected)[spec["jobLabel"]], "metrics_path": endpoint["path"]}
     if sent := endpoint.get("authorization"):
@@ -492,18 +492,18 @@ def labels_of(manifest: Manifest) -> dict[str, str]:
     return labels
 
 
-def test_prometheus_scrapes_with_the_key_of_the_monitor(keyed: Service, tmp_path: Path) -> None:
+def test_prometheus_scrapes_with_the_key_of_the_monitor(service_with_keys: Service, tmp_path: Path) -> None:
     jobs = []
     for components in (["monitoring"], ["monitoring", "keys"]):
         manifests = rendered(composed(tmp_path / components[-1], "base", components))
         (monitor,) = of_kind("ServiceMonitor", manifests)
-        job = scraping_as(monitor, of_kind("Service", manifests), keyed)
+        job = scraping_as(monitor, of_kind("Service", manifests), service_with_keys)
         assert job["job_name"] == "serving"
         jobs.append(job | {"job_name": components[-1]})
     with scraping.prometheus(tmp_path, {"scrape_configs": jobs}) as client:
         ups = until(lambda: len(found := scraping.found(client, "up")) == 2 and found)
         assert {up["metric"]["job"]: up["value"][1] for up in ups} == {"monitoring": "0", "keys": "1"}
-        errors = {each["scrapePool"]: each["lastError"] for each in targets(client)}
+        errors = {item["scrapePool"]: item["lastError"] for item in targets(client)}
     assert "401" in errors["monitoring"]
     assert errors["keys"] == ""
 

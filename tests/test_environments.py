@@ -210,23 +210,23 @@ async def test_version_with_other_packages_is_live_with_a_warning(
 
 def wheel(folder: Path, name: str, code: str) -> str:
     """Make a package that runs `code` when it is imported, and return the requirement for it."""
-    made = folder / f"{name}-99-py3-none-any.whl"
+    target = folder / f"{name}-99-py3-none-any.whl"
     info = f"{name}-99.dist-info"
-    with zipfile.ZipFile(made, "w") as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         archive.writestr(f"{name}/__init__.py", code)
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 99\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
-    return f"{name} @ {made.as_uri()}"
+    return f"{name} @ {target.as_uri()}"
 
 
 @pytest.mark.anyio
 @pytest.mark.timeout(300)
-async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: Stage, tmp_path: Path) -> None:
+async def test_environment_is_retried_after_fork_server_death(stage: Stage, tmp_path: Path) -> None:
     broken = wheel(tmp_path, "orjson", "raise AttributeError('not of this release')")
     stage.registry.register("actor", requiring(tmp_path, SKINNY, broken))
     follower = stage.follow("models:/actor/1", environments=True)
-    found, _ = await follower._registry.resolve(follower.slot.reference)
+    resolved, _ = await follower._registry.resolve(follower.slot.reference)
     reason = (
         "the process that starts model processes in this version's own environment ended with status 1: "
         "AttributeError: not of this release"
@@ -234,10 +234,10 @@ async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: St
     for _ in range(2):
         for _ in range(2):
             with pytest.raises(ProcessDied) as died:
-                await follower._gate.load_and_verify(found, follower.slot)
+                await follower._gate.load_and_verify(resolved, follower.slot)
             assert str(died.value) == reason
         with pytest.raises(LoadFailed) as rejected:
-            await follower._gate.load_and_verify(found, follower.slot)
+            await follower._gate.load_and_verify(resolved, follower.slot)
         assert str(rejected.value) == f"{reason} (3 times in a row)"
 
 
@@ -309,20 +309,20 @@ async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, messa
 def test_requirement_files_refer_to_each_other(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("numpy<3")
     (tmp_path / "more.txt").write_text("orjson\n-r requirements.txt")
-    found = needs(tmp_path, "numpy", "-r more.txt", "-c constraints.txt")
-    assert [*map(str, found.packages)] == ["numpy", "orjson"]
-    assert [*map(str, found.constraints)] == ["numpy<3"]
-    assert not found.fault
+    needed = needs(tmp_path, "numpy", "-r more.txt", "-c constraints.txt")
+    assert [*map(str, needed.packages)] == ["numpy", "orjson"]
+    assert [*map(str, needed.constraints)] == ["numpy<3"]
+    assert not needed.fault
 
 
 def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
     (tmp_path / "python_env.yaml").write_text(
         "python: 3.10.4\ndependencies: [-r requirements.txt, idna==3.10]"
     )
-    found = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
-    assert found.python == "3.10"
-    assert [*map(str, found.applicable())] == ["orjson", "idna==3.10"]
-    assert [*map(str, environments.differences(found))] == [
+    needed = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
+    assert needed.python == "3.10"
+    assert [*map(str, needed.applicable())] == ["orjson", "idna==3.10"]
+    assert [*map(str, environments.differences(needed))] == [
         f"Python 3.10 (installed: {HERE})",
         f"idna==3.10 (installed: {version('idna')})",
     ]
@@ -375,9 +375,9 @@ async def test_missing_uv_is_reported_with_the_remedy(
 
 @pytest.mark.anyio
 async def test_conflicting_requirements_are_reported_by_uv(tmp_path: Path) -> None:
-    found = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
+    needed = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
     with pytest.raises(EnvironmentUnavailable, match="can't be installed together.*uv reports: .*idna==3.10"):
-        await Environments(tmp_path / "store", strict=False).interpreter(found)
+        await Environments(tmp_path / "store", strict=False).interpreter(needed)
     assert [*(tmp_path / "store").iterdir()] == []
 
 
@@ -400,8 +400,8 @@ def test_patch_releases_do_not_matter(required: str, installed: str, expected: b
 
 
 def test_long_lists_of_differences_are_cut() -> None:
-    found = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
-    assert environments.describe(found) == (
+    differing = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
+    assert environments.describe(differing) == (
         "a11 (installed: 1), a12 (installed: 1), "
         + ", ".join(f"a{number} (installed: 1)" for number in range(8))
         + " and 3 more"
@@ -437,13 +437,13 @@ async def test_strict_environment_consists_of_listed_packages(
 ) -> None:
     monkeypatch.setattr(environments, "_base_requirements", lambda *_: [])
     file = listed(tmp_path, "# the list", f"idna==3.10 \\\n    --hash={digest}", "")
-    made = Environments(tmp_path / "store", strict=True, packages=file)
+    manager = Environments(tmp_path / "store", strict=True, packages=file)
     wanted = environments.Needs(packages=[Requirement("idna>=3")])
     if fault:
         with pytest.raises(EnvironmentUnavailable, match=fault):
-            await made.interpreter(wanted)
+            await manager.interpreter(wanted)
         return
-    python = await made.interpreter(wanted)
+    python = await manager.interpreter(wanted)
     installed = {file.name for file in python.parents[1].glob("lib/*/site-packages/*.dist-info")}
     assert installed == {"idna-3.10.dist-info"}
 
@@ -478,13 +478,13 @@ def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: st
 
 def test_highest_matching_version_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
-    found = package_list.read(listed(tmp_path, *lines))
+    packages = package_list.read(listed(tmp_path, *lines))
     limits = [Requirement("a!=2"), Requirement("b")]
-    selected = package_list.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
+    selected = package_list.select(packages, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
     assert selected == [lines[0], lines[3]]
     with pytest.raises(UntrustedArtifact, match="which is not in SERVING_PACKAGES"):
-        package_list.select(found, [Requirement("c")], [], [], "3.11")
+        package_list.select(packages, [Requirement("c")], [], [], "3.11")
     with pytest.raises(UntrustedArtifact, match="has no such version of a"):
-        package_list.select(found, [Requirement("a>3")], [], [], "3.11")
+        package_list.select(packages, [Requirement("a>3")], [], [], "3.11")
     with pytest.raises(EnvironmentUnavailable, match="lacks numpy, which model processes need"):
-        package_list.select(found, [], [Requirement("numpy")], [], "3.11")
+        package_list.select(packages, [], [Requirement("numpy")], [], "3.11")

@@ -154,7 +154,7 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
     service.client.get("/models", headers={"X-Request-ID": "a-look"})
     service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
-    lines = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
+    lines = [service.told(request_id=name) for name in ("good", "bad", "a-look", "a-scrape")]
     assert [line["event"] for line in lines] == [
         "POST /predict 200",
         "POST /predict 422",
@@ -259,15 +259,15 @@ def test_terminal_lines_are_readable_without_control_sequences(
 
 
 def test_terminal_receives_only_colour_codes() -> None:
-    ours, theirs = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=theirs, cwd=ROOT) as process:
-        os.close(theirs)
+    controller, terminal = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=terminal, cwd=ROOT) as process:
+        os.close(terminal)
         output = b""
         try:
-            while chunk := os.read(ours, 65536):
+            while chunk := os.read(controller, 65536):
                 output += chunk
         except OSError:  # the end of a terminal
-            os.close(ours)
+            os.close(controller)
     assert process.returncode == 1
     assert b"\x1b[" in output
     plain = re.sub(rb"\x1b\[\d+m", b"", output).decode()

@@ -141,7 +141,7 @@ BAD = [np.nan, np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("form", [np.array, list, pd.Series, lambda found: pd.DataFrame({"y": found})])
+@pytest.mark.parametrize("form", [np.array, list, pd.Series, lambda result: pd.DataFrame({"y": result})])
 @pytest.mark.parametrize(
     "model_contract",
     [contract_for(one("double")), contract_for(FLOATS), contract_for(FLOATS, task="regression")],
@@ -165,7 +165,7 @@ def test_non_finite_number_invalidates_row_in_any_shape(bad: float) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_missing_number_fails_its_row_and_other_missing_values_are_null(kind: str) -> None:
+def test_missing_number_fails_row_and_other_values_are_null(kind: str) -> None:
     present = {
         "boolean": True,
         "integer": 1,
@@ -208,8 +208,8 @@ def contract_for_anything() -> Contract:
     ],
 )
 def test_numbers_must_be_finite_without_signature(form: Any, bad: float) -> None:
-    (found,) = predictions(contract_for_anything(), form(bad))
-    assert found is NOT_FINITE
+    (result,) = predictions(contract_for_anything(), form(bad))
+    assert result is NOT_FINITE
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ def test_probabilities_yield_most_likely_class() -> None:
         tensor("float64", -1),
         Schema(columns("a: double, b: double, c: double")),
     ):
-        found = predictions(classifier(outputs), chances)
-        assert [(row["prediction"], row["label"], row["confidence"]) for row in found] == [
+        result = predictions(classifier(outputs), chances)
+        assert [(row["prediction"], row["label"], row["confidence"]) for row in result] == [
             (1, "versicolor", 0.5),
             (2, "virginica", 0.5),
             (0, "setosa", 0.5),
         ]
-        assert found[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
+        assert result[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
 
 
 def test_probabilities_are_read_by_name_or_position() -> None:
@@ -331,10 +331,10 @@ CONTRACTS = [
 
 @given(st.sampled_from(CONTRACTS), st.lists(arrays, min_size=1, max_size=3), st.permutations(["a", "b", "c"]))
 def test_any_output_is_prediction_per_row_or_fails(
-    model_contract: Contract, found: list[pa.Array], names: list[str]
+    model_contract: Contract, data: list[pa.Array], names: list[str]
 ) -> None:
-    rows = min(map(len, found))
-    batch = pa.RecordBatch.from_arrays([array[:rows] for array in found], names=names[: len(found)])
+    rows = min(map(len, data))
+    batch = pa.RecordBatch.from_arrays([array[:rows] for array in data], names=names[: len(data)])
     with suppress(ModelFailed):
         predicted = model_contract.predictions(batch)
         assert len(predicted) == rows
@@ -389,9 +389,9 @@ def test_any_output_is_prediction_per_row_or_fails(
 )
 def test_predictions_are_documented(model_contract: Contract, expected: dict[str, Any]) -> None:
     schema = TypeAdapter(model_contract.prediction).json_schema()
-    found = {
-        name: {key: each[key] for key in each if key != "title"}
-        for name, each in schema["properties"].items()
+    result = {
+        name: {key: field[key] for key in field if key != "title"}
+        for name, field in schema["properties"].items()
     }
-    assert found == expected
+    assert result == expected
     assert schema["required"] == [*expected]

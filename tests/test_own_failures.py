@@ -53,9 +53,9 @@ def until_reverted(model: Model, version: str) -> tuple[int, int]:
 def value(service: Service, metric: str, name: str, version: str) -> float:
     """Return the sum of a metric of a version."""
     labels = (f'model="{name}"', f'version="{version}"')
-    found = service.metrics().items()
+    values = service.metrics().items()
     return sum(
-        number for key, number in found if key.startswith(metric) and all(label in key for label in labels)
+        number for key, number in values if key.startswith(metric) and all(label in key for label in labels)
     )
 
 

@@ -42,9 +42,11 @@ _LAST_SUCCESS = "serving_registry_last_success_timestamp_seconds"
 
 
 @pytest.fixture(scope="module")
-def cast(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Model]]:
+def unused_models(
+    new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Iterator[Model]]:
     """Serve models with a live first version from one service, as a start takes seconds."""
-    folder = tmp_path_factory.mktemp("cast")
+    folder = tmp_path_factory.mktemp("unused_models")
     registry = Registry(new_registry(folder))
     first = actor(registry.folder, factor=1.0)
     for name in NAMES:
@@ -64,14 +66,14 @@ def well(model: Model) -> Iterator[Model]:
 
 
 @pytest.fixture
-def model(cast: Iterator[Model]) -> Iterator[Model]:
+def model(unused_models: Iterator[Model]) -> Iterator[Model]:
     """Yield a model that no other test uses."""
-    yield from well(next(cast))
+    yield from well(next(unused_models))
 
 
 @pytest.fixture(scope="module")
-def constant(cast: Iterator[Model]) -> Model:
-    return next(cast)
+def constant(unused_models: Iterator[Model]) -> Model:
+    return next(unused_models)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def steady(constant: Model) -> Iterator[Model]:
     yield from well(constant)
 
 
-# -- 1
+# -- row 1
 
 
 def promote_under_load(model: Model) -> None:
@@ -493,11 +495,11 @@ def test_row_8_cold_start_without_registry_serves_last_live_version(
 
 
 @pytest.fixture(scope="module")
-def bereft(
+def recovered(
     distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Model]]:
     """Start models while the registry is away, without a copy and with a corrupted one."""
-    folder, registry = tmp_path_factory.mktemp("bereft"), distant.registry
+    folder, registry = tmp_path_factory.mktemp("recovered"), distant.registry
     distant.promote("3")
     registry.promote("unseen", registry.add("unseen"))
     shutil.copytree(kept, folder / "store")
@@ -514,17 +516,17 @@ def bereft(
         yield starting
 
 
-def test_row_9_cold_start_without_registry_or_copy_recovers(bereft: dict[str, Model]) -> None:
-    model = bereft["unseen"]
+def test_row_9_cold_start_without_registry_or_copy_recovers(recovered: dict[str, Model]) -> None:
+    model = recovered["unseen"]
     assert model.until_live("1")["warnings"] == []
     assert model.is_well("1")
 
 
-def test_row_10_corrupted_copy_is_not_served(bereft: dict[str, Model]) -> None:
-    model = bereft["distant"]
+def test_row_10_corrupted_copy_is_not_served(recovered: dict[str, Model]) -> None:
+    model = recovered["distant"]
     assert model.until_live("3")["warnings"] == []
     assert model.is_well("3")
-    bereft["unseen"].until_live("1")
+    recovered["unseen"].until_live("1")
     assert model.service.client.get("/ready").status_code == 200
 
 

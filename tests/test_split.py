@@ -47,7 +47,7 @@ def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
 
 
 def shares(traffic: TrafficSplit, slots: list[Slot]) -> list[float]:
-    """Return the share of the clients that each reference serves."""
+    """Return the shares of the clients that the references serve."""
     chosen = Counter(traffic.route(hash_bucket("actor", caller)) for caller in CALLERS)
     return [chosen[slot] / len(CALLERS) for slot in slots]
 

@@ -122,8 +122,8 @@ def test_recent_traffic_covers_one_minute(watched: Watched) -> None:
     watched.tick()
     record(iris, *[0.003] * 60, rows=4)
     watched.tick(12)
-    lately, _ = watched.timeline.recent("iris")
-    assert lately == RecentTraffic(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
+    recent, _ = watched.timeline.recent("iris")
+    assert recent == RecentTraffic(1.0, 0.0, 0.0, pytest.approx(0.00375), pytest.approx(0.004975), 4.0)
 
 
 def test_history_is_empty_before_the_first_tick(watched: Watched) -> None:

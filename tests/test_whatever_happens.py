@@ -126,7 +126,7 @@ def test_promoted_version_serves_after_any_events(fleet: Fleet) -> None:
                 self.promoted = version
                 fleet.promote(version)
                 fleet.until_live(version)
-            assert [each.faults for each in callers] == [[], []]
+            assert [caller.faults for caller in callers] == [[], []]
             if version != self.live:
                 self.live, self.has_crashed = version, False
 

@@ -50,7 +50,7 @@ class Vocabulary(PythonModel):
         self.words = Path(context.artifacts["words"]).read_text().split()
 
     def predict(self, context, model_input, params=None):
-        """Return the position of each word."""
+        """Return the positions of the words."""
         return [self.words.index(word) if word in self.words else -1 for word in model_input["word"]]
 
 
