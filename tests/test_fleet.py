@@ -38,7 +38,7 @@ def test_many_models_share_a_poll() -> None:
     results = simulate(Plan(COSTS, 100, 10, 20, seconds=90))
     markers, own = results.calls["marker"], results.calls["look"] + results.calls["aliases"]
     assert markers / results.measured_seconds / 10 == pytest.approx(1, rel=0.1)
-    # Each model also has a poll of its own and one of its aliases every ten seconds.
+    # Every ten seconds, every model also polls its versions and its aliases.
     assert own / results.measured_seconds / 10 == pytest.approx(20 * 2 / 10, rel=0.15)
 
 

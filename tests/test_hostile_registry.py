@@ -1,4 +1,4 @@
-"""A registry whose responses are huge or never end is away, and costs neither memory nor a thread."""
+"""A registry with huge or endless responses counts as away, and uses no memory or thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOMB = gzip.compress(b" " * (bounded_http.MAX_RESPONSE_BYTES + 1))
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Responds in the way that the first part of the path names."""
+    """Handles a request in the mode that the first part of its path names."""
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]
@@ -74,7 +74,7 @@ def address() -> Iterator[str]:
         ("garbage", "iris version 3|models:/iris/3"),
     ],
 )
-async def test_registry_whose_responses_have_no_bound_is_away(
+async def test_registry_with_unbounded_responses_is_away(
     address: str, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
 ) -> None:
     monkeypatch.setattr(bounded_http, "MAX_RESPONSE_SECONDS", 0.5)
@@ -99,7 +99,7 @@ def test_tags_are_printable_and_bounded(tags: dict[str, Any], expected: dict[str
     assert mlflow_entities.bounded(tags) == expected
 
 
-def test_tags_are_few() -> None:
+def test_number_of_tags_is_bounded() -> None:
     assert (
         len(mlflow_entities.bounded({str(number): "" for number in range(10_000)}))
         == mlflow_entities.MAX_TAGS

@@ -14,18 +14,18 @@ from serving.rollout.shadow import run_cooperatively
 
 
 @pytest.mark.anyio
-async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
+async def test_long_comparison_yields_to_the_event_loop() -> None:
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             await asyncio.sleep(0)
             turns += 1
 
-    beside = asyncio.create_task(others())
+    counting = asyncio.create_task(count_turns())
     await run_cooperatively(iter([64] * 100))
-    beside.cancel()
+    counting.cancel()
     assert turns >= 49
 
 
@@ -83,11 +83,11 @@ def test_invalid_stats_are_replaced(present: str) -> None:
         ),
     ],
 )
-def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
+def test_difference_is_measured(old: Any, new: Any, expected: float) -> None:
     assert difference(old, new) == pytest.approx(expected)
 
 
-def test_rows_are_tallied() -> None:
+def test_rows_are_counted() -> None:
     tally = ComparisonStats()
     for new in (b'{"prediction":1.0}', b'{"prediction":1.001}', b'{"prediction":2.0}'):
         tally.compare(b'{"prediction":1.0}', new)

@@ -27,9 +27,9 @@ from serving.telemetry.rate_limit import FixedWindow
 from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
-LEFT_OUT = re.compile(r"dropped lines of output: (\d+)")
+DROPPED = re.compile(r"dropped lines of output: (\d+)")
 KEY = f"sk_{'0' * 16}_{'a' * 43}"
-# Control sequences that clear a terminal, and characters that log readers treat as the end of a line.
+# Control sequences that clear a terminal, and characters that readers treat as line ends.
 HOSTILE = "\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 ESCAPED = r"\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 
@@ -85,7 +85,7 @@ def test_version_lines_name_the_version(service: Service) -> None:
     assert (live["model"], live["version"], live["reference"]) == ("actor", "1", "models:/actor/1")
 
 
-def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
+def test_model_error_cannot_forge_a_line(service: Service) -> None:
     text = HOSTILE.encode("unicode_escape").decode()
     assert predict(service, f"raise:{text}", **{"X-Request-ID": "a-forger"}).status_code == 500
     failed = service.told(request_id="a-forger", level="error")
@@ -95,13 +95,13 @@ def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
 
 
 @pytest.mark.parametrize("act", ["print", "write"])
-def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(service: Service, act: str) -> None:
+def test_model_output_is_logged_and_cannot_forge_a_line(service: Service, act: str) -> None:
     forged = json.dumps(
         {"event": f"the service was hacked by {act}", "level": "critical", "logger": "serving"}
     )
     text = f"{forged}{HOSTILE}\n".encode("unicode_escape").decode().replace(" ", r"\x20")
     assert predict(service, f"{act}:{text}").status_code == 200
-    # A newline starts another record, which names the model as well.
+    # A newline starts another record with the same model.
     whole = service.told(event=forged + r"\r", level="info")
     rest = service.told(event=ESCAPED.removeprefix(r"\r\n"))
     for line in (whole, rest):
@@ -109,7 +109,7 @@ def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(servic
     assert all(line.isprintable() for line in service.log)
 
 
-def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
+def test_flood_of_model_output_is_truncated(service: Service) -> None:
     assert predict(service, "flood:200000").status_code == 200
     assert predict(service, "print:after").status_code == 200
 
@@ -120,7 +120,7 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
         ]
         return sum(map(int, numbers)) + events.count("flood")
 
-    def next_line() -> bool:  # it reports the number of lines that were left out
+    def next_line() -> bool:  # the next line reports the number of dropped lines
         return predict(service, "print:after").status_code == 200 and left_out() >= 200_000
 
     until(next_line)
@@ -139,7 +139,7 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
         f"{{'token':\\x20'{PASSWORD}'}}",
     ],
 )
-def test_no_secret_is_logged_whoever_tells_it(service: Service, secret: str) -> None:
+def test_no_secret_is_logged(service: Service, secret: str) -> None:
     assert predict(service, f"print:tell\\x20{secret} raise:tell\\x20{secret}").status_code == 500
     until(lambda: [line for line in service.lines() if line["event"].startswith("tell")])
     log = "\n".join(service.log)
@@ -155,14 +155,14 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
     service.client.get("/models", headers={"X-Request-ID": "a-look"})
     service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
-    found = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
-    assert [line["event"] for line in found] == [
+    lines = [service.told(request_id=name) for name in ("good", "bad", "a-look", "a-scrape")]
+    assert [line["event"] for line in lines] == [
         "POST /predict 200",
         "POST /predict 422",
         "GET /models 200",
         "GET /metrics 200",
     ]
-    good = found[0]
+    good = lines[0]
     assert {
         "logger": "serving.access",
         "method": "POST",
@@ -173,7 +173,7 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     assert good["duration_ms"] > 0
 
 
-def test_a_path_can_forge_no_line(service: Service) -> None:
+def test_request_path_cannot_forge_a_line(service: Service) -> None:
     path = "/" + "".join(f"%{byte:02x}" for byte in HOSTILE.encode())
     assert service.client.get(path).status_code == 400  # control characters do not reach the application
     path = "/%e2%80%ae%7bforged%7d"
@@ -219,7 +219,7 @@ def test_access_log_samples_requests(caplog: pytest.LogCaptureFixture) -> None:
     assert 350 < len(logged(0.5, "/predict", 200, caplog, 1000)) < 650
 
 
-def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_failures_is_truncated(caplog: pytest.LogCaptureFixture) -> None:
     access, now = AccessLog(0), [0.0]
     access._failures = FixedWindow(100, lambda: now[0])
     context = RequestContext("one", "POST", "/predict", (), None, {})
@@ -234,7 +234,7 @@ def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixt
 # -- on a terminal
 
 
-def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_terminal(
+def test_terminal_lines_are_readable_without_control_sequences(
     registry_of_actor: Registry, tmp_path: Path
 ) -> None:
     env = environment(registry_of_actor.uri, tmp_path, models="models:/actor/1") | {"NO_COLOR": "1"}
@@ -247,7 +247,7 @@ def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_termi
         assert predict(service, "", **{"X-Request-ID": "good"}).status_code == 200
         text = f"{HOSTILE}\n12:00:00 [info] forged".encode("unicode_escape").decode().replace(" ", r"\x20")
         assert predict(service, f"raise:{text}", **{"X-Request-ID": "bad"}).status_code == 500
-        # Failures are logged although the access log is off; the model's text is behind the mark.
+        # Failures are logged even without an access log; continuation lines have a marker.
         service.logged(re.compile(r"POST /predict 500 +\[serving\.access\].* request_id=bad"))
     finally:
         assert service.stop() == 0
@@ -259,16 +259,16 @@ def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_termi
     assert not [line for line in service.log if "request_id=good" in line]
 
 
-def test_a_terminal_receives_only_colour_codes() -> None:
-    ours, theirs = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=theirs, cwd=ROOT) as process:
-        os.close(theirs)
+def test_terminal_receives_only_colour_codes() -> None:
+    controller, terminal = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=terminal, cwd=ROOT) as process:
+        os.close(terminal)
         output = b""
         try:
-            while piece := os.read(ours, 65536):
-                output += piece
+            while chunk := os.read(controller, 65536):
+                output += chunk
         except OSError:  # the end of a terminal
-            os.close(ours)
+            os.close(controller)
     assert process.returncode == 1
     assert b"\x1b[" in output
     plain = re.sub(rb"\x1b\[\d+m", b"", output).decode()
@@ -299,7 +299,7 @@ raise RuntimeError(text)
 """
 
 
-def test_whoever_says_something_says_it_in_a_line() -> None:
+def test_every_source_logs_lines() -> None:
     command = [sys.executable, "-c", ALL_SOURCES, HOSTILE, "mlflow"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stderr.split("\n")[:-1]]
@@ -313,11 +313,11 @@ def test_whoever_says_something_says_it_in_a_line() -> None:
         ("mlflow.tracking", "warning"),
         ("serving", "critical"),
     ]
-    first, untold, _, _, warned, in_thread, _, last = lines
+    first, malformed, _, _, warned, in_thread, _, last = lines
     assert first["event"] == first["field"] == ESCAPED
     assert first["token"] == "***"
     assert ESCAPED in first
-    assert untold["event"] == "cannot format a log record of serving.test: TypeError"
+    assert malformed["event"] == "cannot format a log record of serving.test: TypeError"
     assert warned["event"].startswith(f"UserWarning: of python: {ESCAPED} (")
     assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
     assert last["exception"].startswith("Traceback (most recent call last):\n")
@@ -364,13 +364,13 @@ def test_format_and_level_are_configurable() -> None:
         ("a bearer token and basic authentication", "a bearer token and basic authentication"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
+def test_secret_patterns_are_redacted(text: str, shown: str) -> None:
     assert redact(text) == shown
     assert redact(shown) == shown
 
 
 @pytest.mark.parametrize("name", ["token", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "Authorization"])
-def test_secrets_are_known_by_their_names(name: str) -> None:
+def test_secrets_are_recognized_by_name(name: str) -> None:
     assert is_secret(name)
 
 
@@ -380,7 +380,7 @@ def test_ordinary_names_are_not_secrets(name: str) -> None:
 
 
 @given(before=st.text(), after=st.text())
-def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> None:
+def test_known_secret_is_redacted_anywhere(before: str, after: str) -> None:
     assert "hunter2 & co" not in Redaction(["hunter2 & co"])(f"{before}hunter2 & co{after}")
 
 
@@ -395,6 +395,6 @@ def test_truncation_exposes_no_part_of_a_secret(field: str, before: int) -> None
 
 
 @given(st.text())
-def test_escaped_texts_are_printable(text: str) -> None:
+def test_escaped_text_is_printable(text: str) -> None:
     assert escape_control_chars(text).isprintable()
     assert not text.isprintable() or escape_control_chars(text) == text

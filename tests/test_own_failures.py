@@ -53,13 +53,13 @@ def until_reverted(model: Model, version: str) -> tuple[int, int]:
 def value(service: Service, metric: str, name: str, version: str) -> float:
     """Return the sum of a metric of a version."""
     labels = (f'model="{name}"', f'version="{version}"')
-    found = service.metrics().items()
+    values = service.metrics().items()
     return sum(
-        each for key, each in found if key.startswith(metric) and all(label in key for label in labels)
+        number for key, number in values if key.startswith(metric) and all(label in key for label in labels)
     )
 
 
-def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
+def test_row_47_deadlines_set_by_callers_do_not_count(
     models: dict[str, Model],
 ) -> None:
     model = models["hurried"]
@@ -69,14 +69,14 @@ def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
         body = row if path == "predict" else {"rows": [row]}
         for seconds in ("0.1", "0.02", "0.1"):
             headers = {"X-Request-Timeout": seconds}
-            answer = model.service.client.post(f"/models/{model.name}/{path}", json=body, headers=headers)
-            assert answer.status_code == 504
+            response = model.service.client.post(f"/models/{model.name}/{path}", json=body, headers=headers)
+            assert response.status_code == 504
     assert model.predict(1.0).headers["x-model-version"] == version
     failed, requests = until_reverted(model, version)
-    assert failed == requests - 1  # those with a short deadline count neither as failed nor as successful
+    assert failed == requests - 1  # requests with a short deadline are not counted
 
 
-def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
+def test_row_47_rows_that_fail_on_any_version_do_not_count(
     models: dict[str, Model],
 ) -> None:
     model = models["poisoned"]
@@ -93,10 +93,10 @@ def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
     assert model.is_well("1")
 
 
-def test_row_47_rows_that_kill_any_version_do_not_count_against_a_version(models: dict[str, Model]) -> None:
+def test_row_47_rows_that_kill_any_version_do_not_count(models: dict[str, Model]) -> None:
     model = models["killed"]
     version = promoted(model)
-    for _ in range(2):  # each is tried twice, so that four processes die
+    for _ in range(2):  # a request is retried once, so four processes die
         assert model.predict(1.0, "exit:1").status_code == 503
     until(lambda: value(model.service, "serving_process_deaths_total", model.name, "1") > 0)
     assert model.is_well(version)

@@ -30,7 +30,7 @@ def contract(*names: str) -> Contract:
 
 @dataclass(eq=False)
 class Live:
-    """The attributes of a loaded version that a traffic split and a traffic window use."""
+    """A loaded version reduced to what a traffic split and a traffic window use."""
 
     contract: Contract = field(default_factory=lambda: contract("x"))
     request_counts: RequestCounts = field(default_factory=RequestCounts)
@@ -47,7 +47,7 @@ def split(*weights: float) -> tuple[TrafficSplit, list[Slot]]:
 
 
 def shares(traffic: TrafficSplit, slots: list[Slot]) -> list[float]:
-    """Return the share of the clients that each reference serves."""
+    """Return the shares of the clients that the references serve."""
     chosen = Counter(traffic.route(hash_bucket("actor", caller)) for caller in CALLERS)
     return [chosen[slot] / len(CALLERS) for slot in slots]
 
@@ -58,7 +58,7 @@ def test_requests_are_distributed_by_weight(weights: tuple[float, ...]) -> None:
     assert shares(traffic, slots) == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
 
 
-def test_point_stays_while_share_grows() -> None:
+def test_client_keeps_its_bucket_while_share_grows() -> None:
     traffic, slots = split(95, 5)
     before = {caller for caller in CALLERS if traffic.route(hash_bucket("actor", caller)) is slots[1]}
     traffic.set_weight(slots[1], 0.25)
@@ -145,13 +145,13 @@ def test_primary_with_few_requests_uses_previous_window() -> None:
     def measured(answered: int, failed: int, has_traffic: bool = True) -> tuple[int, int]:
         live.request_counts.answered += answered
         live.request_counts.failed += failed
-        found = watch.baseline(has_traffic=has_traffic)
-        return found.requests - found.failed, found.failed
+        stats = watch.baseline(has_traffic=has_traffic)
+        return stats.requests - stats.failed, stats.failed
 
     assert measured(*before) == before
     watch.begin()
     assert measured(0, 0) == before
-    assert measured(19, 1) == (19, 1)  # worse than before: others may fail for the same reason
+    assert measured(19, 1) == (19, 1)  # a worse baseline: both may fail for the same reason
     assert measured(0, 0, has_traffic=False) == before
     assert measured(79, 0) == before
     assert measured(1, 0) == (99, 1)
@@ -185,7 +185,7 @@ def test_invalid_weight_is_rejected(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"models": "models:/a@x=1"}, "set a weight for all of its references"),
         ({"models": "models:/a@x=1,models:/a@y"}, "set a weight for all of its references"),
@@ -197,11 +197,11 @@ def test_invalid_weight_is_rejected(text: str) -> None:
         ({"models": "models:/a/1", "shadow": "models:/a/1"}, "also in SERVING_MODELS"),
     ],
 )
-def test_invalid_setting_is_reported(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_setting_is_reported(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         Settings(**wrong)
     (line,) = format_errors(caught.value)  # type: ignore[arg-type]
-    assert told in line
+    assert message in line
     assert line.startswith("SERVING_")
 
 

@@ -41,7 +41,7 @@ class Downloads:
 
 @pytest.fixture
 def saved(registry: str, tmp_path: Path) -> Path:
-    """A model that is registered as version 1 of `actor`."""
+    """Register a model as version 1 of `actor`."""
     folder = actor(tmp_path)
     Registry(registry).register("actor", folder)
     return folder
@@ -49,8 +49,8 @@ def saved(registry: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(registry: str) -> Iterator[RegistryClient]:
-    with closing(RegistryClient(Settings(tracking_uri=registry))) as made:
-        yield made
+    with closing(RegistryClient(Settings(tracking_uri=registry))) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def download(client: RegistryClient) -> Downloads:
 
 @pytest.fixture
 async def version(client: RegistryClient, saved: Path) -> Version:
-    found, _ = await client.resolve(Reference.parse("models:/actor/1"))
-    return await client.complete(found)
+    result, _ = await client.resolve(Reference.parse("models:/actor/1"))
+    return await client.complete(result)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "store", "sqlite:///registry")
 
 
-# -- kept copies
+# -- stored copies
 
 
 async def test_fetched_artifacts_equal_the_logged_ones(
@@ -108,13 +108,13 @@ async def test_versions_are_stored_separately(
 ) -> None:
     Registry(registry).register("actor", saved)
     second, _ = await client.resolve(Reference.parse("models:/actor/2"))
-    folders = {(await store.fetch(each, download)).folder for each in (version, second)}
+    folders = {(await store.fetch(item, download)).folder for item in (version, second)}
     assert len(folders) == 2
 
 
 def _flip(folder: Path) -> None:
     path = max(
-        (folder / "artifacts").rglob("*"), key=lambda each: each.stat().st_size if each.is_file() else 0
+        (folder / "artifacts").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0
     )
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -153,9 +153,9 @@ async def test_several_fronts_can_fetch_at_once(
     version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     stores = [ArtifactStore(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
-    found = await asyncio.gather(*(store.fetch(version, download) for store in stores))
-    assert len({each.digest for each in found}) == 1
-    assert all(digest(each.folder) == each.digest for each in found)
+    result = await asyncio.gather(*(store.fetch(version, download) for store in stores))
+    assert len({artifacts.digest for artifacts in result}) == 1
+    assert all(digest(artifacts.folder) == artifacts.digest for artifacts in result)
     assert fetching(tmp_path) == []
 
 
@@ -169,7 +169,7 @@ async def test_discarded_version_is_downloaded_again(
     assert download.count == 2
 
 
-# -- what goes wrong
+# -- failures
 
 
 def fetching(folder: Path) -> list[Path]:
@@ -291,6 +291,6 @@ def plant(tree: dict[str, bytes], folder: Path, backwards: bool = False) -> str:
 @given(trees, trees)
 def test_digest_depends_on_contents_and_names_only(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        found = plant(one, Path(first))
-        assert found.startswith("sha256:")
-        assert (found == plant(other, Path(second), backwards=True)) is (one == other)
+        result = plant(one, Path(first))
+        assert result.startswith("sha256:")
+        assert (result == plant(other, Path(second), backwards=True)) is (one == other)

@@ -1,4 +1,4 @@
-"""Runs of the two examples, and their traces in the registry."""
+"""Runs of the two examples, and their results in the registry."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_every_option_changes_the_metrics(trained: Trained, option: dict[str, An
     assert changed.metrics != trained.metrics
 
 
-def test_too_small_a_split_is_one_sentence() -> None:
+def test_too_small_split_is_reported_in_one_sentence() -> None:
     with pytest.raises(TrainingError, match="can't be split"):
         train(iris(), Options(test_size=0.001))
 
