@@ -24,11 +24,11 @@ class Ledger:
     def prediction(self, identity: str) -> dict[str, Any]:
         """Return a prediction with the metadata of its version once it is written."""
         facts = (versions.c.model, versions.c.version.label("number"), versions.c.run_id, versions.c.task)
-        asked = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
+        query = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
 
         def found() -> Any:
             with transaction(self.engine) as connection:
-                return connection.execute(asked).mappings().one_or_none()
+                return connection.execute(query).mappings().one_or_none()
 
         row = dict(until(found))
         return row | {name: json.loads(row[name]) for name in ("inputs", "outputs")}
@@ -45,9 +45,9 @@ class Ledger:
 
     def outcomes(self, identity: str) -> dict[int, Any]:
         """Return the outcomes of a prediction by row."""
-        asked = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
+        query = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
         with transaction(self.engine) as connection:
-            return {row: json.loads(outcome) for row, outcome in connection.execute(asked)}
+            return {row: json.loads(outcome) for row, outcome in connection.execute(query)}
 
 
 def recorded(answer: httpx.Response) -> str:
@@ -66,5 +66,5 @@ _SAMPLES = {
 
 def measured(service: Service, *names: str) -> list[int]:
     """Return metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
-    found = service.metrics()
-    return [int(found[_SAMPLES[name]]) for name in names]
+    metrics = service.metrics()
+    return [int(metrics[_SAMPLES[name]]) for name in names]

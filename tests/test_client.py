@@ -62,8 +62,8 @@ async def test_stage_names_its_highest_version(client: RegistryClient, catalogue
     for version in ("3", "2"):
         catalogue.promote("iris", version, archive=False)
     catalogue.promote("iris", "4", "Staging")
-    found, rivals = await client.resolve(Reference.parse("models:/iris/Production"))
-    assert (found.version, found.stage) == ("3", "Production")
+    result, rivals = await client.resolve(Reference.parse("models:/iris/Production"))
+    assert (result.version, result.stage) == ("3", "Production")
     assert [rival.version for rival in rivals] == ["2"]
     assert (await resolved(client, "models:/iris/staging")).version == "4"
     assert (await resolved(client, "models:/iris/None")).version == "1"
@@ -86,8 +86,8 @@ async def test_alias_names_its_current_version(client: RegistryClient, catalogue
 
 async def test_number_names_its_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("1", "4"):
-        found = await resolved(client, f"models:/iris/{version}")
-        assert (found.name, found.version, found.stage) == ("iris", version, None)
+        result = await resolved(client, f"models:/iris/{version}")
+        assert (result.name, result.version, result.stage) == ("iris", version, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,12 +114,12 @@ async def test_version_has_its_metadata(client: RegistryClient, catalogue: Regis
     catalogue.alias("actor", "champion", "1")
     catalogue.alias("actor", "best", "1")
     catalogue.client.set_model_version_tag("actor", "1", "team", "flowers")
-    found = await client.complete(await resolved(client, "models:/actor/Production"))
-    assert found.tags == {"team": "flowers"}
-    assert (found.version, found.stage, found.aliases) == ("1", "Production", ("best", "champion"))
-    assert (found.run_id, found.model_id) == (run.info.run_id, logged.model_id)
-    assert found.source == f"models:/{logged.model_id}"
-    folder = await client.download(found, tmp_path / "download", anywhere)
+    result = await client.complete(await resolved(client, "models:/actor/Production"))
+    assert result.tags == {"team": "flowers"}
+    assert (result.version, result.stage, result.aliases) == ("1", "Production", ("best", "champion"))
+    assert (result.run_id, result.model_id) == (run.info.run_id, logged.model_id)
+    assert result.source == f"models:/{logged.model_id}"
+    folder = await client.download(result, tmp_path / "download", anywhere)
     assert (folder / "MLmodel").is_file()
 
 
@@ -133,14 +133,14 @@ async def test_logged_model_is_served_without_a_version(
             signature=ModelSignature(Schema(columns("x: double"))),
             pip_requirements=[],
         )
-    found = await client.complete(await resolved(client, f"models:/{logged.model_id}"))
-    assert (found.version, found.stage, found.model_id, found.run_id) == (
+    result = await client.complete(await resolved(client, f"models:/{logged.model_id}"))
+    assert (result.version, result.stage, result.model_id, result.run_id) == (
         None,
         None,
         logged.model_id,
         run.info.run_id,
     )
-    assert ((await client.download(found, tmp_path / "download", anywhere)) / "MLmodel").is_file()
+    assert ((await client.download(result, tmp_path / "download", anywhere)) / "MLmodel").is_file()
 
 
 async def test_artifacts_are_downloaded_unchanged(

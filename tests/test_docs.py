@@ -185,7 +185,9 @@ def functions(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            methods = [
+                member for member in node.body if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
             names |= {f"{node.name}.{method.name}" for method in methods}
     return names
 

@@ -55,22 +55,22 @@ def connected(service: Service, count: int, *, asking: bool = False) -> Iterator
     assert hard == resource.RLIM_INFINITY or hard > 2 * MOST, "this machine lets too few files be open"
     try:
         with ExitStack() as stack:
-            made = []
+            opened = []
             for _ in range(count):
-                made.append(stack.enter_context(socket.create_connection(service.address, timeout=60)))
-                assert not asking or ask(made[-1]).startswith(b"HTTP/1.1 200 ")
-            yield made
+                opened.append(stack.enter_context(socket.create_connection(service.address, timeout=60)))
+                assert not asking or ask(opened[-1]).startswith(b"HTTP/1.1 200 ")
+            yield opened
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def received(connection: socket.socket) -> bytes:
     """Return all data until the server closes the connection."""
-    found = b""
+    response = b""
     with suppress(ConnectionResetError):
         while data := connection.recv(65536):
-            found += data
-    return found
+            response += data
+    return response
 
 
 def problem(answer: bytes, status: int) -> dict[str, object]:
@@ -104,8 +104,8 @@ def test_row_32_slow_requests_are_closed_and_others_served(service: Service) -> 
             is_well(service)
             for key, _ in selector.select(0.05):
                 assert isinstance(key.fileobj, socket.socket)
-                found = received(key.fileobj)
-                assert found == b"" if key.data == 0 else problem(found, 408)
+                data = received(key.fileobj)
+                assert data == b"" if key.data == 0 else problem(data, 408)
                 selector.unregister(key.fileobj)
                 answers += 1
             for key in list(selector.get_map().values()):

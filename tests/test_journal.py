@@ -59,8 +59,8 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('journal')}/journal.db"
-    found: str = request.getfixturevalue("postgres").create("journal")
-    return found
+    database_url: str = request.getfixturevalue("postgres").create("journal")
+    return database_url
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def stub(service: Service) -> Iterator[Any]:
 def batch(service: Service, model: str, rows: list[Any]) -> list[Any]:
     """Return the response of the typed route to these rows."""
     answer = service.client.post(f"/models/{model}/predict/batch", json={"rows": rows})
-    found: list[Any] = answer.json()["predictions"]
-    return found
+    results: list[Any] = answer.json()["predictions"]
+    return results
 
 
 # -- records
@@ -110,18 +110,18 @@ def test_prediction_is_recorded_with_its_metadata(service: Service, ledger: Ledg
     before = datetime.now(UTC)
     answer = service.client.post("/predict", json=ROW, headers={"X-Request-ID": "mine"})
     after = datetime.now(UTC)
-    found = ledger.prediction(recorded(answer))
-    told = answer.json()
-    assert (found["model"], found["number"]) == (told["model"]["name"], told["model"]["version"])
-    assert found["run_id"] == stock.client.get_model_version("iris", "1").run_id
-    assert found["task"] == "classification"
-    assert (found["protocol"], found["rows"], found["params"]) == ("predict", 1, None)
-    assert found["inputs"] == [ROW]
-    del told["model"]
-    assert found["outputs"] == [told]
-    assert found["request_id"] == "mine"
-    assert 0 < found["latency"] < (after - before).total_seconds()
-    at = found["at"].replace(tzinfo=UTC)
+    stored = ledger.prediction(recorded(answer))
+    body = answer.json()
+    assert (stored["model"], stored["number"]) == (body["model"]["name"], body["model"]["version"])
+    assert stored["run_id"] == stock.client.get_model_version("iris", "1").run_id
+    assert stored["task"] == "classification"
+    assert (stored["protocol"], stored["rows"], stored["params"]) == ("predict", 1, None)
+    assert stored["inputs"] == [ROW]
+    del body["model"]
+    assert stored["outputs"] == [body]
+    assert stored["request_id"] == "mine"
+    assert 0 < stored["latency"] < (after - before).total_seconds()
+    at = stored["at"].replace(tzinfo=UTC)
     assert before - timedelta(milliseconds=1) <= at <= after
 
 
@@ -154,11 +154,11 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_every_http_protocol_is_recorded_alike(service: Service, ledger: Ledger, way: str) -> None:
     path, sent = WAYS[way]
     answer = service.client.post(path, **sent)
-    found = ledger.prediction(recorded(answer))
-    assert (found["model"], found["protocol"], found["rows"]) == ("iris", way.split()[0], 3)
-    assert found["inputs"] == FLOWERS
-    assert found["outputs"] == batch(service, "iris", FLOWERS)
-    assert found["request_id"] == answer.headers["x-request-id"]
+    stored = ledger.prediction(recorded(answer))
+    assert (stored["model"], stored["protocol"], stored["rows"]) == ("iris", way.split()[0], 3)
+    assert stored["inputs"] == FLOWERS
+    assert stored["outputs"] == batch(service, "iris", FLOWERS)
+    assert stored["request_id"] == answer.headers["x-request-id"]
 
 
 def test_grpc_predictions_are_recorded(service: Service, ledger: Ledger, stub: Any) -> None:
@@ -167,18 +167,18 @@ def test_grpc_predictions_are_recorded(service: Service, ledger: Ledger, stub: A
         for name, values in IN_COLUMNS.items()
     ]
     answer, call = stub.ModelInfer.with_call(protos.ModelInferRequest(model_name="iris", inputs=inputs))
-    told = dict(call.initial_metadata())
-    found = ledger.prediction(told["x-prediction-id"])
-    assert (found["protocol"], found["rows"], found["request_id"]) == ("grpc", 3, answer.id)
-    assert (found["inputs"], found["outputs"]) == (FLOWERS, batch(service, "iris", FLOWERS))
+    metadata = dict(call.initial_metadata())
+    stored = ledger.prediction(metadata["x-prediction-id"])
+    assert (stored["protocol"], stored["rows"], stored["request_id"]) == ("grpc", 3, answer.id)
+    assert (stored["inputs"], stored["outputs"]) == (FLOWERS, batch(service, "iris", FLOWERS))
 
 
 def test_stream_is_recorded_by_part(service: Service, ledger: Ledger) -> None:
     row = {"x": 2.0, "act": "say:a say:b"}
     answer = service.client.post("/models/speaker/predict/stream", json=row)
-    found = ledger.prediction(recorded(answer))
-    assert (found["protocol"], found["rows"]) == ("stream", 1)
-    assert (found["inputs"], found["outputs"]) == ([row], [["a", "b"]])
+    stored = ledger.prediction(recorded(answer))
+    assert (stored["protocol"], stored["rows"]) == ("stream", 1)
+    assert (stored["inputs"], stored["outputs"]) == ([row], [["a", "b"]])
 
 
 @pytest.mark.parametrize("name", ["nested", "arrays"])
@@ -188,26 +188,26 @@ def test_nested_values_are_recorded_as_json(service: Service, ledger: Ledger, na
         (f"/models/{name}/predict", row),
         (f"/invocations?model={name}", {"inputs": [row]} if name == "nested" else {"instances": [row]}),
     ]:
-        found = ledger.prediction(recorded(service.client.post(path, json=sent)))
-        (told,) = found["inputs"]
-        assert {name: value for name, value in told.items() if value is not None} == json.loads(
+        stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+        (inputs,) = stored["inputs"]
+        assert {name: value for name, value in inputs.items() if value is not None} == json.loads(
             json.dumps(row)
         )
-        assert found["outputs"] == batch(service, name, [row])
+        assert stored["outputs"] == batch(service, name, [row])
 
 
 def test_bytes_and_dates_are_recorded_as_base64_and_iso_8601(service: Service, ledger: Ledger) -> None:
     photo = base64.b64encode(b"\x00\xff").decode()
     sent = {"dataframe_records": [{"x": 1.0, "photo": photo, "at": "2026-01-31T10:00:00"}]}
-    found = ledger.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
-    assert found["inputs"] == sent["dataframe_records"]
+    stored = ledger.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
+    assert stored["inputs"] == sent["dataframe_records"]
 
 
 def test_single_output_for_all_rows_is_recorded_once(service: Service, ledger: Ledger) -> None:
     sent = {"dataframe_records": [{"x": 1.0}, {"x": 2.5}]}
-    found = ledger.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
-    assert found["rows"] == 2
-    assert found["outputs"] == [{"prediction": {"total": 3.5, "rows": 2}}]
+    stored = ledger.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
+    assert stored["rows"] == 2
+    assert stored["outputs"] == [{"prediction": {"total": 3.5, "rows": 2}}]
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_single_output_for_all_rows_is_recorded_once(service: Service, ledger: L
 def test_parameters_are_recorded_with_the_rows(
     service: Service, ledger: Ledger, path: str, sent: Any
 ) -> None:
-    found = ledger.prediction(recorded(service.client.post(path, json=sent)))
-    assert json.loads(found["params"]) == {"factor": 3.0}
-    assert [row["x"] for row in found["inputs"]] == [1.0]
-    assert found["outputs"] == [{"prediction": 3.0}]
+    stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+    assert json.loads(stored["params"]) == {"factor": 3.0}
+    assert [row["x"] for row in stored["inputs"]] == [1.0]
+    assert stored["outputs"] == [{"prediction": 3.0}]
 
 
 @pytest.mark.parametrize(
@@ -241,8 +241,8 @@ def test_cached_response_is_a_separate_prediction(
     assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
     first, second = (ledger.prediction(recorded(answer)) for answer in answers)
     assert first["id"] != second["id"]
-    told = ("inputs", "outputs", "params", "rows", "protocol")
-    assert [first[name] for name in told] == [second[name] for name in told]
+    fields = ("inputs", "outputs", "params", "rows", "protocol")
+    assert [first[name] for name in fields] == [second[name] for name in fields]
     assert json.loads(second["params"]) == {"factor": 3.0}
 
 
@@ -250,11 +250,11 @@ def test_cached_response_of_another_protocol_is_recorded(service: Service, ledge
     sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [9.0, 8.0]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
-    found = ledger.prediction(recorded(answers[1]))
-    assert found["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
+    stored = ledger.prediction(recorded(answers[1]))
+    assert stored["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
     first = ledger.prediction(recorded(answers[0]))
-    told = ("inputs", "outputs", "params", "rows", "protocol")
-    assert [first[name] for name in told] == [found[name] for name in told]
+    fields = ("inputs", "outputs", "params", "rows", "protocol")
+    assert [first[name] for name in fields] == [stored[name] for name in fields]
 
 
 def test_rejected_and_failed_requests_are_not_recorded(service: Service, ledger: Ledger) -> None:
@@ -290,10 +290,10 @@ def feed_back(service: Service, sent: Any, **headers: str) -> Any:
 
 def quality(service: Service, name: str) -> dict[str, Any] | None:
     """Return the quality of a model's live version in `/ready`."""
-    found: dict[str, Any] | None = next(
+    stored: dict[str, Any] | None = next(
         each["quality"] for each in service.ready()["models"] if each["name"] == name
     )
-    return found
+    return stored
 
 
 def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledger, stock: Registry) -> None:
@@ -393,11 +393,11 @@ def test_impossible_outcome_is_rejected(
     service: Service, ledger: Ledger, model: str, row: Any, outcome: Any
 ) -> None:
     identity = recorded(service.client.post(f"/models/{model}/predict", json=row))
-    told = problem(feed_back(service, {"prediction_id": identity, "outcome": outcome}), 422)
-    assert told["errors"][0]["loc"] == ["outcome"]
+    body = problem(feed_back(service, {"prediction_id": identity, "outcome": outcome}), 422)
+    assert body["errors"][0]["loc"] == ["outcome"]
     listed = {"feedback": [{"prediction_id": identity, "row": 7, "outcome": outcome}]}
-    told = problem(feed_back(service, listed), 422)
-    assert told["errors"][0]["loc"] == ["feedback", 0, "row"]
+    body = problem(feed_back(service, listed), 422)
+    assert body["errors"][0]["loc"] == ["feedback", 0, "row"]
     assert ledger.outcomes(identity) == {}
 
 
@@ -405,8 +405,8 @@ def test_one_invalid_outcome_rejects_the_batch(service: Service, ledger: Ledger)
     known = recorded(service.client.post("/predict", json=ROW))
     unknown = "00000000-0000-7000-8000-000000000000"
     sent = [{"prediction_id": each, "outcome": "setosa"} for each in (known, unknown)]
-    told = problem(feed_back(service, {"feedback": sent}), 404)
-    assert told["errors"] == [{"loc": ["feedback", 1, "prediction_id"], "msg": "There is no such prediction"}]
+    body = problem(feed_back(service, {"feedback": sent}), 404)
+    assert body["errors"] == [{"loc": ["feedback", 1, "prediction_id"], "msg": "There is no such prediction"}]
     assert ledger.outcomes(known) == {}
 
 
@@ -448,8 +448,8 @@ def test_export_has_one_line_per_row(service: Service, ledger: Ledger, url: str,
         assert done.returncode == 0, done.stderr
         table: pa.Table = parquet.read_table(file)
         assert f"{table.num_rows:,} rows" in done.stderr
-        found: list[dict[str, Any]] = table.to_pylist()
-        return found
+        lines: list[dict[str, Any]] = table.to_pylist()
+        return lines
 
     since = ledger.prediction(identity)["at"].replace(tzinfo=UTC)
     lines = exported("--model", "iris", "--version", "1", "--since", since.isoformat())

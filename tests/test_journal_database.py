@@ -59,15 +59,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/journal.db"
-    found: str = request.getfixturevalue("postgres").create(f"journal-{uuid7()}")
-    return found
+    database_url: str = request.getfixturevalue("postgres").create(f"journal-{uuid7()}")
+    return database_url
 
 
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
-    made = Ledger(url)
-    yield made
-    made.engine.dispose()
+    opened = Ledger(url)
+    yield opened
+    opened.engine.dispose()
 
 
 # -- the URL
@@ -120,9 +120,9 @@ def test_migration_keeps_float_sums(ledger: Ledger) -> None:
             connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
-        found = [each.metrics for each in feedback_store.model_qualities(connection)]
+        qualities = [each.metrics for each in feedback_store.model_qualities(connection)]
     errors = ("mean_absolute_error", "root_mean_squared_error")
-    assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
+    assert qualities == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
 
 def test_concurrent_migrations_run_one_at_a_time(ledger: Ledger, url: str) -> None:
@@ -160,19 +160,19 @@ def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
     """Write predictions of these ages with feedback; return their ids."""
     database.upgrade(ledger.engine)
     now = datetime.now(UTC)
-    made = []
+    rows = []
     for age in ages:
         random = UUID(str(uuid7())).int & ((1 << 80) - 1)
-        made.append((str(UUID(int=(int((now - age).timestamp() * 1000) << 80) | random)), now - age))
+        rows.append((str(UUID(int=(int((now - age).timestamp() * 1000) << 80) | random)), now - age))
     with transaction(ledger.engine) as connection:
         facts = {"id": 1, "model": "iris", "version": "1", "source": "here", "outputs": "{}"}
         connection.execute(insert(versions), facts)
         told = {"version": 1, "protocol": "predict", "rows": 1, "inputs": "[]", "outputs": "[]"}
         told |= {"latency": 0.1, "request_id": "mine"}
-        connection.execute(insert(predictions), [told | {"id": each, "at": at} for each, at in made])
-        known = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in made]
+        connection.execute(insert(predictions), [told | {"id": each, "at": at} for each, at in rows])
+        known = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in rows]
         connection.execute(insert(feedback), known)
-    return [each for each, _ in made]
+    return [each for each, _ in rows]
 
 
 @pytest.mark.anyio

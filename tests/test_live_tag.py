@@ -50,9 +50,9 @@ def test_too_long_tag_drops_its_oldest_references() -> None:
 
 def test_latest_carrier_of_a_reference_counts() -> None:
     versions = [version("1", production=2), version("2", production=1, stable=1), version("10", production=1)]
-    found = latest(versions, PRODUCTION)
-    assert found
-    assert found.version == "10"
+    result = latest(versions, PRODUCTION)
+    assert result
+    assert result.version == "10"
     assert contested(each.tags for each in versions) == {PRODUCTION}
     assert latest(versions, "models:/iris@other") is None
 
@@ -93,8 +93,10 @@ def test_holder_of_a_reference(
     held: datetime | None,
 ) -> None:
     versions = [version("1", **own), version("2", **other), version("3")]
-    found = held_since(PRODUCTION, versions[0], swapped_at, versions, named=named, named_is_reverted=reverted)
-    assert found == held
+    result = held_since(
+        PRODUCTION, versions[0], swapped_at, versions, named=named, named_is_reverted=reverted
+    )
+    assert result == held
 
 
 class Shelf:
@@ -136,9 +138,9 @@ class Shelf:
         return self.search(name)
 
     def search(self, name: str) -> tuple[Version, ...]:
-        found = tuple(map(self.find, self.tags))
-        self.contested[name] = contested(each.tags for each in found)
-        return found
+        result = tuple(map(self.find, self.tags))
+        self.contested[name] = contested(each.tags for each in result)
+        return result
 
     async def write_tags(self, of: Version, news: TagChange) -> None:
         await self._wait()
@@ -167,10 +169,10 @@ class Front:
     async def look(self) -> None:
         self._shelf.search("iris")  # as polls of a stage do
         for uri, number in list(self._shelf.named.items()):
-            found = self._shelf.find(number)
+            result = self._shelf.find(number)
             if self._reverted.get(uri) != number:
                 self._reverted.pop(uri, None)
-                self._look(uri, found)
+                self._look(uri, result)
         await self.herald.flush()
 
     def _look(self, uri: str, found: Version) -> None:

@@ -47,9 +47,9 @@ def test_signature_without_columns_is_rejected_with_advice(inputs: str | None) -
 
 
 def test_numbered_columns_have_text_names_for_clients() -> None:
-    made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
-    rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
-    frame = pyfunc_input.decode(made.layout.encode(rows, "")).data
+    parsed = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
+    rows = [parsed.read_row(b'{"0": 1.5, "1": 2.5}')]
+    frame = pyfunc_input.decode(parsed.layout.encode(rows, "")).data
     pd.testing.assert_frame_equal(frame, pd.DataFrame([[1.5, 2.5]]), check_column_type=False)
     assert [*frame.columns] == [0, 1]
 
@@ -103,12 +103,12 @@ def test_untyped_parameter_is_rejected() -> None:
 
 def test_parameter_may_be_an_object() -> None:
     signature = infer_signature(pd.DataFrame({"x": [1.0]}), params={"configurable": {"session_id": "1"}})
-    made = contract(signature)
+    parsed = contract(signature)
     given = {"configurable": {"session_id": "7"}}
-    assert made.read_params(given) == given
-    assert made.read_query({"configurable": ['{"session_id": "7"}']}) == given
+    assert parsed.read_params(given) == given
+    assert parsed.read_query({"configurable": ['{"session_id": "7"}']}) == given
     with pytest.raises(Unprocessable):
-        made.read_params({"configurable": {"session_id": 7}})
+        parsed.read_params({"configurable": {"session_id": 7}})
 
 
 # -- metadata
@@ -145,16 +145,16 @@ def test_parameter_may_be_an_object() -> None:
 )
 def test_invalid_metadata_is_rejected_with_a_reason(serving: Any, said: str) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("long")]))
-    found = refusal(signature=signature.to_dict(), metadata={"serving": serving})
-    assert found.startswith(said)
-    assert "\n" not in found
+    result = refusal(signature=signature.to_dict(), metadata={"serving": serving})
+    assert result.startswith(said)
+    assert "\n" not in result
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"serving": None}, {"serving": {}}, {"team": "flowers"}])
 def test_metadata_may_be_missing(metadata: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("double")]))
-    found = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
-    assert found.read_row(b'{"x": 1}') == {"x": 1.0}
+    result = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
+    assert result.read_row(b'{"x": 1}') == {"x": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_regression_requires_one_number_per_row(outputs: Schema) -> None:
 
 
 def test_parameters_have_types_and_defaults() -> None:
-    made = contract(
+    parsed = contract(
         "x: double", params=[ParamSpec("top", "long", 3), ParamSpec("stop", "string", ["a"], (-1,))]
     )
-    assert [(param.name, param.type, param.default, param.is_list) for param in made.params] == [
+    assert [(param.name, param.type, param.default, param.is_list) for param in parsed.params] == [
         ("top", "long", 3, False),
         ("stop", "string", ["a"], True),
     ]
@@ -225,16 +225,16 @@ def test_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {"x": [1, 2.5], "n": [1, 2], "s": ["a", None], "b": [b"\xff", b""], "at": at, "f": [True, False]}
     )
-    found = example(
+    result = example(
         save(tmp_path, "x: double, n: long, s: string?, b: binary, at: datetime, f: boolean", table)
     )
-    assert found is not None
-    assert found.rows == [
+    assert result is not None
+    assert result.rows == [
         {"x": 1.0, "n": 1, "s": "a", "b": b"\xff", "at": at[0].to_pydatetime(), "f": True},
         {"x": 2.5, "n": 2, "s": None, "b": b"", "at": at[1].to_pydatetime(), "f": False},
     ]
-    assert json.loads(json.dumps(found.shown)) == found.shown
-    assert found.params == {}
+    assert json.loads(json.dumps(result.shown)) == result.shown
+    assert result.params == {}
 
 
 @pytest.mark.parametrize(
@@ -252,16 +252,16 @@ def test_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
 )
 def test_missing_values_of_the_example_are_null(tmp_path: Path, kind: str, values: Any) -> None:
     table = pd.DataFrame({"x": [1.0, 2.0], "gap": values})
-    found = example(save(tmp_path, f"x: double, gap: {kind}?", table))
-    assert found is not None
-    assert [row["gap"] is None for row in found.rows] == [False, True]
+    result = example(save(tmp_path, f"x: double, gap: {kind}?", table))
+    assert result is not None
+    assert [row["gap"] is None for row in result.rows] == [False, True]
 
 
 def test_logged_example_may_have_parameters(tmp_path: Path) -> None:
     params = mlflow.types.ParamSchema([ParamSpec("top", "long", 3)])
-    found = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
-    assert found is not None
-    assert found.params == {"top": 5}
+    result = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
+    assert result is not None
+    assert result.params == {"top": 5}
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_example_without_file_is_ignored(tmp_path: Path) -> None:
 
 
 def test_long_example_is_truncated(tmp_path: Path) -> None:
-    found = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
-    assert found is not None
-    assert 1 <= len(found.rows) <= 100
+    result = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
+    assert result is not None
+    assert 1 <= len(result.rows) <= 100
 
 
 @pytest.mark.parametrize("kind", ["long", "long?"])
@@ -290,9 +290,9 @@ def test_missing_integer_in_example_is_rejected_with_advice(kind: str) -> None:
         "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
         "saved_input_example_info": {"serving_input_path": "serving_input_example.json"},
     }
-    files, made = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
+    files, parsed = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
     with pytest.raises(VerificationFailed) as refused:
-        input_example.example(files, made)
+        input_example.example(files, parsed)
     assert str(refused.value).startswith("row 2 of its input example has no value in column 'n'")
     assert "astype('float64')" in str(refused.value)
 
@@ -326,10 +326,10 @@ def test_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expect
         "saved_input_example_info": {"artifact_path": "input_example.json"} | info,
     }
     files = ModelFiles(described, example=data)
-    found = input_example.example(files, mlmodel.contract(described, "actor", 10))
-    assert found is not None
-    assert found.rows == expected
-    assert found.params == ({"top": 5} if "params" in info else {})
+    result = input_example.example(files, mlmodel.contract(described, "actor", 10))
+    assert result is not None
+    assert result.rows == expected
+    assert result.params == ({"top": 5} if "params" in info else {})
 
 
 def test_example_that_mismatches_its_signature_is_rejected(tmp_path: Path) -> None:

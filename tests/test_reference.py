@@ -32,9 +32,9 @@ MODEL_ID = "m-" + "0123456789abcdef" * 2
     ],
 )
 def test_every_form_is_parsed(uri: str, name: str, kind: ReferenceKind, selector: str) -> None:
-    found = Reference.parse(uri)
-    assert (found.name, found.kind, found.selector) == (name, kind, selector)
-    assert str(found) == found.uri == uri
+    reference = Reference.parse(uri)
+    assert (reference.name, reference.kind, reference.selector) == (name, kind, selector)
+    assert str(reference) == reference.uri == uri
 
 
 def test_surrounding_blanks_are_ignored() -> None:
@@ -97,7 +97,7 @@ def test_only_version_and_model_id_are_fixed(uri: str, fixed: bool) -> None:
 @given(st.text() | st.from_regex(r"models:/[^/@:]*[/@]?[^/@:]*", fullmatch=True))
 def test_any_text_round_trips_or_is_rejected(text: str) -> None:
     try:
-        found = Reference.parse(text)
+        reference = Reference.parse(text)
     except InvalidReference:
         return
-    assert Reference.parse(str(found)) == found
+    assert Reference.parse(str(reference)) == reference

@@ -37,8 +37,8 @@ def test_replicas_with_the_same_required_versions_agree(found: ClusterView, agre
 
 
 def test_common_version_is_that_of_the_majority() -> None:
-    found = seen({IRIS: "1"}, {IRIS: "2", ROSE: "4"}, {IRIS: "2"})
-    assert majority_versions(found) == {IRIS: "2", ROSE: "4"}
+    common = seen({IRIS: "1"}, {IRIS: "2", ROSE: "4"}, {IRIS: "2"})
+    assert majority_versions(common) == {IRIS: "2", ROSE: "4"}
     assert majority_versions(ClusterView()) == {}
 
 

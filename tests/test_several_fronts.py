@@ -68,16 +68,16 @@ class Fleet:
 
     def noted(self, version: str, tag: str) -> list[str]:
         """Return the values of a version's tag so far, without simultaneous duplicates of fronts."""
-        asked = "SELECT value FROM noted WHERE (name, version, tag) = (%s, %s, %s) ORDER BY number"
+        query = "SELECT value FROM noted WHERE (name, version, tag) = (%s, %s, %s) ORDER BY number"
         with closing(psycopg.connect(self.database)) as connection:
-            found = connection.execute(asked, (self.name, int(version), f"serving.{tag}")).fetchall()
-        return [value for (value,), _ in groupby(found)]
+            result = connection.execute(query, (self.name, int(version), f"serving.{tag}")).fetchall()
+        return [value for (value,), _ in groupby(result)]
 
     def carriers(self) -> list[str]:
         """Return the versions whose tag `serving.live` names the reference."""
         uri = f"models:/{self.name}{self.models[0].selector}"
-        found = self.registry.client.search_model_versions(f"name='{self.name}'")
-        return [str(each.version) for each in found if uri in references(each.tags)]
+        result = self.registry.client.search_model_versions(f"name='{self.name}'")
+        return [str(each.version) for each in result if uri in references(each.tags)]
 
 
 def looks_until_seen(model: Model, version: str) -> int:
@@ -85,11 +85,11 @@ def looks_until_seen(model: Model, version: str) -> int:
     looks: set[str] = set()
 
     def seen() -> bool:
-        told = model.service.ready()
-        state = told["models"][0]
+        status = model.service.ready()
+        state = status["models"][0]
         if version in (state["version"], (state["candidate"] or {}).get("version")):
             return True
-        looks.add(told["registry"]["checked_at"])
+        looks.add(status["registry"]["checked_at"])
         return False
 
     until(seen)
@@ -181,10 +181,10 @@ def test_fronts_with_the_same_rejection_agree(fleet: Fleet) -> None:
     fleet.settled()
     bad = fleet.promote(on_load="raise:no_weights")
     reasons = {model.until_refused(bad) for model in fleet.models}
-    told = fleet.models[0].until_told(bad, "rejected")
-    assert {told["reason"]} == reasons
+    status = fleet.models[0].until_told(bad, "rejected")
+    assert {status["reason"]} == reasons
     assert fleet.noted(bad, "state") == ["rejected"]
-    assert fleet.noted(bad, "reason") == [told["reason"]]
+    assert fleet.noted(bad, "reason") == [status["reason"]]
 
 
 @BY_STAGE
@@ -198,9 +198,9 @@ def test_version_that_some_fronts_load_is_reported_live(fleet: Fleet) -> None:
     assert "WEIGHTS is not there" in reason
     assert unable.is_well(before)
     until(lambda: reason in unable.tags(demanding).get("reason", ""))
-    told = unable.until_told(demanding, "live")
+    status = unable.until_told(demanding, "live")
     assert fleet.noted(demanding, "state") in (["live"], ["rejected", "live"])
-    assert told["since"]
+    assert status["since"]
     unable.until_told(before, "superseded")
     fleet.settled()
 
@@ -248,5 +248,5 @@ def test_all_fronts_have_the_same_history(fleet: Fleet) -> None:
     last = fleet.settled()
     wanted = [(last, "live"), (bad, "rejected"), (first, "live")]
     for model in fleet.models:
-        told = model.service.client.get(f"/models/{fleet.name}/history").json()
-        assert [(each["version"], each["state"]) for each in told[:3]] == wanted
+        history = model.service.client.get(f"/models/{fleet.name}/history").json()
+        assert [(each["version"], each["state"]) for each in history[:3]] == wanted

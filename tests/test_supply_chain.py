@@ -36,11 +36,11 @@ def noted(folder: Path) -> dict[str, str]:
 
 def saved(folder: Path, model: Any = LINE, **options: Any) -> Path:
     """Save a scikit-learn model in a new folder."""
-    made = folder / f"line-{len([*folder.iterdir()])}"
+    path = folder / f"line-{len([*folder.iterdir()])}"
     signature = infer_signature(FRAME, model.predict(FRAME))
     with quiet():
-        mlflow.sklearn.save_model(model, made, signature=signature, pip_requirements=[], **options)
-    return made
+        mlflow.sklearn.save_model(model, path, signature=signature, pip_requirements=[], **options)
+    return path
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -167,15 +167,15 @@ def requiring(folder: Path, name: str, text: str) -> Path:
 
 def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
     """Make a wheel whose `.pth` file leaves a note, and return it and the note."""
-    made, note = folder / "helper-1-py3-none-any.whl", folder / "ran"
-    with zipfile.ZipFile(made, "w") as archive:
+    path, note = folder / "helper-1-py3-none-any.whl", folder / "ran"
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("helper.pth", f"import pathlib; pathlib.Path({str(note)!r}).touch()")
         archive.writestr("helper-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: helper\nVersion: 1\n")
         archive.writestr(
             "helper-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("helper-1.dist-info/RECORD", "")
-    return made, note
+    return path, note
 
 
 @pytest.mark.parametrize(
