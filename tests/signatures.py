@@ -12,7 +12,7 @@ from serving.contract import mlmodel
 from serving.contract.contract import Contract
 
 TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
-MOST_ROWS = 100
+MAX_ROWS = 100
 
 
 def columns(spec: str) -> list[ColSpec]:
@@ -37,4 +37,4 @@ def contract(
         signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), schema)
     metadata = {"serving": serving | ({"inputs": words} if words else {})}
     described = {"signature": signature.to_dict(), "metadata": metadata}
-    return mlmodel.contract(described, name, MOST_ROWS)
+    return mlmodel.contract(described, name, MAX_ROWS)

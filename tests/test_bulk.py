@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.types import ParamSpec
-from signatures import MOST_ROWS, contract
+from signatures import MAX_ROWS, contract
 
 from serving.contract.contract import Contract
 from serving.errors import BodyTooLarge, Malformed, RequestError, Unprocessable
@@ -202,8 +202,8 @@ def test_all_pieces_have_the_batch_parameters() -> None:
 
 def test_reading_stops_at_the_row_limit() -> None:
     pieces = BatchReader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
-    assert len(next(pieces).rows) < MOST_ROWS
-    with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
+    assert len(next(pieces).rows) < MAX_ROWS
+    with pytest.raises(BodyTooLarge, match=f"more than {MAX_ROWS} rows"):
         list(pieces)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.types import ParamSpec
 from pydantic import TypeAdapter
-from signatures import MOST_ROWS, TYPES, contract
+from signatures import MAX_ROWS, TYPES, contract
 
 from serving.errors import BodyTooLarge, Malformed, Unprocessable
 
@@ -267,9 +267,9 @@ def test_batch_is_an_object_with_rows(body: bytes, loc: tuple[str | int, ...]) -
 
 
 def test_batch_with_too_many_rows_is_too_large() -> None:
-    rows = [b'{"sepal": 1}'] * MOST_ROWS
-    assert len(IRIS.read_batch(b'{"rows": [%s]}' % b",".join(rows))[0]) == MOST_ROWS
-    with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
+    rows = [b'{"sepal": 1}'] * MAX_ROWS
+    assert len(IRIS.read_batch(b'{"rows": [%s]}' % b",".join(rows))[0]) == MAX_ROWS
+    with pytest.raises(BodyTooLarge, match=f"more than {MAX_ROWS} rows"):
         IRIS.read_batch(b'{"rows": [%s]}' % b",".join([*rows, rows[0]]))
 
 

@@ -221,5 +221,7 @@ def test_webhook_registration_requires_a_secret(tracking: Tracking, tmp_path: Pa
     env = environment(tracking.url, tmp_path)
     result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("✗ SERVING_WEBHOOK_SECRET: set it to the same value here and for the service")
+    assert result.stderr.startswith(
+        "✗ SERVING_WEBHOOK_SECRET: set it to the same value here and for the service"
+    )
     assert "unsigned" not in [each.name for each in tracking.registry.client.list_webhooks()]
