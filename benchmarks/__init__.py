@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat: `python -m benchmarks --help`."""
+"""Reproducible benchmarks of the service: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`."""
+"""Command line of the benchmarks: `python -m benchmarks COMMAND`."""
 
 from __future__ import annotations
 
@@ -17,210 +17,214 @@ from benchmarks import bulk as _bulk
 from benchmarks import features as _features
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
-from benchmarks import on_ray as _on_ray
 from benchmarks import overload as _overload
 from benchmarks import peers as _peers
 from benchmarks import promotion as _promotion
+from benchmarks import ray_serve as _ray_serve
 from benchmarks import scale as _scale
 from benchmarks import soak as _soak
 from benchmarks import throughput as _throughput
-from benchmarks.bulk import WrongAnswer
-from benchmarks.client import Refused
-from benchmarks.load import NoWrk
-from benchmarks.service import NotStarted
+from benchmarks.bulk import WrongPrediction
+from benchmarks.client import UnexpectedStatus
+from benchmarks.servers import NotStarted
+from benchmarks.wrk import WrkNotInstalled
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all measurements here.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all measurements to this file.")]
 MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", help="Write the section of RESULTS.md here.")
+    Path | None, typer.Option("--markdown", help="Write the section of RESULTS.md to this file.")
 ]
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure the service beside what runs in the same minutes: only ratios count on a noisy machine."""
+    """Compare systems in the same minutes: on a noisy machine only ratios are reliable."""
 
 
 @app.command()
 def throughput(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
-    connections: Annotated[str, typer.Option(help="Numbers of connections, comma separated.")] = "1,64",
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
+    connections: Annotated[str, typer.Option(help="Numbers of connections, comma-separated.")] = "1,64",
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Requests a second and latencies, beside a FastAPI endpoint that returns a constant."""
+    """Measure throughput and latency, compared with a FastAPI endpoint that returns a constant."""
     counts = [int(count) for count in connections.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _throughput.measure(Path(folder), counts, rounds, seconds)
-    _throughput.show(found, out)
-    _write(json_file, _throughput.raw(found), markdown_file, _throughput.markdown(found))
-    _fail_if(_throughput.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _throughput.measure(Path(folder), counts, rounds, seconds)
+    _throughput.show(results, out)
+    _write(json_file, _throughput.raw(results), markdown_file, _throughput.markdown(results))
+    _fail_if(_throughput.failures(results))
 
 
 @app.command()
 def promotion(
-    promotions: Annotated[int, typer.Option(help="Promotions each way.")] = 20,
+    promotions: Annotated[int, typer.Option(help="Promotions by polling, and as many by webhook.")] = 20,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """From the registry's answer to a promotion to the first answer by the new version."""
-    found = []
+    """Measure the time from a promotion in the registry to the first prediction of the new version."""
+    results = []
     for way in (_promotion.by_polling, _promotion.by_webhook):
-        with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-            found.append(way(Path(folder), promotions))
-    _promotion.show(found, out)
-    _write(json_file, [asdict(each) for each in found], markdown_file, _promotion.markdown(found))
-    _fail_if(sum(each.quiet.failed + each.swapping.failed for each in found))
+        with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+            results.append(way(Path(folder), promotions))
+    _promotion.show(results, out)
+    _write(json_file, [asdict(result) for result in results], markdown_file, _promotion.markdown(results))
+    _fail_if(sum(result.quiet.failed + result.swapping.failed for result in results))
 
 
 @app.command()
 def bulk(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or three requests.")] = 3,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
-    sizes: Annotated[str, typer.Option(help="Numbers of rows, comma separated.")] = "1,100,10000,100000",
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement; at least three requests.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Numbers of rows, comma-separated.")] = "1,100,10000,100000",
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many rows in one request, beside MLflow's server and the bare model, and small requests beside them."""
+    """Measure requests with many rows, compared with MLflow's server and the bare model."""
     counts = [int(count) for count in sizes.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _bulk.measure(Path(folder), counts, rounds, seconds)
-    _bulk.show(found, out)
-    _write(json_file, _bulk.raw(found), markdown_file, _bulk.markdown(found))
-    _fail_if(_bulk.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _bulk.measure(Path(folder), counts, rounds, seconds)
+    _bulk.show(results, out)
+    _write(json_file, _bulk.raw(results), markdown_file, _bulk.markdown(results))
+    _fail_if(_bulk.failures(results))
 
 
 @app.command()
 def heavy(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; models and replicas take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds; each measures all models and numbers of processes.")
+    ] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Models that keep the cores busy, with one and two model processes, and /health meanwhile."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _heavy.measure(Path(folder), rounds, seconds)
-    _heavy.show(found, out)
-    _write(json_file, _heavy.raw(found), markdown_file, _heavy.markdown(found))
-    _fail_if(_heavy.failures(found))
+    """Measure CPU-bound models with one and two model processes, and the latency of /health meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _heavy.measure(Path(folder), rounds, seconds)
+    _heavy.show(results, out)
+    _write(json_file, _heavy.raw(results), markdown_file, _heavy.markdown(results))
+    _fail_if(_heavy.failures(results))
 
 
 @app.command()
 def overload(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; the settings take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all settings.")] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """More requests than a model can answer: what is answered and refused, and how soon."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _overload.measure(Path(folder), rounds, seconds)
-    _overload.show(found, out)
-    _write(json_file, _overload.raw(found), markdown_file, _overload.markdown(found))
-    _fail_if(_overload.failures(found))
+    """Measure load above the capacity of a model: accepted and rejected requests, and their latencies."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _overload.measure(Path(folder), rounds, seconds)
+    _overload.show(results, out)
+    _write(json_file, _overload.raw(results), markdown_file, _overload.markdown(results))
+    _fail_if(_overload.failures(results))
 
 
 @app.command()
 def features(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds, in which two services take turns.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures both services.")] = 5,
     connections: Annotated[int, typer.Option(help="Number of connections.")] = 64,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """What drift, journal, shadow, access log and traces cost, each alone and all together."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found, counts = _features.measure(Path(folder), connections, rounds, seconds)
-    _features.show(found, counts, out)
-    _write(json_file, _features.raw(found, counts), markdown_file, _features.markdown(found, counts))
-    _fail_if(_features.failures(found))
+    """Measure the cost of drift, journal, shadow, access log and traces, alone and together."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results, counts = _features.measure(Path(folder), connections, rounds, seconds)
+    _features.show(results, counts, out)
+    _write(json_file, _features.raw(results, counts), markdown_file, _features.markdown(results, counts))
+    _fail_if(_features.failures(results))
 
 
 @app.command()
 def scale(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the numbers of models take turns in each.")] = 3,
-    models: Annotated[str, typer.Option(help="Numbers of models, comma separated.")] = "1,10,50",
-    idle: Annotated[int, typer.Option(help="Idle connections beside the busy ones.")] = _scale.IDLE,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all numbers of models.")] = 3,
+    models: Annotated[str, typer.Option(help="Numbers of models, comma-separated.")] = "1,10,50",
+    idle: Annotated[int, typer.Option(help="Idle connections next to the busy ones.")] = _scale.IDLE,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+    """Measure many models in one front and many idle connections: memory, start, promotion and latency."""
     counts = [int(count) for count in models.split(",")]
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _told_mistakes():
-        found = _scale.measure(Path(folder), counts, rounds, seconds, idle)
-    _scale.show(found, out)
-    _write(json_file, _scale.raw(found), markdown_file, _scale.markdown(found))
-    _fail_if(_scale.failures(found))
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _scale.measure(Path(folder), counts, rounds, seconds, idle)
+    _scale.show(results, out)
+    _write(json_file, _scale.raw(results), markdown_file, _scale.markdown(results))
+    _fail_if(_scale.failures(results))
 
 
 @app.command()
 def fleet(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement, or a few times that.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Base of the seconds per measurement.")] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Many fronts on one registry: what a call costs, what fronts ask, and simulated fleets."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _fleet.measure(Path(folder), seconds, lambda told: status.update(f"{told} …"))
-    _fleet.show(found, out)
-    _write(json_file, _fleet.raw(found), markdown_file, _fleet.markdown(found))
+    """Measure many fronts on one registry: cost of a call, calls per front, and simulated fleets."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _fleet.measure(Path(folder), seconds, lambda step: status.update(f"{step} …"))
+    _fleet.show(results, out)
+    _write(json_file, _fleet.raw(results), markdown_file, _fleet.markdown(results))
 
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(help="How long; hours find what minutes do not.")] = 5,
-    seed: Annotated[int, typer.Option(help="What is done, in which order.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Length; some faults appear only after hours.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the order of events.")] = 0,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Promotions, broken versions, crashes and overload in any order, with each answer checked."""
-    with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _told_mistakes():
-        found = _soak.measure(Path(folder), minutes * 60, seed, lambda told: status.update(f"{told} …"))
-    _soak.show(found, out)
-    _write(json_file, _soak.raw(found), markdown_file, _soak.markdown(found))
-    _fail_if(_soak.failures(found))
+    """Run promotions, crashes, overload and attacks in random order, and check every prediction."""
+    with tempfile.TemporaryDirectory() as folder, err.status("soaking …") as status, _reported_errors():
+        results = _soak.measure(Path(folder), minutes * 60, seed, lambda step: status.update(f"{step} …"))
+    _soak.show(results, out)
+    _write(json_file, _soak.raw(results), markdown_file, _soak.markdown(results))
+    _fail_if(_soak.failures(results))
 
 
 @app.command()
 def ray(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; systems and replicas take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds; each measures all systems and numbers of instances.")
+    ] = 3,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Heavy models in replicas on Ray, beside plain fronts; a promotion and deaths under callers."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _on_ray.measure(Path(folder), rounds, seconds, lambda told: status.update(f"{told} …"))
-    _on_ray.show(found, out)
-    _write(json_file, _on_ray.raw(found), markdown_file, _on_ray.markdown(found))
-    _fail_if(_on_ray.failures(found))
+    """Measure heavy models on Ray, compared with plain fronts; then a promotion and crashes."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _ray_serve.measure(Path(folder), rounds, seconds, lambda step: status.update(f"{step} …"))
+    _ray_serve.show(results, out)
+    _write(json_file, _ray_serve.raw(results), markdown_file, _ray_serve.markdown(results))
+    _fail_if(_ray_serve.failures(results))
 
 
 @app.command()
 def peers(
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; the systems take turns in each.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures all systems.")] = 3,
     envs: Annotated[
-        Path, typer.Option(help="Where their environments are kept.", show_default="the user's cache folder")
+        Path, typer.Option(help="Folder of the environments.", show_default="the user's cache folder")
     ] = _peers.ENVIRONMENTS,
     picture_file: Annotated[
-        Path | None, typer.Option("--picture", help="Draw a bar chart here, SVG or PNG.")
+        Path | None, typer.Option("--picture", help="Draw a bar chart to this file, SVG or PNG.")
     ] = None,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
-    """Other servers of the same model, each in an environment of its own, which is made the first time."""
-    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _told_mistakes():
-        found = _peers.measure(Path(folder), envs, rounds, seconds, lambda told: status.update(f"{told} …"))
-    _peers.show(found, out)
-    _write(json_file, _peers.raw(found), markdown_file, _peers.markdown(found))
+    """Compare with other model servers; each gets its own environment, which is created on the first run."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …") as status, _reported_errors():
+        results = _peers.measure(Path(folder), envs, rounds, seconds, lambda step: status.update(f"{step} …"))
+    _peers.show(results, out)
+    _write(json_file, _peers.raw(results), markdown_file, _peers.markdown(results))
     if picture_file:
-        _peers.picture(found, picture_file)
-    _fail_if(_peers.failures(found))
+        _peers.picture(results, picture_file)
+    _fail_if(_peers.failures(results))
 
 
 def _write(json_file: Path | None, raw: Any, markdown_file: Path | None, markdown: str) -> None:
@@ -231,10 +235,10 @@ def _write(json_file: Path | None, raw: Any, markdown_file: Path | None, markdow
 
 
 @contextmanager
-def _told_mistakes() -> Iterator[None]:
+def _reported_errors() -> Iterator[None]:
     try:
         yield
-    except (NoWrk, NotStarted, Refused, WrongAnswer) as error:
+    except (WrkNotInstalled, NotStarted, UnexpectedStatus, WrongPrediction) as error:
         err.print(f"[red]✗[/] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
 

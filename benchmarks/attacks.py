@@ -1,6 +1,6 @@
-"""Attacks on a running service, each followed by the time in which it recovers: injected by `soak`.
+"""Attacks on a running service, with the time it takes to recover from each one. `soak` injects them.
 
-The numbers are those of the table of faults in the tests' names (`test_row_40_…`).
+The numbers refer to the table of faults, which the tests use in their names (`test_row_40_…`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks import processes
-from benchmarks.multiplier import SLOW, STRAY
+from benchmarks.models.multiplier import SLOW, STRAY
 
-TALKER = "talker"
+ENDLESS_STREAM = "endless-stream"
 DEADLINE_SECONDS = 10.0
-"""The service's deadline while it is attacked: a caller that does not read is cut off after it."""
+"""Deadline of the service under attack. It disconnects a client that does not read for this long."""
 _MAX_SECONDS = 60.0
 _OUTAGE_SECONDS = 2.0
-_HELD = 40
+_HELD_CONNECTIONS = 40
 
 
 class NotRecovered(Exception):
-    """The service did not answer again in time."""
+    """Raised when the service does not recover in time."""
 
 
 @dataclass
 class Recoveries:
-    """How many seconds the service took to answer rightly after each attack, by the attack."""
+    """Seconds from each attack to the first correct response, by attack."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -50,12 +50,12 @@ class Recoveries:
 
 
 class Attacks:
-    """Attacks one service.
+    """Attack one service.
 
     Args:
-        url: where it is.
-        name: the model that is promoted.
-        promote: puts a version of it into Production.
+        url: Address of the service.
+        name: Registered model to promote versions of.
+        promote: Function that puts a version of the model into Production.
     """
 
     def __init__(self, url: str, name: str, promote: Callable[[str], None]) -> None:
@@ -64,29 +64,31 @@ class Attacks:
         self._front = processes.front(int(url.rpartition(":")[2]))
 
     def bad_file(self, version: str, live: str) -> None:
-        """Row 40: promote a version whose `MLmodel` is nested 100,000 levels deep."""
+        """Promote a version whose `MLmodel` is nested 100,000 levels deep (row 40)."""
         self._promote(version)
         with self.recoveries.after("40: nested MLmodel"):
-            self._until(lambda model: (model["candidate"] or {}).get("state") == "rejected")
+            self._wait_until_model(lambda model: (model["candidate"] or {}).get("state") == "rejected")
         self._promote(live)
-        self._until(lambda model: model["candidate"] is None)
+        self._wait_until_model(lambda model: model["candidate"] is None)
 
     def stray_child(self) -> None:
-        """Row 44: have the fork server reap a process that it did not start, then kill a model process."""
+        """Make the fork server reap a process that it did not start, then kill a model process (row 44)."""
         self._predict(STRAY)
         for pid in self._models():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with self.recoveries.after("44: a child that is not the fork server's"):
-            self._until_answered(self._name)
+            self._wait_until_predicts(self._name)
 
     def no_descriptors(self) -> None:
-        """Row 45: let the front run out of file descriptors while a model process dies."""
+        """Exhaust the front's file descriptors while a model process dies (row 45)."""
         before = resource.prlimit(self._front, resource.RLIMIT_NOFILE)
         opened = len(os.listdir(f"/proc/{self._front}/fd"))
         with ExitStack() as stack:
-            resource.prlimit(self._front, resource.RLIMIT_NOFILE, (opened + _HELD // 2, before[1]))
-            for _ in range(_HELD):
+            resource.prlimit(
+                self._front, resource.RLIMIT_NOFILE, (opened + _HELD_CONNECTIONS // 2, before[1])
+            )
+            for _ in range(_HELD_CONNECTIONS):
                 with suppress(OSError):
                     stack.enter_context(socket.create_connection(self._address, timeout=1))
             for pid in self._models():
@@ -94,36 +96,35 @@ class Attacks:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(_OUTAGE_SECONDS)
             resource.prlimit(self._front, resource.RLIMIT_NOFILE, before)
-        with self.recoveries.after("45: no file descriptors, and a death"):
-            self._until_answered(self._name)
+        with self.recoveries.after("45: no file descriptors, and a crash"):
+            self._wait_until_predicts(self._name)
 
     def short_deadlines(self, live: str) -> None:
-        """Row 47: send requests that time out by the caller's deadline, just after a promotion."""
+        """Send requests whose own deadline expires, right after a promotion (row 47)."""
         for _ in range(6):
             self._predict(SLOW, {"X-Request-Timeout": "0.05"})
-        with self.recoveries.after("47: callers' short deadlines"):
-            self._until(lambda model: model["version"] == live and model["candidate"] is None)
+        with self.recoveries.after("47: short deadlines of clients"):
+            self._wait_until_model(lambda model: model["version"] == live and model["candidate"] is None)
 
     def stalled_reader(self) -> None:
-        """Row 48: read nothing of a stream without end."""
+        """Open an endless stream and read nothing from it (row 48)."""
         body = b'{"x": 1}'
-        head = (
-            f"POST /models/{TALKER}/predict/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
-        )
+        head = f"POST /models/{ENDLESS_STREAM}/predict/stream HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.socket() as stalled:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stalled.connect(self._address)
-            stalled.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
-            with self.recoveries.after("48: a stream that nobody reads"):
-                self._until_answered(TALKER)
+            stalled.sendall(head.encode() + body)
+            with self.recoveries.after("48: a stream without a reader"):
+                self._wait_until_predicts(ENDLESS_STREAM)
 
     def silent_source(self, version: str, live: str) -> None:
-        """Row 50: promote a version whose artifact source never responds, then another."""
+        """Promote a version whose artifact source never responds, then another version (row 50)."""
         self._promote(version)
-        self._until(lambda model: (model["candidate"] or {}).get("version") == version)
+        self._wait_until_model(lambda model: (model["candidate"] or {}).get("version") == version)
         self._promote(live)
         with self.recoveries.after("50: a source that never responds"):
-            self._until(lambda model: model["version"] == live and model["candidate"] is None)
+            self._wait_until_model(lambda model: model["version"] == live and model["candidate"] is None)
 
     @property
     def _address(self) -> tuple[str, int]:
@@ -139,11 +140,11 @@ class Attacks:
         path = f"{self._url}/models/{name or self._name}/predict"
         return httpx.post(path, json={"x": x}, headers=headers, timeout=_MAX_SECONDS).status_code
 
-    def _until_answered(self, name: str) -> None:
+    def _wait_until_predicts(self, name: str) -> None:
         self._wait(lambda: self._predict(1.0, name=name) == 200)
 
-    def _until(self, seen: Callable[[dict[str, Any]], object]) -> None:
-        self._wait(lambda: seen(httpx.get(f"{self._url}/ready", timeout=30).json()["models"][0]))
+    def _wait_until_model(self, condition: Callable[[dict[str, Any]], object]) -> None:
+        self._wait(lambda: condition(httpx.get(f"{self._url}/ready", timeout=30).json()["models"][0]))
 
     def _wait(self, done: Callable[[], object]) -> None:
         ends = time.monotonic() + _MAX_SECONDS
@@ -156,7 +157,7 @@ class Attacks:
 
 
 class _Silent(BaseHTTPRequestHandler):
-    """Accepts requests, and never responds."""
+    """Accept requests and never respond."""
 
     ended = Event()
 
@@ -166,7 +167,7 @@ class _Silent(BaseHTTPRequestHandler):
 
 @contextmanager
 def silent_source() -> Iterator[str]:
-    """Run an artifact server that never responds; yield the address of artifacts on it."""
+    """Run an artifact server that never responds; yield the URI of artifacts on it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Silent)
     server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Many rows in one request: beside MLflow's server, beside the bare model, and what small requests feel."""
+"""Requests with many rows, compared with MLflow's server and the bare model, and small requests meanwhile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -17,85 +17,85 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.client import Caller, Probed, Prober, asking, repeat
-from benchmarks.load import Measured, drive
-from benchmarks.sheet import Sheet, range_of
+from benchmarks import report, servers
+from benchmarks.client import HttpClient, Latencies, Prober, repeat, repeated_requests
+from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
+from benchmarks.wrk import LoadResult, drive
 
 SIZES = (1, 100, 10_000, 100_000)
 SERVING, SPLIT, RECORDS, BARE = "serving", "MLflow, split", "MLflow, records", "bare model"
 _SEED = 20_240_229
 _RANGES = {"sepal_length": (4, 8), "sepal_width": (2, 4.5), "petal_length": (1, 7), "petal_width": (0.1, 2.5)}
 _TOLERANCE = 1e-6
-_LOOKED_AT = 7
+_CHECKED_ROWS = 7
 _SMALL_CONNECTIONS = 4
-_PROBES_A_SECOND = 50
+_PROBES_PER_SECOND = 50
 
 Speeds = dict[int, dict[str, list[float]]]
-"""By number of rows, then by system: rows a second, one value a round."""
+"""Rows per second: by number of rows, then by system, one value per round."""
 
 
-class WrongAnswer(Exception):
-    """A system answered with another number of rows, or not what the bare model says."""
+class WrongPrediction(Exception):
+    """Raised when a system returns another number of rows, or other predictions, than the bare model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """What small requests took: over a few connections without a pause, and at a steady rate."""
+    """Latencies of small requests: over a few busy connections, and at a constant rate."""
 
-    driven: Measured
-    probed: Probed
+    load: LoadResult
+    latencies: Latencies
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Small requests alone, and beside a client that sends one large batch after the other."""
+    """Small requests alone, and next to a client that sends large batches back to back."""
 
     quiet: Small
     busy: Small
-    seconds_a_batch: float
+    seconds_per_batch: float
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """All that was measured."""
+class Results:
+    """All measurements."""
 
     speeds: Speeds
     body_bytes: dict[int, int]
-    answer_bytes: dict[int, dict[str, int]]
+    response_bytes: dict[int, dict[str, int]]
     beside: list[Beside]
 
 
 def rows(count: int) -> list[dict[str, float]]:
-    """Flowers that differ from each other, the same in every run; values have three decimals."""
+    """Return distinct rows, the same in every run; values have three decimals."""
     random = Random(_SEED)
     return [{name: round(random.uniform(*ends), 3) for name, ends in _RANGES.items()} for _ in range(count)]
 
 
 def bodies(count: int) -> dict[str, bytes]:
-    """The same rows as each system takes them, in compact JSON."""
-    made = rows(count)
-    split = {"columns": [*_RANGES], "data": [[*row.values()] for row in made]}
+    """Return the same rows in the JSON format of each system."""
+    generated = rows(count)
+    split = {"columns": [*_RANGES], "data": [[*row.values()] for row in generated]}
     return {
-        SERVING: orjson.dumps({"rows": made}),
+        SERVING: orjson.dumps({"rows": generated}),
         SPLIT: orjson.dumps({"dataframe_split": split}),
-        RECORDS: orjson.dumps({"dataframe_records": made}),
+        RECORDS: orjson.dumps({"dataframe_records": generated}),
     }
 
 
-def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> Found:
-    """Have each system answer the same rows in turn, round by round, one request after the other.
+def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> Results:
+    """Send the same rows to each system in turn, round by round, one request at a time.
 
     Raises:
-        WrongAnswer: a system does not answer what the bare model does.
-        NotStarted: a system does not start.
+        WrongPrediction: A system disagrees with the bare model.
+        NotStarted: A system does not start.
     """
     registry = make_registry(folder)
-    found = Found({count: {} for count in sizes}, {}, {count: {} for count in sizes}, [])
+    results = Results({count: {} for count in sizes}, {}, {count: {} for count in sizes}, [])
     with (
-        service.serving(registry, folder) as ours,
-        service.mlflow_scoring(registry, "models:/iris/1", folder) as theirs,
+        servers.serving(registry, folder) as ours,
+        servers.mlflow_scoring(registry, "models:/iris/1", folder) as theirs,
         _bare(registry) as bare,
     ):
         urls = {
@@ -103,102 +103,108 @@ def measure(folder: Path, sizes: Sequence[int], rounds: int, seconds: float) -> 
             SPLIT: f"{theirs}/invocations",
             RECORDS: f"{theirs}/invocations",
         }
-        asked = {count: bodies(count) for count in sizes}
+        requests = {count: bodies(count) for count in sizes}
         for _ in range(rounds):
             for count in sizes:
-                found.body_bytes[count] = len(asked[count][SERVING])
-                for name, body in asked[count].items():
-                    with Caller(urls[name]) as caller:
-                        answer = caller.ask(body)
-                        found.answer_bytes[count][name] = len(answer)
-                        check(name, answer, count, bare.answers(count))
-                        _note(found, count, name, repeat(lambda: caller.ask(body), seconds))  # noqa: B023  # called at once
-                _note(found, count, BARE, bare.seconds(count, seconds))
+                results.body_bytes[count] = len(requests[count][SERVING])
+                for name, body in requests[count].items():
+                    with HttpClient(urls[name]) as client:
+                        response = client.request(body)
+                        results.response_bytes[count][name] = len(response)
+                        check(name, response, count, bare.predictions(count))
+                        _record(results, count, name, repeat(partial(client.request, body), seconds))
+                _record(results, count, BARE, bare.seconds(count, seconds))
         with Prober() as prober:
             for _ in range(rounds):
-                found.beside.append(_beside(ours, asked[max(sizes)][SERVING], folder, prober, 2 * seconds))
-    return found
+                results.beside.append(
+                    _measure_beside(ours, requests[max(sizes)][SERVING], folder, prober, 2 * seconds)
+                )
+    return results
 
 
-def check(name: str, answer: bytes, count: int, wanted: dict[int, list[float]]) -> None:
-    """Compare the number of answers, and the chances of the rows in `wanted`, with the bare model's.
+def check(name: str, response: bytes, count: int, wanted: dict[int, list[float]]) -> None:
+    """Compare the number of predictions, and the probabilities of the rows in `wanted`, with the bare model.
 
     Raises:
-        WrongAnswer: they differ.
+        WrongPrediction: They differ.
     """
-    predictions = orjson.loads(answer)["predictions"]
+    predictions = orjson.loads(response)["predictions"]
     if len(predictions) != count:
-        raise WrongAnswer(f"{name} answers {len(predictions)} rows for {count}")
+        raise WrongPrediction(f"{name} returned {len(predictions)} rows for {count}")
     for index, chances in wanted.items():
-        given = predictions[index]
-        given = [*given["probabilities"].values()] if isinstance(given, dict) else given
-        if any(abs(one - other) > _TOLERANCE for one, other in zip(given, chances, strict=True)):
-            raise WrongAnswer(f"{name} answers {given} to row {index}, the bare model {chances}")
+        predicted = predictions[index]
+        predicted = [*predicted["probabilities"].values()] if isinstance(predicted, dict) else predicted
+        if any(
+            abs(value - reference) > _TOLERANCE for value, reference in zip(predicted, chances, strict=True)
+        ):
+            raise WrongPrediction(f"{name} returned {predicted} for row {index}, the bare model {chances}")
 
 
 def better(speeds: dict[str, list[float]]) -> str:
-    """MLflow's faster format, by the median."""
+    """Return the faster of MLflow's two formats, by the median."""
     return max((SPLIT, RECORDS), key=lambda name: median(speeds[name]))
 
 
 def ratios(speeds: dict[str, list[float]], to: str) -> list[float]:
-    """Our rows a second to another system's, each of the same round."""
+    """Return the ratios of our rows per second to another system's, round by round."""
     return [ours / theirs for ours, theirs in zip(speeds[SERVING], speeds[to], strict=True)]
 
 
-def show(found: Found, out: Console) -> None:
-    """Print what was found."""
-    sheet.show(_sheets(found), out)
+def show(results: Results, out: Console) -> None:
+    """Print the results."""
+    report.show(_tables(results), out)
 
 
-def markdown(found: Found) -> str:
-    """The section of RESULTS.md."""
-    return sheet.markdown("Many rows in one request", _sheets(found))
+def markdown(results: Results) -> str:
+    """Return the section of RESULTS.md."""
+    return report.markdown("Many rows in one request", _tables(results))
 
 
-def raw(found: Found) -> dict[str, Any]:
-    """All measurements, for JSON."""
-    return asdict(found)
+def raw(results: Results) -> dict[str, Any]:
+    """Return all measurements for JSON."""
+    return asdict(results)
 
 
-def failures(found: Found) -> int:
-    """How many small requests failed in all."""
-    return sum(each.quiet.driven.failed + each.busy.driven.failed for each in found.beside)
+def failures(results: Results) -> int:
+    """Return the total number of failed small requests."""
+    return sum(result.quiet.load.failed + result.busy.load.failed for result in results.beside)
 
 
-def _note(found: Found, count: int, name: str, seconds: float) -> None:
-    found.speeds[count].setdefault(name, []).append(count / seconds)
+def _record(results: Results, count: int, name: str, seconds: float) -> None:
+    results.speeds[count].setdefault(name, []).append(count / seconds)
 
 
-def _beside(url: str, body: bytes, folder: Path, prober: Prober, seconds: float) -> Beside:
-    quiet = _small(url, folder, prober, seconds)
-    with asking(f"{url}/predict/batch", body) as taken:
-        busy = _small(url, folder, prober, seconds)
-    return Beside(quiet, busy, median(taken))
+def _measure_beside(url: str, body: bytes, folder: Path, prober: Prober, seconds: float) -> Beside:
+    quiet = _measure_small(url, folder, prober, seconds)
+    with repeated_requests(f"{url}/predict/batch", body) as seconds_taken:
+        busy = _measure_small(url, folder, prober, seconds)
+    return Beside(quiet, busy, median(seconds_taken))
 
 
-def _small(url: str, folder: Path, prober: Prober, seconds: float) -> Small:
-    """Not at the same time: what is probed would wait for what is driven."""
+def _measure_small(url: str, folder: Path, prober: Prober, seconds: float) -> Small:
+    """Measure wrk and the probe one after the other: wrk would delay the probe's requests."""
     predict = f"{url}/predict"
-    driven = drive(predict, ROW, folder, connections=_SMALL_CONNECTIONS, seconds=seconds)
-    return Small(driven, prober.start(predict, _PROBES_A_SECOND, seconds, orjson.dumps(ROW)).result())
+    load = drive(predict, ROW, folder, connections=_SMALL_CONNECTIONS, seconds=seconds)
+    return Small(load, prober.start(predict, _PROBES_PER_SECOND, seconds, orjson.dumps(ROW)).result())
 
 
-# -- the bare model, in a process of its own
+# -- the bare model, in its own process
 
 
 class _Bare:
     def __init__(self, process: ProcessPoolExecutor, registry: str) -> None:
         self._process, self._registry = process, registry
-        self._answers: dict[int, dict[int, list[float]]] = {}
+        self._predictions: dict[int, dict[int, list[float]]] = {}
 
     def seconds(self, count: int, seconds: float) -> float:
         return self._process.submit(_timed, self._registry, count, seconds).result()
 
-    def answers(self, count: int) -> dict[int, list[float]]:
-        if count not in self._answers:
-            self._answers[count] = self._process.submit(_looked_at, self._registry, count).result()
-        return self._answers[count]
+    def predictions(self, count: int) -> dict[int, list[float]]:
+        if count not in self._predictions:
+            self._predictions[count] = self._process.submit(
+                _sample_predictions, self._registry, count
+            ).result()
+        return self._predictions[count]
 
 
 @contextmanager
@@ -212,9 +218,9 @@ def _timed(registry: str, count: int, seconds: float) -> float:
     return repeat(lambda: predict(frame), seconds)
 
 
-def _looked_at(registry: str, count: int) -> dict[int, list[float]]:
+def _sample_predictions(registry: str, count: int) -> dict[int, list[float]]:
     chances = _predict(registry)(_frame(count))
-    indices = {round(share * (count - 1) / (_LOOKED_AT - 1)) for share in range(_LOOKED_AT)}
+    indices = {round(share * (count - 1) / (_CHECKED_ROWS - 1)) for share in range(_CHECKED_ROWS)}
     return {index: [float(chance) for chance in chances[index]] for index in sorted(indices)}
 
 
@@ -235,25 +241,25 @@ def _frame(count: int) -> Any:
     return pd.DataFrame(rows(count))
 
 
-# -- telling
+# -- report
 
 
-def _sheets(found: Found) -> list[Sheet]:
-    return [_speed_sheet(found), *([_beside_sheet(found.beside)] if found.beside else [])]
+def _tables(results: Results) -> list[ReportTable]:
+    return [_speed_table(results), *([_small_requests_table(results.beside)] if results.beside else [])]
 
 
-def _speed_sheet(found: Found) -> Sheet:
+def _speed_table(results: Results) -> ReportTable:
     lines, notes = [], []
-    for count, speeds in found.speeds.items():
-        for name, each in speeds.items():
-            of_bare = [one / other for one, other in zip(each, speeds[BARE], strict=True)]
-            took = [1e3 * count / speed for speed in each]
-            size = found.answer_bytes[count].get(name)
+    for count, speeds in results.speeds.items():
+        for name, values in speeds.items():
+            of_bare = [value / reference for value, reference in zip(values, speeds[BARE], strict=True)]
+            took = [1e3 * count / speed for speed in values]
+            size = results.response_bytes[count].get(name)
             lines.append(
                 (
                     f"{count:,}",
                     name,
-                    range_of(each),
+                    range_of(values),
                     range_of(took),
                     range_of(of_bare),
                     "–" if size is None else f"{size / 1e6:.4f}",
@@ -261,33 +267,33 @@ def _speed_sheet(found: Found) -> Sheet:
             )
         best = better(speeds)
         notes.append(f"{count:,} row{'s' * (count > 1)}: serving / {best} = {range_of(ratios(speeds, best))}")
-    notes.append(
-        "One client on one connection, which waits for each answer; min / median / max of the rounds."
-    )
-    sizes = ", ".join(f"{size / 1e6:.4f} MB for {count:,}" for count, size in found.body_bytes.items())
+    notes.append("One client on one connection, one request at a time; min / median / max of the rounds.")
+    sizes = ", ".join(f"{size / 1e6:.4f} MB for {count:,}" for count, size in results.body_bytes.items())
     notes.append(f"Bodies to serving: {sizes}; SERVING_MAX_BODY_BYTES is at its default.")
-    columns = ("rows", "system", "rows/s", "ms a request", "of the bare model", "answer MB")
-    return Sheet("Rows a second", columns, tuple(lines), tuple(notes))
+    columns = ("rows", "system", "rows/s", "ms per request", "ratio to the bare model", "response MB")
+    return ReportTable("Rows per second", columns, tuple(lines), tuple(notes))
 
 
-def _beside_sheet(beside: Sequence[Beside]) -> Sheet:
+def _small_requests_table(beside: Sequence[Beside]) -> ReportTable:
     figures: dict[str, Callable[[Small], float]] = {
-        "wrk, 4 connections: requests/s": lambda small: small.driven.rate,
-        "wrk, 4 connections: p99 ms": lambda small: small.driven.p99,
-        "wrk, 4 connections: worst ms": lambda small: small.driven.worst,
-        "50 a second: p50 ms": lambda small: small.probed.p50,
-        "50 a second: p99 ms": lambda small: small.probed.p99,
-        "50 a second: worst ms": lambda small: small.probed.worst,
+        "wrk, 4 connections: requests/s": lambda small: small.load.rate,
+        "wrk, 4 connections: p99 ms": lambda small: small.load.p99,
+        "wrk, 4 connections: worst ms": lambda small: small.load.worst,
+        "50 per second: p50 ms": lambda small: small.latencies.p50,
+        "50 per second: p99 ms": lambda small: small.latencies.p99,
+        "50 per second: worst ms": lambda small: small.latencies.worst,
     }
     lines = []
     for name, of in figures.items():
-        quiet, busy = [of(each.quiet) for each in beside], [of(each.busy) for each in beside]
-        times = [one / other for one, other in zip(busy, quiet, strict=True)]
+        quiet, busy = [of(result.quiet) for result in beside], [of(result.busy) for result in beside]
+        times = [value / reference for value, reference in zip(busy, quiet, strict=True)]
         lines.append((name, range_of(quiet), range_of(busy), range_of(times)))
-    batches = range_of([each.seconds_a_batch for each in beside])
+    batches = range_of([result.seconds_per_batch for result in beside])
     notes = (
-        f"Beside them one client sends the largest batch again and again; a batch took {batches} s.",
-        "wrk sends nothing while it waits, so that a stall counts once a connection; asked 50 times a second "
-        "each request counts that a stall delays.",
+        f"Meanwhile one client sends the largest batch repeatedly; a batch took {batches} s.",
+        "wrk sends nothing while it waits, so that a stall counts once per connection. At a constant rate, "
+        "every request that a stall delays counts.",
     )
-    return Sheet("Small requests beside large ones", ("", "quiet", "beside", "ratio"), tuple(lines), notes)
+    return ReportTable(
+        "Small requests next to large ones", ("", "alone", "next to a batch", "ratio"), tuple(lines), notes
+    )

@@ -1,4 +1,4 @@
-"""Clients in Python, for what wrk can't do: answers that are looked at, and requests at a steady rate."""
+"""HTTP clients in Python for measurements that wrk cannot do: checked responses and constant rates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-_SECONDS_TO_ANSWER = 120
-_MOST_AT_ONCE = 64
+_TIMEOUT_SECONDS = 120
+_MAX_CONNECTIONS = 64
 
 
-class Refused(Exception):
-    """A request that should have been answered was not."""
+class UnexpectedStatus(Exception):
+    """Raised when the status of a response is not 200."""
 
 
-class Caller:
-    """One keep-alive connection, on which each request waits for the answer to the one before."""
+class HttpClient:
+    """One keep-alive connection that sends one request at a time."""
 
     def __init__(self, url: str) -> None:
         at = urlsplit(url)
         self._path = at.path
-        self._connection = HTTPConnection(at.hostname or "", at.port, timeout=_SECONDS_TO_ANSWER)
+        self._connection = HTTPConnection(at.hostname or "", at.port, timeout=_TIMEOUT_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -39,23 +39,23 @@ class Caller:
     ) -> None:
         self._connection.close()
 
-    def ask(self, body: bytes | None = None) -> bytes:
-        """The answer to a POST of JSON; without a body, to a GET.
+    def request(self, body: bytes | None = None) -> bytes:
+        """Return the body of the response to a POST of JSON, or to a GET if there is no body.
 
         Raises:
-            Refused: its status is not 200.
+            UnexpectedStatus: The status is not 200.
         """
         headers = {"Content-Type": "application/json"} if body else {}
         self._connection.request("POST" if body else "GET", self._path, body, headers)
-        answer = self._connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise Refused(f"{self._path} answers {answer.status}: {text[:500]!r}")
+        response = self._connection.getresponse()
+        text = response.read()
+        if response.status != 200:
+            raise UnexpectedStatus(f"{self._path} returned {response.status}: {text[:500]!r}")
         return text
 
 
 def repeat(call: Callable[[], object], seconds: float, at_least: int = 3) -> float:
-    """Seconds that one call takes, on average over those that fit in `seconds`."""
+    """Return the mean seconds per call, over all calls that fit into `seconds`."""
     began, calls = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds or calls < at_least:
         call()
@@ -64,16 +64,16 @@ def repeat(call: Callable[[], object], seconds: float, at_least: int = 3) -> flo
 
 
 @contextmanager
-def asking(url: str, body: bytes) -> Iterator[list[float]]:
-    """Send this body again and again in the background; gives the seconds each answer took, as they come."""
+def repeated_requests(url: str, body: bytes) -> Iterator[list[float]]:
+    """Send a body repeatedly in the background; yield the list that collects the seconds of each response."""
     seconds: list[float] = []
     stop = Event()
 
     def run() -> None:
-        with Caller(url) as caller:
+        with HttpClient(url) as client:
             while not stop.is_set():
                 began = time.perf_counter()
-                caller.ask(body)
+                client.request(body)
                 seconds.append(time.perf_counter() - began)
 
     thread = Thread(target=run)
@@ -86,57 +86,57 @@ def asking(url: str, body: bytes) -> Iterator[list[float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """Milliseconds that requests at a steady rate took: half, 99 of 100 and all of them at most."""
+class Latencies:
+    """Median, 99th percentile and maximum of request latencies, in milliseconds."""
 
     p50: float
     p99: float
     worst: float
 
 
-def probe(url: str, rate: float, seconds: float, body: bytes | None = None) -> Probed:
-    """Ask this often a second, whether what was asked before is answered or not.
+def probe(url: str, rate: float, seconds: float, body: bytes | None = None) -> Latencies:
+    """Send requests at a constant rate, without waiting for earlier responses.
 
-    What takes long delays nothing behind it, as if each request came from a client of its own.
+    A slow response delays no later request, as if each request had its own client.
     """
-    callers: SimpleQueue[Caller] = SimpleQueue()
-    taken: list[float] = []
+    clients: SimpleQueue[HttpClient] = SimpleQueue()
+    milliseconds: list[float] = []
 
-    def ask(due: float) -> None:
-        caller = callers.get()
-        caller.ask(body)
-        taken.append((time.perf_counter() - due) * 1e3)
-        callers.put(caller)
+    def request(due: float) -> None:
+        client = clients.get()
+        client.request(body)
+        milliseconds.append((time.perf_counter() - due) * 1e3)
+        clients.put(client)
 
-    with ExitStack() as stack, ThreadPoolExecutor(_MOST_AT_ONCE) as threads:
-        for _ in range(_MOST_AT_ONCE):
-            callers.put(stack.enter_context(Caller(url)))
+    with ExitStack() as stack, ThreadPoolExecutor(_MAX_CONNECTIONS) as threads:
+        for _ in range(_MAX_CONNECTIONS):
+            clients.put(stack.enter_context(HttpClient(url)))
         began = time.perf_counter()
-        asked = []
+        pending = []
         for number in range(round(rate * seconds)):
             time.sleep(max(0.0, began + number / rate - time.perf_counter()))
-            # How late this process wakes up is nothing that the service could help.
-            asked.append(threads.submit(ask, time.perf_counter()))
-        for each in asked:
-            each.result()
-    return summary(taken)
+            # The latency starts now: a late wake-up of this process must not count against the service.
+            pending.append(threads.submit(request, time.perf_counter()))
+        for future in pending:
+            future.result()
+    return summary(milliseconds)
 
 
-def summary(milliseconds: list[float]) -> Probed:
-    """The percentiles of what was taken, each one that did happen."""
+def summary(milliseconds: list[float]) -> Latencies:
+    """Return the percentiles of latencies; each one is a measured value, not an interpolated one."""
     ordered = sorted(milliseconds)
     last = len(ordered) - 1
-    return Probed(ordered[last // 2], ordered[min(last, round(len(ordered) * 0.99))], ordered[last])
+    return Latencies(ordered[last // 2], ordered[min(last, round(len(ordered) * 0.99))], ordered[last])
 
 
 class Prober:
-    """Runs `probe` in a process of its own, so that it waits for nothing but the answers."""
+    """Run `probe` in its own process, where no other work delays it."""
 
     def __init__(self) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def __enter__(self) -> Self:
-        self._process.submit(time.perf_counter).result()  # it has started
+        self._process.submit(time.perf_counter).result()  # waits until the process has started
         return self
 
     def __exit__(
@@ -144,6 +144,6 @@ class Prober:
     ) -> None:
         self._process.shutdown(cancel_futures=True)
 
-    def start(self, url: str, rate: float, seconds: float, body: bytes | None = None) -> Future[Probed]:
-        """Begin to probe; its result is there after `seconds`."""
+    def start(self, url: str, rate: float, seconds: float, body: bytes | None = None) -> Future[Latencies]:
+        """Start a probe; its future is done after `seconds`."""
         return self._process.submit(probe, url, rate, seconds, body)

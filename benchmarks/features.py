@@ -1,4 +1,4 @@
-"""What it costs to see and record what is asked: with none of that, with each part alone, and with all."""
+"""Cost of the observing features: without any, with each one alone, and with all."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.load import Measured, drive
+from benchmarks import report, servers
 from benchmarks.postgres import Postgres
-from benchmarks.sheet import Sheet, range_of
+from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
+from benchmarks.wrk import LoadResult, drive
 
 _OFF = {"SERVING_DRIFT_PSI": "0"}
-"""Nothing but metrics."""
+"""Environment with metrics only."""
 _SHARE = "0.01"
 _RECORDS = re.compile(r'^serving_journal_records_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 
-Rounds = dict[str, list[tuple[Measured, Measured]]]
-"""By what is on: measurements without it and with it, a round."""
+Rounds = dict[str, list[tuple[LoadResult, LoadResult]]]
+"""Pairs of measurements without and with the feature, one pair per round; by feature."""
 Counts = dict[str, dict[str, int]]
-"""By what is on, where a journal is: how many predictions were written and dropped."""
+"""Number of predictions that were written and dropped, for services with a journal; by feature."""
 
 
 def variants(folder: Path, postgres: str, collector: str) -> dict[str, dict[str, str]]:
-    """The environment of each service, by what is on."""
+    """Return the environment of each service, by feature."""
     shadow = {"SERVING_SHADOW": "models:/iris/Staging"}
     traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_TRACES_SAMPLER": "traceidratio"}
     share = {"SERVING_ACCESS_LOG": _SHARE, "OTEL_TRACES_SAMPLER_ARG": _SHARE}
-    each = {"SERVING_ACCESS_LOG": "1", "OTEL_TRACES_SAMPLER_ARG": "1"}
+    everything = {"SERVING_ACCESS_LOG": "1", "OTEL_TRACES_SAMPLER_ARG": "1"}
 
     def journal(name: str) -> dict[str, str]:
         return {"SERVING_JOURNAL_URL": f"sqlite:///{folder / name}.db"}
 
     return {
-        "drift, as it comes": {},
+        "drift, default": {},
         "journal on SQLite": _OFF | journal("alone"),
         "journal on PostgreSQL": _OFF | {"SERVING_JOURNAL_URL": postgres},
-        "a shadow": _OFF | shadow,
+        "shadow": _OFF | shadow,
         "access log and traces, 1 in 100": _OFF | traced | share,
-        "access log and traces, each request": _OFF | traced | each,
+        "access log and traces, every request": _OFF | traced | everything,
         "all, 1 in 100 logged and traced": shadow | journal("all") | traced | share,
-        "all, each request logged and traced": shadow | journal("each") | traced | each,
+        "all, every request logged and traced": shadow | journal("each") | traced | everything,
     }
 
 
 def measure(folder: Path, connections: int, rounds: int, seconds: float) -> tuple[Rounds, Counts]:
-    """Drive each service in turn with one that has nothing on, and count what became of the predictions.
+    """Measure each service in turn with one without features, and count the journalled predictions.
 
-    No other service runs meanwhile: ten that idle would take their share of the cores.
+    Only two services run at a time: further idle services would use CPU time.
     """
     registry = make_registry(folder)
     _shadow(registry)
-    found: Rounds = {}
+    results: Rounds = {}
     counts: Counts = {}
     with Postgres() as postgres, _collector() as collector:
         for name, env in variants(folder, postgres.create("journal"), collector).items():
-            off = service.serving(registry, folder, env=_OFF)
-            with off as without, service.serving(registry, folder, env=env) as watched:
+            off = servers.serving(registry, folder, env=_OFF)
+            with off as without, servers.serving(registry, folder, env=env) as watched:
                 for url in (without, watched):
                     drive(f"{url}/predict", ROW, folder, connections=connections, seconds=1)
                 for _ in range(rounds):
@@ -76,15 +76,15 @@ def measure(folder: Path, connections: int, rounds: int, seconds: float) -> tupl
                         drive(f"{url}/predict", ROW, folder, connections=connections, seconds=seconds)
                         for url in (without, watched)
                     ]
-                    found.setdefault(name, []).append((pair[0], pair[1]))
+                    results.setdefault(name, []).append((pair[0], pair[1]))
                     _drain(watched)
                 if "SERVING_JOURNAL_URL" in env:
                     counts[name] = _counts(watched)
-    return found, counts
+    return results, counts
 
 
 def _shadow(registry: str) -> None:
-    """Train another version, for Staging."""
+    """Train a second version and promote it to Staging."""
     env = {**os.environ, "MLFLOW_TRACKING_URI": registry, "MLFLOW_DISABLE_TELEMETRY": "true"}
     for command in (["train", "--seed", "1"], ["promote", "--version", "2", "--stage", "Staging"]):
         subprocess.run([sys.executable, "-m", "training", *command], env=env, check=True, capture_output=True)
@@ -92,7 +92,7 @@ def _shadow(registry: str) -> None:
 
 @contextmanager
 def _collector() -> Iterator[str]:
-    """What takes spans and forgets them; gives its URL."""
+    """Run a collector that discards spans; yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -110,7 +110,7 @@ def _collector() -> Iterator[str]:
 
 
 def _drain(url: str) -> None:
-    """Wait until no prediction waits for its database, which would be written while another is measured."""
+    """Wait until the journal is empty, so that no write falls into the next measurement."""
     while re.search(r"^serving_journal_pending_records [^0]", httpx.get(f"{url}/metrics").text, re.MULTILINE):
         pass
 
@@ -121,46 +121,57 @@ def _counts(url: str) -> dict[str, int]:
     }
 
 
-def ratios(found: Rounds, name: str) -> list[float]:
-    """Requests a second with what is on to those without, each of the same round."""
-    return [watched.rate / off.rate for off, watched in found[name]]
+def ratios(results: Rounds, name: str) -> list[float]:
+    """Return the ratios of requests per second with the feature to those without, round by round."""
+    return [watched.rate / off.rate for off, watched in results[name]]
 
 
-def sheets(found: Rounds, counts: Counts) -> list[Sheet]:
-    """What was found: the median, and the least and the most of the rounds."""
+def tables(results: Rounds, counts: Counts) -> list[ReportTable]:
+    """Return the tables: minimum, median and maximum of the rounds."""
     rows = [
         (
             name,
             *(
-                range_of([getattr(each[on], value) for each in pairs])
+                range_of([getattr(pair[on], value) for pair in pairs])
                 for value in ("rate", "p99")
                 for on in (0, 1)
             ),
-            range_of(ratios(found, name)),
+            range_of(ratios(results, name)),
             *(f"{counts[name][outcome]:,}" if name in counts else "–" for outcome in ("written", "dropped")),
         )
-        for name, pairs in found.items()
+        for name, pairs in results.items()
     ]
-    columns = ("on", "requests/s without", "with", "p99 ms without", "with", "ratio", "written", "dropped")
-    return [Sheet("`/predict`, one row, 64 connections: least / median / most", columns, tuple(rows))]
+    columns = (
+        "features",
+        "requests/s without",
+        "with",
+        "p99 ms without",
+        "with",
+        "ratio",
+        "written",
+        "dropped",
+    )
+    return [ReportTable("`/predict`, one row, 64 connections: min / median / max", columns, tuple(rows))]
 
 
-def show(found: Rounds, counts: Counts, out: Console) -> None:
-    """Print what was found."""
-    sheet.show(sheets(found, counts), out)
+def show(results: Rounds, counts: Counts, out: Console) -> None:
+    """Print the results."""
+    report.show(tables(results, counts), out)
 
 
-def markdown(found: Rounds, counts: Counts) -> str:
-    """The section of `RESULTS.md`."""
-    return sheet.markdown("See it and record it: `python -m benchmarks features`", sheets(found, counts))
+def markdown(results: Rounds, counts: Counts) -> str:
+    """Return the section of `RESULTS.md`."""
+    return report.markdown("Observability: `python -m benchmarks features`", tables(results, counts))
 
 
-def raw(found: Rounds, counts: Counts) -> dict[str, Any]:
-    """All measurements, for JSON."""
-    pairs = {name: [[asdict(each) for each in pair] for pair in rounds] for name, rounds in found.items()}
+def raw(results: Rounds, counts: Counts) -> dict[str, Any]:
+    """Return all measurements for JSON."""
+    pairs = {
+        name: [[asdict(result) for result in pair] for pair in rounds] for name, rounds in results.items()
+    }
     return pairs | {"records": counts}
 
 
-def failures(found: Rounds) -> int:
-    """How many requests failed in all."""
-    return sum(each.failed for rounds in found.values() for pair in rounds for each in pair)
+def failures(results: Rounds) -> int:
+    """Return the total number of failed requests."""
+    return sum(result.failed for rounds in results.values() for pair in rounds for result in pair)

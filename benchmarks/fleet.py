@@ -1,8 +1,7 @@
-"""Many fronts on one registry: what a call costs it, what fronts ask, and fleets of them, simulated.
+"""Many fronts on one registry: cost of a call, calls per front, and simulated fleets.
 
-The figures that the simulation goes by are measured in the same run, on an MLflow server with PostgreSQL; and
-what it foretells is measured there too, as far as one machine goes: with real fronts, and with clients that
-look as fronts do.
+The inputs of the simulation are measured in the same run, on an MLflow server with PostgreSQL. Its outputs
+are validated as far as one machine allows: with real fronts, and with clients that poll like fronts.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import registry, service, sheet
-from benchmarks.fleets import Fleet, Return, fleets, outages
+from benchmarks import registry_server, report, servers
+from benchmarks.fleet_scenarios import Fleet, Recovery, fleets, outages
+from benchmarks.fleet_simulation import Plan, quantile, simulate
 from benchmarks.postgres import Postgres
-from benchmarks.promotion import more_versions, registry_client, seconds_to_answer
-from benchmarks.registry import Cost, Herd
+from benchmarks.promotion import more_versions, registry_client, seconds_to_live
+from benchmarks.registry_server import Cost, PollStats
+from benchmarks.report import ReportTable
 from benchmarks.scale import register
-from benchmarks.sheet import Sheet
-from benchmarks.simulation import Plan, quantile, simulate
 from benchmarks.throughput import make_registry
 
 FEW, MANY = 10, 10_000
@@ -34,8 +33,8 @@ _MODELS = (1, 6)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Calls of one real front, a second or for one promotion, and what the simulation has for it."""
+class CallRate:
+    """Calls per second, or per promotion, of one real front, and the simulated number."""
 
     what: str
     measured: Mapping[str, float]
@@ -43,76 +42,80 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Foretold:
-    """What clients that look as fronts do saw, and what the simulation has for as many fronts."""
+class Validation:
+    """Measurements of clients that poll like fronts, and the simulation of as many fronts."""
 
-    measured: Herd
-    simulated: Herd
+    measured: PollStats
+    simulated: PollStats
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """All that was measured and simulated."""
+class Results:
+    """All measurements and simulations."""
 
     costs: list[Cost]
-    asked: list[Asked]
-    foretold: list[Foretold]
+    call_rates: list[CallRate]
+    validations: list[Validation]
     fleets: list[Fleet]
-    returns: list[Return]
+    recoveries: list[Recovery]
 
 
-def measure(folder: Path, seconds: float, say: Callable[[str], None]) -> Found:
-    """Measure the registry and fronts on it, and simulate fleets with what was found.
+def measure(folder: Path, seconds: float, progress: Callable[[str], None]) -> Results:
+    """Measure the registry and the fronts on it, and simulate fleets from these numbers.
 
     Raises:
-        NoWrk: wrk is not installed.
-        NotStarted: a server did not come up, or a version did not go live.
+        WrkNotInstalled: wrk is not installed.
+        NotStarted: A server did not start, or a version did not go live.
     """
-    with Postgres() as postgres, registry.server(folder, uri := postgres.url(), 1) as url:
-        say("what a call costs")
+    with Postgres() as postgres, registry_server.server(folder, uri := postgres.url(), 1) as url:
+        progress("cost of a call")
         costs = []
         for models in (FEW, MANY):
-            registry.populate(uri, models)
-            costs += [registry.cost(url, folder, call, models, 1, seconds) for call in registry.CALLS]
+            registry_server.populate(uri, models)
+            costs += [
+                registry_server.cost(url, folder, call, models, 1, seconds) for call in registry_server.CALLS
+            ]
         seconds_of = {cost.call: 1 / cost.rate for cost in costs if cost.models == MANY}
         seconds_of["artifacts"] = seconds_of["location"]
-        say("what fronts ask")
-        asked = _asked(url, folder, seconds_of, 4 * seconds)
-        say("clients that look as fronts do")
-        foretold = _foretold(url, seconds_of["look"], 10 * seconds)
-    say("fleets")
-    return Found(costs, asked, foretold, fleets(seconds_of), outages(seconds_of))
+        progress("calls of fronts")
+        call_rates = _call_rates(url, folder, seconds_of, 4 * seconds)
+        progress("clients that poll like fronts")
+        validations = _validations(url, seconds_of["look"], 10 * seconds)
+    progress("fleets")
+    return Results(costs, call_rates, validations, fleets(seconds_of), outages(seconds_of))
 
 
 # -- real fronts
 
 
-def _asked(url: str, folder: Path, costs: Mapping[str, float], seconds: float) -> list[Asked]:
+def _call_rates(url: str, folder: Path, costs: Mapping[str, float], seconds: float) -> list[CallRate]:
     make_registry(folder, url)
     client = registry_client(url)
     register(client, names := [f"many-{number}" for number in range(max(_MODELS))])
-    log, found = folder / "mlflow.log", []
+    log, results = folder / "mlflow.log", []
     for models in _MODELS:
         with ExitStack() as stack:
             references = ",".join(f"models:/{name}/Production" for name in names[:models])
-            fronts = [_front(stack, url, folder / f"{models}-{each}", references) for each in range(_FRONTS)]
+            fronts = [
+                _front(stack, url, folder / f"{models}-{number}", references) for number in range(_FRONTS)
+            ]
             idle = _calls(log, lambda: time.sleep(seconds))
             plan = Plan(costs, 1, _FRONTS, models)
-            each = {call: count / seconds / _FRONTS for call, count in idle.items()}
-            found.append(Asked(f"{models} followed, a second", each, simulate(plan).rate / _FRONTS))
+            rates = {call: count / seconds / _FRONTS for call, count in idle.items()}
+            results.append(CallRate(f"{models} followed, per second", rates, simulate(plan).rate / _FRONTS))
             if models == 1:
-                promoted = _promoted(client, names[0], fronts, log)
-                found.append(Asked("for a promotion", promoted, _simulated_promotion(plan)))
-    return found
+                promoted = _calls_of_promotion(client, names[0], fronts, log)
+                results.append(CallRate("per promotion", promoted, _simulated_promotion(plan)))
+    return results
 
 
 def _front(stack: ExitStack, url: str, folder: Path, references: str) -> str:
     folder.mkdir()
-    return stack.enter_context(service.serving(url, folder, "--models", references))
+    return stack.enter_context(servers.serving(url, folder, "--models", references))
 
 
-def _promoted(client: Any, name: str, fronts: Sequence[str], log: Path) -> dict[str, float]:
-    """The calls of each front that are for a promotion alone, beyond its looks."""
+def _calls_of_promotion(client: Any, name: str, fronts: Sequence[str], log: Path) -> dict[str, float]:
+    """Return the calls per front that belong to a promotion alone, without its polls."""
     (version,) = more_versions(client, name, 1)
 
     def promote(_: str) -> None:
@@ -120,156 +123,163 @@ def _promoted(client: Any, name: str, fronts: Sequence[str], log: Path) -> dict[
 
     def swap() -> None:
         for number, front in enumerate(fronts):
-            seconds_to_answer(
+            seconds_to_live(
                 f"{front}/models/{name}/predict", version, promote if number == 0 else lambda _: None
             )
-        time.sleep(2)  # the tags follow with the next look
+        time.sleep(2)  # the next poll writes the tags
 
-    found = _calls(log, swap)
-    return {call: count / len(fronts) for call, count in found.items() if call in OF_PROMOTION}
+    results = _calls(log, swap)
+    return {call: count / len(fronts) for call, count in results.items() if call in OF_PROMOTION}
 
 
 def _simulated_promotion(plan: Plan) -> float:
-    asked = simulate(replace(plan, promoted_at=plan.seconds / 2)).asked
-    return sum(asked[call] for call in OF_PROMOTION) / plan.fronts
+    calls = simulate(replace(plan, promoted_at=plan.seconds / 2)).calls
+    return sum(calls[call] for call in OF_PROMOTION) / plan.fronts
 
 
 def _calls(log: Path, during: Callable[[], None]) -> Counter[str]:
     since = log.stat().st_size
     during()
-    return registry.asked(log, since)
+    return registry_server.count_calls(log, since)
 
 
-# -- clients that look as fronts do
+# -- clients that poll like fronts
 
 
-def _foretold(url: str, cost: float, seconds: float) -> list[Foretold]:
-    bears = round(1 / cost)
+def _validations(url: str, cost: float, seconds: float) -> list[Validation]:
+    capacity = round(1 / cost)
     return [
-        Foretold(
-            registry.herd(url, fronts, seconds, restrained=restrained),
+        Validation(
+            registry_server.poll_as_fronts(url, fronts, seconds, restrained=restrained),
             _simulated(cost, fronts, seconds, restrained=restrained),
         )
-        for fronts in (bears // 3, 2 * bears, 6 * bears)
+        for fronts in (capacity // 3, 2 * capacity, 6 * capacity)
         for restrained in (False, True)
     ]
 
 
-def _simulated(cost: float, fronts: int, seconds: float, *, restrained: bool) -> Herd:
+def _simulated(cost: float, fronts: int, seconds: float, *, restrained: bool) -> PollStats:
     looks_alone = {"look": cost, "aliases": 0.0}
-    plan = Plan(looks_alone, 1, fronts, seconds=seconds, restrained=restrained, aliases_every=float("inf"))
-    found = simulate(plan)
-    waits = found.waits
-    return Herd(fronts, restrained, found.rate, quantile(waits, 0.5), quantile(waits, 0.99), found.failed)
+    plan = Plan(
+        looks_alone, 1, fronts, seconds=seconds, restrained=restrained, alias_poll_seconds=float("inf")
+    )
+    results = simulate(plan)
+    waits = results.waits
+    return PollStats(
+        fronts, restrained, results.rate, quantile(waits, 0.5), quantile(waits, 0.99), results.failed
+    )
 
 
-# -- telling
+# -- report
 
 
-def show(found: Found, out: Console) -> None:
-    """Print what was found."""
-    sheet.show(_sheets(found), out)
+def show(results: Results, out: Console) -> None:
+    """Print the results."""
+    report.show(_tables(results), out)
 
 
-def markdown(found: Found) -> str:
-    """The section of RESULTS.md."""
-    return sheet.markdown("Many fronts on one registry: `python -m benchmarks fleet`", _sheets(found))
+def markdown(results: Results) -> str:
+    """Return the section of RESULTS.md."""
+    return report.markdown("Many fronts on one registry: `python -m benchmarks fleet`", _tables(results))
 
 
-def raw(found: Found) -> dict[str, Any]:
-    """All figures, for JSON."""
-    return asdict(found)
+def raw(results: Results) -> dict[str, Any]:
+    """Return all numbers for JSON."""
+    return asdict(results)
 
 
-def _sheets(found: Found) -> list[Sheet]:
+def _tables(results: Results) -> list[ReportTable]:
     return [
-        _sheet_of_costs(found.costs),
-        _sheet_of_asked(found.asked),
-        _sheet_of_herds(found.foretold),
-        _sheet_of_fleets(found.fleets),
-        _sheet_of_returns(found.returns),
+        _cost_table(results.costs),
+        _call_rate_table(results.call_rates),
+        _polling_table(results.validations),
+        _fleet_table(results.fleets),
+        _recovery_table(results.recoveries),
     ]
 
 
-def _sheet_of_costs(costs: Sequence[Cost]) -> Sheet:
+def _cost_table(costs: Sequence[Cost]) -> ReportTable:
     rate = {(cost.call, cost.models): cost.rate for cost in costs}
-    return Sheet(
-        "What one worker of the MLflow server answers, on PostgreSQL",
+    return ReportTable(
+        "Capacity of one worker of the MLflow server, on PostgreSQL",
         ("call", *(f"calls/s, {models:,} models registered" for models in (FEW, MANY))),
-        tuple((call, *(f"{rate[call, models]:,.0f}" for models in (FEW, MANY))) for call in registry.CALLS),
+        tuple(
+            (call, *(f"{rate[call, models]:,.0f}" for models in (FEW, MANY)))
+            for call in registry_server.CALLS
+        ),
         (
-            "wrk with 8 connections, PostgreSQL and wrk on the same two cores. A look searches the versions "
-            "of a model, a marker the five that changed last: what a front asks again and again.",
+            "wrk with 8 connections; PostgreSQL and wrk share two cores. `look` searches the versions of a "
+            "model, `marker` the five that changed last: the calls of each poll.",
         ),
     )
 
 
-def _sheet_of_asked(asked: Sequence[Asked]) -> Sheet:
-    return Sheet(
-        "What a front asks the registry",
-        ("models", "calls, as the server counted them", "in all", "simulated"),
+def _call_rate_table(call_rates: Sequence[CallRate]) -> ReportTable:
+    return ReportTable(
+        "Calls of a front to the registry",
+        ("models", "calls, from the server's log", "total", "simulated"),
         tuple(
             (
-                each.what,
-                ", ".join(f"{call} {count:.2f}" for call, count in sorted(each.measured.items())),
-                f"{sum(each.measured.values()):.2f}",
-                f"{each.simulated:.2f}",
+                call_rate.what,
+                ", ".join(f"{call} {count:.2f}" for call, count in sorted(call_rate.measured.items())),
+                f"{sum(call_rate.measured.values()):.2f}",
+                f"{call_rate.simulated:.2f}",
             )
-            for each in asked
+            for call_rate in call_rates
         ),
-        (f"{_FRONTS} real fronts, which look every second; the first of them writes the tags for all.",),
+        (f"{_FRONTS} real fronts, which poll every second; the first one writes the tags for all.",),
     )
 
 
-def _sheet_of_herds(foretold: Sequence[Foretold]) -> Sheet:
-    return Sheet(
-        "Clients that look every second as fronts do, at one worker: measured / simulated",
-        ("clients", "restraint", "looks/s", "p50 s", "p99 s", "in vain"),
+def _polling_table(validations: Sequence[Validation]) -> ReportTable:
+    return ReportTable(
+        "Clients that poll every second like fronts, with one worker: measured / simulated",
+        ("clients", "restraint", "polls/s", "p50 s", "p99 s", "failed"),
         tuple(
             (
-                f"{each.measured.fronts:,}",
-                "yes" if each.measured.restrained else "no",
-                f"{each.measured.rate:.0f} / {each.simulated.rate:.0f}",
-                f"{each.measured.p50:.2f} / {each.simulated.p50:.2f}",
-                f"{each.measured.p99:.2f} / {each.simulated.p99:.2f}",
-                f"{each.measured.failed:.0%} / {each.simulated.failed:.0%}",
+                f"{validation.measured.fronts:,}",
+                "yes" if validation.measured.restrained else "no",
+                f"{validation.measured.rate:.0f} / {validation.simulated.rate:.0f}",
+                f"{validation.measured.p50:.2f} / {validation.simulated.p50:.2f}",
+                f"{validation.measured.p99:.2f} / {validation.simulated.p99:.2f}",
+                f"{validation.measured.failed:.0%} / {validation.simulated.failed:.0%}",
             )
-            for each in foretold
+            for validation in validations
         ),
-        ("A look is given up after 3 s. With restraint, rests are those of `serving.registry.plan`.",),
+        ("A poll times out after 3 s. With restraint, the delays are those of the service.",),
     )
 
 
-def _sheet_of_fleets(fleets: Sequence[Fleet]) -> Sheet:
-    return Sheet(
-        "Simulated: fleets, and one promotion that each front is to see",
-        ("fleet", "workers", "calls/s", "busy", "in vain", "seconds to live: p50 / p99", "live on"),
+def _fleet_table(fleets: Sequence[Fleet]) -> ReportTable:
+    return ReportTable(
+        "Simulated: fleets with one promotion on each front",
+        ("fleet", "workers", "calls/s", "busy", "failed", "seconds to live: p50 / p99", "live on"),
         tuple(
             (
-                each.name,
-                str(each.plan.workers),
-                f"{each.rate:,.0f}",
-                f"{each.load:.0%}",
-                f"{each.failed:.0%}",
-                f"{quantile(each.stale, 0.5):.1f} / {quantile(each.stale, 0.99):.1f}",
-                f"{len(each.stale) / each.plan.fronts:.0%}",
+                fleet.name,
+                str(fleet.plan.workers),
+                f"{fleet.rate:,.0f}",
+                f"{fleet.load:.0%}",
+                f"{fleet.failed:.0%}",
+                f"{quantile(fleet.seconds_to_live, 0.5):.1f} / {quantile(fleet.seconds_to_live, 0.99):.1f}",
+                f"{len(fleet.seconds_to_live) / fleet.plan.fronts:.0%}",
             )
-            for each in fleets
+            for fleet in fleets
         ),
-        ("Calls, load and those in vain are of a third without and a third or two with the promotion.",),
+        ("Calls, load and failures cover the time after the warm-up, before and after the promotion.",),
     )
 
 
-def _sheet_of_returns(returns: Sequence[Return]) -> Sheet:
-    return Sheet(
-        "Simulated: the registry is away for 20 s and comes back, 4 workers",
-        ("fleet", "most calls within a second", "seconds until answered again: p50 / all"),
+def _recovery_table(recoveries: Sequence[Recovery]) -> ReportTable:
+    return ReportTable(
+        "Simulated: an outage of the registry for 20 s, 4 workers",
+        ("fleet", "max calls per second", "seconds to recover: p50 / max"),
         tuple(
             (
-                each.name,
-                f"{each.peak:,}",
-                f"{quantile(each.back, 0.5):.1f} / {quantile(each.back, 1):.1f}",
+                recovery.name,
+                f"{recovery.peak:,}",
+                " / ".join(f"{quantile(recovery.seconds_to_recover, share):.1f}" for share in (0.5, 1)),
             )
-            for each in returns
+            for recovery in recoveries
         ),
     )

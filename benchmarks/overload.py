@@ -1,4 +1,4 @@
-"""More requests than a model can answer: how soon what is taken is answered, and the rest refused."""
+"""Load above the capacity of a model: latencies of accepted and of rejected requests."""
 
 from __future__ import annotations
 
@@ -12,91 +12,93 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.arrivals import Arrival, arrive
-from benchmarks.client import Probed, summary
+from benchmarks import report, servers
+from benchmarks.client import Latencies, summary
+from benchmarks.models.fixed_latency import SECONDS_PER_ROW
+from benchmarks.open_loop import Response, send_at_rate
 from benchmarks.promotion import registry_client
-from benchmarks.sheet import Sheet, range_of
+from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
-from benchmarks.toiler import SECONDS_A_ROW
 
 LOADS = (0.5, 2, 10)
-_WAITS = {"0.1": "0.1 s", "1": "1 s, the default", "3600": "for ever: no shedding"}
-NAME = "toiler"
+_WAIT_LABELS = {"0.1": "0.1 s", "1": "1 s, the default", "3600": "unlimited"}
+NAME = "fixed-latency"
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
-    """One setting under one load in one round; latencies in milliseconds."""
+class LoadRun:
+    """One setting under one load in one round; latencies are in milliseconds."""
 
     wait: str
     load: float
     seconds: float
-    answered: int
-    refused: int
+    succeeded: int
+    rejected: int
     failed: int
-    taken: Probed | None
-    """Of those that were answered."""
-    refusing: Probed | None
-    """Of those that were refused with 503."""
+    accepted: Latencies | None
+    """Latencies of accepted requests."""
+    rejection: Latencies | None
+    """Latencies of requests that were rejected with 503."""
 
 
-def measure(folder: Path, rounds: int, seconds: float) -> list[Driven]:
-    """Load each setting in turn, round by round.
+def measure(folder: Path, rounds: int, seconds: float) -> list[LoadRun]:
+    """Measure each setting in turn, round by round.
 
     Raises:
-        NotStarted: a service does not start.
+        NotStarted: A service does not start.
     """
     registry = make_registry(folder)
     register(registry)
-    found = []
+    results = []
     with ExitStack() as stack:
-        urls = {wait: stack.enter_context(_serving(registry, folder, wait)) for wait in _WAITS}
+        urls = {wait: stack.enter_context(_serving(registry, folder, wait)) for wait in _WAIT_LABELS}
         for url in urls.values():
-            _drive(url, "", 2, 2)
+            _run_load(url, "", 2, 2)
         for _ in range(rounds):
             for load in LOADS:
-                found += [_drive(url, wait, load, seconds) for wait, url in urls.items()]
-    return found
+                results += [_run_load(url, wait, load, seconds) for wait, url in urls.items()]
+    return results
 
 
-def show(found: Sequence[Driven], out: Console) -> None:
-    """Print what was found."""
-    sheet.show([_sheet(found)], out)
+def show(results: Sequence[LoadRun], out: Console) -> None:
+    """Print the results."""
+    report.show([_table(results)], out)
 
 
-def markdown(found: Sequence[Driven]) -> str:
-    """The section of RESULTS.md."""
-    return sheet.markdown("Overload: `python -m benchmarks overload`", [_sheet(found)])
+def markdown(results: Sequence[LoadRun]) -> str:
+    """Return the section of RESULTS.md."""
+    return report.markdown("Overload: `python -m benchmarks overload`", [_table(results)])
 
 
-def raw(found: Sequence[Driven]) -> list[dict[str, Any]]:
-    """All measurements, for JSON."""
-    return [asdict(each) for each in found]
+def raw(results: Sequence[LoadRun]) -> list[dict[str, Any]]:
+    """Return all measurements for JSON."""
+    return [asdict(run) for run in results]
 
 
-def failures(found: Sequence[Driven]) -> int:
-    """How many requests were neither answered nor refused, where load is shed."""
-    return sum(each.failed for each in found if each.wait != "3600")
+def failures(results: Sequence[LoadRun]) -> int:
+    """Return how many requests were neither accepted nor rejected, with the settings that shed load."""
+    return sum(run.failed for run in results if run.wait != "3600")
 
 
 def _serving(registry: str, folder: Path, wait: str) -> Any:
     place = folder / f"wait-{wait}"
     place.mkdir()
-    env = {"SERVING_MODELS": f"models:/{NAME}/1", "SERVING_WAIT_SECONDS": wait}
-    return service.serving(registry, place, env=env)
+    env = {"SERVING_MODELS": f"models:/{NAME}/1", "SERVING_MAX_QUEUE_SECONDS": wait}
+    return servers.serving(registry, place, env=env)
 
 
-def _drive(url: str, wait: str, load: float, seconds: float) -> Driven:
-    arrivals = asyncio.run(arrive(f"{url}/predict", orjson.dumps(ROW), load / SECONDS_A_ROW, seconds))
-    answered, refused = _with(arrivals, 200), _with(arrivals, 503)
-    failed = len(arrivals) - len(answered) - len(refused)
-    taken, refusing = (summary(each) if each else None for each in (answered, refused))
-    return Driven(wait, load, seconds, len(answered), len(refused), failed, taken, refusing)
+def _run_load(url: str, wait: str, load: float, seconds: float) -> LoadRun:
+    responses = asyncio.run(
+        send_at_rate(f"{url}/predict", orjson.dumps(ROW), load / SECONDS_PER_ROW, seconds)
+    )
+    succeeded, rejected = _with(responses, 200), _with(responses, 503)
+    failed = len(responses) - len(succeeded) - len(rejected)
+    accepted, rejection = (summary(run) if run else None for run in (succeeded, rejected))
+    return LoadRun(wait, load, seconds, len(succeeded), len(rejected), failed, accepted, rejection)
 
 
-def _with(arrivals: Sequence[Arrival], status: int) -> list[float]:
-    return [each.seconds * 1e3 for each in arrivals if each.status == status]
+def _with(responses: Sequence[Response], status: int) -> list[float]:
+    return [run.seconds * 1e3 for run in responses if run.status == status]
 
 
 def register(registry: str) -> None:
@@ -107,49 +109,49 @@ def register(registry: str) -> None:
     from mlflow.models import infer_signature
 
     flowers = pd.DataFrame([ROW])
-    mlflow.set_experiment("iris")  # whose artifacts are kept in `folder`
+    mlflow.set_experiment("iris")  # its artifacts are stored in `folder`
     mlflow.pyfunc.log_model(
         name=NAME,
-        python_model=str(Path(__file__).with_name("toiler.py")),
+        python_model=str(Path(__file__).with_name("models") / "fixed_latency.py"),
         signature=infer_signature(flowers, [0.0]),
         input_example=flowers,
-        pip_requirements=["mlflow"],  # else MLflow loads the model once more to find out
+        pip_requirements=["mlflow"],  # otherwise MLflow loads the model once more to infer them
         registered_model_name=NAME,
     )
 
 
-def _sheet(found: Sequence[Driven]) -> Sheet:
+def _table(results: Sequence[LoadRun]) -> ReportTable:
     lines = []
-    for wait, told in _WAITS.items():
+    for wait, label in _WAIT_LABELS.items():
         for load in LOADS:
-            rounds = [each for each in found if (each.wait, each.load) == (wait, load)]
-            taken = [each.taken for each in rounds if each.taken]
-            refusing = [each.refusing for each in rounds if each.refusing]
+            rounds = [run for run in results if (run.wait, run.load) == (wait, load)]
+            accepted = [run.accepted for run in rounds if run.accepted]
+            rejection = [run.rejection for run in rounds if run.rejection]
             lines.append(
                 (
-                    told,
+                    label,
                     f"{load:g}",
-                    range_of([each.answered / each.seconds * SECONDS_A_ROW for each in rounds]),
-                    range_of([each.p50 for each in taken]) if taken else "–",
-                    range_of([each.p99 for each in taken]) if taken else "–",
-                    str(sum(each.refused for each in rounds)),
-                    range_of([each.p99 for each in refusing]) if refusing else "–",
-                    str(sum(each.failed for each in rounds)),
+                    range_of([run.succeeded / run.seconds * SECONDS_PER_ROW for run in rounds]),
+                    range_of([run.p50 for run in accepted]) if accepted else "–",
+                    range_of([run.p99 for run in accepted]) if accepted else "–",
+                    str(sum(run.rejected for run in rounds)),
+                    range_of([run.p99 for run in rejection]) if rejection else "–",
+                    str(sum(run.failed for run in rounds)),
                 )
             )
     columns = (
-        "may wait",
-        "asked, of capacity",
-        "answered, of capacity",
+        "max queue time",
+        "offered load / capacity",
+        "accepted / capacity",
         "p50 ms",
         "p99 ms",
-        "refused",
-        "p99 of refusals, ms",
+        "rejected",
+        "p99 of rejections, ms",
         "failed",
     )
     notes = (
-        f"A model that takes {SECONDS_A_ROW * 1e3:g} ms a row, so that its capacity is {1 / SECONDS_A_ROW:g} "
-        "rows/s; requests of one row arrive at a constant rate, whatever becomes of those before. Latencies "
-        "are those of answered requests, from when they were due. Least / median / most of the rounds.",
+        f"The model takes {SECONDS_PER_ROW * 1e3:g} ms per row: its capacity is {1 / SECONDS_PER_ROW:g} "
+        "rows/s; requests of one row arrive at a constant rate, regardless of earlier responses. "
+        "Latencies start at a request's due time. Min / median / max of the rounds.",
     )
-    return Sheet("More than a model can answer", columns, tuple(lines), notes)
+    return ReportTable("Load above the capacity of a model", columns, tuple(lines), notes)

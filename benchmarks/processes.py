@@ -1,4 +1,4 @@
-"""What Linux tells of the service's processes: memory, CPU, and how many files may be open."""
+"""Memory, CPU time and open files of the service's processes, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Private memory in MB: of the front, of the fork server, and of each model process."""
+    """Private memory in MB: of the front, the fork server, and each model process."""
 
     front: float
     fork_server: float
@@ -23,12 +23,12 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Of all together; what they share with each other comes on top, once."""
+        """Return the sum; memory that the processes share is not included."""
         return self.front + self.fork_server + sum(self.models)
 
 
 def front(port: int) -> int:
-    """The process that serves at this port, started by this one."""
+    """Return the process id of the front on this port, a child of this process."""
     for pid in children(os.getpid()):
         arguments = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
         if str(port).encode() in arguments:
@@ -37,49 +37,49 @@ def front(port: int) -> int:
 
 
 def children(parent: int) -> list[int]:
-    """The child processes of a process."""
+    """Return the child processes of a process."""
     threads = (_PROC / str(parent) / "task").iterdir()
     return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
 
 def fork_server(front: int) -> int:
-    """Return the fork server of a service, a child of its guardian; raises ValueError without one."""
+    """Return the fork server of a service, a child of its guardian; raise ValueError without one."""
     (guardian,) = children(front)
     (server,) = children(guardian)
     return server
 
 
 def memory(front: int) -> Memory:
-    """The private memory of a service's processes."""
+    """Return the private memory of a service's processes."""
     server = fork_server(front)
     models = [private(pid) for pid in children(server)]
     return Memory(private(front), private(server), tuple(models))
 
 
 def private(pid: int) -> float:
-    """The private memory of a process, in MB."""
-    return private_in((_PROC / str(pid) / "smaps_rollup").read_text())
+    """Return the private memory of a process, in MB."""
+    return parse_private((_PROC / str(pid) / "smaps_rollup").read_text())
 
 
-def private_in(rollup: str) -> float:
-    """Private_Clean and Private_Dirty of a `smaps_rollup`, in MB."""
+def parse_private(rollup: str) -> float:
+    """Return the sum of Private_Clean and Private_Dirty in a `smaps_rollup`, in MB."""
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.M)) / 1024
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that a process has used so far, in user and kernel mode."""
-    # The name, in brackets, may have spaces: fields are counted from behind it.
+    """Return the CPU time of a process, in user and kernel mode."""
+    # The process name, in parentheses, may contain spaces: count the fields from its end.
     fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def open_files(wanted: int) -> Iterator[int]:
-    """Let this process open `wanted` files, or as many as it may, until the block ends; gives that limit."""
+    """Raise this process's limit of open files toward `wanted` until the block ends; yield the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     finally:

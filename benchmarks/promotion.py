@@ -1,4 +1,4 @@
-"""How soon a promotion answers clients, and what they notice of the swap."""
+"""Time from a promotion to the first prediction of the new version, and the effect of the swap on clients."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.load import Measured, drive
+from benchmarks import report, servers
 from benchmarks.throughput import ROW, make_registry
+from benchmarks.wrk import LoadResult, drive
 
 _CONNECTIONS = 8
 _QUIET_SECONDS = 5.0
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Promotions:
-    """Seconds from the registry's answer to each promotion to the first answer by its version.
+    """Seconds from each promotion in the registry to the first prediction of its version.
 
-    `quiet` and `swapping` are what clients measured before and during the promotions.
+    `quiet` and `swapping` are the clients' measurements before and during the promotions.
     """
 
     by: str
     seconds: tuple[float, ...]
-    quiet: Measured
-    swapping: Measured
+    quiet: LoadResult
+    swapping: LoadResult
 
     @property
     def p99_ratio(self) -> float:
-        """The clients' p99 during the swaps as a ratio to the quiet one."""
+        """Return the ratio of the clients' p99 during the swaps to the p99 before them."""
         return self.swapping.p99 / self.quiet.p99
 
 
@@ -48,7 +48,7 @@ def by_polling(folder: Path, promotions: int) -> Promotions:
     """Promote to a stage of a SQLite registry, which the service polls every second."""
     registry = make_registry(folder)
     client = registry_client(registry)
-    with service.serving(registry, folder) as url:
+    with servers.serving(registry, folder) as url:
         versions = more_versions(client, "iris", promotions)
 
         def promote(version: str) -> None:
@@ -58,7 +58,7 @@ def by_polling(folder: Path, promotions: int) -> Promotions:
 
 
 def by_webhook(folder: Path, promotions: int) -> Promotions:
-    """Move an alias on an MLflow server, which sends the service a webhook; it polls too slowly to count."""
+    """Move an alias on an MLflow server that sends webhooks; the service practically does not poll."""
     secret = secrets.token_hex(16)
     with mlflow_server(folder) as registry:
         make_registry(folder, registry)
@@ -70,7 +70,7 @@ def by_webhook(folder: Path, promotions: int) -> Promotions:
             "SERVING_POLL_SECONDS": "3600",
             "SERVING_WEBHOOK_SECRET": secret,
         }
-        with service.serving(registry, folder, env=env) as url:
+        with servers.serving(registry, folder, env=env) as url:
             command = [sys.executable, "-m", "serving", "webhook", url]
             variables = {**os.environ, **env, "MLFLOW_TRACKING_URI": registry}
             subprocess.run(command, env=variables, check=True, capture_output=True)
@@ -83,62 +83,62 @@ def by_webhook(folder: Path, promotions: int) -> Promotions:
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """Run an MLflow server that keeps the artifacts and may send webhooks to this machine; gives its URI."""
+    """Run an MLflow server that serves artifacts and may send webhooks to this machine; yield its URI."""
     from cryptography.fernet import Fernet
 
-    port = service.free_port()
+    port = servers.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     env = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # else a new webhook is not known for a minute
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # the default hides a new webhook for a minute
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     }
-    with service.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
+    with servers.running(command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", env) as url:
         yield url
 
 
-def show(found: Sequence[Promotions], out: Console) -> None:
-    """Print what was found."""
-    sheet.show([_sheet(found)], out)
+def show(results: Sequence[Promotions], out: Console) -> None:
+    """Print the results."""
+    report.show([_table(results)], out)
 
 
-def markdown(found: Sequence[Promotions]) -> str:
-    """The section of `RESULTS.md`."""
-    return sheet.markdown("Promotions: `python -m benchmarks promotion`", [_sheet(found)])
+def markdown(results: Sequence[Promotions]) -> str:
+    """Return the section of `RESULTS.md`."""
+    return report.markdown("Promotions: `python -m benchmarks promotion`", [_table(results)])
 
 
-def _sheet(found: Sequence[Promotions]) -> sheet.Sheet:
+def _table(results: Sequence[Promotions]) -> report.ReportTable:
     rows = [
         (
-            each.by,
-            str(len(each.seconds)),
-            sheet.range_of(each.seconds),
-            f"{each.quiet.p99:.1f}",
-            f"{each.swapping.p99:.1f}",
-            f"{each.p99_ratio:.2f}",
-            str(each.quiet.failed + each.swapping.failed),
+            result.by,
+            str(len(result.seconds)),
+            report.range_of(result.seconds),
+            f"{result.quiet.p99:.1f}",
+            f"{result.swapping.p99:.1f}",
+            f"{result.p99_ratio:.2f}",
+            str(result.quiet.failed + result.swapping.failed),
         )
-        for each in found
+        for result in results
     ]
     columns = (
         "followed by",
         "promotions",
-        "seconds: least / median / most",
-        "p99 quiet, ms",
-        "p99 swapping, ms",
+        "seconds: min / median / max",
+        "p99 before, ms",
+        "p99 during swaps, ms",
         "ratio",
         "failed",
     )
     note = (
-        "From the registry's answer to the first answer by the new version, while wrk calls over "
-        f"{_CONNECTIONS} connections without a pause; one promotion follows the other."
+        "From the registry's response to the first prediction of the new version, while wrk sends requests "
+        f"over {_CONNECTIONS} connections without a pause. Promotions follow each other directly."
     )
-    return sheet.Sheet("Promotions under load", columns, tuple(rows), (note,))
+    return report.ReportTable("Promotions under load", columns, tuple(rows), (note,))
 
 
 def _measure(
@@ -147,37 +147,37 @@ def _measure(
     predict = f"{url}/predict"
     drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1)
     quiet = drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=_QUIET_SECONDS)
-    found: list[Measured] = []
-    # Longer than the promotions can take would be waiting; shorter would leave some without clients.
+    results: list[LoadResult] = []
+    # The load should last as long as the promotions: they take about a second each.
     load = Thread(
-        target=lambda: found.append(
+        target=lambda: results.append(
             drive(predict, ROW, folder, connections=_CONNECTIONS, seconds=1.3 * len(versions))
         )
     )
     load.start()
-    seconds = tuple(seconds_to_answer(predict, version, promote) for version in versions)
+    seconds = tuple(seconds_to_live(predict, version, promote) for version in versions)
     load.join()
-    return Promotions(by, seconds, quiet, found[0])
+    return Promotions(by, seconds, quiet, results[0])
 
 
-def seconds_to_answer(url: str, version: str, promote: Callable[[str], None]) -> float:
-    """Seconds from the registry's answer to `promote` to the first answer by this version at `url`.
+def seconds_to_live(url: str, version: str, promote: Callable[[str], None]) -> float:
+    """Return the seconds from the end of `promote` to the first prediction of this version at `url`.
 
     Raises:
-        NotStarted: it did not go live.
+        NotStarted: The version did not go live.
     """
     promote(version)
     began = time.perf_counter()
     with httpx.Client() as client:
         while client.post(url, json=ROW).raise_for_status().headers["x-model-version"] != version:
-            if time.perf_counter() - began > _PATIENCE_SECONDS:
-                raise service.NotStarted(f"version {version} did not go live")
+            if time.perf_counter() - began > _TIMEOUT_SECONDS:
+                raise servers.NotStarted(f"version {version} did not go live")
             time.sleep(0.005)
     return time.perf_counter() - began
 
 
 def registry_client(registry: str) -> Any:
-    """An MLflow client of this registry, which is MLflow's from now on in this process."""
+    """Return an MLflow client, and make this registry MLflow's default in this process."""
     import logging
     import warnings
 
@@ -185,13 +185,13 @@ def registry_client(registry: str) -> Any:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # stages, which MLflow means to drop
+    warnings.filterwarnings("ignore", category=FutureWarning)  # MLflow has deprecated stages
     mlflow.set_tracking_uri(registry)
     return mlflow.MlflowClient()
 
 
 def more_versions(client: Any, name: str, count: int) -> list[str]:
-    """More versions of the first one's artifacts: each is downloaded, loaded and verified as any other."""
+    """Register further versions of version 1's artifacts; the service loads and verifies each separately."""
     first = client.get_model_version(name, "1")
     model_id = first.source.removeprefix("models:/")
     return [

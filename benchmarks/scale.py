@@ -1,4 +1,4 @@
-"""Many models in one front, and many idle connections: memory, starts, promotions and latencies."""
+"""Many models in one front, and many idle connections: memory, start, promotion and latency."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from benchmarks import processes, service, sheet
-from benchmarks.load import Measured, drive
+from benchmarks import processes, report, servers
 from benchmarks.processes import Memory
-from benchmarks.promotion import more_versions, registry_client, seconds_to_answer
-from benchmarks.sheet import Sheet, range_of
+from benchmarks.promotion import more_versions, registry_client, seconds_to_live
+from benchmarks.report import ReportTable, range_of
 from benchmarks.throughput import ROW, make_registry
+from benchmarks.wrk import LoadResult, drive
 
 IDLE = 5000
 _CONNECTIONS = 64
@@ -32,8 +32,9 @@ _IDLE_SECONDS = 8.0
 class Front:
     """One front with this many models, in one round.
 
-    `cold` and `warm` are the seconds of a start without and with the artifacts in its store, `idle_cpu` the
-    cores that the front uses while nobody calls, `further` the seconds of each promotion to live.
+    `cold` and `warm` are the seconds of a start without and with the artifacts in its store. `idle_cpu` is
+    the number of cores that the front uses without requests. `promotions` are the seconds of each promotion
+    to live.
     """
 
     models: int
@@ -41,40 +42,40 @@ class Front:
     warm: float
     idle_cpu: float
     memory: Memory
-    first: Measured
-    spread: Measured
-    further: tuple[float, ...]
+    first: LoadResult
+    spread: LoadResult
+    promotions: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Busy connections alone, and beside idle ones, in one round.
+    """Busy connections alone, and next to idle ones, in one round.
 
-    `silent` idle connections have asked nothing yet; of those that did ask, `kept` are open after
-    `_IDLE_SECONDS` more.
+    `silent` counts the idle connections that stayed open without a request. After one request on each, `kept`
+    counts those that stay open for `_IDLE_SECONDS` more.
     """
 
-    alone: Measured
-    beside: Measured
+    alone: LoadResult
+    beside: LoadResult
     opened: int
     silent: int
     kept: int
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """All that was measured; `files` is how many this process could open."""
+class Results:
+    """All measurements; `files` is the number of files that this process may open."""
 
     fronts: list[Front]
     idle: list[Idle]
     files: int
 
 
-def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, idle: int = IDLE) -> Found:
+def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, idle: int = IDLE) -> Results:
     """Measure a front with each number of models in turn, round by round.
 
     Raises:
-        NotStarted: a service does not start, or a version does not go live.
+        NotStarted: A service does not start, or a version does not go live.
     """
     registry = make_registry(folder)
     client = registry_client(registry)
@@ -87,35 +88,35 @@ def measure(folder: Path, counts: Sequence[int], rounds: int, seconds: float, id
             place.mkdir()
             fronts.append(_front(registry, client, place, names[:count], seconds))
         if idle:
-            found, files = _idle(registry, folder, names[:1], seconds, idle)
-            idles.append(found)
-    return Found(fronts, idles, files)
+            results, files = _idle(registry, folder, names[:1], seconds, idle)
+            idles.append(results)
+    return Results(fronts, idles, files)
 
 
-def show(found: Found, out: Console) -> None:
-    """Print what was found."""
-    sheet.show(_sheets(found), out)
+def show(results: Results, out: Console) -> None:
+    """Print the results."""
+    report.show(_tables(results), out)
 
 
-def markdown(found: Found) -> str:
-    """The section of RESULTS.md."""
-    return sheet.markdown("Many models, many connections", _sheets(found))
+def markdown(results: Results) -> str:
+    """Return the section of RESULTS.md."""
+    return report.markdown("Many models, many connections", _tables(results))
 
 
-def raw(found: Found) -> dict[str, Any]:
-    """All measurements, for JSON."""
-    return asdict(found)
+def raw(results: Results) -> dict[str, Any]:
+    """Return all measurements for JSON."""
+    return asdict(results)
 
 
-def failures(found: Found) -> int:
-    """How many requests failed in all."""
-    driven = [each for front in found.fronts for each in (front.first, front.spread)]
-    driven += [each for idle in found.idle for each in (idle.alone, idle.beside)]
-    return sum(each.failed for each in driven)
+def failures(results: Results) -> int:
+    """Return the total number of failed requests."""
+    driven = [run for front in results.fronts for run in (front.first, front.spread)]
+    driven += [run for idle in results.idle for run in (idle.alone, idle.beside)]
+    return sum(run.failed for run in driven)
 
 
 def register(client: Any, names: Sequence[str]) -> None:
-    """The iris model's artifacts once more under each name, with the digest, and promoted."""
+    """Register and promote the iris model's artifacts, with their digest, under each name."""
     iris = client.get_model_version("iris", "1")
     for name in names:
         client.create_registered_model(name)
@@ -129,9 +130,9 @@ def register(client: Any, names: Sequence[str]) -> None:
 
 def _front(registry: str, client: Any, folder: Path, names: Sequence[str], seconds: float) -> Front:
     with ExitStack() as stack:
-        _, cold = _started(stack, registry, folder, names)
+        _, cold = _start(stack, registry, folder, names)
     with ExitStack() as stack:
-        url, warm = _started(stack, registry, folder, names)
+        url, warm = _start(stack, registry, folder, names)
         pid = processes.front(urlsplit(url).port or 0)
         time.sleep(1)
         used = processes.cpu_seconds(pid)
@@ -141,14 +142,14 @@ def _front(registry: str, client: Any, folder: Path, names: Sequence[str], secon
         first = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names[:1]))
         spread = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names))
         memory = processes.memory(pid)
-        further = _promote(client, names[0], f"{url}{_paths(names)[0]}")
-    return Front(len(names), cold, warm, idle_cpu, memory, first, spread, further)
+        promotions = _promote(client, names[0], f"{url}{_paths(names)[0]}")
+    return Front(len(names), cold, warm, idle_cpu, memory, first, spread, promotions)
 
 
-def _started(stack: ExitStack, registry: str, folder: Path, names: Sequence[str]) -> tuple[str, float]:
+def _start(stack: ExitStack, registry: str, folder: Path, names: Sequence[str]) -> tuple[str, float]:
     env = {"SERVING_MODELS": ",".join(f"models:/{name}/Production" for name in names)}
     began = time.perf_counter()
-    url = stack.enter_context(service.serving(registry, folder, env=env))
+    url = stack.enter_context(servers.serving(registry, folder, env=env))
     return url, time.perf_counter() - began
 
 
@@ -161,16 +162,16 @@ def _promote(client: Any, name: str, url: str) -> tuple[float, ...]:
         client.transition_model_version_stage(name, version, "Production", True)
 
     versions = more_versions(client, name, _PROMOTIONS)
-    return tuple(seconds_to_answer(url, version, promote) for version in versions)
+    return tuple(seconds_to_live(url, version, promote) for version in versions)
 
 
 # -- idle connections
 
 
 def _idle(registry: str, folder: Path, names: Sequence[str], seconds: float, count: int) -> tuple[Idle, int]:
-    """The limit on open files is raised once the service has started, which is to raise its own."""
+    """Measure with idle connections. The limit of open files rises after the service's start, not before."""
     with ExitStack() as stack:
-        url, _ = _started(stack, registry, folder, names)
+        url, _ = _start(stack, registry, folder, names)
         files = stack.enter_context(processes.open_files(count + _SPARE_FILES))
         count = min(count, files - _SPARE_FILES)
         drive(url, ROW, folder, connections=_CONNECTIONS, seconds=1, paths=_paths(names))
@@ -178,9 +179,9 @@ def _idle(registry: str, folder: Path, names: Sequence[str], seconds: float, cou
         with _connected(url, count) as idle:
             beside = drive(url, ROW, folder, connections=_CONNECTIONS, seconds=seconds, paths=_paths(names))
             silent = sum(map(is_open, idle))
-            asked = [each for each in idle if _asks(each)]
+            responding = [run for run in idle if _responds(run)]
             time.sleep(_IDLE_SECONDS)
-            kept = sum(map(is_open, asked))
+            kept = sum(map(is_open, responding))
         return Idle(alone, beside, len(idle), silent, kept), files
 
 
@@ -194,8 +195,8 @@ def _connected(url: str, count: int) -> Iterator[list[socket.socket]]:
         ]
 
 
-def _asks(idle: socket.socket) -> bool:
-    """Whether it is answered."""
+def _responds(idle: socket.socket) -> bool:
+    """Return whether a request on the connection succeeds."""
     try:
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         return idle.recv(65536).startswith(b"HTTP/1.1 200")
@@ -204,7 +205,7 @@ def _asks(idle: socket.socket) -> bool:
 
 
 def is_open(idle: socket.socket) -> bool:
-    """Whether the other side has not closed it."""
+    """Return whether the other side has not closed the connection."""
     idle.setblocking(False)
     try:
         return bool(idle.recv(1, socket.MSG_PEEK))
@@ -216,23 +217,23 @@ def is_open(idle: socket.socket) -> bool:
         idle.settimeout(5)
 
 
-# -- telling
+# -- report
 
 
-def _sheets(found: Found) -> list[Sheet]:
-    return [_front_sheet(found.fronts), *([_idle_sheet(found)] if found.idle else [])]
+def _tables(results: Results) -> list[ReportTable]:
+    return [_front_table(results.fronts), *([_idle_table(results)] if results.idle else [])]
 
 
-def _front_sheet(fronts: Sequence[Front]) -> Sheet:
+def _front_table(fronts: Sequence[Front]) -> ReportTable:
     figures: dict[str, Callable[[Front], float]] = {
         "cold start to ready, s": lambda front: front.cold,
         "second start to ready, s": lambda front: front.warm,
-        "further version, promotion to live, s": lambda front: median(front.further),
+        "promotion to live, s": lambda front: median(front.promotions),
         "a model process, median: private MB": lambda front: median(front.memory.models),
-        "a model process, most: private MB": lambda front: max(front.memory.models),
+        "a model process, max: private MB": lambda front: max(front.memory.models),
         "the front: private MB": lambda front: front.memory.front,
         "the fork server: private MB": lambda front: front.memory.fork_server,
-        "all together: private MB": lambda front: front.memory.total,
+        "total: private MB": lambda front: front.memory.total,
         "the front's CPU while idle, %": lambda front: 100 * front.idle_cpu,
         "first model: requests/s": lambda front: front.first.rate,
         "first model: p99 ms": lambda front: front.first.p99,
@@ -246,29 +247,29 @@ def _front_sheet(fronts: Sequence[Front]) -> Sheet:
     ]
     notes = (
         f"wrk with {_CONNECTIONS} connections; memory is read after the requests. A promotion is to a stage, "
-        "which the front looks for every second.",
+        "which the front polls every second.",
     )
     columns = ("", *(f"{count} model{'s' * (count > 1)}" for count in counts))
-    return Sheet("Models in one front", columns, tuple(lines), notes)
+    return ReportTable("Models in one front", columns, tuple(lines), notes)
 
 
-def _idle_sheet(found: Found) -> Sheet:
-    alone, beside = [each.alone for each in found.idle], [each.beside for each in found.idle]
+def _idle_table(results: Results) -> ReportTable:
+    alone, beside = [run.alone for run in results.idle], [run.beside for run in results.idle]
     lines = [
-        (told, *(range_of([getattr(each, value) for each in rounds]) for rounds in (alone, beside)))
-        for told, value in (
+        (label, *(range_of([getattr(run, value) for run in rounds]) for rounds in (alone, beside)))
+        for label, value in (
             ("requests/s", "rate"),
             ("p50 ms", "p50"),
             ("p99 ms", "p99"),
             ("worst ms", "worst"),
         )
     ]
-    opened, silent = (min(getattr(each, name) for each in found.idle) for name in ("opened", "silent"))
+    opened, silent = (min(getattr(run, name) for run in results.idle) for name in ("opened", "silent"))
     notes = (
-        f"{opened:,} idle connections were open, of which {silent:,} still were after the "
-        f"measurement; once each had asked, {min(each.kept for each in found.idle):,} were open "
-        f"{_IDLE_SECONDS:g} s later.",
-        f"This process may open {found.files:,} files; the service has its own limit as it was started.",
+        f"{opened:,} idle connections were open; {silent:,} remained after the "
+        f"measurement. After one request on each, {min(run.kept for run in results.idle):,} remained open "
+        f"for {_IDLE_SECONDS:g} s.",
+        f"This process may open {results.files:,} files; the service has its own limit.",
     )
-    columns = ("", f"{_CONNECTIONS} busy connections", f"beside {opened:,} idle ones")
-    return Sheet("Idle connections", columns, tuple(lines), notes)
+    columns = ("", f"{_CONNECTIONS} busy connections", f"next to {opened:,} idle ones")
+    return ReportTable("Idle connections", columns, tuple(lines), notes)

@@ -1,7 +1,7 @@
-"""This service, doing real inference, beside a FastAPI endpoint of the same types that returns a constant.
+"""Throughput of this service with real inference, compared with a FastAPI endpoint that returns a constant.
 
-The service with its cache is driven, too: with the same row again and again, which is the best that a cache
-can meet. It helps as far as callers repeat themselves to the byte.
+A third system is the service with its cache, which receives the same row every time: the best case of a
+cache. It helps only if clients repeat requests byte by byte.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import service, sheet
-from benchmarks.load import Measured, drive
-from benchmarks.sheet import Sheet, range_of
+from benchmarks import report, servers
+from benchmarks.report import ReportTable, range_of
+from benchmarks.wrk import LoadResult, drive
 
 ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 SERVING, CACHED, CONSTANT = "serving", "serving, cached", "constant"
 
-Rounds = dict[int, dict[str, list[Measured]]]
-"""By number of connections, then by system: a measurement a round."""
+Rounds = dict[int, dict[str, list[LoadResult]]]
+"""Measurements by number of connections, then by system, one per round."""
 
 
 def make_registry(folder: Path, uri: str | None = None) -> str:
-    """Train, register and promote an iris model in a registry, by default one in `folder`; gives its URI."""
+    """Train and promote an iris model in a registry, by default a new one in `folder`; return its URI."""
     if uri is None:
         (folder / "mlruns").mkdir()
         uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
@@ -40,11 +40,11 @@ def make_registry(folder: Path, uri: str | None = None) -> str:
 
 
 def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: float) -> Rounds:
-    """Drive the systems in turn, round by round, after each has answered rightly."""
-    found: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
+    """Check each system, then measure them in turn, round by round."""
+    results: Rounds = {count: {SERVING: [], CACHED: [], CONSTANT: []} for count in connections}
     registry = make_registry(folder)
-    cached = service.serving(registry, folder, env={"SERVING_CACHE": "iris"})
-    with service.serving(registry, folder) as ours, cached as kept, service.constant(folder) as theirs:
+    cached = servers.serving(registry, folder, env={"SERVING_CACHED_MODELS": "iris"})
+    with servers.serving(registry, folder) as ours, cached as kept, servers.constant(folder) as theirs:
         systems = {SERVING: ours, CACHED: kept, CONSTANT: theirs}
         for url in systems.values():
             _check(url)
@@ -53,59 +53,61 @@ def measure(folder: Path, connections: Sequence[int], rounds: int, seconds: floa
             for count in connections:
                 for name, url in systems.items():
                     measured = drive(f"{url}/predict", ROW, folder, connections=count, seconds=seconds)
-                    found[count][name].append(measured)
+                    results[count][name].append(measured)
         for url in systems.values():
             _check(url)
-    return found
+    return results
 
 
-def ratios(found: Rounds, connections: int, system: str = SERVING) -> list[float]:
-    """A system's requests a second to the constant's, each of the same round."""
-    pairs = zip(found[connections][system], found[connections][CONSTANT], strict=True)
+def ratios(results: Rounds, connections: int, system: str = SERVING) -> list[float]:
+    """Return the ratios of a system's requests per second to the constant's, round by round."""
+    pairs = zip(results[connections][system], results[connections][CONSTANT], strict=True)
     return [ours.rate / theirs.rate for ours, theirs in pairs]
 
 
-def sheets(found: Rounds) -> list[Sheet]:
-    """What was found: the median, and the least and the most of the rounds."""
+def tables(results: Rounds) -> list[ReportTable]:
+    """Return the tables: minimum, median and maximum of the rounds."""
     rows = [
         (
             str(count),
             name,
-            *(range_of([getattr(each, value) for each in rounds]) for value in ("rate", "p50", "p99")),
-            range_of(ratios(found, count, name)),
-            str(sum(each.failed for each in rounds)),
+            *(range_of([getattr(result, value) for result in rounds]) for value in ("rate", "p50", "p99")),
+            range_of(ratios(results, count, name)),
+            str(sum(result.failed for result in rounds)),
         )
-        for count, systems in found.items()
+        for count, systems in results.items()
         for name, rounds in systems.items()
     ]
     columns = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "ratio to the constant", "failed")
-    return [Sheet("`/predict`, one row: least / median / most", columns, tuple(rows))]
+    return [ReportTable("`/predict`, one row: min / median / max", columns, tuple(rows))]
 
 
-def show(found: Rounds, out: Console) -> None:
-    """Print what was found."""
-    sheet.show(sheets(found), out)
+def show(results: Rounds, out: Console) -> None:
+    """Print the results."""
+    report.show(tables(results), out)
 
 
-def markdown(found: Rounds) -> str:
-    """The section of `RESULTS.md`."""
-    return sheet.markdown("Throughput: `python -m benchmarks throughput`", sheets(found))
+def markdown(results: Rounds) -> str:
+    """Return the section of `RESULTS.md`."""
+    return report.markdown("Throughput: `python -m benchmarks throughput`", tables(results))
 
 
-def raw(found: Rounds) -> dict[str, Any]:
-    """All measurements, for JSON."""
+def raw(results: Rounds) -> dict[str, Any]:
+    """Return all measurements for JSON."""
     return {
-        str(count): {name: [asdict(each) for each in rounds] for name, rounds in systems.items()}
-        for count, systems in found.items()
+        str(count): {name: [asdict(result) for result in rounds] for name, rounds in systems.items()}
+        for count, systems in results.items()
     }
 
 
-def failures(found: Rounds) -> int:
-    """How many requests failed in all."""
-    return sum(each.failed for systems in found.values() for rounds in systems.values() for each in rounds)
+def failures(results: Rounds) -> int:
+    """Return the total number of failed requests."""
+    return sum(
+        result.failed for systems in results.values() for rounds in systems.values() for result in rounds
+    )
 
 
 def _check(url: str) -> None:
-    answer = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
-    if answer["label"] != "setosa" or answer["model"] != {"name": "iris", "version": "1"}:
-        raise RuntimeError(f"{url} answers {answer}")
+    response = httpx.post(f"{url}/predict", json=ROW).raise_for_status().json()
+    if response["label"] != "setosa" or response["model"] != {"name": "iris", "version": "1"}:
+        raise RuntimeError(f"{url} returned {response}")

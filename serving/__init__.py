@@ -1,3 +1,9 @@
 """A serving front for the MLflow model registry."""
 
-__version__ = "0.1.0"
+from importlib import metadata
+
+try:
+    __version__ = metadata.version("mlflow-serving-front")
+except metadata.PackageNotFoundError:
+    # The Python of a model's own environment reads these files without an installation.
+    __version__ = "unknown"

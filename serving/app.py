@@ -1,4 +1,4 @@
-"""The FastAPI application: made of settings, with everything it needs handed down."""
+"""Create the application: wiring, start-up and shutdown."""
 
 from __future__ import annotations
 
@@ -15,150 +15,163 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving import __version__, errors
-from serving.access.doors import HostNames
-from serving.access.guard import Guard
-from serving.front import Front, answer
-from serving.http import api_document, feedback, operations, page, repository, status, webhooks
-from serving.http.exposition import State
-from serving.http.replicas import Fleet, common
-from serving.http.request_id import new_id
-from serving.http.routes import Routes
-from serving.journal.journal import Journal
-from serving.monitoring import tracing
-from serving.monitoring.access_log import AccessLog
-from serving.monitoring.canary import Canary
-from serving.monitoring.drift import Drift
-from serving.monitoring.shadow import Shadow
-from serving.monitoring.timeline import Timeline
-from serving.monitoring.trials import Trials
+from serving.auth.authenticator import Authenticator
+from serving.auth.host_and_origin import HostNames
+from serving.cluster import Cluster, majority_versions
+from serving.dataplane import DataPlane
+from serving.features import Core, load
+from serving.http.application import ServingApp, error_response
+from serving.http.endpoints import admin, api_docs, open_inference, status_page, webhooks
+from serving.http.http_context import context_of
+from serving.http.readiness import StatusReporter
+from serving.http.routing import Router
+from serving.models.on_demand_slot import SlotOnDemand
+from serving.models.selector import ModelSelector
+from serving.models.slot import Slot
+from serving.processes import gc_tuning
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.sleeper import Rota, Sleeper
-from serving.registry.store import Store
-from serving.runtime import heap
-from serving.runtime.exchange import Observer
-from serving.runtime.launcher import Launcher
-from serving.runtime.models import Models
-from serving.runtime.slot import Slot, SlotOnDemand
-from serving.runtime.supervision import Supervisor
-from serving.settings import Settings
-from serving.telemetry import lag
+from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.registry.tag_writer import TagWriter
+from serving.request_context import RequestContext
+from serving.server.tls_certificate import Certificate
+from serving.settings.settings import Settings
+from serving.supervision import Supervisor
+from serving.telemetry import event_loop_lag
 from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger("serving")
 
-_MANY = 4
-"""So many models look at the registry together."""
-_LONGEST_SPREAD = 1.0
-"""Within so many seconds, at random, each front tells the registry what became of a version."""
-_LEAST_SECONDS = 1.0
-"""Those who watch have this time to end, however long it took to drain."""
+FEATURES = (
+    "observers",
+    "rollout",
+    "drift",
+    "journal",
+)
+"""Folders of features, in the order in which their hooks run; see `serving.features`."""
+_MIN_SHARED_FOLLOWERS = 4
+"""From this number of references on, their followers poll the registry together."""
+_MAX_SPREAD_SECONDS = 1.0
+"""Each front delays its tags by a random part of this, so that several fronts rarely write the same tag."""
+_MIN_CLOSE_SECONDS = 1.0
+"""Features have this time to finish their work, even if draining took all of `SERVING_DRAIN_SECONDS`."""
 
 
-def application(settings: Settings, fleet: Fleet | None = None) -> tuple[ASGIApp, Front]:
-    """What a server is given, and the application in it; pages from elsewhere may ask, if they are to."""
+def create_asgi_app(settings: Settings, fleet: Cluster | None = None) -> tuple[ASGIApp, ServingApp]:
+    """Return the application with its CORS middleware, if origins are allowed, and the application itself."""
     app = create_app(settings, fleet)
     if not settings.cors_origins:
         return app, app
-    of_models = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
-    shared = (*of_models, "Retry-After", "Server-Timing")
-    asked = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID", "X-Request-Timeout")
-    traced = ("traceparent", "tracestate")
+    model_headers = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
+    expose_headers = (*model_headers, "Retry-After", "Server-Timing")
+    request_headers = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID")
+    allow_headers = (*request_headers, "X-Request-Timeout", "traceparent", "tracestate")
     origins, methods = list(settings.cors_origins), ["GET", "POST"]
-    return CORSMiddleware(app, origins, methods, asked + traced, expose_headers=shared), app
+    return CORSMiddleware(app, origins, methods, allow_headers, expose_headers=expose_headers), app
 
 
-def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
-    """The application that serves the models which the settings name, alone or as one of a fleet.
+def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
+    """Return the application that serves the models in the settings, alone or as one front of a cluster.
 
     Raises:
-        BadKeys: the file of keys can't be read.
-        Untraceable: traces are asked for that can't be sent.
+        ApiKeyFileError: The file of API keys cannot be read.
+        TracingConfigError: The environment turns on tracing that this service cannot do.
     """
     registry = RegistryClient(settings)
     supervisor = Supervisor()
-    launcher = Launcher.of(settings, settings, supervisor)
-    store = Store(settings.store_dir, registry.uri)
+    launcher = Launcher.from_settings(settings, settings, supervisor)
+    store = ArtifactStore(settings.store_dir, registry.uri)
     metrics = Metrics()
     guard = (
-        Guard(settings.keys_file, stale_seconds=settings.keys_stale_seconds) if settings.keys_file else None
+        Authenticator(settings.keys_file, stale_seconds=settings.keys_stale_seconds)
+        if settings.keys_file
+        else None
     )
-    timeline = Timeline(metrics)
     gate = Gate(settings, registry, store, launcher, metrics)
-    herald = Herald(registry, min(settings.poll_seconds, _LONGEST_SPREAD))
+    tag_writer = TagWriter(registry, min(settings.poll_seconds, _MAX_SPREAD_SECONDS))
     slots = [
-        Slot(reference, settings.replayed, required=_is_required(reference, settings.models))
+        Slot(reference, settings.replay_requests, required=_is_required(reference, settings.models))
         for reference in settings.models
     ]
-    shadowing = [Slot(reference, settings.replayed, required=False) for reference in settings.shadow]
-    on_demand = [
-        SlotOnDemand(reference, settings.replayed, settings.max_waiting) for reference in settings.on_demand
+    shadow_slots = [
+        Slot(reference, settings.replay_requests, required=False) for reference in settings.shadow
     ]
-    followers = [
-        Follower(
-            slot,
-            registry,
-            store,
-            gate,
-            herald,
-            History(store.history(slot.reference.uri)),
-            settings,
-            shared=len(slots) >= _MANY,
-        )
-        for slot in (*slots, *shadowing, *on_demand)
+    on_demand_slots = [
+        SlotOnDemand(reference, settings.replay_requests, settings.max_queue_size)
+        for reference in settings.on_demand
     ]
-    rota = Rota(settings.most_loaded)
-    sleepers = [
-        Sleeper(follower, slot, rota, settings.idle_seconds, time.monotonic, supervisor)
-        for follower, slot in zip(followers[len(followers) - len(on_demand) :], on_demand, strict=True)
+
+    def follow(slots: Sequence[Slot]) -> list[Follower]:
+        return [
+            Follower(
+                slot,
+                registry,
+                store,
+                gate,
+                tag_writer,
+                History(store.history(slot.reference.uri)),
+                settings,
+                shared=len(settings.models) >= _MIN_SHARED_FOLLOWERS,
+            )
+            for slot in slots
+        ]
+
+    main_followers, shadow_followers = follow(slots), follow(shadow_slots)
+    on_demand_followers = follow(on_demand_slots)
+    followers = [*main_followers, *shadow_followers, *on_demand_followers]
+    limit = LoadedModelLimit(settings.max_loaded)
+    on_demand_models = [
+        OnDemandModel(follower, slot, limit, settings.idle_seconds, time.monotonic, supervisor)
+        for follower, slot in zip(on_demand_followers, on_demand_slots, strict=True)
     ]
-    models = Models([*slots, *shadowing, *on_demand])
-    trials = Trials(
-        [Canary(split, settings, herald) for split in models.splits.values()],
-        [Shadow(slot, models.named()[slot.reference.name], herald) for slot in shadowing],
-    )
-    drift = Drift(settings.drift_psi)
-    for told in (State(followers, registry, settings, guard), supervisor, *trials.all, drift):
-        metrics.registry.register(told)
-    access = AccessLog(settings.access_log)
-    observers: list[Observer] = [*tracing.observers(), *([access] if access.share else []), *trials.all]
-    observers += [drift] if settings.drift_psi else []
-    journal = Journal(settings, metrics, registry, supervisor) if settings.journal_url else None
-    journals = [journal] if journal else []
-    observers += journals
+    models = ModelSelector([*slots, *shadow_slots, *on_demand_slots])
+    core = Core(settings, metrics, registry, supervisor, models, followers, tag_writer, guard)
+    features = load(FEATURES, core)
+    for collector in (supervisor, *(collector for feature in features for collector in feature.collectors)):
+        metrics.registry.register(collector)
+    hooks = [hook for feature in features for hook in feature.hooks]
+    finishers = [feature.on_finished for feature in features if feature.on_finished]
+
+    def on_finished(context: RequestContext, status: int) -> None:
+        for finisher in finishers:
+            finisher(context, status)
+
+    dataplane = DataPlane(models, settings, metrics, hooks, on_finished, settings.sticky)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with suppress(errors.ProcessDied):  # the first model process tries again
             launcher.start()
         if fleet:
-            await _begin_as(fleet, followers[: len(slots)])
-        always = followers[: len(followers) - len(sleepers)]
-        watching = [*trials.all, timeline, *([drift] if drift in observers else []), *journals]
+            await _adopt_cluster_versions(fleet, main_followers)
         running = [
-            supervisor.start(type(each).__name__.lower(), each.run)
-            for each in (*always, *sleepers, *watching)
+            *(supervisor.start("follower", each.run) for each in (*main_followers, *shadow_followers)),
+            *(supervisor.start("on-demand model", model.run) for model in on_demand_models),
+            *(supervisor.start(task.name, task.run) for feature in features for task in feature.tasks),
+            supervisor.start(
+                "event loop monitor", lambda: event_loop_lag.measure_loop_lag(metrics.loop_lag.observe)
+            ),
+            supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True),
         ]
-        running.append(supervisor.start("event loop monitor", lambda: lag.measure(metrics.loop_lag.observe)))
-        running.append(supervisor.start("heap settlement", lambda: _settle(slots), finite=True))
         try:
-            async with _answering_grpc(models, settings, app, guard, observers):
+            async with _grpc_server(dataplane, settings, guard, app.certificate):
                 yield
         finally:
             began = time.monotonic()
             for component in running:
                 component.stop()
-            await asyncio.gather(*(follower.empty("the service is stopping") for follower in followers))
+            await asyncio.gather(*(follower.unload("the service is stopping") for follower in followers))
             await launcher.aclose()
-            left = max(_LEAST_SECONDS, settings.drain_seconds - (time.monotonic() - began))
-            await asyncio.gather(*(observer.aclose(left) for observer in observers))
+            left = max(_MIN_CLOSE_SECONDS, settings.drain_seconds - (time.monotonic() - began))
+            await asyncio.gather(*(feature.aclose(left) for feature in features if feature.aclose))
             registry.close()
 
-    app = Front(
+    app = ServingApp(
         title="Model serving",
         version=__version__,
         description="Typed predictions of the models in an MLflow registry.",
@@ -169,64 +182,60 @@ def create_app(settings: Settings, fleet: Fleet | None = None) -> Front:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.predictions, app.metrics = Routes(models, settings, observers, settings.sticky), metrics
-    app.slots = models.slots
-    app.observers, app.access = observers, access
+    app.dataplane, app.predictions = dataplane, Router(dataplane)
+    app.metrics, app.slots = metrics, models.slots
     app.guard = guard
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
-    telling = [trials.tell, *(journal.tell for journal in journals)]
-    tellers = [*telling, drift.tell]
-    probe_tellers = [*telling, drift.tell_in_brief] if guard else tellers
+    reporter = StatusReporter(
+        followers, registry, [feature.status for feature in features if feature.status], guard
+    )
     routers = [
-        operations.router(followers, registry, metrics, tellers, probe_tellers, guard, fleet, supervisor),
-        status.router(followers, registry, timeline, tellers),
-        page.router(),
-        feedback.router(journal, settings),
-        repository.router(models),
-        api_document.router(app, models, has_keys=guard is not None),
+        admin.router(reporter, metrics, guard, fleet, supervisor),
+        status_page.router(),
+        open_inference.router(models),
+        api_docs.router(app, models, has_keys=guard is not None),
+        *(feature.routes(reporter) for feature in features if feature.routes),
     ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
         routers.append(webhooks.router(secret, [follower.wake for follower in followers]))
-    for each in routers:  # flat, so that `required` sees every route
-        app.router.routes.extend(each.routes)
+    for router in routers:  # flat, so that `required` sees every route
+        app.router.routes.extend(router.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, lambda request, error: answer(request.scope, error))
+        app.add_exception_handler(
+            kind, lambda request, error: error_response(context_of(request.scope), error)
+        )
     return app
 
 
 def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:
-    """Whether the service is not ready without it: of several that share a model, the first is enough."""
+    """Return whether readiness depends on a reference; of weighted ones, it depends on the first."""
     return reference.weight is None or reference is next(
-        each for each in models if each.name == reference.name
+        other for other in models if other.name == reference.name
     )
 
 
-def _answering_grpc(
-    models: Models,
-    settings: Settings,
-    app: Front,
-    guard: Guard | None,
-    observers: Sequence[Observer],
+def _grpc_server(
+    dataplane: DataPlane, settings: Settings, guard: Authenticator | None, certificate: Certificate | None
 ) -> AbstractAsyncContextManager[None]:
     if settings.grpc_port is None:
         return nullcontext()
-    from serving.rpc import service  # what it needs is an extra
+    from serving.grpc import servicer  # its dependencies are an optional extra
 
-    return service.serving(models, settings, app.refused, answer, new_id, guard, observers, app.certificate)
+    return servicer.run_grpc_server(dataplane, settings, guard, certificate)
 
 
-async def _begin_as(fleet: Fleet, followers: Sequence[Follower]) -> None:
-    """Have live what the others in the fleet have, if there are any."""
-    live = common(await fleet.look())
+async def _adopt_cluster_versions(fleet: Cluster, followers: Sequence[Follower]) -> None:
+    """Load the versions that most other fronts of the cluster have live."""
+    live = majority_versions(await fleet.view())
     await asyncio.gather(
-        *(each.begin(live[uri]) for each in followers if (uri := each.slot.reference.uri) in live)
+        *(follower.adopt(live[uri]) for follower in followers if (uri := follower.slot.reference.uri) in live)
     )
 
 
-async def _settle(slots: Sequence[Slot]) -> None:
-    """Once the first versions are up, take what is on the heap out of garbage collection."""
+async def _freeze_heap_when_ready(slots: Sequence[Slot]) -> None:
+    """Exclude the objects on the heap from garbage collection once the first versions are live."""
     for slot in slots:
-        await slot.filled.wait()
-    heap.settle()
+        await slot.ready.wait()
+    gc_tuning.freeze()

@@ -1,50 +1,48 @@
-"""Everything that can go wrong, as one tree. No HTTP in here: `app.py` turns classes into statuses.
+"""The errors of this package as one tree, without HTTP: the front maps the classes to statuses.
 
 ServingError
-├── InvalidReference            a model reference in none of the known forms
+├── InvalidReference            a model reference in no known form
 ├── RegistryError
-│   ├── RegistryUnavailable     no (sensible) answer from the registry or the artifact store; may heal
-│   └── Unresolved              the reference names no version at present
-├── Rejected                    a version that can't serve, with the reason for the person who promoted it
-│   ├── Untypable               no signature, or one from which no typed endpoint can be made
+│   ├── RegistryUnavailable     no valid response from the registry or the artifact store; may heal
+│   └── ReferenceNotFound       the reference resolves to no version at present
+├── Rejected                    a version that cannot serve, with the reason for the person who promoted it
+│   ├── UnsupportedSignature    no signature, or one that cannot be served
 │   ├── LoadFailed              its process failed, hung or died while loading
-│   ├── VerificationFailed      it doesn't answer its own example, or live requests, as its contract says
-│   ├── Untrusted               the operator's rules do not let it in
-│   ├── Breaking                clients of the live version could not go on with it
+│   ├── VerificationFailed      its outputs for its example or for live requests violate its contract
+│   ├── UntrustedArtifact       the operator's rules do not allow it
+│   ├── IncompatibleContract    it would break clients of the live version
 │   ├── FrontDied               fronts died while it was being verified
-│   ├── NoEnvironment           what it requires can't be installed; may heal
-│   └── Corrupt                 its artifacts are not those that were registered; may heal
-├── BadKeys                     the file of API keys can't be read or written
-├── Untraceable                 traces are asked for that can't be sent
-├── Unauthenticated             the caller does not prove who it is
-├── Forbidden                   the caller's key is not for this
-├── RateExceeded                the caller's key is used too often
-├── RequestError                the caller's mistake
-│   ├── Malformed               not JSON, or JSON of which two readers could read two things
-│   ├── BadHost                 it calls the service by a name that is not its own
-│   ├── CrossSite               a page of another origin sends it
+│   ├── EnvironmentUnavailable  its requirements cannot be installed; may heal
+│   └── DigestMismatch          its artifacts differ from those that were registered; may heal
+├── ApiKeyFileError             the file of API keys cannot be read or written
+├── TracingConfigError          tracing is configured, but traces cannot be sent
+├── Unauthenticated             the caller presents no valid key
+├── Forbidden                   the caller's key does not allow this
+├── RateExceeded                the caller's key exceeds its rate limit
+├── RequestError                a mistake of the caller
+│   ├── Malformed               not JSON, or JSON that parsers read differently
+│   ├── BadHost                 the host name is not allowed
+│   ├── CrossSite               a page of another origin sent the request
 │   ├── BodyTooLarge
-│   ├── TooSlow                 it has not come whole in time
+│   ├── RequestTimeout          the request did not arrive completely in time
 │   ├── UnsupportedMedia
-│   ├── Unprocessable           JSON that does not fit the contract
-│   ├── NotStreaming            the model can't answer bit by bit
-│   ├── Contradictory           its path and its header name different models
+│   ├── Unprocessable           JSON that does not match the contract
+│   ├── NotStreaming            the model cannot stream
+│   ├── ConflictingModel        the path and the header name different models
 │   ├── UnknownModel            no such model, or a version that is not loaded
 │   └── UnknownPrediction       feedback on a prediction that is not in the journal
-├── Unavailable                 not this caller's mistake; worth another try after `retry_after` seconds
+├── Unavailable                 not a mistake of the caller; retry after `retry_after` seconds
 │   ├── NotLive                 the model has no live version yet
-│   │   └── Asleep              it is loaded when it is asked for, and can be woken
+│   │   └── NotLoaded           the model is loaded on demand and is not loaded now
 │   ├── Overloaded              the queue is full
-│   ├── JournalAway             the journal of predictions can't be asked now
-│   └── ProcessDied             the model process died under the request, twice
-├── CallerLeft                  nobody waits for the answer any more
-├── DeadlineExceeded            no answer within the request's deadline
-└── ModelFailed                 the model raised, or answered what its contract does not allow
-    └── NotSeparable            its output can't be split among the requests of a shared call
+│   ├── JournalUnavailable      the journal of predictions is unavailable
+│   └── ProcessDied             the model process died twice during the request
+├── ClientDisconnected          the client has closed the connection
+├── DeadlineExceeded            the deadline of the request has passed
+└── ModelFailed                 the model raised, or its output violates its contract
+    └── NotSeparable            the output of a shared call cannot be split among its requests
 """
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 
@@ -53,30 +51,30 @@ class ServingError(Exception):
 
 
 class InvalidReference(ServingError):
-    """A model reference in none of the known forms."""
+    """A model reference in no known form."""
 
 
 class RegistryError(ServingError):
-    """The registry was asked in vain."""
+    """A call of the registry failed."""
 
 
 class RegistryUnavailable(RegistryError):
-    """The registry or the artifact store gave no sensible answer; it may heal."""
+    """The registry or the artifact store sent no valid response; it may heal."""
 
 
-class Unresolved(RegistryError):
-    """The reference names no version at present."""
+class ReferenceNotFound(RegistryError):
+    """The reference resolves to no version at present."""
 
 
 class Rejected(ServingError):
-    """A version that can't serve; the message is written for the person who promoted it."""
+    """A version that cannot serve; the message is for the person who promoted it."""
 
     may_heal = False
-    """Whether it is worth another try without anybody's doing."""
+    """Whether a retry may succeed without any action."""
 
 
-class Untypable(Rejected):
-    """No signature, or one from which no typed endpoint can be made."""
+class UnsupportedSignature(Rejected):
+    """No signature, or one that cannot be served."""
 
 
 class LoadFailed(Rejected):
@@ -84,53 +82,53 @@ class LoadFailed(Rejected):
 
 
 class VerificationFailed(Rejected):
-    """The version doesn't answer its own input example, or live requests, as its contract says."""
+    """The outputs of the version for its example or for live requests violate its contract."""
 
 
-class Untrusted(Rejected):
-    """The operator's rules do not let it in."""
+class UntrustedArtifact(Rejected):
+    """The operator's rules do not allow the version."""
 
 
-class Breaking(Rejected):
-    """Clients of the live version could not go on with it."""
+class IncompatibleContract(Rejected):
+    """The version would break clients of the live version."""
 
 
 class FrontDied(Rejected):
-    """Fronts died while it was being verified."""
+    """Fronts died while the version was being verified."""
 
 
-class NoEnvironment(Rejected):
-    """What it requires can't be installed; it may heal, unless what it requires can't be read."""
+class EnvironmentUnavailable(Rejected):
+    """The requirements of the version cannot be installed; it may heal, unless they cannot be read."""
 
     def __init__(self, detail: str, *, may_heal: bool = True) -> None:
         super().__init__(detail)
         self.may_heal = may_heal
 
 
-class Corrupt(Rejected):
-    """Its artifacts are not those that were registered; it may heal."""
+class DigestMismatch(Rejected):
+    """The artifacts of the version differ from those that were registered; it may heal."""
 
     may_heal = True
 
 
-class BadKeys(ServingError):
-    """The file of API keys can't be read or written."""
+class ApiKeyFileError(ServingError):
+    """The file of API keys cannot be read or written."""
 
 
-class Untraceable(ServingError):
-    """Traces are asked for that can't be sent; the message names the variable."""
+class TracingConfigError(ServingError):
+    """Tracing is configured, but traces cannot be sent; the message names the variable."""
 
 
 class Unauthenticated(ServingError):
-    """The caller does not prove who it is."""
+    """The caller presents no valid key."""
 
 
 class Forbidden(ServingError):
-    """The caller's key is not for this."""
+    """The caller's key does not allow this."""
 
 
 class RateExceeded(ServingError):
-    """The caller's key is used too often; worth another try after `retry_after` seconds."""
+    """The caller's key exceeds its rate limit; a retry may succeed after `retry_after` seconds."""
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail)
@@ -138,54 +136,54 @@ class RateExceeded(ServingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong with a request body: where (`loc`), and what (`msg`)."""
+class FieldError:
+    """One error in a request body: its location (`loc`) and a message (`msg`)."""
 
     loc: tuple[str | int, ...]
     msg: str
 
 
 class RequestError(ServingError):
-    """The caller's mistake; `faults` says where."""
+    """A mistake of the caller; `faults` lists its locations."""
 
-    def __init__(self, detail: str, faults: tuple[Fault, ...] = ()) -> None:
+    def __init__(self, detail: str, faults: tuple[FieldError, ...] = ()) -> None:
         super().__init__(detail)
         self.faults = faults
 
 
 class Malformed(RequestError):
-    """Not JSON, or JSON of which two readers could read two things."""
+    """Not JSON, or JSON that parsers read differently."""
 
 
 class BadHost(RequestError):
-    """The request calls the service by a name that is not its own."""
+    """The host name of the request is not allowed."""
 
 
 class CrossSite(RequestError):
-    """A page of another origin sends the request."""
+    """A page of another origin sent the request."""
 
 
 class BodyTooLarge(RequestError):
-    """The body is over the limit."""
+    """The body exceeds the limit."""
 
 
-class TooSlow(RequestError):
-    """The request has not come whole in time."""
+class RequestTimeout(RequestError):
+    """The request did not arrive completely in time."""
 
 
 class UnsupportedMedia(RequestError):
-    """The body's media type or encoding is not spoken here."""
+    """The media type or encoding of the body is not supported."""
 
 
 class Unprocessable(RequestError):
-    """JSON that does not fit the contract."""
+    """JSON that does not match the contract."""
 
 
 class NotStreaming(RequestError):
-    """The model can't answer bit by bit."""
+    """The model cannot stream."""
 
 
-class Contradictory(RequestError):
+class ConflictingModel(RequestError):
     """The path of the request and its header name different models."""
 
 
@@ -194,7 +192,7 @@ class UnknownModel(RequestError):
 
 
 def not_served(model: str) -> UnknownModel:
-    """Return the error for a model that is not served, or that the caller's key does not give access to."""
+    """Return the error for a model that is not served, or that the caller's key does not allow."""
     return UnknownModel(f"No model {model[:100]!r} is served here.")
 
 
@@ -203,7 +201,7 @@ class UnknownPrediction(RequestError):
 
 
 class Unavailable(ServingError):
-    """Not this caller's mistake, and worth another try after `retry_after` seconds."""
+    """Not a mistake of the caller; a retry may succeed after `retry_after` seconds."""
 
     retry_after = 1
 
@@ -219,39 +217,37 @@ class NotLive(Unavailable):
         self.public = public
 
 
-class Asleep(NotLive):
-    """The model is loaded when it is asked for; `awaken` has that done, and keeps it awake for a block."""
+class NotLoaded(NotLive):
+    """The model is loaded on demand and is not loaded now; `reference` is the URI of its reference."""
 
-    def __init__(
-        self, detail: str, public: str, awaken: Callable[[float], AbstractAsyncContextManager[None]]
-    ) -> None:
+    def __init__(self, detail: str, public: str, reference: str) -> None:
         super().__init__(detail, public)
-        self.awaken = awaken
+        self.reference = reference
 
 
 class Overloaded(Unavailable):
     """The queue of the model is full."""
 
 
-class JournalAway(Unavailable):
-    """The journal of predictions can't be asked now."""
+class JournalUnavailable(Unavailable):
+    """The journal of predictions is unavailable."""
 
     retry_after = 5
 
 
 class ProcessDied(Unavailable):
-    """The model process died under the request, twice."""
+    """The model process died twice during the request."""
 
 
-class CallerLeft(ServingError):
-    """Nobody waits for the answer any more."""
+class ClientDisconnected(ServingError):
+    """The client has closed the connection."""
 
 
 class DeadlineExceeded(ServingError):
-    """No answer within the request's deadline.
+    """The deadline of the request has passed.
 
-    `hung` if the model itself took half of the service's deadline or more, `dead` if the version had no
-    process.
+    `hung` is true if the model itself took at least half of the service's deadline, and `dead` if the version
+    had no process.
     """
 
     def __init__(self, detail: str, *, hung: bool = False, dead: bool = False) -> None:
@@ -260,10 +256,10 @@ class DeadlineExceeded(ServingError):
 
 
 class ModelFailed(ServingError):
-    """The model raised, or answered what its contract does not allow.
+    """The model raised, or its output violates its contract.
 
-    `cause` is for the log alone: it may hold what no client may see. `exception` is the class of what was
-    raised.
+    `cause` is only for the log, because it may contain confidential data. `exception` is the name of the
+    class of the model's exception.
     """
 
     def __init__(self, detail: str, cause: str = "", exception: str = "") -> None:
@@ -272,4 +268,4 @@ class ModelFailed(ServingError):
 
 
 class NotSeparable(ModelFailed):
-    """The output of a shared call can't be split among its requests."""
+    """The output of a shared call cannot be split among its requests."""

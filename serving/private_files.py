@@ -1,4 +1,4 @@
-"""Keeps the files of the service to its own user: what it records and downloads may be confidential."""
+"""Restricts the files of the service to its own user, because records and models may be confidential."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from serving.groups import Journal, Registry
+from serving.settings.groups import JournalSettings, RegistrySettings
 
-_FOR_OTHERS = 0o077
+_OTHERS_ACCESS = 0o077
 
 
 def set_umask() -> None:
-    """Make new files and folders accessible to the user of this process alone; its children inherit that."""
-    os.umask(_FOR_OTHERS)
+    """Make new files and folders accessible only to the user of this process; children inherit the umask."""
+    os.umask(_OTHERS_ACCESS)
 
 
-def restrict(journal: Journal, registry: Registry) -> None:
-    """Take other users' access from the store and the journal's file; earlier releases gave it."""
+def restrict(journal: JournalSettings, registry: RegistrySettings) -> None:
+    """Remove other users' access to the store and the journal's file, which earlier releases allowed."""
     paths = [registry.store_dir]
     url = make_url(journal.journal_url.get_secret_value()) if journal.journal_url else None
     if url and url.get_backend_name() == "sqlite":
         paths += [Path(f"{url.database}{end}") for end in ("", "-wal", "-shm")]
     for path in paths:
-        with suppress(OSError):  # it is not there yet, or belongs to another user
+        with suppress(OSError):  # it does not exist yet, or belongs to another user
             mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & _FOR_OTHERS:
-                path.chmod(mode & ~_FOR_OTHERS)
+            if mode & _OTHERS_ACCESS:
+                path.chmod(mode & ~_OTHERS_ACCESS)

@@ -1,4 +1,4 @@
-"""The forms in which a model is named: `models:/iris/Production` and its kin."""
+"""Parses model references such as `models:/iris/Production`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _WEIGHT = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
-class Kind(StrEnum):
-    """How a reference picks a version."""
+class ReferenceKind(StrEnum):
+    """How a reference selects a version."""
 
     STAGE = "stage"
     ALIAS = "alias"
@@ -32,21 +32,21 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One parsed model reference; `str()` gives the URI back."""
+    """One parsed model reference; `str()` returns its URI."""
 
     uri: str
     name: str
-    kind: Kind
+    kind: ReferenceKind
     selector: str
     weight: float | None = None
-    """Its part of the requests to its model, where several references share them."""
+    """Its share of the requests to its model if several references share them; relative to the others."""
 
     @classmethod
     def parse_weighted(cls, text: str) -> Reference:
-        """Read a URI that may have a weight behind it, as in `models:/iris@challenger=5`.
+        """Parse a `models:/` URI with an optional weight, such as `models:/iris@challenger=5`.
 
         Raises:
-            InvalidReference: it has none of the forms in `FORMS`.
+            InvalidReference: It has none of the forms in `FORMS`.
         """
         match = _WEIGHTED.fullmatch(text.strip())
         if match is None:
@@ -57,39 +57,39 @@ class Reference:
 
     @classmethod
     def parse(cls, uri: str) -> Reference:
-        """Read a `models:/` URI.
+        """Parse a `models:/` URI.
 
         Raises:
-            InvalidReference: it has none of the forms in `FORMS`.
+            InvalidReference: It has none of the forms in `FORMS`.
         """
         match = _URI.fullmatch(uri.strip())
         if match is None:
-            raise InvalidReference(f"{uri!r} is no model reference: write {FORMS}")
+            raise InvalidReference(f"{uri!r} is not a model reference: write {FORMS}")
         name, selector, alias = match["name"], match["selector"], match["alias"]
         if alias is not None:
-            return cls(match[0], name, Kind.ALIAS, alias)
+            return cls(match[0], name, ReferenceKind.ALIAS, alias)
         if selector is None:
-            # MLflow reads a bare `models:/iris` as the id of a logged model, which it can't be.
+            # MLflow reads `models:/iris` as the id of a logged model, but ids have another form.
             if not _MODEL_ID.fullmatch(name):
                 raise InvalidReference(f"{uri!r} names a model but no version: write {FORMS}")
-            return cls(match[0], name, Kind.MODEL_ID, name)
+            return cls(match[0], name, ReferenceKind.MODEL_ID, name)
         return cls(match[0], name, *_selected(uri, selector))
 
     @property
     def is_fixed(self) -> bool:
-        """Whether nothing that the registry tells of it later can matter: of what is tried, tags do."""
-        return self.kind in (Kind.VERSION, Kind.MODEL_ID) and self.weight is None
+        """Return whether changes in the registry cannot affect it; tags affect a reference with a weight."""
+        return self.kind in (ReferenceKind.VERSION, ReferenceKind.MODEL_ID) and self.weight is None
 
     def __str__(self) -> str:
         return self.uri
 
 
-def _selected(uri: str, selector: str) -> tuple[Kind, str]:
+def _selected(uri: str, selector: str) -> tuple[ReferenceKind, str]:
     if selector.isascii() and selector.isdigit():
-        return Kind.VERSION, str(int(selector))
+        return ReferenceKind.VERSION, str(int(selector))
     if selector.lower() == "latest":
-        return Kind.LATEST, "latest"
+        return ReferenceKind.LATEST, "latest"
     if stage := STAGES.get(selector.lower()):
-        return Kind.STAGE, stage
+        return ReferenceKind.STAGE, stage
     stages = ", ".join(STAGES.values())
-    raise InvalidReference(f"{uri!r}: {selector!r} is no stage ({stages}): write {FORMS}")
+    raise InvalidReference(f"{uri!r}: {selector!r} is not a stage ({stages}): write {FORMS}")

@@ -1,8 +1,8 @@
 """Confines a model process without privileges: Landlock for files and TCP, seccomp for other system calls.
 
-A confined process reads what Python and its packages need, and its own version; it writes a scratch folder
-alone. It opens no socket, except TCP connections to ports that the operator allows. It cannot signal or trace
-a process that it has not started. What it starts is confined as well.
+A confined process can read the files of Python, its packages and its own version, and can write only its
+scratch folder. It can open no socket, except TCP connections to ports that the operator allows. It cannot
+signal or trace processes that it has not started. Its child processes are confined as well.
 
 https://docs.kernel.org/userspace-api/landlock.html describes Landlock.
 """
@@ -26,13 +26,13 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG, _PATH_BENEATH, _NET_PORT = 1, 1, 2
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _REFER, _TRUNCATE, _IOCTL = 1 << 13, 1 << 14, 1 << 15
-_ALL_OF_ABI_1 = (1 << 13) - 1
-_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
-_READ = _EXECUTE | _READ_FILE | _READ_DIR
-_DEVICE = _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL
+_ABI_1_RIGHTS = (1 << 13) - 1
+_FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
+_READ_RIGHTS = _EXECUTE | _READ_FILE | _READ_DIR
+_DEVICE_RIGHTS = _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL
 _BIND_TCP, _CONNECT_TCP = 1, 2
 _SCOPED = 3
-"""No abstract Unix sockets and no signals to processes outside."""
+"""Blocks abstract Unix sockets and signals to processes outside the sandbox."""
 _ABI_WITH_TCP = 4
 
 _READABLE = (
@@ -53,7 +53,7 @@ _X32 = 0x40000000
 
 
 class _Machine(NamedTuple):
-    """What a seccomp filter has to know of a kind of processor: its id, and numbers of system calls."""
+    """Facts about a processor architecture that a seccomp filter needs: its id and system call numbers."""
 
     audit: int
     socket: int
@@ -69,7 +69,7 @@ _MACHINES = {
 
 
 def unsupported(ports: Sequence[object] = ()) -> str:
-    """Return why this machine can't confine a process; empty if it can."""
+    """Return why this machine cannot confine a process; empty if it can."""
     if sys.platform != "linux" or platform.machine() not in _MACHINES:
         return f"it needs Linux on {' or '.join(_MACHINES)}"
     abi = _abi()
@@ -81,26 +81,26 @@ def unsupported(ports: Sequence[object] = ()) -> str:
 
 
 def confine(read: Iterable[str | Path], write: Iterable[str | Path], ports: Sequence[int] = ()) -> None:
-    """Confine this process and all that it starts, for good; call it while there is one thread.
+    """Confine this process and its future children permanently; call it while the process has one thread.
 
     Args:
-        read: files and folders that may be read, beside those of Python, its packages and the system.
-        write: folders in which files may be made and changed.
-        ports: TCP ports that may be connected to.
+        read: Files and folders to allow reading, besides those of Python, its packages and the system.
+        write: Folders in which to allow creating and changing files.
+        ports: TCP ports to allow connections to.
 
     Raises:
-        OSError: the kernel can't.
+        OSError: The kernel does not support it.
     """
-    _restrict([*_READABLE, *_of_python(), *read], write, ports)
+    _restrict([*_READABLE, *_python_folders(), *read], write, ports)
     _filter_calls(_MACHINES[platform.machine()], tcp=bool(ports))
 
 
-def _of_python() -> list[str]:
-    """Return the folders of the interpreter, its packages, and this one."""
-    own = str(Path(__file__).resolve().parent)
-    packages = [each for each in sys.path if each.endswith(("site-packages", "dist-packages"))]
-    named = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-    return [sys.prefix, sys.base_prefix, own, *packages, *named, site.getusersitepackages()]
+def _python_folders() -> list[str]:
+    """Return the folders of the interpreter, its packages, and this package."""
+    this_package = str(Path(__file__).resolve().parent)
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    additional = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return [sys.prefix, sys.base_prefix, this_package, *packages, *additional, site.getusersitepackages()]
 
 
 # -- Landlock
@@ -122,22 +122,22 @@ def _abi() -> int:
 
 def _restrict(read: Iterable[str | Path], write: Iterable[str | Path], ports: Sequence[int]) -> None:
     abi = _abi()
-    files = _ALL_OF_ABI_1 | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
+    files = _ABI_1_RIGHTS | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
     files |= _IOCTL if abi >= 5 else 0
     net = _BIND_TCP | _CONNECT_TCP if abi >= _ABI_WITH_TCP else 0
-    # An earlier kernel takes longer attributes as long as what it does not know is 0.
+    # The size depends on the ABI: older kernels know shorter attributes.
     attributes = struct.pack("=QQQ", files, net, _SCOPED if abi >= 6 else 0)
     size = 8 if abi < _ABI_WITH_TCP else 16 if abi < 6 else 24
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
     try:
         for path in read:
-            _allow_path(ruleset, path, _READ & files)
+            _allow_path(ruleset, path, _READ_RIGHTS & files)
         for path in write:
             _allow_path(ruleset, path, files)
-        _allow_path(ruleset, "/dev/shm", files)  # noqa: S108 — of multiprocessing, not a temporary folder
+        _allow_path(ruleset, "/dev/shm", files)  # noqa: S108 (multiprocessing needs it; not a temporary file)
         for name in _DEVICES:
             for device in glob.glob(f"/dev/{name}"):
-                _allow_path(ruleset, device, _DEVICE & files)
+                _allow_path(ruleset, device, _DEVICE_RIGHTS & files)
         for port in ports:
             rule = struct.pack("=QQ", _CONNECT_TCP, port)
             _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_NET_PORT), rule, ctypes.c_uint32(0))
@@ -148,14 +148,14 @@ def _restrict(read: Iterable[str | Path], write: Iterable[str | Path], ports: Se
 
 
 def _allow_path(ruleset: int, path: str | Path, access: int) -> None:
-    """Add a rule; what is not there is left out."""
+    """Add a rule; ignore a path that does not exist."""
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
         if not os.path.isdir(f"/proc/self/fd/{handle}"):
-            access &= _OF_FILES
+            access &= _FILE_RIGHTS
         rule = struct.pack("=Qi", access, handle)
         _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
     finally:
@@ -166,10 +166,10 @@ def _allow_path(ruleset: int, path: str | Path, access: int) -> None:
 
 
 def _filter_calls(machine: _Machine, *, tcp: bool) -> None:
-    """Refuse sockets other than TCP, or all, and system calls that lead around the other limits."""
+    """Deny all sockets, or all except TCP, and system calls that circumvent the other limits."""
     deny = _ERRNO | errno.EACCES
     program = [
-        (_LOAD, 0, 0, 4),  # the kind of processor: the numbers below are of one
+        (_LOAD, 0, 0, 4),  # the architecture: the numbers below are valid for only one
         (_JUMP_IF_EQUAL, 1, 0, machine.audit),
         (_RETURN, 0, 0, deny),
         (_LOAD, 0, 0, 0),  # the number of the system call
@@ -185,11 +185,11 @@ def _filter_calls(machine: _Machine, *, tcp: bool) -> None:
             (_JUMP_IF_EQUAL, 2, 0, _AF_INET),
             (_JUMP_IF_EQUAL, 1, 0, _AF_INET6),
             (_RETURN, 0, 0, deny),
-            (_LOAD, 0, 0, 24),  # the type, beside flags
+            (_LOAD, 0, 0, 24),  # the type, combined with flags
             (_AND, 0, 0, 0xF),
             (_JUMP_IF_EQUAL, 1, 0, _SOCK_STREAM),
             (_RETURN, 0, 0, deny),
-            (_LOAD, 0, 0, 32),  # the protocol: MPTCP would pass Landlock by
+            (_LOAD, 0, 0, 32),  # the protocol: MPTCP would bypass Landlock
             (_JUMP_IF_EQUAL, 2, 0, 0),
             (_JUMP_IF_EQUAL, 1, 0, _IPPROTO_TCP),
             (_RETURN, 0, 0, deny),
@@ -199,7 +199,7 @@ def _filter_calls(machine: _Machine, *, tcp: bool) -> None:
         program.append((_RETURN, 0, 0, deny))
     packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(packed, len(packed))
-    described = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_SECCOMP, _FILTER, described, 0, 0):
+    header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_SECCOMP, _FILTER, header, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

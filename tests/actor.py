@@ -1,8 +1,8 @@
-"""A model whose part is written in its config and in the rows it is given: it answers, or it fails as asked.
+"""Define a model whose config and input rows control whether it predicts or fails.
 
 It is logged from this file ("models from code"). Its config may have `on_load`, acts to perform while it
-loads, `on_large`, acts to perform on predicting where an `x` is over a hundred, `factor`, by which `x` is
-multiplied, and `streams`. The column `act` names acts to perform on predicting.
+loads, `on_large`, acts to perform in a prediction in which an `x` exceeds 100, `factor`, by which `x` is
+multiplied, and `streams`. The column `act` names acts to perform in a prediction.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mlflow.pyfunc import PythonModel
 from opentelemetry import trace
 
 grown: list[bytearray] = []
-"""What is never let go."""
+"""Memory that is never released."""
 
 
 def perform(acts: str) -> None:
-    """Do what acts say, separated by blanks; whatever needs a word more has it after a colon."""
+    """Perform acts separated by blanks; an argument follows its act after a colon."""
     for act in acts.split():
         _perform(*act.partition(":")[::2])
 
 
 def start_daemon(note: Path) -> None:
-    """Start a process in a session of its own whose parent ends, and write down its id."""
+    """Start a process in its own session whose parent exits, and write its id to a file."""
     if child := os.fork():
         os.waitpid(child, 0)
         return
@@ -58,7 +58,7 @@ def start_daemon(note: Path) -> None:
 
 
 def spied(paths: list[str]) -> dict[str, Any]:
-    """Return what this process can get hold of: variables, files, the front's memory, sockets."""
+    """Return the resources that this process can access: variables, files, the front's memory, sockets."""
 
     def succeeds(attempt: Callable[[], Any]) -> bool:
         try:
@@ -92,8 +92,8 @@ def spied(paths: list[str]) -> dict[str, Any]:
 
 
 def outlast(kind: str, note: Path) -> None:
-    """Start a process that tries to outlive the front, and write down its id."""
-    libc = ctypes.PyDLL(None)  # which keeps the interpreter's lock in a cloned child
+    """Start a process that tries to outlive the front, and write its id to a file."""
+    libc = ctypes.PyDLL(None)  # keeps the interpreter's lock in a cloned child
     if kind == "immortal":  # the model process itself
         libc.prctl(1, 0)
         note.write_text(str(os.getpid()))
@@ -126,16 +126,16 @@ def outlast(kind: str, note: Path) -> None:
 
 
 def send_frames(kind: int, size: int, count: int) -> None:
-    """Send frames on the socket to the front, with random bytes as long as it takes them."""
-    connections = [each for each in range(3, 256) if _is_socket(each)]
+    """Send frames with random bytes to the front until it closes the socket."""
+    connections = [descriptor for descriptor in range(3, 256) if _is_socket(descriptor)]
     piece = os.urandom(2**16)
     with suppress(OSError):
         for _ in range(count):
-            for each in connections:
-                os.write(each, bytes([kind]) + size.to_bytes(4, "little"))
+            for connection in connections:
+                os.write(connection, bytes([kind]) + size.to_bytes(4, "little"))
             for _ in range(0, size, len(piece)):
-                for each in connections:
-                    os.write(each, piece[:size])
+                for connection in connections:
+                    os.write(connection, piece[:size])
 
 
 def _is_socket(descriptor: int) -> bool:
@@ -206,46 +206,46 @@ def _perform(name: str, more: str) -> None:
         Path(more).touch()
         os._exit(1)
     if name == "wait":
-        # Opening a named pipe waits until the test has opened its end, reading until it has closed it.
+        # Block until the test has opened and closed the other end of the named pipe.
         Path(more).read_bytes()
 
 
 class Actor(PythonModel):  # type: ignore[misc]
-    """Multiplies `x` by a factor, unless its part is another."""
+    """Multiplies `x` by a factor, unless its acts change that."""
 
     def load_context(self, context: Any) -> None:
-        """Play the part on loading."""
+        """Perform the acts that are configured for loading."""
         self.config = context.model_config or {}
         perform(self.config.get("on_load", ""))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Play the part on predicting; `params` may have a `factor` of its own."""
+        """Perform the acts of the rows and return predictions; `params` may override `factor`."""
         acts = model_input.get("act", pd.Series("", model_input.index)).fillna("")
         for act in acts:
             perform(act)
         if (model_input["x"] > 100).any():
             perform(self.config.get("on_large", ""))
-        answer = model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
-        answer[acts == "nan"] = np.nan
+        predictions = model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
+        predictions[acts == "nan"] = np.nan
         if "text" in set(acts):
-            return answer.astype(str)
-        return answer[1:] if "drop" in set(acts) else answer
+            return predictions.astype(str)
+        return predictions[1:] if "drop" in set(acts) else predictions
 
 
 class Speaker(Actor):
-    """An actor that streams: a row's acts one by one, each told as `x` once it is done."""
+    """An actor that streams: it performs the acts of a row in order and yields an `x` after each."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Play no part."""
+        """Return predictions without performing acts."""
         return model_input["x"].to_numpy(float) * (params or self.config).get("factor", 1.0)
 
     def predict_stream(
         self, context: Any, model_input: dict[str, Any], params: dict[str, Any] | None = None
     ) -> Iterator[Any]:
-        """Perform, and tell of it; `say` tells a word, `for` goes on and on, `end` notes how it ended."""
+        """Perform acts and yield items: `say` yields a word, `for` never ends, `end` writes a file last."""
         factor = (params or self.config).get("factor", 1.0)
-        asked = model_input.get("act")
-        acts = asked.split() if isinstance(asked, str) else []
+        column = model_input.get("act")
+        acts = column.split() if isinstance(column, str) else []
         try:
             for act in acts:
                 name, _, more = act.partition(":")
@@ -265,7 +265,7 @@ class Speaker(Actor):
 
 
 def cast() -> Actor:
-    """Who plays the part."""
+    """Return the model that the config selects."""
     try:
         return Speaker() if ModelConfig().to_dict().get("streams") else Actor()
     except FileNotFoundError:  # it has no config

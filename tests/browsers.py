@@ -1,4 +1,4 @@
-"""The browser that tests click in."""
+"""Browser for the tests of pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that play a part, and a registry in which they are promoted as a person would do it."""
+"""Save actor models and promote them in a registry as a user would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLE = pd.DataFrame({"x": [1.0, 2.0]})
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without MLflow's warnings, of which it has many: on stages, type hints, integer columns."""
+    """Suppress the warnings of MLflow, for example on stages, type hints and integer columns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -39,8 +39,8 @@ def actor(
     metadata: dict[str, Any] | None = None,
     **part: Any,
 ) -> Path:
-    """Save a model that plays `part` (see `actor.py`) in a new folder below `folder`, and return that."""
-    made = folder / f"actor-{len([*folder.glob('actor-*')])}"
+    """Save a model with the config `part` (see `actor.py`) in a new folder below `folder`; return it."""
+    saved = folder / f"actor-{len([*folder.glob('actor-*')])}"
     signature = ModelSignature(
         Schema(columns(inputs)),
         outputs or Schema([ColSpec("double")]),
@@ -48,7 +48,7 @@ def actor(
     )
     with quiet():
         mlflow.pyfunc.save_model(
-            made,
+            saved,
             python_model=ACTOR,
             signature=signature,
             input_example=example,
@@ -56,11 +56,11 @@ def actor(
             pip_requirements=[],
             model_config=part,
         )
-    return made
+    return saved
 
 
 class Registry:
-    """A registry in SQLite, its artifacts in a folder beside it."""
+    """A registry in SQLite, with its artifacts in a folder beside it."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -68,27 +68,27 @@ class Registry:
         self.client = MlflowClient(uri, uri)
 
     def register(self, name: str, folder: Path) -> str:
-        """Make what is saved in `folder` the next version of a model; gives its number."""
+        """Register the model in `folder` as the next version; return its number."""
         with quiet():
             if not self.client.search_registered_models(f"name='{name}'"):
                 self.client.create_registered_model(name)
             return str(self.client.create_model_version(name, str(folder)).version)
 
     def add(self, name: str, **part: Any) -> str:
-        """Register an actor as the next version of a model; gives its number."""
+        """Register an actor as the next version of a model; return its number."""
         return self.register(name, actor(self.folder, **part))
 
     def promote(self, name: str, version: str, stage: str = "Production", archive: bool = True) -> None:
-        """Put a version into a stage, and archive what was there unless that is forgotten."""
+        """Move a version to a stage; archive its predecessor there unless `archive` is false."""
         with quiet():
             self.client.transition_model_version_stage(
                 name, version, stage, archive and stage == "Production"
             )
 
     def alias(self, name: str, alias: str, version: str) -> None:
-        """Let an alias mean this version."""
+        """Point an alias at this version."""
         self.client.set_registered_model_alias(name, alias, version)
 
     def lose(self, folder: Path) -> None:
-        """Delete artifacts, as a bucket's clean-up would."""
+        """Delete artifacts, as a lifecycle rule of a bucket would."""
         shutil.rmtree(folder)

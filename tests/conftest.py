@@ -1,4 +1,4 @@
-"""What all tests share: registries that cost nothing to make, and in CI no skipped test unseen."""
+"""Fixtures of all tests: fast registries, servers and browsers. In CI a skipped test is a failure."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from typing import Any
 import hypothesis
 import pytest
 
-# A developer's own settings are none of the tests' business. MLflow reads some when it is imported.
+# Tests ignore a developer's own settings. MLflow reads some when it is imported.
 for _name in [name for name in os.environ if name.startswith(("MLFLOW_", "SERVING_"))]:
     del os.environ[_name]
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-# How long an example takes is no property of the code.
+# The duration of an example depends on the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile("fuzz", max_examples=100_000, deadline=None)
 hypothesis.settings.load_profile("fuzz" if os.environ.get("FUZZ") else "untimed")
 
-# What the service's registry client sets, so that its calls end soon.
+# The service's registry client sets these to limit the duration of its calls.
 _SET_BY_CLIENT = (
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
 )
 
-_MOST_SECONDS_OF_COROUTINE = 110
+_MAX_COROUTINE_SECONDS = 110
 
 NewRegistry = Callable[[Path], str]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have coroutines fail where they hang: the signal of pytest-timeout does not get through to uvloop."""
+    """Limit the time of coroutines: the signal of pytest-timeout does not get through to uvloop."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _in_time(item.obj)
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def timed(*args: Any, **fixtures: Any) -> None:
-        async with asyncio.timeout(_MOST_SECONDS_OF_COROUTINE):
+        async with asyncio.timeout(_MAX_COROUTINE_SECONDS):
             await test(*args, **fixtures)
 
     return timed
@@ -56,7 +56,7 @@ def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[No
 
 @pytest.fixture(scope="session")
 def registry_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of an empty registry: its migrations take seconds, a copy of it none."""
+    """Create the database of an empty registry once: its migrations take seconds, a copy is fast."""
     from mlflow import MlflowClient
 
     database = tmp_path_factory.mktemp("registry") / "mlflow.db"
@@ -66,14 +66,14 @@ def registry_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_registry(registry_template: Path) -> NewRegistry:
-    """Make an empty SQLite registry below a folder, artifacts and all, and return its URI."""
+    """Create an empty SQLite registry with artifacts below a folder, and return its URI."""
 
     def make(folder: Path) -> str:
         home = folder / "mlruns"
         home.mkdir()
         database = shutil.copy(registry_template, home / "mlflow.db")
         with closing(sqlite3.connect(database)) as connection, connection:
-            # The default experiment knows where it was made.
+            # The default experiment contains the path of its folder.
             connection.execute("UPDATE experiments SET artifact_location = ?", (str(home / "0"),))
         return f"sqlite:///{database}"
 
@@ -82,7 +82,7 @@ def new_registry(registry_template: Path) -> NewRegistry:
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """What a registry client sets in the environment is forgotten after the test."""
+    """Restore the environment variables that a registry client sets."""
     yield
     for name in _SET_BY_CLIENT:
         os.environ.pop(name, None)
@@ -90,7 +90,7 @@ def as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of an empty registry, which is MLflow's for the time of the test."""
+    """Return the URI of an empty registry, which MLflow uses during the test."""
     uri = new_registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
@@ -98,7 +98,7 @@ def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An MLflow server for all tests, which it takes long to start."""
+    """Start an MLflow server for all tests, because the start is slow."""
     from promotions import Tracking
 
     folder = tmp_path_factory.mktemp("tracking")
@@ -108,7 +108,7 @@ def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models of every kind of signature, saved."""
+    """Save models with every kind of signature."""
     from casting import quiet
     from zoo import zoo
 
@@ -123,7 +123,7 @@ def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def zoo_service(
     zoo_folders: dict[str, Path], new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """A service of all of them, each in its first version."""
+    """Start a service of the first versions of all models."""
     from casting import Registry
     from live import FOR_SKLEARN, SELDOM, served
 
@@ -140,7 +140,7 @@ def zoo_service(
 
 @pytest.fixture(scope="session")
 def old_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Make models with an older release of MLflow: `old_mlflow("2.9.2")` is their folder."""
+    """Save models with an older release of MLflow: `old_mlflow("2.9.2")` returns their folder."""
     from old_models import OldModels
 
     return OldModels(tmp_path_factory.mktemp("old-models"))
@@ -148,7 +148,7 @@ def old_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Any]:
-    """A PostgreSQL for all tests."""
+    """Start a PostgreSQL for all tests."""
     from benchmarks.postgres import Postgres
 
     with Postgres() as server:
@@ -157,7 +157,7 @@ def postgres() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; for one module, since no coroutine can be tested in this thread meanwhile."""
+    """Start Chromium for one module: no coroutine can be tested in this thread meanwhile."""
     from browsers import ARGUMENTS, CHROMIUM
     from playwright.sync_api import sync_playwright
 
@@ -169,14 +169,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The loop on which coroutines are tested: one for all, and the one that the service runs on."""
+    """Return the event loop for all coroutines in tests: the one that the service uses."""
     return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(scope="session")
 async def launcher() -> AsyncIterator[Any]:
-    """A fork server for all tests: it takes seconds to warm up."""
-    from serving.runtime.launcher import Launcher
+    """Start a fork server for all tests, because it takes seconds to warm up."""
+    from serving.processes.launcher import Launcher
 
     launcher = Launcher()
     launcher.start()
@@ -186,12 +186,12 @@ async def launcher() -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def stage(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[Any]:
-    """Followers of references in an empty registry."""
+    """Return an empty registry for followers."""
     from stage import Stage
 
-    made = Stage(registry, launcher, tmp_path)
-    yield made
-    await made.aclose()
+    new_stage = Stage(registry, launcher, tmp_path)
+    yield new_stage
+    await new_stage.aclose()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

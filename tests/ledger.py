@@ -1,4 +1,4 @@
-"""What stands in a journal's database, read beside the service that writes it."""
+"""Read a journal's database while the service writes to it."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ import httpx
 from live import Service, until
 from sqlalchemy import func, select
 
-from serving.groups import journal_url
 from serving.journal import database
 from serving.journal.database import transaction
 from serving.journal.schema import feedback, predictions, versions
+from serving.settings.parsing import parse_journal_url
 
 
 class Ledger:
     """The tables of the journal at `url`."""
 
     def __init__(self, url: str) -> None:
-        self.engine = database.connect(journal_url(url))
+        self.engine = database.connect(parse_journal_url(url))
 
     def prediction(self, identity: str) -> dict[str, Any]:
-        """A prediction, with the facts on its version, as soon as it is there."""
+        """Return a prediction with the metadata of its version once it is written."""
         facts = (versions.c.model, versions.c.version.label("number"), versions.c.run_id, versions.c.task)
-        asked = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
+        query = select(predictions, *facts).join(versions).where(predictions.c.id == identity)
 
         def found() -> Any:
             with transaction(self.engine) as connection:
-                return connection.execute(asked).mappings().one_or_none()
+                return connection.execute(query).mappings().one_or_none()
 
         row = dict(until(found))
         return row | {name: json.loads(row[name]) for name in ("inputs", "outputs")}
 
     def ids(self) -> list[str]:
-        """The ids of all predictions, in their order."""
+        """Return the ids of all predictions in order."""
         with transaction(self.engine) as connection:
             return [*connection.execute(select(predictions.c.id).order_by(predictions.c.id)).scalars()]
 
     def count(self) -> int:
-        """How many predictions there are."""
+        """Return the number of predictions."""
         with transaction(self.engine) as connection:
             return connection.execute(select(func.count()).select_from(predictions)).scalar_one()
 
     def outcomes(self, identity: str) -> dict[int, Any]:
-        """The outcomes of a prediction, by row."""
-        asked = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
+        """Return the outcomes of a prediction by row."""
+        query = select(feedback.c.row, feedback.c.outcome).where(feedback.c.prediction == identity)
         with transaction(self.engine) as connection:
-            return {row: json.loads(outcome) for row, outcome in connection.execute(asked)}
+            return {row: json.loads(outcome) for row, outcome in connection.execute(query)}
 
 
 def recorded(answer: httpx.Response) -> str:
-    """The id of the prediction that an answer tells."""
+    """Return the prediction id of a response."""
     assert answer.status_code == 200, answer.text
     return answer.headers["x-prediction-id"]
 
@@ -65,6 +65,6 @@ _SAMPLES = {
 
 
 def measured(service: Service, *names: str) -> list[int]:
-    """Metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
-    found = service.metrics()
-    return [int(found[_SAMPLES[name]]) for name in names]
+    """Return metrics of the journal: `written`, `dropped`, `pending`, `failing`."""
+    metrics = service.metrics()
+    return [int(metrics[_SAMPLES[name]]) for name in names]

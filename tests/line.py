@@ -1,4 +1,4 @@
-"""The line between a front and its registry, which can be cut in several ways."""
+"""A proxy between a front and its registry, which can fail in several ways."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port without a listener."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         return int(listening.getsockname()[1])
 
 
 class Mode(Enum):
-    """What becomes of what is sent over the line."""
+    """The states of the proxy."""
 
     OPEN = "open"
     REFUSED = "refused"
@@ -38,7 +38,7 @@ _ANSWERS = {
 
 
 class Line:
-    """Listens on a port of its own, and passes on to a server what it is sent, unless it is cut."""
+    """Listens on its own port and forwards data to a server, unless it is cut."""
 
     def __init__(self, target: str) -> None:
         address = urlsplit(target)
@@ -67,13 +67,13 @@ class Line:
 
     @contextmanager
     def cut(self, mode: Mode) -> Iterator[None]:
-        """Have the line be in another mode than open, for the time of a block."""
+        """Switch to another mode during a block."""
         self.switch(mode)
         yield
         self.switch(Mode.OPEN)
 
     def switch(self, mode: Mode) -> None:
-        """Be in this mode from now on; what is under way ends."""
+        """Switch to a mode and end the open connections."""
         self._do(self._switch(mode))
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -113,7 +113,7 @@ class Line:
         if self._mode is Mode.OPEN:
             await self._pass_on(reader, writer)
         elif self._mode is Mode.BLACK_HOLED:
-            await reader.read()  # to its end
+            await reader.read()  # until the client closes the connection
         else:
             await reader.read(65536)
             writer.write(_ANSWERS[self._mode])

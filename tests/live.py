@@ -1,4 +1,4 @@
-"""A service that runs: `serving run` on a free port, as a person would start it."""
+"""Run `serving run` on a free port, as a user would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import IO, Any, TypeVar
 
 import httpx
 
-from serving.runtime.forkserver import PRELOAD
+from serving.processes.fork_server import PRELOAD
 
 T = TypeVar("T")
 
@@ -29,34 +29,36 @@ _LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
 _PATIENCE_SECONDS = 60
 
 FOR_SKLEARN = ",".join(PRELOAD)
-"""What a service imports ahead that serves models of sklearn, as it does where nobody says otherwise."""
+"""Modules that a service preloads by default, for models of sklearn."""
 
 SELDOM = 5
-"""Seconds between two looks at the registry where a test promotes nothing: each look costs."""
+"""Seconds between polls of the registry in tests that promote nothing."""
 
 
 def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
-    """The environment in which a command serves from the registry at `uri`, and keeps to `folder`."""
+    """Return the environment of a service of the registry at `uri` that writes below `folder`."""
     own = {
         "MLFLOW_TRACKING_URI": uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_STORE_DIR": str(folder / "store"),
         "SERVING_POLL_SECONDS": "0.25",
-        # What sklearn models need takes two seconds to import, and few tests have one.
+        # The default preload takes two seconds, and few tests have sklearn models.
         "SERVING_PRELOAD": "",
         "COLUMNS": "200",
     }
     own |= {f"SERVING_{name.upper()}": str(value) for name, value in settings.items() if name[0] != "_"}
-    # What the test's own client needs: a key, a certificate that it trusts.
+    # Variables for the test's own client: an API key, a CA certificate.
     own |= {name[1:].upper(): str(value) for name, value in settings.items() if name[0] == "_"}
     return os.environ | own
 
 
-def until(found: Callable[[], T | None], pause: float = 0.02, max_seconds: float = _PATIENCE_SECONDS) -> T:
-    """What `found` gives, as soon as it gives something, asked with a pause between."""
+def until(
+    condition: Callable[[], T | None], pause: float = 0.02, max_seconds: float = _PATIENCE_SECONDS
+) -> T:
+    """Poll `condition` until it returns a true value, and return that value."""
     ends = time.monotonic() + max_seconds
-    while not (result := found()):
-        assert time.monotonic() < ends, f"{found} has not come true"
+    while not (result := condition()):
+        assert time.monotonic() < ends, f"{condition} has not come true"
         time.sleep(pause)
     return result
 
@@ -89,7 +91,7 @@ class Service:
         until(self._answers)
 
     def _read(self, stream: IO[str]) -> None:
-        with stream, suppress(OSError):  # as a terminal ends
+        with stream, suppress(OSError):  # the end of a terminal
             for line in stream:
                 with self._logged:
                     self.log.append(line.rstrip("\n"))
@@ -102,41 +104,41 @@ class Service:
             return False
 
     def logged(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """The first line of the log that matches, waited for."""
+        """Wait for a log line that matches, and return the first match."""
 
-        def found() -> re.Match[str] | None:
+        def first_match() -> re.Match[str] | None:
             return next((match for line in self.log if (match := pattern.search(line))), None)
 
         with self._logged:
-            assert self._logged.wait_for(found, _PATIENCE_SECONDS), "\n".join(self.log)
-            match = found()
+            assert self._logged.wait_for(first_match, _PATIENCE_SECONDS), "\n".join(self.log)
+            match = first_match()
         assert match
         return match
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log so far, of which each line is an object in JSON."""
+        """Return the log so far, parsed from lines of JSON."""
         return [json.loads(line) for line in list(self.log)]
 
     def told(self, **facts: Any) -> dict[str, Any]:
-        """The first line of the log that tells these facts, waited for."""
+        """Wait for a log line with these fields, and return the first one."""
 
-        def found() -> dict[str, Any] | None:
+        def first_line() -> dict[str, Any] | None:
             return next((line for line in self.lines() if facts.items() <= line.items()), None)
 
-        return until(found)
+        return until(first_line)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, for sockets."""
+        """Return host and port of the service."""
         return "127.0.0.1", int(self.url.rpartition(":")[2])
 
     def ready(self) -> dict[str, Any]:
-        """What `/ready` answers."""
-        found: dict[str, Any] = self.client.get("/ready").json()
-        return found
+        """Return the body of `/ready`."""
+        body: dict[str, Any] = self.client.get("/ready").json()
+        return body
 
     def metrics(self) -> dict[str, float]:
-        """What `/metrics` tells, by name and labels."""
+        """Return the values of `/metrics` by name and labels."""
         text = self.client.get("/metrics").raise_for_status().text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in lines}
@@ -150,7 +152,7 @@ class Service:
         until(lambda: self.client.get(f"/models/{name}").json()["version"] == version)
 
     def stop(self) -> int:
-        """Stop it as a supervisor does, if nobody has yet; gives its exit status."""
+        """Terminate the service unless it has ended, and return its exit status."""
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(_PATIENCE_SECONDS)
@@ -160,7 +162,7 @@ class Service:
 
 @contextmanager
 def served(uri: str, folder: Path, program: Sequence[Any] = (PROGRAM,), **settings: Any) -> Iterator[Service]:
-    """A service of the registry at `uri`, which must have made no mistake by the time it is stopped."""
+    """Run a service of the registry at `uri`, and verify that it logged no exception."""
     service = Service(environment(uri, folder, **settings), folder, program)
     try:
         yield service

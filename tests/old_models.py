@@ -1,4 +1,4 @@
-"""Models as older releases of MLflow log them, each made by that release in an environment of its own.
+"""Models logged by older releases of MLflow, every one in a separate environment.
 
 Run as a program, by an interpreter that has the release, this saves the models in a folder.
 """
@@ -39,24 +39,24 @@ def uv() -> str:
 def interpreter(wanted: str) -> Path | None:
     """Return a Python of this version, which uv or pyenv has; None where neither does."""
     command = [uv(), "python", "find", "--no-python-downloads", wanted]
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode == 0:
-        return Path(found.stdout.strip())
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode == 0:
+        return Path(result.stdout.strip())
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     return next(iter(sorted(pyenv.glob(f"versions/{wanted}.*/bin/python{wanted}"))), None)
 
 
 def environment(folder: Path, *packages: str, python: str | Path = sys.executable) -> Path:
-    """Make an environment with these packages in `folder`, and return its interpreter."""
-    made = folder / "environment"
-    subprocess.run([uv(), "venv", "--quiet", "--python", str(python), str(made)], check=True)
-    program = made / "bin" / "python"
+    """Create an environment with these packages in `folder`, and return its interpreter."""
+    venv = folder / "environment"
+    subprocess.run([uv(), "venv", "--quiet", "--python", str(python), str(venv)], check=True)
+    program = venv / "bin" / "python"
     subprocess.run([uv(), "pip", "install", "--quiet", "--python", str(program), *packages], check=True)
     return program
 
 
 class OldModels:
-    """Makes models of older releases below a folder, those of each release once."""
+    """Creates models of older releases below a folder, once per release."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -93,8 +93,8 @@ def save(folder: Path) -> None:
     table = pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "name": ["a", "b", "c", "d"]})
     numbers = table[["x"]]
     requirements = [f"mlflow=={release}", *PACKAGES[release]]
-    for name, made in (("classifier", LogisticRegression()), ("boosting", GradientBoostingClassifier())):
-        model = made.fit(numbers, [0, 0, 1, 1])
+    for name, estimator in (("classifier", LogisticRegression()), ("boosting", GradientBoostingClassifier())):
+        model = estimator.fit(numbers, [0, 0, 1, 1])
         mlflow.sklearn.save_model(
             model,
             str(folder / name),

@@ -1,4 +1,4 @@
-"""Models written as code ("models from code"): which of them is logged, the model config's `part` says."""
+"""Models written as code ("models from code"): the model config's `part` chooses one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Message(BaseModel):
 
 
 class Nested(PythonModel):  # type: ignore[misc]
-    """Tells what it was given: each value, and its type."""
+    """Returns the values of its input and their types."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return [
@@ -31,7 +31,7 @@ class Nested(PythonModel):  # type: ignore[misc]
 
 
 class Arrays(PythonModel):  # type: ignore[misc]
-    """Arrays by name, of which one may have any width."""
+    """Returns arrays by name; one may have any width."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         image, words = model_input["image"], model_input["words"]
@@ -44,7 +44,7 @@ class Arrays(PythonModel):  # type: ignore[misc]
 
 
 class Texts(PythonModel):  # type: ignore[misc]
-    """Texts without a name."""
+    """Returns texts without a name."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         times = max(0, min((params or {"times": 1})["times"], 9))
@@ -52,7 +52,7 @@ class Texts(PythonModel):  # type: ignore[misc]
 
 
 class Frame(PythonModel):  # type: ignore[misc]
-    """A DataFrame with gaps, dates and bytes."""
+    """Returns a DataFrame with gaps, dates and bytes."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         x = model_input["x"]
@@ -69,14 +69,14 @@ class Frame(PythonModel):  # type: ignore[misc]
 
 
 class Whole(PythonModel):  # type: ignore[misc]
-    """One thing for all rows."""
+    """Returns one value for all rows."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return {"total": float(model_input["x"].sum()), "rows": len(model_input)}
 
 
 class Hinted(PythonModel):  # type: ignore[misc]
-    """Messages, by type hints; it can stream."""
+    """Returns messages, declared by type hints; supports streaming."""
 
     def predict(self, model_input: list[Message]) -> list[str]:
         return [f"{message.role}: {message.content} {message.at}" for message in model_input]

@@ -1,4 +1,4 @@
-"""Processes that a test has to do with, by their ids."""
+"""Find and watch the processes of a test by their ids."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from typing import Self
 
 
 def parent(pid: int) -> int:
-    """The process that started a process."""
+    """Return the parent of a process."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
     return int(after_name.split()[1])
 
 
 def children(pid: int) -> set[int]:
-    """The processes that a process has started and that are still there."""
-    found = set()
-    with suppress(FileNotFoundError, ProcessLookupError):  # it may end while it is looked at
+    """Return the running child processes of a process."""
+    pids = set()
+    with suppress(FileNotFoundError, ProcessLookupError):  # the process may end during the read
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
+            pids |= {int(child) for child in (task / "children").read_text().split()}
+    return pids
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that a process has started, and those that they have started."""
-    found = children(pid)
-    return found.union(*(descendants(child) for child in found))
+    """Return all descendants of a process."""
+    pids = children(pid)
+    return pids.union(*(descendants(child) for child in pids))
 
 
 def fork_server(front: int) -> int:
-    """The fork server of a front that has one, which is a child of its guardian; 0 while there is none."""
+    """Return the fork server of a front, a child of its guardian; 0 without one."""
     for guardian in children(front):
         with suppress(OSError):
-            if b"serving.runtime.forkserver" in Path(f"/proc/{guardian}/cmdline").read_bytes():
+            if b"serving.processes.fork_server" in Path(f"/proc/{guardian}/cmdline").read_bytes():
                 return next(iter(children(guardian)), 0)
     return 0
 
 
 class Watch:
-    """Holds on to processes, so that their end is seen whoever reaps them."""
+    """Handles of processes, which report an exit even after another process reaps it."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._handles = {pid: os.pidfd_open(pid) for pid in pids}
@@ -55,11 +55,11 @@ class Watch:
             os.close(handle)
 
     def has_ended(self) -> bool:
-        """Return whether one of them has ended by now."""
+        """Return whether at least one process has ended."""
         return bool(select.select([*self._handles.values()], [], [], 0)[0])
 
     def left(self, seconds: float = 30) -> set[int]:
-        """The processes that have not ended within `seconds`: none, as soon as all have."""
+        """Return the processes that are still running after `seconds`; return at once when all have ended."""
         return {
             pid for pid, handle in self._handles.items() if not select.select([handle], [], [], seconds)[0]
         }

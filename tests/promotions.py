@@ -1,4 +1,4 @@
-"""What promotions are shown with: models on a service, an MLflow server, and clients that go on calling."""
+"""Helpers of promotion tests: models on a service, an MLflow server, and continuous clients."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from line import free_port
 from live import Service, until
 
 _BREATH_SECONDS = 0.02
-# A look is dear where many models are served, and takes time from what is waited for.
+# Frequent polls of a service with many models would slow it down.
 _PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An actor that a service serves, as those see it who promote it and who call it.
+    """An actor that a service serves, with methods to promote and call it.
 
-    Its versions multiply by their own numbers.
+    Each version multiplies by its own number.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Model:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `/ready` tells of it."""
+        """Return the entry of the model in `/ready`."""
         reference = f"models:/{self.name}{self.selector}"
-        found: dict[str, Any] = next(
-            each for each in self.service.ready()["models"] if each["uri"] == reference
+        entry: dict[str, Any] = next(
+            model for model in self.service.ready()["models"] if model["uri"] == reference
         )
-        return found
+        return entry
 
     def add(self, **part: Any) -> str:
         """Register a version that plays a part."""
@@ -58,18 +58,18 @@ class Model:
         return self.registry.add(self.name, **{"factor": float(number)} | part)
 
     def promote(self, version: str = "", *, archive: bool = True, **part: Any) -> str:
-        """Put a version into Production, by default one that is registered for it."""
+        """Move a version to Production; without one, register it first."""
         version = version or self.add(**part)
         self.registry.promote(self.name, version, archive=archive)
         return version
 
     def settle(self) -> None:
-        """Promote what is live: what was refused would be looked at again and again."""
+        """Promote the live version, so that a refused candidate is not retried."""
         self.promote(str(self.state["version"]))
         self.until(lambda state: state["candidate"] is None)
 
     def until(self, seen: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-        """What `/ready` tells of it, once `seen` is true of that."""
+        """Wait until `seen` accepts the entry in `/ready`, and return the entry."""
         state: dict[str, Any] = {}
 
         def look() -> Any:
@@ -88,18 +88,18 @@ class Model:
         return self.until(lambda state: state["version"] == version)
 
     def until_refused(self, version: str, state: str = "rejected") -> str:
-        """Why a version is not live, once it is refused (or waits, or was reverted)."""
-        found = self.until(lambda told: told["candidate"] and told["candidate"]["state"] == state)
-        assert found["candidate"]["version"] == version
-        return str(found["candidate"]["reason"])
+        """Wait until a candidate is in a state, and return the reason."""
+        entry = self.until(lambda seen: seen["candidate"] and seen["candidate"]["state"] == state)
+        assert entry["candidate"]["version"] == version
+        return str(entry["candidate"]["reason"])
 
     def tags(self, version: str) -> dict[str, str]:
-        """What a version's page in the registry tells of what became of it."""
+        """Return the `serving.` tags of a version, without the prefix."""
         tags = self.registry.client.get_model_version(self.name, version).tags
         return {name.removeprefix("serving."): tags[name] for name in tags if name.startswith("serving.")}
 
     def until_told(self, version: str, state: str) -> dict[str, str]:
-        """A version's tags, once they tell this state."""
+        """Wait until the tags of a version have a state, and return the tags."""
         until(lambda: self.tags(version).get("state") == state)
         return self.tags(version)
 
@@ -108,18 +108,18 @@ class Model:
         return self.service.client.post(f"/models/{quote(self.name)}/predict", json=row)
 
     def is_well(self, version: str) -> bool:
-        """Whether the service lives, and this version is live and answers, rightly."""
+        """Check that the service is alive and that a live version predicts correctly."""
         assert self.service.client.get("/health").status_code == 200
-        answer = self.predict(3.0)
-        assert answer.status_code == 200, answer.text
-        told = answer.json()
-        assert told["prediction"] == 3.0 * int(version), told
-        assert answer.headers["x-model-version"] == told["model"]["version"] == version
+        response = self.predict(3.0)
+        assert response.status_code == 200, response.text
+        body = response.json()
+        assert body["prediction"] == 3.0 * int(version), body
+        assert response.headers["x-model-version"] == body["model"]["version"] == version
         return bool(self.state["version"] == version)
 
 
 class Tracking:
-    """`mlflow server` on an empty registry: it takes artifacts in, and sends webhooks to this machine."""
+    """`mlflow server` on an empty registry: it stores artifacts and sends webhooks to this machine."""
 
     def __init__(self, folder: Path, database: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -158,7 +158,7 @@ class Tracking:
 
 
 class ServedRegistry(Registry):
-    """A registry behind an MLflow server, to which artifacts are sent."""
+    """A registry behind an MLflow server, which stores the artifacts."""
 
     def __init__(self, uri: str, folder: Path) -> None:
         self.uri, self.folder = uri, folder
@@ -178,7 +178,7 @@ class ServedRegistry(Registry):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: when it was sent, which version answered it, and what was wrong with that, if anything."""
+    """One request: its start, the version of the response, and the error, if any."""
 
     sent: float
     version: int
@@ -186,9 +186,9 @@ class Call:
 
 
 class Callers:
-    """Clients that go on calling a model, each over one connection, with a breath between two calls.
+    """Clients that call a model continuously, each over one connection, with a pause between calls.
 
-    The breath leaves the machine time for something else than calls.
+    The pause leaves CPU time for other work.
     """
 
     def __init__(self, model: Model, count: int = 4) -> None:
@@ -215,15 +215,15 @@ class Callers:
 
     @property
     def versions(self) -> list[int]:
-        """The versions that answered, in the order of their first answers."""
+        """Return the versions of successful responses, in the order of their first ones."""
         return list(dict.fromkeys(call.version for call in self.calls if not call.fault))
 
     def until_answered_by(self, version: str) -> None:
-        """Wait until a version has answered one of the last calls."""
+        """Wait until a version has served one of the last calls."""
         until(lambda: self.faults or any(call.version == int(version) for call in self.calls[-20:]))
 
     def until_more(self, calls: int = 50) -> None:
-        """Wait for more answers than there are now."""
+        """Wait for a number of further responses."""
         enough = len(self.calls) + calls
         until(lambda: len(self.calls) >= enough)
 
@@ -246,19 +246,20 @@ class Callers:
         body = orjson.dumps(rows[0] if one else {"rows": rows})
         path = self._path if one else f"{self._path}/batch"
         connection.request("POST", path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            return 0, f"{answer.status} {content!r}"
-        told = orjson.loads(content)
-        version = told["model"]["version"]
-        values = [each["prediction"] for each in ([told] if one else told["predictions"])]
-        fine = answer.headers["x-model-version"] == version and values == [x * int(version) for x in numbers]
-        return int(version), "" if fine else f"{answer.headers} {told} for {numbers}"
+        response = connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            return 0, f"{response.status} {content!r}"
+        result = orjson.loads(content)
+        version = result["model"]["version"]
+        values = [row["prediction"] for row in ([result] if one else result["predictions"])]
+        expected = [x * int(version) for x in numbers]
+        fine = response.headers["x-model-version"] == version and values == expected
+        return int(version), "" if fine else f"{response.headers} {result} for {numbers}"
 
 
 def flip_bit(file: Path) -> None:
-    """Change one bit of a file, as a disk does once in a while."""
+    """Change one bit of a file, like a disk error."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

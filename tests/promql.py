@@ -1,4 +1,4 @@
-"""What PromQL asks for: the names of metrics, and the labels that it takes them to have."""
+"""Names of metrics and labels that PromQL expressions use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_LEGEND = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one expression asks for."""
+    """The metrics and labels of one expression."""
 
     expr: str
     names: set[str] = field(default_factory=set)
@@ -32,51 +32,53 @@ class Asked:
 
 
 def asked(expr: str, shown: Iterable[str]) -> Asked:
-    """What an expression asks for, and the labels that are shown of it."""
-    found = Asked(expr, labels={*shown})
+    """Return the metrics and labels that an expression uses, and the labels that are shown."""
+    uses = Asked(expr, labels={*shown})
 
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
-            found.names.add(node.name)
-            found.matched.update((node.name, each.name, each.value) for each in node.matchers.matchers)
+            uses.names.add(node.name)
+            uses.matched.update(
+                (node.name, matcher.name, matcher.value) for matcher in node.matchers.matchers
+            )
         modifier = getattr(node, "modifier", None)
         if isinstance(modifier, promql_parser.AggModifier):
-            found.labels.update(modifier.labels)
+            uses.labels.update(modifier.labels)
         elif isinstance(modifier, promql_parser.BinModifier) and modifier.matching:
-            found.labels.update(modifier.matching.labels)
+            uses.labels.update(modifier.matching.labels)
 
     promql_parser.walk(promql_parser.parse(expr), visit)
-    return found
+    return uses
 
 
 def rules() -> list[dict[str, Any]]:
-    """The alert rules."""
+    """Return the alert rules."""
     return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
 def in_words(rule: dict[str, Any]) -> set[str]:
-    """The labels that an alert's annotations tell."""
+    """Return the labels in an alert's annotations."""
     return {*re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values()))}
 
 
 def cases() -> list[dict[str, Any]]:
-    """The cases in which the alerts are tried."""
-    found: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
-    return found
+    """Return the test cases of the alerts."""
+    tests: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
+    return tests
 
 
 def panels() -> list[dict[str, Any]]:
-    """The panels of the dashboard, but the titles of its rows."""
+    """Return the panels of the dashboard, without the titles of its rows."""
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
 def filled(expr: str) -> str:
-    """An expression of the dashboard as Grafana sends it, for all models."""
+    """Return an expression of the dashboard as Grafana sends it, for all models."""
     return expr.replace("$__rate_interval", "1m").replace("$model", ".*")
 
 
 def of_dashboard() -> Iterator[Asked]:
-    """What the dashboard asks for."""
+    """Yield the expressions of the dashboard."""
     board = json.loads(DASHBOARD.read_text())
     for panel in panels():
         for target in panel["targets"]:
@@ -89,6 +91,6 @@ def of_dashboard() -> Iterator[Asked]:
 
 
 def of_alerts() -> Iterator[Asked]:
-    """What the alerts ask for."""
+    """Yield the expressions of the alerts."""
     for rule in rules():
         yield asked(rule["expr"], in_words(rule))

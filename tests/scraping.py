@@ -1,4 +1,4 @@
-"""A real Prometheus, which looks at what a test has it look at."""
+"""Run a real Prometheus that scrapes the targets of a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from line import free_port
 
 @contextmanager
 def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[httpx.Client]:
-    """Prometheus with this configuration, which looks each second; gives a client of its API."""
+    """Run Prometheus with this configuration, scraping every second; yield a client of its API."""
     if shutil.which("prometheus") is None:
         pytest.skip("Prometheus is not installed: apt-get install prometheus")
     port, file = free_port(), folder / "prometheus.yaml"
@@ -36,7 +36,7 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[httpx.Client]:
 
 
 def found(client: httpx.Client, expr: str) -> list[Any]:
-    """What Prometheus answers to an expression; nothing while it starts."""
+    """Return the result of a Prometheus query; empty during start-up."""
     try:
         answer = client.get("/query", params={"query": expr})
     except httpx.ConnectError:

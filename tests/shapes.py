@@ -16,67 +16,67 @@ from mlflow.pyfunc import PythonModel
 
 
 def twice(frame: pd.DataFrame) -> Any:
-    """One result per row."""
+    """Return one result per row."""
     return frame["x"].to_numpy() * 2
 
 
 def share(frame: pd.DataFrame) -> Any:
-    """Each row's share of all rows."""
+    """Return the share of every row in the total."""
     return (frame["x"] / frame["x"].sum()).to_numpy()
 
 
 def late(frame: pd.DataFrame) -> Any:
-    """One result per row, but where a row is 77 the others' too: no proof over other rows shows that."""
+    """Return one result per row; a row of 77 changes all results, which verification can't detect."""
     return frame["x"].to_numpy() * (3 if (frame["x"] == 77).any() else 2)
 
 
 def count(frame: pd.DataFrame) -> Any:
-    """How many rows there are, for each."""
+    """Return the number of rows, once per row."""
     return np.full(len(frame), float(len(frame)))
 
 
 def drop(frame: pd.DataFrame) -> Any:
-    """The rows that are not negative."""
+    """Return the rows that are not negative."""
     return frame.loc[frame["x"] >= 0, "x"].reset_index(drop=True)
 
 
 def forecast(frame: pd.DataFrame) -> Any:
-    """As many results as the first row asks for."""
+    """Return as many results as the first row requests."""
     return np.arange(int(frame["x"].iloc[0]), dtype=float)
 
 
 def ranked(frame: pd.DataFrame) -> Any:
-    """The rows in another order."""
+    """Return the rows in another order."""
     return frame.sort_values("x", ascending=False)["x"]
 
 
 def shops(frame: pd.DataFrame) -> Any:
-    """The same two names, whatever the rows."""
+    """Return the same two names for any rows."""
     return {"shops": ["best", "second"]}
 
 
 def columns(frame: pd.DataFrame) -> Any:
-    """A column of each name."""
+    """Return a column per name."""
     return {"low": list(frame["x"] - 1), "high": list(frame["x"] + 1)}
 
 
 def records(frame: pd.DataFrame) -> Any:
-    """An object per row."""
+    """Return an object per row."""
     return [{"label": "a" if x > 0 else "b", "score": float(x)} for x in frame["x"]]
 
 
 def pair(frame: pd.DataFrame) -> Any:
-    """Two columns."""
+    """Return two columns."""
     return pd.DataFrame({"low": frame["x"] - 1, "high": frame["x"] + 1})
 
 
 def names(frame: pd.DataFrame) -> Any:
-    """A name, or none."""
+    """Return a name or null."""
     return pd.Series([f"n{x:g}" if x > 0 else None for x in frame["x"]], dtype=object)
 
 
 def weigh(frame: pd.DataFrame) -> Any:
-    """A text of each row, with defaults for what is absent."""
+    """Return a text per row, with defaults for missing values."""
     unit = frame["unit"] if "unit" in frame else ["kg"] * len(frame)
     w = frame["w"] if "w" in frame else [1.5] * len(frame)
     b = frame["b"] if "b" in frame else [True] * len(frame)
@@ -84,17 +84,17 @@ def weigh(frame: pd.DataFrame) -> Any:
 
 
 def best(frame: pd.DataFrame) -> Any:
-    """The three best, whatever the rows."""
+    """Return the same three names for any rows."""
     return ["a", "b", "c"]
 
 
 def pooled(frame: pd.DataFrame) -> Any:
-    """The sum of all rows: one result."""
+    """Return one result: the sum of all rows."""
     return float(frame["x"].sum())
 
 
 class Shape(PythonModel):  # type: ignore[misc]
-    """Returns what its config asks for."""
+    """A model that returns results in the shape that its config names."""
 
     def load_context(self, context: Any) -> None:
         """Keep the config."""

@@ -1,4 +1,4 @@
-"""A shop's customers, drawn by chance, and a model of what they pay: for their size, and nothing else."""
+"""Generate random customers of a shop, and a model of their spending that depends only on `size`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 
 def customers(rows: int, seed: int) -> pd.DataFrame:
-    """So many customers; one in twenty has no size."""
+    """Return random customers; one in twenty has no size."""
     chance = np.random.default_rng(seed)
     size = chance.lognormal(0, 0.5, rows)
     size[chance.random(rows) < 0.05] = np.nan
@@ -29,13 +29,13 @@ def customers(rows: int, seed: int) -> pd.DataFrame:
 
 
 def payer(table: pd.DataFrame) -> Any:
-    """The model, fitted."""
+    """Return a model fitted to the table."""
     columns = make_column_transformer((SimpleImputer(), ["size"]), remainder="drop")
     return make_pipeline(columns, LinearRegression()).fit(table, table["size"].fillna(1.0) * 10)
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """As clients send them."""
+    """Return the rows as clients send them in JSON."""
     return [
         {name: None if value != value else value for name, value in row.items()}
         for row in table.to_dict("records")

@@ -1,4 +1,4 @@
-"""Contracts made the way a logged model's are: of an MLflow signature and its metadata."""
+"""Contracts from an MLflow signature and metadata, as those of logged models."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from serving.runtime import mlmodel
-from serving.runtime.contract import Contract
+from serving.contract import mlmodel
+from serving.contract.contract import Contract
 
 TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
-MOST_ROWS = 100
+MAX_ROWS = 100
 
 
 def columns(spec: str) -> list[ColSpec]:
-    """`"age: long, name: string?"` as the columns of a signature; a question mark makes one optional."""
+    """Return signature columns from a text such as `"age: long, name: string?"`; `?` is optional."""
     pairs = (part.strip().split(": ") for part in spec.split(",") if part)
     return [ColSpec(kind.rstrip("?"), name, not kind.endswith("?")) for name, kind in pairs]
 
@@ -30,11 +30,11 @@ def contract(
     name: str = "iris",
     **serving: Any,
 ) -> Contract:
-    """The contract of these columns, with the metadata's words on them."""
+    """Return a contract of these columns with metadata about them."""
     signature = inputs
     if isinstance(signature, str):
-        made = ParamSchema(params) if params else None
-        signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), made)
+        schema = ParamSchema(params) if params else None
+        signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), schema)
     metadata = {"serving": serving | ({"inputs": words} if words else {})}
     described = {"signature": signature.to_dict(), "metadata": metadata}
-    return mlmodel.contract(described, name, MOST_ROWS)
+    return mlmodel.contract(described, name, MAX_ROWS)

@@ -1,4 +1,4 @@
-"""Followers on a real registry with real model processes, within the test's own process."""
+"""Followers on a real registry with real model processes, in the process of the test."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from casting import Registry
 
+from serving.models.slot import Slot
+from serving.processes.launcher import Launcher
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.gate import Gate
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.store import Store
-from serving.runtime.launcher import Launcher
-from serving.runtime.slot import Slot
-from serving.settings import Settings
+from serving.registry.tag_writer import TagWriter
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 PRODUCTION = "models:/actor/Production"
@@ -37,26 +37,31 @@ class Stage:
         *,
         shared: bool = False,
         slot: Slot | None = None,
-        herald: Herald | None = None,
+        tag_writer: TagWriter | None = None,
         **settings: Any,
     ) -> Follower:
         uri = settings.pop("tracking_uri", self.registry.uri)
-        made = Settings(
+        configured = Settings(
             **{"tracking_uri": uri, "store_dir": self._folder / "store", "probation_seconds": 0} | settings
         )
-        client, slot = RegistryClient(made), slot or Slot(Reference.parse(reference), made.replayed)
-        store = Store(made.store_dir, self.registry.uri)
-        gate = Gate(made, client, store, self._launcher, Metrics())
+        client, slot = (
+            RegistryClient(configured),
+            slot or Slot(Reference.parse(reference), configured.replay_requests),
+        )
+        store = ArtifactStore(configured.store_dir, self.registry.uri)
+        gate = Gate(configured, client, store, self._launcher, Metrics())
         history = History(store.history(slot.reference.uri))
-        herald = herald or Herald(client)
-        follower = Follower(slot, client, store, gate, herald, history, made, shared=shared)
+        tag_writer = tag_writer or TagWriter(client)
+        follower = Follower(slot, client, store, gate, tag_writer, history, configured, shared=shared)
         self._followers.append((follower, client))
         return follower
 
     def front(self, *references: str, **settings: Any) -> list[Follower]:
         """Follow several references as one front does, with one writer of tags."""
         first = self.follow(references[0], **settings)
-        more = [self.follow(each, herald=first._herald, **settings) for each in references[1:]]
+        more = [
+            self.follow(reference, tag_writer=first._tag_writer, **settings) for reference in references[1:]
+        ]
         return [first, *more]
 
     def promote(self, stage: str = "Production", **part: Any) -> str:
@@ -66,8 +71,8 @@ class Stage:
         return version
 
     def tags(self, version: str) -> dict[str, str]:
-        found: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
-        return found
+        tags_of_version: dict[str, str] = self.registry.client.get_model_version("actor", version).tags
+        return tags_of_version
 
     def live(self, version: str) -> dict[str, str]:
         """Return the tag `serving.live` of a version; {} if it has none."""
@@ -76,12 +81,12 @@ class Stage:
 
     async def aclose(self) -> None:
         for follower, client in self._followers:
-            await follower.empty("the test is over")
+            await follower.unload("the test is over")
             client.close()
 
 
 async def settle(follower: Follower) -> None:
-    """Look once, wait for what follows, and have it told."""
+    """Poll once, wait for the start that follows, and write its tags."""
     await follower.tick()
     await follower.settled()
     await follower.tick()
@@ -94,4 +99,4 @@ def live(follower: Follower) -> str | None:
 async def predict(follower: Follower, x: float = 1.0, act: str | None = None) -> Any:
     with follower.slot.lease() as leased:
         ((_, ticket),) = leased.calls.submit([{"x": x, "act": act}], {}, 30)
-        return json.loads((await ticket.future).now().json()[:-1])["prediction"]
+        return json.loads((await ticket.future).materialize().items_json())["prediction"]

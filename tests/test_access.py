@@ -1,4 +1,4 @@
-"""Who may ask for what: keys, what they open, and for how long; names and origins; TLS; a port of its own."""
+"""Access control: API keys, their scopes and expiry; host names and origins; TLS; the admin port."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from test_deployment import is_healthy
 from test_live import problem
 from typer.testing import CliRunner
 
-from serving import keys as commands
-from serving.access import keys
-from serving.access.declaration import ADMIN, PREDICT
-from serving.access.doors import HostNames, is_cross_site, lacks_media_type
-from serving.access.guard import Bucket, Guard
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.errors import BadKeys, Forbidden, RateExceeded, Unauthenticated
-from serving.settings import Settings
+from serving.auth import api_keys
+from serving.auth.access_rules import ADMIN, PREDICT
+from serving.auth.api_keys import Scope
+from serving.auth.authenticator import Authenticator
+from serving.auth.host_and_origin import HostNames, is_cross_site, lacks_media_type
+from serving.cli import keys as commands
+from serving.errors import ApiKeyFileError, Forbidden, RateExceeded, Unauthenticated
+from serving.settings.settings import Settings
+from serving.telemetry.rate_limit import TokenBucket
 
 ROW = {"x": 21}
 PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}}
@@ -56,7 +57,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 class Keys:
-    """A file of keys, and the commands that change it."""
+    """A key file, and the commands that change it."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "keys.json"
@@ -67,7 +68,7 @@ class Keys:
         )
 
     def create(self, name: str, *options: str) -> str:
-        """A new key, by the command, run within this process: there are many."""
+        """Create a key with the command, in this process, since the tests create many."""
         done = CliRunner().invoke(commands.app, ["create", name, *options, "--file", str(self.file)])
         assert done.exit_code == 0, done.stderr
         return done.stdout.strip()
@@ -111,7 +112,7 @@ def bearing(key: str) -> dict[str, str]:
 
 @pytest.fixture
 def ask(service: Service) -> Iterator[Callable[..., httpx.Response]]:
-    """Ask with a key, or with none."""
+    """Send a request with a key, or without one."""
     with httpx.Client(base_url=service.url, timeout=60) as client:
 
         def ask(
@@ -124,7 +125,7 @@ def ask(service: Service) -> Iterator[Callable[..., httpx.Response]]:
 
 
 def refuses(answer: httpx.Response, status: int) -> None:
-    """Whether an answer is this refusal, in its protocol's words."""
+    """Check that a response is this error, in the format of its protocol."""
     if answer.request.url.path.startswith(("/invocations", "/v2/models")):
         assert answer.status_code == status, answer.text
         assert answer.json().keys() & {"error_code", "error"}
@@ -136,11 +137,11 @@ def refuses(answer: httpx.Response, status: int) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_row_34_without_a_key_that_is_known_nothing_is_predicted(
+def test_row_34_prediction_requires_a_known_key(
     ask: Callable[..., httpx.Response], choice: str, admin: str
 ) -> None:
     wrong = f"{admin[:-1]}{'A' if admin[-1] != 'A' else 'B'}"
-    for key in (None, "hush", wrong, keys.make("stranger")[0], "é", "é" * 9):
+    for key in (None, "hush", wrong, api_keys.create_key("stranger")[0], "é", "é" * 9):
         answer = ask(None, **_with(CHOICES[choice], key))
         refuses(answer, 401)
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -153,7 +154,7 @@ def _with(request: dict[str, Any], key: str | None) -> dict[str, Any]:
     return request | {"headers": request.get("headers", {}) | sent}
 
 
-def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
+def test_row_34_prediction_key_is_rejected_on_admin_routes(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("client")
@@ -167,9 +168,7 @@ def test_row_34_a_key_for_predictions_opens_no_route_of_the_operators(
         assert ask(key, path).status_code == 200
 
 
-def test_row_34_a_key_that_is_revoked_opens_nothing_any_more(
-    ask: Callable[..., httpx.Response], ring: Keys, admin: str
-) -> None:
+def test_row_34_revoked_key_is_rejected(ask: Callable[..., httpx.Response], ring: Keys, admin: str) -> None:
     key, other = ring.create("leaver"), ring.create("leaver")
     until(lambda: ask(key, **CHOICES["default"]).status_code == 200)
     assert ask(None, "/predict", {"X-API-Key": other}, json=ROW).status_code == 200
@@ -180,10 +179,10 @@ def test_row_34_a_key_that_is_revoked_opens_nothing_any_more(
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
+def test_model_key_is_rejected_for_other_models(
     ask: Callable[..., httpx.Response], ring: Keys, choice: str
 ) -> None:
-    if not (kept := [key for key in keys.read(ring.file) if key.name == "choosy"]):
+    if not (kept := [key for key in api_keys.read(ring.file) if key.name == "choosy"]):
         KEYS["choosy"] = ring.create("choosy", "--models", "other,third")
     assert len(kept) < 2
     key = KEYS["choosy"]
@@ -194,19 +193,19 @@ def test_a_key_for_one_model_opens_no_other_however_that_is_chosen(
 KEYS: dict[str, str] = {}
 
 
-def test_a_key_gives_feedback_on_the_predictions_of_its_models_alone(
+def test_key_allows_feedback_on_its_models_only(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("critic", "--models", "other")
     until(lambda: ask(key, "/models/other/predict", json=ROW).status_code == 200)
     for name, asker, status in [("actor", key, 404), ("other", key, 200), ("actor", admin, 200)]:
         answer = ask(admin, f"/models/{name}/predict", json=ROW)
-        told = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
-        assert ask(asker, "/feedback", json=told).status_code == status
-        refuses(ask(None, "/feedback", json=told), 401)
+        outcome = {"prediction_id": answer.headers["x-prediction-id"], "outcome": 40.0}
+        assert ask(asker, "/feedback", json=outcome).status_code == status
+        refuses(ask(None, "/feedback", json=outcome), 401)
 
 
-def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
+def test_row_13_rate_limit_applies_per_key(
     ask: Callable[..., httpx.Response], ring: Keys, admin: str
 ) -> None:
     key = ring.create("eager", "--rate", "0.01")
@@ -218,30 +217,31 @@ def test_row_13_a_key_over_its_rate_has_to_wait_and_others_have_not(
         assert ask(admin, **choice).status_code == 200
 
 
-def test_what_supervisors_ask_and_what_is_signed_needs_no_key(ask: Callable[..., httpx.Response]) -> None:
+def test_probes_and_webhooks_need_no_key(ask: Callable[..., httpx.Response]) -> None:
     for path in ("/health", "/livez", "/ready", "/readyz", "/v2/health/live", "/v2/health/ready"):
         assert ask(None, path).status_code == 200
     unsigned = ask(None, "/webhooks/mlflow", json={})
     assert "not signed" in problem(unsigned, 401)["detail"]
 
 
-def test_columns_that_have_drifted_are_not_told_without_a_key(ask: Any, admin: str) -> None:
+def test_drifted_columns_are_hidden_without_a_key(ask: Any, admin: str) -> None:
     assert ask(admin, "/models/other/predict/batch", json={"rows": [ROW] * 200}).is_success
-    told = until(lambda: ask(admin, "/models/other").json()["drift"])
-    assert [each["column"] for each in told] == ["x"]
+    drifted = until(lambda: ask(admin, "/models/other").json()["drift"])
+    assert [column["column"] for column in drifted] == ["x"]
     _, other = ask(None, "/ready").json()["models"]
     assert other["drift"] is None
-    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other tells which"]
+    assert other["warnings"] == ["drifted inputs and outputs: 1; /models/other names them"]
 
 
-def test_the_documentation_says_that_it_takes_a_key(ask: Callable[..., httpx.Response], admin: str) -> None:
+def test_openapi_declares_the_api_key(ask: Callable[..., httpx.Response], admin: str) -> None:
     document = ask(admin, "/openapi.json").json()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert document["security"] == [{"key": []}]
 
 
-def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
-    from serving.rpc.messages import protos, services
+def test_keys_apply_to_grpc(service: Service, ring: Keys, admin: str) -> None:
+    from serving.grpc import inference_pb2 as protos
+    from serving.grpc import inference_pb2_grpc as services
 
     port = service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     kept = ring.create("rpc", "--models", "other")
@@ -267,19 +267,19 @@ def test_keys_hold_over_grpc(service: Service, ring: Keys, admin: str) -> None:
             assert error.value.code() is code
 
 
-def test_what_is_kept_of_a_key_does_not_open_anything(ring: Keys) -> None:
-    told = ring.create("secret")
+def test_the_key_file_contains_no_usable_key(ring: Keys) -> None:
+    plaintext = ring.create("secret")
     text = ring.file.read_text()
-    assert told not in text
-    assert told[20:] not in text
-    assert keys.digest(told) in text
+    assert plaintext not in text
+    assert plaintext[20:] not in text
+    assert api_keys.digest(plaintext) in text
     assert stat.S_IMODE(ring.file.stat().st_mode) == 0o600
     listed = ring.command("list").stdout
     assert "secret" in listed
-    assert keys.digest(told)[:12] not in listed
+    assert api_keys.digest(plaintext)[:12] not in listed
 
 
-def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
+def test_key_commands_report_mistakes(ring: Keys, tmp_path: Path) -> None:
     assert ring.command("revoke", "nobody").returncode == 2
     assert ring.command("create", "x", "--expires", "2001-01-01").returncode == 2
     assert ring.command("create", "x", "--expires", "soon").returncode == 2
@@ -287,10 +287,10 @@ def test_commands_say_what_is_wrong(ring: Keys, tmp_path: Path) -> None:
     garbled.file.write_text("[{}]")
     done = garbled.command("list")
     assert done.returncode == 2
-    assert "is no file of keys" in done.stderr
+    assert "is not a key file" in done.stderr
 
 
-def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_path: Path) -> None:
+def test_missing_key_file_prevents_the_start(tmp_path: Path) -> None:
     env = environment("sqlite:///none.db", tmp_path, keys_file=tmp_path / "none.json")
     done = subprocess.run(
         [PROGRAM, "run", "--port", "0"], env=env, capture_output=True, text=True, check=False
@@ -300,33 +300,34 @@ def test_a_service_does_not_start_without_the_keys_that_it_is_to_ask_for(tmp_pat
     assert len(done.stderr.splitlines()) == 1
 
 
-# -- in plain functions
+# -- unit tests
 
 
-def test_a_guard_keeps_the_keys_that_it_knew_where_the_file_is_garbled(tmp_path: Path) -> None:
+def test_keys_stay_valid_while_the_file_is_invalid(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
-    told, kept = keys.make("x")
-    keys.write(file, [kept])
-    guard = Guard(file, lambda: now[0])
-    sent = [(b"authorization", f"bearer {told}".encode())]
-    assert guard.admit(sent, PREDICT) == kept
+    plaintext, record = api_keys.create_key("x")
+    api_keys.write(file, [record])
+    guard = Authenticator(file, lambda: now[0])
+    sent = [(b"authorization", f"bearer {plaintext}".encode())]
+    assert guard.authenticate(sent, PREDICT) == record
     with pytest.raises(Forbidden):
-        guard.admit(sent, ADMIN)
+        guard.authenticate(sent, ADMIN)
     file.write_text("garbled")
     now[0] += 2
-    assert guard.admit(sent, PREDICT) == kept
-    keys.write(file, [])
+    assert guard.authenticate(sent, PREDICT) == record
+    api_keys.write(file, [])
     now[0] += 2
     with pytest.raises(Unauthenticated):
-        guard.admit(sent, PREDICT)
+        guard.authenticate(sent, PREDICT)
 
 
 @pytest.mark.anyio
-async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_path: Path) -> None:
-    made = {
-        name: keys.make(name, scope=scope) for name, scope in (("any", Scope.PREDICT), ("ops", Scope.ADMIN))
+async def test_undeclared_routes_require_an_admin_key(tmp_path: Path) -> None:
+    created = {
+        name: api_keys.create_key(name, scope=scope)
+        for name, scope in (("any", Scope.PREDICT), ("ops", Scope.ADMIN))
     }
-    keys.write(tmp_path / "keys.json", [kept for _, kept in made.values()])
+    api_keys.write(tmp_path / "keys.json", [record for _, record in created.values()])
     (tmp_path / "file.txt").write_text("content")
     app = create_app(Settings(store_dir=tmp_path / "store", keys_file=tmp_path / "keys.json", admin_port=1))
     app.mount("/files", StaticFiles(directory=tmp_path))
@@ -336,93 +337,91 @@ async def test_what_is_mounted_without_a_declaration_is_for_administrators(tmp_p
     for path in ("/files/file.txt", "/metrics2/", "/metrics2/x", "/old", "/new"):
         for url, expected in (("http://front:1", [401, 403, 200]), ("http://front:2", [404, 404, 404])):
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url) as client:
-                sent = [{}, bearing(made["any"][0]), bearing(made["ops"][0])]
-                found = [(await client.get(path, headers=each)).status_code for each in sent]
-            assert found == expected, (path, url)
+                sent = [{}, bearing(created["any"][0]), bearing(created["ops"][0])]
+                statuses = [(await client.get(path, headers=each)).status_code for each in sent]
+            assert statuses == expected, (path, url)
 
 
-def test_a_guard_without_a_readable_file_grants_nothing_for_long(tmp_path: Path) -> None:
+def test_unreadable_key_file_soon_rejects_all_keys(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [0.0]
-    told, kept = keys.make("x")
-    keys.write(file, [kept])
-    guard = Guard(file, lambda: now[0], stale_seconds=60)
-    sent = [(b"x-api-key", told.encode())]
+    plaintext, record = api_keys.create_key("x")
+    api_keys.write(file, [record])
+    guard = Authenticator(file, lambda: now[0], stale_seconds=60)
+    sent = [(b"x-api-key", plaintext.encode())]
     content = file.read_bytes()
     file.unlink()
     for now[0], state in ((2.0, "unreadable"), (61.0, "unreadable"), (62.0, "stale"), (600.0, "stale")):
         assert guard.state() == state
         if state == "stale":
             with pytest.raises(Unauthenticated):
-                guard.admit(sent, PREDICT)
+                guard.authenticate(sent, PREDICT)
         else:
-            assert guard.admit(sent, PREDICT) == kept
+            assert guard.authenticate(sent, PREDICT) == record
     file.write_bytes(content)
     now[0] += 1
-    assert guard.admit(sent, PREDICT) == kept
+    assert guard.authenticate(sent, PREDICT) == record
     assert guard.state() == "readable"
 
 
-def test_a_guard_keeps_no_key_in_plain_text(tmp_path: Path) -> None:
+def test_guard_stores_no_key_in_plain_text(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    told, kept = keys.make("x", rate=100)
-    keys.write(file, [kept])
-    guard = Guard(file)
-    guard.admit([(b"x-api-key", told.encode())], PREDICT)
+    plaintext, record = api_keys.create_key("x", rate=100)
+    api_keys.write(file, [record])
+    guard = Authenticator(file)
+    guard.authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
     held = repr(vars(guard))
-    assert kept.sha256 in held
-    assert told not in held
+    assert record.sha256 in held
+    assert plaintext not in held
 
 
-def test_a_file_that_can_not_be_replaced_is_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_irreplaceable_key_file_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys.json"
-    _, first = keys.make("a name that is longer than the other one's")
-    _, second = keys.make("x")
-    keys.write(file, [first])
+    _, first = api_keys.create_key("a name that is longer than the other one's")
+    _, second = api_keys.create_key("x")
+    api_keys.write(file, [first])
     inode = file.stat().st_ino
 
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.fchmod", refuse)
-    keys.write(file, [second])
-    assert keys.read(file) == (second,)
+    api_keys.write(file, [second])
+    assert api_keys.read(file) == (second,)
     assert file.stat().st_ino == inode
     assert [*tmp_path.iterdir()] == [file]
 
 
-def test_a_key_that_has_expired_opens_nothing(tmp_path: Path) -> None:
+def test_expired_key_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    told, kept = keys.make("x", expires=datetime.now(UTC) - timedelta(seconds=1))
-    keys.write(file, [kept])
+    plaintext, record = api_keys.create_key("x", expires=datetime.now(UTC) - timedelta(seconds=1))
+    api_keys.write(file, [record])
     with pytest.raises(Unauthenticated, match="expired"):
-        Guard(file).admit([(b"x-api-key", told.encode())], PREDICT)
+        Authenticator(file).authenticate([(b"x-api-key", plaintext.encode())], PREDICT)
 
 
-def test_a_guard_without_a_file_is_none(tmp_path: Path) -> None:
-    with pytest.raises(BadKeys):
-        Guard(tmp_path / "none")
+def test_authenticator_requires_its_file(tmp_path: Path) -> None:
+    with pytest.raises(ApiKeyFileError):
+        Authenticator(tmp_path / "none")
 
 
-def test_a_bucket_lets_through_what_comes_in_a_second_at_once_and_then_the_rate() -> None:
-    bucket = Bucket(10)
-    assert [bucket.take(0.0) for _ in range(10)] == [0.0] * 10
-    assert bucket.take(0.0) == pytest.approx(0.1)
-    assert bucket.take(0.1) == 0.0
-    assert bucket.take(0.1) > 0
-    assert [bucket.take(100.0) for _ in range(11)].count(0.0) == 10
+def test_token_bucket_allows_a_burst_then_the_rate() -> None:
+    bucket = TokenBucket(10)
+    assert [bucket.acquire(0.0) for _ in range(10)] == [0.0] * 10
+    assert bucket.acquire(0.0) == pytest.approx(0.1)
+    assert bucket.acquire(0.1) == 0.0
+    assert bucket.acquire(0.1) > 0
+    assert [bucket.acquire(100.0) for _ in range(11)].count(0.0) == 10
 
 
-def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
-    made = [keys.make(name, rate=1) for name in "ab"]
-    keys.write(file := tmp_path / "keys.json", [kept for _, kept in made])
-    guard = Guard(file, lambda: 0.0)
-    first, second = ([(b"x-api-key", told.encode())] for told, _ in made)
-    guard.admit(first, PREDICT)
+def test_every_key_has_a_separate_rate(tmp_path: Path) -> None:
+    created = [api_keys.create_key(name, rate=1) for name in "ab"]
+    api_keys.write(file := tmp_path / "keys.json", [record for _, record in created])
+    guard = Authenticator(file, lambda: 0.0)
+    first, second = ([(b"x-api-key", plaintext.encode())] for plaintext, _ in created)
+    guard.authenticate(first, PREDICT)
     with pytest.raises(RateExceeded):
-        guard.admit(first, PREDICT)
-    guard.admit(second, PREDICT)
+        guard.authenticate(first, PREDICT)
+    guard.authenticate(second, PREDICT)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +437,7 @@ def test_a_rate_is_each_keys_own(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
+def test_service_accepts_its_own_host_names(host: str, expected: bool) -> None:
     names = ("serving.example.org", "*.example.net", "::1")
     assert HostNames(names).accepts(host.encode()) is expected
 
@@ -461,7 +460,7 @@ def test_a_service_goes_by_its_own_names(host: str, expected: bool) -> None:
         (None, True),  # HTTP/1.0 needs no host
     ],
 )
-def test_without_names_local_ones_and_addresses_are_accepted(host: bytes | None, expected: bool) -> None:
+def test_local_hosts_and_addresses_are_accepted_by_default(host: bytes | None, expected: bool) -> None:
     names = HostNames(())
     assert [names.accepts(host) for _ in range(2)] == [expected] * 2
 
@@ -503,7 +502,7 @@ def test_requests_of_other_origins_are_cross_site(headers: dict[bytes, bytes], e
         ({b"content-length": b"2", b"user-agent": b"Mozilla/5.0 python/gevent-http-client-"}, True),
     ],
 )
-def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
+def test_body_requires_a_media_type(headers: dict[bytes, bytes], expected: bool) -> None:
     assert lacks_media_type("POST", headers) is expected
     assert not lacks_media_type("GET", headers)
 
@@ -513,10 +512,10 @@ def test_a_body_needs_a_media_type(headers: dict[bytes, bytes], expected: bool) 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for this machine, and its key."""
+    """Write a certificate for this machine, and its private key."""
     folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
     name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
-    made = (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -528,7 +527,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     cert, private = folder / "cert.pem", folder / "key.pem"
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
     form = serialization.PrivateFormat.PKCS8
     private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
@@ -539,7 +538,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def guarded(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
 ) -> Iterator[Service]:
-    """A service with TLS, names, an origin and a port for its operators, which anybody may ask."""
+    """Run a service without keys, with TLS, host names, a CORS origin and an admin port."""
     folder = tmp_path_factory.mktemp("guarded")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -558,7 +557,7 @@ def guarded(
         yield running
 
 
-def test_it_speaks_tls_and_nothing_else(guarded: Service) -> None:
+def test_tls_port_rejects_plain_http(guarded: Service) -> None:
     assert guarded.url.startswith("https://")
     for _ in range(3):
         assert guarded.client.post("/predict", json=ROW).json()["prediction"] == 42.0
@@ -568,12 +567,12 @@ def test_it_speaks_tls_and_nothing_else(guarded: Service) -> None:
         httpx.get(guarded.url.replace("https", "http"))
 
 
-def test_the_health_check_of_the_image_is_passed_over_tls(guarded: Service) -> None:
+def test_image_health_check_succeeds_over_tls(guarded: Service) -> None:
     assert is_healthy(guarded)
     assert not is_healthy(guarded, tls_cert="")
 
 
-def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:
+def test_row_33_foreign_host_is_rejected(guarded: Service) -> None:
     for path in ("/predict", "/models", "/"):
         problem(guarded.client.get(path, headers={"Host": "evil.example.com"}), 400)
     fine = guarded.client.post("/predict", json=ROW, headers={"Host": "serving.example.org:8000"})
@@ -581,25 +580,25 @@ def test_row_33_a_foreign_host_is_refused(guarded: Service) -> None:
     assert guarded.client.get("/ready", headers={"Host": "10.0.0.7:8000"}).status_code == 200
 
 
-def test_pages_of_an_origin_that_is_named_may_ask_and_others_not(guarded: Service) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+def test_cors_allows_only_configured_origins(guarded: Service) -> None:
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     for origin, allowed in [("https://page.example.org", True), ("https://evil.example.com", False)]:
-        before = guarded.client.options("/predict", headers=asked | {"Origin": origin})
+        before = guarded.client.options("/predict", headers=preflight | {"Origin": origin})
         answer = guarded.client.post("/predict", json=ROW, headers={"Origin": origin})
         for each in (before, answer):
             assert (each.headers.get("access-control-allow-origin") == origin) is allowed
         assert "X-Model-Version" in answer.headers.get("access-control-expose-headers", "X-Model-Version")
 
 
-def test_what_is_for_operators_is_on_their_port_alone(guarded: Service) -> None:
-    own = guarded.logged(re.compile(r"metrics and histories are at (https://[\d.:]+)"))[1]
+def test_admin_endpoints_are_only_on_the_admin_port(guarded: Service) -> None:
+    own = guarded.logged(re.compile(r"metrics, history\) are at (https://[\d.:]+)"))[1]
     for path in ("/metrics", "/models/actor/history"):
         problem(guarded.client.get(path), 404)
         assert guarded.client.get(f"{own}{path}").status_code == 200
     assert guarded.client.get(f"{own}/ready").status_code == 200
 
 
-def test_no_answer_is_kept_or_guessed_at(guarded: Service) -> None:
+def test_responses_forbid_caching_and_sniffing(guarded: Service) -> None:
     for answer in (
         guarded.client.post("/predict", json=ROW),
         guarded.client.post("/predict", json={}),
@@ -610,9 +609,7 @@ def test_no_answer_is_kept_or_guessed_at(guarded: Service) -> None:
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
-    certificate: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_unusable_certificate_is_reported_in_one_line(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     for cert, key in [(certificate[0], None), (certificate[1], certificate[1]), (tmp_path / "no", tmp_path)]:
         pair = {"tls_cert": cert} | ({"tls_key": key} if key else {})
         env = environment("sqlite:///none.db", tmp_path, **pair)
@@ -624,5 +621,5 @@ def test_a_certificate_that_can_not_be_used_is_told_of_in_a_line(
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_service_that_anybody_may_ask_is_warned_of(guarded: Service) -> None:
-    assert guarded.logged(re.compile(r"anybody who reaches 0\.0\.0\.0 may ask"))
+def test_listening_without_keys_logs_a_warning(guarded: Service) -> None:
+    assert guarded.logged(re.compile(r"listening on 0\.0\.0\.0 without API keys"))

@@ -14,35 +14,49 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     "serving",
+    "serving.backoff",
     "serving.errors",
     "serving.sandbox",
     "serving.reference",
-    "serving.groups",
-    "serving.private_files",
+    "serving.version",
     "serving.settings",
-    "serving.access",
+    "serving.private_files",
+    "serving.tasks",
+    "serving.supervision",
     "serving.telemetry",
-    "serving.runtime",
+    "serving.auth",
+    "serving.types",
+    "serving.codecs",
+    "serving.contract",
+    "serving.protocols",
+    "serving.processes",
+    "serving.batching",
+    "serving.models",
+    "serving.request_context",
+    "serving.hooks",
+    "serving.dataplane",
+    "serving.cluster",
     "serving.registry",
-    "serving.journal",
-    "serving.monitoring",
+    "serving.server.connection_limits",
+    "serving.server.tls_certificate",
     "serving.http",
-    "serving.rpc",
-    "serving.front",
-    "serving.check",
+    "serving.grpc",
+    "serving.features",
+    "serving.journal",
+    "serving.drift",
+    "serving.rollout",
+    "serving.observers",
     "serving.app",
     "serving.server",
-    "serving.on_ray",
-    "serving.keys",
-    "serving.health",
+    "serving.integrations",
     "serving.cli",
     "serving.__main__",
 ]
-MOST_LINES = 320
+MAX_LINES = 320
 
 
 def module(path: Path) -> str:
-    """The name by which a file is imported."""
+    """Return the import name of a file."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -52,26 +66,26 @@ MODULES = {
 
 
 def imported(name: str) -> Iterator[str]:
-    """The modules of this project that a module imports, wherever in it the import stands."""
+    """Yield the project modules that a module imports, at its top or in its functions."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{name} has a relative import"
             for alias in node.names:
-                found = f"{node.module}.{alias.name}"
-                if found in MODULES or node.module in MODULES:
-                    yield found if found in MODULES else node.module
+                qualified = f"{node.module}.{alias.name}"
+                if qualified in MODULES or node.module in MODULES:
+                    yield qualified if qualified in MODULES else node.module
 
 
 def layer(name: str) -> int:
-    """The place of a module among the layers, the lowest first."""
-    return max(index for index, each in enumerate(LAYERS) if name == each or name.startswith(f"{each}."))
+    """Return the index of a module's layer, the lowest first: the one with the longest matching name."""
+    return LAYERS.index(max((entry for entry in LAYERS if f"{name}.".startswith(f"{entry}.")), key=len))
 
 
-def test_there_is_something_to_look_at() -> None:
-    assert "serving.runtime.contract" in MODULES
-    assert "serving.runtime.columns" in [*imported("serving.runtime.contract")]
+def test_modules_and_imports_are_recognized() -> None:
+    assert "serving.contract.contract" in MODULES
+    assert "serving.types.columns" in [*imported("serving.contract.contract")]
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("serving")))
@@ -80,7 +94,31 @@ def test_imports_run_down_the_layers(name: str) -> None:
     assert upwards == []
 
 
-def test_there_is_no_cycle() -> None:
+FEATURES = (
+    "serving.journal",
+    "serving.drift",
+    "serving.rollout",
+    "serving.observers",
+    "serving.integrations",
+)
+COMMANDS = ("serving.cli.journal",)
+"""Modules outside a feature's folder that are part of it, and that import it when they run."""
+
+
+def feature(name: str) -> str | None:
+    """Return the feature that a module belongs to; None for modules of the core."""
+    return next((folder for folder in FEATURES if f"{name}.".startswith(f"{folder}.")), None)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in MODULES if name.startswith("serving") and name not in COMMANDS)
+)
+def test_no_other_module_imports_features(name: str) -> None:
+    foreign = [other for other in imported(name) if feature(other) not in (None, feature(name))]
+    assert foreign == []
+
+
+def test_imports_have_no_cycle() -> None:
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -102,57 +140,57 @@ def test_training_and_serving_never_import_each_other(package: str, other: str) 
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_no_import_is_for_the_type_checker_alone(name: str) -> None:
+def test_no_import_is_for_type_checking_only(name: str) -> None:
     assert "TYPE_CHECKING" not in MODULES[name].read_text()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_are_small(name: str) -> None:
     lines = MODULES[name].read_text().count("\n")
-    assert lines <= MOST_LINES
+    assert lines <= MAX_LINES
 
 
 SHORT_TASKS = {
-    "serving.http.api_document": "is awaited by its callers",
-    "serving.http.listener": "opens one connection, within a limit of time",
-    "serving.http.predict": "watches one request",
-    "serving.journal.link": "belongs to a supervised group",
-    "serving.on_ray": "is awaited by its callers",
+    "serving.http.endpoints.api_docs": "is awaited by its callers",
+    "serving.server.listener": "opens one connection, within a limit of time",
+    "serving.http.endpoints.predict": "watches one request",
+    "serving.journal.writer_client": "belongs to a supervised group",
+    "serving.integrations.ray": "is awaited by its callers",
     "serving.registry.client": "is awaited by its callers",
-    "serving.registry.blocking": "runs one call, which its caller may give up",
+    "serving.registry.blocking_calls": "runs one call, which its caller may give up",
     "serving.registry.follower": "brings one version up, and reports its failure",
-    "serving.runtime.errands": "logs the failures of short tasks",
-    "serving.runtime.pool": "belongs to a group that is awaited",
-    "serving.runtime.supervision": "is the supervisor",
+    "serving.tasks": "logs the failures of short tasks",
+    "serving.processes.pool": "belongs to a group that is awaited",
+    "serving.supervision": "is the supervisor",
     "serving.journal.writer": "ends its own process",
-    "serving.monitoring.traces": "sends the last spans at the end",
+    "serving.observers.spans": "sends the last spans at the end",
 }
 """Modules that start tasks or threads, and why these need no supervision."""
 
 
-def test_tasks_and_threads_that_run_long_are_supervised() -> None:
+def test_long_running_tasks_and_threads_are_supervised() -> None:
     starters = {"create_task", "ensure_future", "Thread"}
-    found = {
+    starting = {
         name
         for name, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if name.startswith("serving.") and isinstance(node, ast.Call)
         if getattr(node.func, "attr", getattr(node.func, "id", "")) in starters
     }
-    assert found == SHORT_TASKS.keys()
+    assert starting == SHORT_TASKS.keys()
 
 
 @pytest.mark.parametrize(
     ("name", "heavy"),
     [
         ("serving.app", ["mlflow", "sklearn", "scipy", "skops"]),
-        ("serving.cli", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
+        ("serving.cli.main", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
         ("serving.registry.client", ["mlflow", "sklearn"]),
-        ("serving.runtime.forkserver", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
+        ("serving.processes.fork_server", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
         ("training.cli", ["mlflow", "sklearn", "pandas"]),
     ],
 )
-def test_what_is_heavy_is_imported_when_it_is_needed(name: str, heavy: list[str]) -> None:
+def test_heavy_packages_are_imported_lazily(name: str, heavy: list[str]) -> None:
     program = f"import sys, {name}; print(*[each for each in {heavy} if each in sys.modules])"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A version with which a front died is not tried first by the next one, and later not at all."""
+"""A version that killed a front is delayed by the next front, and rejected after a second death."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from conftest import NewRegistry
 from live import Service, environment, until
 from promotions import Model
 
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import LoadAttempts
+from serving.version import Version
 
 FOUND = Version(name="iris", version="2", location="s3://iris/2", source="s3://iris/2", stage="Production")
 
@@ -25,7 +25,7 @@ def start(registry: Registry, folder: Path) -> Model:
 
 
 def die_verifying(model: Model, note: Path) -> None:
-    """Kill the front while the version loads that leaves this note."""
+    """Kill the front while it loads the version that writes this note."""
     until(note.exists)
     model.service.process.kill()
     model.service.stop()
@@ -33,9 +33,7 @@ def die_verifying(model: Model, note: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
-    new_registry: NewRegistry, tmp_path: Path
-) -> None:
+def test_row_40_version_that_killed_a_front_loads_last(new_registry: NewRegistry, tmp_path: Path) -> None:
     registry, note = Registry(new_registry(tmp_path)), tmp_path / "loading"
     model = start(registry, tmp_path)
     try:
@@ -63,16 +61,16 @@ def test_row_40_front_does_not_begin_with_the_version_that_killed_it(
         model.service.stop()
 
 
-# -- in plain functions
+# -- unit tests
 
 DIE = """
 import asyncio, os, sys
 from pathlib import Path
-from serving.registry.attempts import Attempts
-from serving.runtime.version import Version
+from serving.registry.load_attempts import LoadAttempts
+from serving.version import Version
 
 async def verify():
-    async with Attempts(Path(sys.argv[1])).marked(Version(**eval(sys.argv[2]))):
+    async with LoadAttempts(Path(sys.argv[1])).mark(Version(**eval(sys.argv[2]))):
         os._exit(1)
 
 asyncio.run(verify())
@@ -96,57 +94,57 @@ def die(folder: Path, version: Version) -> None:
 
 
 def test_deaths_are_counted_until_something_changes(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 0
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
     assert attempts.deaths(FOUND) == 1
     die(tmp_path, FOUND)
-    assert Attempts(tmp_path).deaths(FOUND) == 2
+    assert LoadAttempts(tmp_path).deaths(FOUND) == 2
     written = replace(FOUND, tags={"serving.state": "rejected"})
     assert attempts.deaths(written) == 2
     assert attempts.deaths(replace(FOUND, tags={"owner": "me"})) == 0
     assert attempts.deaths(replace(FOUND, version="3", source="s3://iris/3")) == 0
 
 
-def test_promotion_that_is_seen_forgets_deaths(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path)
+def test_promotion_resets_deaths(tmp_path: Path) -> None:
+    attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
-    attempts.named("models:/iris/Production", FOUND)
+    attempts.record_resolved("models:/iris/Production", FOUND)
     assert attempts.deaths(FOUND) == 1
-    attempts.named("models:/iris/Production", None)
-    attempts.named("models:/iris/Production", FOUND)
+    attempts.record_resolved("models:/iris/Production", None)
+    attempts.record_resolved("models:/iris/Production", FOUND)
     assert attempts.deaths(FOUND) == 0
 
 
 @pytest.mark.anyio
-async def test_version_under_verification_elsewhere_is_no_death(tmp_path: Path) -> None:
-    async with Attempts(tmp_path).marked(FOUND):
-        assert Attempts(tmp_path).deaths(FOUND) == 0
+async def test_verification_by_another_front_is_no_death(tmp_path: Path) -> None:
+    async with LoadAttempts(tmp_path).mark(FOUND):
+        assert LoadAttempts(tmp_path).deaths(FOUND) == 0
     assert names(tmp_path) == []
 
 
 @pytest.mark.anyio
-async def test_passing_forgets_deaths(tmp_path: Path) -> None:
+async def test_successful_verification_resets_deaths(tmp_path: Path) -> None:
     die(tmp_path, FOUND)
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     assert attempts.deaths(FOUND) == 1
-    async with attempts.marked(FOUND):
+    async with attempts.mark(FOUND):
         pass
     assert attempts.deaths(FOUND) == 0
 
 
 @pytest.mark.anyio
-async def test_marker_that_cannot_be_written_does_not_prevent_verification(tmp_path: Path) -> None:
+async def test_verification_continues_if_marker_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("no folder")
-    async with Attempts(tmp_path / "attempts").marked(FOUND):
+    async with LoadAttempts(tmp_path / "attempts").mark(FOUND):
         pass
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b'{"deaths": "many", "promotion": 5}'])
 def test_damaged_record_counts_no_death(tmp_path: Path, content: bytes) -> None:
-    attempts = Attempts(tmp_path)
+    attempts = LoadAttempts(tmp_path)
     die(tmp_path, FOUND)
     assert attempts.deaths(FOUND) == 1
     (record,) = tmp_path.iterdir()

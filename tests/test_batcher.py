@@ -1,6 +1,6 @@
-"""Which rows leave next, and that no request's fate touches its neighbours in a batch.
+"""Batching of requests: the order of batches, and the isolation of the requests in a batch.
 
-The batcher runs on a loop whose clock the tests move, with processes that answer when the tests say so.
+The batcher runs on an event loop with a manual clock. The tests decide when its processes respond.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.errors import CallerLeft, DeadlineExceeded, ModelFailed, NotSeparable, Overloaded, ProcessDied
-from serving.runtime.batcher import Batcher
-from serving.runtime.pace import Pace
-from serving.runtime.predictions import Predictions
-from serving.runtime.replica import Outcome, State
-from serving.runtime.streams import Stream
-from serving.runtime.tickets import Ticket, retries, take
+from serving.batching.batcher import Batcher
+from serving.batching.chunk_stream import ChunkStream
+from serving.batching.latency_model import BatchLatencyModel
+from serving.batching.pending import PendingRequest, next_batch, split_for_retry
+from serving.codecs.predictions import Predictions
+from serving.errors import (
+    ClientDisconnected,
+    DeadlineExceeded,
+    ModelFailed,
+    NotSeparable,
+    Overloaded,
+    ProcessDied,
+)
+from serving.processes.replica import Outcome, ReplicaState
 
 DEADLINE = 10.0
 
 
 class Clockwork(asyncio.SelectorEventLoop):
-    """A loop whose time stands still until it is moved."""
+    """An event loop with a manual clock."""
 
     now = 0.0
 
@@ -38,50 +45,50 @@ class Clockwork(asyncio.SelectorEventLoop):
 
 
 class Process:
-    """Takes tables as a `Replica` does, and holds each until it is told how that ends."""
+    """Replica whose calls the test completes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.state = State.IDLE
+        self.state = ReplicaState.IDLE
         self.loop = loop
-        self.asked: list[list[dict[str, Any]]] = []
+        self.received: list[list[dict[str, Any]]] = []
         self.killed = False
         self._done: Callable[[Outcome], None] | None = None
 
-    def ask(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
-        assert self.state is State.IDLE
-        self.state, self._done = State.BUSY, done
-        self.asked.append(json.loads(payload))
+    def submit(self, payload: bytes, done: Callable[[Outcome], None], hear: Any = None) -> None:
+        assert self.state is ReplicaState.IDLE
+        self.state, self._done = ReplicaState.BUSY, done
+        self.received.append(json.loads(payload))
 
     def kill(self) -> None:
         self.killed = True
         self.loop.call_soon(self.die)
 
-    give_up = kill
+    kill_hung = kill
 
-    def answer(self, predictions: list[Any] | None = None) -> None:
-        """Answer what was asked; each row is predicted as twice its `x` unless something else is given."""
-        rows = self.asked[-1]
-        found = [row.get("nan") or row["x"] * 2 for row in rows] if predictions is None else predictions
-        self._end(State.IDLE, json.dumps(found).encode())
+    def respond(self, predictions: list[Any] | None = None) -> None:
+        """End the call with predictions; the default is twice the `x` of each row."""
+        rows = self.received[-1]
+        values = [row.get("nan") or row["x"] * 2 for row in rows] if predictions is None else predictions
+        self._end(ReplicaState.IDLE, json.dumps(values).encode())
 
     def fail(self) -> None:
-        self._end(State.IDLE, ModelFailed("it raised"))
+        self._end(ReplicaState.IDLE, ModelFailed("it raised"))
 
     def die(self) -> None:
-        self._end(State.DEAD, ProcessDied("it died"))
+        self._end(ReplicaState.DEAD, ProcessDied("it died"))
 
     def play(self) -> None:
-        """End as the rows say: one that is poison makes the model raise, one that kills ends the process."""
-        rows = self.asked[-1]
+        """End the call by its rows: a poison row raises, a row that kills ends the process."""
+        rows = self.received[-1]
         if any(row.get("kills") for row in rows):
             self.die()
         elif any(row.get("poison") for row in rows):
             self.fail()
         else:
-            self.answer()
+            self.respond()
 
-    def _end(self, state: State, outcome: Outcome) -> None:
-        self.state = State.DEAD if self.state is State.DEAD else state
+    def _end(self, state: ReplicaState, outcome: Outcome) -> None:
+        self.state = ReplicaState.DEAD if self.state is ReplicaState.DEAD else state
         if done := self._done:
             self._done = None
             done(outcome)
@@ -90,22 +97,22 @@ class Process:
 class Bench:
     """A batcher, its processes and its clock."""
 
-    def __init__(self, processes: int = 1, most_rows: int = 32, most_waiting: int = 1000) -> None:
+    def __init__(self, processes: int = 1, max_rows: int = 32, max_queue_size: int = 1000) -> None:
         self.loop = Clockwork()
         self.shared = True
         self.processes: list[Process] = []
-        self.pace = Pace(1.0, max(1, processes))
+        self.latency_model = BatchLatencyModel(1.0, max(1, processes))
         self.calls: list[tuple[int, float, float]] = []
         self.batcher = Batcher(
             encode,
-            read,
-            most_waiting=most_waiting,
-            deadline=DEADLINE,
-            pace=self.pace,
+            decode,
+            max_queue_size=max_queue_size,
+            call_seconds=DEADLINE,
+            latency_model=self.latency_model,
             shared=lambda: self.shared,
-            note=lambda *call: self.calls.append(call),
+            on_call=lambda *call: self.calls.append(call),
         )
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         for _ in range(processes):
             self.add()
 
@@ -113,13 +120,13 @@ class Bench:
         self.loop.close()
 
     def do(self, act: Callable[[], Any]) -> Any:
-        """Perform something within the loop, and let happen what follows from it."""
+        """Call a function within the loop, and let the loop run until it is idle."""
 
         async def within() -> Any:
-            found = act()
+            result = act()
             for _ in range(3):
                 await asyncio.sleep(0)
-            return found
+            return result
 
         return self.loop.run_until_complete(within())
 
@@ -131,65 +138,67 @@ class Bench:
 
     def submit(
         self, *requests: list[dict[str, Any]], key: str = "", deadline: float = DEADLINE
-    ) -> list[Ticket]:
-        """Submit requests, all in the same turn of the loop."""
-        made: list[Ticket] = self.do(lambda: [self._submit(rows, key, deadline) for rows in requests])
-        return made
+    ) -> list[PendingRequest]:
+        """Submit requests in the same iteration of the loop."""
+        pending: list[PendingRequest] = self.do(
+            lambda: [self._submit(rows, key, deadline) for rows in requests]
+        )
+        return pending
 
-    def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> Ticket:
-        return self.batcher.submit(rows, key, self.most_rows, deadline)
+    def _submit(self, rows: list[dict[str, Any]], key: str, deadline: float) -> PendingRequest:
+        return self.batcher.submit(rows, key, self.max_rows, deadline)
 
-    def withdraw(self, ticket: Ticket) -> None:
-        self.do(lambda: self.batcher.withdraw(ticket))
+    def withdraw(self, request: PendingRequest) -> None:
+        self.do(lambda: self.batcher.withdraw(request))
 
     def advance(self, seconds: float) -> None:
         self.loop.now += seconds
         self.do(lambda: None)
 
     def play(self) -> None:
-        """Let all processes work until nothing is asked any more; those that die are replaced."""
-        while busy := [process for process in self.processes if process.state is State.BUSY]:
+        """Let all processes work until no request is left; replace those that die."""
+        while busy := [process for process in self.processes if process.state is ReplicaState.BUSY]:
             self.do(busy[0].play)
-            if busy[0].state is State.DEAD:
+            if busy[0].state is ReplicaState.DEAD:
                 self.add()
 
 
-def encode(rows: Any, key: Any, carried: Any) -> bytes:
+def encode(rows: Any, key: Any, trace_headers: Any) -> bytes:
     if any(row.get("misfit") for row in rows):
         raise ModelFailed("the rows do not fit")
     return json.dumps(rows).encode()
 
 
-def read(answer: bytes, group: list[Ticket]) -> Predictions:
-    found = json.loads(answer)
-    if found == ["inseparable"]:
+def decode(encoded: bytes, group: list[PendingRequest]) -> Predictions:
+    values = json.loads(encoded)
+    if values == ["inseparable"]:
         raise NotSeparable("it returned one result for several requests")
-    if "unreadable" in found:
+    if "unreadable" in values:
         raise ModelFailed("that is no prediction")
-    pieces = [b"%d," % value for value in found]
-    return Predictions(pieces, 1, [row for row, value in enumerate(found) if value is True])
+    pieces = [b"%d," % value for value in values]
+    return Predictions(pieces, 1, [row for row, value in enumerate(values) if value is True])
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    with closing(Bench()) as made:
-        yield made
+    with closing(Bench()) as bench:
+        yield bench
 
 
 def rows(*numbers: int, **more: Any) -> list[dict[str, Any]]:
     return [{"x": number} | more for number in numbers]
 
 
-def result(ticket: Ticket) -> Any:
-    """What a ticket was settled with: predictions, the class of an error, or "waits"."""
-    if not ticket.future.done():
+def result(request: PendingRequest) -> Any:
+    """Return the predictions of a request, the class of its error, or "waits"."""
+    if not request.future.done():
         return "waits"
-    error = ticket.future.exception()
-    return type(error) if error else json.loads(b"[%b]" % ticket.future.result().now().json()[:-1])
+    error = request.future.exception()
+    return type(error) if error else json.loads(b"[%b]" % request.future.result().materialize().items_json())
 
 
-def results(tickets: list[Ticket]) -> list[Any]:
-    return [result(ticket) for ticket in tickets]
+def results(pending: list[PendingRequest]) -> list[Any]:
+    return [result(request) for request in pending]
 
 
 # -- decisions
@@ -197,164 +206,164 @@ def results(tickets: list[Ticket]) -> list[Any]:
 requests = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 5)), min_size=1, max_size=12)
 
 
-def tickets_of(asked: list[tuple[str, int]], most: int = 1) -> list[Ticket]:
-    return [Ticket(rows(*range(count)), key, most, None) for key, count in asked]  # type: ignore[arg-type]
+def pending_requests(sizes: list[tuple[str, int]], most: int = 1) -> list[PendingRequest]:
+    return [PendingRequest(rows(*range(count)), key, most, None) for key, count in sizes]  # type: ignore[arg-type]
 
 
 @given(requests, st.integers(1, 12))
-def test_a_batch_is_the_oldest_request_and_those_like_it_that_fit(
-    asked: list[tuple[str, int]], most: int
-) -> None:
-    tickets = tickets_of(asked, most)
-    waiting = deque(tickets)
-    group = take(waiting, shared=True)
-    assert group[0] is tickets[0]
-    assert {ticket.key for ticket in group} == {tickets[0].key}
-    size = sum(len(ticket.rows) for ticket in group)
+def test_batch_holds_oldest_request_and_fitting_equals(sizes: list[tuple[str, int]], most: int) -> None:
+    pending = pending_requests(sizes, most)
+    waiting = deque(pending)
+    group = next_batch(waiting, shared=True)
+    assert group[0] is pending[0]
+    assert {request.key for request in group} == {pending[0].key}
+    size = sum(len(request.rows) for request in group)
     assert size <= most or len(group) == 1
-    assert [ticket for ticket in tickets if ticket not in group] == [*waiting]
-    assert group == [ticket for ticket in tickets if ticket in group]
-    assert all(size + len(ticket.rows) > most for ticket in waiting if ticket.key == group[0].key), (
+    assert [request for request in pending if request not in group] == [*waiting]
+    assert group == [request for request in pending if request in group]
+    assert all(size + len(request.rows) > most for request in waiting if request.key == group[0].key), (
         "one that was passed over would have fitted"
     )
 
 
 @given(requests, st.integers(1, 12))
-def test_every_request_leaves_once(asked: list[tuple[str, int]], most: int) -> None:
-    tickets = tickets_of(asked, most)
-    waiting, left = deque(tickets), []
+def test_every_request_is_dispatched_once(sizes: list[tuple[str, int]], most: int) -> None:
+    pending = pending_requests(sizes, most)
+    waiting, left = deque(pending), []
     while waiting:
-        left += take(waiting, shared=True)
-    assert len(left) == len(tickets)
-    assert set(map(id, left)) == set(map(id, tickets))
+        left += next_batch(waiting, shared=True)
+    assert len(left) == len(pending)
+    assert set(map(id, left)) == set(map(id, pending))
 
 
 @given(requests)
-def test_a_group_that_raised_is_halved_in_order(asked: list[tuple[str, int]]) -> None:
-    group = tickets_of(asked)
-    halves = retries(group, ModelFailed("it raised"))
-    assert [ticket for half in halves for ticket in half] == (group if len(group) > 1 else [])
+def test_failed_batch_is_bisected_in_order(sizes: list[tuple[str, int]]) -> None:
+    group = pending_requests(sizes)
+    halves = split_for_retry(group, ModelFailed("it raised"))
+    assert [request for half in halves for request in half] == (group if len(group) > 1 else [])
     assert all(len(half) < len(group) for half in halves)
 
 
 @given(requests, st.data())
-def test_a_group_that_died_is_tried_again_one_by_one_and_once(
-    asked: list[tuple[str, int]], data: st.DataObject
+def test_requests_of_dead_process_are_retried_once_alone(
+    sizes: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    group = tickets_of(asked)
-    for ticket in group:
-        ticket.retried = data.draw(st.booleans())
-    assert retries(group, ProcessDied("it died")) == [[ticket] for ticket in group if not ticket.retried]
+    group = pending_requests(sizes)
+    for request in group:
+        request.retried = data.draw(st.booleans())
+    assert split_for_retry(group, ProcessDied("it died")) == [
+        [request] for request in group if not request.retried
+    ]
 
 
 # -- batching
 
 
-def test_what_arrives_in_one_turn_leaves_together(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), rows(2, 3), rows(4))
-    assert bench.processes[0].asked == [rows(1, 2, 3, 4)]
+def test_requests_of_one_loop_iteration_share_a_batch(bench: Bench) -> None:
+    pending = bench.submit(rows(1), rows(2, 3), rows(4))
+    assert bench.processes[0].received == [rows(1, 2, 3, 4)]
     bench.play()
-    assert results(tickets) == [[2], [4, 6], [8]]
+    assert results(pending) == [[2], [4, 6], [8]]
 
 
-def test_what_arrives_while_the_process_is_busy_leaves_together(bench: Bench) -> None:
+def test_requests_queued_while_busy_share_a_batch(bench: Bench) -> None:
     for number in range(1, 5):
         bench.submit(rows(number))
-    assert bench.processes[0].asked == [rows(1)]
-    bench.do(bench.processes[0].answer)
-    assert bench.processes[0].asked == [rows(1), rows(2, 3, 4)]
+    assert bench.processes[0].received == [rows(1)]
+    bench.do(bench.processes[0].respond)
+    assert bench.processes[0].received == [rows(1), rows(2, 3, 4)]
 
 
-def test_a_free_process_is_asked_while_another_is_busy(bench: Bench) -> None:
+def test_idle_process_is_used_while_another_is_busy(bench: Bench) -> None:
     other = bench.add()
     first, second = bench.submit(rows(1)), bench.submit(rows(2))
-    assert (bench.processes[0].asked, other.asked) == ([rows(1)], [rows(2)])
-    bench.do(other.answer)
+    assert (bench.processes[0].received, other.received) == ([rows(1)], [rows(2)])
+    bench.do(other.respond)
     assert results(first + second) == ["waits", [4]]
 
 
-def test_requests_that_came_before_any_process_wait_for_one() -> None:
+def test_requests_wait_for_the_first_process() -> None:
     with closing(Bench(processes=0)) as bench:
-        tickets = bench.submit(rows(1), rows(2))
+        pending = bench.submit(rows(1), rows(2))
         bench.add()
         bench.play()
-        assert results(tickets) == [[2], [4]]
+        assert results(pending) == [[2], [4]]
 
 
-def test_keys_are_never_mixed(bench: Bench) -> None:
+def test_batch_never_mixes_keys(bench: Bench) -> None:
     bench.submit(rows(0))
     for number, key in enumerate("abaacb", 1):
         bench.submit(rows(number), key=key)
     bench.play()
-    assert bench.processes[0].asked == [rows(0), rows(1, 3, 4), rows(2, 6), rows(5)]
+    assert bench.processes[0].received == [rows(0), rows(1, 3, 4), rows(2, 6), rows(5)]
 
 
-def test_a_batch_has_no_more_rows_than_the_limit(bench: Bench) -> None:
-    tickets = bench.submit(*[rows(number) for number in range(70)])
+def test_batch_respects_row_limit(bench: Bench) -> None:
+    pending = bench.submit(*[rows(number) for number in range(70)])
     bench.play()
-    assert [len(asked) for asked in bench.processes[0].asked] == [32, 32, 6]
-    assert results(tickets) == [[number * 2] for number in range(70)]
+    assert [len(call) for call in bench.processes[0].received] == [32, 32, 6]
+    assert results(pending) == [[number * 2] for number in range(70)]
 
 
-def test_a_request_beyond_the_limit_goes_alone(bench: Bench) -> None:
-    tickets = bench.submit(rows(*range(100)), rows(100))
+def test_request_beyond_row_limit_is_its_own_batch(bench: Bench) -> None:
+    pending = bench.submit(rows(*range(100)), rows(100))
     bench.play()
-    assert [len(asked) for asked in bench.processes[0].asked] == [100, 1]
-    assert results(tickets) == [[number * 2 for number in range(100)], [200]]
+    assert [len(call) for call in bench.processes[0].received] == [100, 1]
+    assert results(pending) == [[number * 2 for number in range(100)], [200]]
 
 
-def test_a_full_queue_takes_no_more_and_serves_what_it_has_taken() -> None:
-    with closing(Bench(most_waiting=2)) as bench:
-        tickets = bench.submit(rows(1)) + bench.submit(rows(2), rows(3))
+def test_full_queue_rejects_new_requests_and_serves_queued_ones() -> None:
+    with closing(Bench(max_queue_size=2)) as bench:
+        pending = bench.submit(rows(1)) + bench.submit(rows(2), rows(3))
         assert bench.batcher.waiting == 2
         with pytest.raises(Overloaded):
             bench.submit(rows(4))
         bench.play()
-        assert results(tickets) == [[2], [4], [6]]
+        assert results(pending) == [[2], [4], [6]]
         assert bench.submit(rows(5))
 
 
 # -- time
 
 
-def test_a_deadline_that_passes_in_the_queue_spares_the_model(bench: Bench) -> None:
+def test_request_that_expires_in_queue_is_not_dispatched(bench: Bench) -> None:
     first, second = bench.submit(rows(1), deadline=20), bench.submit(rows(2), deadline=5)
     bench.advance(6)
     assert results(first + second) == ["waits", DeadlineExceeded]
     assert bench.batcher.waiting == 0
     bench.play()
-    assert bench.processes[0].asked == [rows(1)]
+    assert bench.processes[0].received == [rows(1)]
     assert results(first) == [[2]]
 
 
-def test_a_deadline_that_passes_under_way_leaves_the_neighbours_their_answers(bench: Bench) -> None:
-    tickets = bench.do(
+def test_expiry_during_a_call_does_not_affect_the_batch(bench: Bench) -> None:
+    pending = bench.do(
         lambda: [
             bench.batcher.submit(rows(number), "", 32, deadline)
             for number, deadline in ((1, 5), (2, 8), (3, 9))
         ]
     )
     bench.advance(6)
-    assert results(tickets) == [DeadlineExceeded, "waits", "waits"]
+    assert results(pending) == [DeadlineExceeded, "waits", "waits"]
     bench.play()
-    assert results(tickets) == [DeadlineExceeded, [4], [6]]
+    assert results(pending) == [DeadlineExceeded, [4], [6]]
 
 
-def test_a_process_that_hangs_is_killed_and_the_others_are_served(bench: Bench) -> None:
+def test_hung_process_is_killed_and_others_continue(bench: Bench) -> None:
     hanging = bench.submit(rows(1), rows(2))
     bench.advance(5)
     queued = bench.submit(rows(3))
     bench.advance(5)
     assert bench.processes[0].killed
-    assert bench.processes[0].state is State.DEAD
+    assert bench.processes[0].state is ReplicaState.DEAD
     assert results(hanging + queued) == [DeadlineExceeded, DeadlineExceeded, "waits"]
     bench.add()
     bench.play()
     assert results(queued) == [[6]]
-    assert bench.processes[1].asked == [rows(3)]
+    assert bench.processes[1].received == [rows(3)]
 
 
-def test_a_process_that_answers_in_time_is_not_killed(bench: Bench) -> None:
+def test_process_that_responds_in_time_is_not_killed(bench: Bench) -> None:
     bench.submit(rows(1))
     bench.play()
     bench.advance(DEADLINE * 2)
@@ -365,222 +374,220 @@ def test_a_process_that_answers_in_time_is_not_killed(bench: Bench) -> None:
 # -- callers that go
 
 
-def test_a_caller_that_goes_while_queued_is_dropped_from_the_batch(bench: Bench) -> None:
+def test_request_withdrawn_from_queue_is_not_in_batch(bench: Bench) -> None:
     bench.submit(rows(0))
-    tickets = [bench.submit(rows(number))[0] for number in (1, 2, 3)]
-    bench.withdraw(tickets[1])
+    pending = [bench.submit(rows(number))[0] for number in (1, 2, 3)]
+    bench.withdraw(pending[1])
     bench.play()
-    assert bench.processes[0].asked == [rows(0), rows(1, 3)]
-    assert results(tickets) == [[2], CallerLeft, [6]]
+    assert bench.processes[0].received == [rows(0), rows(1, 3)]
+    assert results(pending) == [[2], ClientDisconnected, [6]]
 
 
-def test_nothing_is_asked_where_all_callers_have_gone(bench: Bench) -> None:
+def test_batch_of_withdrawn_requests_is_not_dispatched(bench: Bench) -> None:
     bench.submit(rows(0))
-    for ticket in bench.submit(rows(1), rows(2)):
-        bench.withdraw(ticket)
+    for request in bench.submit(rows(1), rows(2)):
+        bench.withdraw(request)
     bench.play()
-    assert bench.processes[0].asked == [rows(0)]
+    assert bench.processes[0].received == [rows(0)]
     assert bench.batcher.waiting == 0
 
 
-def test_a_caller_that_is_cancelled_is_withdrawn_before_or_after_its_batch_leaves(bench: Bench) -> None:
+def test_cancelled_request_is_withdrawn_before_or_after_dispatch(bench: Bench) -> None:
     bench.submit(rows(0))
     before, after = bench.submit(rows(1), rows(2))
-    for ticket in (before, after):
-        ticket.future.cancel()
+    for request in (before, after):
+        request.future.cancel()
     bench.withdraw(before)
     assert bench.batcher.waiting == 1
     bench.play()
     bench.withdraw(after)
     assert (bench.batcher.waiting, bench.batcher.rows) == (0, 0)
-    assert bench.processes[0].asked == [rows(0)]
+    assert bench.processes[0].received == [rows(0)]
 
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("leaving", ["withdraws", "cancels"])
-def test_a_caller_that_goes_mid_batch_leaves_the_neighbours_their_answers(
+def test_withdrawal_during_a_call_does_not_affect_the_batch(
     bench: Bench, position: int, leaving: str
 ) -> None:
-    tickets = bench.submit(*[rows(number) for number in range(4)])
+    pending = bench.submit(*[rows(number) for number in range(4)])
     if leaving == "withdraws":
-        bench.withdraw(tickets[position])
+        bench.withdraw(pending[position])
     else:
-        tickets[position].future.cancel()
+        pending[position].future.cancel()
     bench.play()
-    others = [ticket for ticket in tickets if ticket is not tickets[position]]
+    others = [request for request in pending if request is not pending[position]]
     assert results(others) == [[number * 2] for number in range(4) if number != position]
-    assert bench.processes[0].asked == [rows(0, 1, 2, 3)]
+    assert bench.processes[0].received == [rows(0, 1, 2, 3)]
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_a_caller_that_goes_before_a_failed_batch_is_tried_again_is_not_tried(
-    bench: Bench, position: int
-) -> None:
-    tickets = bench.submit(*[rows(number) for number in range(4)])
-    bench.withdraw(tickets[position])
+def test_withdrawn_request_is_not_retried(bench: Bench, position: int) -> None:
+    pending = bench.submit(*[rows(number) for number in range(4)])
+    bench.withdraw(pending[position])
     bench.do(bench.processes[0].fail)
     bench.play()
-    assert all({"x": position} not in asked for asked in bench.processes[0].asked[1:])
-    assert sum(ticket.future.exception() is None for ticket in tickets) == 3
+    assert all({"x": position} not in call for call in bench.processes[0].received[1:])
+    assert sum(request.future.exception() is None for request in pending) == 3
 
 
 # -- failures
 
 
 @pytest.mark.parametrize("position", [0, 1, 15, 16, 30, 31])
-def test_a_poison_row_fails_alone(bench: Bench, position: int) -> None:
+def test_poison_row_fails_alone(bench: Bench, position: int) -> None:
     good = [rows(number) for number in range(32)]
     sent = [*good[:position], rows(99, poison=True), *good[position + 1 :]]
-    tickets = bench.submit(*sent)
+    pending = bench.submit(*sent)
     bench.play()
     alone = [[number * 2] for number in range(32)]
-    assert results(tickets) == [*alone[:position], ModelFailed, *alone[position + 1 :]]
+    assert results(pending) == [*alone[:position], ModelFailed, *alone[position + 1 :]]
 
 
 def test_several_poison_rows_fail_alone(bench: Bench) -> None:
-    tickets = bench.submit(*[rows(number, poison=number % 5 == 0) for number in range(32)])
+    pending = bench.submit(*[rows(number, poison=number % 5 == 0) for number in range(32)])
     bench.play()
-    assert results(tickets) == [ModelFailed if number % 5 == 0 else [number * 2] for number in range(32)]
+    assert results(pending) == [ModelFailed if number % 5 == 0 else [number * 2] for number in range(32)]
 
 
-def test_an_answer_that_cannot_be_read_is_hunted_down_like_an_exception(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), rows(2))
+def test_unreadable_output_is_bisected_like_an_exception(bench: Bench) -> None:
+    pending = bench.submit(rows(1), rows(2))
     process = bench.processes[0]
-    bench.do(lambda: process.answer(["unreadable", 4]))
-    bench.do(lambda: process.answer(["unreadable"]))
+    bench.do(lambda: process.respond(["unreadable", 4]))
+    bench.do(lambda: process.respond(["unreadable"]))
     bench.play()
-    assert results(tickets) == [ModelFailed, [4]]
+    assert results(pending) == [ModelFailed, [4]]
 
 
-def test_stream_shares_no_call_with_a_request_like_it(bench: Bench) -> None:
-    async def waiting() -> deque[Ticket]:
+def test_stream_is_its_own_batch(bench: Bench) -> None:
+    async def waiting() -> deque[PendingRequest]:
         loop = asyncio.get_running_loop()
-        streams = (None, Stream(DEADLINE), None)
-        return deque(Ticket([{"x": 1}], "", 32, loop.create_future(), stream) for stream in streams)
+        streams = (None, ChunkStream(DEADLINE), None)
+        return deque(PendingRequest([{"x": 1}], "", 32, loop.create_future(), stream) for stream in streams)
 
-    tickets = bench.loop.run_until_complete(waiting())
-    first, second, third = tickets
-    assert take(tickets, shared=True) == [first, third]
-    assert take(tickets, shared=True) == [second]
+    pending = bench.loop.run_until_complete(waiting())
+    first, second, third = pending
+    assert next_batch(pending, shared=True) == [first, third]
+    assert next_batch(pending, shared=True) == [second]
 
 
-def test_requests_of_an_output_that_cannot_be_split_are_called_for_alone(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), rows(2, 3))
-    bench.do(lambda: bench.processes[0].answer(["inseparable"]))
-    bench.do(lambda: bench.processes[0].answer([5, 6, 7]))
+def test_inseparable_output_is_retried_request_by_request(bench: Bench) -> None:
+    pending = bench.submit(rows(1), rows(2, 3))
+    bench.do(lambda: bench.processes[0].respond(["inseparable"]))
+    bench.do(lambda: bench.processes[0].respond([5, 6, 7]))
     bench.play()
-    assert results(tickets) == [[5, 6, 7], [4, 6]]
+    assert results(pending) == [[5, 6, 7], [4, 6]]
 
 
-def test_calls_are_not_shared_unless_that_is_allowed(bench: Bench) -> None:
+def test_requests_are_not_batched_unless_sharing_is_allowed(bench: Bench) -> None:
     bench.shared = False
-    tickets = bench.submit(rows(1), rows(2), rows(3))
+    pending = bench.submit(rows(1), rows(2), rows(3))
     bench.play()
-    assert results(tickets) == [[2], [4], [6]]
-    assert [len(asked) for asked in bench.processes[0].asked] == [1, 1, 1]
+    assert results(pending) == [[2], [4], [6]]
+    assert [len(call) for call in bench.processes[0].received] == [1, 1, 1]
 
 
-def test_a_prediction_that_is_not_finite_fails_its_own_request(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), [*rows(2), *rows(3, nan=True)], rows(4))
+def test_non_finite_prediction_fails_only_its_request(bench: Bench) -> None:
+    pending = bench.submit(rows(1), [*rows(2), *rows(3, nan=True)], rows(4))
     bench.play()
-    assert results(tickets) == [[2], ModelFailed, [8]]
-    assert "row 1" in str(tickets[1].future.exception())
+    assert results(pending) == [[2], ModelFailed, [8]]
+    assert "row 1" in str(pending[1].future.exception())
 
 
-def test_rows_that_cannot_be_encoded_fail_and_the_process_goes_on(bench: Bench) -> None:
-    tickets = bench.submit(rows(1, misfit=True))
-    tickets += bench.submit(rows(2))
+def test_rows_that_cannot_be_encoded_fail_without_a_call(bench: Bench) -> None:
+    pending = bench.submit(rows(1, misfit=True))
+    pending += bench.submit(rows(2))
     bench.play()
-    assert results(tickets) == [ModelFailed, [4]]
+    assert results(pending) == [ModelFailed, [4]]
 
 
-def test_requests_under_a_process_that_dies_are_tried_once_more_and_alone(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), rows(2), rows(3))
+def test_requests_of_a_dying_process_are_retried_alone(bench: Bench) -> None:
+    pending = bench.submit(rows(1), rows(2), rows(3))
     bench.do(bench.processes[0].die)
-    assert results(tickets) == ["waits"] * 3
+    assert results(pending) == ["waits"] * 3
     new = bench.add()
     bench.play()
-    assert new.asked == [rows(1), rows(2), rows(3)]
-    assert results(tickets) == [[2], [4], [6]]
+    assert new.received == [rows(1), rows(2), rows(3)]
+    assert results(pending) == [[2], [4], [6]]
 
 
-def test_a_row_that_kills_fails_alone_and_after_two_deaths(bench: Bench) -> None:
-    tickets = bench.submit(rows(1), rows(2, kills=True), rows(3))
+def test_row_that_kills_fails_alone_after_two_deaths(bench: Bench) -> None:
+    pending = bench.submit(rows(1), rows(2, kills=True), rows(3))
     bench.play()
-    assert results(tickets) == [[2], ProcessDied, [6]]
-    assert sum(process.state is State.DEAD for process in bench.processes) == 2
+    assert results(pending) == [[2], ProcessDied, [6]]
+    assert sum(process.state is ReplicaState.DEAD for process in bench.processes) == 2
 
 
-def test_what_is_tried_again_goes_before_what_came_later(bench: Bench) -> None:
+def test_retries_precede_queued_requests(bench: Bench) -> None:
     bench.submit(rows(1), rows(2))
     later = bench.submit(rows(3))
     bench.do(bench.processes[0].fail)
     bench.play()
-    assert bench.processes[0].asked == [rows(1, 2), rows(1), rows(2), rows(3)]
+    assert bench.processes[0].received == [rows(1, 2), rows(1), rows(2), rows(3)]
     assert results(later) == [[6]]
 
 
-def test_callers_who_come_back_to_a_slow_model_share_its_next_batch(bench: Bench) -> None:
+def test_clients_of_slow_model_share_its_next_batch(bench: Bench) -> None:
     bench.submit(rows(1))
     bench.submit(rows(2))
     bench.advance(0.1)
     bench.do(bench.processes[0].play)
     bench.submit(rows(3))
-    assert bench.processes[0].asked == [rows(1)]
+    assert bench.processes[0].received == [rows(1)]
     bench.advance(0.005)
-    assert bench.processes[0].asked == [rows(1), rows(2, 3)]
+    assert bench.processes[0].received == [rows(1), rows(2, 3)]
 
 
-def test_a_quick_model_is_asked_again_at_once(bench: Bench) -> None:
+def test_fast_model_receives_next_batch_immediately(bench: Bench) -> None:
     bench.submit(rows(1))
     bench.submit(rows(2))
     bench.advance(0.004)
     bench.do(bench.processes[0].play)
-    assert bench.processes[0].asked == [rows(1), rows(2)]
+    assert bench.processes[0].received == [rows(1), rows(2)]
 
 
-def test_a_process_that_died_idle_is_not_asked(bench: Bench) -> None:
-    bench.processes[0].state = State.DEAD
-    tickets = bench.submit(rows(1))
-    assert bench.processes[0].asked == []
+def test_process_that_died_idle_is_not_used(bench: Bench) -> None:
+    bench.processes[0].state = ReplicaState.DEAD
+    pending = bench.submit(rows(1))
+    assert bench.processes[0].received == []
     bench.add()
     bench.play()
-    assert results(tickets) == [[2]]
+    assert results(pending) == [[2]]
 
 
-# -- what is more than it can answer in time
+# -- overload
 
 
 def work(bench: Bench, seconds: float) -> None:
-    """Have the process answer what it was asked, after a time."""
+    """End the current call of the process after a time."""
     bench.advance(seconds)
     bench.do(bench.processes[0].play)
-    bench.advance(seconds)  # a slow one rests
+    bench.advance(seconds)  # let a slow model become idle
 
 
-def test_what_a_slow_model_could_not_answer_in_time_is_refused(bench: Bench) -> None:
+def test_requests_beyond_capacity_in_time_are_rejected(bench: Bench) -> None:
     for size in (1, 2, 4):
         bench.submit(rows(*range(size)))
         work(bench, 0.1 * size)
-    tickets = bench.submit(*(rows(number) for number in range(10)))
-    tickets += bench.submit(rows(10))  # no other waits
+    pending = bench.submit(*(rows(number) for number in range(10)))
+    pending += bench.submit(rows(10))  # the queue is empty
     with pytest.raises(Overloaded, match="in time"):
         bench.submit(rows(11))
     work(bench, 1.0)
-    assert results(tickets) == [*([number * 2] for number in range(10)), "waits"]
+    assert results(pending) == [*([number * 2] for number in range(10)), "waits"]
     bench.submit(rows(12))
 
 
-def test_what_no_other_waits_before_is_taken_however_slow_the_model(bench: Bench) -> None:
+def test_first_in_queue_is_accepted_by_any_slow_model(bench: Bench) -> None:
     for size in (1, 2):
         bench.submit(rows(*range(size)))
         work(bench, 9.0 * size)
     bench.submit(rows(1))
-    (ticket,) = bench.submit(rows(2))
-    assert result(ticket) == "waits"
+    (request,) = bench.submit(rows(2))
+    assert result(request) == "waits"
 
 
-def test_a_further_part_of_a_request_is_taken_where_a_new_one_is_not(bench: Bench) -> None:
+def test_further_part_of_admitted_request_is_accepted(bench: Bench) -> None:
     for size in (1, 2):
         bench.submit(rows(*range(size)))
         work(bench, 0.5 * size)
@@ -588,7 +595,7 @@ def test_a_further_part_of_a_request_is_taken_where_a_new_one_is_not(bench: Benc
     bench.submit(rows(4))
     with pytest.raises(Overloaded):
         bench.submit(rows(5))
-    bench.do(lambda: bench.batcher.submit(rows(5), "", 32, DEADLINE, begun=True))
+    bench.do(lambda: bench.batcher.submit(rows(5), "", 32, DEADLINE, admitted=True))
     assert bench.batcher.rows == 6
 
 
@@ -596,12 +603,12 @@ def test_a_further_part_of_a_request_is_taken_where_a_new_one_is_not(bench: Benc
 
 
 class Requests(RuleBasedStateMachine):
-    """Whatever happens in whatever order, every request is settled, and with what it would get alone."""
+    """Check in any order of events that every request has the result that it has alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(processes=2, most_rows=8, most_waiting=20)
-        self.tickets: list[Ticket] = []
+        self.bench = Bench(processes=2, max_rows=8, max_queue_size=20)
+        self.pending: list[PendingRequest] = []
         self.settled: dict[int, Any] = {}
 
     @rule(
@@ -613,26 +620,26 @@ class Requests(RuleBasedStateMachine):
         deadline=st.sampled_from([1.0, DEADLINE]),
     )
     def submit(self, kinds: list[str], size: int, key: str, deadline: float) -> None:
-        asked = [rows(*range(size), **({} if kind == "good" else {kind: True})) for kind in kinds]
+        sizes = [rows(*range(size), **({} if kind == "good" else {kind: True})) for kind in kinds]
         try:
-            self.tickets += self.bench.submit(*asked, key=key, deadline=deadline)
+            self.pending += self.bench.submit(*sizes, key=key, deadline=deadline)
         except Overloaded:
             too_many = self.bench.batcher.waiting == 20
-            assert too_many or self.bench.batcher.rows >= self.bench.pace.most_rows
+            assert too_many or self.bench.batcher.rows >= self.bench.latency_model.max_rows
 
-    @precondition(lambda self: self.tickets)
+    @precondition(lambda self: self.pending)
     @rule(data=st.data(), cancel=st.booleans())
     def leave(self, data: st.DataObject, cancel: bool) -> None:
-        ticket = data.draw(st.sampled_from(self.tickets))
-        if ticket.future.done():
+        request = data.draw(st.sampled_from(self.pending))
+        if request.future.done():
             return
         if cancel:
-            ticket.future.cancel()
-        self.bench.withdraw(ticket)
+            request.future.cancel()
+        self.bench.withdraw(request)
 
     @rule(index=st.integers(0, 9))
     def work(self, index: int) -> None:
-        busy = [process for process in self.bench.processes if process.state is State.BUSY]
+        busy = [process for process in self.bench.processes if process.state is ReplicaState.BUSY]
         if busy:
             self.bench.do(busy[index % len(busy)].play)
 
@@ -647,36 +654,36 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def add(self) -> None:
-        if sum(process.state is not State.DEAD for process in self.bench.processes) < 2:
+        if sum(process.state is not ReplicaState.DEAD for process in self.bench.processes) < 2:
             self.bench.add()
 
     @invariant()
     def what_is_settled_stays_so_and_is_right(self) -> None:
-        for index, ticket in enumerate(self.tickets):
-            if not ticket.future.done():
+        for index, request in enumerate(self.pending):
+            if not request.future.done():
                 continue
-            found = "cancelled" if ticket.future.cancelled() else result(ticket)
-            assert self.settled.setdefault(index, found) == found
-            self.check(ticket, found)
+            values = "cancelled" if request.future.cancelled() else result(request)
+            assert self.settled.setdefault(index, values) == values
+            self.check(request, values)
 
     @staticmethod
-    def check(ticket: Ticket, found: Any) -> None:
-        if isinstance(found, list):
-            assert found == [row["x"] * 2 for row in ticket.rows]
-            assert not {"poison", "kills", "nan"} & ticket.rows[0].keys()
-        elif found is ModelFailed:
-            assert {"poison", "nan"} & ticket.rows[0].keys()
-        elif found is ProcessDied:
-            assert ticket.retried
+    def check(request: PendingRequest, values: Any) -> None:
+        if isinstance(values, list):
+            assert values == [row["x"] * 2 for row in request.rows]
+            assert not {"poison", "kills", "nan"} & request.rows[0].keys()
+        elif values is ModelFailed:
+            assert {"poison", "nan"} & request.rows[0].keys()
+        elif values is ProcessDied:
+            assert request.retried
         else:
-            assert found in ("cancelled", CallerLeft, DeadlineExceeded)
+            assert values in ("cancelled", ClientDisconnected, DeadlineExceeded)
 
     def teardown(self) -> None:
         self.add()
         self.bench.play()
-        self.bench.advance(1.0)  # those that were slow have rested
+        self.bench.advance(1.0)  # let slow processes become idle
         self.bench.play()
-        assert all(ticket.future.done() for ticket in self.tickets)
+        assert all(request.future.done() for request in self.pending)
         assert self.bench.batcher.waiting == self.bench.batcher.rows == 0
         self.what_is_settled_stays_so_and_is_right()
         self.bench.close()

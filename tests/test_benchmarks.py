@@ -1,4 +1,4 @@
-"""The benchmarks' plain parts: what is asked, how answers are checked, and what is made of the figures."""
+"""Pure parts of the benchmarks: requests, checks of predictions, and the processing of measurements."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from threading import Thread
 import orjson
 import pytest
 
-from benchmarks import bulk, processes, scale, sheet
-from benchmarks.client import Caller, Refused, probe, summary
-from benchmarks.load import parse
-from benchmarks.sheet import Sheet
+from benchmarks import bulk, processes, report, scale
+from benchmarks.client import HttpClient, UnexpectedStatus, probe, summary
+from benchmarks.report import ReportTable
+from benchmarks.wrk import parse
 
 WRK = """Running 1s test @ http://127.0.0.1:8000/predict
   1 threads and 4 connections
@@ -35,13 +35,13 @@ Transfer/sec:      1.00MB
 """
 
 
-def test_what_wrk_prints_is_read_in_milliseconds() -> None:
+def test_wrk_output_is_parsed_in_milliseconds() -> None:
     measured = parse(WRK)
     assert (measured.rate, measured.p50, measured.p99, measured.worst) == (2430.11, 0.5, 3.5, 1020.0)
     assert measured.failed == 7
 
 
-def test_what_wrk_does_not_print_is_nan() -> None:
+def test_missing_latencies_are_nan() -> None:
     measured = parse("unable to connect")
     assert measured.rate == 0
     assert math.isnan(measured.p99)
@@ -51,15 +51,15 @@ def test_what_wrk_does_not_print_is_nan() -> None:
 # -- bulk
 
 
-def test_rows_differ_are_the_same_in_every_run_and_fit_the_contract() -> None:
-    made = bulk.rows(2000)
-    assert made == bulk.rows(2000)
-    assert len({tuple(row.values()) for row in made}) == 2000
-    assert all(0 < value <= 10 for row in made for value in row.values())
-    assert made[:100] == bulk.rows(100)
+def test_rows_are_distinct_reproducible_and_valid() -> None:
+    generated = bulk.rows(2000)
+    assert generated == bulk.rows(2000)
+    assert len({tuple(row.values()) for row in generated}) == 2000
+    assert all(0 < value <= 10 for row in generated for value in row.values())
+    assert generated[:100] == bulk.rows(100)
 
 
-def test_a_body_says_the_same_rows_to_each_system() -> None:
+def test_bodies_contain_the_same_rows() -> None:
     bodies = {name: orjson.loads(body) for name, body in bulk.bodies(3).items()}
     wanted = bulk.rows(3)
     split = bodies[bulk.SPLIT]["dataframe_split"]
@@ -73,16 +73,16 @@ THEIRS = {"predictions": [[0.25, 0.75], [1.0, 0.0]]}
 
 
 @pytest.mark.parametrize("answer", [OURS, THEIRS])
-def test_an_answer_is_compared_with_the_bare_model(answer: object) -> None:
+def test_check_compares_with_the_bare_model(answer: object) -> None:
     body = orjson.dumps(answer)
     bulk.check("it", body, 2, {1: [1.0 - 1e-7, 1e-7]})
-    with pytest.raises(bulk.WrongAnswer, match="2 rows for 3"):
+    with pytest.raises(bulk.WrongPrediction, match="2 rows for 3"):
         bulk.check("it", body, 3, {})
-    with pytest.raises(bulk.WrongAnswer, match="to row 0"):
+    with pytest.raises(bulk.WrongPrediction, match="for row 0"):
         bulk.check("it", body, 2, {0: [0.251, 0.749]})
 
 
-def test_ratios_are_of_the_same_round_and_to_the_better_format() -> None:
+def test_ratios_compare_rounds_with_the_better_format() -> None:
     speeds = {
         bulk.SERVING: [30.0, 20.0],
         bulk.SPLIT: [10.0, 10.0],
@@ -99,7 +99,7 @@ def test_ratios_are_of_the_same_round_and_to_the_better_format() -> None:
 
 @pytest.fixture
 def server():
-    class Answers(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -117,7 +117,7 @@ def server():
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         thread = Thread(target=running.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
@@ -125,37 +125,37 @@ def server():
         thread.join()
 
 
-def test_a_caller_posts_what_it_has_and_takes_nothing_but_200(server: str) -> None:
-    with Caller(f"{server}/echo") as caller:
-        assert [caller.ask(b"1"), caller.ask(b"2")] == [b"1", b"2"]
-    with Caller(f"{server}/missing") as caller, pytest.raises(Refused, match="404"):
-        caller.ask(b"1")
+def test_client_raises_unless_the_status_is_200(server: str) -> None:
+    with HttpClient(f"{server}/echo") as client:
+        assert [client.request(b"1"), client.request(b"2")] == [b"1", b"2"]
+    with HttpClient(f"{server}/missing") as client, pytest.raises(UnexpectedStatus, match="404"):
+        client.request(b"1")
 
 
-def test_a_probe_asks_at_its_rate(server: str) -> None:
+def test_probe_returns_latencies(server: str) -> None:
     probed = probe(f"{server}/health", 100, 0.1)
     assert 0 < probed.p50 <= probed.p99 <= probed.worst
 
 
-def test_percentiles_are_of_what_happened() -> None:
-    found = summary([float(value) for value in range(200, 0, -1)])
-    assert (found.p50, found.p99, found.worst) == (100.0, 199.0, 200.0)
+def test_percentiles_are_measured_values() -> None:
+    results = summary([float(value) for value in range(200, 0, -1)])
+    assert (results.p50, results.p99, results.worst) == (100.0, 199.0, 200.0)
     assert summary([3.0]).p99 == 3.0
 
 
 # -- processes
 
 
-def test_private_memory_is_both_clean_and_dirty() -> None:
+def test_private_memory_includes_clean_and_dirty() -> None:
     rollup = "Rss: 9000 kB\nPrivate_Clean:      512 kB\nPrivate_Dirty:     1536 kB\nPrivate_Hugetlb: 4 kB\n"
-    assert processes.private_in(rollup) == 2.0
+    assert processes.parse_private(rollup) == 2.0
 
 
-def test_all_memory_is_that_of_every_process() -> None:
+def test_total_memory_includes_every_process() -> None:
     assert processes.Memory(100.0, 50.0, (10.0, 12.0)).total == 172.0
 
 
-def test_the_limit_on_open_files_is_raised_as_far_as_it_may_be_and_put_back() -> None:
+def test_open_files_raises_and_restores_the_limit() -> None:
     before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with processes.open_files(soft + 1) as allowed:
         assert allowed == (soft + 1 if hard == resource.RLIM_INFINITY else min(soft + 1, hard))
@@ -164,13 +164,13 @@ def test_the_limit_on_open_files_is_raised_as_far_as_it_may_be_and_put_back() ->
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
-def test_what_a_process_has_used_of_the_cpu_grows() -> None:
+def test_cpu_seconds_increase() -> None:
     before = processes.cpu_seconds(os.getpid())
     while processes.cpu_seconds(os.getpid()) == before:
         pass
 
 
-def test_a_connection_is_open_until_the_other_side_closes_it() -> None:
+def test_is_open_detects_a_closed_connection() -> None:
     ours, theirs = socket.socketpair()
     with ours:
         assert scale.is_open(ours)
@@ -178,11 +178,13 @@ def test_a_connection_is_open_until_the_other_side_closes_it() -> None:
         assert not scale.is_open(ours)
 
 
-# -- telling
+# -- report
 
 
-def test_a_sheet_is_a_table_in_markdown() -> None:
-    text = sheet.markdown("Speed", [Sheet("Rows", ("system", "rows/s"), (("ours", "1"),), ("A note.",))])
+def test_report_is_a_table_in_markdown() -> None:
+    text = report.markdown(
+        "Speed", [ReportTable("Rows", ("system", "rows/s"), (("ours", "1"),), ("A note.",))]
+    )
     assert text.splitlines() == [
         "## Speed",
         "",
@@ -196,6 +198,6 @@ def test_a_sheet_is_a_table_in_markdown() -> None:
     ]
 
 
-def test_a_range_is_least_median_and_most() -> None:
-    assert sheet.range_of([3.0, 1.0, 2.5]) == "1.00 / 2.50 / 3.00"
-    assert sheet.spread([1200.0, 1000.4, 3000.0]) == "1,200 (1,000–3,000)"
+def test_range_of_shows_min_median_and_max() -> None:
+    assert report.range_of([3.0, 1.0, 2.5]) == "1.00 / 2.50 / 3.00"
+    assert report.spread([1200.0, 1000.4, 3000.0]) == "1,200 (1,000–3,000)"

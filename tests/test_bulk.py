@@ -1,4 +1,4 @@
-"""Batches that are read in pieces and in columns say what `Contract.read_batch` says of them."""
+"""Reading a batch in pieces and columns gives the same result as `Contract.read_batch`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.types import ParamSpec
-from signatures import MOST_ROWS, contract
+from signatures import MAX_ROWS, contract
 
+from serving.contract.contract import Contract
 from serving.errors import BodyTooLarge, Malformed, RequestError, Unprocessable
-from serving.runtime import bulk
-from serving.runtime.bulk import Reader
-from serving.runtime.contract import Contract
+from serving.protocols import json_rows
+from serving.protocols.json_rows import BatchReader
 
 IRIS = contract("x: double, y: double", {"x": {"minimum": 0, "maximum": 10}})
 MIXED = contract("flag: boolean, small: integer, big: long, half: float, x: double, text: string")
@@ -27,25 +27,25 @@ CONTRACTS = {"numbers": IRIS, "mixed": MIXED, "holey": HOLEY, "dates": contract(
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a few rows."""
-    monkeypatch.setattr(bulk, "_BYTES", 64)
+    """Read pieces of a few rows."""
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 64)
 
 
 def sent(rows: list[Any], **more: Any) -> bytes:
     return json.dumps({"rows": rows, **more}).encode()
 
 
-def table(made: Contract, rows: Any) -> pa.RecordBatch:
-    """The rows in columns, whether they can be one table or not."""
+def table(model_contract: Contract, rows: Any) -> pa.RecordBatch:
+    """Return the rows as a record batch with the columns of the contract."""
     return pa.RecordBatch.from_pylist(
-        rows, pa.schema([pa.field(column.name, column.kind.arrow) for column in made.columns])
+        rows, pa.schema([pa.field(column.name, column.kind.arrow) for column in model_contract.columns])
     )
 
 
-def whole(made: Contract, body: bytes) -> tuple[Any, Any]:
-    """The rows as a table and the parameters, of all pieces together; or how the body was refused."""
+def whole(model_contract: Contract, body: bytes) -> tuple[Any, Any]:
+    """Return the rows and parameters of all pieces, or the error and its faults."""
     try:
-        pieces = [*Reader(made).read(body)]
+        pieces = [*BatchReader(model_contract).read(body)]
     except RequestError as error:
         return type(error), error.faults
     rows = [
@@ -53,31 +53,31 @@ def whole(made: Contract, body: bytes) -> tuple[Any, Any]:
         for piece in pieces
         for row in (piece.rows.to_pylist() if isinstance(piece.rows, pa.RecordBatch) else piece.rows)
     ]
-    return table(made, rows), pieces[-1].params
+    return table(model_contract, rows), pieces[-1].params
 
 
-def at_once(made: Contract, body: bytes) -> tuple[Any, Any]:
-    """The same of `read_batch`."""
+def at_once(model_contract: Contract, body: bytes) -> tuple[Any, Any]:
+    """Return the same for `read_batch`."""
     try:
-        rows, params = made.read_batch(body)
+        rows, params = model_contract.read_batch(body)
     except RequestError as error:
         return type(error), error.faults
-    return table(made, rows), params
+    return table(model_contract, rows), params
 
 
-def test_a_large_batch_comes_in_pieces_of_columns() -> None:
+def test_large_batch_is_read_in_columnar_pieces() -> None:
     rows = [{"x": index % 10, "y": index / 7} for index in range(100)]
-    pieces = [*Reader(IRIS).read(sent(rows))]
+    pieces = [*BatchReader(IRIS).read(sent(rows))]
     assert len(pieces) > 10
     assert all(isinstance(piece.rows, pa.RecordBatch) for piece in pieces)
     assert [row for piece in pieces for row in piece.rows.to_pylist()] == rows
 
 
-def test_the_place_of_a_mistake_is_counted_from_the_first_row() -> None:
+def test_error_location_counts_from_the_first_row() -> None:
     rows = [{"x": 1, "y": 1} for _ in range(100)]
     rows[70] = {"x": 11, "y": 1}
     with pytest.raises(Unprocessable) as caught:
-        list(Reader(IRIS).read(sent(rows)))
+        list(BatchReader(IRIS).read(sent(rows)))
     assert [fault.loc for fault in caught.value.faults] == [("rows", 70, "x")]
 
 
@@ -118,7 +118,7 @@ def test_the_place_of_a_mistake_is_counted_from_the_first_row() -> None:
     ],
 )
 @pytest.mark.parametrize("rows", [0, 20])
-def test_what_is_refused_is_refused_alike(body: bytes, rows: int) -> None:
+def test_invalid_batches_give_the_same_error(body: bytes, rows: int) -> None:
     fine = b'{"x": 1, "y": 2}, ' * rows
     body = body.replace(b'"rows": [', b'"rows": [' + fine)
     assert whole(IRIS, body) == at_once(IRIS, body)
@@ -145,9 +145,13 @@ right = {
 }
 
 
-def rows_of(made: Contract) -> st.SearchStrategy[list[dict[str, Any]]]:
-    needed = {column.name: right[column.type] for column in made.columns if column.required}
-    others = {column.name: st.none() | right[column.type] for column in made.columns if not column.required}
+def rows_of(model_contract: Contract) -> st.SearchStrategy[list[dict[str, Any]]]:
+    needed = {column.name: right[column.type] for column in model_contract.columns if column.required}
+    others = {
+        column.name: st.none() | right[column.type]
+        for column in model_contract.columns
+        if not column.required
+    }
     return st.lists(st.fixed_dictionaries(needed, optional=others), min_size=1, max_size=12)
 
 
@@ -157,47 +161,49 @@ def rows_of(made: Contract) -> st.SearchStrategy[list[dict[str, Any]]]:
     separators=st.sampled_from([(",", ":"), (" , ", " : ")]),
 )
 @settings(deadline=None)
-def test_what_fits_is_read_alike(data: st.DataObject, name: str, separators: tuple[str, str]) -> None:
-    made = CONTRACTS[name]
-    rows = data.draw(rows_of(made))
+def test_valid_batches_give_the_same_rows(
+    data: st.DataObject, name: str, separators: tuple[str, str]
+) -> None:
+    model_contract = CONTRACTS[name]
+    rows = data.draw(rows_of(model_contract))
     escaped = data.draw(st.booleans())
     body = json.dumps({"rows": rows}, separators=separators, ensure_ascii=escaped).encode(
         "utf-8", "surrogatepass"
     )
-    assert whole(made, body) == at_once(made, body)
+    assert whole(model_contract, body) == at_once(model_contract, body)
 
 
 @given(data=st.data(), name=st.sampled_from([*CONTRACTS]))
 @settings(deadline=None)
-def test_what_may_not_fit_is_read_alike(data: st.DataObject, name: str) -> None:
-    made = CONTRACTS[name]
-    rows: list[dict[str, Any]] = data.draw(rows_of(made))
+def test_possibly_invalid_batches_give_the_same_result(data: st.DataObject, name: str) -> None:
+    model_contract = CONTRACTS[name]
+    rows: list[dict[str, Any]] = data.draw(rows_of(model_contract))
     spoilt = data.draw(st.sampled_from(rows))
     spoilt[data.draw(st.sampled_from([*spoilt, "more"]))] = data.draw(values)
     body = json.dumps({"rows": rows}).encode()
-    assert whole(made, body) == at_once(made, body)
+    assert whole(model_contract, body) == at_once(model_contract, body)
 
 
-def test_a_field_that_is_named_twice_is_seen_behind_an_escaped_colon() -> None:
-    made = contract("text: string")
+def test_escaped_colon_does_not_hide_a_duplicate_field() -> None:
+    model_contract = contract("text: string")
     body = rb'{"rows": [{"text": "\u003a", "text": "a"}]}'
-    assert whole(made, body) == (Malformed, ())
+    assert whole(model_contract, body) == (Malformed, ())
 
 
-def test_parameters_are_those_of_the_whole_batch() -> None:
+def test_all_pieces_have_the_batch_parameters() -> None:
     for body in (
         sent([{"x": 1}] * 50, params={"k": 2.5}),
         b'{"params":{"k":2.5},"rows":[%b{"x":1}]}' % (b'{"x":1},' * 50),
     ):
-        pieces = [*Reader(PARAMS).read(body)]
+        pieces = [*BatchReader(PARAMS).read(body)]
         assert len(pieces) > 1
         assert all(piece.params == {"k": 2.5} for piece in pieces)
 
 
-def test_more_rows_than_the_limit_are_not_read_to_their_end() -> None:
-    pieces = Reader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
-    assert len(next(pieces).rows) < MOST_ROWS
-    with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
+def test_reading_stops_at_the_row_limit() -> None:
+    pieces = BatchReader(contract("x: double")).read(sent([{"x": 1}] * 110) + b" " * 100)
+    assert len(next(pieces).rows) < MAX_ROWS
+    with pytest.raises(BodyTooLarge, match=f"more than {MAX_ROWS} rows"):
         list(pieces)
 
 
@@ -208,13 +214,13 @@ def test_more_rows_than_the_limit_are_not_read_to_their_end() -> None:
         ([{"x": 1.0}, {"x": 2.0}], ["x"]),
     ],
 )
-def test_a_column_that_all_rows_leave_out_is_absent(rows: list[dict[str, Any]], names: list[str]) -> None:
-    (piece,) = Reader(HOLEY).read(sent(rows))
+def test_column_missing_in_all_rows_is_absent(rows: list[dict[str, Any]], names: list[str]) -> None:
+    (piece,) = BatchReader(HOLEY).read(sent(rows))
     assert isinstance(piece.rows, pa.RecordBatch)
     assert piece.rows.schema.names == names
 
 
-def test_rows_of_which_some_leave_a_column_out_are_read_as_rows() -> None:
+def test_column_missing_in_some_rows_prevents_columnar_reading() -> None:
     rows = [{"x": 1.0, "n": 1}, {"x": 2.0}]
-    (piece,) = Reader(HOLEY).read(sent(rows))
+    (piece,) = BatchReader(HOLEY).read(sent(rows))
     assert piece.rows == rows

@@ -1,4 +1,4 @@
-"""Weighted references on a running service: who answers, steps, and back to nothing."""
+"""Weighted references on a running service: routing, canary steps and aborts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
+from serving.rollout import canary_state
+
 SETTINGS = {
     "sticky_header": "X-User",
     "canary_seconds": 0.1,
     "canary_steps": "25,50",
-    "canary_max_latency": 1000,  # how fast a busy machine answers decides nothing
+    "canary_max_latency_ratio": 1000,  # a busy machine must not stop the canary
     "probation_seconds": 0,
-    "poll_seconds": 0.5,  # each alias is asked for by itself
+    "poll_seconds": 0.5,  # each alias is polled separately
 }
 SLOWER = 10
-"""A challenger that takes so many times as long is slow."""
+"""Factor of the primary's latency above which a challenger is slow."""
 SLOW = "toil:3"
 
 
@@ -40,7 +42,7 @@ class Pair:
         self.challenger = Model(name, service, registry, "@challenger")
 
     def challenge(self, version: str = "", share: float = 0.25, **part: object) -> str:
-        """Let a version be the challenger, by default a new one, which is live and begins with its share."""
+        """Make a version the challenger, by default a new one; wait until it is live with its first share."""
         version = version or self.champion.add(**part)
         self.registry.alias(self.champion.name, "challenger", version)
         self.challenger.until_live(version)
@@ -48,37 +50,37 @@ class Pair:
         return version
 
     def until_given(self, share: float) -> None:
-        """Wait until the challenger is meant to get this part of the requests."""
+        """Wait until the challenger has this share of the requests."""
         self.challenger.until(lambda state: state["canary"]["share"] == share)
 
     def until_tagged(self, version: str, text: str) -> None:
-        """Wait until a version's tag begins so."""
+        """Wait until the canary tag of a version begins with this text."""
         until(lambda: self.challenger.tags(version).get("canary", "").startswith(text))
 
     def untag(self, version: str) -> None:
-        """Take the tag away, as a person does who wants the version to be tried again."""
+        """Delete the canary tag, as a user does to restart the canary."""
         self.registry.client.delete_model_version_tag(self.champion.name, version, "serving.canary")
 
     def ask_at(self, alias: str, x: float = 1.0) -> httpx.Response:
-        """Ask what an alias means."""
+        """Send a request to the version that an alias names."""
         return self.service.client.post(f"/models/{self.champion.name}@{alias}/predict", json={"x": x})
 
     def ask_times(self, alias: str, times: int, x: float = 1.0) -> None:
-        """Ask what an alias means, one time after the other."""
+        """Send requests to the version that an alias names, one after the other."""
         for _ in range(times):
             self.ask_at(alias, x).raise_for_status()
 
     def rise(self, share: float) -> None:
-        """Ask both so often that the challenger rises to its next step."""
+        """Send requests to both until the challenger reaches its next step."""
         self.ask_times("champion", 100)
         self.ask_times("challenger", 100)
         self.until_given(share)
 
     def ask_at_once(self, alias: str, times: int, x: float) -> None:
-        """Send so many requests at once to what an alias means."""
+        """Send requests concurrently to the version that an alias names."""
         with ThreadPoolExecutor(times) as callers:
-            for each in [callers.submit(self.ask_times, alias, 1, x) for _ in range(times)]:
-                each.result()
+            for call in [callers.submit(self.ask_times, alias, 1, x) for _ in range(times)]:
+                call.result()
 
     def ask(self, x: float = 1.0, user: str | None = None) -> httpx.Response:
         headers = {} if user is None else {"X-User": user}
@@ -86,16 +88,16 @@ class Pair:
         return self.service.client.post(path, json={"x": x}, headers=headers)
 
     def answering(self, users: int) -> Counter[str]:
-        """Which versions answer so many users, each of whom is answered rightly."""
-        found: Counter[str] = Counter()
+        """Count the users that each version serves, and verify the predictions."""
+        counts: Counter[str] = Counter()
         for user in range(users):
-            answer = self.ask(3.0, str(user)).json()
-            assert answer["prediction"] == 3.0 * int(answer["model"]["version"])
-            found[answer["model"]["version"]] += 1
-        return found
+            body = self.ask(3.0, str(user)).json()
+            assert body["prediction"] == 3.0 * int(body["model"]["version"])
+            counts[body["model"]["version"]] += 1
+        return counts
 
     def until_asked(self, state: str, x: float = 1.0) -> None:
-        """Ask until the challenger stands so."""
+        """Send requests until the challenger is in this state."""
 
         def stands() -> bool:
             for _ in range(20):
@@ -112,7 +114,7 @@ TOLD = "stopped at 25 %"
 
 
 def by_weight(*names: str) -> str:
-    """The references of models that are shared."""
+    """Return weighted references for the models."""
     return ",".join(f"models:/{name}@champion=90,models:/{name}@challenger=10" for name in names)
 
 
@@ -123,20 +125,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, folder: Path) -> Registry:
-    """Models, each with a champion, version 1, and nobody who challenges it."""
-    made, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
+    """Return a registry of models whose champion is version 1, without challengers."""
+    instance, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
     for name in (*NAMES, *LATE):
-        made.alias(name, "champion", made.register(name, first))
-    return made
+        instance.alias(name, "champion", instance.register(name, first))
+    return instance
 
 
 @pytest.fixture(scope="module")
 def pairs(registry: Registry, folder: Path) -> Iterator[list[Pair]]:
-    """Models on one service; the last one has a challenger, which another front has found to fail."""
+    """Serve the models; another front has stopped the challenger of the last one."""
     failing = registry.add(NAMES[-1], factor=2.0)
     registry.alias(NAMES[-1], "challenger", failing)
-    told = f"{TOLD} of the requests: 5 of 9 requests failed on it"
-    registry.client.set_model_version_tag(NAMES[-1], failing, "serving.canary", told)
+    reason = f"{TOLD} of the requests: 5 of 9 requests failed on it"
+    for tag, value in canary_state.stop(f"models:/{NAMES[-1]}@challenger", 0.25, reason).items():
+        registry.client.set_model_version_tag(NAMES[-1], failing, tag, value)
     with served(registry.uri, folder, models=by_weight(*NAMES), **SETTINGS) as service:
         service.until_ready()
         yield [Pair(name, service, registry) for name in NAMES]
@@ -144,13 +147,13 @@ def pairs(registry: Registry, folder: Path) -> Iterator[list[Pair]]:
 
 @dataclass(frozen=True, slots=True)
 class Fronts:
-    """A model on two services, of which one has started while the challenger was at 50 % on the other."""
+    """A model on two services; the later one starts while the challenger has 50 % on the earlier one."""
 
     early: Pair
     late: Pair
     version: str
     others: list[Pair]
-    """Models on the late one alone, which also judges how long a challenger takes."""
+    """Models only on the later service, which also compares the latency of challengers."""
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +164,7 @@ def fronts(
     version = early.challenge(on_large="raise:unfit")
     early.rise(0.5)
     early.until_tagged(version, "up to 50 %")
-    settings = SETTINGS | {"canary_steps": "25,50,100", "canary_max_latency": SLOWER}
+    settings = SETTINGS | {"canary_steps": "25,50,100", "canary_max_latency_ratio": SLOWER}
     home = tmp_path_factory.mktemp("late")
     with served(registry.uri, home, models=by_weight(ON_BOTH, *LATE), **settings) as service:
         service.until_ready()
@@ -179,7 +182,7 @@ def pair(unchallenged: Iterator[Pair]) -> Pair:
     return next(unchallenged)
 
 
-def test_without_a_challenger_the_champion_answers_and_the_service_is_ready(pair: Pair) -> None:
+def test_service_is_ready_without_a_challenger(pair: Pair) -> None:
     assert pair.answering(50) == {"1": 50}
     assert pair.champion.state["canary"] == {"share": 1.0, "state": "first", "reason": ""}
     state = pair.challenger.state
@@ -188,15 +191,15 @@ def test_without_a_challenger_the_champion_answers_and_the_service_is_ready(pair
     assert pair.service.client.get("/ready").status_code == 200
 
 
-def test_a_challenger_that_does_well_rises_by_steps_and_callers_stay(pair: Pair) -> None:
+def test_good_challenger_rises_stepwise_and_keeps_its_users(pair: Pair) -> None:
     version = pair.challenge()
     assert pair.challenger.state["canary"]["share"] == 0.25
     with_it = {user for user in range(100) if pair.ask(user=str(user)).headers["x-model-version"] == version}
     assert 5 <= len(with_it) <= 45
     pair.until_asked("steady")
     assert pair.challenger.state["canary"]["share"] == 0.5
-    found = pair.answering(200)
-    assert 60 <= found[version] <= 140
+    counts = pair.answering(200)
+    assert 60 <= counts[version] <= 140
     assert all(pair.ask(user=str(user)).headers["x-model-version"] == version for user in with_it)
     pair.until_tagged(version, "up to 50 % of the requests, as models:/")
     shares = {
@@ -209,7 +212,7 @@ def test_a_challenger_that_does_well_rises_by_steps_and_callers_stay(pair: Pair)
     assert shares[f"models:/{pair.champion.name}@champion"] == 0.5
 
 
-def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair) -> None:
+def test_failing_challenger_is_stopped_until_its_tag_is_deleted(pair: Pair) -> None:
     version = pair.challenge(on_large="raise:unfit")
     pair.until_asked("stopped", x=101.0)
     state = pair.challenger.state
@@ -219,11 +222,11 @@ def test_a_challenger_that_fails_gets_nothing_until_a_person_says_so(pair: Pair)
     assert state["version"] == version
     assert pair.challenger.predict().headers["x-model-version"] == "1"
     pair.until_tagged(version, TOLD)
-    pair.untag(version)  # most times before the front itself has seen the tag
+    pair.untag(version)  # usually before the front itself has read the tag
     pair.until_given(0.25)
 
 
-def test_row_47_no_caller_has_a_challenger_stopped(pair: Pair) -> None:
+def test_row_47_client_requests_cannot_stop_a_challenger(pair: Pair) -> None:
     version = pair.challenge(on_large="raise:unfit")
     path = f"/models/{pair.champion.name}@challenger/predict"
     for _ in range(8):
@@ -235,14 +238,14 @@ def test_row_47_no_caller_has_a_challenger_stopped(pair: Pair) -> None:
     for _ in range(8):
         row = {"x": 1.0, "act": "raise:poison"}
         assert pair.service.client.post(path, json=row).status_code == 500
-    # The champion has answered a sample of them.
+    # A sample of them was replayed on the champion.
     until(lambda: pair.service.metrics()[calls] >= before + 5)
     assert pair.challenger.state["canary"]["state"] == "rising"
     pair.until_asked("stopped", x=101.0)
     assert pair.challenger.state["version"] == version
 
 
-def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, tmp_path: Path) -> None:
+def test_challenger_whose_process_cannot_restart_is_stopped(pair: Pair, tmp_path: Path) -> None:
     pair.challenge(on_load=f"once:{tmp_path / 'loaded'}", on_large="exit:1")
     path, hurried = f"/models/{pair.champion.name}/predict", {"X-Request-Timeout": "0.1"}
 
@@ -256,7 +259,7 @@ def test_a_challenger_whose_process_does_not_come_back_gets_nothing(pair: Pair, 
     assert pair.answering(50) == {"1": 50}
 
 
-def test_a_front_that_starts_later_heeds_what_another_one_found(pairs: list[Pair]) -> None:
+def test_later_front_respects_a_stop_by_another(pairs: list[Pair]) -> None:
     failing = pairs[-1]
     state = failing.challenger.until(lambda state: state["canary"]["state"] == "stopped")
     assert state["canary"]["share"] == 0.0
@@ -265,18 +268,18 @@ def test_a_front_that_starts_later_heeds_what_another_one_found(pairs: list[Pair
     assert failing.challenger.predict().headers["x-model-version"] == "1"
 
 
-def test_a_front_that_starts_in_mid_rise_begins_anew_and_the_tag_tells_of_the_farthest(
+def test_later_front_starts_over_and_keeps_highest_tag(
     fronts: Fronts,
 ) -> None:
     fronts.late.until_given(0.25)
-    # It has told of that once it has told of what it began with later.
+    # Tags are written in order: wait for the tag of a canary that started later.
     elsewhere = fronts.others[0]
     elsewhere.until_tagged(elsewhere.challenge(), "up to 25 %")
     fronts.late.until_tagged(fronts.version, "up to 50 %")
     assert fronts.early.challenger.state["canary"]["share"] == 0.5
 
 
-def test_what_one_front_stops_another_that_runs_does_too(fronts: Fronts) -> None:
+def test_canary_stopped_by_one_front_stops_on_others(fronts: Fronts) -> None:
     early, late = fronts.early, fronts.late
     late.until_given(0.25)
     for _ in range(5):
@@ -291,19 +294,19 @@ def test_what_one_front_stops_another_that_runs_does_too(fronts: Fronts) -> None
     early.until_tagged(fronts.version, "up to 25 %")
 
 
-def test_a_challenger_whose_alias_moves_gives_way_and_begins_anew_if_it_returns(pair: Pair) -> None:
+def test_moved_alias_restarts_the_canary(pair: Pair) -> None:
     version = pair.challenge()
     pair.rise(0.5)
     another = pair.challenge()
-    pair.until_tagged(version, "was given up to 50 %")
+    pair.until_tagged(version, "received up to 50 %")
     pair.until_tagged(another, "up to 25 %")
     assert {*pair.answering(50)} == {"1", another}
     pair.challenge(version)
     pair.until_tagged(version, "up to 25 %")
-    pair.until_tagged(another, "was given up to 25 %")
+    pair.until_tagged(another, "received up to 25 %")
 
 
-def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
+def test_deleted_alias_aborts_the_canary(pair: Pair) -> None:
     version = pair.challenge()
     pair.registry.client.delete_registered_model_alias(pair.champion.name, "challenger")
     pair.until_given(0.0)
@@ -311,12 +314,12 @@ def test_a_challenger_whose_alias_is_deleted_gets_nothing(pair: Pair) -> None:
     assert state["state"] == "waiting"
     assert "names nothing in the registry" in state["reason"]
     assert pair.answering(50) == {"1": 50}
-    pair.until_tagged(version, "was given up to 25 %")
+    pair.until_tagged(version, "received up to 25 %")
     pair.challenge(version)
     pair.until_tagged(version, "up to 25 %")
 
 
-def test_a_challenger_that_is_slow_gets_nothing(fronts: Fronts) -> None:
+def test_slow_challenger_is_stopped(fronts: Fronts) -> None:
     pair = fronts.others[1]
     pair.challenge(on_large=SLOW)
     pair.ask_times("champion", 100)
@@ -327,7 +330,7 @@ def test_a_challenger_that_is_slow_gets_nothing(fronts: Fronts) -> None:
     assert pair.answering(20) == {"1": 20}
 
 
-def test_a_challenger_that_gets_all_is_measured_by_what_the_champion_took(fronts: Fronts) -> None:
+def test_challenger_at_full_share_is_compared_with_earlier_latency(fronts: Fronts) -> None:
     pair = fronts.others[2]
     version = pair.challenge(on_large=SLOW)
     pair.rise(0.5)
@@ -341,7 +344,7 @@ def test_a_challenger_that_gets_all_is_measured_by_what_the_champion_took(fronts
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_why_a_challenger_gets_nothing_is_seen_on_the_page(pairs: list[Pair], browser: Browser) -> None:
+def test_page_shows_why_a_canary_stopped(pairs: list[Pair], browser: Browser) -> None:
     failing = pairs[-1]
     failing.challenger.until(lambda state: state["canary"]["state"] == "stopped")
     page = browser.new_page()
@@ -352,25 +355,25 @@ def test_why_a_challenger_gets_nothing_is_seen_on_the_page(pairs: list[Pair], br
     page.close()
 
 
-def test_a_challenger_that_would_break_clients_gets_nothing(pair: Pair) -> None:
+def test_incompatible_challenger_gets_no_requests(pair: Pair) -> None:
     version = pair.challenge(share=0.0, inputs="x: double, y: double", example=None)
     state = pair.challenger.state["canary"]
     assert (state["state"], state["reason"]) == ("waiting", "it would break clients of the first")
     assert pair.answering(50) == {"1": 50}
     path = f"/models/{pair.champion.name}@challenger/predict"
-    answer = pair.service.client.post(path, json={"x": 1.0, "y": 2.0})
-    assert answer.headers["x-model-version"] == version
+    response = pair.service.client.post(path, json={"x": 1.0, "y": 2.0})
+    assert response.headers["x-model-version"] == version
 
 
-def test_the_other_protocols_are_shared_too(pair: Pair) -> None:
+def test_canary_splits_requests_of_all_protocols(pair: Pair) -> None:
     version = pair.challenge()
     name = pair.champion.name
     tensor = {"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}
-    asked = [
+    requests = [
         (f"/invocations?model={name}", {"dataframe_records": [{"x": 1.0}]}),
         (f"/v2/models/{name}/infer", {"inputs": [tensor]}),
     ]
-    for path, body in asked:
+    for path, body in requests:
         versions = {
             pair.service.client.post(path, json=body, headers={"X-User": str(user)}).headers[
                 "x-model-version"

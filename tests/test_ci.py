@@ -1,4 +1,4 @@
-"""What CI counts as a failure."""
+"""Failures in CI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SKIPPING = "import pytest\n\ndef test_it():\n    pytest.skip('not today')\n"
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "workers"])
 @pytest.mark.parametrize(("ci", "status"), [("", 0), ("true", 1)], ids=["here", "CI"])
-def test_a_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, workers: list[str]) -> None:
+def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, workers: list[str]) -> None:
     shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
     (tmp_path / "test_it.py").write_text(SKIPPING)
     command = [sys.executable, "-m", "pytest", "--rootdir", tmp_path, *workers, "test_it.py"]

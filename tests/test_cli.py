@@ -1,4 +1,4 @@
-"""The command line, as a person at a terminal meets it."""
+"""Output and exit statuses of the command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 from casting import Registry
 from live import environment
 
-from serving.settings import OPTIONS, variable
+from serving.settings.settings import OPTIONS, env_name
 
 WORDS = {"x": {"minimum": 0, "maximum": 10, "description": "What is multiplied"}}
 
 
 def serving(env: dict[str, str], *arguments: str) -> tuple[int, str, str]:
-    """Run a command; gives its exit status, what it prints, and what it complains of."""
+    """Run a command; return its exit status, standard output and standard error."""
     command = [sys.executable, "-m", "serving", *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -38,7 +38,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 # -- help
 
 
-def test_the_help_names_the_commands(env: dict[str, str]) -> None:
+def test_help_lists_the_commands(env: dict[str, str]) -> None:
     status, printed, _ = serving(env, "--help")
     assert status == 0
     for command in ("run", "check", "status"):
@@ -46,31 +46,31 @@ def test_the_help_names_the_commands(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_the_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
+def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
     status, printed, _ = serving(env, command, "--help")
     assert status == 0
     words = set(re.findall(r"[\w-]+", printed))
     for name in OPTIONS:
         assert f"--{name.replace('_', '-')}" in words
-        assert variable(name) in words
+        assert env_name(name) in words
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
-def test_a_mistyped_command_is_told(env: dict[str, str], arguments: list[str]) -> None:
-    status, _, complaint = serving(env, *arguments)
+def test_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
+    status, _, errors = serving(env, *arguments)
     assert status == 2
-    assert complaint
-    assert "Traceback" not in complaint
+    assert errors
+    assert "Traceback" not in errors
 
 
 # -- settings
 
 
-def test_each_wrong_setting_is_told_in_a_line(env: dict[str, str]) -> None:
+def test_every_invalid_setting_is_reported_in_one_line(env: dict[str, str]) -> None:
     env |= {"SERVING_PORT": "http", "SERVING_MODELS": "iris"}
-    status, printed, complaint = serving(env, "run", "--replicas", "0", "--poll-seconds", "nan")
+    status, printed, errors = serving(env, "run", "--replicas", "0", "--poll-seconds", "nan")
     assert (status, printed) == (2, "")
-    lines = sorted(complaint.splitlines())
+    lines = sorted(errors.splitlines())
     assert [line.partition(":")[0] for line in lines] == [
         "✗ SERVING_MODELS",
         "✗ SERVING_POLL_SECONDS",
@@ -80,11 +80,11 @@ def test_each_wrong_setting_is_told_in_a_line(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-def test_a_port_that_is_taken_is_told_in_a_line(env: dict[str, str], option: str) -> None:
+def test_port_in_use_is_reported_in_one_line(env: dict[str, str], option: str) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
-        status, _, complaint = serving(env, "run", option, str(taken.server_port))
+        status, _, errors = serving(env, "run", option, str(taken.server_port))
     assert status != 0
-    (line,) = complaint.splitlines()
+    (line,) = errors.splitlines()
     assert "address already in use" in line.lower()
 
 
@@ -93,7 +93,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(env: dict[str, str], option: str
 
 @pytest.fixture(scope="module")
 def checked(new_registry: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """What `serving check` says of a good version, of a broken one, and of one that is not there."""
+    """Return results of `serving check` for a good, a broken and a missing version, and a bad reference."""
     folder = tmp_path_factory.mktemp("check")
     stage = Registry(new_registry(folder))
     stage.promote(
@@ -108,20 +108,20 @@ def checked(new_registry: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
         "missing": "models:/missing@champion",
         "unread": "good",
     }
-    found: dict[str, tuple[int, str, str]] = {}
+    results: dict[str, tuple[int, str, str]] = {}
 
     def check(name: str, reference: str) -> None:
-        found[name] = serving(env, "check", reference)
+        results[name] = serving(env, "check", reference)
 
     checking = [threading.Thread(target=check, args=item) for item in references.items()]
-    for each in checking:
-        each.start()
-    for each in checking:
-        each.join()
-    return found
+    for thread in checking:
+        thread.start()
+    for thread in checking:
+        thread.join()
+    return results
 
 
-def test_a_version_that_would_go_live_is_told_with_its_contract(checked: Any) -> None:
+def test_check_prints_the_contract_of_a_good_version(checked: Any) -> None:
     status, printed, _ = checked["good"]
     assert status == 0
     assert "✓ models:/good/Production would go live: good version 1" in printed
@@ -129,36 +129,36 @@ def test_a_version_that_would_go_live_is_told_with_its_contract(checked: Any) ->
     assert re.search(r"n +long +no", printed)
 
 
-def test_a_version_that_would_not_go_live_is_told_with_the_reason(checked: Any) -> None:
-    status, printed, complaint = checked["broken"]
+def test_check_prints_the_reason_of_a_rejection(checked: Any) -> None:
+    status, printed, errors = checked["broken"]
     assert status == 1
     assert (
         "✗ models:/broken/1 would not go live: on its own input example it raised ValueError: [b]weights[/]"
         in printed
     )
-    assert "Traceback" not in complaint
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("missing", "✗ models:/missing@champion can't be checked: models:/missing@champion names nothing"),
-        ("unread", "✗ 'good' is no model reference: write models:/iris/Production (stage)"),
+        ("missing", "✗ cannot check models:/missing@champion: models:/missing@champion names nothing"),
+        ("unread", "✗ 'good' is not a model reference: write models:/iris/Production (stage)"),
     ],
 )
-def test_what_could_not_be_found_out_is_told(checked: Any, name: str, said: str) -> None:
-    status, printed, complaint = checked[name]
+def test_check_reports_an_unresolvable_reference(checked: Any, name: str, message: str) -> None:
+    status, printed, errors = checked[name]
     assert (status, printed) == (2, "")
-    (line,) = complaint.splitlines()
-    assert line.startswith(said)
+    (line,) = errors.splitlines()
+    assert line.startswith(message)
 
 
 # -- status
 
 
 @contextmanager
-def answering(body: bytes) -> Iterator[str]:
-    """A server that answers everything with `body`."""
+def responding(body: bytes) -> Iterator[str]:
+    """Run a server that responds to every request with `body`; yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -181,23 +181,23 @@ def answering(body: bytes) -> Iterator[str]:
     "body",
     [b"", b"hello", b"[]", b'{"models": 5, "registry": {}}', b'{"models": ["a"], "registry": {}}', b"\xff"],
 )
-def test_something_else_than_the_service_is_told(env: dict[str, str], body: bytes) -> None:
-    with answering(body) as url:
-        status, _, complaint = serving(env, "status", url)
+def test_status_reports_another_service(env: dict[str, str], body: bytes) -> None:
+    with responding(body) as url:
+        status, _, errors = serving(env, "status", url)
     assert status == 2
-    (line,) = complaint.splitlines()
-    assert line.startswith(f"✗ {url} does not answer as a serving front does")
+    (line,) = errors.splitlines()
+    assert line.startswith(f"✗ {url} does not respond like this service")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense", "http://[", "ftp://127.0.0.1"])
-def test_nothing_that_answers_is_told(env: dict[str, str], url: str) -> None:
-    status, _, complaint = serving(env, "status", url)
+def test_status_reports_an_unreachable_url(env: dict[str, str], url: str) -> None:
+    status, _, errors = serving(env, "status", url)
     assert status == 2
-    (line,) = complaint.splitlines()
-    assert line.startswith(f"✗ {url} does not answer as a serving front does")
+    (line,) = errors.splitlines()
+    assert line.startswith(f"✗ {url} does not respond like this service")
 
 
-def test_a_model_without_a_version_is_told_by_its_id(env: dict[str, str]) -> None:
+def test_status_shows_the_id_of_an_unregistered_model(env: dict[str, str]) -> None:
     model = {
         "uri": "models:/m-1",
         "version": None,
@@ -209,8 +209,8 @@ def test_a_model_without_a_version_is_told_by_its_id(env: dict[str, str]) -> Non
         "reason": None,
     }
     registry = {"uri": "sqlite:///mlflow.db", "reachable": None}
-    with answering(json.dumps({"status": "ready", "models": [model], "registry": registry}).encode()) as url:
+    with responding(json.dumps({"status": "ready", "models": [model], "registry": registry}).encode()) as url:
         status, printed, _ = serving(env | {"COLUMNS": "200"}, "status", url)
     assert status == 0
     assert re.search(r"models:/m-1 +m-1 +live +2026-01-31 12:30:00 +\[red\]it is unproven\[/\]", printed)
-    assert "registry sqlite:///mlflow.db: not asked yet" in printed
+    assert "registry sqlite:///mlflow.db: not contacted yet" in printed

@@ -1,4 +1,4 @@
-"""The real registry in SQLite, and what is said where it names nothing or is away."""
+"""The registry client on SQLite: references, artifacts, and errors of the registry."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema
 from signatures import columns
 
-from serving.errors import RegistryUnavailable, Unresolved
+from serving.errors import ReferenceNotFound, RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
-from serving.runtime.version import Version
-from serving.settings import Settings
-from serving.telemetry.redaction import without_secrets
+from serving.settings.settings import Settings
+from serving.telemetry.redaction import redact
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ NAMES = ["iris", "my model", "o'brien", 'the "best"', "ирис", "iris_2", "IRI
 
 @pytest.fixture
 def catalogue(registry: str) -> Registry:
-    """A registry with four versions of iris, whose artifacts are nowhere."""
+    """Create a registry with four versions of iris without artifacts."""
     made = Registry(registry)
     for _ in range(4):
         made.register("iris", Path("/nowhere"))
@@ -55,23 +55,21 @@ async def resolved(client: RegistryClient, uri: str) -> Version:
     return version
 
 
-# -- what references name
+# -- references
 
 
-async def test_a_stage_names_its_highest_number(client: RegistryClient, catalogue: Registry) -> None:
+async def test_stage_names_its_highest_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("3", "2"):
         catalogue.promote("iris", version, archive=False)
     catalogue.promote("iris", "4", "Staging")
-    found, rivals = await client.resolve(Reference.parse("models:/iris/Production"))
-    assert (found.version, found.stage) == ("3", "Production")
+    result, rivals = await client.resolve(Reference.parse("models:/iris/Production"))
+    assert (result.version, result.stage) == ("3", "Production")
     assert [rival.version for rival in rivals] == ["2"]
     assert (await resolved(client, "models:/iris/staging")).version == "4"
     assert (await resolved(client, "models:/iris/None")).version == "1"
 
 
-async def test_the_highest_number_is_no_matter_of_spelling(
-    client: RegistryClient, catalogue: Registry
-) -> None:
+async def test_highest_number_is_found_in_any_spelling(client: RegistryClient, catalogue: Registry) -> None:
     for _ in range(7):
         catalogue.register("iris", Path("/nowhere"))
     assert (await resolved(client, "models:/iris/latest")).version == "11"
@@ -80,18 +78,16 @@ async def test_the_highest_number_is_no_matter_of_spelling(
     assert (await resolved(client, "models:/iris/Production")).version == "10"
 
 
-async def test_an_alias_names_its_version_wherever_it_moves(
-    client: RegistryClient, catalogue: Registry
-) -> None:
+async def test_alias_names_its_current_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("3", "1", "2"):
         catalogue.alias("iris", "champion", version)
         assert (await resolved(client, "models:/iris@champion")).version == version
 
 
-async def test_a_number_names_its_version(client: RegistryClient, catalogue: Registry) -> None:
+async def test_number_names_its_version(client: RegistryClient, catalogue: Registry) -> None:
     for version in ("1", "4"):
-        found = await resolved(client, f"models:/iris/{version}")
-        assert (found.name, found.version, found.stage) == ("iris", version, None)
+        result = await resolved(client, f"models:/iris/{version}")
+        assert (result.name, result.version, result.stage) == ("iris", version, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,9 +101,7 @@ async def test_models_of_any_name_are_found(client: RegistryClient, catalogue: R
         assert (await resolved(client, uri)).name == name
 
 
-async def test_a_version_is_known_with_all_that_is_told_of_it(
-    client: RegistryClient, catalogue: Registry, tmp_path: Path
-) -> None:
+async def test_version_has_its_metadata(client: RegistryClient, catalogue: Registry, tmp_path: Path) -> None:
     with quiet(), mlflow.start_run() as run:
         logged = mlflow.pyfunc.log_model(
             name="actor",
@@ -120,16 +114,16 @@ async def test_a_version_is_known_with_all_that_is_told_of_it(
     catalogue.alias("actor", "champion", "1")
     catalogue.alias("actor", "best", "1")
     catalogue.client.set_model_version_tag("actor", "1", "team", "flowers")
-    found = await client.complete(await resolved(client, "models:/actor/Production"))
-    assert found.tags == {"team": "flowers"}
-    assert (found.version, found.stage, found.aliases) == ("1", "Production", ("best", "champion"))
-    assert (found.run_id, found.model_id) == (run.info.run_id, logged.model_id)
-    assert found.source == f"models:/{logged.model_id}"
-    folder = await client.download(found, tmp_path / "download", anywhere)
+    result = await client.complete(await resolved(client, "models:/actor/Production"))
+    assert result.tags == {"team": "flowers"}
+    assert (result.version, result.stage, result.aliases) == ("1", "Production", ("best", "champion"))
+    assert (result.run_id, result.model_id) == (run.info.run_id, logged.model_id)
+    assert result.source == f"models:/{logged.model_id}"
+    folder = await client.download(result, tmp_path / "download", anywhere)
     assert (folder / "MLmodel").is_file()
 
 
-async def test_a_logged_model_is_served_without_a_version(
+async def test_logged_model_is_served_without_a_version(
     client: RegistryClient, registry: str, tmp_path: Path
 ) -> None:
     with quiet(), mlflow.start_run() as run:
@@ -139,17 +133,17 @@ async def test_a_logged_model_is_served_without_a_version(
             signature=ModelSignature(Schema(columns("x: double"))),
             pip_requirements=[],
         )
-    found = await client.complete(await resolved(client, f"models:/{logged.model_id}"))
-    assert (found.version, found.stage, found.model_id, found.run_id) == (
+    result = await client.complete(await resolved(client, f"models:/{logged.model_id}"))
+    assert (result.version, result.stage, result.model_id, result.run_id) == (
         None,
         None,
         logged.model_id,
         run.info.run_id,
     )
-    assert ((await client.download(found, tmp_path / "download", anywhere)) / "MLmodel").is_file()
+    assert ((await client.download(result, tmp_path / "download", anywhere)) / "MLmodel").is_file()
 
 
-async def test_artifacts_are_downloaded_as_they_are(
+async def test_artifacts_are_downloaded_unchanged(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
     saved = actor(tmp_path)
@@ -164,7 +158,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# -- what names nothing
+# -- invalid references
 
 
 @pytest.mark.parametrize(
@@ -181,17 +175,17 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("""models:/a'b"c/latest""", "models:/a'b\"c/latest names nothing in the registry"),
     ],
 )
-async def test_what_names_nothing_is_told_in_a_sentence(
+async def test_unresolvable_reference_is_reported(
     client: RegistryClient, catalogue: Registry, uri: str, said: str
 ) -> None:
-    with pytest.raises(Unresolved) as missing:
+    with pytest.raises(ReferenceNotFound) as missing:
         await resolved(client, uri)
     assert str(missing.value).startswith(said)
     assert "\n" not in str(missing.value)
     assert client.reachable is True
 
 
-async def test_artifacts_that_are_gone_are_told_in_a_sentence(
+async def test_missing_artifacts_are_reported(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
     version = await resolved(client, "models:/iris/1")
@@ -199,18 +193,18 @@ async def test_artifacts_that_are_gone_are_told_in_a_sentence(
         await client.download(version, tmp_path / "download", anywhere)
 
 
-# -- a registry that is away
+# -- unavailable registry
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken, and on which nobody listens."""
+    """Reserve a port without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
-async def test_a_server_that_is_away_is_unavailable_and_its_password_is_not_told(
+async def test_unreachable_server_is_reported_without_its_password(
     closed_port: int,
 ) -> None:
     uri = f"http://alice:hunter2@127.0.0.1:{closed_port}"
@@ -226,7 +220,7 @@ async def test_a_server_that_is_away_is_unavailable_and_its_password_is_not_told
         assert client.uri == f"http://***@127.0.0.1:{closed_port}"
 
 
-async def test_a_database_that_is_none_is_unavailable(tmp_path: Path) -> None:
+async def test_invalid_database_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(os.urandom(4096))
     with closing(RegistryClient(Settings(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))) as client:
         with pytest.raises(RegistryUnavailable) as away:
@@ -234,7 +228,9 @@ async def test_a_database_that_is_none_is_unavailable(tmp_path: Path) -> None:
         assert "\n" not in str(away.value)
 
 
-async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catalogue: Registry) -> None:
+async def test_time_of_the_last_successful_poll_is_recorded(
+    client: RegistryClient, catalogue: Registry
+) -> None:
     before = datetime.now(UTC)
     await resolved(client, "models:/iris/1")
     assert client.reachable is True
@@ -261,39 +257,39 @@ async def test_when_a_look_last_succeeded_is_known(client: RegistryClient, catal
     ],
 )
 async def test_passwords_are_never_shown(uri: str, shown: str) -> None:
-    assert without_secrets(uri) == shown
-    assert without_secrets(shown) == shown
+    assert redact(uri) == shown
+    assert redact(shown) == shown
     with closing(RegistryClient(Settings(tracking_uri=uri))) as client:
         assert client.uri == shown
 
 
 @given(st.text("abc:@?=&%", min_size=1).filter(lambda text: not text.startswith("@")))
 def test_no_part_of_a_password_is_shown(password: str) -> None:
-    assert without_secrets(f"http://alice:{password}@host/path") == "http://***@host/path"
+    assert redact(f"http://alice:{password}@host/path") == "http://***@host/path"
 
 
-async def test_a_registry_of_its_own_goes_before_the_tracking_server(tmp_path: Path, registry: str) -> None:
+async def test_separate_registry_precedes_the_tracking_server(tmp_path: Path, registry: str) -> None:
     settings: dict[str, Any] = {"tracking_uri": "http://tracking", "registry_uri": registry}
     with closing(RegistryClient(Settings(**settings))) as client:
         assert client.uri == registry
 
 
-async def test_how_long_the_registry_took_is_told_but_not_what_importing_mlflow_did(
+async def test_registry_duration_excludes_the_import_of_mlflow(
     client: RegistryClient, catalogue: Registry
 ) -> None:
     await resolved(client, "models:/iris/1")
-    assert client.waited == 0
+    assert client.last_latency == 0
     await resolved(client, "models:/iris/1")
-    assert client.waited > 0
+    assert client.last_latency > 0
 
 
-async def test_how_long_it_took_is_told_of_looks_alone(client: RegistryClient, catalogue: Registry) -> None:
-    """By that followers rest; tags, each of which takes calls of its own, are no sign of a slow registry."""
+async def test_registry_duration_includes_polls_only(client: RegistryClient, catalogue: Registry) -> None:
+    """Ignore the duration of tag writes, which does not affect the poll interval."""
     version = await resolved(client, "models:/iris/1")
-    await client.marker(0.0)
-    waited = client.waited
+    await client.cursor(0.0)
+    waited = client.last_latency
     assert waited > 0
     await client.write_tags(version, lambda _: {f"tag-{number}": "x" for number in range(5)})
-    assert client.waited == waited
-    await client.marker(0.0)
-    assert client.waited != waited
+    assert client.last_latency == waited
+    await client.cursor(0.0)
+    assert client.last_latency != waited

@@ -1,4 +1,4 @@
-"""The wall clock jumps by hours and days while a service runs; nothing expires, hangs or is lost."""
+"""Jumps of the wall clock by hours and days do not affect a running service."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Jump = Callable[[float], None]
 
 @pytest.fixture
 def jump(tmp_path: Path) -> Jump:
-    """Set the clock of the service forward, or back, from the right time by some seconds."""
+    """Set the clock of the service to an offset in seconds from the right time."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler is installed: apt-get install gcc libc6-dev")
     (tmp_path / "clock.c").write_text(CLOCK)
@@ -93,7 +93,7 @@ def service(jump: Jump, new_registry: NewRegistry, tmp_path: Path) -> Iterator[S
         yield service
 
 
-def test_jumps_of_the_clock_change_nothing(service: Service, jump: Jump, tmp_path: Path) -> None:
+def test_clock_jumps_have_no_effect(service: Service, jump: Jump, tmp_path: Path) -> None:
     registry = Registry(service.env["MLFLOW_TRACKING_URI"])
     model, ledger = Model("actor", service, registry), Ledger(f"sqlite:///{tmp_path}/journal.db")
     versions = ["1", model.add()]

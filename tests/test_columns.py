@@ -1,4 +1,4 @@
-"""What a column takes: each signature type's values in JSON, and the words that narrow them."""
+"""Values that a column accepts: the JSON values of each signature type, and schema keywords."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 from signatures import TYPES, contract
 
-from serving.errors import Malformed, Unprocessable, Untypable
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.errors import Malformed, Unprocessable, UnsupportedSignature
+from serving.types.scalars import FLOAT32_MAX
 
 INT32, INT64 = 2**31, 2**63
 at = datetime.fromisoformat
@@ -77,7 +77,7 @@ def read(kind: str, value: str, words: dict[str, Any] | None = None) -> Any:
 
 @pytest.mark.parametrize(("kind", "value", "expected"), TAKEN)
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
-def test_a_value_of_the_type_is_taken(kind: str, mark: str, value: str, expected: Any) -> None:
+def test_valid_value_is_accepted(kind: str, mark: str, value: str, expected: Any) -> None:
     found = read(kind + mark, value)
     assert found == expected
     assert type(found) is type(expected)
@@ -85,7 +85,7 @@ def test_a_value_of_the_type_is_taken(kind: str, mark: str, value: str, expected
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in TYPES for value in REFUSED[kind]])
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
-def test_any_other_value_is_refused(kind: str, mark: str, value: str) -> None:
+def test_invalid_value_is_rejected(kind: str, mark: str, value: str) -> None:
     with pytest.raises(Unprocessable) as refused:
         read(kind + mark, value)
     (fault,) = refused.value.faults
@@ -94,17 +94,17 @@ def test_any_other_value_is_refused(kind: str, mark: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["integer", "long", "double"])
-def test_an_integer_of_five_thousand_digits_is_not_read_at_all(kind: str) -> None:
+def test_integer_of_five_thousand_digits_is_malformed(kind: str) -> None:
     with pytest.raises(Malformed):
         read(kind, "9" * 5000)
 
 
 WHOLE_NUMBERS = ("integer", "long")
-"""The types of which pyfunc takes no null."""
+"""The types for which pyfunc rejects null."""
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_null_is_taken_where_the_column_is_optional(kind: str) -> None:
+def test_null_is_accepted_in_optional_columns(kind: str) -> None:
     if kind not in WHOLE_NUMBERS:
         assert read(f"{kind}?", "null") is None
     with pytest.raises(Unprocessable):
@@ -112,21 +112,21 @@ def test_null_is_taken_where_the_column_is_optional(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WHOLE_NUMBERS)
-def test_null_is_refused_in_an_optional_column_of_integers_as_pyfunc_does(kind: str) -> None:
+def test_null_is_rejected_in_optional_integer_columns(kind: str) -> None:
     with pytest.raises(Unprocessable) as refused:
         read(f"{kind}?", "null")
-    assert refused.value.faults[0].msg == "MLflow takes no null in such a column: leave the field out"
+    assert refused.value.faults[0].msg == "MLflow accepts no null in a column of this type: omit the field"
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_only_an_optional_column_may_be_left_out(kind: str) -> None:
+def test_only_optional_columns_may_be_omitted(kind: str) -> None:
     assert contract(f"it: {kind}?").read_row(b"{}") == {}
     with pytest.raises(Unprocessable) as refused:
         contract(f"it: {kind}").read_row(b"{}")
     assert refused.value.faults[0].msg == "Field required"
 
 
-# -- the words of the metadata
+# -- schema keywords of the metadata
 
 NUMBERS = ("integer", "long", "float", "double")
 
@@ -147,12 +147,12 @@ NUMBERS = ("integer", "long", "float", "double")
     ],
     ids=str,
 )
-def test_a_number_is_held_to_its_words(kind: str, words: dict[str, Any], taken: str, refused: str) -> None:
+def test_keywords_constrain_numbers(kind: str, words: dict[str, Any], taken: str, refused: str) -> None:
     read(kind, taken, words)
     if kind not in WHOLE_NUMBERS:
         read(f"{kind}?", "null", words)
     for mark in ("", "?"):
-        with pytest.raises(Unprocessable, match="1 thing does not fit"):
+        with pytest.raises(Unprocessable, match="1 value does not match"):
             read(kind + mark, refused, words)
 
 
@@ -167,13 +167,13 @@ def test_a_number_is_held_to_its_words(kind: str, words: dict[str, Any], taken: 
     ],
     ids=str,
 )
-def test_a_text_is_held_to_its_words(words: dict[str, Any], taken: str, refused: str) -> None:
+def test_keywords_constrain_strings(words: dict[str, Any], taken: str, refused: str) -> None:
     read("string", json.dumps(taken), words)
     with pytest.raises(Unprocessable):
         read("string", json.dumps(refused), words)
 
 
-def test_a_boolean_is_held_to_its_words() -> None:
+def test_enum_constrains_booleans() -> None:
     read("boolean", "true", {"enum": [True]})
     for other in ("false", "1"):
         with pytest.raises(Unprocessable):
@@ -192,7 +192,7 @@ def test_a_boolean_is_held_to_its_words() -> None:
         ("float", "maximum", 1e300, "1e39"),
     ],
 )
-def test_no_word_makes_room_for_what_the_width_cannot_hold(
+def test_bounds_cannot_exceed_the_range_of_the_type(
     kind: str, word: str, bound: float, value: object
 ) -> None:
     with pytest.raises(Unprocessable):
@@ -229,15 +229,13 @@ def test_no_word_makes_room_for_what_the_width_cannot_hold(
     ],
     ids=str,
 )
-def test_a_word_with_a_value_that_means_nothing_is_refused_with_what_to_write(
-    kind: str, word: str, value: Any
-) -> None:
-    with pytest.raises(Untypable) as refused:
+def test_invalid_keyword_value_is_rejected_with_a_suggestion(kind: str, word: str, value: Any) -> None:
+    with pytest.raises(UnsupportedSignature) as refused:
         contract(f"it: {kind}", {"it": {word: value}})
-    said = str(refused.value)
-    assert said.startswith(f"metadata serving.inputs.it.{word} is ")
-    assert ": write a " in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert message.startswith(f"metadata serving.inputs.it.{word} is ")
+    assert ": write a " in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -257,18 +255,18 @@ def test_a_word_with_a_value_that_means_nothing_is_refused_with_what_to_write(
         ("double", 5),
     ],
 )
-def test_a_word_that_says_nothing_about_the_type_is_refused_with_those_that_do(kind: str, word: Any) -> None:
-    with pytest.raises(Untypable, match=f"says nothing about a {kind}: use .*description.*unit"):
+def test_inapplicable_keyword_is_rejected_with_alternatives(kind: str, word: Any) -> None:
+    with pytest.raises(UnsupportedSignature, match=f"does not apply to a {kind}: use .*description.*unit"):
         contract(f"it: {kind}", {"it": {word: 1}})
 
 
-# -- the documentation
+# -- JSON Schema
 
 
 def schema(kind: str, words: dict[str, Any] | None = None) -> dict[str, Any]:
-    made: dict[str, Any] = TypeAdapter(contract(f"it: {kind}", {"it": words or {}}).row).json_schema()
-    found: dict[str, Any] = json.loads(json.dumps(made["properties"]["it"]))
-    assert ("it" in made.get("required", [])) is not kind.endswith("?")
+    document: dict[str, Any] = TypeAdapter(contract(f"it: {kind}", {"it": words or {}}).row).json_schema()
+    found: dict[str, Any] = json.loads(json.dumps(document["properties"]["it"]))
+    assert ("it" in document.get("required", [])) is not kind.endswith("?")
     return found
 
 
@@ -285,7 +283,7 @@ def schema(kind: str, words: dict[str, Any] | None = None) -> dict[str, Any]:
         ("datetime", {"type": "string", "format": "date-time"}),
     ],
 )
-def test_each_type_has_its_json_schema(kind: str, expected: dict[str, Any]) -> None:
+def test_types_have_their_json_schema(kind: str, expected: dict[str, Any]) -> None:
     assert schema(kind) == {"title": "It"} | expected
     optional = expected["type"] if kind in WHOLE_NUMBERS else [expected["type"], "null"]
     assert schema(f"{kind}?") == {"title": "It"} | expected | {"type": optional}
@@ -325,7 +323,7 @@ def test_each_type_has_its_json_schema(kind: str, expected: dict[str, Any]) -> N
     ],
     ids=str,
 )
-def test_the_words_stand_in_the_json_schema(
+def test_keywords_appear_in_the_json_schema(
     kind: str, words: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert schema(kind, words) == {"title": "It"} | expected

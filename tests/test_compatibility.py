@@ -1,4 +1,4 @@
-"""Which changes of a contract break the clients of the one before, and which don't."""
+"""Changes of a contract that break clients of the previous one, and compatible changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from numpy import dtype
 from signatures import contract
 
-from serving.runtime.compatibility import breaking_changes
+from serving.contract.compatibility import breaking_changes
 
 BASE = "a: double, b: long?"
 
@@ -21,20 +21,19 @@ def changes(
 
 
 @pytest.mark.parametrize(
-    ("new", "told"),
+    ("new", "change"),
     [
-        ("b: long?", "input 'a' is gone"),
-        ("a: string, b: long?", "input 'a' changes from double to string"),
-        ("a: long, b: long?", "input 'a' changes from double to long"),
-        ("a: float, b: long?", "input 'a' changes from double to float"),
-        ("a: double, b: integer?", "input 'b' changes from long to integer"),
-        ("a: double, b: long", "input 'b' was optional and is required"),
+        ("b: long?", "input 'a' was removed"),
+        ("a: string, b: long?", "input 'a' changed from double to string"),
+        ("a: long, b: long?", "input 'a' changed from double to long"),
+        ("a: float, b: long?", "input 'a' changed from double to float"),
+        ("a: double, b: integer?", "input 'b' changed from long to integer"),
+        ("a: double, b: long", "input 'b' was optional and is now required"),
         ("a: double, b: long?, c: string", "input 'c' is new and required"),
     ],
 )
-def test_inputs_that_clients_could_not_send_break(new: str, told: str) -> None:
-    found = breaking_changes(contract(BASE), contract(new))
-    assert found == [told]
+def test_inputs_that_clients_do_not_send_break(new: str, change: str) -> None:
+    assert breaking_changes(contract(BASE), contract(new)) == [change]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_inputs_that_clients_could_not_send_break(new: str, told: str) -> None:
         "a: double, b: long?, c: string?",
     ],
 )
-def test_inputs_that_take_all_that_was_taken_are_compatible(new: str) -> None:
+def test_wider_inputs_are_compatible(new: str) -> None:
     assert breaking_changes(contract(BASE), contract(new)) == []
 
 
@@ -65,7 +64,7 @@ def test_inputs_that_take_all_that_was_taken_are_compatible(new: str) -> None:
         ("datetime", "string", False),
     ],
 )
-def test_a_type_may_widen_and_nothing_else(old: str, new: str, compatible: bool) -> None:
+def test_type_may_only_widen(old: str, new: str, compatible: bool) -> None:
     assert (not changes(f"a: {old}", f"a: {new}")) is compatible
 
 
@@ -87,41 +86,39 @@ def test_a_type_may_widen_and_nothing_else(old: str, new: str, compatible: bool)
         ("string", {"enum": ["x", "y"]}, {"enum": ["x"]}),
     ],
 )
-def test_a_range_that_narrows_breaks_and_the_way_back_does_not(
-    kind: str, before: dict[str, Any], after: dict[str, Any]
-) -> None:
-    (found,) = changes(f"a: {kind}", f"a: {kind}", before, after)
-    assert found.startswith("input 'a' takes less: ")
+def test_only_narrower_ranges_break(kind: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    (change,) = changes(f"a: {kind}", f"a: {kind}", before, after)
+    assert change.startswith("input 'a' accepts fewer values: ")
     if not {"pattern", "multipleOf"} & before.keys():
         assert changes(f"a: {kind}", f"a: {kind}", after, before) == []
 
 
 @pytest.mark.parametrize("words", [{"description": "new"}, {"unit": "mm"}, {"title": "A"}])
-def test_what_is_only_told_breaks_nothing(words: dict[str, Any]) -> None:
+def test_changed_descriptions_are_compatible(words: dict[str, Any]) -> None:
     assert changes("a: double", "a: double", {"description": "old"}, words) == []
 
 
-def test_a_parameter_may_come_but_neither_go_nor_change() -> None:
+def test_only_new_parameters_are_compatible() -> None:
     without, half = contract("a: double"), contract("a: double", params=[ParamSpec("p", "double", 0.5)])
     text = contract("a: double", params=[ParamSpec("p", "string", "x")])
     assert breaking_changes(without, half) == []
-    assert breaking_changes(half, without) == ["parameter 'p' is gone"]
-    assert breaking_changes(half, text) == ["parameter 'p' changes its type"]
+    assert breaking_changes(half, without) == ["parameter 'p' was removed"]
+    assert breaking_changes(half, text) == ["parameter 'p' changed its type"]
 
 
-def test_other_outputs_break() -> None:
+def test_changed_outputs_break() -> None:
     number = contract("a: double", outputs=Schema([ColSpec("double")]))
     text = contract("a: double", outputs=Schema([ColSpec("string")]))
-    (found,) = breaking_changes(number, text)
-    assert found == "the answer changes from a value (number) to a value (string)"
+    (change,) = breaking_changes(number, text)
+    assert change == "the output changed from a value (number) to a value (string)"
 
 
-def test_other_classes_break() -> None:
+def test_changed_classes_break() -> None:
     outputs = Schema([TensorSpec(dtype("float64"), (-1, 2))])
     old, new = (
         contract("a: double", outputs=outputs, task="classification", classes=classes)
         for classes in (["cat", "dog"], ["cat", "cow"])
     )
-    (found,) = breaking_changes(old, new)
-    assert "cat, dog" in found
-    assert "cat, cow" in found
+    (change,) = breaking_changes(old, new)
+    assert "cat, dog" in change
+    assert "cat, cow" in change

@@ -1,4 +1,4 @@
-"""What model code can get hold of: on a running service, with and without a sandbox."""
+"""Resources that model code can reach, with and without a sandbox."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from conftest import NewRegistry
 from live import Service, served, until
 
 from serving import sandbox
-from serving.runtime.confinement import model_environment
-from serving.settings import Settings
+from serving.processes.confinement import model_environment
+from serving.settings.settings import Settings
 
 SECRETS = {
     "webhook_secret": "hook-secret-of-the-front",
@@ -33,17 +33,19 @@ SPIED = re.compile(r"spied (\{.*\})")
 
 
 def spied(service: Service, name: str, *paths: Path) -> dict[str, Any]:
-    """Return what a model's code can get hold of, and which of these paths it can read or write in."""
+    """Return the resources of a model's code, and the paths that it can read or write."""
     row = {"x": 1.0, "act": f"spy:{','.join(map(str, paths))}"}
-    answer = service.client.post(f"/models/{name}/predict", json=row)
-    assert answer.status_code == 200, answer.text
+    response = service.client.post(f"/models/{name}/predict", json=row)
+    assert response.status_code == 200, response.text
 
     def printed() -> Any:
-        found = [SPIED.fullmatch(str(line["event"])) for line in service.lines() if line.get("model") == name]
-        return next((json.loads(match[1]) for match in reversed(found) if match), None)
+        spied_on = [
+            SPIED.fullmatch(str(line["event"])) for line in service.lines() if line.get("model") == name
+        ]
+        return next((json.loads(match[1]) for match in reversed(spied_on) if match), None)
 
-    found: dict[str, Any] = until(printed)
-    return found
+    spied_on: dict[str, Any] = until(printed)
+    return spied_on
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, folder: Path) -> Registry:
-    made = Registry(new_registry(folder))
+    result = Registry(new_registry(folder))
     for name in ("actor", "neighbour"):
-        made.add(name, factor=2.0)
-    return made
+        result.add(name, factor=2.0)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +73,32 @@ def service(registry: Registry, folder: Path) -> Iterator[Service]:
         yield running
 
 
-def test_row_55_model_code_gets_no_secret_of_the_front(service: Service) -> None:
-    found = spied(service, "actor")
-    assert "PATH" in found["variables"]
-    assert "OPENAI_API_KEY" in found["variables"]  # the operator's choice
+def test_row_55_model_code_receives_no_secrets(service: Service) -> None:
+    spied_on = spied(service, "actor")
+    assert "PATH" in spied_on["variables"]
+    assert "OPENAI_API_KEY" in spied_on["variables"]  # allowed by the operator
     secret = ("SERVING_", "MLFLOW_TRACKING_", "AWS_", "DATABASE_", "HF_TOKEN")
-    assert not [name for name in found["variables"] if name.startswith(secret) and "FORK" not in name]
-    assert (found["environ"], found["memory"], found["traced"]) == (False, False, False)
+    assert not [name for name in spied_on["variables"] if name.startswith(secret) and "FORK" not in name]
+    assert (spied_on["environ"], spied_on["memory"], spied_on["traced"]) == (False, False, False)
 
 
 def test_model_processes_have_no_privileges_and_no_dumps(service: Service) -> None:
-    found = spied(service, "actor")
-    assert (found["capabilities"], found["no_new_privs"], found["dumpable"]) == (0, 1, 0)
-    assert found["umask"] == "0077"
+    spied_on = spied(service, "actor")
+    assert (spied_on["capabilities"], spied_on["no_new_privs"], spied_on["dumpable"]) == (0, 1, 0)
+    assert spied_on["umask"] == "0077"
 
 
-def test_row_58_files_of_the_service_are_its_users_alone(service: Service, folder: Path) -> None:
+def test_row_58_service_files_are_private_to_its_user(service: Service, folder: Path) -> None:
     service.client.post("/predict", json={"x": 1.0})
     until((folder / "journal.db-wal").exists)
-    # Artifacts keep their modes, below a folder that only its owner may enter.
+    # Artifacts keep their modes, but only the owner may enter the folder.
     files = [folder / "store", *folder.glob("journal.db*"), *(folder / "store").rglob("*.json")]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files if "artifacts" not in path.parts}
     assert len(modes) > 3
     assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
 
 
-def test_the_journals_process_can_not_be_read_either(service: Service) -> None:
+def test_journal_process_is_unreadable(service: Service) -> None:
     children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
     writers = [
         pid for pid in children if b"serving.journal.writer" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -105,19 +107,19 @@ def test_the_journals_process_can_not_be_read_either(service: Service) -> None:
     assert all(os.stat(f"/proc/{pid}").st_uid == 0 for pid in writers)
 
 
-def test_only_variables_on_the_list_are_passed() -> None:
+def test_only_listed_variables_are_passed() -> None:
     passed = {"PATH", "LC_ALL", "OMP_NUM_THREADS", "TF_ENABLE_ONEDNN_OPTS", "LLM_KEY", "LLM_URL"}
     secret = {"TF_TOKEN", "AWS_PROFILE", "SERVING_KEYS_FILE", "MLFLOW_TRACKING_URI", "PGPASSWORD"}
-    found = model_environment(dict.fromkeys(passed | secret, "x"), ["LLM_*"])
-    assert {*found} == passed
+    variables = model_environment(dict.fromkeys(passed | secret, "x"), ["LLM_*"])
+    assert {*variables} == passed
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the store of a service, and a table that its models may read."""
-    made = tmp_path_factory.mktemp("sandbox")
-    (made / "allowed").write_text("a table that the model looks up")
-    return made
+    """Create a folder with the store of a service and a table that its models may read."""
+    root = tmp_path_factory.mktemp("sandbox")
+    (root / "allowed").write_text("a table that the model looks up")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def confined(registry: Registry, home: Path) -> Iterator[Service]:
         yield running
 
 
-def test_a_model_in_the_sandbox_reaches_nothing_but_its_own(
+def test_sandboxed_model_reaches_only_its_own_files(
     confined: Service, registry: Registry, home: Path
 ) -> None:
     files = [
@@ -137,15 +139,15 @@ def test_a_model_in_the_sandbox_reaches_nothing_but_its_own(
         *until(lambda: [*(home / "store").rglob("live/*.json")]),
     ]
     assert len(files) >= 3
-    found = spied(confined, "actor", home / "allowed", *files)
-    assert found["readable"] == [str(home / "allowed")]
-    assert found["writable"] == []
-    assert found["scratch"] is True
-    assert found["sockets"] == []
-    assert (found["environ"], found["memory"], found["traced"], found["signals"]) == (False,) * 4
+    spied_on = spied(confined, "actor", home / "allowed", *files)
+    assert spied_on["readable"] == [str(home / "allowed")]
+    assert spied_on["writable"] == []
+    assert spied_on["scratch"] is True
+    assert spied_on["sockets"] == []
+    assert (spied_on["environ"], spied_on["memory"], spied_on["traced"], spied_on["signals"]) == (False,) * 4
 
 
-def test_a_sandbox_allows_connections_to_named_ports_alone(registry: Registry, tmp_path: Path) -> None:
+def test_sandbox_allows_connections_to_listed_ports(registry: Registry, tmp_path: Path) -> None:
     read, write = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as open_, socket.create_server(("127.0.0.1", 0)) as closed:
         if (child := os.fork()) == 0:
@@ -170,12 +172,12 @@ def test_a_sandbox_allows_connections_to_named_ports_alone(registry: Registry, t
 
 
 @pytest.mark.parametrize("value", ["data", "70000", "443,relative/path", "0"])
-def test_what_is_neither_a_path_nor_a_port_is_refused(value: str) -> None:
+def test_invalid_sandbox_setting_is_rejected(value: str) -> None:
     with pytest.raises(ValueError, match="neither an absolute path nor a TCP port"):
         Settings(sandbox_allow=value)  # type: ignore[arg-type]
 
 
-def test_where_the_kernel_can_not_confine_the_service_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_needs_kernel_support_for_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_abi", lambda: 0)
-    with pytest.raises(ValueError, match="SERVING_SANDBOX: model processes can't be confined: this kernel"):
+    with pytest.raises(ValueError, match="SERVING_SANDBOX: cannot confine model processes: this kernel"):
         Settings(sandbox=True)

@@ -1,4 +1,4 @@
-"""What clients may send to a model, and how what does not fit is refused."""
+"""Validation of requests against the contract of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.types import ParamSpec
 from pydantic import TypeAdapter
-from signatures import MOST_ROWS, TYPES, contract
+from signatures import MAX_ROWS, TYPES, contract
 
 from serving.errors import BodyTooLarge, Malformed, Unprocessable
 
@@ -41,7 +41,7 @@ def faults(refused: pytest.ExceptionInfo[Unprocessable]) -> dict[tuple[str | int
     return {fault.loc: fault.msg for fault in refused.value.faults}
 
 
-# -- what is no JSON
+# -- malformed JSON
 
 NO_JSON = {
     "nothing": b"",
@@ -74,7 +74,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed) as row:
         IRIS.read_row(body)
     with pytest.raises(Malformed) as batch:
@@ -84,7 +84,7 @@ def test_what_is_no_json_is_malformed(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"null", b"1", b'"sepal"', b"[]", b'[{"sepal": 1}]', b"true"])
-def test_what_is_no_object_does_not_fit(body: bytes) -> None:
+def test_non_objects_are_invalid(body: bytes) -> None:
     for read in (IRIS.read_row, IRIS.read_batch):
         with pytest.raises(Unprocessable) as refused:
             read(body)
@@ -106,7 +106,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize("row", TWICE.values(), ids=TWICE)
-def test_a_field_that_is_named_twice_is_malformed(row: bytes) -> None:
+def test_duplicate_field_is_malformed(row: bytes) -> None:
     batches = [
         b'{"rows": [%s]}' % row,
         b'{"rows": [{"sepal": 1}, %s, {"sepal": 3}]}' % row,
@@ -117,19 +117,19 @@ def test_a_field_that_is_named_twice_is_malformed(row: bytes) -> None:
             read(body)
 
 
-def test_rows_that_are_named_twice_are_malformed() -> None:
+def test_duplicate_rows_are_malformed() -> None:
     with pytest.raises(Malformed, match="named twice"):
         IRIS.read_batch(b'{"rows": [{"sepal": 1}], "rows": [{"sepal": 2}]}')
 
 
-def test_params_that_are_named_twice_are_malformed() -> None:
+def test_duplicate_params_are_malformed() -> None:
     for params in (b'{"top": 1, "top": 2}', b'{"mode": ":", "top": 1, "top": 2}'):
         with pytest.raises(Malformed, match="named twice"):
             PARAMS.read_batch(b'{"rows": [{"x": 1}], "params": %s}' % params)
 
 
 @pytest.mark.parametrize("note", [":", "a:b", ":::::", '"note":', "\\u003a", "{:}"])
-def test_colons_in_a_text_are_no_names(note: str) -> None:
+def test_colons_in_a_text_are_not_names(note: str) -> None:
     row = {"sepal": 1.0, "note": note}
     body = json.dumps(row).encode()
     assert IRIS.read_row(body) == row
@@ -137,7 +137,7 @@ def test_colons_in_a_text_are_no_names(note: str) -> None:
 
 
 @pytest.mark.parametrize("escaped", ["a:b", r"a\u003ab", r"\u0061\u003A\u0062"])
-def test_a_column_may_have_a_colon_in_its_name(escaped: str) -> None:
+def test_column_name_may_contain_a_colon(escaped: str) -> None:
     colons = contract("a:b: double, c: double?")
     assert colons.read_row(b'{"%s": 1}' % escaped.encode()) == {"a:b": 1.0}
     for twice in (b'{"a:b": 1, "%s": 2}', b'{"%s": 1, "a:b": 2, "c": 3}'):
@@ -151,7 +151,7 @@ def test_a_column_may_have_a_colon_in_its_name(escaped: str) -> None:
     st.lists(st.tuples(st.sampled_from(["sepal", "petal", "note"]), st.booleans()), max_size=6),
     st.text(':ab"\\', max_size=5),
 )
-def test_a_row_is_read_exactly_where_no_name_comes_twice(names: list[tuple[str, bool]], text: str) -> None:
+def test_row_is_read_unless_a_name_repeats(names: list[tuple[str, bool]], text: str) -> None:
     pairs = [("sepal", False), *names]
     spelt = [f'"\\u{ord(name[0]):04x}{name[1:]}"' if escaped else f'"{name}"' for name, escaped in pairs]
     values = [json.dumps(text) if name == "note" else "1" for name, _ in pairs]
@@ -177,7 +177,7 @@ def test_a_row_is_read_exactly_where_no_name_comes_twice(names: list[tuple[str, 
         ('{"sepal": 1, "rows": []}', "rows"),
     ],
 )
-def test_an_unknown_field_does_not_fit(row: str, unknown: str) -> None:
+def test_unknown_field_is_invalid(row: str, unknown: str) -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_row(row.encode())
     assert faults(refused) == {(unknown,): "Extra inputs are not permitted"}
@@ -186,7 +186,7 @@ def test_an_unknown_field_does_not_fit(row: str, unknown: str) -> None:
     assert faults(refused) == {("rows", 1, unknown): "Extra inputs are not permitted"}
 
 
-def test_columns_of_any_name_are_read() -> None:
+def test_columns_with_unusual_names_are_read() -> None:
     names = ["sepal length (cm)", "class", "_private", "__init__", "1", "ж", "a.b", "self", "items"]
     odd = contract(", ".join(f"{name}: double" for name in names))
     row = dict.fromkeys(names, 1.0)
@@ -194,13 +194,13 @@ def test_columns_of_any_name_are_read() -> None:
     assert [*TypeAdapter(odd.row).json_schema()["properties"]] == names
 
 
-# -- what is told of what does not fit
+# -- errors
 
 
-def test_every_fault_of_a_row_is_told_with_its_place() -> None:
+def test_all_errors_of_a_row_have_locations() -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_row(b'{"sepal": 11, "petal": "1", "at": "now", "extra": 1}')
-    assert str(refused.value) == "4 things do not fit the contract of model iris."
+    assert str(refused.value) == "4 values do not match the contract of model iris."
     assert faults(refused) == {
         ("sepal",): "Input should be less than or equal to 10",
         ("petal",): "Input should be a valid number",
@@ -209,21 +209,21 @@ def test_every_fault_of_a_row_is_told_with_its_place() -> None:
     }
 
 
-def test_a_batch_is_told_of_the_first_row_that_does_not_fit() -> None:
+def test_batch_error_locates_the_first_invalid_row() -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_batch(b'{"rows": [{"sepal": 1}, {"sepal": 0}, {"sepal": 0}]}')
     assert faults(refused) == {("rows", 1, "sepal"): "Input should be greater than 0"}
 
 
-def test_faults_beyond_twenty_are_counted() -> None:
+def test_errors_beyond_twenty_are_counted() -> None:
     wide = contract(", ".join(f"x{index}: double" for index in range(50)))
-    with pytest.raises(Unprocessable, match=r"50 things .* \(the first 20 are listed\)") as refused:
+    with pytest.raises(Unprocessable, match=r"50 values .* \(the first 20 are listed\)") as refused:
         wide.read_row(b"{}")
     assert len(refused.value.faults) == 20
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_value_is_never_told_back(kind: str) -> None:
+def test_errors_never_contain_values(kind: str) -> None:
     secret = "hunter2"
     with pytest.raises((Unprocessable, Malformed)) as refused:
         contract(f"it: {kind}", {"it": {"maxLength": 3}} if kind == "string" else None).read_row(
@@ -232,7 +232,7 @@ def test_a_value_is_never_told_back(kind: str) -> None:
     assert secret not in repr(refused.value) + repr(getattr(refused.value, "faults", ""))
 
 
-def test_a_name_is_told_back_only_in_part() -> None:
+def test_errors_truncate_names() -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_row(json.dumps({"sepal": 1, "x" * 5000: 1}).encode())
     ((name,),) = faults(refused)
@@ -242,7 +242,7 @@ def test_a_name_is_told_back_only_in_part() -> None:
 # -- batches
 
 
-def test_a_batch_has_its_rows_in_order() -> None:
+def test_batch_keeps_the_order_of_rows() -> None:
     rows = [{"sepal": float(index)} for index in range(1, 10)]
     assert IRIS.read_batch(json.dumps({"rows": rows}).encode()) == (rows, {})
 
@@ -260,16 +260,16 @@ def test_a_batch_has_its_rows_in_order() -> None:
         (b'{"rows": [{"sepal": 1}], "params": {}}', ("params",)),
     ],
 )
-def test_a_batch_is_an_object_with_rows(body: bytes, loc: tuple[str | int, ...]) -> None:
+def test_batch_is_an_object_with_rows(body: bytes, loc: tuple[str | int, ...]) -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_batch(body)
     assert [*faults(refused)] == [loc]
 
 
-def test_a_batch_of_too_many_rows_is_too_large() -> None:
-    rows = [b'{"sepal": 1}'] * MOST_ROWS
-    assert len(IRIS.read_batch(b'{"rows": [%s]}' % b",".join(rows))[0]) == MOST_ROWS
-    with pytest.raises(BodyTooLarge, match=f"more than {MOST_ROWS} rows"):
+def test_batch_with_too_many_rows_is_too_large() -> None:
+    rows = [b'{"sepal": 1}'] * MAX_ROWS
+    assert len(IRIS.read_batch(b'{"rows": [%s]}' % b",".join(rows))[0]) == MAX_ROWS
+    with pytest.raises(BodyTooLarge, match=f"more than {MAX_ROWS} rows"):
         IRIS.read_batch(b'{"rows": [%s]}' % b",".join([*rows, rows[0]]))
 
 
@@ -324,15 +324,13 @@ def test_parameters_are_read_from_a_batch(expected: dict[str, Any]) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_parameter_that_does_not_fit_is_refused(
-    query: dict[str, list[str]], loc: tuple[str | int, ...]
-) -> None:
+def test_invalid_parameter_is_refused(query: dict[str, list[str]], loc: tuple[str | int, ...]) -> None:
     with pytest.raises(Unprocessable) as refused:
         PARAMS.read_query(query)
     assert [*faults(refused)] == [loc]
 
 
-def test_a_model_without_parameters_takes_no_query() -> None:
+def test_model_without_parameters_accepts_no_query() -> None:
     with pytest.raises(Unprocessable) as refused:
         IRIS.read_query({"top": ["1"]})
     assert faults(refused) == {("top",): "Extra inputs are not permitted"}
@@ -341,7 +339,7 @@ def test_a_model_without_parameters_takes_no_query() -> None:
 # -- the documentation
 
 
-def test_a_row_is_documented_with_its_title_words_and_example() -> None:
+def test_row_schema_has_title_description_and_example() -> None:
     schema = TypeAdapter(IRIS.with_example({"sepal": 5.1}).row).json_schema()
     assert schema["title"] == "IrisRow"
     assert schema["required"] == ["sepal"]
@@ -359,15 +357,15 @@ def test_a_row_is_documented_with_its_title_words_and_example() -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_schema_of_a_row_says_what_is_read(kind: str) -> None:
-    """Whatever JSON the type takes has the JSON type that the schema names."""
+def test_row_schema_matches_accepted_json(kind: str) -> None:
+    """Every JSON value that a type accepts has the JSON type in the schema."""
     schema = TypeAdapter(contract(f"it: {kind}").row).json_schema()["properties"]["it"]
     value = {"boolean": True, "integer": 1, "number": 1.5, "string": "2026-01-01"}[schema["type"]]
     value = "AP8=" if kind == "binary" else value
     assert contract(f"it: {kind}").read_row(json.dumps({"it": value}).encode())
 
 
-def test_equal_contracts_are_equal_and_others_are_not() -> None:
+def test_contract_equality() -> None:
     assert contract("x: double") == contract("x: double")
     assert contract("x: double").with_example({"x": 1.0}) == contract("x: double")
     for other in (contract("x: float"), contract("x: double?"), contract("x: double", {"x": {"minimum": 0}})):
@@ -375,7 +373,7 @@ def test_equal_contracts_are_equal_and_others_are_not() -> None:
 
 
 @given(st.floats())
-def test_a_number_is_taken_exactly_where_json_has_it(number: float) -> None:
+def test_number_is_accepted_if_json_can_represent_it(number: float) -> None:
     x = contract("x: double")
     body = json.dumps({"x": number}).encode()
     if math.isfinite(number):
@@ -385,7 +383,7 @@ def test_a_number_is_taken_exactly_where_json_has_it(number: float) -> None:
             x.read_row(body)
 
 
-def test_contract_is_made_where_a_plugin_of_pydantic_is_installed(tmp_path: Path) -> None:
+def test_contract_works_with_a_pydantic_plugin(tmp_path: Path) -> None:
     (tmp_path / "watching.py").write_text(
         "class Plugin:\n"
         "    def new_schema_validator(self, *args, **kwargs):\n"

@@ -1,4 +1,4 @@
-"""Nothing that model code starts outlives its version or the front, in real services."""
+"""Processes that model code starts end with their version or the front, in real services."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from live import Service, environment, until
 from pids import Watch, descendants, fork_server, parent
 from promotions import Model
 
-from serving.runtime.descendants import StopDetector
+from serving.processes.descendants import StopDetector
 
 
 def drain(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""Drift, as a data scientist is told of it: by a service that runs, of a model that training has logged."""
+"""Drift reports of a running service for a model that training has logged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from shop import customers, payer, rows
 from stage import Stage
 
 from serving.app import create_app
-from serving.monitoring.drift import Drift
-from serving.rpc.messages import protos, services
-from serving.runtime.exchange import Exchange
-from serving.settings import Settings
+from serving.drift.monitor import Drift
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.hooks import InferenceEvent
+from serving.request_context import RequestContext
+from serving.settings.settings import Settings
 from training import log_model
 
 NAMES = ("same", "moved", "coloured", "gone", "outgrown", "protocols", "promoted")
@@ -31,7 +33,7 @@ PROFILE = {"rows": 1000, "inputs": {"x": {"edges": [0.0], "shares": [0.5, 0.5]}}
 
 @pytest.fixture(scope="module")
 def models(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """The payer under several names, a second version of it, and actors."""
+    """Return a registry of the shop model under several names, a second version of it, and actors."""
     home = tmp_path_factory.mktemp("drift")
     registry = Registry(new_registry(home))
     with pytest.MonkeyPatch.context() as patch, quiet():
@@ -48,10 +50,10 @@ def models(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def logged(table: pd.DataFrame) -> Path:
-    """Log the payer of a table; gives its folder."""
+    """Fit and log the shop model; return its folder."""
     with mlflow.start_run():
-        found = log_model(payer(table), table, pip_requirements=[], skops_trusted_types=["numpy.dtype"])
-    return Path(mlflow.artifacts.download_artifacts(found.uri))
+        model = log_model(payer(table), table, pip_requirements=[], skops_trusted_types=["numpy.dtype"])
+    return Path(mlflow.artifacts.download_artifacts(model.uri))
 
 
 def changed(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +70,7 @@ def service(models: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
         on_demand="models:/asleep/1",
         idle_seconds=3,
         preload=FOR_SKLEARN,
-        cache="coloured",
+        cached_models="coloured",
         grpc_port=0,
         poll_seconds=1,
     ) as service:
@@ -82,68 +84,70 @@ def send(service: Service, name: str, table: pd.DataFrame) -> None:
 
 
 def state(service: Service, name: str) -> dict[str, Any]:
-    """What `/ready` tells of a model."""
-    return next(each for each in service.ready()["models"] if each["name"] == name)
+    """Return the entry of a model in `/ready`."""
+    return next(model for model in service.ready()["models"] if model["name"] == name)
 
 
 def drift(service: Service, name: str, least: int) -> dict[str, Any]:
-    """The drift of each column, once there are so many rows."""
+    """Wait for a number of rows; return the drift by column."""
 
     def found() -> list[dict[str, Any]] | None:
-        told = state(service, name)["drift"]
-        return told if told and all(each["rows"] >= least for each in told) else None
+        columns = state(service, name)["drift"]
+        return columns if columns and all(column["rows"] >= least for column in columns) else None
 
-    return {each["column"]: each for each in until(found)}
+    return {column["column"]: column for column in until(found)}
 
 
 def drifted(service: Service, name: str, least: int) -> dict[str, str]:
-    """The columns of which is warned, and what is said, once there are so many rows."""
+    """Wait for a number of rows; return the drift warnings by column."""
     drift(service, name, least)
     warnings = state(service, name)["warnings"]
-    return {re.split("^the (?:input|output) ", each)[1].split()[0]: each for each in warnings}
+    return {re.split("^the (?:input|output) ", warning)[1].split()[0]: warning for warning in warnings}
 
 
 def looked_at(service: Service, name: str, version: str = "1") -> int:
-    """How many rows were looked at, as the metrics have it."""
+    """Return the number of sampled rows from the metrics."""
     labels = re.escape(f'serving_drift_rows_total{{model="{name}",version="{version}"}} ')
     found = re.search(f"^{labels}(.*)$", service.client.get("/metrics").text, re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
-# -- what is told
+# -- reports
 
 
-def test_rows_like_those_in_training_have_not_drifted(service: Service) -> None:
+def test_rows_like_training_data_have_no_drift(service: Service) -> None:
     send(service, "same", customers(1000, 7))
     assert drifted(service, "same", 1000) == {}
     found = drift(service, "same", 1000)
     assert found.keys() == COLUMNS | {"prediction"}
-    assert all(each["psi"] < 0.1 for each in found.values())
-    assert {each["side"] for name, each in found.items() if name != "prediction"} == {"input"}
+    assert all(column["psi"] < 0.1 for column in found.values())
+    assert {column["side"] for name, column in found.items() if name != "prediction"} == {"input"}
     assert found["prediction"]["side"] == "output"
 
 
-def test_the_column_that_has_drifted_is_named_and_no_other(service: Service) -> None:
+def test_only_the_drifted_column_is_reported(service: Service) -> None:
     send(service, "moved", changed(customers(1000, 7)))
     found = drifted(service, "moved", 1000)
     assert found.keys() == {"weight"}
     sentence = (
-        r"the input weight has drifted from what the model was trained on \(PSI (\d\.\d\d) over the last "
+        r"the input weight has drifted from the training data \(PSI (\d\.\d\d) over the last "
         r"1,000 rows\): \d\d% of its values are 8\d\.\d+ or more, as against 10% in training"
     )
-    told = re.fullmatch(sentence, found["weight"])
-    assert told, found["weight"]
+    match = re.fullmatch(sentence, found["weight"])
+    assert match, found["weight"]
     columns = state(service, "moved")["drift"]
     assert columns[0]["column"] == "weight"
-    assert columns[0]["psi"] == pytest.approx(float(told[1]), abs=0.005)
-    assert [each["psi"] for each in columns] == sorted((each["psi"] for each in columns), reverse=True)
+    assert columns[0]["psi"] == pytest.approx(float(match[1]), abs=0.005)
+    assert [column["psi"] for column in columns] == sorted(
+        (column["psi"] for column in columns), reverse=True
+    )
     labels = 'column="weight",model="moved",side="input",version="1"'
     gauge = re.search(f"serving_drift_psi{{{labels}}} (.*)", service.client.get("/metrics").text)
     assert gauge
     assert float(gauge[1]) == pytest.approx(columns[0]["psi"], abs=0.0001)
 
 
-def test_a_category_that_was_not_there_is_drift(service: Service) -> None:
+def test_new_category_is_drift(service: Service) -> None:
     table = customers(1000, 7)
     send(service, "coloured", table.assign(colour=table["colour"].where(table["weight"] < 75, "yellow")))
     found = drifted(service, "coloured", 1000)
@@ -151,29 +155,29 @@ def test_a_category_that_was_not_there_is_drift(service: Service) -> None:
     assert re.search(r"3\d% of its values are none of the frequent ones, as against 0% in", found["colour"])
 
 
-def test_values_that_are_missing_are_drift(service: Service) -> None:
+def test_missing_values_are_drift(service: Service) -> None:
     table = customers(1000, 7)
     send(service, "gone", table.assign(size=table["size"].where(table["weight"] < 70)))
     found = drifted(service, "gone", 1000)
     assert re.search(r"5\d% of its values are missing, as against \d% in training", found["size"])
 
 
-def test_an_answer_that_has_drifted_is_told_as_output(service: Service) -> None:
+def test_drifted_predictions_are_reported_as_output(service: Service) -> None:
     table = customers(1000, 7)
     send(service, "outgrown", table.assign(size=table["size"] * 3))
     found = drifted(service, "outgrown", 1000)
     assert found.keys() == {"size", "prediction"}
-    assert found["prediction"].startswith("the output prediction has drifted from what the model was trained")
+    assert found["prediction"].startswith("the output prediction has drifted from the training")
 
 
-def test_too_few_rows_tell_nothing(service: Service) -> None:
+def test_too_few_rows_give_no_drift(service: Service) -> None:
     send(service, "promoted", changed(customers(60, 7)))
     until(lambda: looked_at(service, "promoted") == 60)
     assert state(service, "promoted")["drift"] is None
     assert state(service, "promoted")["warnings"] == []
 
 
-def test_a_promotion_begins_anew_with_the_new_versions_profile(service: Service, models: Registry) -> None:
+def test_promotion_resets_drift_to_the_new_profile(service: Service, models: Registry) -> None:
     send(service, "promoted", changed(customers(900, 7)))
     assert drifted(service, "promoted", 900).keys() == {"weight"}
     models.promote("promoted", "2")
@@ -184,10 +188,10 @@ def test_a_promotion_begins_anew_with_the_new_versions_profile(service: Service,
     assert drifted(service, "promoted", 1000) == {}
 
 
-# -- what is counted
+# -- sampled rows
 
 
-def test_every_protocol_counts(service: Service) -> None:
+def test_rows_of_every_protocol_are_sampled(service: Service) -> None:
     send(service, "protocols", customers(600, 7))
     drift(service, "protocols", 600)
     table = customers(30, 8)
@@ -208,9 +212,9 @@ def test_every_protocol_counts(service: Service) -> None:
     for path, body, more in posts:
         service.client.post(path, **body).raise_for_status()
         count += more
-        assert {each["rows"] for each in drift(service, "protocols", count).values()} == {count}
+        assert {column["rows"] for column in drift(service, "protocols", count).values()} == {count}
     over_grpc(service, table)
-    assert {each["rows"] for each in drift(service, "protocols", count + 30).values()} == {count + 30}
+    assert {column["rows"] for column in drift(service, "protocols", count + 30).values()} == {count + 30}
     assert looked_at(service, "protocols") == count + 30
 
 
@@ -230,29 +234,29 @@ CONTENTS = {"FP64": "fp64", "INT64": "int64", "BYTES": "bytes", "BOOL": "bool"}
 
 def over_grpc(service: Service, table: pd.DataFrame) -> None:
     inputs = []
-    for each in tensors(table):
-        data = [value.encode() if isinstance(value, str) else value for value in each.pop("data")]
-        inputs.append(each | {"contents": {f"{CONTENTS[each['datatype']]}_contents": data}})
+    for tensor in tensors(table):
+        data = [value.encode() if isinstance(value, str) else value for value in tensor.pop("data")]
+        inputs.append(tensor | {"contents": {f"{CONTENTS[tensor['datatype']]}_contents": data}})
     with grpc.insecure_channel(service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
         stub = services.GRPCInferenceServiceStub(channel)
         stub.ModelInfer(protos.ModelInferRequest(model_name="protocols", inputs=inputs))
 
 
-def test_an_answer_from_the_cache_counts(service: Service) -> None:
+def test_cached_predictions_are_sampled(service: Service) -> None:
     row, before = rows(customers(1, 9))[0], looked_at(service, "coloured")
-    answers = [service.client.post("/models/coloured/predict", json=row) for _ in range(3)]
-    assert [each.headers["x-cache"] for each in answers] == ["miss", "hit", "hit"]
+    responses = [service.client.post("/models/coloured/predict", json=row) for _ in range(3)]
+    assert [response.headers["x-cache"] for response in responses] == ["miss", "hit", "hit"]
     until(lambda: looked_at(service, "coloured") == before + 3)
 
 
-def test_what_is_answered_bit_by_bit_counts(service: Service) -> None:
+def test_streamed_predictions_are_sampled(service: Service) -> None:
     path = "/models/speaker/predict/stream"
     for _ in range(3):
         assert "event: end" in service.client.post(path, json={"x": 1.0, "act": "say:hello"}).text
     until(lambda: looked_at(service, "speaker") == 3)
 
 
-def test_of_a_large_request_rows_from_everywhere_are_looked_at(service: Service) -> None:
+def test_large_request_is_sampled_evenly(service: Service) -> None:
     before = looked_at(service, "same")
     send(service, "same", customers(20_000, 8).sort_values("weight"))
     until(lambda: looked_at(service, "same") > before)
@@ -260,7 +264,7 @@ def test_of_a_large_request_rows_from_everywhere_are_looked_at(service: Service)
     assert looked_at(service, "same") - before <= 1300
 
 
-def test_a_model_without_a_profile_has_no_drift(service: Service) -> None:
+def test_model_without_profile_has_no_drift(service: Service) -> None:
     service.client.post("/models/bare/predict", json={"x": 1.0}).raise_for_status()
     before = looked_at(service, "same")
     send(service, "same", customers(10, 9))
@@ -269,14 +273,14 @@ def test_a_model_without_a_profile_has_no_drift(service: Service) -> None:
     assert 'model="bare"' not in "".join(re.findall("serving_drift.*", service.client.get("/metrics").text))
 
 
-def test_a_profile_that_cant_be_read_is_a_warning(service: Service) -> None:
+def test_unreadable_profile_is_a_warning(service: Service) -> None:
     found = state(service, "broken")
     assert (found["state"], found["drift"]) == ("live", None)
     (warning,) = found["warnings"]
-    assert warning.startswith("drift can't be told, since its metadata serving.profile can't be read: rows:")
+    assert warning.startswith("drift is not measured, because metadata serving.profile can't be read: rows:")
 
 
-def test_a_model_that_sleeps_between_requests_is_watched_on(service: Service) -> None:
+def test_drift_continues_after_an_idle_model_reloads(service: Service) -> None:
     send(service, "asleep", changed(customers(150, 7)))
     until(lambda: state(service, "asleep")["state"] == "asleep")
     assert state(service, "asleep")["drift"] is None
@@ -284,11 +288,11 @@ def test_a_model_that_sleeps_between_requests_is_watched_on(service: Service) ->
     assert drifted(service, "asleep", 300).keys() == {"weight"}
 
 
-# -- what it costs
+# -- cost
 
 
 @pytest.mark.anyio
-async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
+async def test_sampled_rows_and_bytes_are_bounded(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(metadata={"serving": {"profile": PROFILE}})
     await follower.tick()
@@ -297,28 +301,32 @@ async def test_no_more_is_kept_than_is_looked_at(stage: Stage) -> None:
     with live:
         parts = live.calls.submit([{"x": 1.0}] * 10, {}, 5.0)
         await parts[0][1].future
-    small = Exchange(live, {}, b"{}", (), parts, 0.0, 0.0)
+    context = RequestContext("one", "POST", "/predict/batch", (), None, {})
+    small = InferenceEvent(live, context, b"{}", (), parts, 0.0, 0.0)
     large = small._replace(body=bytes(2**20))
 
-    def kept(exchange: Exchange) -> int:
-        (watch,) = drift._watches.values()
-        before = watch.looked_at
+    def kept(exchange: InferenceEvent) -> int:
+        (watch,) = drift._monitored.values()
+        before = watch.rows_seen
         for _ in range(500):
-            drift.answered(exchange)
+            drift.on_response(exchange)
         drift.tick()
-        return watch.looked_at - before
+        return watch.rows_seen - before
 
-    drift.answered(small)
+    drift.on_response(small)
     assert [kept(small), kept(small), kept(small)] == [1000, 100, 100]
     assert drift.findings(live)[0].psi > 0.25
     for _ in range(10):
         drift.tick()
     assert kept(large) == 40  # 4 MB
-    await follower.empty("the test is over")
+    await follower.unload("the test is over")
     drift.tick()
-    assert not drift._watches
+    assert not drift._monitored
 
 
-def test_nothing_is_watched_where_drift_is_off(tmp_path: Path) -> None:
-    watching = [create_app(Settings(store_dir=tmp_path, drift_psi=psi)).observers for psi in (0, 0.25)]
-    assert [any(isinstance(each, Drift) for each in observers) for observers in watching] == [False, True]
+def test_drift_can_be_disabled(tmp_path: Path) -> None:
+    watching = [create_app(Settings(store_dir=tmp_path, drift_psi=psi)).dataplane.hooks for psi in (0, 0.25)]
+    assert [any(isinstance(observer, Drift) for observer in observers) for observers in watching] == [
+        False,
+        True,
+    ]

@@ -1,4 +1,4 @@
-"""Five hundred promotions leave a service as it was, and a leak that is planted is found by the same test."""
+"""Five hundred promotions leak no resources, and the same check detects a deliberate leak."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pids import Watch, descendants, fork_server
 NAMES = ("lead", "foil", "extra", "double")
 """Models that are swapped at the same time."""
 WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 64
-MOST_GROWTH_MB = 6.0
+MAX_GROWTH_MB = 6.0
 LEAKY = """
 import os
 from serving import cli
-from serving.runtime.slot import Slot
+from serving.models.slot import Slot
 
 swap, kept = Slot.swap, []
 
@@ -37,7 +37,7 @@ cli.main()
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a service holds: memory of front and fork server in MB, open files, processes, threads."""
+    """Resources of a service: memory of front and fork server in MB, open files, processes, threads."""
 
     front: float
     fork_server: float
@@ -48,7 +48,7 @@ class Size:
     @classmethod
     def of(cls, service: Service) -> Size:
         front = service.process.pid
-        until(lambda: len(descendants(front)) == 2 + len(NAMES))  # what was live before has gone
+        until(lambda: len(descendants(front)) == 2 + len(NAMES))  # wait until the previous version has gone
         server = fork_server(front)
         files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (front, server))
         threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (front, server))
@@ -58,7 +58,7 @@ class Size:
         *memory, files, processes, threads = (
             now - then for now, then in zip(astuple(self), astuple(before), strict=True)
         )
-        return max(memory) > MOST_GROWTH_MB or files > 5 or processes > 0 or threads > 2
+        return max(memory) > MAX_GROWTH_MB or files > 5 or processes > 0 or threads > 2
 
 
 def _resident(pid: int) -> float:
@@ -68,7 +68,7 @@ def _resident(pid: int) -> float:
 
 @contextmanager
 def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
-    """A service of models with two versions that take turns, of which the other is not kept warm."""
+    """Serve models with two versions each, without a warm previous version."""
     registry = Registry(uri)
     folder_of_all = actor(registry.folder, example=None)
     for name in NAMES:
@@ -98,7 +98,7 @@ def swap(service: Service, registry: Registry, times: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_row_11_five_hundred_swaps_leave_the_service_as_it_was(registry: str, tmp_path: Path) -> None:
+def test_row_11_five_hundred_swaps_leak_nothing(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         swap(service, Registry(registry), WARM_UP)
         before = Size.of(service)
@@ -107,17 +107,17 @@ def test_row_11_five_hundred_swaps_leave_the_service_as_it_was(registry: str, tm
     assert not after.has_grown_since(before), (before, after)
 
 
-def test_row_11_a_leak_that_is_planted_is_found(registry: str, tmp_path: Path) -> None:
+def test_row_11_deliberate_leak_is_detected(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [sys.executable, "-c", LEAKY]) as service:
         swap(service, Registry(registry), WARM_UP)
         before = Size.of(service)
         swap(service, Registry(registry), SWAPS_OF_THE_LEAKY - WARM_UP)
         after = Size.of(service)
     for leaked in (replace(before, front=after.front), replace(before, files=after.files)):
-        assert leaked.has_grown_since(before), (before, after)  # by each of the two leaks alone
+        assert leaked.has_grown_since(before), (before, after)  # each leak alone is detected
 
 
-def test_row_24_nothing_outlives_a_front_that_is_killed(registry: str, tmp_path: Path) -> None:
+def test_row_24_killed_front_leaves_no_process(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         left = descendants(service.process.pid)
         assert len(left) == 2 + len(NAMES)  # the guardian and the fork server

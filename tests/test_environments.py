@@ -1,4 +1,4 @@
-"""A version that requires other packages is run by an interpreter of its own, beside one that does not."""
+"""A version that requires other packages runs in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from pids import descendants
 from promotions import Model
 from stage import Stage, settle
 
-from serving.errors import LoadFailed, NoEnvironment, ProcessDied, Untrusted
-from serving.runtime import environments, model_files, packages
-from serving.runtime.environments import Environments
+from serving.contract import model_files
+from serving.errors import EnvironmentUnavailable, LoadFailed, ProcessDied, UntrustedArtifact
+from serving.processes import environments, package_list
+from serving.processes.environments import Environments
 
 OTHER = "idna==3.10"
-"""Another release of a package than the one that is installed here."""
+"""Return a release of a package that differs from the installed one."""
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHON = "3.10"
 SKINNY = f"mlflow-skinny=={version('mlflow')}"
 
 
 def requiring(folder: Path, *lines: str, **part: Any) -> Path:
-    """An actor that was logged with these requirements."""
-    made = actor(folder, **part)
-    (made / "requirements.txt").write_text("\n".join(lines))
-    return made
+    """Return an actor that was logged with these requirements."""
+    path = actor(folder, **part)
+    (path / "requirements.txt").write_text("\n".join(lines))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,10 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.timeout(300)
-def test_each_is_run_by_its_own_interpreter(service: Service) -> None:
+def test_every_version_runs_in_its_own_interpreter(service: Service) -> None:
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
     while service.client.get("/models/other").json()["state"] != "live":
-        # One that needs no environment answers while the other's is made.
+        # A version without an environment serves while the other's is created.
         assert service.client.post("/models/plain/predict", json={"x": 2}).json()["prediction"] == 2.0
     assert service.client.post("/models/other/predict", json={"x": 3}).json()["prediction"] == 3.0
     assert (folder / "plain").read_text() == version("idna")
@@ -76,7 +77,7 @@ def _forkers(service: Service) -> set[int]:
 
 
 @pytest.mark.timeout(300)
-def test_what_can_not_be_installed_is_told(service: Service) -> None:
+def test_uninstallable_requirements_are_reported(service: Service) -> None:
     registry = Registry(service.env["MLFLOW_TRACKING_URI"])
     model = Model("plain", service, registry)
     folder = Path(service.env["SERVING_STORE_DIR"]).parent
@@ -86,13 +87,13 @@ def test_what_can_not_be_installed_is_told(service: Service) -> None:
     ]:
         version = registry.register("plain", requiring(folder, *lines))
         model.promote(version)
-        model.until(lambda told, version=version: (told["candidate"] or {}).get("version") == version)
+        model.until(lambda state, version=version: (state["candidate"] or {}).get("version") == version)
         assert reason in model.until_told(version, "rejected")["reason"]
     assert model.predict(2.0).json()["prediction"] == 2.0
 
 
 OLD = (("classifier", "2.9.2"), ("function", "2.9.2"), ("function", "2.16.2"), ("boosting", "2.22.4"))
-"""Models, and the releases of MLflow that log them: 2.16.2 under another Python, if there is one."""
+"""Models and the MLflow releases that log them; 2.16.2 under another Python if installed."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def old(
 
 
 def until_all_live(service: Service) -> None:
-    """Wait until environments are made, which takes longer than a test usually waits."""
+    """Wait until environments are created, which takes longer than the usual timeout."""
     for _ in OLD:
         with suppress(AssertionError):
             service.until_ready()
@@ -136,15 +137,15 @@ def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
     rows = [{"x": 1.5, "name": "ä"}, {"x": 2.0, "name": "b"}]
     body = {"dataframe_records": rows, "params": {"factor": 3.0}}
     for name in ("function-2.9.2", "function-2.16.2"):
-        found = old.client.post("/invocations", json=body, headers={"X-Model": name})
-        assert found.json()["predictions"] == [
+        response = old.client.post("/invocations", json=body, headers={"X-Model": name})
+        assert response.json()["predictions"] == [
             {"name": "ä", "parts": [1.5, 4.5]},
             {"name": "b", "parts": [2.0, 6.0]},
         ]
 
 
 @pytest.mark.timeout(600)
-def test_model_of_another_python_is_run_by_it(old: Service) -> None:
+def test_model_runs_under_its_own_python(old: Service) -> None:
     if not old_models.interpreter(OTHER_PYTHON):
         pytest.skip(f"there is no Python {OTHER_PYTHON}")
     until_all_live(old)
@@ -156,7 +157,7 @@ def test_model_of_another_python_is_run_by_it(old: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_load_failure_names_what_is_not_installed_so(stage: Stage, old_mlflow: OldModels) -> None:
+async def test_load_failure_names_differing_packages(stage: Stage, old_mlflow: OldModels) -> None:
     folder = await asyncio.to_thread(old_mlflow, "2.9.2")
     number = stage.registry.register("actor", folder / "boosting")
     follower = stage.follow(f"models:/actor/{number}")
@@ -202,29 +203,30 @@ async def test_version_with_other_packages_is_live_with_a_warning(
     assert follower.slot.live
     named = ", ".join(expected)
     assert follower.slot.live.warnings == [
-        f"actor version 1 may answer otherwise: it requires {named}: {environments.REMEDY}"
+        "actor version 1 may predict differently than when it was logged: "
+        f"it requires {named}: {environments.REMEDY}"
     ] * bool(expected)
 
 
 def wheel(folder: Path, name: str, code: str) -> str:
     """Make a package that runs `code` when it is imported, and return the requirement for it."""
-    made = folder / f"{name}-99-py3-none-any.whl"
+    target = folder / f"{name}-99-py3-none-any.whl"
     info = f"{name}-99.dist-info"
-    with zipfile.ZipFile(made, "w") as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         archive.writestr(f"{name}/__init__.py", code)
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 99\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
-    return f"{name} @ {made.as_uri()}"
+    return f"{name} @ {target.as_uri()}"
 
 
 @pytest.mark.anyio
 @pytest.mark.timeout(300)
-async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: Stage, tmp_path: Path) -> None:
+async def test_environment_is_retried_after_fork_server_death(stage: Stage, tmp_path: Path) -> None:
     broken = wheel(tmp_path, "orjson", "raise AttributeError('not of this release')")
     stage.registry.register("actor", requiring(tmp_path, SKINNY, broken))
     follower = stage.follow("models:/actor/1", environments=True)
-    found, _ = await follower._registry.resolve(follower.slot.reference)
+    resolved, _ = await follower._registry.resolve(follower.slot.reference)
     reason = (
         "the process that starts model processes in this version's own environment ended with status 1: "
         "AttributeError: not of this release"
@@ -232,10 +234,10 @@ async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: St
     for _ in range(2):
         for _ in range(2):
             with pytest.raises(ProcessDied) as died:
-                await follower._gate.bring_up(found, follower.slot)
+                await follower._gate.load_and_verify(resolved, follower.slot)
             assert str(died.value) == reason
         with pytest.raises(LoadFailed) as rejected:
-            await follower._gate.bring_up(found, follower.slot)
+            await follower._gate.load_and_verify(resolved, follower.slot)
         assert str(rejected.value) == f"{reason} (3 times in a row)"
 
 
@@ -243,15 +245,15 @@ async def test_environment_whose_fork_server_dies_is_tried_three_times(stage: St
 
 
 def read(folder: Path) -> environments.Needs:
-    """Read what the model in a folder requires, whether its `MLmodel` is there or not."""
+    """Read the requirements of the model in a folder, with or without an `MLmodel`."""
     if not (folder / "MLmodel").exists():
         (folder / "MLmodel").write_text("flavors: {}")
-    with ThreadPoolExecutor(1) as pool:  # some tests have a loop that runs
+    with ThreadPoolExecutor(1) as pool:  # some tests already run an event loop
         return environments.read(pool.submit(asyncio.run, model_files.read(folder)).result())
 
 
 def needs(folder: Path, *lines: str) -> environments.Needs:
-    """Read what a model requires that was logged with these requirements."""
+    """Read the requirements of a model that was logged with them."""
     (folder / "requirements.txt").write_text("\n".join(lines))
     return read(folder)
 
@@ -272,34 +274,34 @@ def needs(folder: Path, *lines: str) -> environments.Needs:
         ("", True),
     ],
 )
-def test_requirements_are_met_by_what_is_installed(tmp_path: Path, line: str, expected: bool) -> None:
+def test_requirements_match_installed_packages(tmp_path: Path, line: str, expected: bool) -> None:
     assert (not environments.differences(needs(tmp_path, line))) is expected
 
 
-def test_a_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
+def test_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
     assert environments.differences(read(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (
             "-r /etc/passwd",
             "refers to /etc/passwd: it is outside the folder of the version",
         ),
         ("-r ../other.txt", "refers to ../other.txt: it is outside the folder of the version"),
-        ("-e .", "can't be read: '-e .' is an option, which is not taken from a model"),
+        ("-e .", "can't be read: '-e .' is an option, and options in models are not allowed"),
         (
             "--extra-index-url http://x",
-            "let the package index be set where this service runs .UV_INDEX, UV_DEFAULT",
+            "set the package index where this service runs .UV_INDEX, UV_DEFAULT",
         ),
-        ("a b c", "'a b c' is no requirement. Log it with pip_requirements"),
-        ("./here", "'./here' is no requirement"),
+        ("a b c", "'a b c' is not a requirement. Log the model with pip_requirements"),
+        ("./here", "'./here' is not a requirement"),
     ],
 )
 @pytest.mark.anyio
-async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(NoEnvironment, match=said) as rejected:
+async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(EnvironmentUnavailable, match=message) as rejected:
         await Environments(tmp_path, strict=False).interpreter(needs(tmp_path, line))
     assert not rejected.value.may_heal
 
@@ -307,26 +309,26 @@ async def test_unusable_requirement_is_rejected(tmp_path: Path, line: str, said:
 def test_requirement_files_refer_to_each_other(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("numpy<3")
     (tmp_path / "more.txt").write_text("orjson\n-r requirements.txt")
-    found = needs(tmp_path, "numpy", "-r more.txt", "-c constraints.txt")
-    assert [*map(str, found.packages)] == ["numpy", "orjson"]
-    assert [*map(str, found.constraints)] == ["numpy<3"]
-    assert not found.fault
+    needed = needs(tmp_path, "numpy", "-r more.txt", "-c constraints.txt")
+    assert [*map(str, needed.packages)] == ["numpy", "orjson"]
+    assert [*map(str, needed.constraints)] == ["numpy<3"]
+    assert not needed.fault
 
 
 def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
     (tmp_path / "python_env.yaml").write_text(
         "python: 3.10.4\ndependencies: [-r requirements.txt, idna==3.10]"
     )
-    found = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
-    assert found.python == "3.10"
-    assert [*map(str, found.applying())] == ["orjson", "idna==3.10"]
-    assert [*map(str, environments.differences(found))] == [
+    needed = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
+    assert needed.python == "3.10"
+    assert [*map(str, needed.applicable())] == ["orjson", "idna==3.10"]
+    assert [*map(str, environments.differences(needed))] == [
         f"Python 3.10 (installed: {HERE})",
         f"idna==3.10 (installed: {version('idna')})",
     ]
 
 
-def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
+def test_python_of_older_models_is_read_from_mlmodel(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {python_version: 3.9.1}}")
     assert read(tmp_path).python == "3.9"
 
@@ -337,7 +339,7 @@ def test_python_of_older_models_stands_in_mlmodel(tmp_path: Path) -> None:
 )
 async def test_unreadable_python_env_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "python_env.yaml").write_text(text)
-    with pytest.raises(NoEnvironment, match="the files of its environment can't be read"):
+    with pytest.raises(EnvironmentUnavailable, match="the files of its environment can't be read"):
         await Environments(tmp_path, strict=False).interpreter(read(tmp_path))
 
 
@@ -346,7 +348,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
-    for python, said, heals in [
+    for python, message, heals in [
         ("3.8", "it was logged under Python 3.8, and model processes need 3.10 or later", False),
         (
             "3.99",
@@ -354,7 +356,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
             True,
         ),
     ]:
-        with pytest.raises(NoEnvironment, match=said) as rejected:
+        with pytest.raises(EnvironmentUnavailable, match=message) as rejected:
             await Environments(tmp_path, strict=False).interpreter(environments.Needs(python))
         assert rejected.value.may_heal is heals
 
@@ -365,15 +367,17 @@ async def test_missing_uv_is_reported_with_the_remedy(
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoEnvironment, match="uv is not installed where this service runs: install the extra"):
+    with pytest.raises(
+        EnvironmentUnavailable, match="uv is not installed where this service runs: install the extra"
+    ):
         await Environments(tmp_path, strict=False).interpreter(environments.Needs())
 
 
 @pytest.mark.anyio
-async def test_conflicting_requirements_are_reported_in_words_of_uv(tmp_path: Path) -> None:
-    found = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
-    with pytest.raises(NoEnvironment, match="can't be installed together.*uv reports: .*idna==3.10"):
-        await Environments(tmp_path / "store", strict=False).interpreter(found)
+async def test_conflicting_requirements_are_reported_by_uv(tmp_path: Path) -> None:
+    needed = needs(tmp_path, SKINNY, "idna==3.10", "idna==3.9")
+    with pytest.raises(EnvironmentUnavailable, match="can't be installed together.*uv reports: .*idna==3.10"):
+        await Environments(tmp_path / "store", strict=False).interpreter(needed)
     assert [*(tmp_path / "store").iterdir()] == []
 
 
@@ -396,18 +400,18 @@ def test_patch_releases_do_not_matter(required: str, installed: str, expected: b
 
 
 def test_long_lists_of_differences_are_cut() -> None:
-    found = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
-    assert environments.listed(found) == (
+    differing = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
+    assert environments.describe(differing) == (
         "a11 (installed: 1), a12 (installed: 1), "
         + ", ".join(f"a{number} (installed: 1)" for number in range(8))
         + " and 3 more"
     )
 
 
-def test_what_a_model_process_needs_is_added() -> None:
-    own = environments._own([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
+def test_packages_of_the_model_process_are_added() -> None:
+    own = environments._base_requirements([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
     assert own == ["numpy", "orjson", "pyarrow"]
-    own = environments._own([], "3.11")
+    own = environments._base_requirements([], "3.11")
     assert {"setuptools<81", f"mlflow=={version('mlflow')}"} < {*own}
 
 
@@ -431,22 +435,22 @@ def listed(folder: Path, *lines: str) -> Path:
 async def test_strict_environment_consists_of_listed_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str, fault: str
 ) -> None:
-    monkeypatch.setattr(environments, "_own", lambda *_: [])
+    monkeypatch.setattr(environments, "_base_requirements", lambda *_: [])
     file = listed(tmp_path, "# the list", f"idna==3.10 \\\n    --hash={digest}", "")
-    made = Environments(tmp_path / "store", strict=True, packages=file)
+    manager = Environments(tmp_path / "store", strict=True, packages=file)
     wanted = environments.Needs(packages=[Requirement("idna>=3")])
     if fault:
-        with pytest.raises(NoEnvironment, match=fault):
-            await made.interpreter(wanted)
+        with pytest.raises(EnvironmentUnavailable, match=fault):
+            await manager.interpreter(wanted)
         return
-    python = await made.interpreter(wanted)
+    python = await manager.interpreter(wanted)
     installed = {file.name for file in python.parents[1].glob("lib/*/site-packages/*.dist-info")}
     assert installed == {"idna-3.10.dist-info"}
 
 
 @pytest.mark.anyio
 async def test_strict_environment_needs_a_list(tmp_path: Path) -> None:
-    with pytest.raises(NoEnvironment, match="set SERVING_PACKAGES"):
+    with pytest.raises(EnvironmentUnavailable, match="set SERVING_PACKAGES"):
         await Environments(tmp_path, strict=True).interpreter(environments.Needs())
 
 
@@ -468,19 +472,19 @@ HASH = f"--hash=sha256:{'0' * 64}"
     ],
 )
 def test_list_of_packages_has_exact_versions_and_hashes(tmp_path: Path, line: str) -> None:
-    with pytest.raises(NoEnvironment, match="SERVING_PACKAGES has the entry"):
-        packages.read(listed(tmp_path, line))
+    with pytest.raises(EnvironmentUnavailable, match="SERVING_PACKAGES contains the entry"):
+        package_list.read(listed(tmp_path, line))
 
 
-def test_highest_version_that_fits_is_selected(tmp_path: Path) -> None:
+def test_highest_matching_version_is_selected(tmp_path: Path) -> None:
     lines = [f"{name} {HASH}" for name in ("a==1", "a==2", "A==3", "b==1", 'c==1; python_version < "3"')]
-    found = packages.read(listed(tmp_path, *lines))
+    packages = package_list.read(listed(tmp_path, *lines))
     limits = [Requirement("a!=2"), Requirement("b")]
-    selected = packages.select(found, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
+    selected = package_list.select(packages, [Requirement("a<3")], [Requirement("b")], limits, "3.11")
     assert selected == [lines[0], lines[3]]
-    with pytest.raises(Untrusted, match="which is not in SERVING_PACKAGES"):
-        packages.select(found, [Requirement("c")], [], [], "3.11")
-    with pytest.raises(Untrusted, match="has no such version of a"):
-        packages.select(found, [Requirement("a>3")], [], [], "3.11")
-    with pytest.raises(NoEnvironment, match="lacks numpy, which model processes need"):
-        packages.select(found, [], [Requirement("numpy")], [], "3.11")
+    with pytest.raises(UntrustedArtifact, match="which is not in SERVING_PACKAGES"):
+        package_list.select(packages, [Requirement("c")], [], [], "3.11")
+    with pytest.raises(UntrustedArtifact, match="has no such version of a"):
+        package_list.select(packages, [Requirement("a>3")], [], [], "3.11")
+    with pytest.raises(EnvironmentUnavailable, match="lacks numpy, which model processes need"):
+        package_list.select(packages, [], [Requirement("numpy")], [], "3.11")

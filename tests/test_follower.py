@@ -1,4 +1,4 @@
-"""Promotions, followed on a real registry with real model processes, one tick at a time."""
+"""Follows promotions on a real registry with real model processes, one tick at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pids import Watch
 from stage import Stage, live, predict, settle
 
 from serving.errors import NotLive
+from serving.models.loaded_model import LoadedModel
 from serving.reference import Reference
-from serving.registry.plan import Candidate, State, Step, decide, pause, rest
-from serving.runtime.loaded import Loaded
-from serving.runtime.supervision import Supervisor
-from serving.runtime.version import Version
+from serving.registry.decisions import Action, Candidate, CandidatePhase, decide, next_poll_delay, retry_delay
+from serving.supervision import Supervisor
+from serving.version import Version
 
 pytestmark = pytest.mark.anyio
 
@@ -34,81 +34,85 @@ TAGGED = replace(TWO, tags={"note": "fixed"})
 TOLD = replace(TWO, tags={"serving.state": "rejected", "serving.reason": "broken"})
 
 
-def candidate(version: Version, state: State, retry_at: float | None = None) -> Candidate:
+def candidate(version: Version, state: CandidatePhase, retry_at: float | None = None) -> Candidate:
     return Candidate(version, state, retry_at=retry_at)
 
 
 @pytest.mark.parametrize(
     ("found", "live", "warm", "before", "step"),
     [
-        (ONE, None, None, None, Step.START),
-        (ONE, ONE, None, None, Step.NOTHING),
-        (replace(ONE, stage="Production", aliases=("best",), tags={"a": "b"}), ONE, None, None, Step.NOTHING),
-        (TWO, ONE, None, None, Step.START),
-        (ONE, TWO, ONE, None, Step.RETURN),
-        (ONE, TWO, None, None, Step.START),
+        (ONE, None, None, None, Action.START),
+        (ONE, ONE, None, None, Action.NOTHING),
+        (
+            replace(ONE, stage="Production", aliases=("best",), tags={"a": "b"}),
+            ONE,
+            None,
+            None,
+            Action.NOTHING,
+        ),
+        (TWO, ONE, None, None, Action.START),
+        (ONE, TWO, ONE, None, Action.RETURN),
+        (ONE, TWO, None, None, Action.START),
         # while one loads
-        (TWO, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.LOADING), Step.NOTHING),
-        (ONE, ONE, None, candidate(TWO, State.LOADING), Step.FORGET),
-        (TWO, None, None, candidate(ONE, State.LOADING), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.NOTHING),
+        (ONE, ONE, None, candidate(TWO, CandidatePhase.LOADING), Action.FORGET),
+        (TWO, None, None, candidate(ONE, CandidatePhase.LOADING), Action.START),
         # after one was refused
-        (TWO, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
-        (TOLD, ONE, None, candidate(TWO, State.REJECTED), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.REJECTED), Step.START),
-        (TWO, ONE, None, candidate(TWO, State.REJECTED, 11.0), Step.NOTHING),
-        (TWO, ONE, None, candidate(TWO, State.REJECTED, 9.0), Step.START),
-        (ONE, ONE, None, candidate(TWO, State.REJECTED), Step.FORGET),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.NOTHING),
+        (TOLD, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED, 11.0), Action.NOTHING),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REJECTED, 9.0), Action.START),
+        (ONE, ONE, None, candidate(TWO, CandidatePhase.REJECTED), Action.FORGET),
         # while one waits
-        (TWO, ONE, None, candidate(TWO, State.WAITING, 11.0), Step.NOTHING),
-        (TWO, ONE, None, candidate(TWO, State.WAITING, 10.0), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.WAITING, 11.0), Action.NOTHING),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.WAITING, 10.0), Action.START),
         # after one was reverted
-        (TWO, ONE, None, candidate(TWO, State.REVERTED), Step.NOTHING),
-        (TAGGED, ONE, None, candidate(TWO, State.REVERTED), Step.START),
+        (TWO, ONE, None, candidate(TWO, CandidatePhase.REVERTED), Action.NOTHING),
+        (TAGGED, ONE, None, candidate(TWO, CandidatePhase.REVERTED), Action.START),
     ],
 )
-async def test_what_a_look_leads_to(
-    found: Version, live: Version | None, warm: Version | None, before: Candidate | None, step: Step
+async def test_decide(
+    found: Version, live: Version | None, warm: Version | None, before: Candidate | None, step: Action
 ) -> None:
     assert decide(found, live, warm, before, 10.0) is step
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5, 10, 10_000])
-async def test_pauses_grow_up_to_a_limit(failures: int) -> None:
-    assert 0.4 <= pause(failures) <= 36
-    assert pause(failures) < pause(failures + 3) or failures >= 5
+async def test_retry_delay_grows_up_to_a_limit(failures: int) -> None:
+    assert 0.4 <= retry_delay(failures) <= 36
+    assert retry_delay(failures) < retry_delay(failures + 3) or failures >= 5
 
 
 @pytest.mark.parametrize(
     ("waited", "before", "seconds"),
     [
         (0.02, 1.0, 1.0),
-        (0.5, 1.0, 2.0),  # a fifth of the time is waiting
+        (0.5, 1.0, 2.0),  # a fifth of the time is spent in calls
         (3.0, 1.0, 12.0),
-        (0.02, 10.0, 8.0),  # what was slow once is not asked at once as often as before
+        (0.02, 10.0, 8.0),  # the delay shrinks gradually after a slow response
         (600.0, 1.0, 30.0),
     ],
     ids=["quick", "slow", "too slow", "quick again", "hopeless"],
 )
-async def test_a_registry_that_is_slow_is_looked_at_less_often(
-    waited: float, before: float, seconds: float
-) -> None:
-    assert rest(1.0, waited, before) == seconds
+async def test_slow_registry_is_polled_less_often(waited: float, before: float, seconds: float) -> None:
+    assert next_poll_delay(1.0, waited, before) == seconds
 
 
-async def test_a_longer_poll_is_kept_however_slow_the_registry_is() -> None:
-    assert rest(60.0, 600.0, 0.0) == 60.0
+async def test_long_poll_interval_is_kept() -> None:
+    assert next_poll_delay(60.0, 600.0, 0.0) == 60.0
 
 
 # -- flows
 
 
-def pids(loaded: Loaded | None) -> list[int]:
+def pids(loaded: LoadedModel | None) -> list[int]:
     assert loaded
     return [replica.pid for replica in loaded._pool.replicas if replica.pid]
 
 
-async def test_a_promotion_goes_live(stage: Stage) -> None:
+async def test_promotion_goes_live(stage: Stage) -> None:
     follower = stage.follow()
     await settle(follower)
     assert follower.slot.reason == "the registry has no version of a model 'actor'"
@@ -124,7 +128,7 @@ async def test_a_promotion_goes_live(stage: Stage) -> None:
     assert await predict(follower) == 2.0
 
 
-async def test_one_of_many_models_is_looked_at_when_something_changed(stage: Stage) -> None:
+async def test_shared_follower_polls_only_after_a_change(stage: Stage) -> None:
     follower = stage.follow(shared=True, poll_seconds=1e-9)
     stage.promote(factor=2.0)
     await settle(follower)
@@ -144,7 +148,7 @@ async def test_one_of_many_models_is_looked_at_when_something_changed(stage: Sta
     assert await predict(follower) == 3.0
 
 
-async def test_the_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> None:
+async def test_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
@@ -156,20 +160,20 @@ async def test_the_next_version_takes_over_and_the_old_one_ends(stage: Stage) ->
         assert not await asyncio.to_thread(old.left)
 
 
-async def test_a_mistake_in_the_front_does_not_end_the_following(
+async def test_unexpected_error_does_not_end_the_follower(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     follower = stage.follow(poll_seconds=0.05)
     stage.promote(factor=2.0)
-    rest_, failed = follower._rest, asyncio.Event()
+    wait_, failed = follower._wait, asyncio.Event()
 
     async def fail(seconds: float) -> None:
-        """As it would for something that nobody has thought of."""
-        follower._rest = rest_  # type: ignore[method-assign]
+        """Raise an unexpected error."""
+        follower._wait = wait_  # type: ignore[method-assign]
         failed.set()
         raise KeyError("oh")
 
-    follower._rest = fail  # type: ignore[method-assign]
+    follower._wait = fail  # type: ignore[method-assign]
     following = Supervisor().start("follower", follower.run)
     await failed.wait()
     await asyncio.sleep(0)
@@ -180,7 +184,7 @@ async def test_a_mistake_in_the_front_does_not_end_the_following(
     assert await predict(follower) == 3.0
 
 
-async def test_a_request_that_began_on_the_old_version_ends_on_it(stage: Stage, tmp_path: Path) -> None:
+async def test_request_ends_on_the_version_it_started_on(stage: Stage, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     follower = stage.follow()
@@ -215,7 +219,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no named columns": (
         {"inputs": "x: double", "metadata": {"serving": {"inputs": {"y": {}}}}},
-        "names no column: y",
+        "has unknown columns: y",
     ),
     "fails on its example": (
         {"example": example("raise:broken")},
@@ -232,14 +236,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answers something else": (
         {"example": example("text")},
-        "the answer changes from a value (number) to a value (any)",
+        "the output changed from a value (number) to a value (any)",
     ),
     "breaks clients": ({"inputs": "x: double, y: double", "example": None}, "input 'y' is new and required"),
 }
 
 
 @pytest.mark.parametrize(("part", "reason"), BROKEN.values(), ids=BROKEN)
-async def test_a_version_that_cannot_serve_never_goes_live(
+async def test_version_that_cannot_serve_never_goes_live(
     stage: Stage, part: dict[str, Any], reason: str
 ) -> None:
     follower = stage.follow(load_seconds=3)
@@ -250,7 +254,7 @@ async def test_a_version_that_cannot_serve_never_goes_live(
     assert live(follower) == "1"
     assert await predict(follower) == 2.0
     assert follower.candidate
-    assert follower.candidate.state is State.REJECTED
+    assert follower.candidate.state is CandidatePhase.REJECTED
     assert follower.candidate.version.version == "2"
     assert reason in follower.candidate.reason
     tags = stage.tags("2")
@@ -258,7 +262,7 @@ async def test_a_version_that_cannot_serve_never_goes_live(
     assert reason in tags["serving.reason"]
 
 
-async def test_with_nothing_live_the_reason_is_told(stage: Stage) -> None:
+async def test_reason_is_reported_if_nothing_is_live(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(example=None, on_load="raise:no_weights")
     await settle(follower)
@@ -266,8 +270,8 @@ async def test_with_nothing_live_the_reason_is_told(stage: Stage) -> None:
         follower.slot.lease()
 
 
-async def test_what_was_refused_is_tried_again_once_a_person_changes_it(stage: Stage, tmp_path: Path) -> None:
-    """It loads where it is the second to do so."""
+async def test_refused_version_is_retried_after_a_change(stage: Stage, tmp_path: Path) -> None:
+    """Load only at the second attempt."""
     follower = stage.follow()
     (tmp_path / "taken").touch()
     stage.promote(on_load=f"once:{tmp_path / 'taken'}")
@@ -280,7 +284,7 @@ async def test_what_was_refused_is_tried_again_once_a_person_changes_it(stage: S
     assert live(follower) == "1"
 
 
-async def test_a_refused_version_makes_way_for_the_next(stage: Stage) -> None:
+async def test_refused_version_is_replaced_by_the_next(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(example=None, on_load="raise:no_weights")
     await settle(follower)
@@ -290,7 +294,7 @@ async def test_a_refused_version_makes_way_for_the_next(stage: Stage) -> None:
     assert follower.candidate is None
 
 
-async def test_the_last_promotion_wins_while_another_loads(stage: Stage, tmp_path: Path) -> None:
+async def test_last_promotion_wins_while_another_loads(stage: Stage, tmp_path: Path) -> None:
     pipe, note = tmp_path / "pipe", tmp_path / "pid"
     os.mkfifo(pipe)
     follower = stage.follow()
@@ -298,7 +302,7 @@ async def test_the_last_promotion_wins_while_another_loads(stage: Stage, tmp_pat
     await follower.tick()
     await asyncio.to_thread(pipe.write_text, "")
     assert follower.candidate
-    assert follower.candidate.state is State.LOADING
+    assert follower.candidate.state is CandidatePhase.LOADING
     with Watch([int(note.read_text())]) as dropped:
         stage.promote(factor=3.0)
         await settle(follower)
@@ -306,7 +310,7 @@ async def test_the_last_promotion_wins_while_another_loads(stage: Stage, tmp_pat
     assert live(follower) == "2"
 
 
-async def test_promoted_rolled_back_and_promoted_within_one_look_is_the_last(stage: Stage) -> None:
+async def test_promotions_within_one_poll_converge_on_the_last(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
@@ -321,9 +325,7 @@ async def test_promoted_rolled_back_and_promoted_within_one_look_is_the_last(sta
     assert live(follower) == "2"
 
 
-async def test_a_version_that_is_withdrawn_while_it_loads_does_not_go_live(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_version_withdrawn_while_loading_does_not_go_live(stage: Stage, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     follower = stage.follow()
@@ -338,7 +340,7 @@ async def test_a_version_that_is_withdrawn_while_it_loads_does_not_go_live(
     assert live(follower) == "1"
 
 
-async def test_what_is_live_stays_when_it_is_no_longer_promoted(stage: Stage) -> None:
+async def test_live_version_stays_when_demoted(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
@@ -350,8 +352,8 @@ async def test_what_is_live_stays_when_it_is_no_longer_promoted(stage: Stage) ->
     assert "no version of 'actor' is in stage Production" in warning
 
 
-async def test_a_rollback_that_does_nothing_is_warned_of(stage: Stage) -> None:
-    """The box that archives what is in Production was left unticked."""
+async def test_rollback_without_effect_is_warned_of(stage: Stage) -> None:
+    """The person did not tick the box that archives the other versions in Production."""
     follower = stage.follow()
     stage.promote(factor=2.0)
     stage.promote(factor=3.0)
@@ -368,7 +370,7 @@ async def test_a_rollback_that_does_nothing_is_warned_of(stage: Stage) -> None:
     assert follower.slot.warnings == ()
 
 
-async def test_an_alias_is_followed_as_it_moves(stage: Stage) -> None:
+async def test_moved_alias_is_followed(stage: Stage) -> None:
     follower = stage.follow("models:/actor@champion")
     for factor in (2.0, 3.0):
         stage.registry.add("actor", factor=factor)
@@ -378,7 +380,7 @@ async def test_an_alias_is_followed_as_it_moves(stage: Stage) -> None:
         assert live(follower) == version
 
 
-async def test_the_latest_is_followed(stage: Stage) -> None:
+async def test_latest_is_followed(stage: Stage) -> None:
     follower = stage.follow("models:/actor/latest")
     for version in ("1", "2"):
         stage.registry.add("actor")
@@ -386,7 +388,7 @@ async def test_the_latest_is_followed(stage: Stage) -> None:
         assert live(follower) == version
 
 
-async def test_a_fixed_version_is_not_asked_for_again(stage: Stage) -> None:
+async def test_fixed_version_is_resolved_once(stage: Stage) -> None:
     follower = stage.follow("models:/actor/1")
     stage.registry.add("actor", factor=2.0)
     await settle(follower)
@@ -399,7 +401,7 @@ async def test_a_fixed_version_is_not_asked_for_again(stage: Stage) -> None:
     assert await predict(follower) == 2.0
 
 
-async def test_what_becomes_of_versions_is_told_in_the_registry(stage: Stage) -> None:
+async def test_outcomes_are_written_to_the_registry(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
@@ -414,7 +416,7 @@ async def test_what_becomes_of_versions_is_told_in_the_registry(stage: Stage) ->
     ]
 
 
-async def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(stage: Stage) -> None:
+async def test_rollback_to_a_warm_version_loads_nothing(stage: Stage) -> None:
     follower = stage.follow(probation_seconds=3600)
     stage.promote(factor=2.0)
     await settle(follower)
@@ -433,7 +435,7 @@ async def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(stage: S
 
 @contextmanager
 def away(registry: Registry) -> Iterator[None]:
-    """Have the database answer nonsense for a while."""
+    """Corrupt the database during the block."""
     database = Path(registry.uri.removeprefix("sqlite:///"))
     content = database.read_bytes()
     database.write_bytes(b"nonsense" * (len(content) // 8))
@@ -441,7 +443,7 @@ def away(registry: Registry) -> Iterator[None]:
     database.write_bytes(content)
 
 
-async def test_what_is_live_stays_while_the_registry_is_away(stage: Stage) -> None:
+async def test_live_version_stays_while_the_registry_is_away(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
@@ -455,11 +457,11 @@ async def test_what_is_live_stays_while_the_registry_is_away(stage: Stage) -> No
     assert live(follower) == "2"
 
 
-async def test_a_cold_start_without_a_registry_serves_what_went_live_last(stage: Stage) -> None:
+async def test_cold_start_without_registry_serves_the_last_live_version(stage: Stage) -> None:
     follower = stage.follow()
     stage.promote(factor=2.0)
     await settle(follower)
-    await follower.empty("the test is over")
+    await follower.unload("the test is over")
     cold = stage.follow(tracking_uri="http://127.0.0.1:9")
     await settle(cold)
     assert live(cold) == "1"
@@ -468,7 +470,7 @@ async def test_a_cold_start_without_a_registry_serves_what_went_live_last(stage:
     assert "from the copy on disk" in cold.slot.live.warnings[0]
 
 
-async def test_a_cold_start_without_a_registry_and_without_a_copy_tells_so(stage: Stage) -> None:
+async def test_cold_start_without_registry_or_copy_reports_it(stage: Stage) -> None:
     follower = stage.follow(tracking_uri="http://127.0.0.1:9")
     await settle(follower)
     assert live(follower) is None
@@ -476,7 +478,7 @@ async def test_a_cold_start_without_a_registry_and_without_a_copy_tells_so(stage
         follower.slot.lease()
 
 
-async def test_artifacts_that_are_lost_and_found_again_go_live(stage: Stage, tmp_path: Path) -> None:
+async def test_artifacts_that_reappear_go_live(stage: Stage, tmp_path: Path) -> None:
     follower = stage.follow()
     saved = actor(tmp_path, factor=2.0)
     saved.rename(tmp_path / "lost")
@@ -485,7 +487,7 @@ async def test_artifacts_that_are_lost_and_found_again_go_live(stage: Stage, tmp
     await follower.tick()
     await follower.settled()
     assert follower.candidate
-    assert follower.candidate.state is State.WAITING
+    assert follower.candidate.state is CandidatePhase.WAITING
     assert "No such file" in follower.candidate.reason
     (tmp_path / "lost").rename(saved)
     follower.candidate = replace(follower.candidate, retry_at=0.0)

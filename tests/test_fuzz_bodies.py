@@ -28,7 +28,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import SELDOM, Service, served
 
-from serving.rpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 COLUMNS = ("x", "count", "flag", "text")
 EXAMPLE = pd.DataFrame({"x": [1.5], "count": [3], "flag": [True], "text": ["a"]})
@@ -83,7 +84,7 @@ def mutated(draw: st.DrawFn, bodies: st.SearchStrategy[Any]) -> bytes:
 
 @pytest.fixture(scope="module")
 def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of two models that return their column `x`: of four columns, and of one."""
+    """Serve two models that return their column `x`: one of four columns, one of one."""
     folder = tmp_path_factory.mktemp("fuzz")
     registry = Registry(new_registry(folder))
     inputs = "x: double, count: long?, flag: boolean?, text: string?"
@@ -123,7 +124,7 @@ def check_rejection(response: httpx.Response) -> None:
 
 
 def plain(body: bytes) -> Any:
-    """Parse JSON with the parser of the standard library, without what is no JSON."""
+    """Parse strict JSON with the parser of the standard library."""
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(name)
@@ -136,7 +137,7 @@ def same(found: float, given: Any) -> bool:
 
 
 @given(mutated(rows | anything))
-def test_a_row_is_rejected_or_predicted_as_the_plain_parser_reads_it(service: Service, body: bytes) -> None:
+def test_row_is_rejected_or_parsed_as_plain_json(service: Service, body: bytes) -> None:
     response = post(service, "/predict", body)
     if response.status_code != 200:
         check_rejection(response)
@@ -200,7 +201,7 @@ outcomes = st.fixed_dictionaries(
 
 
 @given(mutated(outcomes | st.fixed_dictionaries({"feedback": st.lists(outcomes, max_size=3)}) | anything))
-def test_feedback_on_no_prediction_is_rejected(service: Service, body: bytes) -> None:
+def test_feedback_without_a_prediction_is_rejected(service: Service, body: bytes) -> None:
     check_rejection(post(service, "/feedback", body))
 
 
@@ -222,9 +223,7 @@ def signed(body: bytes, delivery: str) -> dict[str, str]:
     st.sampled_from(["", "X_MLflow_Timestamp", "X_MLflow_Signature"]),
     text,
 )
-def test_webhooks_are_taken_as_they_are_signed(
-    service: Service, body: bytes, forged: str, value: str
-) -> None:
+def test_webhooks_require_a_valid_signature(service: Service, body: bytes, forged: str, value: str) -> None:
     headers = signed(body, str(next(deliveries)))
     if forged:
         headers[forged] = "".join(each for each in value if each.isascii() and each.isprintable()).strip()
@@ -301,7 +300,7 @@ def test_tensors_in_bytes_are_rejected_or_predicted(
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_request_are_rejected(service: Service, body: bytes) -> None:
+def test_invalid_request_bytes_are_rejected(service: Service, body: bytes) -> None:
     length = str(len(body) // 2)
     for path in ("/v2/models/single/infer", "/v2/models/mixed/versions/1/infer"):
         check_rejection(post(service, path, body))
@@ -383,7 +382,7 @@ def test_values_of_messages_are_predicted(channel: grpc.Channel, values: list[fl
 
 
 @given(st.binary(max_size=100))
-def test_bytes_that_are_no_message_are_rejected(channel: grpc.Channel, body: bytes) -> None:
+def test_invalid_message_bytes_are_rejected(channel: grpc.Channel, body: bytes) -> None:
     for method in ("ModelInfer", "ModelMetadata", "ModelReady"):
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
         try:

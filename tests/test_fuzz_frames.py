@@ -1,4 +1,4 @@
-"""Any bytes from model processes, fork servers and the journal writer: no crash, no hang and no growth."""
+"""Random bytes from model processes, fork servers and the journal writer: no crash, hang or growth."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import LoadFailed, ModelFailed, ProcessDied, Unprocessable
-from serving.journal import frames as journal_frames
-from serving.runtime import wire
-from serving.runtime.fork_server_process import ForkServerProcess
-from serving.runtime.launcher import Launcher
-from serving.runtime.output import Output
-from serving.runtime.replica import Replica, State
+from serving.journal import framing as journal_frames
+from serving.processes import framing
+from serving.processes.fork_server_process import ForkServerProcess
+from serving.processes.launcher import Launcher
+from serving.processes.output_capture import OutputCapture
+from serving.processes.replica import Replica, ReplicaState
 
 MAX_BYTES = 2**16
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
@@ -30,31 +30,33 @@ values = st.recursive(
     numbers,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
 )
-told = st.fixed_dictionaries(
+error_fields = st.fixed_dictionaries(
     {}, optional={"error": values, "traceback": values, "loc": values, "msg": values, "input_schema": values}
 )
 payloads = st.one_of(
     st.binary(max_size=200),
     st.sampled_from([b"", b"{}", b"[]", b"[" * 5000, b"\xff", b"1" * 5000]),
-    st.builds(lambda value: json.dumps(value).encode(), told | values | st.lists(told, max_size=3)),
+    st.builds(
+        lambda value: json.dumps(value).encode(), error_fields | values | st.lists(error_fields, max_size=3)
+    ),
 )
 heads = st.builds(
     struct.Struct("<BI").pack,
     st.integers(0, 255),
     st.sampled_from([0, 1, 5, 2**16 + 1, 2**20 + 1, 2**30, 2**32 - 1]),
 )
-frames = st.builds(wire.pack, st.sampled_from(wire.Kind), payloads)
+frames = st.builds(framing.pack, st.sampled_from(framing.FrameType), payloads)
 streams = st.lists(st.one_of(frames, frames, heads, st.binary(max_size=20)), max_size=8).map(b"".join)
 
 
 def chunks(stream: bytes, data: st.DataObject) -> Sequence[bytes]:
-    """Cut a stream into pieces, as a socket may."""
+    """Split a stream into pieces, as a socket may."""
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     return [stream[start:end] for start, end in pairwise([0, *sorted(cuts), len(stream)])]
 
 
 class Transport(asyncio.Transport):
-    """A socket that remembers whether it was closed."""
+    """A socket that records whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,19 +77,19 @@ def buffered(replica: Replica) -> int:
 
 
 @given(stream=streams, data=st.data())
-def test_any_bytes_make_frames_or_an_error(stream: bytes, data: st.DataObject) -> None:
-    unpacker = wire.Unpacker(MAX_BYTES)
+def test_random_bytes_give_frames_or_an_error(stream: bytes, data: st.DataObject) -> None:
+    unpacker = framing.Unpacker(MAX_BYTES)
     with suppress(ValueError):
         for chunk in chunks(stream, data):
             for kind, payload in unpacker.feed(chunk):
-                assert kind in wire.Kind
-                assert len(payload) <= max(MAX_BYTES, wire.MAX_REPORT_BYTES)
+                assert kind in framing.FrameType
+                assert len(payload) <= max(MAX_BYTES, framing.MAX_REPORT_BYTES)
 
 
 @given(
     stream=streams, data=st.data(), asks=st.sampled_from(["nothing", "rows", "stream"]), loads=st.booleans()
 )
-def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
+def test_model_process_sending_random_bytes_responds_or_stops(
     stream: bytes, data: st.DataObject, asks: str, *, loads: bool
 ) -> None:
     async def feed() -> None:
@@ -96,15 +98,15 @@ def test_model_process_that_sends_any_bytes_is_stopped_or_answers(
         outcomes: list[Any] = []
         heard: list[bytes] = []
         if loads:
-            replica.data_received(wire.pack(wire.Kind.READY, b"{}"))
+            replica.data_received(framing.pack(framing.FrameType.READY, b"{}"))
             if asks != "nothing":
-                replica.ask(b"rows", outcomes.append, heard.append if asks == "stream" else None)
+                replica.submit(b"rows", outcomes.append, heard.append if asks == "stream" else None)
         for chunk in chunks(stream, data):
             if not transport.is_aborted:
                 replica.data_received(chunk)
             assert buffered(replica) <= len(stream)
         replica.connection_lost(None)
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
         assert replica.dead.done()
         if loads and asks != "nothing":
             (outcome,) = outcomes
@@ -128,12 +130,10 @@ lines = st.one_of(
 
 
 @given(sent=st.lists(lines, max_size=8), data=st.data())
-def test_fork_server_that_sends_any_messages_fails_no_listener(
-    sent: list[bytes], data: st.DataObject
-) -> None:
+def test_random_fork_server_messages_fail_no_listener(sent: list[bytes], data: st.DataObject) -> None:
     async def feed() -> None:
         launcher, (ours, theirs) = Launcher(), socket.socketpair()
-        server = ForkServerProcess(ours, None, "", None, Output({}, lambda _: None))  # type: ignore[arg-type]
+        server = ForkServerProcess(ours, None, "", None, OutputCapture({}, lambda _: None))  # type: ignore[arg-type]
         launched = server.launching[1] = asyncio.get_running_loop().create_future()
         server.number = 2
         stream = b"\n".join(sent) + b"\n"
@@ -143,18 +143,18 @@ def test_fork_server_that_sends_any_messages_fails_no_listener(
                 theirs.sendall(chunk)
             theirs.shutdown(socket.SHUT_WR)
             await launcher._receive(server)
-        assert len(server.text) <= 65536
+        assert len(server.buffer) <= 65536
         assert len(server.children) <= 1
         if launched.done() and (error := launched.exception()):
             assert isinstance(error, ProcessDied)
-        os.close(server.output.theirs)
+        os.close(server.output.write_end)
         server.output.close()
 
     asyncio.run(feed())
 
 
 @given(stream=st.lists(st.binary(max_size=40) | heads, max_size=6).map(b"".join), data=st.data())
-def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, data: st.DataObject) -> None:
+def test_journal_writer_output_is_read_or_rejected(stream: bytes, data: st.DataObject) -> None:
     async def feed() -> None:
         reader = asyncio.StreamReader()
         for chunk in chunks(stream, data):
@@ -167,9 +167,11 @@ def test_journal_writer_that_sends_any_bytes_is_read_or_refused(stream: bytes, d
     asyncio.run(feed())
 
 
-@pytest.mark.parametrize("kind", wire.Kind)
-def test_frame_above_its_limit_is_refused_by_its_header(kind: wire.Kind) -> None:
-    unpacker = wire.Unpacker(MAX_BYTES)
-    limit = MAX_BYTES if kind in (wire.Kind.ANSWER, wire.Kind.CHUNK) else wire.MAX_REPORT_BYTES
+@pytest.mark.parametrize("kind", framing.FrameType)
+def test_frame_above_its_limit_is_rejected_by_header(kind: framing.FrameType) -> None:
+    unpacker = framing.Unpacker(MAX_BYTES)
+    limit = (
+        MAX_BYTES if kind in (framing.FrameType.OUTPUT, framing.FrameType.CHUNK) else framing.MAX_REPORT_BYTES
+    )
     with pytest.raises(ValueError, match=f"more than {limit}"):
         list(unpacker.feed(struct.pack("<BI", kind, limit + 1)))

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.groups import Limits
-from serving.http.protocol import Protocol
-from serving.http.unsent import UnsentBytes
+from serving.http.unsent_responses import UnsentBytes
+from serving.server.http_protocol import LimitedHttpProtocol
+from serving.settings.groups import LimitSettings
 from serving.telemetry.connections import ConnectionMetrics
 
 METRICS = ConnectionMetrics(CollectorRegistry())
@@ -59,7 +59,7 @@ ENDS = [b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r", b"\0"]
 
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
-    """Requests that are almost valid."""
+    """Generate requests that are almost valid."""
     lines = [draw(st.sampled_from(LINES)), *draw(st.lists(st.sampled_from(FIELDS), max_size=6))]
     ends = draw(st.lists(st.sampled_from(ENDS), min_size=len(lines) + 1, max_size=len(lines) + 1))
     head = b"".join(line + end for line, end in zip([*lines, b""], ends, strict=True))
@@ -72,7 +72,7 @@ CUTS = st.lists(st.integers(1, 400), max_size=5)
 
 @st.composite
 def valid(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A valid request, and the body that the application is to receive."""
+    """Generate a valid request and the body that the application must receive."""
     body = draw(st.binary(max_size=40))
     fields = [b"Host: x", b"X-Key: value"]
     fields += draw(
@@ -87,7 +87,7 @@ def valid(draw: st.DrawFn) -> tuple[bytes, bytes]:
         fields.append(b"Content-Length: %d" % len(body))
         sent = body
     order = draw(st.permutations(fields))
-    return b"POST /a HTTP/1.1\r\n" + b"".join(each + b"\r\n" for each in order) + b"\r\n" + sent, body
+    return b"POST /a HTTP/1.1\r\n" + b"".join(field + b"\r\n" for field in order) + b"\r\n" + sent, body
 
 
 class Connection(asyncio.Transport):
@@ -114,7 +114,7 @@ class Connection(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        """Read all the same: the data is there."""
+        """Ignore the pause: all data is already available."""
 
     resume_reading = pause_reading
 
@@ -141,12 +141,12 @@ CONFIG.load()
 
 
 def exchange(data: bytes, cuts: list[int]) -> tuple[list[tuple[int, bytes]], bool]:
-    """Send data in pieces; gives the responses, and whether the connection was closed."""
+    """Send data in pieces; return the responses and whether the connection was closed."""
 
     async def run() -> Connection:
         state, transport = ServerState(), Connection()
-        limits, unsent = Limits(), UnsentBytes(2**20)
-        protocol = Protocol(
+        limits, unsent = LimitSettings(), UnsentBytes(2**20)
+        protocol = LimitedHttpProtocol(
             config=CONFIG, server_state=state, app_state={}, limits=limits, unsent=unsent, metrics=METRICS
         )
         protocol.connection_made(transport)
@@ -171,7 +171,7 @@ def exchange(data: bytes, cuts: list[int]) -> tuple[list[tuple[int, bytes]], boo
 
 
 def parse(written: bytes) -> list[tuple[int, bytes]]:
-    """Split what was written into responses, of which nothing may be left over."""
+    """Split the written bytes into responses, without a remainder."""
     found = []
     written = written.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     while written:
@@ -187,7 +187,7 @@ def parse(written: bytes) -> list[tuple[int, bytes]]:
 
 
 @given(STREAMS, CUTS)
-def test_random_bytes_get_valid_responses_or_a_close(data: bytes, cuts: list[int]) -> None:
+def test_random_bytes_get_valid_responses_or_close(data: bytes, cuts: list[int]) -> None:
     responses, closed = exchange(data, cuts)
     assert all(status == 200 for status, _ in responses[:-1])
     if responses and responses[-1][0] != 200:
@@ -195,7 +195,7 @@ def test_random_bytes_get_valid_responses_or_a_close(data: bytes, cuts: list[int
 
 
 @given(st.lists(valid(), max_size=4), CUTS)
-def test_pipelined_requests_are_answered_one_for_one(
+def test_pipelined_requests_get_one_response_each(
     requests: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
     responses, _ = exchange(b"".join(request for request, _ in requests), cuts)
@@ -203,7 +203,7 @@ def test_pipelined_requests_are_answered_one_for_one(
 
 
 @given(st.lists(valid(), max_size=3), STREAMS, CUTS)
-def test_what_follows_valid_requests_does_not_change_their_responses(
+def test_trailing_bytes_do_not_change_earlier_responses(
     requests: list[tuple[bytes, bytes]], more: bytes, cuts: list[int]
 ) -> None:
     responses, _ = exchange(b"".join(request for request, _ in requests) + more, cuts)
@@ -211,7 +211,7 @@ def test_what_follows_valid_requests_does_not_change_their_responses(
 
 
 @given(STREAMS, CUTS)
-def test_pieces_do_not_change_the_responses(data: bytes, cuts: list[int]) -> None:
+def test_splitting_does_not_change_responses(data: bytes, cuts: list[int]) -> None:
     def outcome(pieces: list[int]) -> list[tuple[int, bytes]]:
         return [(status, body if status == 200 else b"") for status, body in exchange(data, pieces)[0]]
 

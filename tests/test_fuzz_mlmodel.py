@@ -1,4 +1,4 @@
-"""Any content of the files of a version is read as a description or rejected; nothing else happens."""
+"""Arbitrary content of the files of a version is parsed or rejected, without other effects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import NoEnvironment, Untrusted, Untypable, VerificationFailed
-from serving.groups import Trust
-from serving.registry.policy import Policy
-from serving.runtime import bounded_parser, environments, input_example, mlmodel, model_files, packages
-from serving.runtime.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
-from serving.runtime.model_files import ModelFiles
+from serving.contract import bounded_parser, mlmodel, model_files
+from serving.contract.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
+from serving.contract.model_files import ModelFiles
+from serving.errors import EnvironmentUnavailable, UnsupportedSignature, UntrustedArtifact, VerificationFailed
+from serving.models import input_example
+from serving.processes import environments, package_list
+from serving.registry.artifact_policy import ArtifactPolicy
+from serving.settings.groups import ArtifactPolicySettings
 
 REAL = {
     "flavors": {
@@ -66,48 +68,48 @@ specs = st.lists(st.dictionaries(names, values, max_size=6), max_size=4)
 @st.composite
 def mutated(draw: st.DrawFn, content: bytes = CONTENT) -> bytes:
     """Replace parts of a real file by tokens of YAML, by other parts of it, and by any bytes."""
-    found = bytearray(content)
+    changed = bytearray(content)
     for _ in range(draw(st.integers(1, 5))):
-        start = draw(st.integers(0, len(found)))
-        end = min(len(found), start + draw(st.integers(0, 30)))
-        piece = draw(st.sampled_from(TOKENS) | st.binary(max_size=8) | st.just(bytes(found[:start][-50:])))
-        found[start:end] = piece * draw(st.sampled_from([1, 1, 1, 3, 200]))
-    return bytes(found)
+        start = draw(st.integers(0, len(changed)))
+        end = min(len(changed), start + draw(st.integers(0, 30)))
+        piece = draw(st.sampled_from(TOKENS) | st.binary(max_size=8) | st.just(bytes(changed[:start][-50:])))
+        changed[start:end] = piece * draw(st.sampled_from([1, 1, 1, 3, 200]))
+    return bytes(changed)
 
 
 @st.composite
 def altered(draw: st.DrawFn) -> dict[str, Any]:
     """Replace one value in a real description, at any depth."""
-    found = json.loads(json.dumps(REAL))
-    place = found
+    changed = json.loads(json.dumps(REAL))
+    place = changed
     while True:
         key = draw(st.sampled_from(sorted(place)))
         if not isinstance(place[key], dict) or not place[key] or draw(st.booleans()):
             place[key] = draw(values | specs | specs.map(json.dumps))
-            return dict(found)
+            return dict(changed)
         place = place[key]
 
 
 def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
-    """Do all that a front does with the files of a version, as far as they are accepted."""
+    """Run all steps of a front on the files of a version, until one is rejected."""
     if not isinstance(described, dict):
         return
     files = ModelFiles(described, documents, {"requirements.txt": ["numpy"]}, example)
     needs = environments.read(files)
     environments.differences(needs)
-    with suppress(Untrusted):
-        Policy(Trust(strict=True)).check_requirements(files, needs)
-    with suppress(Untypable, VerificationFailed):
+    with suppress(UntrustedArtifact):
+        ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True)).check_requirements(files, needs)
+    with suppress(UnsupportedSignature, VerificationFailed):
         contract = mlmodel.contract(described, "iris", 10)
         input_example.example(files, contract)
 
 
 @given(mutated())
-def test_mutated_files_are_read_or_refused(content: bytes) -> None:
+def test_mutated_files_are_read_or_rejected(content: bytes) -> None:
     with suppress(Refused, yaml.YAMLError, ValueError):
-        found = parse_yaml(content)
-        json.dumps(found)
-        read_all(found)
+        parsed = parse_yaml(content)
+        json.dumps(parsed)
+        read_all(parsed)
 
 
 @given(altered())
@@ -119,12 +121,12 @@ def test_altered_descriptions_are_accepted_or_rejected(described: dict[str, Any]
 def test_plain_values_are_read_as_they_were_written(value: Any) -> None:
     content = yaml.safe_dump(value, allow_unicode=True).encode()
     with suppress(Refused):
-        found = json.dumps(parse_yaml(content), sort_keys=True)
-        assert found == json.dumps(value, sort_keys=True, default=str)
+        parsed = json.dumps(parse_yaml(content), sort_keys=True)
+        assert parsed == json.dumps(value, sort_keys=True, default=str)
 
 
 @given(values)
-def test_any_example_is_read_or_rejected(example: Any) -> None:
+def test_arbitrary_example_is_read_or_rejected(example: Any) -> None:
     read_all(REAL, example)
     read_all(REAL, {"dataframe_split": example})
     read_all(REAL, {"inputs": example})
@@ -132,7 +134,7 @@ def test_any_example_is_read_or_rejected(example: Any) -> None:
 
 
 @given(values, st.lists(st.text(max_size=40) | st.from_regex(r"[a-z]+( @ |==|>)[a-z0-9.:/]+"), max_size=5))
-def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> None:
+def test_arbitrary_requirements_are_read_or_rejected(value: Any, lines: list[str]) -> None:
     documents = {
         "python_env.yaml": {"python": value, "dependencies": lines},
         "conda.yaml": {"dependencies": value},
@@ -142,10 +144,10 @@ def test_any_requirements_are_read_or_refused(value: Any, lines: list[str]) -> N
 
 
 @given(st.binary(max_size=200))
-def test_any_list_of_packages_is_read_or_refused(content: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder, suppress(NoEnvironment):
+def test_arbitrary_package_list_is_read_or_rejected(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(EnvironmentUnavailable):
         (Path(folder) / "list").write_bytes(content)
-        packages.read(Path(folder) / "list")
+        package_list.read(Path(folder) / "list")
 
 
 @given(values)
@@ -161,5 +163,5 @@ def test_parser_process_survives(content: bytes, environment: bytes, requirement
         (Path(folder) / "MLmodel").write_bytes(content)
         (Path(folder) / "python_env.yaml").write_bytes(environment)
         (Path(folder) / "requirements.txt").write_bytes(requirements)
-        with suppress(Untypable):
+        with suppress(UnsupportedSignature):
             asyncio.run(model_files.read(Path(folder)))

@@ -1,6 +1,6 @@
-"""What was live, refused or reverted is known after a restart; a disk that refuses costs only that.
+"""The history survives restarts, and disk failures cost only its persistence.
 
-That a service tells of it after a restart is shown in `test_promotion_faults.py`.
+`test_promotion_faults.py` verifies that a service reports it after a restart.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.history import Event, History, Period, periods
-from serving.runtime.version import Outcome
+from serving.registry.history import Event, History, HistoryEntry, with_ends
+from serving.version import Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -26,15 +26,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def test_what_was_live_was_so_until_the_next_went_live() -> None:
-    assert periods([FIRST, BAD, SECOND]) == [
-        Period("3", Outcome.LIVE, SECOND.at, None, ""),
-        Period("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
-        Period("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),
+def test_live_entry_ends_when_the_next_goes_live() -> None:
+    assert with_ends([FIRST, BAD, SECOND]) == [
+        HistoryEntry("3", Outcome.LIVE, SECOND.at, None, ""),
+        HistoryEntry("2", Outcome.REJECTED, BAD.at, BAD.at, "it is broken"),
+        HistoryEntry("1", Outcome.LIVE, FIRST.at, SECOND.at, ""),
     ]
 
 
-async def test_it_survives_a_restart(tmp_path: Path) -> None:
+async def test_history_survives_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "history.jsonl"
     history = History(file)
     for event in (FIRST, BAD, SECOND):
@@ -42,7 +42,7 @@ async def test_it_survives_a_restart(tmp_path: Path) -> None:
     assert History(file).periods() == history.periods()
 
 
-async def test_a_restart_on_the_same_version_is_no_event(tmp_path: Path) -> None:
+async def test_restart_on_the_same_version_adds_no_event(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
     for event in (FIRST, BAD):
         await History(file).add(event)
@@ -52,14 +52,14 @@ async def test_a_restart_on_the_same_version_is_no_event(tmp_path: Path) -> None
     assert [period.since for period in again.periods()] == [BAD.at, FIRST.at]
 
 
-async def test_a_version_that_goes_live_once_more_is_an_event(tmp_path: Path) -> None:
+async def test_version_that_goes_live_again_is_an_event(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
     for event in (FIRST, SECOND, FIRST):
         await history.add(event)
     assert [period.version for period in history.periods()] == ["1", "3", "1"]
 
 
-async def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+async def test_truncated_line_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
     await History(file).add(FIRST)
     with file.open("a") as opened:
@@ -83,7 +83,7 @@ async def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-async def test_a_line_that_has_rotted_is_passed_over(tmp_path: Path, line: bytes) -> None:
+async def test_damaged_line_is_skipped(tmp_path: Path, line: bytes) -> None:
     file = tmp_path / "history.jsonl"
     await History(file).add(FIRST)
     file.write_bytes(line + b"\n" + file.read_bytes() + line)
@@ -93,7 +93,7 @@ async def test_a_line_that_has_rotted_is_passed_over(tmp_path: Path, line: bytes
     assert [period.version for period in History(file).periods()] == ["3", "1"]
 
 
-async def test_events_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+async def test_simultaneous_events_are_all_recorded(tmp_path: Path) -> None:
     for number in range(20):
         history = History(tmp_path / f"{number}.jsonl")
         events = [Event(str(version), Outcome.LIVE, FIRST.at, "x" * 5000) for version in range(20)]
@@ -101,14 +101,14 @@ async def test_events_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
         assert len(History(tmp_path / f"{number}.jsonl").periods()) == 20
 
 
-async def test_it_is_kept_in_memory_where_the_disk_refuses(tmp_path: Path) -> None:
+async def test_history_stays_in_memory_if_the_disk_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where the folder should be")
     history = History(tmp_path / "file" / "history.jsonl")
     await history.add(FIRST)
     assert [period.version for period in history.periods()] == ["1"]
 
 
-async def test_it_is_bounded(tmp_path: Path) -> None:
+async def test_history_is_bounded(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
     history._events.extend(Event(str(number), Outcome.LIVE, FIRST.at) for number in range(1500))
     await history.add(SECOND)

@@ -1,4 +1,4 @@
-"""Attacks on access: paths, keys, models of others, reasons, other origins, and the file of keys."""
+"""Attacks on access control: paths, keys, models of others, reasons, other origins, and the key file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from line import free_port
 from live import SELDOM, Service, served, until
 from test_access import Keys
 
-from serving.access.declaration import Access, Concern, declared
-from serving.access.keys import Scope
 from serving.app import create_app
-from serving.front import Front
-from serving.rpc.messages import protos, services
-from serving.rpc.service import _Service
-from serving.settings import Settings
+from serving.auth.access_rules import Access, Concern, declared
+from serving.auth.api_keys import Scope
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.grpc.servicer import _Service
+from serving.http.application import ServingApp
+from serving.settings.settings import Settings
 
 SECRET = "opaque-hunter2"
 ROW = {"x": 21}
@@ -69,24 +70,24 @@ def send(
         sent, content = {"Content-Type": "application/json"} | sent, json.dumps(body).encode()
     try:
         connection.request(method, path, content, {k: v for k, v in sent.items() if v})
-        found = connection.getresponse()
-        named = {name.lower(): value for name, value in found.getheaders()}
-        return Response(found.status, named, found.read())
+        response = connection.getresponse()
+        named = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, named, response.read())
     finally:
         connection.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service of `iris` (the default), `other`, and two models on demand: `asleep`, and `broken`."""
+    """A service of `iris` (the default), `other`, and the on-demand models `asleep` and `broken`."""
 
     service: Service
     keys: Keys
     admin_url: str
     key: dict[str, str]
-    """Keys by purpose; `iris` and `other` are for these models."""
-    app: Front
-    """The same application, in this process, for its declarations."""
+    """Keys by purpose; the keys `iris` and `other` are limited to these models."""
+    app: ServingApp
+    """The same application in this process, to inspect its routes."""
 
     def get(self, key: str, path: str, *, admin_port: bool = False, **headers: str) -> Response:
         return self.send(key, "GET", path, admin_port=admin_port, **headers)
@@ -100,8 +101,8 @@ class Target:
         return send(self.admin_url if admin_port else self.service.url, method, path, named, body)
 
     def states(self) -> dict[str, str]:
-        found = self.get("admin", "/status", admin_port=True).json
-        return {each["name"]: each["state"] for each in found["models"]}
+        status = self.get("admin", "/status", admin_port=True).json
+        return {each["name"]: each["state"] for each in status["models"]}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def target(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     }
     with served(registry.uri, folder, **settings, _key=key["admin"]) as running:
         running.until_ready()
-        own = running.logged(re.compile(r"histories are at (http://[\d.:]+)"))[1]
+        own = running.logged(re.compile(r"history\) are at (http://[\d.:]+)"))[1]
         registry.promote("other", registry.add("other", on_load=f"raise:{SECRET}", streams=True))
         known = Settings(**settings | {"store_dir": folder / "unused", "tracking_uri": registry.uri})
         found = Target(running, ring, own, key, create_app(known))
@@ -152,22 +153,22 @@ class Route:
     access: Access
 
 
-def routes(app: Front) -> list[Route]:
-    """All routes of the application, for the model `iris`."""
-    found = []
+def routes(app: ServingApp) -> list[Route]:
+    """Return all routes of the application, for the model `iris`."""
+    collected = []
     for route in app.router.routes:
         path = route.path.format(name="iris", version="1")  # type: ignore[attr-defined]
-        found += [
+        collected += [
             Route(method, path, declared(route.endpoint))  # type: ignore[attr-defined]
             for method in sorted(route.methods)  # type: ignore[attr-defined]
         ]
     paths = [path for path in app.predictions._paths if "models" not in path or "/iris/" in path]
     paths += [path.replace("/iris/", "/iris/versions/1/") for path in paths if "/iris/" in path]
     for path in paths:
-        predict = app.predictions.find(path)
+        predict = app.predictions.match(path)
         assert predict
-        found.append(Route("POST", path, predict.access))
-    return found
+        collected.append(Route("POST", path, predict.access))
+    return collected
 
 
 def test_every_route_declares_its_access(target: Target) -> None:
@@ -179,9 +180,9 @@ def test_every_route_declares_its_access(target: Target) -> None:
 
 
 def test_every_route_demands_what_it_declares(target: Target) -> None:
-    found = routes(target.app)
-    assert len(found) > 35
-    for route in found:
+    all_routes = routes(target.app)
+    assert len(all_routes) > 35
+    for route in all_routes:
         body = next((each for end, each in BODIES.items() if route.path.endswith(end)), {})
         sent = None if route.method in ("GET", "HEAD") else body
 
@@ -213,11 +214,11 @@ def test_every_route_demands_what_it_declares(target: Target) -> None:
                 assert target.send("", method, route.path, admin_port=True).status == 401, (route, method)
 
 
-def test_a_route_without_a_declaration_is_for_administrators(target: Target) -> None:
+def test_undeclared_route_requires_admin_access(target: Target) -> None:
     assert declared(lambda: None) == Access(Scope.ADMIN, Concern.ALL_MODELS, for_operators=True)
 
 
-def test_row_46_no_form_of_a_path_evades_its_scope(target: Target) -> None:
+def test_row_46_path_variants_do_not_bypass_scopes(target: Target) -> None:
     for path in ("/metrics", "/status", "/models/iris/history"):
         assert target.get("admin", path, admin_port=True).status == 200
         escaped = path.replace("/", "%2f")
@@ -236,8 +237,8 @@ def test_row_46_no_form_of_a_path_evades_its_scope(target: Target) -> None:
         forms += [f"http://localhost{path}", f"{path}%0a?{path}", path.replace("s", "%73")]
         for form in forms:
             for key in ("", "any"):
-                found = target.get(key, form, admin_port=True)
-                assert found.status in (400, 401, 403, 404), (form, key)
+                response = target.get(key, form, admin_port=True)
+                assert response.status in (400, 401, 403, 404), (form, key)
             for key in ("any", "admin"):
                 assert target.get(key, form).status in (400, 404), (form, key)
 
@@ -264,10 +265,10 @@ NAMED = [
 ]
 
 
-def test_row_54_models_of_others_do_not_exist(target: Target) -> None:
-    def form(found: Response, name: str) -> tuple[int, str]:
-        text = re.sub(r'"request_id":"[^"]*"', "", found.text.replace(name, "NAME"))
-        return found.status, text
+def test_row_54_foreign_models_are_not_found(target: Target) -> None:
+    def form(response: Response, name: str) -> tuple[int, str]:
+        text = re.sub(r'"request_id":"[^"]*"', "", response.text.replace(name, "NAME"))
+        return response.status, text
 
     for method, path, body in NAMED:
         missing = form(target.send("iris", method, path.format("missing"), body), "missing")
@@ -292,7 +293,7 @@ def test_row_54_models_of_others_do_not_exist(target: Target) -> None:
     assert target.states()["asleep"] == "asleep"
 
 
-def test_row_54_lists_have_the_models_of_the_key_alone(target: Target) -> None:
+def test_row_54_lists_contain_only_models_of_the_key(target: Target) -> None:
     for key, names in (("iris", ["iris"]), ("any", ["iris", "other", "asleep", "broken"])):
         assert [each["name"] for each in target.get(key, "/models").json["models"]] == names
         index = target.send(key, "POST", "/v2/repository/index", {}).json
@@ -306,18 +307,18 @@ def test_row_54_lists_have_the_models_of_the_key_alone(target: Target) -> None:
     assert "/models/other/predict" in others
 
 
-def test_row_54_feedback_on_predictions_of_others_is_on_none(target: Target) -> None:
-    made = target.send("other", "POST", "/models/other/predict", ROW)
-    sent = {"prediction_id": made.headers["x-prediction-id"], "outcome": 1.0}
+def test_row_54_feedback_on_foreign_predictions_is_rejected(target: Target) -> None:
+    prediction = target.send("other", "POST", "/models/other/predict", ROW)
+    sent = {"prediction_id": prediction.headers["x-prediction-id"], "outcome": 1.0}
     until(lambda: target.send("other", "POST", "/feedback", sent).status == 200)
     missing = sent | {"prediction_id": "01890a5d-ac96-774b-bcce-b302099a8057"}
-    found, unknown = (target.send("iris", "POST", "/feedback", each) for each in (sent, missing))
-    assert found.status == unknown.status == 404
-    assert {**found.json, "request_id": ""} == {**unknown.json, "request_id": ""}
+    foreign, unknown = (target.send("iris", "POST", "/feedback", each) for each in (sent, missing))
+    assert foreign.status == unknown.status == 404
+    assert {**foreign.json, "request_id": ""} == {**unknown.json, "request_id": ""}
 
 
 def call(target: Target, key: str, method: str, **request: Any) -> Any:
-    """Call a method over gRPC; returns the response, or the code and the details of its failure."""
+    """Call a method over gRPC; return the response, or the code and the details of the error."""
     port = target.service.logged(re.compile(r"serving gRPC at [\d.]+:(\d+)"))[1]
     metadata = (("x-api-key", target.key[key]),) if key else ()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -328,7 +329,7 @@ def call(target: Target, key: str, method: str, **request: Any) -> Any:
             return error.code(), error.details()
 
 
-def test_row_54_models_of_others_do_not_exist_over_grpc(target: Target) -> None:
+def test_row_54_foreign_models_are_not_found_over_grpc(target: Target) -> None:
     tensor = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [21.0]}}
     for version in ("", "1"):
         for method in ("ModelReady", "ModelMetadata", "ModelInfer"):
@@ -354,7 +355,7 @@ def test_row_54_models_of_others_do_not_exist_over_grpc(target: Target) -> None:
 # -- reasons
 
 
-def test_row_53_reasons_are_for_administrators(target: Target) -> None:
+def test_row_53_only_admin_keys_receive_reasons(target: Target) -> None:
     assert SECRET in target.get("admin", "/models/other").text
     assert SECRET in target.get("admin", "/status", admin_port=True).text
     broken = target.send("admin", "POST", "/models/broken/predict", ROW)
@@ -377,9 +378,9 @@ def test_row_53_reasons_are_for_administrators(target: Target) -> None:
             ("POST", "/invocations?model=broken", {"dataframe_records": [ROW]}),
             ("POST", "/v2/models/broken/infer", {"inputs": [TENSOR]}),
         ):
-            found = target.send(key, method, path, body)
-            assert SECRET not in found.text, path
-            assert found.status in ((401, 200) if not key else (200, 503)), path
+            response = target.send(key, method, path, body)
+            assert SECRET not in response.text, path
+            assert response.status in ((401, 200) if not key else (200, 503)), path
     candidate = target.get("", "/ready").json["models"][1]["candidate"]
     assert (candidate["version"], candidate["state"]) == ("2", "rejected")
     assert "show why" in candidate["reason"]
@@ -391,13 +392,13 @@ def test_row_53_reasons_are_for_administrators(target: Target) -> None:
 # -- the API document
 
 
-def test_row_51_the_api_document_is_written_once(target: Target) -> None:
+def test_row_51_api_document_is_generated_once(target: Target) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = [*pool.map(lambda _: target.get("any", "/openapi.json"), range(40))]
-    assert len({each.body for each in found}) == 1
-    bodies = found[0].json
+        responses = [*pool.map(lambda _: target.get("any", "/openapi.json"), range(40))]
+    assert len({each.body for each in responses}) == 1
+    bodies = responses[0].json
     assert bodies["security"] == [{"key": []}]
-    assert target.get("any", "/openapi.json", If_None_Match=found[0].headers["etag"]).status == 304
+    assert target.get("any", "/openapi.json", If_None_Match=responses[0].headers["etag"]).status == 304
     lines = [each for each in target.service.log if "wrote the OpenAPI document of 2 models" in each]
     assert len(lines) == 1
 
@@ -445,7 +446,7 @@ def test_row_52_other_origins_and_host_names_are_rejected(target: Target) -> Non
             assert target.send("admin", "POST", path, body, Host=own, **headers).status == usual
 
 
-def test_row_52_a_body_requires_a_content_type(target: Target) -> None:
+def test_row_52_body_requires_content_type(target: Target) -> None:
     for path, body in ACTING:
         assert target.send("admin", "POST", path, body, Content_Type="").status == 415, path
         assert target.send("admin", "POST", path, body, Content_Type="text/plain").status in (415, 200), path
@@ -455,10 +456,10 @@ def test_row_52_a_body_requires_a_content_type(target: Target) -> None:
     assert chunked.status in (400, 415)
 
 
-# -- the file of keys
+# -- the key file
 
 
-def test_row_56_commands_keep_the_owner_and_mode_of_the_file(tmp_path: Path) -> None:
+def test_row_56_commands_preserve_file_owner_and_mode(tmp_path: Path) -> None:
     ring = Keys(tmp_path)
     ring.create("one")
     assert stat.S_IMODE(ring.file.stat().st_mode) == 0o600
@@ -477,14 +478,14 @@ def test_row_56_commands_keep_the_owner_and_mode_of_the_file(tmp_path: Path) -> 
     assert [*tmp_path.glob(".keys-*")] == []
 
 
-def test_row_56_a_file_of_keys_that_stays_unreadable_closes_the_service(target: Target) -> None:
+def test_row_56_unreadable_key_file_denies_access(target: Target) -> None:
     text = target.keys.file.read_text()
     target.keys.file.write_text(text[:-20])
     try:
         until(lambda: target.get("", "/ready").json["keys"] == "unreadable")
         until(lambda: target.get("", "/ready").json["keys"] == "stale")
-        found = target.get("", "/ready")
-        assert (found.status, found.json["status"]) == (503, "not ready")
+        response = target.get("", "/ready")
+        assert (response.status, response.json["status"]) == (503, "not ready")
         for key in ("admin", "any"):
             assert target.get(key, "/models").status == 401
         assert call(target, "any", "ServerMetadata")[0] is grpc.StatusCode.UNAUTHENTICATED

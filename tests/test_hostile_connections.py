@@ -1,4 +1,4 @@
-"""Connections that no honest client makes: each is closed in time, and the others are answered meanwhile."""
+"""Abusive connections: the service closes them in time and keeps serving the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
     limits = {
-        "receive_seconds": 1,
+        "read_timeout_seconds": 1,
         "max_connections": MOST,
         "max_body_bytes": 100_000,
         "poll_seconds": SELDOM,
@@ -37,7 +37,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(autouse=True)
 def all_is_well(service: Service) -> Iterator[None]:
-    """After each test the service lives, and answers rightly."""
+    """Check after each test that the service is alive and predicts."""
     yield
     assert service.client.get("/health").status_code == 200
     is_well(service)
@@ -49,28 +49,28 @@ def is_well(service: Service) -> None:
 
 @contextmanager
 def connected(service: Service, count: int, *, asking: bool = False) -> Iterator[list[socket.socket]]:
-    """So many connections, on which perhaps something was asked and answered."""
+    """Open connections, and send a request on each of them if `asking`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     assert hard == resource.RLIM_INFINITY or hard > 2 * MOST, "this machine lets too few files be open"
     try:
         with ExitStack() as stack:
-            made = []
+            opened = []
             for _ in range(count):
-                made.append(stack.enter_context(socket.create_connection(service.address, timeout=60)))
-                assert not asking or ask(made[-1]).startswith(b"HTTP/1.1 200 ")
-            yield made
+                opened.append(stack.enter_context(socket.create_connection(service.address, timeout=60)))
+                assert not asking or ask(opened[-1]).startswith(b"HTTP/1.1 200 ")
+            yield opened
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def answered(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
-    found = b""
+def received(connection: socket.socket) -> bytes:
+    """Return all data until the server closes the connection."""
+    response = b""
     with suppress(ConnectionResetError):
         while data := connection.recv(65536):
-            found += data
-    return found
+            response += data
+    return response
 
 
 def problem(answer: bytes, status: int) -> dict[str, object]:
@@ -90,10 +90,10 @@ def ask(connection: socket.socket) -> bytes:
     return connection.recv(65536)
 
 
-# -- slow ones
+# -- slow clients
 
 
-def test_row_32_slow_heads_and_bodies_are_closed_and_others_answered(service: Service) -> None:
+def test_row_32_slow_requests_are_closed_and_others_served(service: Service) -> None:
     begun = [b"", b"POST /predict HT", HEAD + b"X-Slow: ", HEAD + b"Content-Length: 50\r\n\r\n{"]
     with connected(service, 1000) as connections, selectors.DefaultSelector() as selector:
         for number, connection in enumerate(connections):
@@ -104,19 +104,19 @@ def test_row_32_slow_heads_and_bodies_are_closed_and_others_answered(service: Se
             is_well(service)
             for key, _ in selector.select(0.05):
                 assert isinstance(key.fileobj, socket.socket)
-                found = answered(key.fileobj)
-                assert found == b"" if key.data == 0 else problem(found, 408)
+                data = received(key.fileobj)
+                assert data == b"" if key.data == 0 else problem(data, 408)
                 selector.unregister(key.fileobj)
                 answers += 1
             for key in list(selector.get_map().values()):
-                if key.data == 3:  # a byte now and then is no excuse
+                if key.data == 3:  # single bytes do not extend the timeout
                     with suppress(OSError):
                         assert isinstance(key.fileobj, socket.socket)
                         key.fileobj.send(b" ")
         assert answers == 1000
 
 
-def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
+def test_row_32_blank_lines_do_not_keep_connections_open(service: Service) -> None:
     with connected(service, 1) as (connection,):
         assert ask(connection).startswith(b"HTTP/1.1 200 ")
         connection.settimeout(0.05)
@@ -133,10 +133,10 @@ def test_row_32_blank_lines_keep_no_connection_open(service: Service) -> None:
         until(closed)
 
 
-# -- large ones
+# -- large requests
 
 
-def test_row_31_what_comes_behind_a_refusal_is_not_read_for_ever(service: Service) -> None:
+def test_row_31_rejected_upload_is_closed(service: Service) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
@@ -146,7 +146,7 @@ def test_row_31_what_comes_behind_a_refusal_is_not_read_for_ever(service: Servic
             connection.sendall(chunk * 1000)
 
 
-def test_row_31_a_length_over_the_limit_is_refused_before_the_body_comes(service: Service) -> None:
+def test_row_31_excessive_length_is_rejected_before_the_body(service: Service) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(HEAD + b"Content-Length: 100001\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -154,22 +154,22 @@ def test_row_31_a_length_over_the_limit_is_refused_before_the_body_comes(service
 
 @pytest.mark.parametrize("size", [70_000, 200_000])
 @pytest.mark.parametrize("piece", [10_000, 2**20])
-def test_row_33_a_large_head_is_refused(service: Service, size: int, piece: int) -> None:
+def test_row_33_large_head_is_rejected(service: Service, size: int, piece: int) -> None:
     head = HEAD + b"X-Large: " + b"x" * size + b"\r\nContent-Length: 8\r\n\r\n" + b'{"x": 2}'
     with connected(service, 1) as (connection,), suppress(ConnectionResetError, BrokenPipeError):
         for start in range(0, len(head), piece):
             connection.sendall(head[start : start + piece])
-        problem(answered(connection), 431)
+        problem(received(connection), 431)
 
 
-def test_row_33_many_headers_are_as_large_as_one(service: Service) -> None:
+def test_row_33_head_limit_counts_all_headers(service: Service) -> None:
     head = HEAD + b"".join(b"X-%d: %b\r\n" % (number, b"x" * 90) for number in range(2000)) + b"\r\n"
     with connected(service, 1) as (connection,):
         connection.sendall(head)
-        problem(answered(connection), 431)
+        problem(received(connection), 431)
 
 
-def test_a_head_of_usual_size_before_a_large_body_is_none(service: Service) -> None:
+def test_a_large_body_does_not_count_as_head(service: Service) -> None:
     body = orjson.dumps(ROW) + b" " * 90_000
     with connected(service, 1) as (connection,):
         for _ in range(3):
@@ -177,7 +177,7 @@ def test_a_head_of_usual_size_before_a_large_body_is_none(service: Service) -> N
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-# -- what is no HTTP
+# -- invalid HTTP
 
 
 @pytest.mark.parametrize(
@@ -197,23 +197,23 @@ def test_a_head_of_usual_size_before_a_large_body_is_none(service: Service) -> N
     ],
     ids=lambda sent: repr(sent.removeprefix(HEAD)[:40]),
 )
-def test_row_33_what_is_no_http_is_refused(service: Service, sent: bytes) -> None:
+def test_row_33_invalid_http_is_rejected(service: Service, sent: bytes) -> None:
     with connected(service, 1) as (connection,):
         connection.sendall(sent)
-        problem(answered(connection), 400)
+        problem(received(connection), 400)
 
 
-# -- many
+# -- many connections
 
 
 @pytest.fixture(scope="module")
 def crowd(service: Service) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
-    """Many connections that are idle and a few that are busy: it takes seconds to make them."""
+    """Open many idle connections and a few busy ones, which takes seconds."""
     with connected(service, IDLE, asking=True) as idle, connected(service, BUSY, asking=True) as busy:
         yield idle, busy
 
 
-def test_row_37_many_idle_connections_hold_nobody_up(
+def test_row_37_idle_connections_do_not_delay_others(
     crowd: tuple[list[socket.socket], list[socket.socket]],
 ) -> None:
     idle, busy = crowd
@@ -225,10 +225,10 @@ def test_row_37_many_idle_connections_hold_nobody_up(
 
 
 @pytest.mark.usefixtures("crowd")
-def test_more_connections_than_may_be_open_are_told_so(service: Service) -> None:
+def test_connections_over_the_limit_receive_503(service: Service) -> None:
     rest = MOST - 1 - IDLE - BUSY
     with connected(service, rest, asking=True), connected(service, 2) as further:
-        refused = answered(further[1])
+        refused = received(further[1])
         assert problem(refused, 503)
         assert b"retry-after: 1" in refused.lower()
     until(lambda: accepted(service))

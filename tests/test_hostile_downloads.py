@@ -1,4 +1,4 @@
-"""Artifacts that never come, that are no files, or that come from where they may not: the rest is served."""
+"""Artifacts that never arrive, are not files, or have a forbidden source: other models stay available."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from conftest import NewRegistry
 from live import Service, served, until
 from promotions import Model
 
-from serving.errors import RegistryUnavailable, Untrusted
-from serving.groups import Registry as RegistrySettings
-from serving.groups import Trust
-from serving.registry import blocking, folders
+from serving.errors import RegistryUnavailable, UntrustedArtifact
+from serving.registry import artifact_files, blocking_calls
 from serving.registry import downloads as downloads_module
+from serving.registry.artifact_policy import ArtifactPolicy, is_within, local_folder
 from serving.registry.downloads import Downloads
-from serving.registry.policy import Policy, is_below, local_folder
-from serving.runtime.version import Version
+from serving.settings.groups import ArtifactPolicySettings
+from serving.settings.groups import RegistrySettings as RegistrySettings
+from serving.version import Version
 
 
 class Trickle(BaseHTTPRequestHandler):
-    """Answers with one byte at a time, without end."""
+    """Responds with one byte at a time, without end."""
 
     begun = Event()
 
@@ -58,7 +58,7 @@ def trickling() -> Iterator[str]:
 
 
 def register(registry: Registry, name: str, source: str) -> str:
-    """Make what is at `source` the next version of a model."""
+    """Register `source` as the next version of a model."""
     with quiet():
         if not registry.client.search_registered_models(f"name='{name}'"):
             registry.client.create_registered_model(name)
@@ -81,7 +81,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
         settings = {"models": models, "poll_seconds": 0.1, "allowed_sources": allowed}
         with served(registry.uri, folder, **settings, drain_seconds=1) as running:
             yield running
-        # The service has ended, though both downloads hung.
+        # The service has ended, although both downloads hung.
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def third(service: Service) -> Model:
     return Model("third", service, Registry(service.env["MLFLOW_TRACKING_URI"]))
 
 
-def test_row_50_downloads_that_hang_keep_no_other_waiting(service: Service, third: Model) -> None:
+def test_row_50_hanging_downloads_do_not_delay_others(service: Service, third: Model) -> None:
     until(Trickle.begun.is_set)
     third.until_live("1")
     folder = third.registry.folder / "allowed"
@@ -114,7 +114,7 @@ def test_row_50_downloads_that_hang_keep_no_other_waiting(service: Service, thir
         "file://localhost{}/%2e",
     ],
 )
-def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: str) -> None:
+def test_row_60_links_are_refused_in_all_file_urls(third: Model, form: str) -> None:
     folder = actor(third.registry.folder / "allowed")
     (folder / "extra").symlink_to("/etc/passwd")
     assert "extra among its artifacts is a link" in rejection(third, form.format(folder))
@@ -131,9 +131,9 @@ def test_row_60_links_are_refused_in_every_form_of_file_url(third: Model, form: 
         "file://localhost{}/%2e%2e/elsewhere",
     ],
 )
-def test_row_60_sources_outside_the_allowed_ones_are_refused(third: Model, form: str) -> None:
-    made = form.format(actor(third.registry.folder))
-    assert "SERVING_ALLOWED_SOURCES" in rejection(third, made)
+def test_row_60_sources_that_are_not_allowed_are_refused(third: Model, form: str) -> None:
+    source = form.format(actor(third.registry.folder))
+    assert "SERVING_ALLOWED_SOURCES" in rejection(third, source)
 
 
 def test_row_60_linked_folder_that_leads_outside_is_refused(third: Model) -> None:
@@ -147,7 +147,7 @@ def test_row_60_file_url_of_another_machine_is_refused(third: Model) -> None:
 
 
 def rejection(model: Model, source: str) -> str:
-    """Promote what is at `source`, and return why it was rejected."""
+    """Promote `source`, and return the reason of its rejection."""
     live = model.state["version"]
     version = register(model.registry, model.name, source)
     model.promote(version)
@@ -157,7 +157,7 @@ def rejection(model: Model, source: str) -> str:
     return reason
 
 
-# -- in plain functions
+# -- unit tests
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_local_folder_is_recognised(location: str, expected: str | None) -> None
 @pytest.mark.parametrize("host", ["elsewhere", "localhost:80", "user@localhost", "0.0.0.0", "127.0.0.2"])
 def test_file_url_with_a_host_is_refused(host: str) -> None:
     version = Version(name="x", version="1", location=f"file://{host}/models", source="")
-    with pytest.raises(Untrusted, match="another machine"):
-        Policy(Trust()).check_source(version)
+    with pytest.raises(UntrustedArtifact, match="another machine"):
+        ArtifactPolicy(ArtifactPolicySettings()).check_source(version)
 
 
 def test_local_host_is_below_a_local_path() -> None:
-    assert is_below("file://localhost/models/iris", "/models")
-    assert is_below("/models/iris", "file://localhost/models")
+    assert is_within("file://localhost/models/iris", "/models")
+    assert is_within("/models/iris", "file://localhost/models")
 
 
 def fifo(folder: Path) -> None:
@@ -213,7 +213,7 @@ def sparse(folder: Path) -> None:
 
 
 def many(folder: Path) -> None:
-    for number in range(folders.MAX_FILES):
+    for number in range(artifact_files.MAX_FILES):
         (folder / str(number)).touch()
 
 
@@ -243,23 +243,23 @@ def deep(folder: Path) -> None:
         (deep, "nested deeper"),
     ],
 )
-def test_folder_of_more_than_files_is_refused(
+def test_folder_with_special_files_is_refused(
     tmp_path: Path, spoil: Callable[[Path], None], expected: str
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "MLmodel").write_text("flavors: {}")
     spoil(source)
-    with pytest.raises(Untrusted, match=expected):
-        folders.check_files(source, 2**30)
-    with pytest.raises(Untrusted, match=expected):
-        folders.copy(source, tmp_path / "copy", 2**30)
+    with pytest.raises(UntrustedArtifact, match=expected):
+        artifact_files.check_files(source, 2**30)
+    with pytest.raises(UntrustedArtifact, match=expected):
+        artifact_files.copy(source, tmp_path / "copy", 2**30)
 
 
 def test_copy_has_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "source" / "data" / "empty").mkdir(parents=True)
     (tmp_path / "source" / "data" / "x").write_bytes(b"1" * 3_000_000)
-    copied = folders.copy(tmp_path / "source", tmp_path / "below" / "copy")
+    copied = artifact_files.copy(tmp_path / "source", tmp_path / "below" / "copy")
     assert (copied / "data" / "x").read_bytes() == b"1" * 3_000_000
     assert (copied / "data" / "empty").is_dir()
 
@@ -268,11 +268,11 @@ def test_copy_follows_no_link_in_its_path(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "source")
     with pytest.raises(OSError, match="link"):
-        folders.copy(tmp_path / "link", tmp_path / "copy")
+        artifact_files.copy(tmp_path / "link", tmp_path / "copy")
 
 
 @pytest.mark.anyio
-async def test_download_that_stalls_is_given_up(tmp_path: Path) -> None:
+async def test_stalled_download_is_abandoned(tmp_path: Path) -> None:
     settings = RegistrySettings(download_stall_seconds=0.1)
     released = Event()
 
@@ -293,7 +293,7 @@ async def test_download_that_stalls_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+async def test_download_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
     released = Event()
 
     def grow() -> Path:
@@ -302,31 +302,31 @@ async def test_download_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -
         return tmp_path
 
     try:
-        with pytest.raises(Untrusted, match="SERVING_MAX_MODEL_BYTES"):
+        with pytest.raises(UntrustedArtifact, match="SERVING_MAX_MODEL_BYTES"):
             await Downloads(RegistrySettings(max_model_bytes=2**20)).run("s3://a", tmp_path, grow)
     finally:
         released.set()
 
 
 @pytest.mark.anyio
-async def test_call_that_hangs_can_be_given_up() -> None:
+async def test_hanging_call_can_be_abandoned() -> None:
     released = Event()
-    future = blocking.start(released.wait, name="test")
+    future = blocking_calls.start(released.wait, name="test")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await future
-    assert blocking.is_any_left()
+    assert blocking_calls.is_any_left()
     released.set()
-    assert await blocking.start(lambda: 5, name="test") == 5
+    assert await blocking_calls.start(lambda: 5, name="test") == 5
     with pytest.raises(ZeroDivisionError):
-        await blocking.start(lambda: 1 / 0, name="test")
+        await blocking_calls.start(lambda: 1 / 0, name="test")
 
 
 @pytest.mark.anyio
-async def test_downloads_that_trickle_keep_no_other_waiting(
+async def test_trickling_downloads_do_not_delay_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads_module, "_MAX_SECONDS_IN_PLACE", 0.0)
+    monkeypatch.setattr(downloads_module, "_MAX_COUNTED_SECONDS", 0.0)
     (tmp_path / "store").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "store")
     downloads, released = Downloads(RegistrySettings()), Event()

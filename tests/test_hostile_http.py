@@ -1,4 +1,4 @@
-"""Requests that try to confuse the framing, and callers that do not read their responses."""
+"""Requests that try to confuse the framing, and clients that do not read their responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from live import PROGRAM, SELDOM, Service, served, until
 from test_access import Keys
-from test_hostile_connections import answered, problem
+from test_hostile_connections import problem, received
 
 ROWS = 100_000
 ROW = b'{"x": 0.3333333333333333}'
@@ -40,7 +40,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def service(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]
 ) -> Iterator[Service]:
-    """A model, one that streams, and small limits; a key is required."""
+    """Run a service of a model and a streaming model, with small limits and a required key."""
     folder = tmp_path_factory.mktemp("hostile-http")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -48,7 +48,7 @@ def service(
     settings = {
         "models": "models:/actor/1,models:/speaker/1",
         "keys_file": keys["file"],
-        "receive_seconds": 5,
+        "read_timeout_seconds": 5,
         "deadline_seconds": 8,
         "max_rows": ROWS,
         "max_unsent_bytes": 4 * 2**20,
@@ -71,16 +71,16 @@ def predicts_after(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def connect(service: Service) -> Iterator[Callable[..., socket.socket]]:
-    """Open connections, of which the callers may take few bytes at a time."""
+    """Open connections, with a small receive buffer if a size is passed."""
     with ExitStack() as stack:
 
         def open_connection(*, receive_buffer: int = 0) -> socket.socket:
-            made = stack.enter_context(closing(socket.socket()))
+            connection = stack.enter_context(closing(socket.socket()))
             if receive_buffer:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            made.settimeout(60)
-            made.connect(service.address)
-            return made
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            connection.settimeout(60)
+            connection.connect(service.address)
+            return connection
 
         yield open_connection
 
@@ -111,19 +111,19 @@ def chunked(body: bytes, *trailers: bytes) -> bytes:
 
 
 def responses(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
-    """The status and the body of the next responses, which have a length."""
-    found, data = [], b""
-    while len(found) < count:
+    """Return the status and the body of the next responses, which have a `Content-Length`."""
+    complete, data = [], b""
+    while len(complete) < count:
         match = re.match(rb"HTTP/1\.1 (\d+) .*?content-length: (\d+)\r\n.*?\r\n\r\n", data, re.I | re.S)
         if match and len(data) >= (end := match.end() + int(match[2])):
-            found.append((int(match[1]), data[match.end() : end]))
+            complete.append((int(match[1]), data[match.end() : end]))
             data = data[end:]
         else:
             received = connection.recv(65536)
-            assert received, (found, data)
+            assert received, (complete, data)
             data += received
     assert not data
-    return found
+    return complete
 
 
 def prediction(response: tuple[int, bytes]) -> Any:
@@ -145,7 +145,7 @@ def test_row_42_trailers_beyond_the_limit_are_refused(
     connection: socket.socket, key: bytes, target: bytes, more: bytes
 ) -> None:
     connection.sendall(head(target, key, CHUNKED, method=b"GET") + b"2\r\n{}\r\n0\r\n" + more)
-    problem(answered(connection), 431)
+    problem(received(connection), 431)
 
 
 @pytest.mark.parametrize("piece", [b"X-More: trailer\r\n" * 4096, b"x" * 65536], ids=["fields", "value"])
@@ -163,7 +163,7 @@ def test_row_42_dropped_trailers_are_counted(service: Service, connection: socke
     assert service.metrics()["serving_trailers_dropped_total"] == before + 2
 
 
-def test_row_43_trailers_are_no_headers(connection: socket.socket, key: bytes) -> None:
+def test_row_43_trailers_are_not_headers(connection: socket.socket, key: bytes) -> None:
     connection.sendall(head(b"/predict", CHUNKED) + chunked(ROW, key))
     assert responses(connection, 1)[0][0] == 401
     trailers = [b"X-Model: speaker\r\n", b"Content-Type: text/plain\r\n", b"Host: other\r\n", b"Host: y\r\n"]
@@ -199,7 +199,7 @@ def test_row_43_trailers_are_no_headers(connection: socket.socket, key: bytes) -
 )
 def test_row_46_malformed_paths_are_refused(connection: socket.socket, key: bytes, target: bytes) -> None:
     connection.sendall(head(target, key, method=b"GET"))
-    problem(answered(connection), 400)
+    problem(received(connection), 400)
 
 
 @pytest.mark.parametrize("target", [b"/predict?%0a=%ff", b"/%70redict", b"http://localhost/predict"])
@@ -256,12 +256,12 @@ def request(*fields: bytes, version: bytes = b"1.1") -> bytes:
 )
 def test_row_60_ambiguous_heads_are_refused(connection: socket.socket, sent: bytes) -> None:
     connection.sendall(sent)
-    problem(answered(connection), 400)
+    problem(received(connection), 400)
 
 
-def test_a_tunnel_is_refused(connection: socket.socket) -> None:
+def test_connect_method_is_refused(connection: socket.socket) -> None:
     connection.sendall(b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\nabc")
-    problem(answered(connection), 405)
+    problem(received(connection), 405)
 
 
 @pytest.mark.parametrize(
@@ -274,27 +274,27 @@ def test_usual_hosts_are_valid(connection: socket.socket, host: bytes) -> None:
 
 def test_http_1_0_needs_no_host(connection: socket.socket) -> None:
     connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-    assert answered(connection).startswith(b"HTTP/1.1 200 ")
+    assert received(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_refusal_comes_after_the_responses_before_it(connection: socket.socket, key: bytes) -> None:
+def test_refusal_follows_earlier_pipelined_responses(connection: socket.socket, key: bytes) -> None:
     slow = with_length(b'{"x": 1, "act": "toil:0.2"}', key)
     connection.sendall(slow + with_length(ROW, key) + b"nonsense\r\n\r\n")
     first, second, last = responses(connection, 3)
     assert (prediction(first), prediction(second), last[0]) == (2.0, pytest.approx(2 / 3), 400)
-    assert answered(connection) == b""
+    assert received(connection) == b""
 
 
-def test_more_pipelined_requests_than_allowed_are_refused(connection: socket.socket, key: bytes) -> None:
+def test_excess_pipelined_requests_are_refused(connection: socket.socket, key: bytes) -> None:
     connection.sendall(with_length(ROW, key) * 200)
     statuses = [status for status, _ in responses(connection, 130)]
     assert statuses == [200] * 129 + [503]
-    assert answered(connection) == b""
+    assert received(connection) == b""
 
 
-def test_a_body_that_never_begins_is_not_awaited_forever(connection: socket.socket, key: bytes) -> None:
+def test_body_that_never_begins_times_out(connection: socket.socket, key: bytes) -> None:
     connection.sendall(head(b"/predict", key, b"Content-Length: 5\r\n"))
-    problem(answered(connection), 408)
+    problem(received(connection), 408)
 
 
 # -- upgrades
@@ -309,7 +309,7 @@ UPGRADES = {
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
-def test_row_57_an_upgrade_is_ignored(connection: socket.socket, key: bytes, upgrade: str) -> None:
+def test_row_57_upgrade_is_ignored(connection: socket.socket, key: bytes, upgrade: str) -> None:
     lengths = with_length(ROW, key, UPGRADES[upgrade])
     chunks = head(b"/predict", key, CHUNKED, UPGRADES[upgrade]) + chunked(ROW, b"X-Trailer: a\r\n")
     connection.sendall(lengths + chunks + with_length(ROW, key))
@@ -320,41 +320,41 @@ def test_row_57_an_upgrade_is_ignored(connection: socket.socket, key: bytes, upg
     assert len(responses(connection, 3)) == 3
 
 
-def test_row_57_close_beside_an_upgrade_is_kept(connection: socket.socket, key: bytes) -> None:
+def test_row_57_close_with_an_upgrade_is_respected(connection: socket.socket, key: bytes) -> None:
     connection.sendall(with_length(ROW, key, b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"))
-    assert b'"prediction":0.66' in answered(connection)
+    assert b'"prediction":0.66' in received(connection)
 
 
-def test_an_expectation_is_met(connection: socket.socket, key: bytes) -> None:
+def test_expect_header_is_handled(connection: socket.socket, key: bytes) -> None:
     connection.sendall(head(b"/predict", key, b"Expect: 100-Continue\r\nContent-Length: %d\r\n" % len(ROW)))
     assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(ROW)
     assert prediction(*responses(connection, 1)) == pytest.approx(2 / 3)
     connection.sendall(head(b"/predict", key, b"Expect: miracles\r\nContent-Length: 2\r\n"))
-    problem(answered(connection), 417)
+    problem(received(connection), 417)
 
 
-# -- callers that do not read
+# -- clients that do not read
 
 
 def unread(service: Service) -> float:
     return service.metrics()['serving_connections_closed_total{reason="unread"}']
 
 
-def test_row_48_a_stream_that_is_not_read_holds_no_model(
+def test_row_48_unread_stream_does_not_block_the_model(
     service: Service, connect: Callable[..., socket.socket], key: bytes
 ) -> None:
     before, lazy = unread(service), connect(receive_buffer=4096)
     lazy.sendall(with_length(b'{"x": 1, "act": "for:on"}', key, target=b"/models/speaker/predict/stream"))
     assert lazy.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
     for _ in range(3):
-        answer = service.client.post("/models/speaker/predict", json={"x": 2})
-        assert (answer.status_code, answer.json()["prediction"]) == (200, 6.0)
+        response = service.client.post("/models/speaker/predict", json={"x": 2})
+        assert (response.status_code, response.json()["prediction"]) == (200, 6.0)
     until(lambda: unread(service) == before + 1)
     assert service.metrics()["serving_unsent_bytes"] == 0
 
 
-def test_row_48_a_stream_that_is_not_read_ends_though_no_one_waits(
+def test_row_48_unread_stream_ends_without_other_requests(
     service: Service, connect: Callable[..., socket.socket], key: bytes
 ) -> None:
     before, lazy = unread(service), connect(receive_buffer=4096)
@@ -364,7 +364,7 @@ def test_row_48_a_stream_that_is_not_read_ends_though_no_one_waits(
     until(lambda: service.metrics()[f"serving_inflight_requests{labels}"] == 0)
 
 
-def test_row_49_responses_that_are_not_read_are_bounded_and_aborted(
+def test_row_49_unread_responses_are_limited_and_aborted(
     service: Service, connect: Callable[..., socket.socket], key: bytes
 ) -> None:
     before = unread(service)
@@ -388,7 +388,7 @@ def test_row_49_responses_that_are_not_read_are_bounded_and_aborted(
 
 
 def write_certificate(folder: Path) -> str:
-    """Write a new certificate for this machine, and its key; gives the certificate."""
+    """Write a new certificate for this machine, and its private key; return the certificate."""
     name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -403,7 +403,7 @@ def write_certificate(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def encrypted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with TLS, gRPC and room for few connections."""
+    """Run a service with TLS, gRPC and a low limit for connections."""
     folder = tmp_path_factory.mktemp("encrypted")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -414,7 +414,7 @@ def encrypted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactor
         "tls_key": folder / "key.pem",
         "grpc_port": 0,
         "max_connections": 16,
-        "receive_seconds": 2,
+        "read_timeout_seconds": 2,
         "poll_seconds": SELDOM,
     }
     with served(registry.uri, folder, **settings, _ca=folder / "cert.pem") as running:
@@ -442,15 +442,15 @@ def test_row_45_handshakes_count_as_connections_and_end(encrypted: Service) -> N
 def test_row_45_grpc_connections_are_limited_and_end(encrypted: Service) -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_connection(grpc_address(encrypted))) for _ in range(6)]
-        for each in sockets:
-            each.settimeout(30)
-        # The two beyond the quarter of 16 at once, the others as they send no handshake in time.
-        for each in [*sockets[4:], *sockets[:4]]:
+        for client in sockets:
+            client.settimeout(30)
+        # The two above a quarter of 16 are closed at once, the others after the handshake timeout.
+        for client in [*sockets[4:], *sockets[:4]]:
             with suppress(ConnectionResetError):
-                assert each.recv(100) == b""
+                assert client.recv(100) == b""
 
 
-def test_row_58_a_renewed_certificate_is_used(encrypted: Service) -> None:
+def test_row_58_renewed_certificate_is_used(encrypted: Service) -> None:
     folder, addresses = Path(encrypted.env["CA"]).parent, [encrypted.address, grpc_address(encrypted)]
     old = (folder / "cert.pem").read_text()
     (folder / "cert.pem").write_text("no certificate")
@@ -468,7 +468,7 @@ def test_row_58_a_renewed_certificate_is_used(encrypted: Service) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that may open 128 files."""
+    """Run a service with a limit of 128 open files."""
     folder = tmp_path_factory.mktemp("narrow")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
@@ -487,4 +487,4 @@ def test_row_45_descriptors_remain_for_the_service(narrow: Service) -> None:
         assert narrow.ready()["registry"]["reachable"]
         assert narrow.metrics()["serving_accept_errors_total"] == 0
     until(lambda: narrow.metrics()["serving_connections"] < 10)
-    assert "the limit of open files allows no more" in "".join(narrow.log)
+    assert "because of the limit for open files" in "".join(narrow.log)

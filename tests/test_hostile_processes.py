@@ -21,8 +21,8 @@ from promotions import Model
 FRONT = """
 import signal
 from pathlib import Path
-from serving.runtime.supervision import Supervisor
-from serving.cli import main
+from serving.supervision import Supervisor
+from serving.cli.main import main
 
 start, supervisors = Supervisor.start, []
 
@@ -96,12 +96,12 @@ class Stand:
         return fork_server(self.front)
 
     def cause(self, fault: str) -> None:
-        """Have the fork server do something, and wait until it has."""
+        """Cause a fault in the fork server, and wait for it."""
         (self.folder / fault).touch()
         until(lambda: not (self.folder / fault).exists())
 
     def process(self) -> int:
-        """The process of the first model."""
+        """Return the process of the first model."""
         note = self.folder / "pid"
         assert self.actor.predict(1.0, f"note:{note}").status_code == 200
         return int(note.read_text())
@@ -118,7 +118,7 @@ class Stand:
         until(self.is_well)
 
     def is_well(self) -> bool:
-        with suppress(AssertionError):  # a request that a process took along may time out
+        with suppress(AssertionError):  # a request that was lost with its process may time out
             is_ready = self.service.client.get("/ready").status_code == 200
             return is_ready and all(model.is_well("1") for model in (self.actor, self.other))
         return False
@@ -147,7 +147,7 @@ def stand(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(autouse=True)
 def all_is_well(stand: Stand) -> Iterator[None]:
-    """After each test the service lives, is ready and answers rightly."""
+    """Check after each test that the service is alive and ready and predicts correctly."""
     yield
     until(stand.is_well)
 
@@ -187,7 +187,7 @@ def test_row_44_messages_that_cannot_be_read_are_ignored(stand: Stand) -> None:
         "watchdog",
         "process keeper",
         "follower",
-        "timeline",
+        "traffic history",
         "event loop monitor",
         "journal writer",
     ],
@@ -222,7 +222,7 @@ def without_descriptors(pid: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-def test_row_45_no_process_without_descriptors_is_no_readiness(stand: Stand) -> None:
+def test_row_45_service_without_processes_is_not_ready(stand: Stand) -> None:
     process = stand.process()
     with without_descriptors(stand.front):
         os.kill(process, signal.SIGKILL)
@@ -242,7 +242,7 @@ def test_row_45_fork_server_without_descriptors_recovers(stand: Stand) -> None:
     assert stand.fork_server == before
 
 
-def test_row_45_fork_server_is_restarted_once_there_are_descriptors(stand: Stand) -> None:
+def test_row_45_fork_server_restarts_when_descriptors_are_available(stand: Stand) -> None:
     before = stand.fork_server
     with without_descriptors(stand.front):
         os.kill(before, signal.SIGKILL)
@@ -262,7 +262,7 @@ def test_row_45_version_promoted_without_descriptors_goes_live_later(stand: Stan
     stand.other.until_live("1")
 
 
-def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
+def test_row_58_failing_fork_delays_only_one_process(stand: Stand) -> None:
     process, before = stand.process(), stand.fork_server
     (stand.folder / "no-fork").touch()
     os.kill(process, signal.SIGKILL)
@@ -272,7 +272,7 @@ def test_row_58_failing_fork_delays_one_process_alone(stand: Stand) -> None:
     assert stand.fork_server == before
 
 
-def test_model_out_of_memory_fails_its_request_alone(stand: Stand) -> None:
+def test_model_out_of_memory_fails_only_its_request(stand: Stand) -> None:
     assert stand.actor.predict(1.0, "limit:1 grow:64").status_code == 500
     assert stand.other.is_well("1")
     stand.recovers()

@@ -1,4 +1,4 @@
-"""A registry whose responses are huge or never end is away, and costs neither memory nor a thread."""
+"""A registry with huge or endless responses counts as away, and uses no memory or thread."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from serving.errors import RegistryUnavailable, Untrusted
-from serving.groups import Registry
+from serving.errors import RegistryUnavailable, UntrustedArtifact
 from serving.reference import Reference
-from serving.registry import blocking, bounded_http, client, entities
+from serving.registry import blocking_calls, bounded_http, client, mlflow_entities
+from serving.settings.groups import RegistrySettings
 
 REFERENCE = Reference.parse("models:/iris/3")
 BOMB = gzip.compress(b" " * (bounded_http.MAX_RESPONSE_BYTES + 1))
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Responds as the first part of the path says."""
+    """Handles a request in the mode that the first part of its path names."""
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]
@@ -74,13 +74,13 @@ def address() -> Iterator[str]:
         ("garbage", "iris version 3|models:/iris/3"),
     ],
 )
-async def test_registry_whose_responses_have_no_bound_is_away(
+async def test_registry_with_unbounded_responses_is_away(
     address: str, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
 ) -> None:
     monkeypatch.setattr(bounded_http, "MAX_RESPONSE_SECONDS", 0.5)
     monkeypatch.setattr(client, "_MAX_CALL_SECONDS", 2.0)
-    registry = client.RegistryClient(Registry(MLFLOW_TRACKING_URI=f"{address}/{kind}"))
-    _ = await blocking.start(lambda: registry._client, name="registry")
+    registry = client.RegistryClient(RegistrySettings(MLFLOW_TRACKING_URI=f"{address}/{kind}"))
+    _ = await blocking_calls.start(lambda: registry._client, name="registry")
     with pytest.raises(RegistryUnavailable, match=reason):
         await registry.resolve(REFERENCE)
     assert registry.reachable is False
@@ -92,15 +92,18 @@ async def test_registry_whose_responses_have_no_bound_is_away(
         ({"a": "b"}, {"a": "b"}),
         ({"a": "x\x00\x1b[31m\ny"}, {"a": "x  [31m y"}),
         ({"a": 5, "b": None, "c": ["d"]}, {}),
-        ({"a": "x" * 10**6}, {"a": "x" * entities.MAX_TAG_LENGTH}),
+        ({"a": "x" * 10**6}, {"a": "x" * mlflow_entities.MAX_TAG_LENGTH}),
     ],
 )
 def test_tags_are_printable_and_bounded(tags: dict[str, Any], expected: dict[str, str]) -> None:
-    assert entities.bounded(tags) == expected
+    assert mlflow_entities.bounded(tags) == expected
 
 
-def test_tags_are_few() -> None:
-    assert len(entities.bounded({str(number): "" for number in range(10_000)})) == entities.MAX_TAGS
+def test_number_of_tags_is_bounded() -> None:
+    assert (
+        len(mlflow_entities.bounded({str(number): "" for number in range(10_000)}))
+        == mlflow_entities.MAX_TAGS
+    )
 
 
 class NamedElsewhere:
@@ -124,9 +127,9 @@ class NamedElsewhere:
     ],
 )
 def test_location_of_a_run_or_model_is_resolved(location: str, expected: str) -> None:
-    assert entities.underlying(NamedElsewhere(), location) == expected
+    assert mlflow_entities.underlying(NamedElsewhere(), location) == expected
 
 
 def test_location_that_names_another_model_is_refused() -> None:
-    with pytest.raises(Untrusted, match="named by another model"):
-        entities.underlying(NamedElsewhere(), "models:/iris/Production")
+    with pytest.raises(UntrustedArtifact, match="named by another model"):
+        mlflow_entities.underlying(NamedElsewhere(), "models:/iris/Production")

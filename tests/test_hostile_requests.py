@@ -1,4 +1,4 @@
-"""Bodies that no honest client sends: each is refused in its protocol's words, and the service goes on."""
+"""Malicious bodies are rejected in the format of their protocol, and the service stays up."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from conftest import NewRegistry
 from live import SELDOM, Service, served
 
 SECRET = "hunter2"
-MOST_BYTES = 2**20
+MAX_BODY_BYTES = 2**20
 JSON = {"Content-Type": "application/json"}
 INPUTS = "x: double, act: string?, many: long?, ok: boolean?"
 TYPES = {"x": "FP64", "act": "BYTES", "many": "INT64", "ok": "BOOL"}
 
 
 def tensors(row: dict[str, str]) -> str:
-    """A row whose values are pieces of JSON, as the protocol of inference has it."""
+    """Return a body of the inference protocol for a row whose values are JSON."""
     form = '{{"name": "{}", "datatype": "{}", "shape": [1], "data": [{}]}}'
-    each = (form.format(name, TYPES.get(name, "FP64"), value) for name, value in row.items())
-    return f'{{"inputs": [{", ".join(each)}]}}'
+    parts = (form.format(name, TYPES.get(name, "FP64"), value) for name, value in row.items())
+    return f'{{"inputs": [{", ".join(parts)}]}}'
 
 
 def record(row: dict[str, str]) -> str:
-    """A row whose values are pieces of JSON."""
+    """Return a JSON object for a row whose values are JSON."""
     return "{" + ", ".join(f'"{name}": {value}' for name, value in row.items()) + "}"
 
 
@@ -39,7 +39,7 @@ BODIES: dict[str, Callable[[dict[str, str]], str]] = {
     "/invocations": lambda row: f'{{"dataframe_records": [{record(row)}]}}',
     "/v2/models/actor/infer": tensors,
 }
-"""For each route, the body that asks for a row whose values are pieces of JSON."""
+"""Functions that build the body of a route from a row whose values are JSON."""
 TYPED = ("/predict", "/predict/batch")
 every_route = pytest.mark.parametrize("path", BODIES)
 
@@ -49,7 +49,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("hostile")
     registry = Registry(new_registry(folder))
     registry.add("actor", inputs=INPUTS, factor=2.0)
-    settings = {"models": "models:/actor/1", "max_body_bytes": MOST_BYTES, "poll_seconds": SELDOM}
+    settings = {"models": "models:/actor/1", "max_body_bytes": MAX_BODY_BYTES, "poll_seconds": SELDOM}
     with served(registry.uri, folder, **settings) as running:
         running.until_ready()
         yield running
@@ -57,30 +57,30 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(autouse=True)
 def all_is_well(service: Service) -> Iterator[None]:
-    """After each test the service lives, and answers rightly."""
+    """Verify after each test that the service is up and predicts correctly."""
     yield
     assert service.client.get("/health").status_code == 200
     for path, body in BODIES.items():
-        answer = service.client.post(path, content=body({"x": "21"}), headers=JSON)
-        assert answer.status_code == 200, answer.text
-        assert "42.0" in answer.text
+        response = service.client.post(path, content=body({"x": "21"}), headers=JSON)
+        assert response.status_code == 200, response.text
+        assert "42.0" in response.text
 
 
-def refuses(answer: httpx.Response, *statuses: int) -> None:
-    """Whether an answer is the refusal that its protocol has for one of these statuses."""
-    text = answer.text
-    assert len(answer.content) <= 8192
+def refuses(response: httpx.Response, *statuses: int) -> None:
+    """Verify that a response is an error of its protocol with one of these statuses."""
+    text = response.text
+    assert len(response.content) <= 8192
     assert SECRET not in text
     assert "Traceback" not in text
-    told = answer.json()
-    if answer.request.url.path in TYPED:
-        assert answer.status_code == told["status"], text
-        assert answer.status_code in statuses, text
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert told["request_id"] == answer.headers["x-request-id"]
+    reported = response.json()
+    if response.request.url.path in TYPED:
+        assert response.status_code == reported["status"], text
+        assert response.status_code in statuses, text
+        assert response.headers["content-type"] == "application/problem+json"
+        assert reported["request_id"] == response.headers["x-request-id"]
     else:
-        assert answer.status_code in [400 if status == 422 else status for status in statuses], text
-        assert told.get("error_code") or told.get("error"), text
+        assert response.status_code in [400 if status == 422 else status for status in statuses], text
+        assert reported.get("error_code") or reported.get("error"), text
 
 
 def post(service: Service, path: str, body: Any, headers: dict[str, str] = JSON) -> httpx.Response:
@@ -92,12 +92,12 @@ def post(service: Service, path: str, body: Any, headers: dict[str, str] = JSON)
 
 @every_route
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"1"'])
-def test_row_25_what_is_no_finite_number_is_refused(service: Service, path: str, value: str) -> None:
+def test_row_25_non_finite_number_is_rejected(service: Service, path: str, value: str) -> None:
     refuses(post(service, path, BODIES[path]({"x": value})), 400, 422)
 
 
 @every_route
-def test_row_26_a_field_that_is_named_twice_is_refused(service: Service, path: str) -> None:
+def test_row_26_duplicate_field_is_rejected(service: Service, path: str) -> None:
     body = BODIES[path]({"x": "1"})
     for name in ("x", "inputs", "dataframe_records", "rows"):
         if (field := f'"{name}": ') in body:
@@ -105,13 +105,13 @@ def test_row_26_a_field_that_is_named_twice_is_refused(service: Service, path: s
 
 
 @pytest.mark.parametrize("path", TYPED)
-def test_row_26_an_unknown_field_is_refused_by_the_typed_routes(service: Service, path: str) -> None:
+def test_row_26_unknown_field_is_rejected_by_typed_routes(service: Service, path: str) -> None:
     refuses(post(service, path, BODIES[path]({"x": "1", SECRET: "1"}).replace(SECRET, "stranger")), 422)
 
 
 @every_route
 @pytest.mark.parametrize("digits", [str(2**63), str(-(2**63) - 1), "9" * 5000], ids=["2⁶³", "-2⁶³", "5,000"])
-def test_row_27_an_integer_that_is_too_long_is_refused(service: Service, path: str, digits: str) -> None:
+def test_row_27_integer_beyond_64_bits_is_rejected(service: Service, path: str, digits: str) -> None:
     refuses(post(service, path, BODIES[path]({"x": "1", "many": digits})), 422 if len(digits) < 100 else 400)
 
 
@@ -131,7 +131,7 @@ def test_row_27_an_integer_that_is_too_long_is_refused(service: Service, path: s
         ("act", "true"),
     ],
 )
-def test_row_38_only_what_the_type_means_is_taken(
+def test_row_38_value_of_another_type_is_rejected(
     service: Service, path: str, column: str, value: str
 ) -> None:
     refuses(post(service, path, BODIES[path]({"x": "1"} | {column: value})), 422)
@@ -142,7 +142,7 @@ def test_row_38_only_what_the_type_means_is_taken(
 
 @every_route
 @pytest.mark.parametrize("opening", ["[", '{"x":', '[{"x":'], ids=["lists", "objects", "both"])
-def test_row_28_what_is_nested_without_end_is_refused(service: Service, path: str, opening: str) -> None:
+def test_row_28_deep_nesting_is_rejected(service: Service, path: str, opening: str) -> None:
     refuses(post(service, path, opening * (250_000 // len(opening))), 400)
     refuses(post(service, path, BODIES[path]({"x": opening * (250_000 // len(opening))})), 400)
 
@@ -163,7 +163,7 @@ def test_row_28_what_is_nested_without_end_is_refused(service: Service, path: st
     ],
     ids=["invalid", "UTF-16", "BOM", "lone surrogate", "surrogate", "NUL", "cut off", "two", "nothing"],
 )
-def test_row_29_what_is_no_json_in_utf_8_is_refused(
+def test_row_29_malformed_json_or_utf_8_is_rejected(
     service: Service, path: str, spoil: Callable[[bytes], bytes]
 ) -> None:
     refuses(post(service, path, spoil(BODIES[path]({"x": "1", "act": '"hush"'}).encode())), 400)
@@ -184,26 +184,26 @@ def test_row_29_what_is_no_json_in_utf_8_is_refused(
     ],
     ids=str,
 )
-def test_row_30_another_type_or_encoding_is_refused(
+def test_row_30_other_content_types_are_rejected(
     service: Service, path: str, headers: dict[str, str]
 ) -> None:
     refuses(post(service, path, BODIES[path]({"x": "1"}), headers), 415)
 
 
 @every_route
-def test_row_30_a_bomb_is_not_unpacked(service: Service, path: str) -> None:
+def test_row_30_compression_bomb_is_not_unpacked(service: Service, path: str) -> None:
     bomb = gzip.compress(bytes(200 * 2**20), 9)
     refuses(post(service, path, bomb, JSON | {"Content-Encoding": "gzip"}), 415)
 
 
 @every_route
 @pytest.mark.parametrize("value", ["soon", "-1", "1e3", "", "1" * 30, "nan"])
-def test_a_timeout_that_is_no_number_is_refused(service: Service, path: str, value: str) -> None:
+def test_invalid_timeout_is_rejected(service: Service, path: str, value: str) -> None:
     refuses(post(service, path, BODIES[path]({"x": "1"}), JSON | {"X-Request-Timeout": value}), 400)
 
 
 @every_route
-def test_a_caller_may_give_less_time_than_there_is(service: Service, path: str) -> None:
+def test_caller_may_shorten_the_deadline(service: Service, path: str) -> None:
     body = BODIES[path]({"x": "1", "act": '"toil:0.2"'})
     refuses(post(service, path, body, JSON | {"X-Request-Timeout": "0.01"}), 504)
     assert post(service, path, body, JSON | {"X-Request-Timeout": "60"}).status_code == 200
@@ -213,13 +213,13 @@ def test_a_caller_may_give_less_time_than_there_is(service: Service, path: str) 
 
 
 @every_route
-def test_row_31_a_body_over_the_limit_is_refused_however_it_comes(service: Service, path: str) -> None:
-    large = b" " * (MOST_BYTES + 1)
+def test_row_31_oversized_body_is_rejected(service: Service, path: str) -> None:
+    large = b" " * (MAX_BODY_BYTES + 1)
     refuses(post(service, path, large), 413)
     refuses(post(service, path, (large[: 2**16] for _ in range(17))), 413)
 
 
-def test_row_28_a_million_pieces_of_a_byte_leave_no_trace(service: Service) -> None:
+def test_row_28_a_million_tiny_chunks_use_no_memory(service: Service) -> None:
     before = memory(service)
     with socket.create_connection(service.address, timeout=60) as connection:
         head = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
@@ -227,13 +227,13 @@ def test_row_28_a_million_pieces_of_a_byte_leave_no_trace(service: Service) -> N
         for _ in range(100):
             connection.sendall(b"1\r\n \r\n" * 10_000)
         connection.sendall(b'8\r\n{"x": 4}\r\n0\r\n\r\n')
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b'"prediction":8.0' in answer
+        response = connection.recv(65536)
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b'"prediction":8.0' in response
     assert memory(service) - before < 20
 
 
 def memory(service: Service) -> float:
-    """What the front holds, in MB."""
+    """Return the resident memory of the front, in MB."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024

@@ -1,4 +1,4 @@
-"""Versions whose files attack whoever reads them are rejected, with a reason, and harm no request."""
+"""Versions with hostile files are rejected with a reason and affect no request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import NewRegistry
 from live import served
 from promotions import Callers, Model
 
-from serving.runtime.version import TAGS_OF_FRONT
+from serving.version import TAGS_OF_FRONT
 
 DEEP = 100_000
 _numbers = itertools.count()
@@ -70,21 +70,21 @@ def described(**facts: Any) -> Callable[[Path], None]:
     """Change entries of the MLmodel file."""
 
     def change(folder: Path) -> None:
-        found = yaml.safe_load((folder / "MLmodel").read_text())
+        metadata = yaml.safe_load((folder / "MLmodel").read_text())
         for name, value in facts.items():
-            found[name] = value(found) if callable(value) else value
-        (folder / "MLmodel").write_text(yaml.safe_dump(found))
+            metadata[name] = value(metadata) if callable(value) else value
+        (folder / "MLmodel").write_text(yaml.safe_dump(metadata))
 
     return change
 
 
 def signed(part: str, text: str) -> Callable[[Path], None]:
     """Replace a part of the signature."""
-    return described(signature=lambda found: found["signature"] | {part: text})
+    return described(signature=lambda metadata: metadata["signature"] | {part: text})
 
 
 def aliases(levels: int = 10, width: int = 10) -> str:
-    """YAML whose aliases expand to `width` ** `levels` values."""
+    """Return YAML whose aliases expand to `width` ** `levels` values."""
     lines = ["bomb:", f"  a0: &a0 [{', '.join(['x'] * width)}]"]
     lines += [f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
     return "\n".join(lines)
@@ -161,7 +161,7 @@ def test_row_40_deep_nesting_is_rejected(model: Model, change: Callable[[Path], 
         "flavors",
     ],
 )
-def test_row_41_content_without_bounds_is_rejected(
+def test_row_41_unbounded_content_is_rejected(
     model: Model, change: Callable[[Path], None], expected: str
 ) -> None:
     reason = rejection(model, change)
@@ -175,7 +175,7 @@ def test_row_41_large_input_example_is_rejected(model: Model) -> None:
     assert "its input example can't be read: it is larger" in rejection(model, enlarge)
 
 
-def test_row_41_example_that_is_nested_deeply_is_rejected(model: Model) -> None:
+def test_row_41_deeply_nested_example_is_rejected(model: Model) -> None:
     def deepen(folder: Path) -> None:
         (folder / "serving_input_example.json").write_text('{"inputs": ' + "[" * DEEP + "]" * DEEP + "}")
 
@@ -191,7 +191,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("value", GARBAGE, ids=["deep", "future", "html", "control"])
-def test_garbage_in_tags_prevents_nothing(model: Model, value: str) -> None:
+def test_garbage_in_tags_is_ignored(model: Model, value: str) -> None:
     version = model.add()
     for name in (*TAGS_OF_FRONT, "serving.allow_breaking", "mlflow.note.content"):
         if name != "serving.state":
@@ -203,7 +203,7 @@ def test_garbage_in_tags_prevents_nothing(model: Model, value: str) -> None:
     model.until_live("1")
 
 
-def test_digest_that_is_garbage_is_rejected_with_a_bounded_reason(model: Model) -> None:
+def test_invalid_digest_is_rejected_with_bounded_reason(model: Model) -> None:
     version = model.add()
     model.registry.client.set_model_version_tag("actor", version, "serving.digest", "[" * 5000)
     model.promote(version)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, as the clients of Triton, KServe and MLServer speak it."""
+"""The Open Inference Protocol with the clients of Triton, KServe and MLServer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUIREMENTS = {
 }
 FLOWERS = IRIS.iloc[[0, 60]]
 IMAGES = [[[1, 2], [3, 255]], [[0, 0], [5, 6]]]
-TOLD = {
+CLIENT_INPUT = {
     "names": [*IRIS],
     "flowers": FLOWERS.to_numpy().tolist(),
     "images": IMAGES,
@@ -40,78 +40,86 @@ TOLD = {
 }
 
 
-def told_by(client: str, address: str) -> Any:
-    """What a client's program tells."""
+def run_client(client: str, address: str) -> Any:
+    """Run a client's program, and return its output."""
     python = environment(FOLDER.parent / "clients", client, REQUIREMENTS[client])
-    command = [str(python), str(CLIENTS / f"{client}.py"), address, json.dumps(TOLD)]
+    command = [str(python), str(CLIENTS / f"{client}.py"), address, json.dumps(CLIENT_INPUT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def scored(service: Service, model: str, frame: pd.DataFrame) -> Any:
-    """What MLflow's protocol answers."""
+    """Return the predictions for a frame over MLflow's protocol."""
     body = {"dataframe_records": json.loads(frame.to_json(orient="records", date_format="iso"))}
     return service.client.post(f"/invocations?model={model}", json=body).json()["predictions"]
 
 
 def grpc_address(service: Service) -> str:
-    """Where it listens for gRPC."""
+    """Return the gRPC address of a service."""
     return service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
 
 
 @pytest.mark.parametrize("client", ["triton", "triton_grpc"])
-def test_tritons_client_with_its_default_options(zoo_service: Service, client: str) -> None:
+def test_triton_client_with_default_options(zoo_service: Service, client: str) -> None:
     chances = scored(zoo_service, "classifier", FLOWERS)
     over_http = client == "triton"
     address = zoo_service.url.removeprefix("http://") if over_http else grpc_address(zoo_service)
-    found = told_by(client, address)
-    assert (found["live"], found["ready"]) == (True, True)
-    assert found["server"] == "mlflow-serving-front"
-    image, words = found["model"]["inputs"][0], found["model"]["outputs"][2]
+    result = run_client(client, address)
+    assert (result["live"], result["ready"]) == (True, True)
+    assert result["server"] == "mlflow-serving-front"
+    image, words = result["model"]["inputs"][0], result["model"]["outputs"][2]
     assert (image["name"], image["datatype"], [*map(int, image["shape"])]) == ("image", "UINT8", [-1, -1, 2])
     assert (words["name"], words["datatype"], [*map(int, words["shape"])]) == ("words", "BYTES", [-1])
-    assert not over_http or "hinted" in found["index"]
-    for way in ("one tensor", "pinned", "a tensor a column", *["in JSON"] * over_http):
-        assert found[way] == {"output-0": chances}, way
-    assert np.allclose(found["single precision"]["output-0"], chances, atol=1e-6)
-    assert found["columns of all kinds"] == {"output-0": scored(zoo_service, "pipeline", HOUSES[:2])}
-    assert found["texts with a parameter"] == {"output-0": ["AA", "ÄÄ"]}
-    assert found["arrays"]["mean"] == [65.25, 2.75]
-    assert found["arrays"]["twice"] == (np.array(IMAGES) * 2).tolist()
-    assert found["arrays"]["words"] == ["a b", "c d"]
-    assert found["a frame"] == {"half": [2.5], "at": ["1970-01-06T00:00:00"]}
-    status, message = found["refused"]
+    assert not over_http or "hinted" in result["index"]
+    for case in ("one tensor", "pinned", "a tensor a column", *["in JSON"] * over_http):
+        assert result[case] == {"output-0": chances}, case
+    assert np.allclose(result["single precision"]["output-0"], chances, atol=1e-6)
+    assert result["columns of all kinds"] == {"output-0": scored(zoo_service, "pipeline", HOUSES[:2])}
+    assert result["texts with a parameter"] == {"output-0": ["AA", "ÄÄ"]}
+    assert result["arrays"]["mean"] == [65.25, 2.75]
+    assert result["arrays"]["twice"] == (np.array(IMAGES) * 2).tolist()
+    assert result["arrays"]["words"] == ["a b", "c d"]
+    assert result["a frame"] == {"half": [2.5], "at": ["1970-01-06T00:00:00"]}
+    status, message = result["refused"]
     assert status == ("400" if over_http else "StatusCode.INVALID_ARGUMENT")
     assert "input" in message
 
 
-def test_kserves_client(zoo_service: Service) -> None:
-    found = told_by("kserve_rest", zoo_service.url)
-    answer = ["mine", "classifier", scored(zoo_service, "classifier", FLOWERS)]
-    assert found == {"live": True, "ready": True, "model ready": True, "in JSON": answer, "in bytes": answer}
+def test_kserve_client(zoo_service: Service) -> None:
+    result = run_client("kserve_rest", zoo_service.url)
+    expected = ["mine", "classifier", scored(zoo_service, "classifier", FLOWERS)]
+    assert result == {
+        "live": True,
+        "ready": True,
+        "model ready": True,
+        "in JSON": expected,
+        "in bytes": expected,
+    }
 
 
-def test_kserves_own_models_know_every_field_of_its_manifests() -> None:
+def test_manifest_fields_exist_in_kserve_models() -> None:
     kinds = {"serving-runtime": "V1alpha1ServingRuntime", "inference-service": "V1beta1InferenceService"}
-    asked = [(kind, yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text())) for name, kind in kinds.items()]
-    asked += [(kind, manifest | {"spec": {"wrong": 1}}) for kind, manifest in asked]
+    manifests = [
+        (kind, yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text())) for name, kind in kinds.items()
+    ]
+    manifests += [(kind, manifest | {"spec": {"wrong": 1}}) for kind, manifest in manifests]
     python = environment(FOLDER.parent / "clients", "kserve_rest", REQUIREMENTS["kserve_rest"])
-    command = [str(python), str(CLIENTS / "kserve_runtime.py"), json.dumps(asked)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(told.splitlines()[-1]) == [[], [], [".spec.wrong"], [".spec.wrong"]]
+    command = [str(python), str(CLIENTS / "kserve_runtime.py"), json.dumps(manifests)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed.splitlines()[-1]) == [[], [], [".spec.wrong"], [".spec.wrong"]]
 
 
-def test_mlservers_codecs(zoo_service: Service) -> None:
+def test_mlserver_codecs(zoo_service: Service) -> None:
     chances = scored(zoo_service, "classifier", FLOWERS)
-    found = told_by("mlserver_codecs", zoo_service.url)
-    assert found["numpy"] == found["pandas"] == chances
-    assert np.ravel(found["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
-    assert found["strings"] == ["A", "B"]
-    assert found["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
+    result = run_client("mlserver_codecs", zoo_service.url)
+    assert result["numpy"] == result["pandas"] == chances
+    assert np.ravel(result["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
+    assert result["strings"] == ["A", "B"]
+    assert result["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
 
 
-def ask(service: Service, model: str, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
+def infer(service: Service, model: str, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
     return service.client.post(f"/v2/models/{model}/infer", json={"inputs": [*inputs], **more})
 
 
@@ -119,12 +127,12 @@ def tensor(name: str, datatype: str, data: list[Any], shape: list[int] | None = 
     return {"name": name, "datatype": datatype, "shape": shape or [*np.shape(data)], "data": data}
 
 
-def test_a_request_in_json_is_answered_in_json(zoo_service: Service) -> None:
-    found = ask(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
-    assert found.headers["X-Model-Version"] == "1"
-    answer = found.json()
-    (output,) = answer.pop("outputs")
-    assert answer == {"model_name": "xgboost", "model_version": "1", "id": "7"}
+def test_json_request_has_json_response(zoo_service: Service) -> None:
+    response = infer(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
+    assert response.headers["X-Model-Version"] == "1"
+    body = response.json()
+    (output,) = body.pop("outputs")
+    assert body == {"model_name": "xgboost", "model_version": "1", "id": "7"}
     assert output == {
         "name": "output-0",
         "shape": [2],
@@ -133,26 +141,26 @@ def test_a_request_in_json_is_answered_in_json(zoo_service: Service) -> None:
     }
 
 
-def test_a_gap_is_null(zoo_service: Service) -> None:
+def test_missing_value_is_null(zoo_service: Service) -> None:
     row = dict(zip(FLOWERS, FLOWERS.to_numpy()[0].tolist(), strict=True)) | {"petal_width": None}
     inputs = [tensor(name, "FP64", [value], [1, 1]) for name, value in row.items()]
-    found = ask(zoo_service, "lightgbm", *inputs).json()
-    assert found["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
-    gap = ask(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
-    assert [each["data"] for each in gap[1:3]] == [[None], [None]]
+    result = infer(zoo_service, "lightgbm", *inputs).json()
+    assert result["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
+    gap = infer(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
+    assert [item["data"] for item in gap[1:3]] == [[None], [None]]
 
 
-def test_nested_values_are_json_in_bytes(zoo_service: Service) -> None:
+def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
     inputs = [
         tensor("v", "FP64", [[1.0, 2.0]]),
         tensor("o", "BYTES", ['{"a": 1}']),
         tensor("m", "BYTES", ['{"k": 2}']),
     ]
-    (output,) = ask(zoo_service, "nested", *inputs).json()["outputs"]
+    (output,) = infer(zoo_service, "nested", *inputs).json()["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [1])
     assert json.loads(output["data"][0])["sum"] == 3.0
     message = json.dumps({"role": "user", "content": "hi"})
-    (output,) = ask(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
+    (output,) = infer(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
     assert output["data"] == ["user: hi None"]
 
 
@@ -160,22 +168,22 @@ def test_nested_values_are_json_in_bytes(zoo_service: Service) -> None:
     "datatype", ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 )
 @pytest.mark.parametrize("binary", [False, True])
-def test_whole_numbers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
-    given = tensor("x", datatype, [5, 7])
+def test_integers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
+    sent = tensor("x", datatype, [5, 7])
     if not binary:
-        found = ask(zoo_service, "frame", given).json()
+        result = infer(zoo_service, "frame", sent).json()
     else:
         dtype = datatype.lower().replace("fp", "float")
-        data = np.array(given.pop("data"), dtype).tobytes()
-        found = behind(zoo_service, "frame", given, data).json()
-    assert found["outputs"][0]["data"] == [2.5, 3.5]
+        data = np.array(sent.pop("data"), dtype).tobytes()
+        result = post_binary(zoo_service, "frame", sent, data).json()
+    assert result["outputs"][0]["data"] == [2.5, 3.5]
 
 
-def behind(
-    service: Service, model: str, given: dict[str, Any], data: bytes, length: Any = None
+def post_binary(
+    service: Service, model: str, sent: dict[str, Any], data: bytes, length: Any = None
 ) -> httpx.Response:
-    """Ask with the data of the only input behind the JSON."""
-    head = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": len(data)}}]}).encode()
+    """Send a request with the data of its only input after the JSON."""
+    head = json.dumps({"inputs": [sent | {"parameters": {"binary_data_size": len(data)}}]}).encode()
     headers = {
         "Inference-Header-Content-Length": str(len(head) if length is None else length),
         "Content-Type": "application/octet-stream",
@@ -187,7 +195,7 @@ TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
 
 
 @pytest.mark.parametrize(
-    ("given", "data", "length"),
+    ("sent", "data", "length"),
     [
         (TEXTS, struct.pack("<I", 5) + b"abc", None),
         (TEXTS, b"abc", None),
@@ -199,15 +207,15 @@ TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
         (TEXTS | {"shape": [2**40]}, b"", None),
     ],
 )
-def test_bytes_that_are_no_tensor_are_refused(
-    zoo_service: Service, given: Any, data: bytes, length: Any
+def test_malformed_binary_tensor_is_rejected(
+    zoo_service: Service, sent: Any, data: bytes, length: Any
 ) -> None:
-    found = behind(zoo_service, "texts", given, data, length)
-    assert (found.status_code, [*found.json()]) == (400, ["error", "request_id"])
+    response = post_binary(zoo_service, "texts", sent, data, length)
+    assert (response.status_code, [*response.json()]) == (400, ["error", "request_id"])
 
 
 @pytest.mark.parametrize(
-    ("model", "body", "said"),
+    ("model", "body", "message"),
     [
         ("frame", {}, "inputs: Field required"),
         ("frame", {"inputs": []}, "inputs: List should have at least 1 item"),
@@ -233,19 +241,19 @@ def test_bytes_that_are_no_tensor_are_refused(
         ("onnx", {"inputs": [tensor("x", "BYTES", [["a"] * 4])]}, "of type float32"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_the_protocols_form(
-    zoo_service: Service, model: str, body: Any, said: str
+def test_invalid_request_is_rejected_in_protocol_format(
+    zoo_service: Service, model: str, body: Any, message: str
 ) -> None:
-    found = zoo_service.client.post(f"/v2/models/{model}/infer", json=body)
-    assert (found.status_code, [*found.json()]) == (400, ["error", "request_id"])
-    assert said in found.json()["error"]
+    response = zoo_service.client.post(f"/v2/models/{model}/infer", json=body)
+    assert (response.status_code, [*response.json()]) == (400, ["error", "request_id"])
+    assert message in response.json()["error"]
 
 
-def test_what_is_not_there_is_404(zoo_service: Service) -> None:
-    given = tensor("x", "FP64", [1.0])
+def test_unknown_model_or_version_is_404(zoo_service: Service) -> None:
+    sent = tensor("x", "FP64", [1.0])
     for path in ("nobody", "frame/versions/2"):
-        found = ask(zoo_service, path, given)
-        assert (found.status_code, [*found.json()]) == (404, ["error", "request_id"])
+        response = infer(zoo_service, path, sent)
+        assert (response.status_code, [*response.json()]) == (404, ["error", "request_id"])
     assert zoo_service.client.get("/v2/models/nobody").status_code == 404
     assert zoo_service.client.get("/v2/models/frame/versions/1/ready").json() == {
         "name": "frame",

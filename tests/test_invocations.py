@@ -1,4 +1,4 @@
-"""MLflow's scoring protocol: what MLflow's own server answers to a valid body is what is answered here."""
+"""MLflow's scoring protocol: responses are the same as those of MLflow's own server."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @pytest.fixture(scope="module")
 def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
-    """MLflow's server."""
+    """Run MLflow's own server."""
     port = free_port()
     server = subprocess.Popen([sys.executable, str(THEIRS), str(port), *map(str, zoo_folders.values())])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
-        def answers() -> bool:
+        def is_ready() -> bool:
             assert server.poll() is None
             try:
                 return client.get("/classifier/ping").is_success
@@ -40,7 +40,7 @@ def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
                 return False
 
         try:
-            until(answers)
+            until(is_ready)
             yield client
         finally:
             server.kill()
@@ -116,7 +116,7 @@ CASES = [(name, body) for name, bodies in BODIES.items() for body in bodies]
 
 
 @pytest.mark.parametrize(("name", "body"), CASES, ids=[f"{name}-{next(iter(body))}" for name, body in CASES])
-def test_the_answer_is_the_one_of_mlflows_own_server(
+def test_response_equals_that_of_mlflow_server(
     zoo_service: Service, theirs: httpx.Client, name: str, body: dict[str, Any]
 ) -> None:
     wanted = theirs.post(f"/{name}/invocations", json=body)
@@ -156,7 +156,7 @@ def as_arrow(frame: pd.DataFrame) -> bytes:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_tables_are_answered_as_their_json_is(
+def test_tables_get_the_same_predictions_as_json(
     zoo_service: Service, theirs: httpx.Client, name: str, frame: pd.DataFrame
 ) -> None:
     wanted = theirs.post(f"/{name}/invocations", json=split(frame)).json()
@@ -164,12 +164,12 @@ def test_tables_are_answered_as_their_json_is(
         headers = {"Content-Type": media_type}
         found = zoo_service.client.post(f"/invocations?model={name}", content=write(frame), headers=headers)
         assert found.json() == wanted, media_type
-        if media_type != ARROW and name != "pipeline":  # they can't read dates in CSV, nor Arrow
-            answer = theirs.post(f"/{name}/invocations", content=write(frame), headers=headers)
-            assert answer.json() == wanted, media_type
+        if media_type != ARROW and name != "pipeline":  # MLflow's server cannot read dates in CSV, nor Arrow
+            response = theirs.post(f"/{name}/invocations", content=write(frame), headers=headers)
+            assert response.json() == wanted, media_type
 
 
-def test_answers_are_tables_where_the_caller_asks_for_them(zoo_service: Service) -> None:
+def test_response_format_follows_accept_header(zoo_service: Service) -> None:
     def ask(name: str, body: Any, media_type: str) -> BytesIO:
         headers = {"Accept": f"{media_type}, application/json;q=0.5"}
         found = zoo_service.client.post(f"/invocations?model={name}", json=body, headers=headers)
@@ -178,8 +178,8 @@ def test_answers_are_tables_where_the_caller_asks_for_them(zoo_service: Service)
         return BytesIO(found.content)
 
     chances = zoo_service.client.post("/invocations", json=split(FLOWERS)).json()["predictions"]
-    answer = pa.ipc.open_stream(ask("classifier", split(FLOWERS), ARROW)).read_all()
-    assert answer.to_pydict() == {"predictions": chances}
+    table = pa.ipc.open_stream(ask("classifier", split(FLOWERS), ARROW)).read_all()
+    assert table.to_pydict() == {"predictions": chances}
     assert parquet.read_table(ask("classifier", split(FLOWERS), PARQUET)).to_pydict() == {
         "predictions": chances
     }
@@ -191,19 +191,19 @@ def test_answers_are_tables_where_the_caller_asks_for_them(zoo_service: Service)
     assert pd.read_csv(ask("nested", {"inputs": NESTED}, CSV)).columns.tolist() == ["predictions"]
 
 
-def test_ten_thousand_rows_are_answered_in_their_order(zoo_service: Service) -> None:
+def test_ten_thousand_predictions_keep_their_order(zoo_service: Service) -> None:
     rows = pd.DataFrame({"x": [float(number) for number in range(1, 10_001)]})
     for headers, body in (({}, json.dumps(split(rows))), ({"Content-Type": CSV}, as_csv(rows))):
         headers = {"Content-Type": JSON} | headers
-        answer = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers).json()
-        assert [row["half"] for row in answer["predictions"]] == [number / 2 for number in range(1, 10_001)]
+        result = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers).json()
+        assert [row["half"] for row in result["predictions"]] == [number / 2 for number in range(1, 10_001)]
 
 
-# -- what is stricter, and what is wrong
+# -- stricter validation and errors
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "said"),
+    ("name", "body", "message"),
     [
         (
             "pipeline",
@@ -235,14 +235,14 @@ def test_ten_thousand_rows_are_answered_in_their_order(zoo_service: Service) -> 
         ("texts", {"inputs": [1]}, "input, 0: Input should be a valid string"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_mlflows_form(
-    zoo_service: Service, name: str, body: Any, said: str
+def test_invalid_inputs_are_rejected_in_mlflow_format(
+    zoo_service: Service, name: str, body: Any, message: str
 ) -> None:
     found = zoo_service.client.post("/invocations", headers={"X-Model": name}, json=body)
     assert found.status_code == 400, found.text
     assert found.json().keys() == {"error_code", "message", "request_id"}
     assert found.json()["error_code"] == "BAD_REQUEST"
-    assert said in found.json()["message"]
+    assert message in found.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -263,16 +263,14 @@ def test_what_does_not_fit_is_refused_in_mlflows_form(
         ("application/json; charset=utf-16", b"{}", 415),
     ],
 )
-def test_a_body_that_is_not_what_it_says_is_refused(
-    zoo_service: Service, media_type: str, body: bytes, status: int
-) -> None:
+def test_malformed_body_is_rejected(zoo_service: Service, media_type: str, body: bytes, status: int) -> None:
     headers = {"Content-Type": media_type}
     found = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers)
     assert found.status_code == status, found.text
     assert found.json()["error_code"] == "BAD_REQUEST"
 
 
-def test_a_date_in_a_nested_value_is_a_date_to_the_model(zoo_service: Service) -> None:
+def test_nested_dates_are_parsed(zoo_service: Service) -> None:
     rows = [NESTED[0] | {"o": {"a": 1, "at": "2026-01-31T10:00:00"}}]
     found = zoo_service.client.post("/invocations?model=nested", json={"dataframe_records": rows}).json()
     assert (
@@ -284,24 +282,24 @@ def test_a_date_in_a_nested_value_is_a_date_to_the_model(zoo_service: Service) -
     assert found == {"predictions": ["user: hi 2026-01-31 10:00:00"]}
 
 
-def test_what_json_cant_say_is_an_error_unless_it_may_be_missing(zoo_service: Service) -> None:
+def test_missing_predictions_are_null(zoo_service: Service) -> None:
     gap = zoo_service.client.post("/invocations?model=frame", json=split(X)).json()["predictions"]
     assert [row["gap"] for row in gap] == [5.0, None, 12.5]
     assert [row["note"] for row in gap] == ["n5", None, "n12.5"]
 
 
-def test_no_such_model_is_404_in_mlflows_form(zoo_service: Service) -> None:
+def test_unknown_model_is_404_in_mlflow_format(zoo_service: Service) -> None:
     found = zoo_service.client.post("/invocations?model=nobody", json=split(FLOWERS))
     assert (found.status_code, found.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
-def test_messages_of_type_hints_are_streamed_as_their_type(zoo_service: Service) -> None:
+def test_streaming_parses_inputs_by_type_hints(zoo_service: Service) -> None:
     row = {"input": {"role": "user", "content": "hi\nthere"}}
     found = zoo_service.client.post("/models/hinted/predict/stream", json=row)
     assert found.text.splitlines()[:4:2] == ['data: "user: hi"', 'data: "user: there"']
 
 
-def test_mlflows_own_client(zoo_service: Service) -> None:
+def test_mlflow_client_is_supported(zoo_service: Service) -> None:
     client = ScoringServerClient(*zoo_service.address)
     client.wait_server_ready(timeout=10, scoring_server_proc=zoo_service.process)
     found = client.invoke(FLOWERS).get_predictions()
@@ -312,9 +310,7 @@ def scored(service: Service, body: Any) -> Any:
     return service.client.post("/invocations", json=body).json()["predictions"]
 
 
-def test_it_is_told_whether_it_answers_and_which_mlflow_it_is(
-    zoo_service: Service, theirs: httpx.Client
-) -> None:
+def test_ping_and_version_equal_mlflow_server(zoo_service: Service, theirs: httpx.Client) -> None:
     for path in ("/ping", "/version"):
         found, wanted = zoo_service.client.get(path), theirs.get(f"/classifier{path}")
         assert (found.status_code, found.text) == (wanted.status_code, wanted.text)
@@ -324,14 +320,14 @@ def test_it_is_told_whether_it_answers_and_which_mlflow_it_is(
 
 
 @pytest.mark.parametrize("name", [*zoo()])
-def test_each_model_answers_a_row_of_its_own(zoo_service: Service, name: str) -> None:
+def test_typed_endpoints_serve_every_zoo_model(zoo_service: Service, name: str) -> None:
     row = zoo()[name].row
     one = zoo_service.client.post(f"/models/{name}/predict", json=row)
     assert one.status_code == 200, one.text
     batch = zoo_service.client.post(f"/models/{name}/predict/batch", json={"rows": [row]})
-    told = {key: value for key, value in one.json().items() if key != "model"}
+    result = {key: value for key, value in one.json().items() if key != "model"}
     whole = {"predictions": {"total": 5.0, "rows": 1}}
-    assert told == whole if name == "whole" else "prediction" in told
-    assert batch.json()["predictions"] == (whole["predictions"] if name == "whole" else [told])
+    assert result == whole if name == "whole" else "prediction" in result
+    assert batch.json()["predictions"] == (whole["predictions"] if name == "whole" else [result])
     document = zoo_service.client.get("/openapi.json").json()
     assert f"/models/{name}/predict" in document["paths"]

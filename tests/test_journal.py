@@ -1,4 +1,4 @@
-"""Predictions are recorded, whatever the protocol and the database; feedback tells how right they were."""
+"""The journal records predictions of every protocol in every database; feedback measures their quality."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from pyarrow import parquet
 from test_live import DIABETES, IRIS, ROW, log_diabetes, log_iris, problem
 from zoo import zoo
 
-from serving.rpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 FLOWERS = [IRIS.iloc[index].to_dict() for index in (0, 75, 149)]
 PATIENT = DIABETES.iloc[0].to_dict()
@@ -34,7 +35,7 @@ ODD = ("nested", "arrays", "texts", "whole")
 
 @pytest.fixture(scope="module")
 def stock(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """A classifier, a regressor, models without a task, one that streams, and one whose answers are kept."""
+    """Serve a classifier, a regressor, models without a task, a streaming one and a cached one."""
     folder = tmp_path_factory.mktemp("stock")
     made = Registry(new_registry(folder))
     with pytest.MonkeyPatch.context() as patch, quiet():
@@ -55,18 +56,24 @@ def stock(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An empty database."""
+    """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('journal')}/journal.db"
-    found: str = request.getfixturevalue("postgres").create("journal")
-    return found
+    database_url: str = request.getfixturevalue("postgres").create("journal")
+    return database_url
 
 
 @pytest.fixture(scope="module")
 def service(stock: Registry, url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     names = ("actor", "speaker", "kept", "bytes", *ODD)
     models = ",".join(["models:/iris@champion", "models:/diabetes@best", *(f"models:/{n}/1" for n in names)])
-    settings = {"models": models, "cache": "kept", "grpc_port": 0, "journal_url": url, "poll_seconds": 5}
+    settings = {
+        "models": models,
+        "cached_models": "kept",
+        "grpc_port": 0,
+        "journal_url": url,
+        "poll_seconds": 5,
+    }
     settings["preload"] = FOR_SKLEARN
     with served(stock.uri, tmp_path_factory.mktemp("service"), **settings) as running:
         running.until_ready()
@@ -90,33 +97,31 @@ def stub(service: Service) -> Iterator[Any]:
 
 
 def batch(service: Service, model: str, rows: list[Any]) -> list[Any]:
-    """What the typed route answers to these rows."""
+    """Return the response of the typed route to these rows."""
     answer = service.client.post(f"/models/{model}/predict/batch", json={"rows": rows})
-    found: list[Any] = answer.json()["predictions"]
-    return found
+    results: list[Any] = answer.json()["predictions"]
+    return results
 
 
-# -- what is recorded
+# -- records
 
 
-def test_a_prediction_is_recorded_with_all_that_is_known_of_it(
-    service: Service, ledger: Ledger, stock: Registry
-) -> None:
+def test_prediction_is_recorded_with_its_metadata(service: Service, ledger: Ledger, stock: Registry) -> None:
     before = datetime.now(UTC)
     answer = service.client.post("/predict", json=ROW, headers={"X-Request-ID": "mine"})
     after = datetime.now(UTC)
-    found = ledger.prediction(recorded(answer))
-    told = answer.json()
-    assert (found["model"], found["number"]) == (told["model"]["name"], told["model"]["version"])
-    assert found["run_id"] == stock.client.get_model_version("iris", "1").run_id
-    assert found["task"] == "classification"
-    assert (found["protocol"], found["rows"], found["params"]) == ("predict", 1, None)
-    assert found["inputs"] == [ROW]
-    del told["model"]
-    assert found["outputs"] == [told]
-    assert found["request_id"] == "mine"
-    assert 0 < found["latency"] < (after - before).total_seconds()
-    at = found["at"].replace(tzinfo=UTC)
+    stored = ledger.prediction(recorded(answer))
+    body = answer.json()
+    assert (stored["model"], stored["number"]) == (body["model"]["name"], body["model"]["version"])
+    assert stored["run_id"] == stock.client.get_model_version("iris", "1").run_id
+    assert stored["task"] == "classification"
+    assert (stored["protocol"], stored["rows"], stored["params"]) == ("predict", 1, None)
+    assert stored["inputs"] == [ROW]
+    del body["model"]
+    assert stored["outputs"] == [body]
+    assert stored["request_id"] == "mine"
+    assert 0 < stored["latency"] < (after - before).total_seconds()
+    at = stored["at"].replace(tzinfo=UTC)
     assert before - timedelta(milliseconds=1) <= at <= after
 
 
@@ -146,63 +151,63 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_protocol_is_recorded_in_the_same_words(service: Service, ledger: Ledger, way: str) -> None:
+def test_every_http_protocol_is_recorded_alike(service: Service, ledger: Ledger, way: str) -> None:
     path, sent = WAYS[way]
     answer = service.client.post(path, **sent)
-    found = ledger.prediction(recorded(answer))
-    assert (found["model"], found["protocol"], found["rows"]) == ("iris", way.split()[0], 3)
-    assert found["inputs"] == FLOWERS
-    assert found["outputs"] == batch(service, "iris", FLOWERS)
-    assert found["request_id"] == answer.headers["x-request-id"]
+    stored = ledger.prediction(recorded(answer))
+    assert (stored["model"], stored["protocol"], stored["rows"]) == ("iris", way.split()[0], 3)
+    assert stored["inputs"] == FLOWERS
+    assert stored["outputs"] == batch(service, "iris", FLOWERS)
+    assert stored["request_id"] == answer.headers["x-request-id"]
 
 
-def test_grpc_is_recorded_too(service: Service, ledger: Ledger, stub: Any) -> None:
+def test_grpc_predictions_are_recorded(service: Service, ledger: Ledger, stub: Any) -> None:
     inputs = [
         {"name": name, "datatype": "FP64", "shape": [3], "contents": {"fp64_contents": values}}
         for name, values in IN_COLUMNS.items()
     ]
     answer, call = stub.ModelInfer.with_call(protos.ModelInferRequest(model_name="iris", inputs=inputs))
-    told = dict(call.initial_metadata())
-    found = ledger.prediction(told["x-prediction-id"])
-    assert (found["protocol"], found["rows"], found["request_id"]) == ("grpc", 3, answer.id)
-    assert (found["inputs"], found["outputs"]) == (FLOWERS, batch(service, "iris", FLOWERS))
+    metadata = dict(call.initial_metadata())
+    stored = ledger.prediction(metadata["x-prediction-id"])
+    assert (stored["protocol"], stored["rows"], stored["request_id"]) == ("grpc", 3, answer.id)
+    assert (stored["inputs"], stored["outputs"]) == (FLOWERS, batch(service, "iris", FLOWERS))
 
 
-def test_a_stream_is_recorded_bit_by_bit(service: Service, ledger: Ledger) -> None:
+def test_stream_is_recorded_by_part(service: Service, ledger: Ledger) -> None:
     row = {"x": 2.0, "act": "say:a say:b"}
     answer = service.client.post("/models/speaker/predict/stream", json=row)
-    found = ledger.prediction(recorded(answer))
-    assert (found["protocol"], found["rows"]) == ("stream", 1)
-    assert (found["inputs"], found["outputs"]) == ([row], [["a", "b"]])
+    stored = ledger.prediction(recorded(answer))
+    assert (stored["protocol"], stored["rows"]) == ("stream", 1)
+    assert (stored["inputs"], stored["outputs"]) == ([row], [["a", "b"]])
 
 
 @pytest.mark.parametrize("name", ["nested", "arrays"])
-def test_values_in_values_are_recorded_as_json_has_them(service: Service, ledger: Ledger, name: str) -> None:
+def test_nested_values_are_recorded_as_json(service: Service, ledger: Ledger, name: str) -> None:
     row = zoo()[name].row
     for path, sent in [
         (f"/models/{name}/predict", row),
         (f"/invocations?model={name}", {"inputs": [row]} if name == "nested" else {"instances": [row]}),
     ]:
-        found = ledger.prediction(recorded(service.client.post(path, json=sent)))
-        (told,) = found["inputs"]
-        assert {name: value for name, value in told.items() if value is not None} == json.loads(
+        stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+        (inputs,) = stored["inputs"]
+        assert {name: value for name, value in inputs.items() if value is not None} == json.loads(
             json.dumps(row)
         )
-        assert found["outputs"] == batch(service, name, [row])
+        assert stored["outputs"] == batch(service, name, [row])
 
 
-def test_what_json_can_not_say_is_recorded_as_base64_and_iso_8601(service: Service, ledger: Ledger) -> None:
+def test_bytes_and_dates_are_recorded_as_base64_and_iso_8601(service: Service, ledger: Ledger) -> None:
     photo = base64.b64encode(b"\x00\xff").decode()
     sent = {"dataframe_records": [{"x": 1.0, "photo": photo, "at": "2026-01-31T10:00:00"}]}
-    found = ledger.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
-    assert found["inputs"] == sent["dataframe_records"]
+    stored = ledger.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
+    assert stored["inputs"] == sent["dataframe_records"]
 
 
-def test_one_thing_for_all_rows_is_recorded_as_one(service: Service, ledger: Ledger) -> None:
+def test_single_output_for_all_rows_is_recorded_once(service: Service, ledger: Ledger) -> None:
     sent = {"dataframe_records": [{"x": 1.0}, {"x": 2.5}]}
-    found = ledger.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
-    assert found["rows"] == 2
-    assert found["outputs"] == [{"prediction": {"total": 3.5, "rows": 2}}]
+    stored = ledger.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
+    assert stored["rows"] == 2
+    assert stored["outputs"] == [{"prediction": {"total": 3.5, "rows": 2}}]
 
 
 @pytest.mark.parametrize(
@@ -213,13 +218,13 @@ def test_one_thing_for_all_rows_is_recorded_as_one(service: Service, ledger: Led
         ("/invocations?model=actor", {"inputs": [{"x": 1.0}], "params": {"factor": 3.0}}),
     ],
 )
-def test_parameters_are_recorded_beside_the_rows(
+def test_parameters_are_recorded_with_the_rows(
     service: Service, ledger: Ledger, path: str, sent: Any
 ) -> None:
-    found = ledger.prediction(recorded(service.client.post(path, json=sent)))
-    assert json.loads(found["params"]) == {"factor": 3.0}
-    assert [row["x"] for row in found["inputs"]] == [1.0]
-    assert found["outputs"] == [{"prediction": 3.0}]
+    stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+    assert json.loads(stored["params"]) == {"factor": 3.0}
+    assert [row["x"] for row in stored["inputs"]] == [1.0]
+    assert stored["outputs"] == [{"prediction": 3.0}]
 
 
 @pytest.mark.parametrize(
@@ -229,32 +234,30 @@ def test_parameters_are_recorded_beside_the_rows(
         ("/models/kept/predict/batch", {"rows": [{"x": 7.0}], "params": {"factor": 3.0}}),
     ],
 )
-def test_an_answer_from_the_cache_is_a_prediction_of_its_own(
+def test_cached_response_is_a_separate_prediction(
     service: Service, ledger: Ledger, path: str, sent: Any
 ) -> None:
     answers = [service.client.post(path, json=sent) for _ in range(2)]
     assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
     first, second = (ledger.prediction(recorded(answer)) for answer in answers)
     assert first["id"] != second["id"]
-    told = ("inputs", "outputs", "params", "rows", "protocol")
-    assert [first[name] for name in told] == [second[name] for name in told]
+    fields = ("inputs", "outputs", "params", "rows", "protocol")
+    assert [first[name] for name in fields] == [second[name] for name in fields]
     assert json.loads(second["params"]) == {"factor": 3.0}
 
 
-def test_what_the_cache_kept_of_another_protocol_is_recorded_as_its_rows(
-    service: Service, ledger: Ledger
-) -> None:
+def test_cached_response_of_another_protocol_is_recorded(service: Service, ledger: Ledger) -> None:
     sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [9.0, 8.0]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
-    found = ledger.prediction(recorded(answers[1]))
-    assert found["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
+    stored = ledger.prediction(recorded(answers[1]))
+    assert stored["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
     first = ledger.prediction(recorded(answers[0]))
-    told = ("inputs", "outputs", "params", "rows", "protocol")
-    assert [first[name] for name in told] == [found[name] for name in told]
+    fields = ("inputs", "outputs", "params", "rows", "protocol")
+    assert [first[name] for name in fields] == [stored[name] for name in fields]
 
 
-def test_what_is_refused_or_fails_is_no_prediction(service: Service, ledger: Ledger) -> None:
+def test_rejected_and_failed_requests_are_not_recorded(service: Service, ledger: Ledger) -> None:
     first = recorded(service.client.post("/predict", json=ROW))
     for path, sent in [("/predict", {}), ("/models/actor/predict", {"x": 1.0, "act": "raise:no"})]:
         answer = service.client.post(path, json=sent)
@@ -265,7 +268,7 @@ def test_what_is_refused_or_fails_is_no_prediction(service: Service, ledger: Led
     assert [each for each in ledger.ids() if first <= each <= last] == [first, last]
 
 
-def test_each_of_many_predictions_at_once_has_an_id_of_its_own(service: Service, ledger: Ledger) -> None:
+def test_concurrent_predictions_have_distinct_ids(service: Service, ledger: Ledger) -> None:
     def ask(number: int) -> tuple[str, float]:
         sent = {"x": float(number)}
         return recorded(service.client.post("/models/actor/predict", json=sent)), 2.0 * number
@@ -286,16 +289,14 @@ def feed_back(service: Service, sent: Any, **headers: str) -> Any:
 
 
 def quality(service: Service, name: str) -> dict[str, Any] | None:
-    """What `/ready` tells of how right the live version of a model is."""
-    found: dict[str, Any] | None = next(
+    """Return the quality of a model's live version in `/ready`."""
+    stored: dict[str, Any] | None = next(
         each["quality"] for each in service.ready()["models"] if each["name"] == name
     )
-    return found
+    return stored
 
 
-def test_feedback_right_after_a_prediction_tells_how_right_a_classifier_is(
-    service: Service, ledger: Ledger, stock: Registry
-) -> None:
+def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledger, stock: Registry) -> None:
     assert quality(service, "iris") is None
     answers = service.client.post("/predict/batch", json={"rows": FLOWERS})
     identity = recorded(answers)
@@ -314,7 +315,7 @@ def test_feedback_right_after_a_prediction_tells_how_right_a_classifier_is(
         "mean_absolute_error": None,
         "root_mean_squared_error": None,
     }
-    # The same row again is a correction.
+    # A second outcome for the same row corrects the first.
     corrected = {"prediction_id": identity, "row": 2, "outcome": "virginica"}
     assert feed_back(service, corrected).json() == {"recorded": 1}
     assert quality(service, "iris") == quality(service, "iris") | {"feedback": 3, "accuracy": 1.0}  # type: ignore[operator]
@@ -357,14 +358,14 @@ def test_feedback_is_written_to_the_run_of_the_version(
     }
 
 
-def test_feedback_on_other_protocols_means_the_same(service: Service, ledger: Ledger) -> None:
+def test_feedback_works_for_other_protocols(service: Service, ledger: Ledger) -> None:
     for path, sent in WAYS.values():
         identity = recorded(service.client.post(path, **sent))
         assert feed_back(service, {"prediction_id": identity, "row": 1, "outcome": "versicolor"}).is_success
         assert ledger.outcomes(identity) == {1: "versicolor"}
 
 
-def test_feedback_on_an_answer_from_the_cache_counts(service: Service, ledger: Ledger) -> None:
+def test_feedback_on_a_cached_response_counts(service: Service, ledger: Ledger) -> None:
     sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [2.5, 3.5]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
@@ -388,24 +389,24 @@ def test_feedback_on_an_answer_from_the_cache_counts(service: Service, ledger: L
         ("nested", zoo()["nested"].row, {"sum": 1.0}),
     ],
 )
-def test_an_outcome_that_the_prediction_could_not_have_is_refused(
+def test_impossible_outcome_is_rejected(
     service: Service, ledger: Ledger, model: str, row: Any, outcome: Any
 ) -> None:
     identity = recorded(service.client.post(f"/models/{model}/predict", json=row))
-    told = problem(feed_back(service, {"prediction_id": identity, "outcome": outcome}), 422)
-    assert told["errors"][0]["loc"] == ["outcome"]
+    body = problem(feed_back(service, {"prediction_id": identity, "outcome": outcome}), 422)
+    assert body["errors"][0]["loc"] == ["outcome"]
     listed = {"feedback": [{"prediction_id": identity, "row": 7, "outcome": outcome}]}
-    told = problem(feed_back(service, listed), 422)
-    assert told["errors"][0]["loc"] == ["feedback", 0, "row"]
+    body = problem(feed_back(service, listed), 422)
+    assert body["errors"][0]["loc"] == ["feedback", 0, "row"]
     assert ledger.outcomes(identity) == {}
 
 
-def test_one_wrong_outcome_among_several_has_none_taken(service: Service, ledger: Ledger) -> None:
+def test_one_invalid_outcome_rejects_the_batch(service: Service, ledger: Ledger) -> None:
     known = recorded(service.client.post("/predict", json=ROW))
     unknown = "00000000-0000-7000-8000-000000000000"
     sent = [{"prediction_id": each, "outcome": "setosa"} for each in (known, unknown)]
-    told = problem(feed_back(service, {"feedback": sent}), 404)
-    assert told["errors"] == [{"loc": ["feedback", 1, "prediction_id"], "msg": "There is no such prediction"}]
+    body = problem(feed_back(service, {"feedback": sent}), 404)
+    assert body["errors"] == [{"loc": ["feedback", 1, "prediction_id"], "msg": "There is no such prediction"}]
     assert ledger.outcomes(known) == {}
 
 
@@ -426,9 +427,7 @@ def test_one_wrong_outcome_among_several_has_none_taken(service: Service, ledger
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}', 404),
     ],
 )
-def test_feedback_that_is_none_is_refused(
-    service: Service, ledger: Ledger, content: bytes, status: int
-) -> None:
+def test_invalid_feedback_is_rejected(service: Service, ledger: Ledger, content: bytes, status: int) -> None:
     answer = service.client.post("/feedback", content=content, headers={"Content-Type": "application/json"})
     problem(answer, status)
 
@@ -436,9 +435,7 @@ def test_feedback_that_is_none_is_refused(
 # -- export
 
 
-def test_the_journal_is_exported_with_a_line_for_each_row(
-    service: Service, ledger: Ledger, url: str, tmp_path: Path
-) -> None:
+def test_export_has_one_line_per_row(service: Service, ledger: Ledger, url: str, tmp_path: Path) -> None:
     first = service.client.post("/predict/batch", json={"rows": FLOWERS})
     identity = recorded(first)
     feed_back(service, {"prediction_id": identity, "row": 2, "outcome": "setosa"})
@@ -451,8 +448,8 @@ def test_the_journal_is_exported_with_a_line_for_each_row(
         assert done.returncode == 0, done.stderr
         table: pa.Table = parquet.read_table(file)
         assert f"{table.num_rows:,} rows" in done.stderr
-        found: list[dict[str, Any]] = table.to_pylist()
-        return found
+        lines: list[dict[str, Any]] = table.to_pylist()
+        return lines
 
     since = ledger.prediction(identity)["at"].replace(tzinfo=UTC)
     lines = exported("--model", "iris", "--version", "1", "--since", since.isoformat())

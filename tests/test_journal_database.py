@@ -1,4 +1,4 @@
-"""The journal's database: its URL, migrations, what is deleted when, what is judged and told in MLflow."""
+"""The journal's database: its URL, migrations, retention, feedback, and quality metrics in MLflow."""
 
 from __future__ import annotations
 
@@ -28,40 +28,46 @@ from pyarrow import parquet
 from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
-from serving.errors import JournalAway
-from serving.groups import journal_url
-from serving.journal import database, outcomes
+from serving.codecs.json_values import OutputColumn
+from serving.codecs.prediction_schema import (
+    ClassLabels,
+    GenericOutput,
+    PredictionSchema,
+    Probabilities,
+    Regression,
+)
+from serving.errors import JournalUnavailable
+from serving.journal import database, feedback_store
 from serving.journal.database import VERSION_TABLE, transaction
-from serving.journal.export import Choice, export
-from serving.journal.frames import Frame, Kind
-from serving.journal.link import Link
+from serving.journal.export import ExportFilter, export
+from serving.journal.framing import Frame, FrameType
+from serving.journal.mlflow_metrics import MetricsReporter
 from serving.journal.quality import Quality
-from serving.journal.reporter import Reporter
 from serving.journal.schema import feedback, metadata, predictions, versions
-from serving.journal.verdict import Misfit, Verdict, judge
+from serving.journal.scoring import InvalidOutcome, Score, score
 from serving.journal.writer import Writer
+from serving.journal.writer_client import WriterClient
 from serving.registry.client import RegistryClient
-from serving.runtime.outputs import Labels, Outputs, Probabilities, Regression, Values
-from serving.runtime.values import Value
-from serving.settings import Settings
+from serving.settings.parsing import parse_journal_url
+from serving.settings.settings import Settings
 
 NewDatabase = Callable[[], str]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
+    """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/journal.db"
-    found: str = request.getfixturevalue("postgres").create(f"journal-{uuid7()}")
-    return found
+    database_url: str = request.getfixturevalue("postgres").create(f"journal-{uuid7()}")
+    return database_url
 
 
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
-    made = Ledger(url)
-    yield made
-    made.engine.dispose()
+    opened = Ledger(url)
+    yield opened
+    opened.engine.dispose()
 
 
 # -- the URL
@@ -70,42 +76,42 @@ def ledger(url: str) -> Iterator[Ledger]:
 @pytest.mark.parametrize(
     ("url", "mistake"),
     [
-        ("journal.db", "it is no database URL: write sqlite:///file.db, or"),
-        ("sqlite://", "a database in memory is lost with its process"),
-        ("sqlite:///:memory:", "a database in memory is lost with its process"),
-        ("sqlite:////nowhere/journal.db", "there is no folder /nowhere for the database"),
-        ("mysql://me:hunter2@host/journal", "mysql is not spoken here"),
-        ("postgresql+psycopg2://me:hunter2@host/journal", "postgresql+psycopg2 is not spoken here"),
-        ("postgresql://me:hunter2@host:port/journal", "it is no database URL"),
+        ("journal.db", "not a database URL: write sqlite:///file.db or"),
+        ("sqlite://", "an in-memory database does not outlive its process"),
+        ("sqlite:///:memory:", "an in-memory database does not outlive its process"),
+        ("sqlite:////nowhere/journal.db", "the folder /nowhere of the database does not exist"),
+        ("mysql://me:hunter2@host/journal", "mysql is not supported"),
+        ("postgresql+psycopg2://me:hunter2@host/journal", "postgresql+psycopg2 is not supported"),
+        ("postgresql://me:hunter2@host:port/journal", "not a database URL"),
     ],
 )
-def test_a_url_that_can_not_be_a_journals_is_told_without_its_password(url: str, mistake: str) -> None:
+def test_invalid_url_is_reported_without_its_password(url: str, mistake: str) -> None:
     with pytest.raises(ValueError, match="SERVING_JOURNAL_URL|journal_url") as caught:
         Settings(journal_url=url)
     assert mistake in str(caught.value.errors()[0]["msg"])  # type: ignore[attr-defined]
     assert "hunter2" not in str(caught.value.errors()[0]["msg"])  # type: ignore[attr-defined]
 
 
-def test_a_wrong_url_ends_the_start_with_one_line() -> None:
+def test_invalid_url_fails_startup_with_one_line() -> None:
     command = [PROGRAM, "run", "--journal-url", "mysql://me:hunter2@host/journal"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("✗ SERVING_JOURNAL_URL: mysql is not spoken here")
+    assert line.startswith("✗ SERVING_JOURNAL_URL: mysql is not supported")
     assert "hunter2" not in line
 
 
 # -- the tables
 
 
-def test_the_migrations_make_the_tables_that_the_code_has(ledger: Ledger) -> None:
+def test_migrations_create_the_tables_of_the_code(ledger: Ledger) -> None:
     database.upgrade(ledger.engine)
     with ledger.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
 
 
-def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
+def test_migration_keeps_float_sums(ledger: Ledger) -> None:
     database.upgrade(ledger.engine, "0001")
     names = "id, model, source, outputs, feedback_at, feedback, measured, absolute, squared"
     rows = ("1, 'a', 'a', '', '2026-01-31', 2, 2, 3.0, 6.5", "2, 'b', 'b', '', '2026-01-30', 1, 1, 1.0, -8.0")
@@ -114,12 +120,12 @@ def test_sums_that_were_kept_as_floats_are_kept_on(ledger: Ledger) -> None:
             connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
-        found = [each.metrics for each in outcomes.qualities(connection)]
+        qualities = [each.metrics for each in feedback_store.model_qualities(connection)]
     errors = ("mean_absolute_error", "root_mean_squared_error")
-    assert found == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
+    assert qualities == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
 
-def test_several_that_begin_at_once_migrate_one_after_the_other(ledger: Ledger, url: str) -> None:
+def test_concurrent_migrations_run_one_at_a_time(ledger: Ledger, url: str) -> None:
     command = [PROGRAM, "journal", "upgrade", "--journal-url", url]
     with ThreadPoolExecutor() as pool:
         run = [pool.submit(subprocess.run, command, capture_output=True, text=True) for _ in range(3)]
@@ -128,11 +134,11 @@ def test_several_that_begin_at_once_migrate_one_after_the_other(ledger: Ledger, 
     assert ledger.count() == 0
 
 
-def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
+def test_tables_of_a_later_release_are_unchanged(ledger: Ledger) -> None:
     database.upgrade(ledger.engine)
     with transaction(ledger.engine) as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'later'")
-    with pytest.raises(JournalAway, match="another release"):
+    with pytest.raises(JournalUnavailable, match="another release"):
         database.upgrade(ledger.engine)
 
 
@@ -141,36 +147,36 @@ def test_the_tables_of_a_later_release_are_left_alone(ledger: Ledger) -> None:
 
 @asynccontextmanager
 async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
-    """The journal's process, and what it tells."""
+    """Run the journal's process and collect its messages."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
-    opening = {"url": journal_url(url), "days": days, "logged": ["json", "info"]}
-    link = Link(orjson.dumps(opening), heard.put_nowait)
+    opening = {"url": parse_journal_url(url), "days": days, "logged": ["json", "info"]}
+    link = WriterClient(orjson.dumps(opening), heard.put_nowait)
     link.start()
     yield heard
     await link.aclose()
 
 
 def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
-    """Predictions of these ages, each with feedback; gives their ids."""
+    """Write predictions of these ages with feedback; return their ids."""
     database.upgrade(ledger.engine)
     now = datetime.now(UTC)
-    made = []
+    rows = []
     for age in ages:
         random = UUID(str(uuid7())).int & ((1 << 80) - 1)
-        made.append((str(UUID(int=(int((now - age).timestamp() * 1000) << 80) | random)), now - age))
+        rows.append((str(UUID(int=(int((now - age).timestamp() * 1000) << 80) | random)), now - age))
     with transaction(ledger.engine) as connection:
         facts = {"id": 1, "model": "iris", "version": "1", "source": "here", "outputs": "{}"}
         connection.execute(insert(versions), facts)
         told = {"version": 1, "protocol": "predict", "rows": 1, "inputs": "[]", "outputs": "[]"}
         told |= {"latency": 0.1, "request_id": "mine"}
-        connection.execute(insert(predictions), [told | {"id": each, "at": at} for each, at in made])
-        known = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in made]
+        connection.execute(insert(predictions), [told | {"id": each, "at": at} for each, at in rows])
+        known = [{"prediction": each, "row": 0, "at": at, "outcome": "1"} for each, at in rows]
         connection.execute(insert(feedback), known)
-    return [each for each, _ in made]
+    return [each for each, _ in rows]
 
 
 @pytest.mark.anyio
-async def test_what_is_too_old_is_deleted_in_pieces_and_feedback_with_it(ledger: Ledger, url: str) -> None:
+async def test_old_predictions_are_deleted_in_batches_with_feedback(ledger: Ledger, url: str) -> None:
     new = [timedelta(minutes=1), timedelta(hours=23)]
     ids = fill(ledger, [*new, *[timedelta(days=2, seconds=index) for index in range(2500)]])
     async with process(url, 1):
@@ -181,7 +187,7 @@ async def test_what_is_too_old_is_deleted_in_pieces_and_feedback_with_it(ledger:
 
 
 @pytest.mark.anyio
-async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> None:
+async def test_feedback_of_other_fronts_is_reported(ledger: Ledger, url: str) -> None:
     fill(ledger, [timedelta(days=400)])
     at = datetime(2026, 1, 31, tzinfo=UTC)
     async with process(url, 0) as heard:
@@ -189,7 +195,7 @@ async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> 
             summed = {"feedback": count, "classed": count, "correct": 1, "feedback_at": at}
             with transaction(ledger.engine) as connection:
                 connection.execute(update(versions).values(summed))
-            while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not Kind.QUALITY:
+            while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not FrameType.QUALITY:
                 assert orjson.loads(frame.payload) == {"failing": ""}
             (told,) = orjson.loads(frame.payload)
             assert Quality(**told).metrics == {"accuracy": 1 / count}
@@ -198,14 +204,14 @@ async def test_what_other_fronts_heard_is_told_too(ledger: Ledger, url: str) -> 
 
 
 @pytest.mark.parametrize("days", [0, 30])
-def test_between_two_looks_the_database_is_not_asked(
+def test_database_is_not_queried_between_polls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     ours, theirs = socket.socketpair()
     patience: list[float] = []
 
     def wait(reads: list[Any], writes: list[Any], errors: list[Any], seconds: float) -> tuple[list[Any], ...]:
-        """Nothing comes, thrice; then the front goes."""
+        """Return no message three times, then end as the front does."""
         patience.append(seconds)
         if len(patience) == 3:
             ours.close()
@@ -218,11 +224,11 @@ def test_between_two_looks_the_database_is_not_asked(
     assert 0 < patience[2] <= patience[1] <= 1
 
 
-def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str, tmp_path: Path) -> None:
+def test_export_neither_waits_nor_blocks(ledger: Ledger, url: str, tmp_path: Path) -> None:
     ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
     file, now = tmp_path / "journal.parquet", datetime.now(UTC)
-    reading = database.connect(journal_url(url), reads=True)
-    choice = Choice(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
+    reading = database.connect(parse_journal_url(url), reads=True)
+    choice = ExportFilter(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
     with transaction(ledger.engine) as writing:
         writing.execute(update(predictions).values(request_id="another"))
         assert export(reading, file, choice) == 1
@@ -240,7 +246,7 @@ def test_an_export_waits_for_nobody_and_holds_nobody_up(ledger: Ledger, url: str
 
 
 def regress(ledger: Ledger, predicted: list[float]) -> str:
-    """A prediction of numbers by a version; gives its id."""
+    """Write a numeric prediction of a version; return its id."""
     database.upgrade(ledger.engine)
     identity, form = str(uuid7()), orjson.dumps({"form": "Regression", "name": None}).decode()
     with transaction(ledger.engine) as connection:
@@ -254,27 +260,27 @@ def regress(ledger: Ledger, predicted: list[float]) -> str:
 
 
 def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dict[str, Any]:
-    """Tell outcomes of rows."""
+    """Send outcomes of rows."""
     given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
     with transaction(ledger.engine) as connection:
-        return outcomes.take(connection, {"feedback": given, "models": None})
+        return feedback_store.record_feedback(connection, {"feedback": given, "models": None})
 
 
-def test_a_mistake_that_is_corrected_leaves_nothing_behind(ledger: Ledger) -> None:
+def test_corrected_outcome_replaces_the_first(ledger: Ledger) -> None:
     predicted = [7, *(0.1 * number for number in range(1, 400))]
     identity = regress(ledger, predicted)
     feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
     with transaction(ledger.engine) as connection:
-        (before,) = outcomes.qualities(connection)
+        (before,) = feedback_store.model_qualities(connection)
     for wrong in (1754000000000, 1e150):
-        # Of two for one row the last counts, whether they come together or not.
+        # The last outcome of a row counts, in one message or in several.
         assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
         with transaction(ledger.engine) as connection:
-            (now,) = outcomes.qualities(connection)
+            (now,) = feedback_store.model_qualities(connection)
         assert now.mean_absolute_error == pytest.approx(wrong / 400)
         feed_back(ledger, identity, [(0, 7 + 1.3)])
     with transaction(ledger.engine) as connection:
-        (after,) = outcomes.qualities(connection)
+        (after,) = feedback_store.model_qualities(connection)
     assert after.metrics == before.metrics
     assert after.root_mean_squared_error == pytest.approx(1.3)
     assert after.feedback == 400
@@ -289,22 +295,22 @@ CLASSES = ("no", "yes")
 @pytest.mark.parametrize(
     ("outputs", "prediction", "outcome", "verdict"),
     [
-        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, "yes", Verdict(correct=True)),
-        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, 0, Verdict(correct=False)),
-        (Labels(CLASSES, None), {"prediction": 0, "label": "no"}, 0, Verdict(correct=True)),
-        (Regression(None), {"prediction": 2.5}, 2, Verdict(error=0.5)),
-        (Regression(None), {"prediction": None}, 2, Verdict()),
-        (Values((Value(None, "string"),)), {"prediction": "a"}, "b", Verdict(correct=False)),
-        (Values((Value(None, "boolean"),)), {"prediction": True}, True, Verdict(correct=True)),
-        (Values((Value(None, "number"),)), {"prediction": 1.0}, 3, Verdict(error=-2.0)),
-        (Values((Value("a", "number"),)), {"prediction": {"a": [1.0, 2]}}, {"a": [3]}, Verdict()),
-        (Values((Value(None, "any"),)), ["a", "stream"], {"any": "thing"}, Verdict()),
+        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, "yes", Score(correct=True)),
+        (Probabilities(CLASSES), {"prediction": 1, "label": "yes"}, 0, Score(correct=False)),
+        (ClassLabels(CLASSES, None), {"prediction": 0, "label": "no"}, 0, Score(correct=True)),
+        (Regression(None), {"prediction": 2.5}, 2, Score(error=0.5)),
+        (Regression(None), {"prediction": None}, 2, Score()),
+        (GenericOutput((OutputColumn(None, "string"),)), {"prediction": "a"}, "b", Score(correct=False)),
+        (GenericOutput((OutputColumn(None, "boolean"),)), {"prediction": True}, True, Score(correct=True)),
+        (GenericOutput((OutputColumn(None, "number"),)), {"prediction": 1.0}, 3, Score(error=-2.0)),
+        (GenericOutput((OutputColumn("a", "number"),)), {"prediction": {"a": [1.0, 2]}}, {"a": [3]}, Score()),
+        (GenericOutput((OutputColumn(None, "any"),)), ["a", "stream"], {"any": "thing"}, Score()),
     ],
 )
-def test_a_prediction_is_judged_by_what_it_is(
-    outputs: Outputs, prediction: Any, outcome: Any, verdict: Verdict
+def test_verdict_depends_on_the_type_of_prediction(
+    outputs: PredictionSchema, prediction: Any, outcome: Any, verdict: Score
 ) -> None:
-    assert judge(outputs, prediction, outcome) == verdict
+    assert score(outputs, prediction, outcome) == verdict
 
 
 @pytest.mark.parametrize(
@@ -312,23 +318,21 @@ def test_a_prediction_is_judged_by_what_it_is(
     [
         (Probabilities(CLASSES), {"prediction": 1}, "maybe"),
         (Probabilities(CLASSES), {"prediction": 1}, True),
-        (Labels(CLASSES, None), {"prediction": 1}, 1.0),
-        (Labels(CLASSES, None), {"prediction": 1}, -1),
+        (ClassLabels(CLASSES, None), {"prediction": 1}, 1.0),
+        (ClassLabels(CLASSES, None), {"prediction": 1}, -1),
         (Regression(None), {"prediction": 1.0}, "1"),
         (Regression(None), {"prediction": 1.0}, False),
-        (Values((Value(None, "number"),)), {"prediction": 1.0}, True),
-        (Values((Value("a", "number"),)), {"prediction": {"a": 1.0}}, {"b": 1.0}),
-        (Values((Value(None, "number", (2,)),)), {"prediction": [1.0, 2.0]}, ["a"]),
+        (GenericOutput((OutputColumn(None, "number"),)), {"prediction": 1.0}, True),
+        (GenericOutput((OutputColumn("a", "number"),)), {"prediction": {"a": 1.0}}, {"b": 1.0}),
+        (GenericOutput((OutputColumn(None, "number", (2,)),)), {"prediction": [1.0, 2.0]}, ["a"]),
     ],
 )
-def test_what_the_prediction_could_not_be_is_no_outcome(
-    outputs: Outputs, prediction: Any, outcome: Any
-) -> None:
-    with pytest.raises(Misfit):
-        judge(outputs, prediction, outcome)
+def test_impossible_outcome_is_invalid(outputs: PredictionSchema, prediction: Any, outcome: Any) -> None:
+    with pytest.raises(InvalidOutcome):
+        score(outputs, prediction, outcome)
 
 
-# -- what is told in MLflow
+# -- metrics in MLflow
 
 
 def quality(run_id: str | None, count: int, accuracy: float) -> Quality:
@@ -341,41 +345,41 @@ async def test_metrics_are_written_once_a_minute_and_at_the_end(registry: str) -
     run_id = client.create_run("0").info.run_id
     now = 0.0
     told = RegistryClient(Settings(tracking_uri=registry))
-    reporter = Reporter(told, lambda: now)
+    reporter = MetricsReporter(told, lambda: now)
 
     def written() -> list[tuple[int, float]]:
         return [(point.step, point.value) for point in client.get_metric_history(run_id, "serving.accuracy")]
 
-    reporter.tell([quality(run_id, 1, 1.0), quality(None, 1, 1.0), quality("gone", 1, 1.0)])
+    reporter.enqueue([quality(run_id, 1, 1.0), quality(None, 1, 1.0), quality("gone", 1, 1.0)])
     await reporter.flush()
-    reporter.tell([quality(run_id, 2, 0.5)])
+    reporter.enqueue([quality(run_id, 2, 0.5)])
     await reporter.flush()
     assert written() == [(1, 1.0)]
     now = 61.0
     await reporter.flush()
-    reporter.tell([quality(run_id, 3, 1.0)])
+    reporter.enqueue([quality(run_id, 3, 1.0)])
     await reporter.flush()
     assert written() == [(1, 1.0), (2, 0.5)]
     await reporter.flush(now=True)
     assert written() == [(1, 1.0), (2, 0.5), (3, 1.0)]
     assert client.get_run(run_id).data.metrics == {"serving.accuracy": 1.0, "serving.feedback_count": 3.0}
-    # Another front that shares the journal tells the very same, which is kept once.
-    another = Reporter(told, lambda: now)
-    another.tell([quality(run_id, 3, 1.0)])
+    # Another front that shares the journal sends the same metrics, which are stored once.
+    another = MetricsReporter(told, lambda: now)
+    another.enqueue([quality(run_id, 3, 1.0)])
     await another.flush()
     assert len(written()) == 3
     told.close()
 
 
 @pytest.mark.anyio
-async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
+async def test_permanently_failing_write_does_not_block_others(registry: str) -> None:
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     told = RegistryClient(Settings(tracking_uri=registry))
-    reporter = Reporter(told)
+    reporter = MetricsReporter(told)
     of_no_model = replace(quality(run_id, 9, 0.0), version="0", model_id="m-none")
     of_one_run = replace(quality(run_id, 2, 0.5), model="another")
-    reporter.tell([of_no_model, quality(run_id, 1, 1.0), of_one_run])
+    reporter.enqueue([of_no_model, quality(run_id, 1, 1.0), of_one_run])
     for _ in range(2):
         await reporter.flush()
     points = client.get_metric_history(run_id, "serving.accuracy")
@@ -384,16 +388,16 @@ async def test_what_is_never_taken_holds_nothing_else_up(registry: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_the_registry_does_not_take_is_tried_again(tracking: Tracking) -> None:
+async def test_failed_registry_write_is_retried(tracking: Tracking) -> None:
     client = MlflowClient(tracking.url)
     run_id = client.create_run("0").info.run_id
     from line import Line, Mode
 
     with Line(tracking.url) as line:
         registry = RegistryClient(Settings(tracking_uri=line.url))
-        reporter = Reporter(registry)
+        reporter = MetricsReporter(registry)
         line.switch(Mode.REFUSED)
-        reporter.tell([quality(run_id, 1, 1.0)])
+        reporter.enqueue([quality(run_id, 1, 1.0)])
         await reporter.flush()
         assert client.get_run(run_id).data.metrics == {}
         line.switch(Mode.OPEN)

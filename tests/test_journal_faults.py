@@ -1,4 +1,4 @@
-"""Whatever becomes of the journal's database or of a process: predictions go on, each accounted for."""
+"""Faults of the journal's database or writer do not affect predictions; all are counted."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ ROW = {"x": 21}
 
 @pytest.fixture(scope="module")
 def registry_of_actor(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = Registry(new_registry(tmp_path_factory.mktemp("actor")))
-    made.add("actor", factor=2.0)
-    return made
+    registry = Registry(new_registry(tmp_path_factory.mktemp("actor")))
+    registry.add("actor", factor=2.0)
+    return registry
 
 
 @contextmanager
 def journaling(registry: Registry, folder: Path, url: str) -> Iterator[Service]:
-    """A service that has begun to record."""
+    """Start a service, and wait until it records."""
     settings = {"models": "models:/actor/1", "journal_url": url, "deadline_seconds": 5, "drain_seconds": 5}
-    with served(registry.uri, folder, **settings) as made:
-        made.until_ready()
-        recorded(predict(made))
-        until(lambda: measured(made, "written")[0])
-        yield made
+    with served(registry.uri, folder, **settings) as service:
+        service.until_ready()
+        recorded(predict(service))
+        until(lambda: measured(service, "written")[0])
+        yield service
 
 
 def predict(service: Service, row: dict[str, Any] = ROW) -> Any:
@@ -53,7 +53,7 @@ def predict(service: Service, row: dict[str, Any] = ROW) -> Any:
 
 
 class Stand:
-    """A service, its journal's database, and ways to get at that."""
+    """A service, its journal's database, and the faults that a test can cause in it."""
 
     def __init__(
         self, service: Service, ledger: Ledger, troubles: dict[str, Trouble], answered: int = 1
@@ -62,14 +62,14 @@ class Stand:
         self.answered = answered
 
     def predict(self, count: int, row: dict[str, Any] = ROW) -> list[str]:
-        """Have so many predictions answered; gives their ids."""
+        """Request `count` predictions and return their ids."""
         with ThreadPoolExecutor(8) as pool:
             answers = [*pool.map(lambda _: predict(self.service, row), range(count))]
         self.answered += count
         return [*map(recorded, answers)]
 
     def until_counted(self) -> tuple[int, int]:
-        """How many of the answered predictions were written and dropped, once none waits."""
+        """Return the numbers of written and dropped predictions, once none is pending."""
 
         def settled() -> tuple[int, int] | None:
             written, dropped, pending = measured(self.service, "written", "dropped", "pending")
@@ -140,7 +140,7 @@ def on_postgres(
         ("on_postgres", "black-holed"),
     ],
 )
-def test_row_23_predictions_wait_for_a_database_in_trouble_and_none_is_lost(
+def test_row_23_database_fault_loses_no_prediction(
     request: pytest.FixtureRequest, where: str, trouble: str
 ) -> None:
     stand: Stand = request.getfixturevalue(where)
@@ -165,7 +165,7 @@ def test_row_23_predictions_wait_for_a_database_in_trouble_and_none_is_lost(
     assert answer.json() == {"recorded": 1}
 
 
-def test_the_journals_process_is_killed_and_nothing_is_lost(on_sqlite: Stand) -> None:
+def test_killed_journal_writer_loses_no_prediction(on_sqlite: Stand) -> None:
     _, dropped = on_sqlite.until_counted()
     identities: list[str] = []
     for _ in range(3):
@@ -181,7 +181,7 @@ def test_the_journals_process_is_killed_and_nothing_is_lost(on_sqlite: Stand) ->
     assert on_sqlite.ledger.count() == written
 
 
-def test_row_58_stopped_journal_writer_is_replaced_and_nothing_is_lost(on_sqlite: Stand) -> None:
+def test_row_58_stopped_journal_writer_is_replaced_without_loss(on_sqlite: Stand) -> None:
     _, dropped = on_sqlite.until_counted()
     stopped = writer(on_sqlite.service)
     os.kill(stopped, signal.SIGSTOP)
@@ -206,7 +206,7 @@ def test_predictions_wait_for_a_full_disk(on_sqlite: Stand) -> None:
     assert {*identities} <= {*on_sqlite.ledger.ids()}
 
 
-def test_a_process_that_is_killed_while_its_database_is_away_leaves_no_trouble_behind(
+def test_writer_killed_during_database_fault_recovers(
     on_sqlite: Stand,
 ) -> None:
     service = on_sqlite.service
@@ -215,39 +215,39 @@ def test_a_process_that_is_killed_while_its_database_is_away_leaves_no_trouble_b
         until(lambda: measured(service, "failing")[0])
         killed = writer(service)
         os.kill(killed, signal.SIGSTOP)
-    os.kill(killed, signal.SIGKILL)  # before it could say that the database is back
+    os.kill(killed, signal.SIGKILL)  # before it reports that the database is available again
     until(lambda: not measured(service, "failing")[0])
     answer = service.client.post("/feedback", json={"prediction_id": identity, "outcome": 1.0})
     assert answer.json() == {"recorded": 1}
 
 
 def writer(service: Service) -> int:
-    """The journal's process, or 0."""
+    """Return the pid of the journal writer, or 0."""
     for pid in children(service.process.pid):
         try:
             if b"serving.journal.writer" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
     return 0
 
 
-def test_row_23_what_does_not_fit_into_the_queue_is_dropped_and_counted_exactly(on_sqlite: Stand) -> None:
+def test_row_23_full_queue_drops_and_counts_predictions(on_sqlite: Stand) -> None:
     written, dropped = on_sqlite.until_counted()
     with on_sqlite.troubles["locked"]():
         identities = {*on_sqlite.predict(24, ROW | {"act": "a" * 4 * 2**20})}
         (pending,) = measured(on_sqlite.service, "pending")
-        assert pending == 15  # as many as fit into 64 MB
+        assert pending == 15  # the number that fits into 64 MB
     assert on_sqlite.until_counted() == (written + 15, dropped + 9)
     lost = identities - {*on_sqlite.ledger.ids()}
     assert len(lost) == 9
-    told = {"prediction_id": lost.pop(), "outcome": 1.0}
-    assert problem(on_sqlite.service.client.post("/feedback", json=told), 404)
+    outcome = {"prediction_id": lost.pop(), "outcome": 1.0}
+    assert problem(on_sqlite.service.client.post("/feedback", json=outcome), 404)
     on_sqlite.predict(3)
     assert on_sqlite.until_counted() == (written + 18, dropped + 9)
 
 
-def test_row_22_a_stop_writes_all_that_was_answered(on_sqlite: Stand) -> None:
+def test_row_22_stop_writes_all_predictions(on_sqlite: Stand) -> None:
     _, dropped = on_sqlite.until_counted()
     with Watch([writer(on_sqlite.service)]) as watch:
         identities = on_sqlite.predict(200)
@@ -257,17 +257,17 @@ def test_row_22_a_stop_writes_all_that_was_answered(on_sqlite: Stand) -> None:
     assert on_sqlite.ledger.count() == on_sqlite.answered - dropped
 
 
-def test_row_22_a_stop_does_not_wait_for_a_database_for_long(on_postgres: Stand) -> None:
+def test_row_22_stop_limits_wait_for_database(on_postgres: Stand) -> None:
     on_postgres.until_counted()
     with on_postgres.troubles["slow"](), Watch([writer(on_postgres.service)]) as watch:
         on_postgres.predict(7)
         assert on_postgres.service.stop() == 0
         assert not watch.left()
-    told = "7 predictions could not be recorded before the stop"
-    assert [line for line in on_postgres.service.lines() if line["event"] == told]
+    event = "7 predictions could not be recorded before the stop"
+    assert [line for line in on_postgres.service.lines() if line["event"] == event]
 
 
-def test_row_24_a_front_that_is_killed_leaves_no_process_and_loses_what_was_not_yet_sent(
+def test_row_24_killed_front_loses_only_unsent_predictions(
     registry_of_actor: Registry, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/journal.db"
@@ -282,8 +282,8 @@ def test_row_24_a_front_that_is_killed_leaves_no_process_and_loses_what_was_not_
             unsent = stand.predict(20)
             service.process.kill()
             assert not watch.left()
-        found = stand.ledger.ids()
-        assert {*sent} <= {*found} <= {*sent, *unsent}
+        written = stand.ledger.ids()
+        assert {*sent} <= {*written} <= {*sent, *unsent}
     finally:
         service.process.kill()
         service.stop()

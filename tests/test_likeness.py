@@ -1,30 +1,35 @@
-"""How alike the predictions of two versions are, and how that is told."""
+"""Comparison of the predictions of two versions, and the tags that report it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from serving.monitoring.likeness import Tally, better_founded, difference
-from serving.monitoring.shadow import in_turns
+from serving.rollout.comparison import STATS_TAG, TAG, ComparisonStats, difference
+from serving.rollout.shadow import run_cooperatively
 
 
 @pytest.mark.anyio
-async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
+async def test_long_comparison_yields_to_the_event_loop() -> None:
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             await asyncio.sleep(0)
             turns += 1
 
-    beside = asyncio.create_task(others())
-    await in_turns(iter([64] * 100))
-    beside.cancel()
+    counting = asyncio.create_task(count_turns())
+    await run_cooperatively(iter([64] * 100))
+    counting.cancel()
     assert turns >= 49
+
+
+STATS = {"live": "iris version 3", "rows": 200, "failed": 0}
 
 
 @pytest.mark.parametrize(
@@ -36,20 +41,29 @@ async def test_others_have_their_turns_while_many_rows_are_compared() -> None:
         ("iris version 2", 300, 0, False),
     ],
 )
-def test_of_two_sentences_the_one_with_more_rows_is_kept(
-    live: str, rows: int, failed: int, stays: bool
-) -> None:
-    told, said = Tally(rows=200).told("iris version 3"), Tally(rows=rows, failed=failed).told(live)
-    assert better_founded(told, said) == (said if stays else told)
+def test_front_with_more_rows_keeps_its_tags(live: str, rows: int, failed: int, stays: bool) -> None:
+    present = {
+        name: value
+        for name, value in ComparisonStats(rows=rows, failed=failed).tags(live, {}).items()
+        if value is not None
+    }
+    own = ComparisonStats(rows=200)
+    written = own.tags("iris version 3", present)
+    assert written == ({} if stays else {TAG: own.summary("iris version 3"), STATS_TAG: ANY})
+    assert stays or json.loads(str(written[STATS_TAG])) == STATS
 
 
-ENDLESS = f"agrees with iris version 3 in 9% of {'9' * 5000} rows; failed on 0, left out 0"
+ENDLESS = f'{{"live": "iris version 3", "rows": {"9" * 5000}, "failed": 0}}'
 
 
-@pytest.mark.parametrize("said", ["", "great!", "agrees with iris version 3 in 9% of many rows", ENDLESS])
-def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
-    told = Tally(rows=200).told("iris version 3")
-    assert better_founded(told, said) == told
+@pytest.mark.parametrize(
+    "present", ["", "great!", "[]", '{"live": "iris version 3", "rows": "many", "failed": 0}', ENDLESS]
+)
+def test_invalid_stats_are_replaced(present: str) -> None:
+    own = ComparisonStats(rows=200)
+    written = own.tags("iris version 3", {TAG: "great!", STATS_TAG: present})
+    assert written[TAG] == own.summary("iris version 3")
+    assert json.loads(str(written[STATS_TAG])) == STATS
 
 
 @pytest.mark.parametrize(
@@ -69,14 +83,14 @@ def test_what_says_nothing_of_the_kind_is_replaced(said: str) -> None:
         ),
     ],
 )
-def test_a_difference_is_measured(old: Any, new: Any, expected: float) -> None:
+def test_difference_is_measured(old: Any, new: Any, expected: float) -> None:
     assert difference(old, new) == pytest.approx(expected)
 
 
-def test_rows_are_tallied() -> None:
-    tally = Tally()
-    for new in (b'{"prediction":1.0},', b'{"prediction":1.001},', b'{"prediction":2.0},'):
-        tally.compare(b'{"prediction":1.0},', new)
+def test_rows_are_counted() -> None:
+    tally = ComparisonStats()
+    for new in (b'{"prediction":1.0}', b'{"prediction":1.001}', b'{"prediction":2.0}'):
+        tally.compare(b'{"prediction":1.0}', new)
     assert (tally.rows, tally.agreeing, tally.agreement) == (3, 2, pytest.approx(2 / 3))
     assert [index for index, count in enumerate(tally.buckets) if count] == [0, 1, 6]
     assert tally.quantile(1.0) == 0.5

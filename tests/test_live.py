@@ -1,4 +1,4 @@
-"""A service that runs, as its clients see it."""
+"""HTTP behaviour of a running service: operations, predictions, problems, promotions and stop."""
 
 from __future__ import annotations
 
@@ -88,24 +88,24 @@ ODD = [
 
 
 COUNTED = ("counted", "cached", "other", "bounded")
-"""Models for one test each, of what is counted and kept of their answers."""
+"""Models for one test each, about counted requests and cached responses."""
 
 
 @pytest.fixture(scope="module")
 def registry_of_all(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """A registry with a model of each kind."""
+    """Return a registry with one model of each kind."""
     folder = tmp_path_factory.mktemp("live")
-    made = Registry(new_registry(folder))
+    registry = Registry(new_registry(folder))
     with pytest.MonkeyPatch.context() as patch, quiet():
-        patch.setenv("MLFLOW_TRACKING_URI", made.uri)
-        log_iris(made)
-        log_diabetes(made)
-    made.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
-    made.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
-    made.add("odd-one", inputs="x: double, y: double?")
+        patch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+        log_iris(registry)
+        log_diabetes(registry)
+    registry.add("actor", inputs=ACTOR, params=[ParamSpec("factor", "double", 2.0)])
+    registry.add("odd one", params=ODD, inputs="class: double?, x: double, a:b: double?")
+    registry.add("odd-one", inputs="x: double, y: double?")
     for name in ("moving", *COUNTED):
-        made.promote(name, made.add(name, factor=2.0))
-    return made
+        registry.promote(name, registry.add(name, factor=2.0))
+    return registry
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def service(registry_of_all: Registry, tmp_path_factory: pytest.TempPathFactory)
     ) + ",".join(f"models:/{name}/Production" for name in COUNTED)
     folder = tmp_path_factory.mktemp("service")
     limits = {"max_body_bytes": 100_000, "max_rows": 1000, "deadline_seconds": 30, "probation_seconds": 0}
-    kept = {"cache": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
+    kept = {"cached_models": "cached,bounded", "cache_entries": 2, "poll_seconds": 0.3}
     with served(registry_of_all.uri, folder, models=models, preload=FOR_SKLEARN, **limits, **kept) as running:
         running.until_ready()
         yield running
@@ -128,44 +128,46 @@ def client(service: Service) -> httpx.Client:
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem that a response tells of, in the form that all problems have."""
+    """Return the problem details of a response, after checks that apply to all problems."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert len(response.content) <= 8192
     assert SECRET not in response.text
     assert "Traceback" not in response.text
-    found: dict[str, Any] = response.json()
-    assert found.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
-    assert found["status"] == status
-    assert found["title"] == httpx.codes.get_reason_phrase(status) or status in (413, 422)
-    assert found["detail"]
-    assert found["request_id"] == response.headers["x-request-id"]
-    return found
+    body: dict[str, Any] = response.json()
+    assert body.keys() == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert body["status"] == status
+    assert body["title"] == httpx.codes.get_reason_phrase(status) or status in (413, 422)
+    assert body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body
 
 
 # -- operations
 
 
-def test_without_a_journal_feedback_is_told_how_to_have_one(client: httpx.Client) -> None:
-    told = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
-    assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=told), 404)["detail"]
+def test_feedback_without_a_journal_names_the_setting(client: httpx.Client) -> None:
+    feedback = {"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}
+    assert "SERVING_JOURNAL_URL" in problem(client.post("/feedback", json=feedback), 404)["detail"]
     assert "x-prediction-id" not in client.post("/predict", json=ROW).headers
     assert "serving_journal" not in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez"])
-def test_a_process_that_lives_is_healthy(client: httpx.Client, path: str) -> None:
+def test_liveness_endpoints_return_ok(client: httpx.Client, path: str) -> None:
     response = client.get(path)
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("path", ["/ready", "/readyz"])
-def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Registry, path: str) -> None:
+def test_readiness_describes_live_versions(
+    client: httpx.Client, registry_of_all: Registry, path: str
+) -> None:
     response = client.get(path)
     assert response.status_code == 200
     body = response.json()
     first, *others = body.pop("models")
-    told = registry_of_all.client.get_model_version("iris", "1")
+    registered = registry_of_all.client.get_model_version("iris", "1")
     assert re.fullmatch("sha256:[0-9a-f]{64}", first.pop("digest"))
     assert pd.Timestamp(first.pop("loaded_at")).tz is not None
     batching = first.pop("batching")
@@ -184,9 +186,9 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
         "version": "1",
         "stage": "Production",
         "aliases": ["champion"],
-        "run_id": told.run_id,
-        "model_id": told.source.removeprefix("models:/"),
-        "source": told.source,
+        "run_id": registered.run_id,
+        "model_id": registered.source.removeprefix("models:/"),
+        "source": registered.source,
         "required": True,
         "state": "live",
         "reason": None,
@@ -205,7 +207,7 @@ def test_what_is_live_is_told_exactly(client: httpx.Client, registry_of_all: Reg
     ]
 
 
-def test_every_model_is_described_with_its_contract(client: httpx.Client) -> None:
+def test_model_endpoint_returns_the_contract(client: httpx.Client) -> None:
     models = client.get("/models").json()["models"]
     assert [model["name"] for model in models] == [
         "iris",
@@ -229,14 +231,14 @@ def test_every_model_is_described_with_its_contract(client: httpx.Client) -> Non
 @pytest.mark.parametrize(
     "path", ["/models/rose", "/models/rose/history", "/nowhere", "/models/iris/predictions"]
 )
-def test_what_is_not_there_is_not_found(client: httpx.Client, path: str) -> None:
+def test_unknown_resources_are_not_found(client: httpx.Client, path: str) -> None:
     problem(client.get(path), 404)
 
 
 # -- predictions
 
 
-def test_a_row_is_predicted(client: httpx.Client) -> None:
+def test_single_row_is_predicted(client: httpx.Client) -> None:
     response = client.post("/predict", json=ROW)
     assert response.status_code == 200
     body = response.json()
@@ -251,42 +253,44 @@ def test_a_row_is_predicted(client: httpx.Client) -> None:
     assert re.fullmatch(r"validate;dur=[\d.]+, queue;dur=[\d.]+, model;dur=[\d.]+", timing)
 
 
-def test_a_request_keeps_its_id_or_is_given_one(client: httpx.Client) -> None:
+def test_request_id_is_kept_or_generated(client: httpx.Client) -> None:
     given = {"X-Request-ID": "abc-123"}
-    for kept in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
-        assert kept.headers.get_list("x-request-id") == ["abc-123"]
+    for response in (client.post("/predict", json=ROW, headers=given), client.get("/health", headers=given)):
+        assert response.headers.get_list("x-request-id") == ["abc-123"]
     assert problem(client.post("/predict", json={}, headers=given), 422)["request_id"] == "abc-123"
-    made = {client.post("/predict", json=ROW).headers["x-request-id"] for _ in range(3)}
-    assert len(made) == 3
+    generated = {client.post("/predict", json=ROW).headers["x-request-id"] for _ in range(3)}
+    assert len(generated) == 3
 
 
 @pytest.mark.parametrize("value", ["", "a b", "x" * 129, "\xff"])
-def test_an_id_that_would_spoil_a_log_is_not_kept(client: httpx.Client, value: str) -> None:
+def test_unsafe_request_ids_are_replaced(client: httpx.Client, value: str) -> None:
     response = client.get("/health", headers={"X-Request-ID": value.encode("latin-1")})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
 @pytest.mark.parametrize("prefix", ["", "/models/iris", "/models/iris/versions/1"])
-def test_the_answers_are_the_models_own(client: httpx.Client, registry_of_all: Registry, prefix: str) -> None:
+def test_classifier_predictions_match_the_model(
+    client: httpx.Client, registry_of_all: Registry, prefix: str
+) -> None:
     source = registry_of_all.client.get_model_version_download_uri("iris", "1")
     expected = mlflow.pyfunc.load_model(source).predict(IRIS)
     rows = IRIS.to_dict("records")
-    answers = client.post(f"{prefix}/predict/batch", json={"rows": rows}).json()
-    assert answers["model"] == {"name": "iris", "version": "1"}
-    found = [[*each["probabilities"].values()] for each in answers["predictions"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    body = client.post(f"{prefix}/predict/batch", json={"rows": rows}).json()
+    assert body["model"] == {"name": "iris", "version": "1"}
+    probabilities = [[*prediction["probabilities"].values()] for prediction in body["predictions"]]
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
     one = client.post(f"{prefix}/predict", json=rows[100]).json()
     del one["model"]
     np.testing.assert_allclose([*one["probabilities"].values()], expected[100], rtol=1e-12)
-    assert one["label"] == answers["predictions"][100]["label"]
+    assert one["label"] == body["predictions"][100]["label"]
 
 
-def test_a_regressor_answers_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
+def test_regressor_returns_a_number(client: httpx.Client, registry_of_all: Registry) -> None:
     source = registry_of_all.client.get_model_version_download_uri("diabetes", "1")
     expected = mlflow.pyfunc.load_model(source).predict(DIABETES.head(20))
     rows = DIABETES.head(20).to_dict("records")
     body = client.post("/models/diabetes/predict/batch", json={"rows": rows}).json()
-    np.testing.assert_allclose([each["prediction"] for each in body["predictions"]], expected)
+    np.testing.assert_allclose([prediction["prediction"] for prediction in body["predictions"]], expected)
     (row, *_) = rows
     assert client.post("/models/diabetes/predict", json=row).json() == {
         "prediction": pytest.approx(expected[0]),
@@ -294,16 +298,16 @@ def test_a_regressor_answers_a_number(client: httpx.Client, registry_of_all: Reg
     }
 
 
-def test_parameters_are_given_in_the_query_or_with_the_batch(client: httpx.Client) -> None:
+def test_parameters_come_from_query_or_batch(client: httpx.Client) -> None:
     path = "/models/actor/predict"
     assert client.post(path, json={"x": 2}).json()["prediction"] == 4.0
     assert client.post(path, json={"x": 2}, params={"factor": 5}).json()["prediction"] == 10.0
     batch = {"rows": [{"x": 1}, {"x": 2}], "params": {"factor": 3}}
-    found = client.post(f"{path}/batch", json=batch).json()["predictions"]
-    assert found == [{"prediction": 3.0}, {"prediction": 6.0}]
+    predictions = client.post(f"{path}/batch", json=batch).json()["predictions"]
+    assert predictions == [{"prediction": 3.0}, {"prediction": 6.0}]
 
 
-def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Client) -> None:
+def test_optional_columns_may_be_absent_or_null(client: httpx.Client) -> None:
     rows: list[dict[str, Any]] = [
         {"x": 1, "many": 5},
         {"x": 2},
@@ -313,16 +317,16 @@ def test_optional_columns_may_be_left_out_or_null_row_by_row(client: httpx.Clien
     ]
     for row in rows:
         assert client.post("/models/actor/predict", json=row).json()["prediction"] == row["x"] * 2
-    found = client.post("/models/actor/predict/batch", json={"rows": rows}).json()["predictions"]
-    assert [each["prediction"] for each in found] == [row["x"] * 2 for row in rows]
+    predictions = client.post("/models/actor/predict/batch", json={"rows": rows}).json()["predictions"]
+    assert [prediction["prediction"] for prediction in predictions] == [row["x"] * 2 for row in rows]
     refused = client.post("/models/actor/predict", json={"x": 1, "many": None})
     assert refused.status_code == 422
     assert refused.json()["errors"] == [
-        {"loc": ["many"], "msg": "MLflow takes no null in such a column: leave the field out"}
+        {"loc": ["many"], "msg": "MLflow accepts no null in a column of this type: omit the field"}
     ]
 
 
-def test_columns_and_parameters_of_any_name_are_served(client: httpx.Client) -> None:
+def test_unusual_column_and_parameter_names_are_served(client: httpx.Client) -> None:
     path = "/models/odd one/predict"
     row = {"class": 1, "x": 2, "a:b": 3}
     for name in ("top-k", "class", "body", "version", "not a number", "none"):
@@ -338,10 +342,10 @@ async def predict_all(service: Service, rows: list[dict[str, Any]]) -> list[http
 
 
 @pytest.mark.anyio
-async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Service) -> None:
+async def test_concurrent_requests_get_their_own_predictions(service: Service) -> None:
     rows = [{"x": number} | ({"many": 1} if number % 3 else {}) for number in range(256)]
-    found = await predict_all(service, rows)
-    assert [response.json()["prediction"] for response in found] == [row["x"] * 2 for row in rows]
+    responses_of_all = await predict_all(service, rows)
+    assert [response.json()["prediction"] for response in responses_of_all] == [row["x"] * 2 for row in rows]
 
 
 # -- problems
@@ -364,7 +368,7 @@ async def test_each_of_many_requests_at_once_gets_its_own_answer(service: Servic
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_with_its_place(
+def test_invalid_values_are_refused_with_their_location(
     client: httpx.Client, prefix: str, change: dict[str, Any], loc: list[str]
 ) -> None:
     content = {"Content-Type": "application/json"}
@@ -376,13 +380,13 @@ def test_what_does_not_fit_is_refused_with_its_place(
     assert [fault["loc"] for fault in refused["errors"]] == [["rows", 1, *loc]]
 
 
-def test_a_missing_field_is_named(client: httpx.Client) -> None:
+def test_missing_field_is_named(client: httpx.Client) -> None:
     missing = {name: value for name, value in ROW.items() if name != "petal_width"}
     (fault,) = problem(client.post("/predict", json=missing), 422)["errors"]
     assert fault == {"loc": ["petal_width"], "msg": "Field required"}
 
 
-def test_a_parameter_that_does_not_fit_is_named(client: httpx.Client) -> None:
+def test_invalid_parameter_is_named(client: httpx.Client) -> None:
     for params in ({"factor": SECRET}, {"unknown": SECRET}, {"factor": "nan"}):
         refused = problem(client.post("/models/actor/predict", json={"x": 1}, params=params), 422)
         assert [fault["loc"] for fault in refused["errors"]] == [[*params]]
@@ -401,11 +405,11 @@ def test_a_parameter_that_does_not_fit_is_named(client: httpx.Client) -> None:
     ids=["nothing", "text", "cut off", "two", "UTF-16", "nested"],
 )
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_what_is_no_json_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
+def test_malformed_json_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
     problem(client.post(path, content=body, headers={"Content-Type": "application/json"}), 400)
 
 
-def test_a_field_that_is_named_twice_is_refused(client: httpx.Client) -> None:
+def test_duplicate_field_is_refused(client: httpx.Client) -> None:
     twice = json.dumps(ROW)[:-1] + ', "petal_width": 1}'
     refused = client.post("/predict", content=twice, headers={"Content-Type": "application/json"})
     assert problem(refused, 400)["detail"] == "A field is named twice."
@@ -425,7 +429,7 @@ def test_a_field_that_is_named_twice_is_refused(client: httpx.Client) -> None:
     ],
     ids=str,
 )
-def test_another_media_type_is_refused(client: httpx.Client, headers: dict[str, str]) -> None:
+def test_unsupported_media_type_is_refused(client: httpx.Client, headers: dict[str, str]) -> None:
     problem(client.post("/predict", content=json.dumps(ROW), headers=headers), 415)
 
 
@@ -438,19 +442,19 @@ def test_another_media_type_is_refused(client: httpx.Client, headers: dict[str, 
         'application/json;charset="UTF-8"',
     ],
 )
-def test_json_is_taken_however_it_is_spelt(client: httpx.Client, media_type: str) -> None:
+def test_json_media_type_variants_are_accepted(client: httpx.Client, media_type: str) -> None:
     response = client.post("/predict", content=json.dumps(ROW), headers={"Content-Type": media_type})
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_a_body_over_the_limit_is_refused(client: httpx.Client, path: str) -> None:
+def test_oversized_body_is_refused(client: httpx.Client, path: str) -> None:
     headers, large = {"Content-Type": "application/json"}, b"[" + b" " * 100_000
     problem(client.post(path, content=large, headers=headers), 413)
     problem(client.post(path, content=(large[:50_000] for _ in range(3)), headers=headers), 413)
 
 
-def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
+def test_endless_body_is_refused_early(service: Service) -> None:
     with socket.create_connection(service.address, timeout=60) as connection:
         head = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
         connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
@@ -459,7 +463,7 @@ def test_an_endless_body_is_refused_before_it_ends(service: Service) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_too_many_rows_are_too_large(client: httpx.Client) -> None:
+def test_batch_with_too_many_rows_is_refused(client: httpx.Client) -> None:
     rows = [{"x": 1}] * 1001
     problem(client.post("/models/actor/predict/batch", json={"rows": rows}), 413)
     assert client.post("/models/actor/predict/batch", json={"rows": rows[1:]}).status_code == 200
@@ -479,7 +483,7 @@ def test_too_many_rows_are_too_large(client: httpx.Client) -> None:
         "/predict/",
     ],
 )
-def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) -> None:
+def test_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) -> None:
     problem(client.post(path, json=ROW), 404)
 
 
@@ -498,7 +502,7 @@ def test_an_unknown_model_or_version_is_not_found(client: httpx.Client, path: st
     ],
 )
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_a_header_chooses_the_model(client: httpx.Client, path: str, chosen: str, name: str) -> None:
+def test_header_selects_the_model(client: httpx.Client, path: str, chosen: str, name: str) -> None:
     rows = {"iris": ROW, "diabetes": DIABETES.iloc[0].to_dict(), "odd%20one": {"x": 1.0}}
     body = {"rows": [rows[name]]} if path.endswith("batch") else rows[name]
     response = client.post(path, json=body, headers={"X-Model": chosen})
@@ -509,11 +513,11 @@ def test_a_header_chooses_the_model(client: httpx.Client, path: str, chosen: str
 @pytest.mark.parametrize(
     "chosen", ["rose", "iris@best", "iris/2", "iris/Staging", "iris/None", "models:/", "@"]
 )
-def test_a_header_that_names_nothing_is_not_found(client: httpx.Client, chosen: str) -> None:
+def test_unknown_model_in_the_header_is_not_found(client: httpx.Client, chosen: str) -> None:
     problem(client.post("/predict", json=ROW, headers={"X-Model": chosen}), 404)
 
 
-def test_an_alias_in_the_path_chooses_what_has_it(client: httpx.Client) -> None:
+def test_alias_in_the_path_selects_its_version(client: httpx.Client) -> None:
     assert client.post("/models/iris@champion/predict", json=ROW).headers["x-model-name"] == "iris"
     batch = client.post("/models/iris@champion/predict/batch", json={"rows": [ROW]})
     assert batch.headers["x-model-name"] == "iris"
@@ -532,7 +536,7 @@ def test_an_alias_in_the_path_chooses_what_has_it(client: httpx.Client) -> None:
         ("rose", 400),
     ],
 )
-def test_a_header_must_not_contradict_the_path(
+def test_header_must_not_contradict_the_path(
     client: httpx.Client, path: str, chosen: str, status: int
 ) -> None:
     response = client.post(path, json=ROW, headers={"X-Model": chosen})
@@ -552,19 +556,19 @@ def test_a_header_must_not_contradict_the_path(
         ("POST", "/models"),
     ],
 )
-def test_another_method_is_refused_with_the_right_one(client: httpx.Client, method: str, path: str) -> None:
+def test_wrong_method_is_refused_with_allow_header(client: httpx.Client, method: str, path: str) -> None:
     response = client.request(method, path)
     problem(response, 405)
     assert response.headers["allow"] in ("POST", "GET")
 
 
-def test_a_problem_has_at_most_eight_kilobytes(client: httpx.Client) -> None:
+def test_problem_size_is_limited(client: httpx.Client) -> None:
     wide = {"я" * 200 + str(number): number for number in range(100)}
     refused = problem(client.post("/predict", json=wide), 422)
     assert refused["errors"]
 
 
-def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: Service) -> None:
+def test_disconnect_during_the_body_is_harmless(service: Service) -> None:
     head = (
         "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
         "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -573,11 +577,11 @@ def test_a_caller_who_leaves_before_the_body_is_whole_leaves_no_trace(service: S
         connection.sendall(head.encode())
         connection.shutdown(socket.SHUT_WR)
         connection.recv(65536)
-    # The log is looked at when the service has stopped.
+    # The fixture checks the log when the service has stopped.
     assert service.client.get("/health").status_code == 200
 
 
-def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Service, tmp_path: Path) -> None:
+def test_disconnect_during_the_prediction_is_harmless(service: Service, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     row = json.dumps({"x": 1, "act": f"wait:{pipe}"})
@@ -587,7 +591,7 @@ def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Serv
     with ThreadPoolExecutor() as pool:
         with pipe.open("w"):
             connection.close()
-            # Meanwhile others wait, and are answered.
+            # Other requests wait meanwhile, and complete.
             waiting = pool.submit(service.client.post, "/models/actor/predict", json={"x": 5})
             assert service.client.get("/health").status_code == 200
         assert waiting.result().json()["prediction"] == 10.0
@@ -596,7 +600,7 @@ def test_a_caller_who_leaves_while_the_model_works_leaves_no_trace(service: Serv
 # -- documentation
 
 
-def test_the_documentation_has_every_name_range_unit_and_example(client: httpx.Client) -> None:
+def test_openapi_has_names_ranges_units_and_examples(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     for path in ("/predict", "/models/iris/predict", "/models/iris/versions/{version}/predict"):
         operation = document["paths"][path]["post"]
@@ -617,15 +621,17 @@ def test_the_documentation_has_every_name_range_unit_and_example(client: httpx.C
     assert client.get("/docs").status_code == 200
 
 
-def test_every_parameter_is_documented_by_its_name(client: httpx.Client) -> None:
+def test_openapi_documents_every_parameter(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/models/odd%20one/predict"]["post"]
-    found = {each["name"]: each for each in operation["parameters"] if each["in"] == "query"}
-    assert found.keys() == {param.name for param in ODD}
-    assert found["factor"]["schema"]["default"] == 2.0
+    documented = {
+        parameter["name"]: parameter for parameter in operation["parameters"] if parameter["in"] == "query"
+    }
+    assert documented.keys() == {param.name for param in ODD}
+    assert documented["factor"]["schema"]["default"] == 2.0
 
 
-def test_models_of_like_names_are_documented_apart(client: httpx.Client) -> None:
+def test_models_with_similar_names_have_separate_documentation(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     for name, columns in (("odd%20one", ["class", "x", "a:b"]), ("odd-one", ["x", "y"])):
         body = document["paths"][f"/models/{name}/predict"]["post"]["requestBody"]
@@ -633,7 +639,7 @@ def test_models_of_like_names_are_documented_apart(client: httpx.Client) -> None
         assert [*document["components"]["schemas"][schema]["properties"]] == columns
 
 
-def test_every_operation_has_an_id_of_its_own(client: httpx.Client) -> None:
+def test_operation_ids_are_unique(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
     assert len(set(ids)) == len(ids)
@@ -642,7 +648,7 @@ def test_every_operation_has_an_id_of_its_own(client: httpx.Client) -> None:
 # -- promotions
 
 
-def test_a_promotion_changes_answers_and_documentation(service: Service, registry_of_all: Registry) -> None:
+def test_promotion_changes_predictions_and_documentation(service: Service, registry_of_all: Registry) -> None:
     client, path = service.client, "/models/moving/predict"
     words = {"serving": {"inputs": {"extra": {"description": "What is new"}}}}
     version = registry_of_all.add(
@@ -658,27 +664,27 @@ def test_a_promotion_changes_answers_and_documentation(service: Service, registr
     problem(client.post("/models/moving/versions/1/predict", json={"x": 1}), 404)
 
 
-def test_promotions_under_load_fail_no_request(service: Service, registry_of_all: Registry) -> None:
-    """Each answer is that of the version it names, and none is of an old one once the new one is told."""
+def test_promotions_under_load_fail_no_requests(service: Service, registry_of_all: Registry) -> None:
+    """Each prediction matches the version in its response, which is never older than the reported one."""
     factors = {f"{number}": float(number) for number in range(1, 100)}
     newest = len(registry_of_all.client.search_model_versions("name='moving'"))
     following = threading.Event()
-    told = [0]
+    reported = [0]
     wrong: list[Any] = []
 
     def ask() -> None:
         with httpx.Client(base_url=service.url, timeout=60) as client:
             while not following.is_set():
-                least = told[0]
+                least = reported[0]
                 response = client.post("/models/moving/predict", json={"x": 1})
                 version = response.json().get("model", {}).get("version", "0")
-                answered = response.json().get("prediction")
+                prediction = response.json().get("prediction")
                 fine = response.status_code == 200 and int(version) >= least
-                if not fine or (least and answered != factors[version]):
+                if not fine or (least and prediction != factors[version]):
                     wrong.append((least, response.text))
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
+        tasks = [pool.submit(ask) for _ in range(4)]
         try:
             for number in range(newest + 1, newest + 5):
                 version = registry_of_all.add("moving", factor=float(number))
@@ -688,15 +694,15 @@ def test_promotions_under_load_fail_no_request(service: Service, registry_of_all
                 )
                 registry_of_all.promote("moving", version)
                 service.until_live("moving", version)
-                told[0] = number
+                reported[0] = number
         finally:
             following.set()
-        for each in asking:
-            each.result()
+        for task in tasks:
+            task.result()
     assert wrong == []
 
 
-def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registry_of_all: Registry) -> None:
+def test_broken_version_is_reported_and_rejected(service: Service, registry_of_all: Registry) -> None:
     before = service.client.get("/models/moving").json()["version"]
     version = registry_of_all.add("moving", example=None, on_load="raise:no_weights")
     registry_of_all.promote("moving", version)
@@ -720,7 +726,7 @@ def test_a_broken_version_is_told_and_does_not_go_live(service: Service, registr
 
 @pytest.fixture(scope="module")
 def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of models that have no version yet, started where few files may be open."""
+    """Start a service of models without versions, with a low limit for open files."""
     folder = tmp_path_factory.mktemp("unpromoted")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
@@ -734,13 +740,13 @@ def unpromoted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-def test_as_many_connections_may_be_open_as_the_system_allows(unpromoted: Service) -> None:
+def test_open_file_limit_is_raised_to_the_maximum(unpromoted: Service) -> None:
     limits = Path(f"/proc/{unpromoted.process.pid}/limits").read_text()
     hard = str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert re.search(r"Max open files +(\d+) +(\d+)", limits).groups() == (hard, hard)  # type: ignore[union-attr]
 
 
-def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_told(
+def test_service_becomes_ready_after_the_first_promotion(
     unpromoted: Service,
 ) -> None:
     uri, client = unpromoted.env["MLFLOW_TRACKING_URI"], unpromoted.client
@@ -773,7 +779,7 @@ def test_nothing_promoted_is_not_ready_and_promotions_heal_it_and_the_status_is_
 # -- metrics, cache
 
 
-def test_requests_are_counted_by_version_and_status(service: Service) -> None:
+def test_requests_are_counted_by_version_and_code(service: Service) -> None:
     client, path, before = service.client, "/models/counted/predict", service.metrics()
     for body, code in (
         ({"x": 1}, 200),
@@ -784,27 +790,25 @@ def test_requests_are_counted_by_version_and_status(service: Service) -> None:
         assert client.post(path, json=body).status_code == code
     client.post(f"{path}/batch", json={"rows": [{"x": 1}] * 5})
     client.post("/models/nobody/predict", json={})
-    found = service.metrics()
+    metrics_after = service.metrics()
     version, unknown = 'model="counted",version="1"', 'serving_requests_total{code="404",model="",version=""}'
-    assert found[f'serving_requests_total{{code="200",{version}}}'] == 3
-    assert found[f'serving_requests_total{{code="422",{version}}}'] == 1
-    assert found[f'serving_requests_total{{code="500",{version}}}'] == 1
-    assert found[unknown] - before.get(unknown, 0) == 1
-    assert found[f"serving_rows_total{{{version}}}"] == 7
-    assert found[f"serving_request_duration_seconds_count{{{version}}}"] == 3
-    assert found[f"serving_batch_rows_sum{{{version}}}"] == 8
+    assert metrics_after[f'serving_requests_total{{code="200",{version}}}'] == 3
+    assert metrics_after[f'serving_requests_total{{code="422",{version}}}'] == 1
+    assert metrics_after[f'serving_requests_total{{code="500",{version}}}'] == 1
+    assert metrics_after[unknown] - before.get(unknown, 0) == 1
+    assert metrics_after[f"serving_rows_total{{{version}}}"] == 7
+    assert metrics_after[f"serving_request_duration_seconds_count{{{version}}}"] == 3
+    assert metrics_after[f"serving_batch_rows_sum{{{version}}}"] == 8
 
 
-def test_the_very_same_request_is_answered_from_the_cache(
-    service: Service, registry_of_all: Registry
-) -> None:
+def test_repeated_request_is_served_from_the_cache(service: Service, registry_of_all: Registry) -> None:
     client, path = service.client, "/models/cached/predict"
 
     def ask(x: float, path: str = path) -> tuple[Any, str | None, str]:
         response = client.post(path, json={"x": x})
-        told = response.json()
+        result = response.json()
         return (
-            told.get("prediction"),
+            result.get("prediction"),
             response.headers.get("x-cache"),
             response.headers["x-model-version"],
         )
@@ -814,20 +818,20 @@ def test_the_very_same_request_is_answered_from_the_cache(
     bad = [client.post(path, json={"x": "a"}) for _ in range(2)]
     assert [response.status_code for response in bad] == [422, 422]
     batch = {"rows": [{"x": 1}, {"x": 2}]}
-    answers = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
-    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-    assert answers[0].content == answers[1].content
+    responses = [client.post(f"{path}/batch", json=batch) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in responses] == ["miss", "hit"]
+    assert responses[0].content == responses[1].content
     inputs = [{"name": "x", "datatype": "FP64", "shape": [2], "data": [1, 2]}]
-    asked: dict[str, dict[str, Any]] = {
+    requests: dict[str, dict[str, Any]] = {
         "/v2/models/cached/infer": {"json": {"inputs": inputs, "parameters": {"binary_data_output": True}}},
         "/v2/models/cached/versions/1/infer": {"json": {"inputs": inputs}},
     }
     own = {"x-cache", "x-request-id", "server-timing", "date"}
-    for route, sent in asked.items():
-        answers = [client.post(route, **sent) for _ in range(2)]
-        assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-        assert answers[0].content == answers[1].content
-        first, second = (dict(answer.headers) for answer in answers)
+    for route, sent in requests.items():
+        responses = [client.post(route, **sent) for _ in range(2)]
+        assert [answer.headers["x-cache"] for answer in responses] == ["miss", "hit"]
+        assert responses[0].content == responses[1].content
+        first, second = (dict(answer.headers) for answer in responses)
         assert {name: first[name] for name in first.keys() - own} == {
             name: second[name] for name in second.keys() - own
         }
@@ -837,15 +841,13 @@ def test_the_very_same_request_is_answered_from_the_cache(
     assert [ask(1), ask(1)] == [(3.0, "miss", "2"), (3.0, "hit", "2")]
 
 
-def test_what_is_cached_is_bounded(client: httpx.Client) -> None:
+def test_cache_size_is_limited(client: httpx.Client) -> None:
     path = "/models/bounded/predict"
-    asked = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
-    assert asked == ["miss", "miss", "miss", "hit", "miss"]
+    outcomes = [client.post(path, json={"x": x}).headers["x-cache"] for x in (1, 2, 3, 3, 1)]
+    assert outcomes == ["miss", "miss", "miss", "hit", "miss"]
 
 
-def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_process(
-    registry: str, tmp_path: Path
-) -> None:
+def test_row_22_stop_completes_pending_requests_and_ends_processes(registry: str, tmp_path: Path) -> None:
     stage = Registry(registry)
     stage.promote("actor", stage.add("actor", factor=2.0))
     pipe = tmp_path / "pipe"
@@ -856,21 +858,23 @@ def test_row_22_a_stop_under_load_answers_what_is_under_way_and_leaves_no_proces
         for client in idle:
             assert client.get("/health").headers.get("connection") is None
         with Watch(descendants(service.process.pid)) as watch, ThreadPoolExecutor() as pool:
-            asking = [pool.submit(service.client.post, "/predict", json={"x": 0, "act": f"wait:{pipe}"})]
-            with pipe.open("w"):  # as soon as the model has opened it too
+            pending = [pool.submit(service.client.post, "/predict", json={"x": 0, "act": f"wait:{pipe}"})]
+            with pipe.open("w"):  # returns when the model has opened it, too
                 service.process.send_signal(signal.SIGTERM)
                 until(lambda: refused(service.address))
-                # On idle connections requests may be on their way: answered, and told to be the last.
-                asking += [pool.submit(client.post, "/predict", json={"x": 1}, timeout=60) for client in idle]
-            answers = [each.result() for each in asking]
-            assert [each.json()["prediction"] for each in answers] == [0.0, 2.0, 2.0, 2.0, 2.0]
-            assert [each.headers["connection"] for each in answers] == ["close"] * 5
+                # Requests on idle connections still complete; their responses close the connection.
+                pending += [
+                    pool.submit(client.post, "/predict", json={"x": 1}, timeout=60) for client in idle
+                ]
+            responses = [item.result() for item in pending]
+            assert [item.json()["prediction"] for item in responses] == [0.0, 2.0, 2.0, 2.0, 2.0]
+            assert [item.headers["connection"] for item in responses] == ["close"] * 5
             assert service.process.wait(60) == 0
             assert watch.left() == set()
 
 
 def refused(address: tuple[str, int]) -> bool:
-    """Whether nobody listens any more."""
+    """Return whether the address refuses connections."""
     try:
         socket.create_connection(address, timeout=60).close()
     except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""Several fronts write `serving.live` at the same time, in any order, and come to agree on what is live."""
+"""Fronts that write `serving.live` at the same time, in any order, converge on one live version."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
-from serving.registry.client import News, RegistryClient
-from serving.registry.herald import Herald
-from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encoded, held_since, latest, references
-from serving.runtime.version import Outcome, Version
+from serving.registry.client import RegistryClient, TagChange
+from serving.registry.live_tag import MAX_LENGTH, TAG, contested, encode, held_since, latest, references
+from serving.registry.tag_writer import TagWriter
+from serving.version import Outcome, Version
 
 PRODUCTION, STABLE = "models:/iris/Production", "models:/iris@stable"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,30 +29,30 @@ def version(number: str, **minutes: int) -> Version:
     """Return a version that went live as `production` or `stable` so many minutes ago."""
     uris = {"production": PRODUCTION, "stable": STABLE}
     since = {uris[name]: NOW - timedelta(minutes=ago) for name, ago in minutes.items()}
-    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encoded(since) or ""})
+    return Version("iris", number, f"/{number}", f"/{number}", tags={TAG: encode(since) or ""})
 
 
-def test_a_tag_is_read_as_it_was_written() -> None:
+def test_live_tag_round_trip() -> None:
     since = {PRODUCTION: NOW, STABLE: NOW + timedelta(milliseconds=1)}
-    text = encoded(since)
+    text = encode(since)
     assert text == json.dumps({PRODUCTION: "2026-01-01T00:00:00.000Z", STABLE: "2026-01-01T00:00:00.001Z"})
     assert references({TAG: text}) == since
-    assert encoded({}) is None
+    assert encode({}) is None
     assert references({TAG: json.dumps({PRODUCTION: "2026-01-01T00:00:00Z"})}) == {PRODUCTION: NOW}
 
 
-def test_a_tag_that_would_be_too_long_loses_its_oldest_references() -> None:
+def test_too_long_tag_drops_its_oldest_references() -> None:
     since = {f"models:/iris@{number}": NOW + timedelta(seconds=number) for number in range(1000)}
-    text = encoded(since) or ""
+    text = encode(since) or ""
     assert MAX_LENGTH / 2 < len(text) <= MAX_LENGTH
     assert max(since, key=lambda each: since[each]) in references({TAG: text})
 
 
-def test_of_several_that_carry_a_reference_the_latest_counts() -> None:
+def test_latest_carrier_of_a_reference_counts() -> None:
     versions = [version("1", production=2), version("2", production=1, stable=1), version("10", production=1)]
-    found = latest(versions, PRODUCTION)
-    assert found
-    assert found.version == "10"
+    result = latest(versions, PRODUCTION)
+    assert result
+    assert result.version == "10"
     assert contested(each.tags for each in versions) == {PRODUCTION}
     assert latest(versions, "models:/iris@other") is None
 
@@ -69,22 +69,22 @@ BETWEEN = NOW - timedelta(minutes=1)
         (LATER, {}, {"production": 1}, None, False, LATER),
         (LATER, {}, {"production": 1}, "3", False, LATER),
         (LATER, {"production": 0}, {"production": 1}, "3", False, LATER),
-        # another front has swapped since
+        # another front has swapped later
         (EARLIER, {}, {"production": 1}, "3", False, None),
         (EARLIER, {"production": 2}, {"production": 1}, "3", False, None),
         (EARLIER, {}, {"production": 1}, None, False, None),
-        # but the registry names this one, or one that was reverted
+        # but the registry names this version, or a reverted one
         (EARLIER, {}, {"production": 1}, "1", False, BETWEEN + timedelta(milliseconds=1)),
         (EARLIER, {"production": 2}, {"production": 1}, "1", False, BETWEEN + timedelta(milliseconds=1)),
         (EARLIER, {}, {"production": 1}, "2", True, BETWEEN + timedelta(milliseconds=1)),
-        # the registry names what is live elsewhere
+        # the registry names the version that is live elsewhere
         (LATER, {}, {"production": 1}, "2", False, None),
-        # it stands in for another
+        # it replaces another version
         (None, {}, {"production": 1}, "3", False, None),
         (None, {"production": 1}, {"production": 2}, "3", False, BETWEEN),
     ],
 )
-def test_who_holds_a_reference(
+def test_holder_of_a_reference(
     swapped_at: datetime | None,
     own: dict[str, int],
     other: dict[str, int],
@@ -93,12 +93,14 @@ def test_who_holds_a_reference(
     held: datetime | None,
 ) -> None:
     versions = [version("1", **own), version("2", **other), version("3")]
-    found = held_since(PRODUCTION, versions[0], swapped_at, versions, named=named, named_is_reverted=reverted)
-    assert found == held
+    result = held_since(
+        PRODUCTION, versions[0], swapped_at, versions, named=named, named_is_reverted=reverted
+    )
+    assert result == held
 
 
 class Shelf:
-    """A registry in memory of which each call may take some turns of the loop, and one in ten fails."""
+    """A registry in memory: every call may take some turns of the loop, and one in ten fails."""
 
     def __init__(self, seed: int) -> None:
         self.tags: dict[str, dict[str, str]] = {number: {} for number in "123"}
@@ -108,7 +110,7 @@ class Shelf:
         self._chance = random.Random(seed)
         self.written = 0
         self.lost: set[str] = set()
-        """References that a version carried once and none does now, at any moment."""
+        """References that had a carrier before, and had none at some moment."""
         self._carried: set[str] = set()
 
     async def _wait(self) -> None:
@@ -136,11 +138,11 @@ class Shelf:
         return self.search(name)
 
     def search(self, name: str) -> tuple[Version, ...]:
-        found = tuple(map(self.find, self.tags))
-        self.contested[name] = contested(each.tags for each in found)
-        return found
+        result = tuple(map(self.find, self.tags))
+        self.contested[name] = contested(each.tags for each in result)
+        return result
 
-    async def write_tags(self, of: Version, news: News) -> None:
+    async def write_tags(self, of: Version, news: TagChange) -> None:
         await self._wait()
         tags = self.tags[str(of.version)]
         for tag, value in news(dict(tags)).items():
@@ -155,34 +157,34 @@ class Shelf:
 
 
 class Front:
-    """A front: what its references name goes live on it, but for the version that it can't load."""
+    """A front that makes live what its references name, except for the version that it cannot load."""
 
     def __init__(self, shelf: Shelf, refuses: str = "") -> None:
-        self.herald = Herald(cast("RegistryClient", shelf))
+        self.herald = TagWriter(cast("RegistryClient", shelf))
         self._shelf, self._refuses = shelf, refuses
         self._live: dict[str, str] = {}
         self._warm: dict[str, str] = {}
         self._reverted: dict[str, str] = {}
 
     async def look(self) -> None:
-        self._shelf.search("iris")  # as looks at a stage do
+        self._shelf.search("iris")  # as polls of a stage do
         for uri, number in list(self._shelf.named.items()):
-            found = self._shelf.find(number)
+            result = self._shelf.find(number)
             if self._reverted.get(uri) != number:
                 self._reverted.pop(uri, None)
-                self._look(uri, found)
+                self._look(uri, result)
         await self.herald.flush()
 
     def _look(self, uri: str, found: Version) -> None:
         number, live = str(found.version), self._live.get(uri)
         was_reverted = live is None and found.tags.get("serving.state") == Outcome.REVERTED
         if live == number:
-            self.herald.remind(uri, found)
+            self.herald.reassert(uri, found)
         elif number != self._refuses and not was_reverted:
             self._swap(uri, number)
         else:
             if number == self._refuses:
-                self.herald.tell(found, Outcome.REJECTED, "it can't be loaded")
+                self.herald.publish(found, Outcome.REJECTED, "it can't be loaded")
             if live is None and (last := self._shelf.last(uri, number)):
                 self._live[uri] = str(last.version)
                 self.herald.live(uri, last, "it served last", stands_in=True)
@@ -193,15 +195,15 @@ class Front:
         self.herald.live(uri, self._shelf.find(number), "")
         if old:
             self._warm[uri] = old
-            self.herald.tell(self._shelf.find(old), Outcome.SUPERSEDED, f"{number} went live")
+            self.herald.publish(self._shelf.find(old), Outcome.SUPERSEDED, f"{number} went live")
 
     def revert(self, uri: str) -> None:
-        """Go back to what was live before what is named now, if that is live."""
+        """Revert the named version if it is live."""
         bad = self._shelf.named[uri]
         if self._live.get(uri) == bad and uri in self._warm:
             self._swap(uri, self._warm.pop(uri))
             self._reverted[uri] = bad
-            self.herald.tell(self._shelf.find(bad), Outcome.REVERTED, "it failed")
+            self.herald.publish(self._shelf.find(bad), Outcome.REVERTED, "it failed")
 
 
 FRONTS = 3
@@ -215,7 +217,7 @@ STEP = st.one_of(
 
 
 async def live_through(shelf: Shelf, steps: list[Any], *, together: bool, refused: str) -> None:
-    """Take the steps, and then look until nothing changes any more: the tags are right then."""
+    """Take the steps, and then poll until nothing changes: the tags must be right then."""
 
     def start(place: int) -> Front:
         return Front(shelf, refused if place == FRONTS - 1 else "")
@@ -266,17 +268,13 @@ SEEDS, REFUSED, STEPS = st.integers(0, 999), st.sampled_from(["", "2"]), st.list
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_fronts_that_write_at_the_same_time_agree_in_the_end(
-    steps: list[Any], seed: int, refused: str
-) -> None:
+def test_concurrent_fronts_converge(steps: list[Any], seed: int, refused: str) -> None:
     asyncio.run(live_through(Shelf(seed), steps, together=True, refused=refused))
 
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
-def test_a_reference_is_carried_at_every_moment_even_where_writes_fail(
-    steps: list[Any], seed: int, refused: str
-) -> None:
+def test_reference_has_a_carrier_despite_failed_writes(steps: list[Any], seed: int, refused: str) -> None:
     shelf = Shelf(seed)
     asyncio.run(live_through(shelf, steps, together=False, refused=refused))
     assert shelf.lost == set()

@@ -1,4 +1,4 @@
-"""What the service logs: a line each, whatever is in it, and no secret in any."""
+"""The log: one line per record regardless of its content, without secrets."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import ROOT, SELDOM, Service, environment, served, until
 
-from serving.monitoring.access_log import AccessLog
-from serving.telemetry.logs import Clean
-from serving.telemetry.ration import Ration
-from serving.telemetry.redaction import Redaction, is_secret, printable, without_secrets
+from serving.observers.access_log import AccessLog
+from serving.request_context import RequestContext
+from serving.telemetry.logging import RedactingProcessor
+from serving.telemetry.rate_limit import FixedWindow
+from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, redact
 
 WEBHOOK_SECRET, PASSWORD = "of-the-webhook", "of-the-registry"
-LEFT_OUT = re.compile(r"lines that were left out: (\d+)")
+DROPPED = re.compile(r"dropped lines of output: (\d+)")
 KEY = f"sk_{'0' * 16}_{'a' * 43}"
-# What would clear a terminal, and what readers of logs take for the end of a line.
+# Control sequences that clear a terminal, and characters that readers treat as line ends.
 HOSTILE = "\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 ESCAPED = r"\r\n\x1b[2J\x9b2J\u2028\u2029\x85\u202e{forged}"
 
@@ -42,7 +43,7 @@ def registry_of_actor(new_registry: NewRegistry, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def service(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An actor whose every request is logged."""
+    """Run a service of an actor with a full access log."""
     settings = {"models": "models:/actor/1", "access_log": 1, "webhook_secret": WEBHOOK_SECRET}
     passwords = {"_mlflow_tracking_password": PASSWORD}
     folder = tmp_path_factory.mktemp("service")
@@ -52,55 +53,55 @@ def service(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactor
 
 
 def predict(service: Service, act: str = "", **headers: str) -> httpx.Response:
-    """A prediction for which the actor does this."""
+    """Request a prediction for which the actor performs an act."""
     return service.client.post("/predict", json={"x": 1, "act": act}, headers=headers)
 
 
 def of(service: Service, request_id: str) -> list[dict[str, Any]]:
-    """The lines on a request."""
+    """Return the log lines about a request."""
     return [line for line in service.lines() if line.get("request_id") == request_id]
 
 
 # -- lines
 
 
-def test_each_line_tells_when_how_grave_and_who(service: Service) -> None:
+def test_lines_have_timestamp_level_and_logger(service: Service) -> None:
     for line in service.lines():
         assert {"event", "timestamp", "level", "logger"} <= line.keys()
 
 
-def test_a_line_on_a_request_tells_its_id_and_the_version(service: Service) -> None:
+def test_request_lines_have_id_and_version(service: Service) -> None:
     assert predict(service, "raise:it", **{"X-Request-ID": "a-failure"}).status_code == 500
     service.told(request_id="a-failure", logger="serving.access")
-    failed, asked = of(service, "a-failure")
-    for line in (failed, asked):
+    failed, access = of(service, "a-failure")
+    for line in (failed, access):
         assert (line["model"], line["version"], line["path"]) == ("actor", "1", "/predict")
     assert failed["event"] == "the model failed: it raised ValueError: it"
     assert failed["cause"].splitlines()[-1] == "ValueError: it"
 
 
-def test_a_line_on_a_version_tells_which(service: Service) -> None:
+def test_version_lines_name_the_version(service: Service) -> None:
     live = service.told(event="actor version 1 is live")
     assert (live["model"], live["version"], live["reference"]) == ("actor", "1", "models:/actor/1")
 
 
-def test_what_a_model_raises_can_forge_no_line(service: Service) -> None:
+def test_model_error_cannot_forge_a_line(service: Service) -> None:
     text = HOSTILE.encode("unicode_escape").decode()
     assert predict(service, f"raise:{text}", **{"X-Request-ID": "a-forger"}).status_code == 500
     failed = service.told(request_id="a-forger", level="error")
     assert r"\x1b[2J\x9b2J" in failed["event"]
-    assert all(each.isprintable() for each in failed["cause"].split("\n"))
+    assert all(row.isprintable() for row in failed["cause"].split("\n"))
     assert all(line.isprintable() for line in service.log)
 
 
 @pytest.mark.parametrize("act", ["print", "write"])
-def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(service: Service, act: str) -> None:
+def test_model_output_is_logged_and_cannot_forge_a_line(service: Service, act: str) -> None:
     forged = json.dumps(
         {"event": f"the service was hacked by {act}", "level": "critical", "logger": "serving"}
     )
     text = f"{forged}{HOSTILE}\n".encode("unicode_escape").decode().replace(" ", r"\x20")
     assert predict(service, f"{act}:{text}").status_code == 200
-    # A newline begins another line, which tells whose it is as well.
+    # A newline starts another record with the same model.
     whole = service.told(event=forged + r"\r", level="info")
     rest = service.told(event=ESCAPED.removeprefix(r"\r\n"))
     for line in (whole, rest):
@@ -108,18 +109,18 @@ def test_what_a_model_prints_is_told_under_its_name_and_can_forge_no_line(servic
     assert all(line.isprintable() for line in service.log)
 
 
-def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
+def test_flood_of_model_output_is_truncated(service: Service) -> None:
     assert predict(service, "flood:200000").status_code == 200
     assert predict(service, "print:after").status_code == 200
 
     def left_out() -> int:
-        told = [line["event"] for line in service.lines() if line["logger"] == "serving.output"]
+        events = [line["event"] for line in service.lines() if line["logger"] == "serving.output"]
         numbers = [
-            event.rpartition(": ")[2] for event in told if event.startswith("lines that were left out")
+            event.rpartition(": ")[2] for event in events if event.startswith("dropped lines of output")
         ]
-        return sum(map(int, numbers)) + told.count("flood")
+        return sum(map(int, numbers)) + events.count("flood")
 
-    def next_line() -> bool:  # by which what was left out before is told
+    def next_line() -> bool:  # the next line reports the number of dropped lines
         return predict(service, "print:after").status_code == 200 and left_out() >= 200_000
 
     until(next_line)
@@ -138,30 +139,30 @@ def test_a_flood_of_prints_is_cut_short_and_told(service: Service) -> None:
         f"{{'token':\\x20'{PASSWORD}'}}",
     ],
 )
-def test_no_secret_is_logged_whoever_tells_it(service: Service, secret: str) -> None:
+def test_no_secret_is_logged(service: Service, secret: str) -> None:
     assert predict(service, f"print:tell\\x20{secret} raise:tell\\x20{secret}").status_code == 500
     until(lambda: [line for line in service.lines() if line["event"].startswith("tell")])
     log = "\n".join(service.log)
-    for each in (PASSWORD, WEBHOOK_SECRET, KEY):
-        assert each not in log
+    for secret_text in (PASSWORD, WEBHOOK_SECRET, KEY):
+        assert secret_text not in log
 
 
 # -- the access log
 
 
-def test_each_request_is_a_line_where_that_is_set(service: Service) -> None:
+def test_access_log_has_a_line_per_request(service: Service) -> None:
     predict(service, **{"X-Request-ID": "good"})
     service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
     service.client.get("/models", headers={"X-Request-ID": "a-look"})
     service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
-    found = [service.told(request_id=each) for each in ("good", "bad", "a-look", "a-scrape")]
-    assert [line["event"] for line in found] == [
+    lines = [service.told(request_id=name) for name in ("good", "bad", "a-look", "a-scrape")]
+    assert [line["event"] for line in lines] == [
         "POST /predict 200",
         "POST /predict 422",
         "GET /models 200",
         "GET /metrics 200",
     ]
-    good = found[0]
+    good = lines[0]
     assert {
         "logger": "serving.access",
         "method": "POST",
@@ -172,7 +173,7 @@ def test_each_request_is_a_line_where_that_is_set(service: Service) -> None:
     assert good["duration_ms"] > 0
 
 
-def test_a_path_can_forge_no_line(service: Service) -> None:
+def test_request_path_cannot_forge_a_line(service: Service) -> None:
     path = "/" + "".join(f"%{byte:02x}" for byte in HOSTILE.encode())
     assert service.client.get(path).status_code == 400  # control characters do not reach the application
     path = "/%e2%80%ae%7bforged%7d"
@@ -185,12 +186,12 @@ def test_a_path_can_forge_no_line(service: Service) -> None:
 def logged(
     share: float, path: str, status: int, caplog: pytest.LogCaptureFixture, times: int = 1
 ) -> list[Any]:
-    """The lines of an access log of this share."""
+    """Return the lines of an access log with this share."""
     access = AccessLog(share)
     caplog.clear()
     with caplog.at_level(logging.INFO, "serving.access"):
         for _ in range(times):
-            access.ended({"path": path, "method": "GET", "began": 0.0, "request_id": "one"}, status)
+            access.ended(RequestContext("one", "GET", path, (), None, {}), status)
     return list(caplog.records)
 
 
@@ -208,32 +209,32 @@ def logged(
         (1, "/ready", 503, 1),
     ],
 )
-def test_failures_are_always_told_and_probes_only_where_everything_is(
+def test_access_log_has_all_failures_but_few_probes(
     caplog: pytest.LogCaptureFixture, share: float, path: str, status: int, lines: int
 ) -> None:
     assert len(logged(share, path, status, caplog)) == lines
 
 
-def test_a_share_of_requests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_access_log_samples_requests(caplog: pytest.LogCaptureFixture) -> None:
     assert 350 < len(logged(0.5, "/predict", 200, caplog, 1000)) < 650
 
 
-def test_a_flood_of_failures_is_cut_short_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_failures_is_truncated(caplog: pytest.LogCaptureFixture) -> None:
     access, now = AccessLog(0), [0.0]
-    access._failures = Ration(100, lambda: now[0])
-    scope = {"path": "/predict", "method": "POST", "began": 0.0, "request_id": "one"}
+    access._failures = FixedWindow(100, lambda: now[0])
+    context = RequestContext("one", "POST", "/predict", (), None, {})
     for _ in range(1000):
-        access.ended(scope, 503)
+        access.ended(context, 503)
     assert len(caplog.records) == 100
     now[0] = 1.0
-    access.ended(scope, 503)
+    access.ended(context, 503)
     assert caplog.records[-1].left_out == 900  # type: ignore[attr-defined]
 
 
 # -- on a terminal
 
 
-def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_terminal(
+def test_terminal_lines_are_readable_without_control_sequences(
     registry_of_actor: Registry, tmp_path: Path
 ) -> None:
     env = environment(registry_of_actor.uri, tmp_path, models="models:/actor/1") | {"NO_COLOR": "1"}
@@ -246,7 +247,7 @@ def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_termi
         assert predict(service, "", **{"X-Request-ID": "good"}).status_code == 200
         text = f"{HOSTILE}\n12:00:00 [info] forged".encode("unicode_escape").decode().replace(" ", r"\x20")
         assert predict(service, f"raise:{text}", **{"X-Request-ID": "bad"}).status_code == 500
-        # Failures are told though the access log is off, and what is behind the mark is the model's.
+        # Failures are logged even without an access log; continuation lines have a marker.
         service.logged(re.compile(r"POST /predict 500 +\[serving\.access\].* request_id=bad"))
     finally:
         assert service.stop() == 0
@@ -258,27 +259,27 @@ def test_on_a_terminal_lines_are_for_people_and_nothing_in_them_is_for_the_termi
     assert not [line for line in service.log if "request_id=good" in line]
 
 
-def test_colours_are_the_only_thing_that_a_terminal_is_told() -> None:
-    ours, theirs = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", SAYING, HOSTILE], stderr=theirs, cwd=ROOT) as process:
-        os.close(theirs)
-        said = b""
+def test_terminal_receives_only_colour_codes() -> None:
+    controller, terminal = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", ALL_SOURCES, HOSTILE], stderr=terminal, cwd=ROOT) as process:
+        os.close(terminal)
+        output = b""
         try:
-            while piece := os.read(ours, 65536):
-                said += piece
-        except OSError:  # as a terminal ends
-            os.close(ours)
+            while chunk := os.read(controller, 65536):
+                output += chunk
+        except OSError:  # the end of a terminal
+            os.close(controller)
     assert process.returncode == 1
-    assert b"\x1b[" in said
-    plain = re.sub(rb"\x1b\[\d+m", b"", said).decode()
+    assert b"\x1b[" in output
+    plain = re.sub(rb"\x1b\[\d+m", b"", output).decode()
     assert all(line.isprintable() for line in plain.split("\r\n"))
 
 
-# -- what others say
+# -- other sources
 
-SAYING = """
+ALL_SOURCES = """
 import logging, sys, threading, warnings
-from serving.telemetry import logs
+from serving.telemetry import logging as logs
 
 logs.configure("auto", "info")
 text = sys.argv[1]
@@ -298,8 +299,8 @@ raise RuntimeError(text)
 """
 
 
-def test_whoever_says_something_says_it_in_a_line() -> None:
-    command = [sys.executable, "-c", SAYING, HOSTILE, "mlflow"]
+def test_every_source_logs_lines() -> None:
+    command = [sys.executable, "-c", ALL_SOURCES, HOSTILE, "mlflow"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stderr.split("\n")[:-1]]
     assert [(line["logger"], line["level"]) for line in lines] == [
@@ -312,20 +313,20 @@ def test_whoever_says_something_says_it_in_a_line() -> None:
         ("mlflow.tracking", "warning"),
         ("serving", "critical"),
     ]
-    first, untold, _, _, warned, in_thread, _, last = lines
+    first, malformed, _, _, warned, in_thread, _, last = lines
     assert first["event"] == first["field"] == ESCAPED
     assert first["token"] == "***"
     assert ESCAPED in first
-    assert untold["event"] == "a line of serving.test could not be told: TypeError"
+    assert malformed["event"] == "cannot format a log record of serving.test: TypeError"
     assert warned["event"].startswith(f"UserWarning: of python: {ESCAPED} (")
     assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
     assert last["exception"].startswith("Traceback (most recent call last):\n")
     assert done.stderr.replace("\n", "").isprintable()
 
 
-def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
+def test_format_and_level_are_configurable() -> None:
     program = (
-        "import logging; from serving.telemetry import logs; logs.configure('console', 'error');"
+        "import logging; from serving.telemetry import logging as logs; logs.configure('console', 'error');"
         "log = logging.getLogger('serving.test'); log.warning('less'); log.error('more')"
     )
     done = subprocess.run(
@@ -334,7 +335,7 @@ def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d \[error +\] more +\[serving\.test\]\n", done.stderr)
 
 
-# -- what is taken out
+# -- redaction
 
 
 @pytest.mark.parametrize(
@@ -363,37 +364,37 @@ def test_json_is_json_on_a_terminal_too_and_levels_are_left_out() -> None:
         ("a bearer token and basic authentication", "a bearer token and basic authentication"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
-    assert without_secrets(shown) == shown
+def test_secret_patterns_are_redacted(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
 
 
 @pytest.mark.parametrize("name", ["token", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "Authorization"])
-def test_secrets_are_known_by_their_names(name: str) -> None:
+def test_secrets_are_recognized_by_name(name: str) -> None:
     assert is_secret(name)
 
 
 @pytest.mark.parametrize("name", ["tokens", "PWD", "TOKENIZERS_PARALLELISM", "path", "request_id"])
-def test_what_is_no_secret_is_told(name: str) -> None:
+def test_ordinary_names_are_not_secrets(name: str) -> None:
     assert not is_secret(name)
 
 
 @given(before=st.text(), after=st.text())
-def test_a_secret_that_is_known_is_found_anywhere(before: str, after: str) -> None:
+def test_known_secret_is_redacted_anywhere(before: str, after: str) -> None:
     assert "hunter2 & co" not in Redaction(["hunter2 & co"])(f"{before}hunter2 & co{after}")
 
 
 @pytest.mark.parametrize("field", ["event", "cause"])
 @pytest.mark.parametrize("before", range(15_980, 16_010, 5))
-def test_no_part_of_a_secret_is_told_where_a_text_is_cut_off(field: str, before: int) -> None:
+def test_truncation_exposes_no_part_of_a_secret(field: str, before: int) -> None:
     secret = "0123456789abcdefghij"
     around = ["-" * before, secret, "-" * before]
-    told = Clean(Redaction([secret]))(None, "", {field: "".join(around)})[field]
-    assert len(told) == 16_000
-    assert not re.search("[0-9a-j]", told)
+    text = RedactingProcessor(Redaction([secret]))(None, "", {field: "".join(around)})[field]
+    assert len(text) == 16_000
+    assert not re.search("[0-9a-j]", text)
 
 
 @given(st.text())
-def test_whatever_is_told_can_be_printed(text: str) -> None:
-    assert printable(text).isprintable()
-    assert not text.isprintable() or printable(text) == text
+def test_escaped_text_is_printable(text: str) -> None:
+    assert escape_control_chars(text).isprintable()
+    assert not text.isprintable() or escape_control_chars(text) == text

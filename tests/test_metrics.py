@@ -1,4 +1,4 @@
-"""What Prometheus is told, by a real service; and that dashboard, alerts and README go by just that."""
+"""Metrics of a real service, and their use in the dashboard, the alerts and the documentation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 from scraping import found
 
-from serving.registry.plan import State
-from serving.telemetry import lag
-from serving.telemetry.metrics import Ending, Gauges, Metrics
+from serving.registry.decisions import CandidatePhase
+from serving.telemetry import event_loop_lag
+from serving.telemetry.metrics import ExitReason, Gauges, Metrics
 
 ROOT = Path(__file__).parent.parent
 OF_PROMETHEUS = {"job", "instance"}
-"""Labels that it adds to all that it scrapes."""
+"""Labels that Prometheus adds to all scraped samples."""
 
 
 @pytest.fixture(scope="module")
 def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """An actor whose first version is live, beside a model with canary and shadow, and one that sleeps."""
+    """Run a live actor, a model with a canary and a shadow, and an on-demand model."""
     folder = tmp_path_factory.mktemp("metrics")
     registry = Registry(new_registry(folder))
     registry.promote("actor", registry.add("actor", factor=1.0))
@@ -53,7 +53,7 @@ def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
     models = "models:/actor/Production,models:/rose@champion=50,models:/rose@challenger=50"
     settings = {"models": models, "shadow": "models:/rose/Staging", "on_demand": "models:/tulip/Production"}
     settings |= {"journal_url": f"sqlite:///{folder}/journal.db"}
-    settings |= {"probation_seconds": "0", "max_process_bytes": str(2**40), "replayed": "0"}
+    settings |= {"probation_seconds": "0", "max_process_bytes": str(2**40), "replay_requests": "0"}
     settings |= {"poll_seconds": "0.5"}
     with served(registry.uri, folder, **settings) as service:
         service.until_ready()
@@ -61,36 +61,36 @@ def model(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def sample(name: str, **labels: str) -> str:
-    """A sample's name and labels, as they are told."""
-    told = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    return f"{name}{{{told}}}" if told else name
+    """Return the name and the labels of a sample in text format."""
+    text = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{text}}}" if text else name
 
 
 def of(model: Model, name: str, **labels: str) -> str:
-    """As `sample`, of what is live."""
+    """Return the same as `sample`, for the live version."""
     return sample(name, model=model.name, version=model.state["version"], **labels)
 
 
 @contextmanager
 def moved(model: Model) -> Iterator[dict[str, float]]:
-    """By how much what is told of the model has moved by the end of the block, but for times."""
-    before, found = model.service.metrics(), {}
-    yield found
+    """Yield the changes of the model's metrics during the block, without times."""
+    before, changes = model.service.metrics(), {}
+    yield changes
     for name, value in model.service.metrics().items():
         counted = 'model="actor"' in name and not re.search(r"_bucket|seconds_sum|_bytes|timestamp", name)
         if counted and (by := value - before.get(name, 0)):
-            found[name] = by
+            changes[name] = by
 
 
-# -- what moves
+# -- changes
 
 
-def test_a_request_is_counted_and_timed_and_so_is_each_call_of_the_model(model: Model) -> None:
-    with moved(model) as found:
+def test_requests_and_model_calls_are_counted_and_timed(model: Model) -> None:
+    with moved(model) as changes:
         assert model.predict().status_code == 200
         rows = {"rows": [{"x": 1.0}] * 5}
         assert model.service.client.post("/predict/batch", json=rows).status_code == 200
-    assert found == {
+    assert changes == {
         of(model, "serving_requests_total", code="200"): 2,
         of(model, "serving_request_duration_seconds_count"): 2,
         of(model, "serving_rows_total"): 6,
@@ -101,20 +101,20 @@ def test_a_request_is_counted_and_timed_and_so_is_each_call_of_the_model(model: 
     }
 
 
-def test_a_request_that_does_not_fit_is_counted_and_nothing_else_moves(model: Model) -> None:
-    with moved(model) as found:
+def test_invalid_request_changes_only_its_count(model: Model) -> None:
+    with moved(model) as changes:
         assert model.service.client.post("/predict", json={"x": "one"}).status_code == 422
-    assert found == {of(model, "serving_requests_total", code="422"): 1}
+    assert changes == {of(model, "serving_requests_total", code="422"): 1}
 
 
-def test_what_a_model_raises_is_timed_too(model: Model) -> None:
-    with moved(model) as found:
+def test_failed_model_calls_are_timed(model: Model) -> None:
+    with moved(model) as changes:
         assert model.predict(1.0, "raise:oh").status_code == 500
-    assert found[of(model, "serving_requests_total", code="500")] == 1
-    assert found[of(model, "serving_model_duration_seconds_count")] == 1
+    assert changes[of(model, "serving_requests_total", code="500")] == 1
+    assert changes[of(model, "serving_model_duration_seconds_count")] == 1
 
 
-def test_time_in_the_queue_and_time_in_the_model_are_told_apart(model: Model, tmp_path: Path) -> None:
+def test_queue_and_model_times_are_separate(model: Model, tmp_path: Path) -> None:
     queued, took = (of(model, f"serving_{each}_duration_seconds_sum") for each in ("queue", "model"))
     waiting, in_flight = of(model, "serving_waiting_requests"), of(model, "serving_inflight_requests")
     before, pipe = model.service.metrics(), tmp_path / "pipe"
@@ -122,7 +122,7 @@ def test_time_in_the_queue_and_time_in_the_model_are_told_apart(model: Model, tm
     os.mkfifo(pipe)
     with ThreadPoolExecutor() as pool:
         held = pool.submit(model.predict, 1.0, f"wait:{pipe}")
-        with pipe.open("w"):  # as soon as the model has opened it too
+        with pipe.open("w"):  # returns when the model has opened it, too
             began = time.perf_counter()
             waits = pool.submit(model.predict)
             until(lambda: model.service.metrics()[waiting] == 1)
@@ -135,11 +135,11 @@ def test_time_in_the_queue_and_time_in_the_model_are_told_apart(model: Model, tm
     assert after[queued] - before[queued] > 0
 
 
-def test_a_promotion_moves_what_is_told_of_what_is_live(model: Model) -> None:
+def test_promotion_updates_the_live_version(model: Model) -> None:
     def live() -> list[tuple[str, ...]]:
         infos = [name for name in model.service.metrics() if name.startswith("serving_model_info")]
-        told = [name for name in infos if 'model="actor"' in name]
-        return [tuple(re.findall(r'(?:version|uri|digest)="(.*?)"', name)) for name in told]
+        samples = [name for name in infos if 'model="actor"' in name]
+        return [tuple(re.findall(r'(?:version|uri|digest)="(.*?)"', name)) for name in samples]
 
     def facts() -> tuple[str, ...]:
         return model.state["digest"], model.state["uri"], model.state["version"]
@@ -156,32 +156,30 @@ def test_a_promotion_moves_what_is_told_of_what_is_live(model: Model) -> None:
     assert after[went_live] == before[went_live] + 1
     loaded = of(model, "serving_model_loaded_timestamp_seconds", uri=model.state["uri"])
     assert after[loaded] > max(value for name, value in before.items() if "loaded_timestamp" in name)
-    until(lambda: old not in model.service.metrics())  # it has drained
+    until(lambda: old not in model.service.metrics())  # drained
     assert model.is_well(promoted)
 
 
-def test_a_version_that_is_refused_is_told_until_another_is_promoted(model: Model) -> None:
+def test_rejected_candidate_shows_until_the_next_promotion(model: Model) -> None:
     uri, live = model.state["uri"], model.state["version"]
     refused = sample("serving_promotions_total", model="actor", uri=uri, outcome="rejected")
     before = model.service.metrics()[refused]
     bad = model.promote(on_load="raise:oh")
     model.until_refused(bad)
-    told = sample("serving_candidate_info", model="actor", uri=uri, version=bad, state="rejected")
+    candidate = sample("serving_candidate_info", model="actor", uri=uri, version=bad, state="rejected")
     after = model.service.metrics()
-    assert (after[told], after[refused]) == (1, before + 1)
-    assert not [name for name in after if f'version="{bad}"' in name and name != told]
+    assert (after[candidate], after[refused]) == (1, before + 1)
+    assert not [name for name in after if f'version="{bad}"' in name and name != candidate]
     model.promote(live)
-    until(lambda: told not in model.service.metrics())
+    until(lambda: candidate not in model.service.metrics())
     assert model.service.metrics()[refused] == before + 1
 
 
-def test_a_process_that_is_killed_is_counted_and_so_is_the_one_in_its_place(
-    model: Model, tmp_path: Path
-) -> None:
+def test_process_deaths_and_restarts_are_counted(model: Model, tmp_path: Path) -> None:
     up, held = of(model, "serving_processes"), of(model, "serving_process_resident_memory_bytes", process="0")
     assert model.service.metrics()[up] == 1
     assert model.service.metrics()[held] > 2**20
-    with moved(model) as found:
+    with moved(model) as changes:
         assert model.predict(1.0, f"note:{tmp_path / 'pid'}").status_code == 200
         killed = int((tmp_path / "pid").read_text())
         os.kill(killed, signal.SIGKILL)
@@ -189,12 +187,12 @@ def test_a_process_that_is_killed_is_counted_and_so_is_the_one_in_its_place(
         restarted = of(model, "serving_process_restarts_total", reason="crash")
         until(lambda: model.service.metrics()[restarted])
         assert model.predict().status_code == 200
-    assert found[of(model, "serving_process_deaths_total", reason="crash")] == 1
-    assert found[restarted] == 1
+    assert changes[of(model, "serving_process_deaths_total", reason="crash")] == 1
+    assert changes[restarted] == 1
     assert model.service.metrics()[up] == 1
 
 
-def test_a_model_that_sleeps_is_not_ready_and_need_not_be(model: Model) -> None:
+def test_unloaded_model_is_not_ready_and_not_required(model: Model) -> None:
     found = model.service.metrics()
     ready = {"uri": model.state["uri"], "model": "actor", "required": "true"}
     asleep = {"uri": "models:/tulip/Production", "model": "tulip", "required": "false"}
@@ -203,59 +201,59 @@ def test_a_model_that_sleeps_is_not_ready_and_need_not_be(model: Model) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_loop_that_is_held_up_is_seen_to_lag() -> None:
+async def test_blocked_event_loop_shows_lag() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
-    measuring = asyncio.create_task(lag.measure(late.put_nowait))
+    measuring = asyncio.create_task(event_loop_lag.measure_loop_lag(late.put_nowait))
     await asyncio.sleep(0)
-    time.sleep(0.5)  # noqa: ASYNC251 — which holds the loop up: the point of it
+    time.sleep(0.5)  # noqa: ASYNC251 — blocks the loop on purpose
     assert await late.get() > 0.2
     measuring.cancel()
 
 
-# -- what is bounded, and added up
+# -- bounds and sums
 
 
-def told(metrics: Metrics) -> str:
+def exposition(metrics: Metrics) -> str:
     return generate_latest(metrics.registry).decode()
 
 
-def test_versions_that_are_loaded_no_more_are_forgotten_in_the_end() -> None:
+def test_metrics_of_unloaded_versions_are_removed() -> None:
     metrics = Metrics()
     for number in range(50):
-        version = metrics.of("iris", str(number), Gauges(lambda: 0, lambda: 0, lambda: [1]))
-        version.answered.inc()
+        version = metrics.for_version("iris", str(number), Gauges(lambda: 0, lambda: 0, lambda: [1]))
+        version.succeeded.inc()
         version.retire()
-    left = {*re.findall(r'version="(\d+)"', told(metrics))}
+    left = {*re.findall(r'version="(\d+)"', exposition(metrics))}
     assert left == {str(number) for number in range(30, 50)}
-    assert "serving_processes{" not in told(metrics)
+    assert "serving_processes{" not in exposition(metrics)
 
 
-def test_a_version_that_is_live_for_two_references_is_told_once() -> None:
+def test_version_of_two_references_is_exposed_once() -> None:
     metrics, labels = Metrics(), '{model="iris",version="1"}'
     first, second = (
-        metrics.of("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
+        metrics.for_version("iris", "1", Gauges(lambda: 2, lambda: 3, lambda: [5, None, 7])) for _ in range(2)
     )
-    assert f"serving_waiting_requests{labels} 4.0" in told(metrics)
-    assert f"serving_inflight_requests{labels} 6.0" in told(metrics)
-    assert f"serving_processes{labels} 4.0" in told(metrics)
-    assert re.findall(r'memory_bytes\{model="iris",process="(\d)".*\} (\S+)', told(metrics)) == [
+    assert f"serving_waiting_requests{labels} 4.0" in exposition(metrics)
+    assert f"serving_inflight_requests{labels} 6.0" in exposition(metrics)
+    assert f"serving_processes{labels} 4.0" in exposition(metrics)
+    assert re.findall(r'memory_bytes\{model="iris",process="(\d)".*\} (\S+)', exposition(metrics)) == [
         ("0", "5.0"),
         ("2", "7.0"),
         ("3", "5.0"),
         ("5", "7.0"),
     ]
     first.retire()
-    assert f"serving_waiting_requests{labels} 2.0" in told(metrics)
+    assert f"serving_waiting_requests{labels} 2.0" in exposition(metrics)
     second.retire()
-    assert "serving_waiting_requests{" not in told(metrics)
+    assert "serving_waiting_requests{" not in exposition(metrics)
 
 
-# -- what goes by the metrics
+# -- users of the metrics
 
 
 @pytest.fixture(scope="module")
 def exposed(model: Model) -> str:
-    """What a service tells that has answered, failed, refused a version, asked a shadow, heard outcomes."""
+    """Return the metrics after predictions, failures, a rejection, shadow calls and feedback."""
 
     def watched() -> bool:
         rows = {"rows": [{"x": -1.0}, {"x": 1.0}] * 500}
@@ -263,36 +261,38 @@ def exposed(model: Model) -> str:
         found = model.service.client.get("/metrics").text
         return "serving_shadow_rows{" in found and "serving_drift_psi{" in found
 
-    answer = model.predict()
-    told = {"prediction_id": answer.headers["X-Prediction-ID"], "outcome": 2.0}
-    assert model.service.client.post("/feedback", json=told).status_code == 200
+    response = model.predict()
+    outcome = {"prediction_id": response.headers["X-Prediction-ID"], "outcome": 2.0}
+    assert model.service.client.post("/feedback", json=outcome).status_code == 200
     model.predict(1.0, "raise:oh")
     model.until_refused(model.promote(on_load="raise:oh"))
     until(watched)
     return model.service.client.get("/metrics").text
 
 
-def test_the_table_of_metrics_is_what_is_exposed(exposed: str) -> None:
-    told_of = (ROOT / "docs" / "operations.md").read_text()
-    table = told_of.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
-    told = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
-    found = set()
+def test_documented_metrics_are_exposed(exposed: str) -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    table = page.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
+    in_docs = {(cells := line.split(" | "))[0].strip("| `"): cells for line in table.strip().splitlines()[2:]}
+    exposed_names = set()
     for family in text_string_to_metric_families(exposed):
         if family.name.startswith("serving_"):
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            found.add(name)
-            _, kind, labels, documentation = told[name]
+            exposed_names.add(name)
+            _, kind, labels, documentation = in_docs[name]
             assert (kind, documentation) == (family.type, f"{family.documentation} |")
             if family.samples:
                 named = sorted({label for each in family.samples for label in each.labels} - {"le"})
                 assert labels.strip() == ", ".join(f"`{label}`" for label in named)
-    # What this service has no use for: shadows, weights, a journal.
+    # This service does not expose all of them, such as those of the journal.
     source = "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
-    assert [name for name in told.keys() - found if f'"{name.removesuffix("_total")}' not in source] == []
+    assert [
+        name for name in in_docs.keys() - exposed_names if f'"{name.removesuffix("_total")}' not in source
+    ] == []
 
 
 @pytest.mark.parametrize("asked", [*promql.of_dashboard(), *promql.of_alerts()], ids=lambda each: each.expr)
-def test_what_dashboard_and_alerts_ask_for_is_exposed(exposed: str, asked: promql.Asked) -> None:
+def test_dashboard_and_alerts_use_exposed_metrics(exposed: str, asked: promql.Asked) -> None:
     labels: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(exposed):
         for each in family.samples:
@@ -303,15 +303,19 @@ def test_what_dashboard_and_alerts_ask_for_is_exposed(exposed: str, asked: promq
         assert label in labels[name] | OF_PROMETHEUS, name
 
 
-def test_the_values_that_alerts_wait_for_are_ones_that_there_are() -> None:
-    values = {"state": {each.value for each in State}, "reason": {*Ending}, "required": {"true", "false"}}
-    found = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
-    told = {(label, each) for label, value in found if label in values for each in value.split("|")}
-    assert len(told) > 5
-    assert not [each for each in told if each[1] not in values[each[0]]]
+def test_alerts_use_existing_label_values() -> None:
+    values = {
+        "state": {each.value for each in CandidatePhase},
+        "reason": {*ExitReason},
+        "required": {"true", "false"},
+    }
+    matchers = {(label, value) for each in promql.of_alerts() for _, label, value in each.matched}
+    matched = {(label, each) for label, value in matchers if label in values for each in value.split("|")}
+    assert len(matched) > 5
+    assert not [each for each in matched if each[1] not in values[each[0]]]
 
 
-def test_each_alert_says_what_to_do_and_is_tried_where_it_fires_and_where_it_does_not() -> None:
+def test_alerts_have_instructions_and_tests() -> None:
     fires: dict[str, set[str]] = {}
     rests: set[str] = set()
     for case in promql.cases():
@@ -328,7 +332,7 @@ def test_each_alert_says_what_to_do_and_is_tried_where_it_fires_and_where_it_doe
         assert promql.in_words(rule) <= fires[rule["alert"]], rule
 
 
-def test_the_panels_of_the_dashboard_have_a_place_of_their_own() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     places = [
         (x, y)
         for each in promql.panels()
@@ -345,26 +349,26 @@ def test_the_panels_of_the_dashboard_have_a_place_of_their_own() -> None:
 # -- Prometheus itself
 
 
-def promtool(*command: str, given: str | None = None) -> str:
-    """What promtool says, which must find nothing wrong."""
+def promtool(*command: str, stdin: str | None = None) -> str:
+    """Run promtool, which must succeed; return its output."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    done = subprocess.run(["promtool", *command], input=given, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    done = subprocess.run(["promtool", *command], input=stdin, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
 
 
-def test_promtool_finds_nothing_wrong_with_names_and_units(exposed: str) -> None:
-    assert promtool("check", "metrics", given=exposed) == ""
+def test_promtool_accepts_names_and_units(exposed: str) -> None:
+    assert promtool("check", "metrics", stdin=exposed) == ""
 
 
-def test_promtool_takes_rules_and_the_example_of_a_configuration() -> None:
+def test_promtool_accepts_rules_and_configuration() -> None:
     assert f"{len(promql.rules())} rules found" in promtool("check", "rules", str(promql.ALERTS))
     promtool("check", "config", str(promql.PROMETHEUS / "prometheus.yaml"))
 
 
-def test_alerts_fire_when_they_are_to_and_only_then() -> None:
+def test_alerts_fire_exactly_when_expected() -> None:
     promtool("test", "rules", str(promql.PROMETHEUS / "alerts_test.yaml"))
 
 
@@ -372,7 +376,7 @@ def test_alerts_fire_when_they_are_to_and_only_then() -> None:
 def prometheus(
     model: Model, exposed: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """Prometheus with the example of a configuration, which has looked at the service a few times."""
+    """Run Prometheus with the example configuration until it has scraped the service a few times."""
     config: dict[str, Any] = yaml.safe_load((promql.PROMETHEUS / "prometheus.yaml").read_text())
     config["rule_files"] = [str(promql.ALERTS)]
     config["scrape_configs"][0]["static_configs"] = [{"targets": [model.service.url.removeprefix("http://")]}]
@@ -383,11 +387,11 @@ def prometheus(
 
 
 def evaluated(client: httpx.Client) -> list[dict[str, Any]]:
-    """The rules, as Prometheus sees them."""
+    """Return the rules from the API of Prometheus."""
     return [rule for group in client.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
 
 
-def test_each_panel_shows_something(prometheus: httpx.Client) -> None:
+def test_dashboard_panels_show_data(prometheus: httpx.Client) -> None:
     empty = [
         (panel["title"], target["expr"])
         for panel in promql.panels()
@@ -397,7 +401,7 @@ def test_each_panel_shows_something(prometheus: httpx.Client) -> None:
     assert empty == []
 
 
-def test_a_real_prometheus_fires_for_a_version_that_is_refused(prometheus: httpx.Client) -> None:
+def test_prometheus_alerts_on_a_rejected_version(prometheus: httpx.Client) -> None:
     pending = {alert["labels"]["alertname"] for alert in prometheus.get("/alerts").json()["data"]["alerts"]}
     assert "ServingVersionRefused" in pending
     assert "ServingNotReady" not in pending

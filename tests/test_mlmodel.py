@@ -1,4 +1,4 @@
-"""What is read of a logged model's files, and the sentences for the person who logged it."""
+"""Parsing of a logged model's files, and the errors for the person who logged it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from mlflow.types import ColSpec, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import SparkMLVector
 from signatures import columns, contract
 
-from serving.errors import Unprocessable, Untypable, VerificationFailed
-from serving.runtime import input_example, mlmodel, model_files, model_input
-from serving.runtime.model_files import ModelFiles
+from serving.contract import mlmodel, model_files
+from serving.contract.model_files import ModelFiles
+from serving.errors import Unprocessable, UnsupportedSignature, VerificationFailed
+from serving.models import input_example
+from serving.processes import pyfunc_input
 
 HERE = Path(__file__).parent
 CLASSES = ["setosa", "versicolor"]
@@ -31,7 +33,7 @@ def read(folder: Path) -> ModelFiles:
 
 
 def refusal(**described: Any) -> str:
-    with pytest.raises(Untypable) as refused:
+    with pytest.raises(UnsupportedSignature) as refused:
         mlmodel.contract(described, "iris", 10)
     return str(refused.value)
 
@@ -40,25 +42,25 @@ def refusal(**described: Any) -> str:
 
 
 @pytest.mark.parametrize("inputs", [None, "[]"], ids=["none", "no columns"])
-def test_a_signature_that_names_no_columns_is_refused_with_how_to_log_one(inputs: str | None) -> None:
+def test_signature_without_columns_is_rejected_with_advice(inputs: str | None) -> None:
     assert mlmodel.HOW_TO_LOG in refusal(signature={"inputs": inputs, "outputs": None})
 
 
-def test_numbered_columns_are_text_to_clients_and_numbers_to_the_model() -> None:
-    made = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
-    rows = [made.read_row(b'{"0": 1.5, "1": 2.5}')]
-    frame = model_input.decode(made.layout.encode(rows, "")).data
+def test_numbered_columns_have_text_names_for_clients() -> None:
+    parsed = contract(infer_signature(pd.DataFrame(np.zeros((2, 2)))))
+    rows = [parsed.read_row(b'{"0": 1.5, "1": 2.5}')]
+    frame = pyfunc_input.decode(parsed.layout.encode(rows, "")).data
     pd.testing.assert_frame_equal(frame, pd.DataFrame([[1.5, 2.5]]), check_column_type=False)
     assert [*frame.columns] == [0, 1]
 
 
-def test_two_inputs_of_one_name_are_refused() -> None:
+def test_duplicate_input_names_are_rejected() -> None:
     inputs = json.dumps([{"name": 0, "type": "double"}, {"name": "0", "type": "double"}])
     assert "several inputs of one name: 0, 0" in refusal(signature={"inputs": inputs})
 
 
 @pytest.mark.parametrize("described", [{}, {"signature": None}, {"signature": {}}])
-def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: dict[str, Any]) -> None:
+def test_missing_signature_is_rejected_with_advice(described: dict[str, Any]) -> None:
     assert refusal(**described) == f"it has no signature: {mlmodel.HOW_TO_LOG}"
 
 
@@ -68,12 +70,15 @@ def test_a_model_without_a_signature_is_refused_with_how_to_log_one(described: d
         (Schema([ColSpec(SparkMLVector(), "x")]), "the input 'x' holds a sparkml_vector"),
         (Schema([TensorSpec(np.dtype("complex128"), (-1,))]), "the input 'input' is a tensor of complex128"),
         (Schema([TensorSpec(np.dtype("datetime64[ns]"), (-1,))]), "is a tensor of datetime64"),
-        (Schema([TensorSpec(np.dtype("float64"), (5, 2))]), "has no dimension for rows: let its first be -1"),
+        (
+            Schema([TensorSpec(np.dtype("float64"), (5, 2))]),
+            "has no dimension for rows: its first dimension must be -1",
+        ),
         (Schema([TensorSpec(np.dtype("float64"), ())]), "has no dimension for rows"),
     ],
     ids=["vector", "complex", "dates", "fixed", "a number"],
 )
-def test_an_input_of_no_type_that_is_served_is_refused_with_those_that_are(inputs: Schema, text: str) -> None:
+def test_unsupported_input_type_is_rejected_with_supported_ones(inputs: Schema, text: str) -> None:
     said = refusal(signature=ModelSignature(inputs).to_dict())
     assert text in said
     assert said.endswith("or of tensors of numbers, booleans or strings")
@@ -83,12 +88,12 @@ def test_an_input_of_no_type_that_is_served_is_refused_with_those_that_are(input
     ("part", "text"),
     [("inputs", "{"), ("inputs", '{"a": 1}'), ("inputs", "[1]"), ("outputs", "nonsense"), ("params", 5)],
 )
-def test_a_signature_that_cannot_be_read_is_refused(part: str, text: Any) -> None:
+def test_unreadable_signature_is_rejected(part: str, text: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {part: text}
     assert refusal(signature=signature).startswith(f"its signature's {part} ")
 
 
-def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
+def test_untyped_parameter_is_rejected() -> None:
     params = [{"name": "key", "type": "binary", "default": "", "shape": None}]
     signature = ModelSignature(Schema(columns("x: double"))).to_dict() | {"params": json.dumps(params)}
     assert refusal(signature=signature).startswith(
@@ -96,14 +101,14 @@ def test_a_parameter_that_cannot_be_typed_is_refused() -> None:
     )
 
 
-def test_a_parameter_may_be_an_object() -> None:
+def test_parameter_may_be_an_object() -> None:
     signature = infer_signature(pd.DataFrame({"x": [1.0]}), params={"configurable": {"session_id": "1"}})
-    made = contract(signature)
+    parsed = contract(signature)
     given = {"configurable": {"session_id": "7"}}
-    assert made.read_params(given) == given
-    assert made.read_query({"configurable": ['{"session_id": "7"}']}) == given
+    assert parsed.read_params(given) == given
+    assert parsed.read_query({"configurable": ['{"session_id": "7"}']}) == given
     with pytest.raises(Unprocessable):
-        made.read_params({"configurable": {"session_id": 7}})
+        parsed.read_params({"configurable": {"session_id": 7}})
 
 
 # -- metadata
@@ -112,15 +117,15 @@ def test_a_parameter_may_be_an_object() -> None:
 @pytest.mark.parametrize(
     ("serving", "said"),
     [
-        ({"inputs": {"y": {}}}, "metadata serving.inputs names no column: y"),
-        ({"inputs": {5: {}}}, "metadata serving.inputs names no column: 5"),
-        ({"inputs": ["x"]}, "its metadata serving.inputs is no mapping"),
-        ({"inputs": "x"}, "its metadata serving.inputs is no mapping"),
-        ({"inputs": {"x": ["minimum"]}}, "its metadata serving.inputs.x is no mapping"),
-        ({"inputs": {"x": 5}}, "its metadata serving.inputs.x is no mapping"),
+        ({"inputs": {"y": {}}}, "metadata serving.inputs has unknown columns: y"),
+        ({"inputs": {5: {}}}, "metadata serving.inputs has unknown columns: 5"),
+        ({"inputs": ["x"]}, "its metadata serving.inputs is not a mapping"),
+        ({"inputs": "x"}, "its metadata serving.inputs is not a mapping"),
+        ({"inputs": {"x": ["minimum"]}}, "its metadata serving.inputs.x is not a mapping"),
+        ({"inputs": {"x": 5}}, "its metadata serving.inputs.x is not a mapping"),
         ({"tasks": "regression"}, "metadata serving has unknown entries: tasks"),
         ({"input": {}, 5: 5}, "metadata serving has unknown entries: 5, input"),
-        ("regression", "its metadata serving is no mapping"),
+        ("regression", "its metadata serving is not a mapping"),
         ({"task": "classify"}, "metadata serving.task is 'classify': write classification or regression"),
         (
             {"task": ["regression"]},
@@ -131,25 +136,25 @@ def test_a_parameter_may_be_an_object() -> None:
             "its task is classification, but metadata serving.classes names no classes",
         ),
         ({"task": "classification", "classes": "ab"}, "metadata serving.classes is 'ab': write a list of"),
-        ({"classes": ["a", "b"]}, "metadata serving.classes means nothing where serving.task is None"),
+        ({"classes": ["a", "b"]}, "metadata serving.classes has no effect when serving.task is None"),
         ({"task": "classification", "classes": 2}, "metadata serving.classes is 2: write a list of"),
         ({"task": "classification", "classes": ["a", "a"]}, "metadata serving.classes is ['a', 'a']: write"),
         ({"task": "classification", "classes": [1, "1"]}, "metadata serving.classes is [1, '1']: write"),
     ],
     ids=str,
 )
-def test_a_mistake_in_the_metadata_is_refused_with_a_sentence(serving: Any, said: str) -> None:
+def test_invalid_metadata_is_rejected_with_a_reason(serving: Any, said: str) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("long")]))
-    found = refusal(signature=signature.to_dict(), metadata={"serving": serving})
-    assert found.startswith(said)
-    assert "\n" not in found
+    result = refusal(signature=signature.to_dict(), metadata={"serving": serving})
+    assert result.startswith(said)
+    assert "\n" not in result
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"serving": None}, {"serving": {}}, {"team": "flowers"}])
-def test_metadata_is_optional(metadata: Any) -> None:
+def test_metadata_may_be_missing(metadata: Any) -> None:
     signature = ModelSignature(Schema(columns("x: double")), Schema([ColSpec("double")]))
-    found = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
-    assert found.read_row(b'{"x": 1}') == {"x": 1.0}
+    result = mlmodel.contract({"signature": signature.to_dict(), "metadata": metadata}, "iris", 10)
+    assert result.read_row(b'{"x": 1}') == {"x": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -159,24 +164,26 @@ def test_metadata_is_optional(metadata: Any) -> None:
         (Schema(columns("a: double, b: double, c: double")), "has 3 columns, .* names 2 classes"),
     ],
 )
-def test_classes_that_do_not_fit_the_output_are_refused(outputs: Schema, said: str) -> None:
-    with pytest.raises(Untypable, match=said):
+def test_classes_that_mismatch_the_output_are_rejected(outputs: Schema, said: str) -> None:
+    with pytest.raises(UnsupportedSignature, match=said):
         contract("x: double", outputs=outputs, task="classification", classes=CLASSES)
 
 
 @pytest.mark.parametrize(
     "outputs", [Schema(columns("a: double, b: double")), Schema([ColSpec("string")])], ids=["two", "text"]
 )
-def test_a_regression_without_one_number_a_row_is_refused(outputs: Schema) -> None:
-    with pytest.raises(Untypable, match="its task is regression, but its output signature is not one number"):
+def test_regression_requires_one_number_per_row(outputs: Schema) -> None:
+    with pytest.raises(
+        UnsupportedSignature, match="its task is regression, but its output signature is not one number"
+    ):
         contract("x: double", outputs=outputs, task="regression")
 
 
-def test_parameters_are_typed_with_their_defaults() -> None:
-    made = contract(
+def test_parameters_have_types_and_defaults() -> None:
+    parsed = contract(
         "x: double", params=[ParamSpec("top", "long", 3), ParamSpec("stop", "string", ["a"], (-1,))]
     )
-    assert [(param.name, param.type, param.default, param.is_list) for param in made.params] == [
+    assert [(param.name, param.type, param.default, param.is_list) for param in parsed.params] == [
         ("top", "long", 3, False),
         ("stop", "string", ["a"], True),
     ]
@@ -188,10 +195,10 @@ def test_parameters_are_typed_with_their_defaults() -> None:
 @pytest.mark.parametrize(
     "content", [None, b"", b"- a list", b"{", b"\xff\x00", b"a: !!python/object:os.x {}"]
 )
-def test_a_file_that_is_no_mlmodel_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_invalid_mlmodel_file_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "MLmodel").write_bytes(content)
-    with pytest.raises(Untypable, match="MLmodel"):
+    with pytest.raises(UnsupportedSignature, match="MLmodel"):
         read(tmp_path)
 
 
@@ -210,24 +217,24 @@ def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
 
 def example(folder: Path) -> input_example.Example | None:
     files = read(folder)
-    return input_example.example(files, mlmodel.contract(files.described, "actor", 10))
+    return input_example.example(files, mlmodel.contract(files.mlmodel, "actor", 10))
 
 
-def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
+def test_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
     at = pd.to_datetime(["2026-01-31 12:30", "2026-02-01 00:00"])
     table = pd.DataFrame(
         {"x": [1, 2.5], "n": [1, 2], "s": ["a", None], "b": [b"\xff", b""], "at": at, "f": [True, False]}
     )
-    found = example(
+    result = example(
         save(tmp_path, "x: double, n: long, s: string?, b: binary, at: datetime, f: boolean", table)
     )
-    assert found is not None
-    assert found.rows == [
+    assert result is not None
+    assert result.rows == [
         {"x": 1.0, "n": 1, "s": "a", "b": b"\xff", "at": at[0].to_pydatetime(), "f": True},
         {"x": 2.5, "n": 2, "s": None, "b": b"", "at": at[1].to_pydatetime(), "f": False},
     ]
-    assert json.loads(json.dumps(found.shown)) == found.shown
-    assert found.params == {}
+    assert json.loads(json.dumps(result.shown)) == result.shown
+    assert result.params == {}
 
 
 @pytest.mark.parametrize(
@@ -243,49 +250,49 @@ def test_the_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else str(getattr(value, "dtype", "list")),
 )
-def test_what_the_logged_example_lacks_is_null(tmp_path: Path, kind: str, values: Any) -> None:
+def test_missing_values_of_the_example_are_null(tmp_path: Path, kind: str, values: Any) -> None:
     table = pd.DataFrame({"x": [1.0, 2.0], "gap": values})
-    found = example(save(tmp_path, f"x: double, gap: {kind}?", table))
-    assert found is not None
-    assert [row["gap"] is None for row in found.rows] == [False, True]
+    result = example(save(tmp_path, f"x: double, gap: {kind}?", table))
+    assert result is not None
+    assert [row["gap"] is None for row in result.rows] == [False, True]
 
 
-def test_the_logged_example_may_have_parameters(tmp_path: Path) -> None:
+def test_logged_example_may_have_parameters(tmp_path: Path) -> None:
     params = mlflow.types.ParamSchema([ParamSpec("top", "long", 3)])
-    found = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
-    assert found is not None
-    assert found.params == {"top": 5}
+    result = example(save(tmp_path, "x: double", (pd.DataFrame({"x": [1.0]}), {"top": 5}), params=params))
+    assert result is not None
+    assert result.params == {"top": 5}
 
 
 @pytest.mark.parametrize(
     "rows", [None, pd.DataFrame({"x": pd.Series([], dtype="float64")})], ids=["none", "no rows"]
 )
-def test_an_example_without_rows_is_none(tmp_path: Path, rows: Any) -> None:
+def test_example_without_rows_is_ignored(tmp_path: Path, rows: Any) -> None:
     assert example(save(tmp_path, "x: double", rows)) is None
 
 
-def test_an_example_whose_file_is_lost_is_none(tmp_path: Path) -> None:
+def test_example_without_file_is_ignored(tmp_path: Path) -> None:
     folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
     (folder / "serving_input_example.json").unlink()
     assert example(folder) is None
 
 
-def test_a_long_example_is_read_in_part(tmp_path: Path) -> None:
-    found = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
-    assert found is not None
-    assert 1 <= len(found.rows) <= 100
+def test_long_example_is_truncated(tmp_path: Path) -> None:
+    result = example(save(tmp_path, "x: double", pd.DataFrame({"x": np.arange(250.0)})))
+    assert result is not None
+    assert 1 <= len(result.rows) <= 100
 
 
 @pytest.mark.parametrize("kind", ["long", "long?"])
-def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: str) -> None:
+def test_missing_integer_in_example_is_rejected_with_advice(kind: str) -> None:
     body = {"dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1.0], [2.0, None]]}}
     described = {
         "signature": ModelSignature(Schema(columns(f"x: double, n: {kind}"))).to_dict(),
         "saved_input_example_info": {"serving_input_path": "serving_input_example.json"},
     }
-    files, made = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
+    files, parsed = ModelFiles(described, example=body), mlmodel.contract(described, "actor", 10)
     with pytest.raises(VerificationFailed) as refused:
-        input_example.example(files, made)
+        input_example.example(files, parsed)
     assert str(refused.value).startswith("row 2 of its input example has no value in column 'n'")
     assert "astype('float64')" in str(refused.value)
 
@@ -308,7 +315,7 @@ def test_a_missing_integer_in_the_example_is_refused_with_how_to_log_it(kind: st
     ],
     ids=lambda value: value.get("type") if isinstance(value, dict) else "",
 )
-def test_an_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expected: list[Any]) -> None:
+def test_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, expected: list[Any]) -> None:
     signature = ModelSignature(
         Schema(columns("x: double, s: string?")),
         None,
@@ -319,13 +326,13 @@ def test_an_example_of_older_mlflow_is_read(info: dict[str, Any], data: Any, exp
         "saved_input_example_info": {"artifact_path": "input_example.json"} | info,
     }
     files = ModelFiles(described, example=data)
-    found = input_example.example(files, mlmodel.contract(described, "actor", 10))
-    assert found is not None
-    assert found.rows == expected
-    assert found.params == ({"top": 5} if "params" in info else {})
+    result = input_example.example(files, mlmodel.contract(described, "actor", 10))
+    assert result is not None
+    assert result.rows == expected
+    assert result.params == ({"top": 5} if "params" in info else {})
 
 
-def test_an_example_that_does_not_fit_its_own_signature_is_refused(tmp_path: Path) -> None:
+def test_example_that_mismatches_its_signature_is_rejected(tmp_path: Path) -> None:
     folder = save(tmp_path, "x: double", pd.DataFrame({"x": [1.0]}))
     path = folder / "serving_input_example.json"
     path.write_text(path.read_text().replace("1.0", '"one"'))

@@ -1,4 +1,4 @@
-"""`mlflow run`: its entry points, in the environment that the tests run in."""
+"""Entry points of `mlflow run`, in the environment of the tests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.usefixtures("registry")
 
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry points' `python` is the one of the tests."""
+    """Run entry points with the `python` of the tests."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def run(entry_point: str, **parameters: str) -> None:
-    """What `mlflow run` calls once it has been imported, which takes it seconds."""
+    """Call the function behind `mlflow run`, without the seconds that its import takes."""
     mlflow.projects.run(str(ROOT), entry_point, parameters=parameters, env_manager="local")
 
 
 def runs() -> list[Any]:
     client = mlflow.MlflowClient()
-    everywhere = [each.experiment_id for each in client.search_experiments()]
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(everywhere, order_by=["start_time"]))
 
 
@@ -42,7 +42,7 @@ def test_training_continues_the_run_of_the_project() -> None:
     assert done.returncode == 0, done.stderr
     (only,) = runs()
     assert only.info.status == "FINISHED"
-    # As it was typed, where training by itself would log 2.0.
+    # The text of the parameter; training alone would log 2.0.
     assert only.data.params["regularization"] == "2"
     assert only.data.params["model"] == "iris"
     assert only.data.metrics["accuracy"] > 0.9
@@ -67,30 +67,30 @@ def test_promote_leaves_a_finished_run(
     parameters: dict[str, str], stage: str, aliases: dict[str, int]
 ) -> None:
     run("promote", version="1", **parameters)
-    assert [each.info.status for each in runs()] == ["FINISHED"]
+    assert [entry.info.status for entry in runs()] == ["FINISHED"]
     (version,) = mlflow.MlflowClient().search_model_versions("name='iris'")
     assert version.current_stage == stage
     found = mlflow.MlflowClient().get_registered_model("iris").aliases
     assert {alias: int(number) for alias, number in found.items()} == aliases
 
 
-def test_promote_of_what_is_not_there_fails(capfd: pytest.CaptureFixture[str]) -> None:
+def test_promote_of_a_missing_version_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExecutionException):
         run("promote", version="1")
     assert "python -m training: Registered Model with name=iris not found" in capfd.readouterr().err
-    assert [each.info.status for each in runs()] == ["FAILED"]
+    assert [entry.info.status for entry in runs()] == ["FAILED"]
 
 
-def test_serve_hands_its_parameters_to_the_front(capfd: pytest.CaptureFixture[str]) -> None:
+def test_serve_passes_its_parameters_to_the_front(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExecutionException):
         run("serve", models="nonsense")
-    assert "SERVING_MODELS: 'nonsense' is no model reference" in capfd.readouterr().err
+    assert "SERVING_MODELS: 'nonsense' is not a model reference" in capfd.readouterr().err
 
 
 def test_train_is_the_main_entry_point() -> None:
     assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["train"]
 
 
-def test_the_environment_is_the_one_of_the_scripts() -> None:
+def test_environment_equals_that_of_the_scripts() -> None:
     *_, pip = yaml.safe_load((ROOT / PROJECT["conda_env"]).read_text())["dependencies"]
     assert pip == {"pip": ["-r constraints.txt"]}

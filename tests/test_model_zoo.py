@@ -22,7 +22,7 @@ with quiet():
 
 @pytest.fixture(scope="module")
 def zoo(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    """A service of every model that the test environment can run."""
+    """Start a service of every model that the test environment can run."""
     home, folders = tmp_path_factory.mktemp("model-zoo"), tmp_path_factory.mktemp("models")
     # Two at a time, of about the same length.
     with (
@@ -48,10 +48,10 @@ def test_logged_example_of_an_agent_verifies_it(zoo: Zoo, name: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NAMES)
-def test_answer_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
+def test_prediction_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
     assert not (found := zoo.differences(name, protocol)), "\n".join(found)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_concurrent_requests_do_not_change_an_answer(zoo: Zoo, name: str) -> None:
+def test_concurrent_requests_do_not_change_predictions(zoo: Zoo, name: str) -> None:
     assert not (found := zoo.differences_together(name)), "\n".join(found)

@@ -1,4 +1,4 @@
-"""Models of large libraries, saved and served in an environment of their own beside the test environment."""
+"""Models of large libraries are saved and served in a separate environment."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ with quiet():
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has these libraries, and everything of the test environment."""
+    """Return an interpreter with these libraries and the test environment's packages."""
     folder = tmp_path_factory.mktemp("heavy")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    made = folder / "venv" / "bin" / "python"
+    program = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     lines = [f"import site; site.addsitedir({each!r})" for each in getsitepackages()]
     (packages / "tests.pth").write_text("\n".join(lines))
@@ -38,16 +38,16 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{each.name}=={each.version}" for each in distributions() if each.name != "mlflow-serving-front"
     ]
     constraints.write_text("\n".join(installed))
-    command = [made, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
+    command = [program, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
     subprocess.run([*command, *REQUIREMENTS], check=True)
-    return made
+    return program
 
 
 @pytest.fixture(scope="module")
 def zoo(python: Path, new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    """A service of these models."""
+    """Serve these models."""
     home, folders = tmp_path_factory.mktemp("model-zoo"), tmp_path_factory.mktemp("models")
-    program = (python, "-m", "serving")  # its model processes are of this interpreter too
+    program = (python, "-m", "serving")  # model processes use this interpreter too
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -66,10 +66,10 @@ def test_model_goes_live(zoo: Zoo, name: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NAMES)
-def test_answer_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
-    assert not (found := zoo.differences(name, protocol)), "\n".join(found)
+def test_prediction_is_the_models_own(zoo: Zoo, name: str, protocol: str) -> None:
+    assert not (lines := zoo.differences(name, protocol)), "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_concurrent_requests_do_not_change_an_answer(zoo: Zoo, name: str) -> None:
-    assert not (found := zoo.differences_together(name)), "\n".join(found)
+def test_concurrent_requests_do_not_change_predictions(zoo: Zoo, name: str) -> None:
+    assert not (lines := zoo.differences_together(name)), "\n".join(lines)

@@ -1,4 +1,4 @@
-"""On Ray: the service in replicas on two nodes, through a promotion and the death of a replica and a node."""
+"""The service on Ray with replicas on two nodes: promotions, and failures of a replica and a node."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from live import PROGRAM, environment, until
 from pids import Watch, descendants, parent
 from promotions import Callers, Model
 
-from benchmarks import rays
-from benchmarks.rays import CONFIG
+from benchmarks import ray_cluster
+from benchmarks.ray_cluster import CONFIG
 
-with quiet():  # Ray's own settings are declared in a way that pydantic means to drop
-    from serving.on_ray import BadArguments, Behind, configured
+with quiet():  # Ray declares its settings in a way that pydantic deprecates
+    from serving.integrations.ray import BadArguments, RayAsgiAdapter, configured
 
-pytestmark = pytest.mark.timeout(300)  # of which the cluster takes up to a minute
+pytestmark = pytest.mark.timeout(300)  # the cluster takes up to a minute to start
 
 ACTOR, SPEAKER = "models:/actor/Production", "models:/speaker/1"
-MOST_BYTES = 2**20
+MAX_BYTES = 2**20
 PAUSE = 0.2
-"""Between two looks at what all replicas tell, for which each is asked."""
+"""Seconds between two requests for the state of all replicas."""
 MAX_SECONDS_TO_START = 180
-"""A new replica imports everything anew, and other tests may keep both cores busy."""
+"""A new replica imports all modules, and other tests may use both cores."""
 
 
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = Registry(new_registry(tmp_path_factory.mktemp("registry")))
-    made.promote("actor", made.add("actor"))
-    made.add("speaker", streams=True)
-    return made
+    created = Registry(new_registry(tmp_path_factory.mktemp("registry")))
+    created.promote("actor", created.add("actor"))
+    created.add("speaker", streams=True)
+    return created
 
 
-class Cluster(rays.Cluster):
-    """A cluster that is called as a service is."""
+class Cluster(ray_cluster.Cluster):
+    """A Ray cluster with the client interface of a service."""
 
     def __init__(self, registry: str, folder: Path, **settings: Any) -> None:
-        # A dead node is noticed in a second rather than in half a minute.
+        # Detect a dead node in a second instead of half a minute.
         soon = {"initial_delay_ms": "0", "period_ms": "300", "timeout_ms": "300", "failure_threshold": "3"}
         env = {f"RAY_health_check_{name}": value for name, value in soon.items()}
         super().__init__(folder, environment(registry, folder, **settings) | env)
@@ -64,7 +64,7 @@ def cluster(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
     settings = {
         "models": f"{ACTOR},{SPEAKER}",
         "probation_seconds": 0,
-        "max_body_bytes": MOST_BYTES,
+        "max_body_bytes": MAX_BYTES,
         "poll_seconds": 0.3,
     }
     with Cluster(registry.uri, tmp_path_factory.mktemp("ray"), **settings) as running, running.client:
@@ -74,7 +74,7 @@ def cluster(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def model(cluster: Cluster, registry: Registry) -> Model:
-    return Model("actor", cluster, registry)  # type: ignore[arg-type]  # all it needs is there
+    return Model("actor", cluster, registry)  # type: ignore[arg-type]  # it has all attributes that Model uses
 
 
 @pytest.fixture
@@ -83,51 +83,53 @@ def caller() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-# -- what it is made of
+# -- arguments
 
 
-def test_arguments_are_settings_and_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_environment_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_REPLICAS", "3")
     monkeypatch.setenv("SERVING_POLL_SECONDS", "5")
-    given = {"models": ["models:/iris@champion", "models:/rose/3"], "replicas": 2, "start_seconds": "30"}
-    settings, start_seconds = configured(given)
-    assert [str(each) for each in settings.models] == given["models"]
+    arguments = {"models": ["models:/iris@champion", "models:/rose/3"], "replicas": 2, "start_seconds": "30"}
+    settings, start_seconds = configured(arguments)
+    assert [str(each) for each in settings.models] == arguments["models"]
     assert (settings.replicas, settings.poll_seconds, start_seconds) == (2, 5, 30)
 
 
 @pytest.mark.parametrize(
-    ("given", "lines"),
+    ("arguments", "lines"),
     [
         ({"modles": "x", "port": 1}, ["modles: there is no such setting", "port: Ray's proxy listens"]),
         (
             {"models": "iris", "modles": "x"},
             ["SERVING_MODELS: 'iris' is no model", "modles: there is no such"],
         ),
-        ({"admin_port": 9000}, ["SERVING_ADMIN_PORT: Ray's proxy listens, and alone"]),
+        ({"admin_port": 9000}, ["SERVING_ADMIN_PORT: not supported on Ray, where only Ray's proxy listens"]),
         ({"start_seconds": "soon"}, ["start_seconds: Input should be a valid number"]),
         ({"start_seconds": 0}, ["start_seconds: Input should be greater than 0"]),
     ],
     ids=["of the proxy", "wrong", "not there", "no number", "no time"],
 )
-def test_each_mistake_is_a_line(given: dict[str, Any], lines: list[str]) -> None:
+def test_every_invalid_argument_is_reported_on_a_line(arguments: dict[str, Any], lines: list[str]) -> None:
     with pytest.raises(BadArguments) as refused:
-        configured(given)
-    told = sorted(str(refused.value).splitlines())
-    assert len(told) == len(lines)
-    for line, begin in zip(told, sorted(lines), strict=True):
+        configured(arguments)
+    errors = sorted(str(refused.value).splitlines())
+    assert len(errors) == len(lines)
+    for line, begin in zip(errors, sorted(lines), strict=True):
         assert line.startswith(begin)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("path", "root", "found"),
+    ("path", "root", "forwarded"),
     [("/predict", "", "/predict"), ("/ml/predict", "/ml", "/predict"), ("/predict", "/ml", "/predict")],
 )
-async def test_a_route_prefix_and_a_second_request_id_are_taken_off(path: str, root: str, found: str) -> None:
+async def test_route_prefix_and_duplicate_request_id_are_removed(
+    path: str, root: str, forwarded: str
+) -> None:
     sent: list[Any] = []
 
     async def front(scope: Any, receive: Any, send: Any) -> None:
-        assert (scope["path"], scope["root_path"]) == (found, root)
+        assert (scope["path"], scope["root_path"]) == (forwarded, root)
         headers = [(b"x-request-id", b"mine"), (b"x-request-id", b"new"), (b"x", b"y")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -135,36 +137,36 @@ async def test_a_route_prefix_and_a_second_request_id_are_taken_off(path: str, r
         sent.append(message)
 
     scope = {"type": "http", "path": path, "root_path": root, "headers": [(b"x-request-id", b"mine")]}
-    await Behind(front, AsyncExitStack())(scope, send, send)
+    await RayAsgiAdapter(front, AsyncExitStack())(scope, send, send)
     assert sent[0]["headers"] == [(b"x-request-id", b"new"), (b"x", b"y")]
 
 
-def test_the_config_file_is_for_this_application() -> None:
+def test_config_file_names_this_application() -> None:
     text = CONFIG.read_text()
-    assert "import_path: serving.on_ray:app" in text
+    assert "import_path: serving.integrations.ray:app" in text
     assert "name: front" in text
 
 
 # -- through Ray's proxy
 
 
-def test_ready_tells_every_replica_and_that_they_agree(cluster: Cluster) -> None:
-    told = cluster.ready()
-    assert told["status"] == "ready"
-    assert told["replicas_agree"] is True
-    assert [each["models"] for each in told["replicas"]] == [{ACTOR: "1", SPEAKER: "1"}] * 2
+def test_ready_reports_all_replicas_and_their_agreement(cluster: Cluster) -> None:
+    ready = cluster.ready()
+    assert ready["status"] == "ready"
+    assert ready["replicas_agree"] is True
+    assert [each["models"] for each in ready["replicas"]] == [{ACTOR: "1", SPEAKER: "1"}] * 2
     assert (
-        len({each["id"] for each in told["replicas"]})
-        == len({each["node"] for each in told["replicas"]})
+        len({each["id"] for each in ready["replicas"]})
+        == len({each["node"] for each in ready["replicas"]})
         == 2
     )
     assert cluster.client.get("/readyz").json()["replicas"]
     command = [PROGRAM, "status", cluster.url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(f"replica {each['id']} on " in printed for each in told["replicas"])
+    assert all(f"instance {each['id']} on " in printed for each in ready["replicas"])
 
 
-def test_answers_and_problems_pass_unchanged(cluster: Cluster) -> None:
+def test_proxy_passes_responses_and_problems_unchanged(cluster: Cluster) -> None:
     answer = cluster.client.post("/predict", json={"x": 2.0}, headers={"X-Request-ID": "mine"})
     assert answer.json() == {"prediction": 2.0, "model": {"name": "actor", "version": "1"}}
     assert answer.headers.get_list("x-request-id") == ["mine"]
@@ -176,7 +178,7 @@ def test_answers_and_problems_pass_unchanged(cluster: Cluster) -> None:
     assert cluster.client.get("/nowhere").json()["status"] == 404
 
 
-def test_large_bodies_are_answered_up_to_the_limit(cluster: Cluster) -> None:
+def test_bodies_are_accepted_up_to_the_limit(cluster: Cluster) -> None:
     rows = [{"x": float(number)} for number in range(20_000)]
     answer = cluster.client.post("/predict/batch", json={"rows": rows})
     assert [each["prediction"] for each in answer.json()["predictions"]] == [row["x"] for row in rows]
@@ -184,7 +186,7 @@ def test_large_bodies_are_answered_up_to_the_limit(cluster: Cluster) -> None:
     assert too_large.status_code == 413
 
 
-def test_an_answer_is_streamed_bit_by_bit_until_the_caller_leaves(cluster: Cluster, tmp_path: Path) -> None:
+def test_response_streams_until_client_disconnects(cluster: Cluster, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "go")
     ended = tmp_path / "ended"
     row = {"x": 1.0, "act": f"say:a wait:{tmp_path / 'go'} for:on end:{ended}"}
@@ -196,28 +198,26 @@ def test_an_answer_is_streamed_bit_by_bit_until_the_caller_leaves(cluster: Clust
     until(ended.exists)
 
 
-def test_metrics_are_of_all_replicas(cluster: Cluster) -> None:
-    def told() -> set[str]:
+def test_metrics_cover_all_replicas(cluster: Cluster) -> None:
+    def scraped_ids() -> set[str]:
         cluster.client.post("/predict", json={"x": 1.0})
         text = cluster.client.get("/metrics").text
         return {each["id"] for each in cluster.ready()["replicas"] if f'replica="{each["id"]}"' in text}
 
-    until(lambda: len(told()) == 2)
+    until(lambda: len(scraped_ids()) == 2)
 
 
 # -- promotions and deaths
 
 
 def agreed(cluster: Cluster, version: str, count: int = 2) -> bool:
-    """Whether all replicas, so many, have this version, as one of them tells."""
-    told = cluster.ready()
-    found = [each["models"].get(ACTOR) for each in told.get("replicas", [])]
-    return bool(found == [version] * count and told["replicas_agree"])
+    """Return whether exactly `count` replicas are known and all have this version."""
+    ready = cluster.ready()
+    versions = [each["models"].get(ACTOR) for each in ready.get("replicas", [])]
+    return bool(versions == [version] * count and ready["replicas_agree"])
 
 
-def test_a_promotion_is_followed_by_all_replicas_without_a_failed_request(
-    cluster: Cluster, model: Model
-) -> None:
+def test_promotion_reaches_all_replicas_without_failed_requests(cluster: Cluster, model: Model) -> None:
     with Callers(model) as callers:
         callers.until_more(50)
         version = model.promote()
@@ -231,17 +231,18 @@ def test_a_promotion_is_followed_by_all_replicas_without_a_failed_request(
 
 
 def held(model: Model, caller: ThreadPoolExecutor, folder: Path) -> tuple[Future[httpx.Response], int]:
-    """A request that is under way until the model process that has it dies, and the replica of that."""
+    """Start a request that blocks its model process; return it with the pid of the replica."""
     note, never = folder / "note", folder / "never"
     note.unlink(missing_ok=True)
     if not never.exists():
         os.mkfifo(never)
     under_way = caller.submit(model.predict, 1.0, f"note:{note} wait:{never}")
     until(lambda: note.exists() and note.read_text())
-    return under_way, parent(parent(parent(int(note.read_text()))))  # its fork server has a guardian
+    # The ancestors of a model process are its fork server, the guardian and the replica.
+    return under_way, parent(parent(parent(int(note.read_text()))))
 
 
-def test_with_a_replica_dies_what_was_under_way_on_it_and_its_successor_has_what_the_others_have(
+def test_killed_replica_loses_only_its_requests(
     cluster: Cluster, model: Model, caller: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     breaking = model.promote(inputs="x: double, act: string?, z: double", example=None)
@@ -261,7 +262,7 @@ def test_with_a_replica_dies_what_was_under_way_on_it_and_its_successor_has_what
     assert [*model.state["candidate"].values()][:2] == [breaking, "rejected"]
 
 
-def test_with_a_node_dies_what_was_under_way_on_it_and_the_other_goes_on(
+def test_killed_node_loses_only_its_requests(
     cluster: Cluster, model: Model, caller: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     with Callers(model) as callers:

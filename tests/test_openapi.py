@@ -1,4 +1,4 @@
-"""`/openapi.json`, as those read it who make clients and tests of it."""
+"""Clients, tests and pages that are generated from `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOUSE = zoo()["pipeline"].row
 def service(
     new_registry: NewRegistry, zoo_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service of a classifier, a pipeline of texts, dates and booleans, and a model with a parameter."""
+    """Start a service of a classifier, a mixed pipeline, and a model with a parameter."""
     home = tmp_path_factory.mktemp("openapi")
     registry = Registry(new_registry(home))
     with quiet(), pytest.MonkeyPatch.context() as patch:
@@ -39,13 +39,13 @@ def service(
     for name in ("pipeline", "texts"):
         registry.promote(name, registry.register(name, zoo_folders[name]))
     models = ",".join(f"models:/{name}/Production" for name in ("iris", "pipeline", "texts"))
-    with served(registry.uri, home, models=models, preload=FOR_SKLEARN, poll_seconds=SELDOM) as found:
-        found.until_ready()
-        yield found
+    with served(registry.uri, home, models=models, preload=FOR_SKLEARN, poll_seconds=SELDOM) as running:
+        running.until_ready()
+        yield running
 
 
 def run(client: str, requirements: list[str], *command: str, **more: Any) -> str:
-    """Run a program of the environment that is made for a client; gives what it writes."""
+    """Run a program in the environment of a client, and return its output."""
     python = environment(FOLDER.parent / "clients", client, requirements)
     program, *arguments = command
     path = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
@@ -62,31 +62,31 @@ def run(client: str, requirements: list[str], *command: str, **more: Any) -> str
     return done.stdout
 
 
-def test_a_generated_client_calls_it_without_hand_edits(service: Service, tmp_path: Path) -> None:
+def test_generated_client_works_without_edits(service: Service, tmp_path: Path) -> None:
     requirements = ["openapi-python-client==0.29.1"]
     url = f"{service.url}/openapi.json"
     generate = ["openapi-python-client", "generate", "--url", url, "--output-path", str(tmp_path / "made")]
     config = str(CLIENTS / "openapi_python_client.yaml")
     run("openapi-python-client", requirements, *generate, "--config", config, "--fail-on-warning")
-    told = json.dumps({"url": service.url, "row": ROW, "house": HOUSE})
+    arguments = json.dumps({"url": service.url, "row": ROW, "house": HOUSE})
     env = {"PYTHONPATH": str(tmp_path / "made")}
     script = str(CLIENTS / "generated.py")
-    found = json.loads(run("openapi-python-client", requirements, "python", script, told, env=env))
-    answer = service.client.post("/predict", json=ROW)
-    assert found["one"] == answer.json()
-    assert found["version"] == answer.headers["X-Model-Version"]
-    assert found["many"]["predictions"][1] == found["many"]["predictions"][0]
+    output = json.loads(run("openapi-python-client", requirements, "python", script, arguments, env=env))
+    response = service.client.post("/predict", json=ROW)
+    assert output["one"] == response.json()
+    assert output["version"] == response.headers["X-Model-Version"]
+    assert output["many"]["predictions"][1] == output["many"]["predictions"][0]
     assert (
-        found["house"]["prediction"]
+        output["house"]["prediction"]
         == service.client.post("/models/pipeline/predict", json=HOUSE).json()["prediction"]
     )
-    assert found["times"] == "ABAB"
-    assert found["ready"] == "models:/iris/Production"
-    assert found["fault"] == [422, "sepal_length"]
+    assert output["times"] == "ABAB"
+    assert output["ready"] == "models:/iris/Production"
+    assert output["fault"] == [422, "sepal_length"]
 
 
 @pytest.mark.timeout(600)  # 200 cases for each operation take two minutes
-def test_schemathesis_finds_nothing(service: Service) -> None:
+def test_schemathesis_finds_no_failure(service: Service) -> None:
     run(
         "schemathesis",
         ["schemathesis==4.32.5"],
@@ -107,27 +107,28 @@ def test_schemathesis_finds_nothing(service: Service) -> None:
     assert service.client.post("/predict", json=ROW).json()["label"] == "setosa"
 
 
-SNIPPETS = dict(re.findall(r"```(python|js)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2])
+TUTORIAL = (ROOT / "docs" / "tutorials" / "client.md").read_text()
+SNIPPETS = dict(re.findall(r"```(python|js)\n(.*?)```", TUTORIAL, re.DOTALL))
 
 
-def test_the_readmes_python_calls_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_the_tutorial_works(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     exec(SNIPPETS["python"].replace("http://127.0.0.1:8000", service.url), {})
     assert capsys.readouterr().out == "setosa by version 1\n"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_the_readmes_javascript_calls_it(service: Service, browser: Browser) -> None:
+def test_javascript_of_the_tutorial_works(service: Service, browser: Browser) -> None:
     page = browser.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(f"{service.url}/docs")
     page.evaluate("async () => {" + SNIPPETS["js"] + "}")
     page.close()
-    assert "setosa by version 1" in said
+    assert "setosa by version 1" in messages
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_row_59_the_documentation_works_under_the_policy_of_pages(service: Service, browser: Browser) -> None:
+def test_row_59_docs_work_with_the_content_security_policy(service: Service, browser: Browser) -> None:
     page = browser.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -138,14 +139,14 @@ def test_row_59_the_documentation_works_under_the_policy_of_pages(service: Servi
     operation = page.locator("#operations-iris-predict")
     operation.locator("button.opblock-summary-control").click()
     operation.get_by_role("button", name="Execute").click()
-    answered = operation.locator(".live-responses-table .response-col_description code").first
-    expect(answered).to_contain_text("setosa")
+    response_body = operation.locator(".live-responses-table .response-col_description code").first
+    expect(response_body).to_contain_text("setosa")
     page.close()
     assert complaints == []
     assert {host for host in hosts if host} == {urlsplit(service.url).netloc}
 
 
-def test_row_59_pages_restrict_what_browsers_do(service: Service) -> None:
+def test_row_59_pages_have_security_headers(service: Service) -> None:
     pages = [service.client.get(path) for path in ("/", "/docs")]
     for page in pages:
         assert page.headers["content-type"].startswith("text/html")
@@ -157,7 +158,7 @@ def test_row_59_pages_restrict_what_browsers_do(service: Service) -> None:
         assert not re.findall(r"<script(?![^>]*src=)|https?://| on\w+=|<style", page.text)
 
 
-def test_whole_numbers_of_64_bits_keep_their_bounds(service: Service) -> None:
+def test_64_bit_integers_keep_their_bounds(service: Service) -> None:
     rooms = service.client.get("/openapi.json").json()["components"]["schemas"]["PipelineRow"]["properties"][
         "rooms"
     ]

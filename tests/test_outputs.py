@@ -1,4 +1,4 @@
-"""What models answer, as clients read it."""
+"""Outputs of models as predictions for clients."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mlflow.types.schema import Array
 from pydantic import TypeAdapter
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.json_values import NOT_FINITE
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed
-from serving.runtime import answers
-from serving.runtime.contract import Contract
-from serving.runtime.values import NOT_FINITE
 
 CLASSES = ["setosa", "versicolor", "virginica"]
 FLOATS = Schema([TensorSpec(np.dtype("float64"), (-1,))])
@@ -36,37 +36,37 @@ def tensor(dtype: str, *shape: int) -> Schema:
     return Schema([TensorSpec(np.dtype(dtype), (-1, *shape))])
 
 
-def answering(outputs: Schema | None = None, **serving: Any) -> Contract:
+def contract_for(outputs: Schema | None = None, **serving: Any) -> Contract:
     return contract("x: double", outputs=outputs, **serving)
 
 
 def classifier(outputs: Schema) -> Contract:
-    return answering(outputs, task="classification", classes=CLASSES)
+    return contract_for(outputs, task="classification", classes=CLASSES)
 
 
-def predictions(made: Contract, answer: Any) -> list[Any]:
-    return read(made, answers.decode(answers.encode(answer, 0)))
+def predictions(model_contract: Contract, output: Any) -> list[Any]:
+    return read(model_contract, model_output.decode(model_output.encode(output, 0)))
 
 
-def read(made: Contract, table: pa.RecordBatch) -> list[Any]:
-    """The predictions as a client reads them; `NOT_FINITE` where there is none."""
-    found = made.predictions(table)
+def read(model_contract: Contract, table: pa.RecordBatch) -> list[Any]:
+    """Return the predictions as a client parses them; `NOT_FINITE` for an invalid row."""
+    batch = model_contract.predictions(table)
     return [
-        NOT_FINITE if row in found.bad else json.loads(found.row(row).removesuffix(b","))
-        for row in range(len(found))
+        NOT_FINITE if row in batch.invalid_rows else json.loads(batch.row_json(row))
+        for row in range(len(batch))
     ]
 
 
-def values(made: Contract, answer: Any) -> list[Any]:
-    found = predictions(made, answer)
-    return [row if row is NOT_FINITE else row["prediction"] for row in found]
+def values(model_contract: Contract, output: Any) -> list[Any]:
+    rows = predictions(model_contract, output)
+    return [row if row is NOT_FINITE else row["prediction"] for row in rows]
 
 
 # -- values
 
 
 @pytest.mark.parametrize(
-    ("outputs", "answer", "expected"),
+    ("outputs", "output", "expected"),
     [
         (one("double"), np.array([1.5, 2.5]), [1.5, 2.5]),
         (one("double"), np.array([1, 2]), [1, 2]),
@@ -103,12 +103,12 @@ def values(made: Contract, answer: Any) -> list[Any]:
     ],
     ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
 )
-def test_an_answer_is_typed_after_the_signature(outputs: Schema, answer: Any, expected: list[Any]) -> None:
-    assert values(answering(outputs), answer) == expected
+def test_prediction_has_declared_type(outputs: Schema, output: Any, expected: list[Any]) -> None:
+    assert values(contract_for(outputs), output) == expected
 
 
 @pytest.mark.parametrize(
-    ("outputs", "answer"),
+    ("outputs", "output"),
     [
         (one("double"), ["a"]),
         (one("double"), [True]),
@@ -130,41 +130,42 @@ def test_an_answer_is_typed_after_the_signature(outputs: Schema, answer: Any, ex
     ],
     ids=lambda value: str(getattr(value, "dtypes", value)).replace("\n", " ")[:60],
 )
-def test_an_answer_that_is_not_what_the_signature_says_is_a_failure(outputs: Schema, answer: Any) -> None:
+def test_output_that_violates_signature_fails(outputs: Schema, output: Any) -> None:
     with pytest.raises(ModelFailed):
-        predictions(answering(outputs), answer)
+        predictions(contract_for(outputs), output)
 
 
-# -- what JSON has no word for
+# -- values that JSON cannot represent
 
 BAD = [np.nan, np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("form", [np.array, list, pd.Series, lambda found: pd.DataFrame({"y": found})])
+@pytest.mark.parametrize("form", [np.array, list, pd.Series, lambda result: pd.DataFrame({"y": result})])
 @pytest.mark.parametrize(
-    "made", [answering(one("double")), answering(FLOATS), answering(FLOATS, task="regression")]
+    "model_contract",
+    [contract_for(one("double")), contract_for(FLOATS), contract_for(FLOATS, task="regression")],
 )
-def test_a_number_that_is_not_finite_marks_its_row_alone(made: Contract, form: Any, bad: float) -> None:
-    assert values(made, form([1.0, bad, 3.0])) == [1.0, NOT_FINITE, 3.0]
+def test_non_finite_number_invalidates_only_its_row(model_contract: Contract, form: Any, bad: float) -> None:
+    assert values(model_contract, form([1.0, bad, 3.0])) == [1.0, NOT_FINITE, 3.0]
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_number_that_is_not_finite_marks_its_row_in_any_shape(bad: float) -> None:
+def test_non_finite_number_invalidates_row_in_any_shape(bad: float) -> None:
     wide = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]])
-    assert values(answering(tensor("float64", 3)), wide)[1] is NOT_FINITE
-    assert values(answering(tensor("float64", -1)), wide)[1] is NOT_FINITE
-    assert values(answering(Schema([ColSpec(Array("double"))])), wide.tolist())[1] is NOT_FINITE
+    assert values(contract_for(tensor("float64", 3)), wide)[1] is NOT_FINITE
+    assert values(contract_for(tensor("float64", -1)), wide)[1] is NOT_FINITE
+    assert values(contract_for(Schema([ColSpec(Array("double"))])), wide.tolist())[1] is NOT_FINITE
     for outputs in (tensor("float64", 3), Schema(columns("a: double, b: double, c: double"))):
         for form in (wide, pd.DataFrame(wide, columns=CLASSES)):
             assert predictions(classifier(outputs), form)[1] is NOT_FINITE
     named = Schema(columns("a: double, b: string"))
     table = pd.DataFrame({"a": [1.0, bad], "b": ["x", "y"]})
-    assert values(answering(named), table) == [{"a": 1.0, "b": "x"}, NOT_FINITE]
+    assert values(contract_for(named), table) == [{"a": 1.0, "b": "x"}, NOT_FINITE]
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_missing_number_fails_its_row_and_other_missing_values_are_null(kind: str) -> None:
+def test_missing_number_fails_row_and_other_values_are_null(kind: str) -> None:
     present = {
         "boolean": True,
         "integer": 1,
@@ -175,20 +176,20 @@ def test_missing_number_fails_its_row_and_other_missing_values_are_null(kind: st
         "binary": b"a",
         "datetime": pd.Timestamp("2026-01-31"),
     }[kind]
-    answer = pd.Series([present, None], dtype=object)
-    first, second = values(answering(one(kind)), answer)
+    output = pd.Series([present, None], dtype=object)
+    first, second = values(contract_for(one(kind)), output)
     assert first is not NOT_FINITE
     assert second is (NOT_FINITE if kind in ("boolean", "integer", "long", "float", "double") else None)
-    assert values(answering(one(kind, required=False)), answer)[1] is None
+    assert values(contract_for(one(kind, required=False)), output)[1] is None
 
 
-def test_without_an_output_signature_anything_is_answered() -> None:
-    made = answering_anything()
-    for answer in ([1.5, 2.5], ["a", "b"], [[1], [2, 3]], [[1.5, "a"][:1], []]):
-        assert values(made, answer) == answer
+def test_any_output_is_valid_without_signature() -> None:
+    model_contract = contract_for_anything()
+    for output in ([1.5, 2.5], ["a", "b"], [[1], [2, 3]], [[1.5, "a"][:1], []]):
+        assert values(model_contract, output) == output
 
 
-def answering_anything() -> Contract:
+def contract_for_anything() -> Contract:
     from mlflow.models import ModelSignature
 
     return contract(ModelSignature(Schema(columns("x: double"))))
@@ -206,13 +207,13 @@ def answering_anything() -> Contract:
         lambda bad: pd.DataFrame({"a": [bad]}),
     ],
 )
-def test_without_an_output_signature_numbers_must_be_finite_all_the_same(form: Any, bad: float) -> None:
-    (found,) = predictions(answering_anything(), form(bad))
-    assert found is NOT_FINITE
+def test_numbers_must_be_finite_without_signature(form: Any, bad: float) -> None:
+    (result,) = predictions(contract_for_anything(), form(bad))
+    assert result is NOT_FINITE
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "output",
     [
         pa.array([b"\x00\xff"]),
         pa.array([dt.time(12, 30)]),
@@ -224,58 +225,58 @@ def test_without_an_output_signature_numbers_must_be_finite_all_the_same(form: A
     ],
     ids=lambda array: str(array.type),
 )
-def test_whatever_is_answered_is_json_or_a_failure(answer: pa.Array) -> None:
-    batch = pa.RecordBatch.from_arrays([answer], names=["0"])
-    for made in (answering_anything(), answering(one("datetime"))):
+def test_any_output_is_json_or_fails(output: pa.Array) -> None:
+    batch = pa.RecordBatch.from_arrays([output], names=["0"])
+    for model_contract in (contract_for_anything(), contract_for(one("datetime"))):
         with suppress(ModelFailed):
-            read(made, batch)
+            read(model_contract, batch)
 
 
 # -- tasks
 
 
-def test_a_regressor_answers_a_number_a_row() -> None:
+def test_regressor_returns_number_per_row() -> None:
     for outputs in (FLOATS, one("double"), one("long"), one("double", name="y"), tensor("float64", 1)):
-        made = answering(outputs, task="regression")
-        for answer in (np.array([1.5, 2.5]), np.array([[1.5], [2.5]]), pd.DataFrame({"y": [1.5, 2.5]})):
-            assert predictions(made, answer) == [{"prediction": 1.5}, {"prediction": 2.5}]
+        model_contract = contract_for(outputs, task="regression")
+        for output in (np.array([1.5, 2.5]), np.array([[1.5], [2.5]]), pd.DataFrame({"y": [1.5, 2.5]})):
+            assert predictions(model_contract, output) == [{"prediction": 1.5}, {"prediction": 2.5}]
         with pytest.raises(ModelFailed):
-            predictions(made, ["a"])
+            predictions(model_contract, ["a"])
 
 
-def test_a_classifier_with_probabilities_answers_the_likeliest_class() -> None:
+def test_probabilities_yield_most_likely_class() -> None:
     chances = np.array([[0.125, 0.5, 0.375], [0.25, 0.25, 0.5], [0.5, 0.5, 0.0]])
     for outputs in (
         tensor("float64", 3),
         tensor("float64", -1),
         Schema(columns("a: double, b: double, c: double")),
     ):
-        found = predictions(classifier(outputs), chances)
-        assert [(row["prediction"], row["label"], row["confidence"]) for row in found] == [
+        result = predictions(classifier(outputs), chances)
+        assert [(row["prediction"], row["label"], row["confidence"]) for row in result] == [
             (1, "versicolor", 0.5),
             (2, "virginica", 0.5),
             (0, "setosa", 0.5),
         ]
-        assert found[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
+        assert result[0]["probabilities"] == {"setosa": 0.125, "versicolor": 0.5, "virginica": 0.375}
 
 
-def test_named_probabilities_are_read_by_name_and_others_by_place() -> None:
-    made = classifier(Schema(columns("a: double, b: double, c: double")))
+def test_probabilities_are_read_by_name_or_position() -> None:
+    model_contract = classifier(Schema(columns("a: double, b: double, c: double")))
     named = pd.DataFrame({"virginica": [0.5], "setosa": [0.25], "versicolor": [0.25]})
-    assert predictions(made, named)[0]["label"] == "virginica"
-    assert predictions(made, named.set_axis(["a", "b", "c"], axis=1))[0]["label"] == "setosa"
+    assert predictions(model_contract, named)[0]["label"] == "virginica"
+    assert predictions(model_contract, named.set_axis(["a", "b", "c"], axis=1))[0]["label"] == "setosa"
 
 
 @pytest.mark.parametrize(
-    "answer", [np.zeros((1, 2)), np.zeros(3), np.zeros((1, 3, 1)), ["setosa"], np.array([["a", "b", "c"]])]
+    "output", [np.zeros((1, 2)), np.zeros(3), np.zeros((1, 3, 1)), ["setosa"], np.array([["a", "b", "c"]])]
 )
-def test_a_classifier_without_a_probability_for_each_class_fails(answer: Any) -> None:
+def test_missing_class_probability_fails(output: Any) -> None:
     with pytest.raises(ModelFailed):
-        predictions(classifier(tensor("float64", 3)), answer)
+        predictions(classifier(tensor("float64", 3)), output)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "answer"),
+    ("outputs", "output"),
     [
         (one("long"), np.array([2, 0])),
         (one("string"), np.array(["virginica", "setosa"])),
@@ -286,17 +287,17 @@ def test_a_classifier_without_a_probability_for_each_class_fails(answer: Any) ->
     ],
     ids=["ids", "names", "texts", "categories", "int32", "tensor of texts"],
 )
-def test_a_classifier_with_classes_answers_ids_and_names(outputs: Schema, answer: Any) -> None:
-    assert predictions(classifier(outputs), answer) == [
+def test_class_labels_yield_ids_and_names(outputs: Schema, output: Any) -> None:
+    assert predictions(classifier(outputs), output) == [
         {"prediction": 2, "label": "virginica"},
         {"prediction": 0, "label": "setosa"},
     ]
 
 
-@pytest.mark.parametrize("answer", [[3], [-1], ["rose"], [None], [1.5], [""]])
-def test_a_class_that_is_not_listed_is_a_failure(answer: Any) -> None:
+@pytest.mark.parametrize("output", [[3], [-1], ["rose"], [None], [1.5], [""]])
+def test_unlisted_class_fails(output: Any) -> None:
     with pytest.raises(ModelFailed):
-        predictions(classifier(one("long")), answer)
+        predictions(classifier(one("long")), output)
 
 
 # -- in general
@@ -317,11 +318,11 @@ arrays = st.one_of(
     )
 )
 CONTRACTS = [
-    answering_anything(),
-    *[answering(one(kind)) for kind in TYPES],
-    *[answering(tensor(dtype, 2)) for dtype in ("float64", "int64", "str")],
-    answering(FLOATS, task="regression"),
-    answering(Schema(columns("a: double, b: string?"))),
+    contract_for_anything(),
+    *[contract_for(one(kind)) for kind in TYPES],
+    *[contract_for(tensor(dtype, 2)) for dtype in ("float64", "int64", "str")],
+    contract_for(FLOATS, task="regression"),
+    contract_for(Schema(columns("a: double, b: string?"))),
     classifier(tensor("float64", 3)),
     classifier(one("long")),
     classifier(one("string")),
@@ -329,32 +330,32 @@ CONTRACTS = [
 
 
 @given(st.sampled_from(CONTRACTS), st.lists(arrays, min_size=1, max_size=3), st.permutations(["a", "b", "c"]))
-def test_any_answer_is_a_prediction_a_row_or_a_failure(
-    made: Contract, found: list[pa.Array], names: list[str]
+def test_any_output_is_prediction_per_row_or_fails(
+    model_contract: Contract, data: list[pa.Array], names: list[str]
 ) -> None:
-    rows = min(map(len, found))
-    batch = pa.RecordBatch.from_arrays([array[:rows] for array in found], names=names[: len(found)])
+    rows = min(map(len, data))
+    batch = pa.RecordBatch.from_arrays([array[:rows] for array in data], names=names[: len(data)])
     with suppress(ModelFailed):
-        predicted = made.predictions(batch)
+        predicted = model_contract.predictions(batch)
         assert len(predicted) == rows
-        for row in set(range(rows)).difference(predicted.bad):
-            orjson.loads(predicted.row(row).removesuffix(b","))  # which takes no NaN
+        for row in set(range(rows)).difference(predicted.invalid_rows):
+            orjson.loads(predicted.row_json(row))  # rejects NaN
 
 
 @pytest.mark.parametrize(
-    ("made", "expected"),
+    ("model_contract", "expected"),
     [
-        (answering(one("long")), {"prediction": {"type": "integer"}}),
-        (answering(one("double", required=False)), {"prediction": {"type": ["number", "null"]}}),
+        (contract_for(one("long")), {"prediction": {"type": "integer"}}),
+        (contract_for(one("double", required=False)), {"prediction": {"type": ["number", "null"]}}),
         (
-            answering(tensor("float64", 2)),
+            contract_for(tensor("float64", 2)),
             {"prediction": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
         ),
-        (answering(tensor("str", -1)), {"prediction": {"type": "array", "items": {"type": "string"}}}),
-        (answering_anything(), {"prediction": {}}),
-        (answering(FLOATS, task="regression"), {"prediction": {"type": "number"}}),
+        (contract_for(tensor("str", -1)), {"prediction": {"type": "array", "items": {"type": "string"}}}),
+        (contract_for_anything(), {"prediction": {}}),
+        (contract_for(FLOATS, task="regression"), {"prediction": {"type": "number"}}),
         (
-            answering(Schema(columns("a: double, b: string"))),
+            contract_for(Schema(columns("a: double, b: string"))),
             {
                 "prediction": {
                     "type": "object",
@@ -384,13 +385,13 @@ def test_any_answer_is_a_prediction_a_row_or_a_failure(
             },
         ),
     ],
-    ids=lambda value: value.outputs.told if isinstance(value, Contract) else "",
+    ids=lambda value: value.outputs.description if isinstance(value, Contract) else "",
 )
-def test_predictions_are_documented(made: Contract, expected: dict[str, Any]) -> None:
-    schema = TypeAdapter(made.prediction).json_schema()
-    found = {
-        name: {key: each[key] for key in each if key != "title"}
-        for name, each in schema["properties"].items()
+def test_predictions_are_documented(model_contract: Contract, expected: dict[str, Any]) -> None:
+    schema = TypeAdapter(model_contract.prediction).json_schema()
+    result = {
+        name: {key: field[key] for key in field if key != "title"}
+        for name, field in schema["properties"].items()
     }
-    assert found == expected
+    assert result == expected
     assert schema["required"] == [*expected]

@@ -1,4 +1,4 @@
-"""More is asked of a model than it can answer: what is taken is answered, the rest is refused at once."""
+"""Overload: admitted requests succeed, and the rest is rejected at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CALLERS = 100
 
 
 @pytest.mark.anyio
-async def test_what_could_not_be_answered_in_time_is_refused_at_once(registry: str, tmp_path: Path) -> None:
+async def test_excess_requests_are_rejected_at_once(registry: str, tmp_path: Path) -> None:
     Registry(registry).add("actor")
-    limits = {"wait_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
+    limits = {"max_queue_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
     with served(registry, tmp_path, models="models:/actor/1", **limits) as service:
         service.until_ready()
-        for size in (1, 3, 5):  # it learns what a row costs
+        for size in (1, 3, 5):  # the service learns the cost of a row
             service.client.post("/predict/batch", json={"rows": [ROW] * size}).raise_for_status()
         await _ask_too_much(service)
         metrics = service.client.get("/metrics").text
@@ -33,14 +33,14 @@ async def test_what_could_not_be_answered_in_time_is_refused_at_once(registry: s
 async def _ask_too_much(service: Service) -> None:
     limits = httpx.Limits(max_connections=CALLERS)
     async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
-        answers = await asyncio.gather(*(client.post("/predict", json=ROW) for _ in range(CALLERS)))
-    statuses = Counter(answer.status_code for answer in answers)
+        responses = await asyncio.gather(*(client.post("/predict", json=ROW) for _ in range(CALLERS)))
+    statuses = Counter(response.status_code for response in responses)
     assert statuses.keys() == {200, 503}, statuses
-    # Twenty rows take 0.4 s; those that were refused while the first came in had nowhere to wait.
+    # Twenty rows take 0.4 s; requests beyond that do not fit the queue.
     assert statuses[503] > CALLERS / 2, statuses
-    for answer in answers:
-        if answer.status_code == 200:
-            assert answer.json()["prediction"] == 2.0
+    for response in responses:
+        if response.status_code == 200:
+            assert response.json()["prediction"] == 2.0
         else:
-            assert answer.headers["retry-after"] == "1"
-            assert "in time" in answer.json()["detail"]
+            assert response.headers["retry-after"] == "1"
+            assert "in time" in response.json()["detail"]

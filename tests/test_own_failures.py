@@ -1,4 +1,4 @@
-"""Only a version's own failures count against it: no caller can have a promotion reverted."""
+"""Only a version's own failures count against it: no client can cause a rollback."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def models(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def promoted(model: Model) -> str:
-    """Return a version that has just gone live, and that itself fails on large numbers."""
+    """Return a version that has just gone live and fails on large numbers."""
     version = model.promote(on_large="raise:unfit")
     model.until_live(version)
     return version
 
 
 def until_reverted(model: Model, version: str) -> tuple[int, int]:
-    """Have the version fail by itself until it is reverted; return how many of its requests counted."""
+    """Make the version fail until it is rolled back; return the number of requests that counted."""
 
     def is_reverted() -> bool:
         model.predict(101.0)
@@ -53,13 +53,13 @@ def until_reverted(model: Model, version: str) -> tuple[int, int]:
 def value(service: Service, metric: str, name: str, version: str) -> float:
     """Return the sum of a metric of a version."""
     labels = (f'model="{name}"', f'version="{version}"')
-    found = service.metrics().items()
+    values = service.metrics().items()
     return sum(
-        each for key, each in found if key.startswith(metric) and all(label in key for label in labels)
+        number for key, number in values if key.startswith(metric) and all(label in key for label in labels)
     )
 
 
-def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
+def test_row_47_deadlines_set_by_callers_do_not_count(
     models: dict[str, Model],
 ) -> None:
     model = models["hurried"]
@@ -69,14 +69,14 @@ def test_row_47_a_deadline_that_a_caller_sets_does_not_count_against_a_version(
         body = row if path == "predict" else {"rows": [row]}
         for seconds in ("0.1", "0.02", "0.1"):
             headers = {"X-Request-Timeout": seconds}
-            answer = model.service.client.post(f"/models/{model.name}/{path}", json=body, headers=headers)
-            assert answer.status_code == 504
+            response = model.service.client.post(f"/models/{model.name}/{path}", json=body, headers=headers)
+            assert response.status_code == 504
     assert model.predict(1.0).headers["x-model-version"] == version
     failed, requests = until_reverted(model, version)
-    assert failed == requests - 1  # the hurried ones count neither as failed nor as answered
+    assert failed == requests - 1  # requests with a short deadline are not counted
 
 
-def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
+def test_row_47_rows_that_fail_on_any_version_do_not_count(
     models: dict[str, Model],
 ) -> None:
     model = models["poisoned"]
@@ -84,7 +84,7 @@ def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
     before = value(model.service, "serving_batch_rows_count", model.name, "1")
     for _ in range(12):
         assert model.predict(1.0, "raise:poison").status_code == 500
-    # The version before has answered a sample of them.
+    # A sample of them was repeated on the previous version.
     until(lambda: value(model.service, "serving_batch_rows_count", model.name, "1") >= before + 8)
     for _ in range(12):
         assert model.predict(1.0, "nan").status_code == 500
@@ -93,10 +93,10 @@ def test_row_47_rows_on_which_any_version_fails_do_not_count_against_a_version(
     assert model.is_well("1")
 
 
-def test_row_47_rows_that_kill_any_version_do_not_count_against_a_version(models: dict[str, Model]) -> None:
+def test_row_47_rows_that_kill_any_version_do_not_count(models: dict[str, Model]) -> None:
     model = models["killed"]
     version = promoted(model)
-    for _ in range(2):  # each is tried twice, so that four processes die
+    for _ in range(2):  # a request is retried once, so four processes die
         assert model.predict(1.0, "exit:1").status_code == 503
     until(lambda: value(model.service, "serving_process_deaths_total", model.name, "1") > 0)
     assert model.is_well(version)

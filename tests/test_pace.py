@@ -1,4 +1,4 @@
-"""How many rows a model can be given, by what its batches have shown."""
+"""Estimate of the number of rows that a model can process in time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.pace import Pace
+from serving.batching.latency_model import BatchLatencyModel
 
 
-def paced(batches: list[tuple[int, float]], patience: float = 1.0, processes: int = 1) -> Pace:
-    pace = Pace(patience, processes)
+def latency_model(
+    batches: list[tuple[int, float]], max_queue_seconds: float = 1.0, processes: int = 1
+) -> BatchLatencyModel:
+    model = BatchLatencyModel(max_queue_seconds, processes)
     for rows, seconds in batches:
-        pace.note(rows, 256, seconds)
-    return pace
+        model.observe(rows, 256, seconds)
+    return model
 
 
-def test_of_a_model_that_has_answered_nothing_any_number_is_hoped_for() -> None:
-    assert paced([]).most_rows == math.inf
+def test_limit_is_infinite_before_first_batch() -> None:
+    assert latency_model([]).max_rows == math.inf
 
 
 @given(
@@ -29,34 +31,32 @@ def test_of_a_model_that_has_answered_nothing_any_number_is_hoped_for() -> None:
     sizes=st.lists(st.integers(1, 256), min_size=2, max_size=30, unique=True),
     processes=st.integers(1, 8),
 )
-def test_what_a_call_and_what_a_row_takes_are_told_apart(
-    call: float, row: float, sizes: list[int], processes: int
-) -> None:
-    pace = paced([(size, call + row * size) for size in sizes], processes=processes)
-    assert pace.most_rows == pytest.approx(processes / (call / 256 + row), rel=0.05)
+def test_call_and_row_times_are_separated(call: float, row: float, sizes: list[int], processes: int) -> None:
+    model = latency_model([(size, call + row * size) for size in sizes], processes=processes)
+    assert model.max_rows == pytest.approx(processes / (call / 256 + row), rel=0.05)
 
 
 @pytest.mark.parametrize("size", [1, 7, 256])
-def test_as_long_as_all_batches_are_alike_a_row_is_taken_to_cost_nothing(size: int) -> None:
-    assert paced([(size, 0.02)] * 50).most_rows == pytest.approx(256 / 0.02)
+def test_equal_batches_imply_no_cost_per_row(size: int) -> None:
+    assert latency_model([(size, 0.02)] * 50).max_rows == pytest.approx(256 / 0.02)
 
 
-def test_a_model_that_needs_longer_than_the_patience_may_have_some_wait() -> None:
-    assert paced([(1, 2.0), (2, 4.0), (3, 6.0)]).most_rows == pytest.approx(4)
+def test_slow_model_may_queue_minimum_of_calls() -> None:
+    assert latency_model([(1, 2.0), (2, 4.0), (3, 6.0)]).max_rows == pytest.approx(4)
 
 
-def test_a_model_that_has_become_quick_again_is_given_more_again() -> None:
+def test_limit_rises_when_model_speeds_up() -> None:
     slow = [(size, 0.1 * size) for size in (1, 2, 4)]
-    assert paced(slow).most_rows == pytest.approx(10, rel=0.1)
-    assert paced(slow + [(size, 0.001 * size) for size in (1, 2, 4)] * 1000).most_rows > 900
+    assert latency_model(slow).max_rows == pytest.approx(10, rel=0.1)
+    assert latency_model(slow + [(size, 0.001 * size) for size in (1, 2, 4)] * 1000).max_rows > 900
 
 
-def test_one_long_pause_does_not_make_a_quick_model_a_slow_one() -> None:
+def test_single_slow_batch_keeps_limit_high() -> None:
     numbers = random.Random(0)
     usual = [(size := numbers.randint(20, 44), 0.0014 + 1e-6 * size) for _ in range(1000)]
-    assert paced([*usual, (44, 0.1)]).most_rows > 5000
+    assert latency_model([*usual, (44, 0.1)]).max_rows > 5000
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 100)), min_size=1))
-def test_whatever_it_learns_at_least_one_row_is_given(batches: list[tuple[int, float]]) -> None:
-    assert paced(batches).most_rows >= 1
+def test_limit_is_at_least_one_row(batches: list[tuple[int, float]]) -> None:
+    assert latency_model(batches).max_rows >= 1

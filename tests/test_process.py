@@ -1,4 +1,4 @@
-"""The model process asks a model as pyfunc would, whether pyfunc enforces the signature once more or not."""
+"""The model process calls a model as pyfunc does, with or without a second check of the signature."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow.types import ParamSpec, Schema
 from signatures import TYPES, columns, contract
 from test_table import rows_of
 
-from serving.runtime import model_input, process
+from serving.processes import model_process, pyfunc_input
 
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
 KINDS = {f"{mark or 'r'} {kind}": (kind, not mark) for kind in TYPES for mark in ("", "?")}
@@ -26,13 +26,16 @@ DOUBLES = "a: double, b: double, c: double"
 
 
 def frames(spec: str, rows: list[dict[str, Any]]) -> list[pd.DataFrame]:
-    """The tables that a model process makes of rows."""
-    made = contract(spec)
-    return [model_input.decode(made.layout.encode(group, ""))[0] for _, _, group in made.layout.groups(rows)]
+    """Return the DataFrames that a model process decodes from rows."""
+    contract_ = contract(spec)
+    return [
+        pyfunc_input.decode(contract_.layout.encode(group, ""))[0]
+        for _, _, group in contract_.layout.groups(rows)
+    ]
 
 
 @given(sent=st.lists(rows_of(KINDS), min_size=1, max_size=4))
-def test_pyfuncs_own_enforcement_changes_nothing_of_a_table(sent: list[dict[str, Any]]) -> None:
+def test_pyfunc_enforcement_does_not_change_a_table(sent: list[dict[str, Any]]) -> None:
     rows, _ = ALL.read_batch(json.dumps({"rows": sent}).encode())
     for frame in frames(SPEC, rows):
         enforced = _enforce_schema(frame, Schema(columns(SPEC)))
@@ -40,7 +43,7 @@ def test_pyfuncs_own_enforcement_changes_nothing_of_a_table(sent: list[dict[str,
 
 
 @pytest.mark.parametrize("kind", ["integer", "long", "float", "double"])
-def test_numbers_of_one_type_lie_in_memory_as_pyfunc_lays_them(kind: str) -> None:
+def test_numbers_have_pyfunc_memory_layout(kind: str) -> None:
     spec = f"a: {kind}, b: {kind}, c: {kind}"
     (frame,) = frames(spec, [{"a": 1, "b": 2, "c": 3}, {"a": 4, "b": 5, "c": 6}])
     enforced = _enforce_schema(frame, Schema(columns(spec)))
@@ -49,8 +52,8 @@ def test_numbers_of_one_type_lie_in_memory_as_pyfunc_lays_them(kind: str) -> Non
 
 
 @given(data=st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=40))
-def test_answers_are_the_same_to_the_bit(
-    predicts: dict[bool, process.Predict], data: list[list[float]]
+def test_predictions_are_bit_identical(
+    predicts: dict[bool, model_process.Predict], data: list[list[float]]
 ) -> None:
     rows = [dict(zip("abc", row, strict=True)) for row in data]
     (frame,) = frames(DOUBLES, rows)
@@ -59,8 +62,8 @@ def test_answers_are_the_same_to_the_bit(
 
 
 @pytest.fixture(scope="module")
-def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Predict]:
-    """A pipeline's predict function, by whether pyfunc enforces."""
+def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, model_process.Predict]:
+    """Return a pipeline's predict functions with and without pyfunc's enforcement."""
     import mlflow.sklearn
     from mlflow.models import infer_signature
     from sklearn.linear_model import LogisticRegression
@@ -78,13 +81,13 @@ def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, process.Pre
             pyfunc_predict_fn="predict_proba",
             pip_requirements=[],
         )
-    return {enforce: process.load(folder, enforce=enforce).predict for enforce in (False, True)}
+    return {enforce: model_process.load(folder, enforce=enforce).predict for enforce in (False, True)}
 
 
 @pytest.mark.parametrize("enforce", [False, True])
-def test_parameters_have_their_defaults_and_their_types(tmp_path: Path, enforce: bool) -> None:
+def test_parameters_have_defaults_and_types(tmp_path: Path, enforce: bool) -> None:
     params = [ParamSpec("factor", "double", 3.0)]
-    predict = process.load(actor(tmp_path, params=params), enforce=enforce).predict
+    predict = model_process.load(actor(tmp_path, params=params), enforce=enforce).predict
     frame = pd.DataFrame({"x": [1.0]})
     assert list(predict(frame, None)) == [3.0]
     assert list(predict(frame, {"factor": 5})) == [5.0]

@@ -1,4 +1,4 @@
-"""Model processes: how they load, answer, fail and die, and that none outlives the front."""
+"""Model processes: loading, predictions, failures and exit; none outlives the front."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from casting import actor
 from pids import Watch, parent
 from signatures import contract
 
+from serving.codecs import model_output
 from serving.errors import LoadFailed, ModelFailed, ProcessDied
-from serving.runtime import answers
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool, next_pause
-from serving.runtime.replica import Replica, State
-from serving.runtime.wire import Kind, pack
-from serving.telemetry.metrics import Ending
+from serving.processes.framing import FrameType, pack
+from serving.processes.launcher import Launcher, LauncherOptions
+from serving.processes.pool import Pool, next_backoff
+from serving.processes.replica import Replica, ReplicaState
+from serving.telemetry.metrics import ExitReason
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = contract("x: double, act: string?").layout
@@ -32,13 +32,15 @@ LAYOUT = contract("x: double, act: string?").layout
 pytestmark = pytest.mark.anyio
 
 
-def asked(*numbers: float, act: str | None = None) -> bytes:
+def encode(*numbers: float, act: str | None = None) -> bytes:
     return LAYOUT.encode([{"x": number, "act": act} for number in numbers], "")
 
 
 async def answer(replica: Replica, *numbers: float, act: str | None = None) -> list[Any]:
-    found: list[Any] = answers.decode(await replica.answer(asked(*numbers, act=act))).column(0).to_pylist()
-    return found
+    predictions: list[Any] = (
+        model_output.decode(await replica.infer(encode(*numbers, act=act))).column(0).to_pylist()
+    )
+    return predictions
 
 
 async def all_ended(watch: Watch) -> bool:
@@ -58,9 +60,9 @@ async def started(launcher: Launcher, folder: Path, **part: Any) -> AsyncIterato
 # -- loading
 
 
-async def test_a_process_loads_and_answers(launcher: Launcher, tmp_path: Path) -> None:
+async def test_process_loads_and_predicts(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path, factor=2.0) as replica:
-        assert replica.state is State.IDLE
+        assert replica.state is ReplicaState.IDLE
         assert await answer(replica, 1.0, 2.0) == [2.0, 4.0]
         assert await answer(replica, 3.0) == [6.0]
         assert repr(replica) == f"<Replica pid={replica.pid} idle>"
@@ -69,10 +71,10 @@ async def test_a_process_loads_and_answers(launcher: Launcher, tmp_path: Path) -
             replica.kill()
             await replica.dead
             assert await all_ended(watch)
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
 
 
-async def test_several_processes_run_side_by_side(launcher: Launcher, tmp_path: Path) -> None:
+async def test_several_processes_run_concurrently(launcher: Launcher, tmp_path: Path) -> None:
     async with (
         started(launcher, tmp_path, factor=2.0) as one,
         started(launcher, tmp_path, factor=3.0) as other,
@@ -81,43 +83,43 @@ async def test_several_processes_run_side_by_side(launcher: Launcher, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "reason"),
     [
         ("raise:no_weights", "loading it raised ValueError: no_weights"),
         ("quit:no_licence", "loading it raised SystemExit: no_licence"),
         ("exit:3", "its process ended with status 3 while loading"),
         ("exit:0", "its process ended with status 0 while loading"),
-        ("kill", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
-        ("deafen", "its process was killed by SIGKILL while loading, perhaps for want of memory"),
+        ("kill", "its process was killed by SIGKILL while loading, perhaps out of memory"),
+        ("deafen", "its process was killed by SIGKILL while loading, perhaps out of memory"),
     ],
 )
-async def test_a_model_that_does_not_load_is_refused_with_the_reason(
-    launcher: Launcher, tmp_path: Path, act: str, said: str
+async def test_model_that_fails_to_load_is_rejected_with_reason(
+    launcher: Launcher, tmp_path: Path, act: str, reason: str
 ) -> None:
     with pytest.raises(LoadFailed) as refused:
         await Replica.start(launcher, actor(tmp_path, example=None, on_load=act), 60)
-    assert str(refused.value) == said
+    assert str(refused.value) == reason
 
 
-async def test_a_folder_without_a_model_is_refused(launcher: Launcher, tmp_path: Path) -> None:
+async def test_folder_without_model_is_rejected(launcher: Launcher, tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match="loading it raised .*MLmodel"):
         await Replica.start(launcher, tmp_path, 60)
 
 
 async def loading(launcher: Launcher, folder: Path, seconds: float) -> tuple[asyncio.Task[Replica], int]:
-    """A model that hangs while it loads, and the process that it hangs in."""
+    """Start a model that hangs while it loads; return the task and the process id."""
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     part = f"note:{folder / 'pid'} wait:{pipe} hang"
     starting = asyncio.create_task(
         Replica.start(launcher, actor(folder, example=None, on_load=part), seconds)
     )
-    # Opening the pipe waits until the model has opened it.
+    # Opening the pipe blocks until the model opens it.
     await asyncio.to_thread(pipe.write_text, "")
     return starting, int((folder / "pid").read_text())
 
 
-async def test_a_model_that_hangs_on_loading_is_stopped(launcher: Launcher, tmp_path: Path) -> None:
+async def test_model_that_hangs_on_loading_is_stopped(launcher: Launcher, tmp_path: Path) -> None:
     starting, pid = await loading(launcher, tmp_path, 3)
     with Watch([pid]) as watch:
         with pytest.raises(LoadFailed, match="it had not loaded after 3 s, and was stopped"):
@@ -125,7 +127,7 @@ async def test_a_model_that_hangs_on_loading_is_stopped(launcher: Launcher, tmp_
         assert await all_ended(watch)
 
 
-async def test_a_load_that_is_given_up_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
+async def test_cancelled_load_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
     starting, pid = await loading(launcher, tmp_path, 60)
     with Watch([pid]) as watch:
         starting.cancel()
@@ -134,38 +136,36 @@ async def test_a_load_that_is_given_up_leaves_no_process(launcher: Launcher, tmp
         assert await all_ended(watch)
 
 
-async def test_a_load_that_is_given_up_at_once_leaves_the_launcher_in_order(
-    launcher: Launcher, tmp_path: Path
-) -> None:
+async def test_launcher_survives_immediately_cancelled_loads(launcher: Launcher, tmp_path: Path) -> None:
     folder = actor(tmp_path)
     starting = [asyncio.create_task(Replica.start(launcher, folder, 60)) for _ in range(4)]
     for _ in range(3):
         await asyncio.sleep(0)
     for task in starting[::2]:
         task.cancel()
-    found = await asyncio.gather(*starting, return_exceptions=True)
-    assert [type(each) for each in found[::2]] == [asyncio.CancelledError] * 2
-    for replica in found[1::2]:
+    outcomes = await asyncio.gather(*starting, return_exceptions=True)
+    assert [type(each) for each in outcomes[::2]] == [asyncio.CancelledError] * 2
+    for replica in outcomes[1::2]:
         assert isinstance(replica, Replica)
         assert await answer(replica, 1.0) == [1.0]
         replica.kill()
         await replica.dead
 
 
-# -- answering
+# -- predictions
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "reason"),
     [("raise:secret", "it raised ValueError: secret"), ("quit:secret", "it raised SystemExit: secret")],
 )
-async def test_a_model_that_raises_is_asked_again(
-    launcher: Launcher, tmp_path: Path, act: str, said: str
+async def test_model_that_raises_serves_next_request(
+    launcher: Launcher, tmp_path: Path, act: str, reason: str
 ) -> None:
     async with started(launcher, tmp_path) as replica:
         with pytest.raises(ModelFailed) as failed:
             await answer(replica, 1.0, act=act)
-        assert str(failed.value) == said
+        assert str(failed.value) == reason
         assert "in perform" in failed.value.cause
         assert await answer(replica, 1.0) == [1.0]
 
@@ -190,7 +190,7 @@ async def test_signals_end_a_model_process(launcher: Launcher, tmp_path: Path, n
             await answer(replica, 1.0, act=f"signal:{name}")
 
 
-async def test_what_a_model_starts_ends_with_its_process(launcher: Launcher, tmp_path: Path) -> None:
+async def test_child_processes_of_model_end_with_it(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path) as other:
         async with started(launcher, tmp_path) as replica:
             notes = [tmp_path / "first", tmp_path / "second"]
@@ -205,33 +205,33 @@ async def test_what_a_model_starts_ends_with_its_process(launcher: Launcher, tmp
 
 
 @pytest.mark.parametrize("act", ["exit:0", "exit:3", "kill"])
-async def test_a_model_that_dies_takes_its_question_along(
-    launcher: Launcher, tmp_path: Path, act: str
-) -> None:
+async def test_request_of_dying_model_fails(launcher: Launcher, tmp_path: Path, act: str) -> None:
     async with started(launcher, tmp_path) as replica:
         with pytest.raises(ProcessDied):
             await answer(replica, 1.0, act=act)
         await replica.dead
-        assert replica.state is State.DEAD
+        assert replica.state is ReplicaState.DEAD
 
 
-async def test_a_model_that_hangs_is_ended_by_the_front(launcher: Launcher, tmp_path: Path) -> None:
+async def test_front_kills_hung_model(launcher: Launcher, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     async with started(launcher, tmp_path) as replica:
-        asking = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
+        call = asyncio.create_task(answer(replica, 1.0, act=f"wait:{pipe} hang"))
         await asyncio.to_thread(pipe.write_text, "")
-        assert replica.state is State.BUSY
+        assert replica.state is ReplicaState.BUSY
         assert replica.pid
         with Watch([replica.pid]) as watch:
             replica.kill()
             with pytest.raises(ProcessDied):
-                await asking
+                await call
             assert await all_ended(watch)
 
 
 @pytest.mark.parametrize(
-    "sent", [pack(Kind.READY), pack(Kind.ANSWER, b"table"), pack(Kind.FAILED, b"{}")], ids=["1", "3", "4"]
+    "sent",
+    [pack(FrameType.READY), pack(FrameType.OUTPUT, b"table"), pack(FrameType.FAILED, b"{}")],
+    ids=["1", "3", "4"],
 )
 async def test_unexpected_frame_stops_the_process(launcher: Launcher, tmp_path: Path, sent: bytes) -> None:
     async with started(launcher, tmp_path) as replica:
@@ -239,25 +239,25 @@ async def test_unexpected_frame_stops_the_process(launcher: Launcher, tmp_path: 
         await replica.dead
 
 
-async def test_a_process_that_speaks_nonsense_is_ended(launcher: Launcher, tmp_path: Path) -> None:
+async def test_invalid_bytes_stop_the_process(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path) as replica:
         replica.data_received(b"\x70\0\0\0\0")
         await replica.dead
 
 
-@pytest.mark.parametrize("told", [b"", b"[]", b'{"error": 5}'])
-async def test_a_failure_that_cannot_be_read_is_one_all_the_same(
-    launcher: Launcher, tmp_path: Path, told: bytes
+@pytest.mark.parametrize("payload", [b"", b"[]", b'{"error": 5}'])
+async def test_unreadable_failure_fails_the_request(
+    launcher: Launcher, tmp_path: Path, payload: bytes
 ) -> None:
     async with started(launcher, tmp_path) as replica:
-        asking = asyncio.ensure_future(replica.answer(asked(1.0)))
+        call = asyncio.ensure_future(replica.infer(encode(1.0)))
         await asyncio.sleep(0)
-        replica.data_received(pack(Kind.FAILED, told))
+        replica.data_received(pack(FrameType.FAILED, payload))
         with pytest.raises(ModelFailed, match="an exception that could not be read"):
-            await asking
+            await call
 
 
-async def test_a_thousand_rows_and_a_megabyte_come_back_whole(launcher: Launcher, tmp_path: Path) -> None:
+async def test_large_table_is_returned_complete(launcher: Launcher, tmp_path: Path) -> None:
     async with started(launcher, tmp_path) as replica:
         numbers = [float(number) for number in range(200_000)]
         assert await answer(replica, *numbers) == numbers
@@ -267,12 +267,12 @@ async def test_a_thousand_rows_and_a_megabyte_come_back_whole(launcher: Launcher
 
 
 class Hall:
-    """Collects what a pool hands out."""
+    """Callbacks of a pool that collect its replicas and exits."""
 
     def __init__(self) -> None:
         self.ready: asyncio.Queue[Replica] = asyncio.Queue()
-        self.deaths: list[Ending] = []
-        self.restarts: list[Ending] = []
+        self.deaths: list[ExitReason] = []
+        self.restarts: list[ExitReason] = []
 
     def pool(self, launcher: Launcher, folder: Path, count: int = 1) -> Pool:
         return Pool(
@@ -286,7 +286,7 @@ class Hall:
         )
 
 
-async def test_a_process_that_is_killed_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
+async def test_killed_process_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
     hall = Hall()
     pool = hall.pool(launcher, actor(tmp_path), count=2)
     await pool.start()
@@ -299,13 +299,13 @@ async def test_a_process_that_is_killed_is_replaced(launcher: Launcher, tmp_path
         assert third.pid not in (first.pid, second.pid)
         assert await answer(third, 1.0) == [1.0]
         assert await answer(second, 1.0) == [1.0]
-        assert hall.deaths == hall.restarts == [Ending.CRASH]
+        assert hall.deaths == hall.restarts == [ExitReason.CRASH]
         assert len([held for held in pool.memory() if held]) == 2
     finally:
         pool.kill()
 
 
-async def test_none_is_left_of_a_pool_that_ends(launcher: Launcher, tmp_path: Path) -> None:
+async def test_killed_pool_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
     hall = Hall()
     pool = hall.pool(launcher, actor(tmp_path), count=3)
     await pool.start()
@@ -318,8 +318,8 @@ async def test_none_is_left_of_a_pool_that_ends(launcher: Launcher, tmp_path: Pa
     assert hall.deaths == []
 
 
-async def test_none_is_left_of_a_pool_that_cannot_start(launcher: Launcher, tmp_path: Path) -> None:
-    """The first process loads, the second finds that it is not the first and raises."""
+async def test_pool_that_cannot_start_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
+    """Let the first process load and the second one fail."""
     pool = Hall().pool(launcher, actor(tmp_path, on_load=f"once:{tmp_path / 'pid'}"), count=2)
     with pytest.raises(LoadFailed, match="FileExistsError"):
         await pool.start()
@@ -331,23 +331,21 @@ async def test_none_is_left_of_a_pool_that_cannot_start(launcher: Launcher, tmp_
     ("pause", "lived", "expected"),
     [(-1, 0, 0), (-1, 100, 0), (0, 0, 0.5), (0.5, 0, 1), (16, 0, 30), (30, 0, 30), (30, 31, 0)],
 )
-async def test_processes_that_die_young_are_replaced_ever_more_slowly(
-    pause: float, lived: float, expected: float
-) -> None:
-    assert next_pause(pause, lived) == expected
+async def test_early_exits_increase_restart_backoff(pause: float, lived: float, expected: float) -> None:
+    assert next_backoff(pause, lived) == expected
 
 
 # -- the fork server, and the front
 
 
-async def test_modules_are_imported_ahead_and_once_for_all_processes(
+async def test_modules_are_preloaded_once_for_all_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     note = "import os, pathlib\npathlib.Path(__file__).with_name('pids').open('a').write(f'{os.getpid()} ')"
     (tmp_path / "ahead.py").write_text(note)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    own, hall = Launcher(preload=["nowhere", "ahead"]), Hall()
+    own, hall = Launcher(LauncherOptions(preload=["nowhere", "ahead"])), Hall()
     pool = hall.pool(own, actor(tmp_path), count=2)
     try:
         await pool.start()
@@ -357,10 +355,10 @@ async def test_modules_are_imported_ahead_and_once_for_all_processes(
         pool.kill()
         await own.aclose()
     assert (tmp_path / "pids").read_text().split() == [str(server) for server in servers]
-    assert "nowhere can't be imported ahead of models: ModuleNotFoundError" in caplog.text
+    assert "preloading nowhere failed: ModuleNotFoundError" in caplog.text
 
 
-async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> None:
+async def test_pool_recovers_when_fork_server_is_killed(tmp_path: Path) -> None:
     own, hall = Launcher(), Hall()
     own.start()
     pool = hall.pool(own, actor(tmp_path))
@@ -374,7 +372,7 @@ async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> No
         with Watch([server, first.pid, pid]) as watch:
             os.kill(server, signal.SIGKILL)
             assert await all_ended(watch)
-        # A version that was loading is not to blame.
+        # The failure is not attributed to the version that was loading.
         with pytest.raises(ProcessDied):
             await starting
         second = await hall.ready.get()
@@ -386,14 +384,14 @@ async def test_all_recovers_when_the_fork_server_is_killed(tmp_path: Path) -> No
         await own.aclose()
 
 
-async def test_row_58_fork_server_stopped_while_it_warms_up_is_replaced(
+async def test_row_58_fork_server_stopped_during_warm_up_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = "import os, pathlib\nnote = pathlib.Path(__file__).with_name('stopped')\n"
     stop += "if not note.exists():\n    note.touch()\n    os.kill(os.getpid(), 19)\n"
     (tmp_path / "stops.py").write_text(stop)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    own, folder = Launcher(preload=["stops"]), actor(tmp_path)
+    own, folder = Launcher(LauncherOptions(preload=["stops"])), actor(tmp_path)
     with pytest.raises(ProcessDied, match="was killed by SIGKILL"):
         await Replica.start(own, folder, 60)
     async with started(own, tmp_path) as replica:
@@ -401,7 +399,7 @@ async def test_row_58_fork_server_stopped_while_it_warms_up_is_replaced(
     await own.aclose()
 
 
-async def test_what_a_model_starts_ends_with_a_fork_server_that_is_killed(tmp_path: Path) -> None:
+async def test_model_children_end_with_killed_fork_server(tmp_path: Path) -> None:
     own = Launcher()
     try:
         async with started(own, tmp_path) as replica:
@@ -415,37 +413,38 @@ async def test_what_a_model_starts_ends_with_a_fork_server_that_is_killed(tmp_pa
 
 
 def interpreter(folder: Path, script: str) -> Path:
-    """Write a program that stands for the interpreter of an environment."""
-    made = folder / "bin" / "python"
-    made.parent.mkdir()
-    made.write_text(f"#!/bin/sh\n{script}\n")
-    made.chmod(0o700)
-    return made
+    """Write a script in place of the interpreter of an environment."""
+    path = folder / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "reason"),
     [
         (
             "echo Traceback >&2; echo 'AttributeError: no json_' >&2; exit 3",
             "ended with status 3: AttributeError: no json_",
         ),
         ("exit 0", "ended with status 0"),
-        ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps for want of memory"),
+        ("echo warning; kill -KILL $$", "was killed by SIGKILL, perhaps out of memory"),
     ],
 )
-async def test_death_of_a_fork_server_is_explained(tmp_path: Path, script: str, said: str) -> None:
-    own = Launcher(interpreter=interpreter(tmp_path, script))
+async def test_exit_of_fork_server_is_explained(tmp_path: Path, script: str, reason: str) -> None:
+    own = Launcher(LauncherOptions(interpreter=interpreter(tmp_path, script)))
     with pytest.raises(ProcessDied) as died:
         await Replica.start(own, actor(tmp_path), 60)
     assert (
-        str(died.value) == f"the process that starts model processes in this version's own environment {said}"
+        str(died.value)
+        == f"the process that starts model processes in this version's own environment {reason}"
     )
     await own.aclose()
 
 
-async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) -> None:
-    own = Launcher(interpreter=tmp_path / "bin" / "python")
+async def test_fork_server_start_failure_is_explained(tmp_path: Path) -> None:
+    own = Launcher(LauncherOptions(interpreter=tmp_path / "bin" / "python"))
     with pytest.raises(
         ProcessDied, match="in this version's own environment can't be started: .*No such file"
     ):
@@ -456,8 +455,8 @@ async def test_fork_server_that_can_not_be_started_is_explained(tmp_path: Path) 
 FRONT = """
 import asyncio, json, sys
 from pathlib import Path
-from serving.runtime.launcher import Launcher
-from serving.runtime.pool import Pool
+from serving.processes.launcher import Launcher, LauncherOptions
+from serving.processes.pool import Pool
 
 async def main(folder, table, daemon):
     launcher = Launcher()
@@ -467,9 +466,9 @@ async def main(folder, table, daemon):
     await pool.start()
     pool.keep()
     pids = [replica.pid for replica in pool.replicas]
-    await pool.replicas[1].answer(bytes.fromhex(daemon))
+    await pool.replicas[1].infer(bytes.fromhex(daemon))
     # One is idle when the front dies, the other hangs.
-    pool.replicas[0].ask(bytes.fromhex(table), print)
+    pool.replicas[0].submit(bytes.fromhex(table), print)
     print(json.dumps(pids), flush=True)
     await asyncio.Event().wait()
 
@@ -477,9 +476,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def test_nothing_outlives_a_front_that_is_killed(tmp_path: Path) -> None:
+def test_killed_front_leaves_no_process(tmp_path: Path) -> None:
     daemon = tmp_path / "daemon"
-    tables = [asked(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
+    tables = [encode(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
     command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), *tables]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as front:
         assert front.stdout

@@ -1,6 +1,6 @@
-"""Rows 1 to 10 of the table of faults: promotions, as a service in a process of its own follows them.
+"""Rows 1 to 10 of the table of faults: promotions followed by a service in its own process.
 
-After each: the service is well, a control prediction is right, nothing that was promoted is lost.
+After every test the service is up, a control prediction is right, and no promotion is lost.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from live import Service, served, until
 from pids import Watch, descendants
 from promotions import Callers, Model, Tracking, flip_bit, truncate
 
-from serving.registry.store import digest
+from serving.registry.artifact_store import digest
 
 NAMES = [f"actor-{number}" for number in range(1, 15)]
 Asked = tuple[str, Any]
-"""A route, and the body that is sent there."""
+"""A route and a body to send to it."""
 PROMOTIONS = 20
 DISTANT = {
     "models": "models:/distant/Production",
     "on_demand": "models:/distant@champion",
     "idle_seconds": 5,
-    "deadline_seconds": 60,  # of which a model that wakes on a busy machine may take many
+    "deadline_seconds": 60,  # waking a model on a busy machine takes long
 }
 PAST = [("3", "live", True), ("2", "rejected", False), ("1", "live", False)]
-"""What became of the first versions there, the newest first, and whether that still holds."""
+"""Version, state and whether it is the current state; the newest first."""
 _LAST_SUCCESS = "serving_registry_last_success_timestamp_seconds"
 
 
 @pytest.fixture(scope="module")
-def cast(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Model]]:
-    """Models on one service, each with a first version live: a service takes seconds to start."""
-    folder = tmp_path_factory.mktemp("cast")
+def unused_models(
+    new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Iterator[Model]]:
+    """Serve models with a live first version from one service, as a start takes seconds."""
+    folder = tmp_path_factory.mktemp("unused_models")
     registry = Registry(new_registry(folder))
     first = actor(registry.folder, factor=1.0)
     for name in NAMES:
@@ -56,7 +58,7 @@ def cast(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def well(model: Model) -> Iterator[Model]:
-    """A model whose version 1 is live; other models on the service are none of its business."""
+    """Yield a model whose version 1 is live."""
     assert model.is_well("1")
     yield model
     model.service.until_ready()
@@ -64,23 +66,23 @@ def well(model: Model) -> Iterator[Model]:
 
 
 @pytest.fixture
-def model(cast: Iterator[Model]) -> Iterator[Model]:
-    """A model of the test's own."""
-    yield from well(next(cast))
+def model(unused_models: Iterator[Model]) -> Iterator[Model]:
+    """Yield a model that no other test uses."""
+    yield from well(next(unused_models))
 
 
 @pytest.fixture(scope="module")
-def constant(cast: Iterator[Model]) -> Model:
-    return next(cast)
+def constant(unused_models: Iterator[Model]) -> Model:
+    return next(unused_models)
 
 
 @pytest.fixture
 def steady(constant: Model) -> Iterator[Model]:
-    """A model of all tests after which version 1 is live as before."""
+    """Yield a model shared by the tests that leave version 1 live."""
     yield from well(constant)
 
 
-# -- 1
+# -- row 1
 
 
 def promote_under_load(model: Model) -> None:
@@ -105,16 +107,16 @@ def test_row_1_no_request_fails_under_20_promotions_over_sqlite(model: Model) ->
     promote_under_load(model)
 
 
-# -- 2, 4: versions that cannot serve
+# -- rows 2 and 4: versions that cannot serve
 
 
-def test_row_2_a_version_that_raises_on_loading_does_not_go_live(model: Model) -> None:
+def test_row_2_version_that_fails_to_load_is_rejected(model: Model) -> None:
     bad = model.promote(on_load="raise:no_weights")
     assert "loading it raised ValueError: no_weights" in model.until_refused(bad)
     assert model.is_well("1")
-    told = model.until_told(bad, "rejected")
-    assert "no_weights" in told["reason"]
-    assert told["since"]
+    tags = model.until_told(bad, "rejected")
+    assert "no_weights" in tags["reason"]
+    assert tags["since"]
     assert model.until_told("1", "live")
     good = model.promote()
     model.until_live(good)
@@ -130,7 +132,7 @@ def test_row_2_a_version_that_raises_on_loading_does_not_go_live(model: Model) -
         ),
         (
             {"example": pd.DataFrame({"x": [1.0, 2.0], "act": ["drop", "drop"]})},
-            "the answer changes from a value (number) to one result for all rows",
+            "the output changed from a value (number) to one result for all rows",
         ),
         ({"example": pd.DataFrame({"x": [1.0], "act": ["nan"]})}, "missing or not a finite number"),
         (
@@ -143,7 +145,7 @@ def test_row_2_a_version_that_raises_on_loading_does_not_go_live(model: Model) -
     ],
     ids=["raises on its example", "drops a row", "predicts NaN", "breaks the contract"],
 )
-def test_row_4_a_version_that_fails_its_proof_does_not_go_live(
+def test_row_4_version_that_fails_verification_is_rejected(
     steady: Model, part: dict[str, Any], reason: str
 ) -> None:
     bad = steady.promote(**part)
@@ -152,11 +154,11 @@ def test_row_4_a_version_that_fails_its_proof_does_not_go_live(
     assert reason in steady.until_told(bad, "rejected")["reason"]
 
 
-def test_row_4_a_breaking_contract_goes_live_once_a_person_allows_it(model: Model) -> None:
+def test_row_4_tag_allows_a_breaking_contract(model: Model) -> None:
     inputs, example = "x: double", pd.DataFrame({"x": [1.0]})
     breaking = model.promote(inputs=inputs, example=example)
     reason = model.until_refused(breaking)
-    assert "input 'act' is gone" in reason
+    assert "input 'act' was removed" in reason
     assert "Set its tag serving.allow_breaking to true" in reason
     model.registry.client.set_model_version_tag(model.name, breaking, "serving.allow_breaking", "true")
     model.until_live(breaking)
@@ -181,10 +183,10 @@ def inferred(x: float, act: str) -> Asked:
 
 
 @pytest.mark.parametrize("ask", [typed, scored, inferred])
-def test_row_4_a_version_that_fails_on_a_recorded_live_request_does_not_go_live(
+def test_row_4_version_that_fails_on_replay_is_rejected(
     model: Model, tmp_path: Path, ask: Callable[[float, str], Asked]
 ) -> None:
-    # An act that succeeds once: version 1 performs it live, version 2 when it is asked again.
+    # The act succeeds once: version 1 performs it live, and it fails in the replay on version 2.
     route, body = ask(4.0, f"once:{tmp_path / 'once'}")
     paths = {"invocations": f"/invocations?model={model.name}", "infer": f"/v2/models/{model.name}/infer"}
     path = paths.get(route, f"/models/{model.name}/predict")
@@ -199,15 +201,15 @@ def test_row_4_a_version_that_fails_on_a_recorded_live_request_does_not_go_live(
     assert model.is_well(bad)
 
 
-# -- 5
+# -- row 5
 
 
 def noted(file: Path) -> int:
-    """The process that an actor has noted, once it has."""
+    """Wait until an actor has noted its process, and return the id."""
     return int(until(lambda: file.exists() and file.read_text()))
 
 
-def test_row_5_promoted_rolled_back_and_promoted_within_one_look_is_the_last(model: Model) -> None:
+def test_row_5_last_of_several_promotions_within_one_poll_wins(model: Model) -> None:
     second, third = model.add(), model.add()
     for version in (second, "1", third):
         model.promote(version)
@@ -220,7 +222,7 @@ def test_row_5_promoted_rolled_back_and_promoted_within_one_look_is_the_last(mod
     assert model.until_told("1", "superseded")
 
 
-def test_row_5_a_version_that_is_rolled_back_while_it_loads_is_dropped(steady: Model, tmp_path: Path) -> None:
+def test_row_5_rollback_during_loading_drops_the_version(steady: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "gate")
     slow = steady.promote(on_load=f"note:{tmp_path / 'pid'} wait:{tmp_path / 'gate'}")
     with Watch([noted(tmp_path / "pid")]) as watch:
@@ -232,14 +234,14 @@ def test_row_5_a_version_that_is_rolled_back_while_it_loads_is_dropped(steady: M
     assert "state" not in steady.tags(slow)
 
 
-# -- 6
+# -- row 6
 
 
 def registered(model: Model, **part: Any) -> str:
-    """A version that carries the digest of its artifacts, as `training` registers them."""
+    """Register a version with the digest of its artifacts, as `training` does."""
     version = model.add(**part)
-    found = digest(artifacts(model, version))
-    model.registry.client.set_model_version_tag(model.name, version, "serving.digest", found)
+    value = digest(artifacts(model, version))
+    model.registry.client.set_model_version_tag(model.name, version, "serving.digest", value)
     return version
 
 
@@ -249,7 +251,7 @@ def artifacts(model: Model, version: str) -> Path:
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink], ids=["one bit", "cut off", "one gone"])
 @pytest.mark.parametrize("file", ["MLmodel", "actor.py"])
-def test_row_6_artifacts_that_are_not_those_registered_are_never_loaded(
+def test_row_6_modified_artifacts_are_not_loaded(
     steady: Model, tmp_path: Path, damage: Callable[[Path], None], file: str
 ) -> None:
     bad = registered(steady, on_load=f"note:{tmp_path / 'loaded'}")
@@ -261,7 +263,7 @@ def test_row_6_artifacts_that_are_not_those_registered_are_never_loaded(
     assert "not those that were registered" in steady.until_told(bad, "rejected")["reason"]
 
 
-def test_row_6_artifacts_that_are_put_right_go_live_unaided(model: Model) -> None:
+def test_row_6_repaired_artifacts_go_live(model: Model) -> None:
     broken = registered(model)
     file = artifacts(model, broken) / "actor.py"
     whole = file.read_bytes()
@@ -278,11 +280,11 @@ def test_row_6_artifacts_that_are_put_right_go_live_unaided(model: Model) -> Non
 # -- after a version has gone live
 
 
-def test_a_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
+def test_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
     bad = model.promote(on_large="kill")
     model.until_live(bad)
     model.until_told("1", "superseded")
-    for _ in range(2):  # each is tried twice, and takes a process along each time
+    for _ in range(2):  # a request is retried once, so two processes die
         assert model.predict(101.0).status_code == 503
     reason = model.until_refused(bad, "reverted")
     assert re.fullmatch(rf"{model.name} version {bad} was reverted: its process died [34] times", reason)
@@ -294,11 +296,11 @@ def test_a_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
     assert model.is_well(good)
 
 
-def test_a_version_on_which_many_requests_fail_is_reverted(model: Model) -> None:
+def test_version_with_many_failed_requests_is_reverted(model: Model) -> None:
     bad = model.promote(on_large="raise:unfit")
     model.until_live(bad)
-    while (answer := model.predict(101.0)).headers.get("x-model-version", bad) == bad:
-        assert answer.status_code == 500
+    while (response := model.predict(101.0)).headers.get("x-model-version", bad) == bad:
+        assert response.status_code == 500
     assert "requests failed on it" in model.until_refused(bad, "reverted")
     assert model.is_well("1")
     assert "requests failed on it" in model.until_told(bad, "reverted")["reason"]
@@ -311,7 +313,7 @@ def test_a_version_on_which_many_requests_fail_is_reverted(model: Model) -> None
     ]
 
 
-def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(model: Model) -> None:
+def test_rollback_to_a_warm_version_loads_nothing(model: Model) -> None:
     before = model.state["loaded_at"]
     second = model.promote()
     model.until_live(second)
@@ -327,7 +329,7 @@ def test_a_rollback_to_a_version_that_is_still_warm_loads_nothing(model: Model) 
     assert model.until_told("1", "live")
 
 
-def test_what_failed_on_a_version_in_earlier_days_does_not_count_when_it_is_rolled_back_to(
+def test_rollback_resets_failure_counts(
     model: Model,
 ) -> None:
     for _ in range(2):
@@ -348,7 +350,7 @@ def test_what_failed_on_a_version_in_earlier_days_does_not_count_when_it_is_roll
 # -- two versions in one stage
 
 
-def test_a_rollback_that_does_nothing_is_warned_of_until_it_is_put_right(model: Model) -> None:
+def test_ineffective_rollback_is_reported_until_repaired(model: Model) -> None:
     second = model.promote()
     model.until_live(second)
     model.promote("1", archive=False)
@@ -363,7 +365,7 @@ def test_a_rollback_that_does_nothing_is_warned_of_until_it_is_put_right(model: 
     assert model.until_told("1", "live")
 
 
-def test_a_broken_version_beside_the_live_one_is_the_only_one_that_is_complained_of(steady: Model) -> None:
+def test_broken_version_in_same_stage_raises_no_warning(steady: Model) -> None:
     bad = steady.promote(archive=False, on_load="raise:no_weights")
     assert "no_weights" in steady.until_refused(bad)
     assert steady.until_told(bad, "rejected")
@@ -373,18 +375,18 @@ def test_a_broken_version_beside_the_live_one_is_the_only_one_that_is_complained
     assert steady.service.ready()["status"] == "ready"
 
 
-# -- 7
+# -- row 7
 
 
 @pytest.fixture(scope="module")
 def line(tracking: Tracking) -> Iterator[Line]:
-    with Line(tracking.url) as made:
-        yield made
+    with Line(tracking.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a service keeps on its disk where version 3 is live, as a stage and as an alias."""
+    """Return the store of a service that serves version 3 by stage and by alias."""
     return tmp_path_factory.mktemp("kept") / "store"
 
 
@@ -392,7 +394,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distant(
     tracking: Tracking, line: Line, kept: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
-    """A model whose registry is a server at the other end of a line."""
+    """Yield a model whose registry is behind a proxy that can cut the connection."""
     folder = tmp_path_factory.mktemp("distant")
     with served(line.url, folder, **DISTANT, poll_seconds=0.3) as service:
         model = Model("distant", service, tracking.registry)
@@ -401,23 +403,23 @@ def distant(
         model.until_live(model.promote())
         model.registry.alias("distant", "champion", "3")
         assert wakes(service)
-        assert told(service) == PAST
+        assert history(service) == PAST
         until(lambda: len([*folder.glob("store/*/live/*.json")]) == 2)
         shutil.copytree(folder / "store", kept)
         yield model
 
 
 def wakes(service: Service) -> bool:
-    """Whether the model on demand answers."""
-    answer = service.client.post("/models/distant@champion/predict", json={"x": 2.0})
-    return bool(answer.json() == {"prediction": 6.0, "model": {"name": "distant", "version": "3"}})
+    """Return whether the model on demand predicts."""
+    response = service.client.post("/models/distant@champion/predict", json={"x": 2.0})
+    return bool(response.json() == {"prediction": 6.0, "model": {"name": "distant", "version": "3"}})
 
 
-def told(service: Service) -> list[tuple[str, str, bool]]:
-    """What became of versions, and whether that still holds."""
+def history(service: Service) -> list[tuple[str, str, bool]]:
+    """Return version, state and whether it is the current state, from the history."""
     periods = service.client.get("/models/distant/history").json()
     assert "no_weights" in periods[1]["reason"]
-    return [(each["version"], each["state"], each["until"] is None) for each in periods]
+    return [(period["version"], period["state"], period["until"] is None) for period in periods]
 
 
 @pytest.mark.timeout(300)  # MLflow's server shares the cores
@@ -425,15 +427,15 @@ def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) ->
     promote_under_load(distant)
 
 
-# After a black hole it asks less often for a while, so that the others come first.
+# A black hole slows polling down for a while, so it is the last mode.
 CUTS = sorted([*Mode][1:], key=lambda mode: mode is Mode.BLACK_HOLED)
 
 
 @pytest.mark.parametrize("mode", CUTS, ids=lambda mode: mode.value)
-def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model, line: Line) -> None:
-    service, before, told = distant.service, distant.state["version"], distant.service.metrics()
+def test_row_7_no_request_fails_while_registry_is_away(mode: Mode, distant: Model, line: Line) -> None:
+    service, before, earlier = distant.service, distant.state["version"], distant.service.metrics()
     promoted = distant.add()
-    assert told["serving_registry_reachable"] == 1
+    assert earlier["serving_registry_reachable"] == 1
     with Callers(distant, count=2) as callers:
         with line.cut(mode):
             until(lambda: service.ready()["registry"]["reachable"] is False)
@@ -442,7 +444,7 @@ def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model
             callers.until_more()
             assert service.ready()["registry"] == stale
             assert (away := service.metrics())["serving_registry_reachable"] == 0
-            assert away["serving_registry_failures_total"] > told["serving_registry_failures_total"]
+            assert away["serving_registry_failures_total"] > earlier["serving_registry_failures_total"]
             assert away[_LAST_SUCCESS] == datetime.fromisoformat(stale["checked_at"]).timestamp()
             assert service.client.get("/ready").status_code == 200
             assert distant.is_well(before)
@@ -456,21 +458,21 @@ def test_row_7_no_request_fails_while_the_registry_is(mode: Mode, distant: Model
     assert distant.until_told(promoted, "live")
 
 
-# -- 8, 9, 10: cold starts
+# -- rows 8, 9 and 10: cold starts
 
 
 def until_away(model: Model) -> None:
-    """Wait until a service with nothing live tells that it has asked the registry in vain."""
+    """Wait until a service with nothing live reports that the registry is away."""
     state = model.until(lambda state: "the registry is away" in (state["reason"] or ""))
     assert state["state"] == "not live"
     assert model.service.client.get("/health").status_code == 200
     assert model.service.client.get("/ready").status_code == 503
-    refused = model.predict()
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert refused.headers["content-type"] == "application/problem+json"
+    response = model.predict()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
+def test_row_8_cold_start_without_registry_serves_last_live_version(
     distant: Model, kept: Path, line: Line, tmp_path: Path
 ) -> None:
     shutil.copytree(kept, tmp_path / "store")
@@ -478,7 +480,7 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
     with line.cut(Mode.REFUSED), served(line.url, tmp_path, **DISTANT) as service:
         model = Model(distant.name, service, distant.registry)
         assert model.until_live("3")["warnings"] == [
-            "it was brought up from the copy on disk, as the registry was away"
+            "it was loaded from the copy on disk because the registry was unavailable"
         ]
         assert service.client.get("/ready").status_code == 200
         registry = service.ready()["registry"]
@@ -493,11 +495,11 @@ def test_row_8_a_cold_start_without_a_registry_serves_the_last_known_good(
 
 
 @pytest.fixture(scope="module")
-def bereft(
+def recovered(
     distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Model]]:
-    """Models that were brought up with a registry that came late: no copy was there, or a corrupted one."""
-    folder, registry = tmp_path_factory.mktemp("bereft"), distant.registry
+    """Start models while the registry is away, without a copy and with a corrupted one."""
+    folder, registry = tmp_path_factory.mktemp("recovered"), distant.registry
     distant.promote("3")
     registry.promote("unseen", registry.add("unseen"))
     shutil.copytree(kept, folder / "store")
@@ -506,36 +508,36 @@ def bereft(
         truncate(copy)
     models = "models:/unseen/Production,models:/distant/Production"
     with line.cut(Mode.REFUSED), served(line.url, folder, models=models) as service:
-        made = {name: Model(name, service, registry) for name in ("unseen", "distant")}
+        starting = {name: Model(name, service, registry) for name in ("unseen", "distant")}
         until(lambda: not all(copy.exists() for copy in copies))
-        for model in made.values():
+        for model in starting.values():
             until_away(model)
         line.switch(Mode.OPEN)
-        yield made
+        yield starting
 
 
-def test_row_9_a_cold_start_with_neither_registry_nor_copy_recovers_unaided(bereft: dict[str, Model]) -> None:
-    model = bereft["unseen"]
+def test_row_9_cold_start_without_registry_or_copy_recovers(recovered: dict[str, Model]) -> None:
+    model = recovered["unseen"]
     assert model.until_live("1")["warnings"] == []
     assert model.is_well("1")
 
 
-def test_row_10_a_corrupted_copy_is_not_served_and_the_service_lives_on(bereft: dict[str, Model]) -> None:
-    model = bereft["distant"]
+def test_row_10_corrupted_copy_is_not_served(recovered: dict[str, Model]) -> None:
+    model = recovered["distant"]
     assert model.until_live("3")["warnings"] == []
     assert model.is_well("3")
-    bereft["unseen"].until_live("1")
+    recovered["unseen"].until_live("1")
     assert model.service.client.get("/ready").status_code == 200
 
 
-# -- after a restart, and 3, 10: with little time to load, with no room on the disk
+# -- restarts, and rows 3 and 10: little time to load, a full disk
 
 
 @pytest.fixture(scope="module")
 def restarted(
     distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service of what was live when it was stopped, and of two models without a version."""
+    """Restart a service with its store, and two models without a version."""
     distant.promote("3")
     folder = tmp_path_factory.mktemp("restarted")
     shutil.copytree(kept, folder / "store")
@@ -544,12 +546,12 @@ def restarted(
         yield service
 
 
-def test_what_became_of_versions_is_told_after_a_restart(restarted: Service, distant: Model) -> None:
+def test_version_history_survives_a_restart(restarted: Service, distant: Model) -> None:
     Model("distant", restarted, distant.registry).until_live("3")
-    assert told(restarted) == PAST
+    assert history(restarted) == PAST
 
 
-def test_row_3_a_version_that_hangs_on_loading_is_stopped(
+def test_row_3_version_that_hangs_on_loading_is_stopped(
     restarted: Service, distant: Model, tmp_path: Path
 ) -> None:
     model = Model("hung", restarted, distant.registry)
@@ -565,14 +567,12 @@ def test_row_3_a_version_that_hangs_on_loading_is_stopped(
 
 
 def fill_disk(service: Service, full: bool) -> None:
-    """Have a service write no byte into any file, as on a disk that is full, or let it write again."""
+    """Make all writes of a service fail, as on a full disk, or allow them again."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
 
 
-def test_row_10_a_disk_that_is_full_holds_up_new_versions_and_nothing_else(
-    restarted: Service, distant: Model
-) -> None:
+def test_row_10_full_disk_delays_only_new_versions(restarted: Service, distant: Model) -> None:
     service, model = restarted, Model("full", restarted, distant.registry)
     fill_disk(service, full=True)
     first = model.promote()

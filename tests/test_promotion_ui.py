@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 from promotions import Callers, Model, Tracking
 
 NAME = "clicked"
-# What the switch «New model registry UI» sets when a person turns it off, to see stages.
+# The switch «New model registry UI» sets this when it is turned off, to show stages.
 _STAGES = "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true')"
 
 pytestmark = [
@@ -29,13 +29,13 @@ class Registry:
         self._client = tracking.registry.client
 
     def open(self, version: str) -> None:
-        """Go to a version's page, as it is now."""
+        """Load the current page of a version."""
         self.page.goto("about:blank")
         self.page.goto(f"{self._url}/#/models/{NAME}/versions/{version}")
         self.page.get_by_role("heading", name=f"Version {version}").first.wait_for()
 
     def transition(self, version: str, stage: str, *, archive: bool = False) -> None:
-        """Put a version into a stage, as a person does in the view with stages."""
+        """Move a version to a stage in the view with stages."""
         self.open(version)
         self.page.click(".mlflow-stage-transition-dropdown")
         items = self.page.locator("[role=menuitem], [role=option], li, div")
@@ -47,7 +47,7 @@ class Registry:
         dialog.wait_for(state="hidden")
 
     def alias(self, version: str, alias: str) -> None:
-        """Give a version an alias, as a person does in the new view."""
+        """Set an alias of a version in the new view."""
         self.open(version)
         self.page.locator("button[aria-label*='alias' i], button:has-text('Add')").first.click()
         dialog = self.page.get_by_role("dialog")
@@ -59,31 +59,31 @@ class Registry:
         self.picture(f"version-{version}-{alias}")
 
     def until_told(self, version: str, state: str, *texts: str) -> None:
-        """Look at a version's page until its tags tell this state and these texts; keeps a picture."""
+        """Reload a version's page until its tags show a state and texts; save a screenshot."""
 
         def tagged() -> bool:
             return self._client.get_model_version(NAME, version).tags.get("serving.state") == state
 
-        def told() -> bool:
+        def displayed() -> bool:
             self.open(version)
             self.page.get_by_text("Tags").first.wait_for()
             rows = self.page.get_by_role("row").all_inner_texts()
             states = [row.split()[1:] for row in rows if row.split()[:1] == ["serving.state"]]
             return states == [[state]] and all(any(text in row for row in rows) for text in texts)
 
-        until(tagged)  # before which no look at the page, which takes seconds, is worth it
-        until(told)
+        until(tagged)  # checked first, because loading the page takes seconds
+        until(displayed)
         self.picture(f"version-{version}-{state}")
 
     def picture(self, name: str) -> None:
-        """Keep what is to be seen now."""
+        """Save a screenshot."""
         number = len([*self._shots.glob("*.png")]) + 1
         self.page.screenshot(path=self._shots / f"{number}-{name}.png", full_page=True)
 
 
 @pytest.fixture
 def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Callable[..., Registry]]:
-    """Open the UI in a browser of its own, in the view with stages or in the new one."""
+    """Open the UI in a new browser context, in the view with stages or in the new one."""
     contexts = []
 
     def open_view(*, stages: bool) -> Registry:
@@ -98,7 +98,7 @@ def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Cal
         context.close()
 
 
-def test_clicks_in_the_registry_move_what_clients_are_answered_by(
+def test_promotion_in_the_ui_changes_the_live_version(
     tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
 ) -> None:
     references = f"models:/{NAME}/Production,models:/{NAME}@champion"
@@ -120,7 +120,7 @@ def test_clicks_in_the_registry_move_what_clients_are_answered_by(
             opened(stages=False).alias(third, "champion")
             champion.until_live(third)
 
-            # Back to the first without archiving: that does nothing, and both places say so.
+            # Going back to the first without archiving has no effect; both places show that.
             registry.transition(first, "Production")
             (warning,) = model.until(lambda state: state["warnings"])["warnings"]
             assert f"open version {second} in the MLflow UI and transition it to Archived" in warning

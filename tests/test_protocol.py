@@ -1,4 +1,4 @@
-"""What is written in one turn of the event loop leaves in one write, in order, and before a close."""
+"""The corked transport: one write per iteration of the event loop, in order, and before a close."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from serving.http.corked import Corked
+from serving.server.response_corking import Corked
 
 pytestmark = pytest.mark.anyio
 
 
 class Wire(asyncio.Transport):
-    """Notes what it is given."""
+    """Records the written data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ async def test_head_and_body_leave_together(corked: Corked, wire: Wire) -> None:
     assert wire.writes == [b"head body"]
 
 
-async def test_each_turn_is_a_write_of_its_own(corked: Corked, wire: Wire) -> None:
+async def test_every_loop_iteration_is_one_write(corked: Corked, wire: Wire) -> None:
     for part in (b"one", b"two"):
         corked.write(part)
         await asyncio.sleep(0)
     assert wire.writes == [b"one", b"two"]
 
 
-async def test_what_was_written_leaves_before_the_close(corked: Corked, wire: Wire) -> None:
+async def test_written_data_is_sent_before_the_close(corked: Corked, wire: Wire) -> None:
     corked.write(b"last words")
     corked.close()
     assert (wire.writes, wire.closed) == ([b"last words"], True)
@@ -67,12 +67,12 @@ async def test_what_was_written_leaves_before_the_close(corked: Corked, wire: Wi
     assert wire.writes == [b"last words"]
 
 
-async def test_nothing_is_written_to_a_client_who_has_gone(corked: Corked, wire: Wire) -> None:
+async def test_nothing_is_written_to_a_disconnected_client(corked: Corked, wire: Wire) -> None:
     corked.write(b"too late")
     wire.close()
     await asyncio.sleep(0)
     assert wire.writes == []
 
 
-async def test_all_else_is_the_transports_own(corked: Corked, wire: Wire) -> None:
+async def test_other_attributes_come_from_the_transport(corked: Corked, wire: Wire) -> None:
     assert corked.abort == wire.abort

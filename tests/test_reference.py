@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidReference
-from serving.reference import FORMS, Kind, Reference
+from serving.reference import FORMS, Reference, ReferenceKind
 
 MODEL_ID = "m-" + "0123456789abcdef" * 2
 
@@ -15,29 +15,29 @@ MODEL_ID = "m-" + "0123456789abcdef" * 2
 @pytest.mark.parametrize(
     ("uri", "name", "kind", "selector"),
     [
-        ("models:/iris/Production", "iris", Kind.STAGE, "Production"),
-        ("models:/iris/production", "iris", Kind.STAGE, "Production"),
-        ("models:/iris/STAGING", "iris", Kind.STAGE, "Staging"),
-        ("models:/iris/Archived", "iris", Kind.STAGE, "Archived"),
-        ("models:/iris/None", "iris", Kind.STAGE, "None"),
-        ("models:/iris@champion", "iris", Kind.ALIAS, "champion"),
-        ("models:/iris@Production", "iris", Kind.ALIAS, "Production"),
-        ("models:/iris/3", "iris", Kind.VERSION, "3"),
-        ("models:/iris/007", "iris", Kind.VERSION, "7"),
-        ("models:/iris/latest", "iris", Kind.LATEST, "latest"),
-        ("models:/iris/Latest", "iris", Kind.LATEST, "latest"),
-        (f"models:/{MODEL_ID}", MODEL_ID, Kind.MODEL_ID, MODEL_ID),
-        ("models:/my model.v2/1", "my model.v2", Kind.VERSION, "1"),
-        ("models:/ирис@чемпион", "ирис", Kind.ALIAS, "чемпион"),
+        ("models:/iris/Production", "iris", ReferenceKind.STAGE, "Production"),
+        ("models:/iris/production", "iris", ReferenceKind.STAGE, "Production"),
+        ("models:/iris/STAGING", "iris", ReferenceKind.STAGE, "Staging"),
+        ("models:/iris/Archived", "iris", ReferenceKind.STAGE, "Archived"),
+        ("models:/iris/None", "iris", ReferenceKind.STAGE, "None"),
+        ("models:/iris@champion", "iris", ReferenceKind.ALIAS, "champion"),
+        ("models:/iris@Production", "iris", ReferenceKind.ALIAS, "Production"),
+        ("models:/iris/3", "iris", ReferenceKind.VERSION, "3"),
+        ("models:/iris/007", "iris", ReferenceKind.VERSION, "7"),
+        ("models:/iris/latest", "iris", ReferenceKind.LATEST, "latest"),
+        ("models:/iris/Latest", "iris", ReferenceKind.LATEST, "latest"),
+        (f"models:/{MODEL_ID}", MODEL_ID, ReferenceKind.MODEL_ID, MODEL_ID),
+        ("models:/my model.v2/1", "my model.v2", ReferenceKind.VERSION, "1"),
+        ("models:/ирис@чемпион", "ирис", ReferenceKind.ALIAS, "чемпион"),
     ],
 )
-def test_every_form_is_read(uri: str, name: str, kind: Kind, selector: str) -> None:
-    found = Reference.parse(uri)
-    assert (found.name, found.kind, found.selector) == (name, kind, selector)
-    assert str(found) == found.uri == uri
+def test_every_form_is_parsed(uri: str, name: str, kind: ReferenceKind, selector: str) -> None:
+    reference = Reference.parse(uri)
+    assert (reference.name, reference.kind, reference.selector) == (name, kind, selector)
+    assert str(reference) == reference.uri == uri
 
 
-def test_blanks_around_it_do_not_count() -> None:
+def test_surrounding_blanks_are_ignored() -> None:
     assert Reference.parse(" models:/iris/3\n") == Reference.parse("models:/iris/3")
 
 
@@ -67,15 +67,15 @@ def test_blanks_around_it_do_not_count() -> None:
         "/srv/models/iris",
     ],
 )
-def test_anything_else_is_refused_with_the_forms(uri: str) -> None:
+def test_invalid_reference_error_lists_the_forms(uri: str) -> None:
     with pytest.raises(InvalidReference) as refused:
         Reference.parse(uri)
     assert FORMS in str(refused.value)
     assert repr(uri) in str(refused.value)
 
 
-def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
-    with pytest.raises(InvalidReference, match="'Prod' is no stage .Production, Staging, Archived, None."):
+def test_mistyped_stage_error_lists_the_stages() -> None:
+    with pytest.raises(InvalidReference, match="'Prod' is not a stage .Production, Staging, Archived, None."):
         Reference.parse("models:/iris/Prod")
 
 
@@ -89,15 +89,15 @@ def test_a_mistyped_stage_is_answered_with_the_stages() -> None:
         (f"models:/{MODEL_ID}", True),
     ],
 )
-def test_only_a_version_and_a_model_id_are_fixed(uri: str, fixed: bool) -> None:
+def test_only_version_and_model_id_are_fixed(uri: str, fixed: bool) -> None:
     assert Reference.parse(uri).is_fixed is fixed
-    assert not Reference.parse_weighted(f"{uri}=5").is_fixed  # how it does is told in its tags
+    assert not Reference.parse_weighted(f"{uri}=5").is_fixed  # its status is written to tags
 
 
 @given(st.text() | st.from_regex(r"models:/[^/@:]*[/@]?[^/@:]*", fullmatch=True))
-def test_any_text_is_read_the_same_twice_or_refused(text: str) -> None:
+def test_any_text_round_trips_or_is_rejected(text: str) -> None:
     try:
-        found = Reference.parse(text)
+        reference = Reference.parse(text)
     except InvalidReference:
         return
-    assert Reference.parse(str(found)) == found
+    assert Reference.parse(str(reference)) == reference

@@ -1,4 +1,4 @@
-"""Live requests that are kept, and how a candidate's answers compare."""
+"""Recorded live requests, and the comparison of their predictions."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.runtime.replay import Comparison, Recorded, Recorder, compare, same
+from serving.models.replay import Comparison, RecordedRequest, RequestRecorder, compare, predictions_match
 
 
-def recorded(*predictions: Any, seconds: float = 0.001) -> Recorded:
-    return Recorded([{}] * len(predictions), {}, answer(*predictions), seconds)
+def recorded(*predictions: Any, seconds: float = 0.001) -> RecordedRequest:
+    return RecordedRequest([{}] * len(predictions), {}, orjson.dumps(predictions)[1:-1], seconds)
 
 
-def answer(*predictions: Any) -> bytes:
-    return orjson.dumps(predictions)[1:-1] + b","
+def texts(*predictions: Any) -> list[bytes]:
+    return [*map(orjson.dumps, predictions)]
 
 
-def test_the_last_requests_are_kept() -> None:
-    recorder = Recorder(2)
+def test_last_requests_are_kept() -> None:
+    recorder = RequestRecorder(2)
     kept = [recorded(number) for number in range(5)]
-    for each in kept:
-        recorder.add(each)
+    for request in kept:
+        recorder.add(request)
     assert recorder.last() == tuple(kept[-2:])
 
 
-def test_a_large_request_is_passed_over() -> None:
-    recorder = Recorder(10)
+def test_large_request_is_skipped() -> None:
+    recorder = RequestRecorder(10)
     recorder.add(recorded(*range(101)))
     assert recorder.last() == ()
 
 
-def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
-    recorder = Recorder(0)
+def test_recorder_of_size_zero_keeps_nothing() -> None:
+    recorder = RequestRecorder(0)
     recorder.add(recorded(1))
     assert recorder.last() == ()
 
@@ -53,19 +53,19 @@ def test_nothing_is_kept_where_nothing_is_to_be_replayed() -> None:
         ({"prediction": None}, {"prediction": 1.0}, False),
     ],
 )
-def test_answers_agree_in_their_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
-    assert same(old, new) is agree
+def test_predictions_match_by_class_or_within_a_percent(old: Any, new: Any, agree: bool) -> None:
+    assert predictions_match(old, new) is agree
 
 
 def test_agreement_is_over_rows_and_latency_over_requests() -> None:
     before = [recorded("a", "b", seconds=0.002), recorded("c", seconds=0.004)]
-    found = compare(before, [answer("a", "x"), answer("c")], [0.006, 0.012])
-    assert found == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
+    comparison = compare(before, [texts("a", "x"), texts("c")], [0.006, 0.012])
+    assert comparison == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
 
 
-def test_a_comparison_reads_as_a_sentence() -> None:
-    told = str(Comparison(requests=100, agreement=0.981, latency=1.23))
-    assert told == (
+def test_comparison_is_formatted_as_a_sentence() -> None:
+    text = str(Comparison(requests=100, agreement=0.981, latency=1.23))
+    assert text == (
         "on the last 100 live requests it agrees with the live version in 98% of rows "
         "and takes 1.2 times as long"
     )

@@ -1,4 +1,4 @@
-"""Replicas that serve as one: whether they agree, who may join, and their metrics as those of one."""
+"""Replicas of one service: agreement on versions, admission, and merged metrics."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from serving.http.replicas import ReplicaState, Seen, agree, common, stray
-from serving.telemetry.merged import Merged
+from serving.cluster import ClusterView, InstanceState, divergence, is_consistent, majority_versions
+from serving.telemetry.multi_front_collector import MultiInstanceCollector
 
 IRIS, ROSE = "models:/iris/Production", "models:/rose@champion"
 
 
-def seen(*models: Mapping[str, str], silent: int = 0) -> Seen:
-    return Seen(
-        [ReplicaState(id=str(n), node="a", models={**each}, since=None) for n, each in enumerate(models)],
+def seen(*models: Mapping[str, str], silent: int = 0) -> ClusterView:
+    return ClusterView(
+        [InstanceState(id=str(n), node="a", models={**each}, since=None) for n, each in enumerate(models)],
         silent,
     )
 
@@ -32,24 +32,26 @@ def seen(*models: Mapping[str, str], silent: int = 0) -> Seen:
     ],
     ids=["one", "same", "differ", "one has none", "one tells nothing", "on demand"],
 )
-def test_replicas_agree_that_have_what_is_required_in_one_version(found: Seen, agreed: bool) -> None:
-    assert agree(found, [IRIS]) is agreed
+def test_replicas_with_the_same_required_versions_agree(found: ClusterView, agreed: bool) -> None:
+    assert is_consistent(found, [IRIS]) is agreed
 
 
-def test_what_is_common_is_what_most_have() -> None:
-    found = seen({IRIS: "1"}, {IRIS: "2", ROSE: "4"}, {IRIS: "2"})
-    assert common(found) == {IRIS: "2", ROSE: "4"}
-    assert common(Seen()) == {}
+def test_common_version_is_that_of_the_majority() -> None:
+    common = seen({IRIS: "1"}, {IRIS: "2", ROSE: "4"}, {IRIS: "2"})
+    assert majority_versions(common) == {IRIS: "2", ROSE: "4"}
+    assert majority_versions(ClusterView()) == {}
 
 
-@pytest.mark.parametrize("others", [Seen(), seen({}), seen({IRIS: "1"}), seen({IRIS: "1"}, {IRIS: "2"})])
-def test_who_has_a_version_that_another_has_may_join(others: Seen) -> None:
-    assert stray({IRIS: "1", ROSE: "4"}, others) is None
+@pytest.mark.parametrize(
+    "others", [ClusterView(), seen({}), seen({IRIS: "1"}), seen({IRIS: "1"}, {IRIS: "2"})]
+)
+def test_replica_with_a_shared_version_may_join(others: ClusterView) -> None:
+    assert divergence({IRIS: "1", ROSE: "4"}, others) is None
 
 
-def test_who_has_another_version_must_wait_and_is_told_why() -> None:
+def test_replica_with_another_version_waits_with_a_reason() -> None:
     others = seen({IRIS: "2"}, {IRIS: "3"})
-    assert stray({IRIS: "1"}, others) == f"{IRIS} is version 1 here and 2 or 3 on the other replicas"
+    assert divergence({IRIS: "1"}, others) == f"{IRIS} is version 1 here and 2 or 3 on the other replicas"
 
 
 def exposition(count: int) -> str:
@@ -59,8 +61,8 @@ def exposition(count: int) -> str:
     return generate_latest(registry).decode()
 
 
-def test_merged_metrics_are_each_replicas_own() -> None:
-    text = generate_latest(Merged({"a": exposition(1), "b": exposition(2)})).decode()  # type: ignore[arg-type]
+def test_merged_metrics_are_labelled_by_replica() -> None:
+    text = generate_latest(MultiInstanceCollector({"a": exposition(1), "b": exposition(2)})).decode()  # type: ignore[arg-type]
     assert text.count("# TYPE asked_total counter") == text.count("# TYPE took histogram") == 1
     assert 'asked_total{model="iris",replica="a"} 1.0' in text
     assert 'asked_total{model="iris",replica="b"} 2.0' in text

@@ -1,4 +1,4 @@
-"""What may go wrong with a request, or with the process that answers it: no other is touched by it."""
+"""Faults of a request or of its model process affect no other request."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from live import SELDOM, Service, served, until
 from pids import descendants
 from test_live import SECRET, problem
 
-DEADLINE_SECONDS, MOST_WAITING, MOST_BYTES = 4, 40, 600 * 2**20
+DEADLINE_SECONDS, MAX_WAITING, MAX_BYTES = 4, 40, 600 * 2**20
 
 
 @pytest.fixture(scope="module")
 def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An actor with one process, and a neighbour."""
+    """Serve an actor with one process, and a neighbour."""
     folder = tmp_path_factory.mktemp("faults")
     registry = Registry(new_registry(folder))
     for name in ("actor", "neighbour"):
         registry.add(name, factor=2.0)
-    limits = {"deadline_seconds": DEADLINE_SECONDS, "max_waiting": MOST_WAITING, "wait_seconds": 60}
-    limits |= {"max_process_bytes": MOST_BYTES, "poll_seconds": SELDOM}
+    limits = {"deadline_seconds": DEADLINE_SECONDS, "max_queue_size": MAX_WAITING, "max_queue_seconds": 60}
+    limits |= {"max_process_bytes": MAX_BYTES, "poll_seconds": SELDOM}
     with served(registry.uri, folder, models="models:/actor/1,models:/neighbour/1", **limits) as running:
         running.until_ready()
         yield running
@@ -41,7 +41,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(autouse=True)
 def all_is_well(service: Service) -> Iterator[None]:
-    """After each test the service lives, and answers rightly."""
+    """Verify after each test that the service is ready and predicts correctly."""
     yield
     assert service.client.get("/health").status_code == 200
     service.until_ready()
@@ -51,8 +51,8 @@ def all_is_well(service: Service) -> Iterator[None]:
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(64) as made:
-        yield made
+    with ThreadPoolExecutor(64) as executor:
+        yield executor
 
 
 def predict(service: Service, row: dict[str, Any], name: str = "actor", **headers: str) -> httpx.Response:
@@ -60,12 +60,12 @@ def predict(service: Service, row: dict[str, Any], name: str = "actor", **header
 
 
 def waiting(service: Service, name: str = "actor") -> float:
-    """How many requests wait for the model."""
+    """Return the number of requests that wait for the model."""
     return service.metrics()[f'serving_waiting_requests{{model="{name}",version="1"}}']
 
 
 def ended(service: Service, reason: str) -> float:
-    """How many model processes of the actor have ended so, after each of which another came."""
+    """Return the number of the actor's processes that died for this reason, once all are replaced."""
     labels = f'model="actor",reason="{reason}",version="1"'
     deaths = f"serving_process_deaths_total{{{labels}}}"
     restarts = f"serving_process_restarts_total{{{labels}}}"
@@ -74,35 +74,35 @@ def ended(service: Service, reason: str) -> float:
 
 
 def pipe(folder: Path) -> Path:
-    made = folder / f"pipe-{len([*folder.iterdir()])}"
-    os.mkfifo(made)
-    return made
+    path = folder / f"pipe-{len([*folder.iterdir()])}"
+    os.mkfifo(path)
+    return path
 
 
 @contextmanager
 def held(service: Service, pool: ThreadPoolExecutor, folder: Path) -> Iterator[Future[httpx.Response]]:
-    """The model is busy with a request until the block ends."""
-    made = pipe(folder)
-    asked = pool.submit(predict, service, {"x": 0, "act": f"wait:{made}"})
-    with made.open("w"):  # as soon as the model has opened it too
-        yield asked
-    assert asked.result().json()["prediction"] == 0.0
+    """Keep the model busy with a request until the block ends."""
+    gate = pipe(folder)
+    pending = pool.submit(predict, service, {"x": 0, "act": f"wait:{gate}"})
+    with gate.open("w"):  # blocks until the model has opened it
+        yield pending
+    assert pending.result().json()["prediction"] == 0.0
 
 
 def queue(
     service: Service, pool: ThreadPoolExecutor, rows: list[dict[str, Any]], **headers: str
 ) -> list[Future[httpx.Response]]:
-    """Ask for these while the model is busy, and wait until all wait, in this order."""
-    asked = []
+    """Send the rows while the model is busy, and wait until all are queued in this order."""
+    pending = []
     for row in rows:
         before = waiting(service)
-        asked.append(pool.submit(predict, service, row, **headers))
+        pending.append(pool.submit(predict, service, row, **headers))
         until(lambda before=before: waiting(service) == before + 1)  # type: ignore[misc]
-    return asked
+    return pending
 
 
 def send(service: Service, row: dict[str, Any]) -> socket.socket:
-    """A connection on which this was asked."""
+    """Send a request for a row, and return its connection."""
     body = orjson.dumps(row)
     head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     connection = socket.create_connection(service.address, timeout=60)
@@ -113,19 +113,21 @@ def send(service: Service, row: dict[str, Any]) -> socket.socket:
 # -- the queue
 
 
-def test_row_12_a_full_queue_refuses_at_once_and_answers_what_it_took(
+def test_row_12_full_queue_rejects_new_requests(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     with held(service, pool, tmp_path) as busy:
-        asked = queue(service, pool, [{"x": number} for number in range(MOST_WAITING)])
+        queued = queue(service, pool, [{"x": number} for number in range(MAX_WAITING)])
         refused = predict(service, {"x": 1})
         assert problem(refused, 503)
         assert refused.headers["retry-after"] == "1"
         assert not busy.done()
-    assert [each.result().json()["prediction"] for each in asked] == [2.0 * x for x in range(MOST_WAITING)]
+    assert [future.result().json()["prediction"] for future in queued] == [
+        2.0 * x for x in range(MAX_WAITING)
+    ]
 
 
-def test_row_15_a_deadline_that_passes_in_the_queue_spares_the_model(
+def test_row_15_request_that_expires_in_queue_is_not_run(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     note = tmp_path / "note"
@@ -137,17 +139,17 @@ def test_row_15_a_deadline_that_passes_in_the_queue_spares_the_model(
     assert not note.exists()
 
 
-def test_row_16_a_caller_who_leaves_while_queued_is_dropped_from_the_batch(
+def test_row_16_disconnected_caller_is_dropped_from_queue(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     note = tmp_path / "note"
     with held(service, pool, tmp_path):
         leaving = send(service, {"x": 1, "act": f"note:{note}"})
         until(lambda: waiting(service) == 1)
-        asked = queue(service, pool, [{"x": 5}])
+        queued = queue(service, pool, [{"x": 5}])
         leaving.close()
         until(lambda: waiting(service) == 1)
-    assert asked[0].result().json()["prediction"] == 10.0
+    assert queued[0].result().json()["prediction"] == 10.0
     assert not note.exists()
 
 
@@ -155,52 +157,50 @@ def test_row_16_a_caller_who_leaves_while_queued_is_dropped_from_the_batch(
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_row_17_a_caller_who_leaves_mid_batch_leaves_the_others_their_answers(
+def test_row_17_disconnect_during_batch_spares_other_requests(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path, position: int
 ) -> None:
     held_up = pipe(tmp_path)
     with held(service, pool, tmp_path):
-        asked = []
+        queued = []
         for number in range(4):
             row = {"x": number, "act": f"wait:{held_up}"} if number == 1 else {"x": number}
             if number == position:
                 leaving = send(service, row)
                 until(lambda number=number: waiting(service) == number + 1)  # type: ignore[misc]
             else:
-                asked += queue(service, pool, [row])
+                queued += queue(service, pool, [row])
     with held_up.open("w"):
         leaving.close()
         assert predict(service, {"x": 1}, "neighbour").json()["prediction"] == 2.0
-    found = [each.result().json()["prediction"] for each in asked]
-    assert found == [2.0 * number for number in range(4) if number != position]
+    predictions = [future.result().json()["prediction"] for future in queued]
+    assert predictions == [2.0 * number for number in range(4) if number != position]
 
 
-def test_row_18_a_poison_row_among_good_requests_fails_alone(
-    service: Service, pool: ThreadPoolExecutor, tmp_path: Path
-) -> None:
+def test_row_18_poison_row_fails_alone(service: Service, pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"x": number / 7} for number in range(32)]
     alone = [predict(service, row).content for row in rows]
     rows[10]["act"] = "raise:poison"
     with held(service, pool, tmp_path):
-        asked = queue(service, pool, rows)
-    answers = [each.result() for each in asked]
-    assert problem(answers[10], 500)
-    for number, answer in enumerate(answers):
-        assert number == 10 or answer.content == alone[number]
+        queued = queue(service, pool, rows)
+    responses = [future.result() for future in queued]
+    assert problem(responses[10], 500)
+    for number, response in enumerate(responses):
+        assert number == 10 or response.content == alone[number]
 
 
-def test_row_19_a_wrong_number_of_rows_fails_the_request_that_gets_it(
+def test_row_19_wrong_number_of_rows_fails_one_request(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = [{"x": number, "act": "stay"} for number in range(8)]
     alone = [service.client.post("/models/actor/predict", json=row).content for row in rows]
     rows[3]["act"] = "drop"
     with held(service, pool, tmp_path):
-        asked = queue(service, pool, rows)
-    answers = [each.result() for each in asked]
-    assert problem(answers[3], 500)
-    for number, answer in enumerate(answers):
-        assert number == 3 or answer.content == alone[number]
+        queued = queue(service, pool, rows)
+    responses = [future.result() for future in queued]
+    assert problem(responses[3], 500)
+    for number, response in enumerate(responses):
+        assert number == 3 or response.content == alone[number]
 
 
 @pytest.mark.parametrize(
@@ -220,25 +220,25 @@ def test_row_19_a_wrong_number_of_rows_fails_the_request_that_gets_it(
         ),
     ],
 )
-def test_row_20_a_prediction_that_is_no_number_is_never_written_as_one(
+def test_row_20_nan_prediction_is_an_error(
     service: Service, path: str, body: Callable[[dict[str, Any]], Any]
 ) -> None:
-    answer = service.client.post(path, json=body({"x": 1.0, "act": "nan"}))
-    assert answer.status_code == 500
-    assert orjson.loads(answer.content)  # which takes no NaN
+    response = service.client.post(path, json=body({"x": 1.0, "act": "nan"}))
+    assert response.status_code == 500
+    assert orjson.loads(response.content)  # rejects NaN
 
 
 # -- the process
 
 
 def pid(service: Service, folder: Path) -> int:
-    """The process that answers for the actor."""
+    """Return the id of the actor's process."""
     note = folder / "pid"
     assert predict(service, {"x": 1, "act": f"note:{note}"}).status_code == 200
     return int(note.read_text())
 
 
-def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_replaced(
+def test_row_14_hung_process_is_replaced_at_deadline(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     before, hung = pid(service, tmp_path), ended(service, "hang")
@@ -252,22 +252,22 @@ def test_row_14_a_model_that_hangs_is_given_up_at_the_deadline_and_its_process_r
     assert ended(service, "hang") == hung + 1
 
 
-def test_row_21_requests_of_a_process_that_is_killed_are_tried_once_more(
+def test_row_21_requests_of_killed_process_are_retried(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     before, held_up = pid(service, tmp_path), pipe(tmp_path)
     with held(service, pool, tmp_path):
-        asked = queue(service, pool, [{"x": 1, "act": f"wait:{held_up}"}, {"x": 2}, {"x": 3}])
+        queued = queue(service, pool, [{"x": 1, "act": f"wait:{held_up}"}, {"x": 2}, {"x": 3}])
     with held_up.open("w"):
         os.kill(before, signal.SIGKILL)
         until(lambda: before not in descendants(service.process.pid))
-    with held_up.open("w"):  # which the next process has opened again
+    with held_up.open("w"):  # the next process opens it again
         pass
-    assert [each.result().json()["prediction"] for each in asked] == [2.0, 4.0, 6.0]
+    assert [future.result().json()["prediction"] for future in queued] == [2.0, 4.0, 6.0]
     assert pid(service, tmp_path) != before
 
 
-def test_row_21_what_kills_each_process_is_refused_and_others_are_answered(
+def test_row_21_row_that_kills_every_process_is_rejected(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     killing = pool.submit(predict, service, {"x": 1, "act": "kill"})
@@ -275,7 +275,7 @@ def test_row_21_what_kills_each_process_is_refused_and_others_are_answered(
     assert killing.result().headers["retry-after"] == "1"
 
 
-def test_a_process_that_grows_too_large_is_replaced_without_a_failed_request(
+def test_oversized_process_is_replaced_without_failures(
     service: Service, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     before = pid(service, tmp_path)
@@ -289,24 +289,24 @@ def test_a_process_that_grows_too_large_is_replaced_without_a_failed_request(
 
     calling = [pool.submit(call) for _ in range(4)]
     try:
-        for _ in range(6):  # at once it takes a busy machine longer than the deadline
-            assert predict(service, {"x": 1, "act": f"grow:{MOST_BYTES // 6 >> 20}"}).status_code == 200
+        for _ in range(6):  # a single step could exceed the deadline on a busy machine
+            assert predict(service, {"x": 1, "act": f"grow:{MAX_BYTES // 6 >> 20}"}).status_code == 200
         until(lambda: pid(service, tmp_path) != before)
         until(lambda: before not in descendants(service.process.pid))
     finally:
         grown.set()
-    assert [each.result() for each in calling] == [{200}] * 4
+    assert [future.result() for future in calling] == [{200}] * 4
     assert service.logged(re.compile("has grown to .* MB, and is replaced"))
     assert ended(service, "memory") == 1
 
 
-# -- what is told
+# -- the log
 
 
-def test_row_35_what_a_model_raises_is_one_line_of_the_log_and_not_in_the_answer(service: Service) -> None:
+def test_row_35_model_error_is_logged_on_one_line(service: Service) -> None:
     act = f"raise:{SECRET}\\r\\nERROR\\x1b[31m\\u2028forged"
-    answer = predict(service, {"x": 1, "act": act}, **{"X-Request-ID": "the-poison"})
-    assert problem(answer, 500)["detail"] == "The model failed on this request."
+    response = predict(service, {"x": 1, "act": act}, **{"X-Request-ID": "the-poison"})
+    assert problem(response, 500)["detail"] == "The model failed on this request."
     failed = service.told(request_id="the-poison", level="error")
     assert SECRET in failed["event"]
     assert all(line.isprintable() for line in service.log)

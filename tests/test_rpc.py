@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: what its messages say, and how its errors are told."""
+"""The Open Inference Protocol over gRPC: messages and status codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from casting import Registry
 from conftest import NewRegistry
 from live import SELDOM, Service, served, until
 
-from serving.rpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def stub(service: Service) -> Iterator[Any]:
         yield services.GRPCInferenceServiceStub(channel)
 
 
-def asked(x: list[float], *acts: str, model: str = "actor", version: str = "", **more: Any) -> Any:
-    """Rows with the contents of each type in its place."""
+def infer_request(x: list[float], *acts: str, model: str = "actor", version: str = "", **more: Any) -> Any:
+    """Return a request whose inputs use the typed contents fields."""
     inputs = [{"name": "x", "datatype": "FP64", "shape": [len(x)], "contents": {"fp64_contents": x}}]
     if acts:
         texts = {"bytes_contents": [act.encode() for act in acts]}
@@ -55,13 +56,13 @@ def asked(x: list[float], *acts: str, model: str = "actor", version: str = "", *
     return protos.ModelInferRequest(model_name=model, model_version=version, inputs=inputs, **more)
 
 
-def test_a_request_is_answered_in_raw_contents(stub: Any) -> None:
-    found = stub.ModelInfer(asked([1.0, 2.5], id="mine"))
+def test_response_has_raw_contents(stub: Any) -> None:
+    found = stub.ModelInfer(infer_request([1.0, 2.5], id="mine"))
     assert (found.model_name, found.model_version, found.id) == ("actor", "1", "mine")
     (output,) = found.outputs
     assert (output.name, output.datatype, [*output.shape]) == ("output-0", "FP64", [2])
     assert struct.unpack("<2d", found.raw_output_contents[0]) == (1.0, 2.5)
-    assert stub.ModelInfer(asked([1.0], version="1")).id  # the server gives one where there is none
+    assert stub.ModelInfer(infer_request([1.0], version="1")).id  # the server assigns a missing id
 
 
 @pytest.mark.parametrize(
@@ -80,20 +81,20 @@ def test_a_request_is_answered_in_raw_contents(stub: Any) -> None:
         ("FP16", "", "<2e"),
     ],
 )
-def test_numbers_of_each_datatype_come_in_either_contents(
+def test_all_numeric_datatypes_in_typed_and_raw_contents(
     stub: Any, datatype: str, field: str, raw: str
 ) -> None:
     plain = {"name": "x", "datatype": datatype, "shape": [2]}
-    asked = [
+    requests = [
         protos.ModelInferRequest(
             model_name="actor", inputs=[plain], raw_input_contents=[struct.pack(raw, 3, 4)]
         )
     ]
     if field:
         inputs = [plain | {"contents": {field: [3, 4]}}]
-        asked.append(protos.ModelInferRequest(model_name="actor", inputs=inputs))
-    for each in asked:
-        assert struct.unpack("<2d", stub.ModelInfer(each).raw_output_contents[0]) == (3.0, 4.0)
+        requests.append(protos.ModelInferRequest(model_name="actor", inputs=inputs))
+    for request in requests:
+        assert struct.unpack("<2d", stub.ModelInfer(request).raw_output_contents[0]) == (3.0, 4.0)
 
 
 def refusal(call: Any, *args: Any, **more: Any) -> tuple[Any, str]:
@@ -107,29 +108,29 @@ def _input(**more: Any) -> dict[str, Any]:
     return {"name": "x", "datatype": "FP64", "shape": [1], "contents": contents} | more
 
 
-def test_a_caller_who_leaves_is_counted(stub: Any, service: Service, tmp_path: Path) -> None:
+def test_cancelled_request_is_counted(stub: Any, service: Service, tmp_path: Path) -> None:
     left = 'serving_requests_total{code="499",model="actor",version="1"}'
     before, pipe = service.metrics().get(left, 0), tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor() as pool:
-        held = pool.submit(stub.ModelInfer, asked([1.0], f"wait:{pipe}"))
-        with pipe.open("w"):  # as soon as the model has opened it too
+        held = pool.submit(stub.ModelInfer, infer_request([1.0], f"wait:{pipe}"))
+        with pipe.open("w"):  # blocks until the model opens it
 
-            def late() -> bool:  # at times so late that the server has not heard of it
-                code, _ = refusal(stub.ModelInfer, asked([2.0]), timeout=0.1)
+            def late() -> bool:  # the server may receive the request late
+                code, _ = refusal(stub.ModelInfer, infer_request([2.0]), timeout=0.1)
                 assert code is grpc.StatusCode.DEADLINE_EXCEEDED
                 return service.metrics().get(left, 0) > before
 
             until(late)
             before = service.metrics()[left]
-            cancelled = stub.ModelInfer.future(asked([3.0]))
+            cancelled = stub.ModelInfer.future(infer_request([3.0]))
             until(lambda: service.metrics()['serving_waiting_requests{model="actor",version="1"}'] == 1)
             assert cancelled.cancel()
             until(lambda: service.metrics()[left] > before)
             assert service.metrics()['serving_waiting_requests{model="actor",version="1"}'] == 0
         assert held.result().model_version == "1"
-    told = service.told(logger="serving.access", path="ModelInfer", status=499)
-    assert (told["method"], told["model"], told["version"]) == ("gRPC", "actor", "1")
+    line = service.told(logger="serving.access", path="ModelInfer", status=499)
+    assert (line["method"], line["model"], line["version"]) == ("gRPC", "actor", "1")
 
 
 @pytest.mark.parametrize(
@@ -146,47 +147,45 @@ def test_a_caller_who_leaves_is_counted(stub: Any, service: Service, tmp_path: P
         ([_input(datatype="BYTES", contents={"bytes_contents": [b"one"]})], "x"),
     ],
 )
-def test_what_does_not_fit_is_an_invalid_argument(
-    stub: Any, inputs: list[dict[str, Any]], detail: str
-) -> None:
-    code, told = refusal(stub.ModelInfer, protos.ModelInferRequest(model_name="actor", inputs=inputs))
+def test_invalid_inputs_are_an_invalid_argument(stub: Any, inputs: list[dict[str, Any]], detail: str) -> None:
+    code, message = refusal(stub.ModelInfer, protos.ModelInferRequest(model_name="actor", inputs=inputs))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert detail in told
+    assert detail in message
 
 
-def test_raw_contents_are_one_for_each_input(stub: Any) -> None:
-    code, told = refusal(stub.ModelInfer, asked([1.0], "", raw_input_contents=[b""]))
-    assert (code, told) == (
+def test_number_of_raw_contents_must_match_inputs(stub: Any) -> None:
+    code, message = refusal(stub.ModelInfer, infer_request([1.0], "", raw_input_contents=[b""]))
+    assert (code, message) == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "There are 1 raw contents for 2 inputs.",
     )
 
 
-def test_each_failure_has_its_status(stub: Any, service: Service) -> None:
+def test_failures_map_to_grpc_status_codes(stub: Any, service: Service) -> None:
     code = grpc.StatusCode
-    assert refusal(stub.ModelInfer, asked([1.0], model="no"))[0] is code.NOT_FOUND
-    assert refusal(stub.ModelInfer, asked([1.0], version="9"))[0] is code.NOT_FOUND
-    assert refusal(stub.ModelInfer, asked([1.0], model="nobody"))[0] is code.UNAVAILABLE
-    failed, detail = refusal(stub.ModelInfer, asked([1.0], "raise:secret"))
+    assert refusal(stub.ModelInfer, infer_request([1.0], model="no"))[0] is code.NOT_FOUND
+    assert refusal(stub.ModelInfer, infer_request([1.0], version="9"))[0] is code.NOT_FOUND
+    assert refusal(stub.ModelInfer, infer_request([1.0], model="nobody"))[0] is code.UNAVAILABLE
+    failed, detail = refusal(stub.ModelInfer, infer_request([1.0], "raise:secret"))
     assert (failed, detail) == (code.INTERNAL, "The model failed on this request.")
-    assert refusal(stub.ModelInfer, asked([1.0] * 5000))[0] is code.RESOURCE_EXHAUSTED
-    assert refusal(stub.ModelInfer, asked([1.0], "hang"), timeout=0.5)[0] is code.DEADLINE_EXCEEDED
-    assert stub.ModelInfer(asked([1.0])).model_version == "1"
-    told = service.client.get("/metrics").text
-    assert re.search(r'serving_requests_total\{[^}]*"500"[^}]*\} 1', told)
+    assert refusal(stub.ModelInfer, infer_request([1.0] * 5000))[0] is code.RESOURCE_EXHAUSTED
+    assert refusal(stub.ModelInfer, infer_request([1.0], "hang"), timeout=0.5)[0] is code.DEADLINE_EXCEEDED
+    assert stub.ModelInfer(infer_request([1.0])).model_version == "1"
+    metrics = service.client.get("/metrics").text
+    assert re.search(r'serving_requests_total\{[^}]*"500"[^}]*\} 1', metrics)
 
 
-def test_a_model_on_demand_is_woken(stub: Any) -> None:
+def test_on_demand_model_is_loaded(stub: Any) -> None:
     ready = protos.ModelReadyRequest(name="sleeper")
     assert not stub.ModelReady(ready).ready
-    assert stub.ModelInfer(asked([1.0], model="sleeper")).model_name == "sleeper"
+    assert stub.ModelInfer(infer_request([1.0], model="sleeper")).model_name == "sleeper"
     assert stub.ModelReady(ready).ready
 
 
-def test_the_server_is_ready_once_every_required_model_is(stub: Any) -> None:
+def test_server_is_ready_once_required_models_are(stub: Any) -> None:
     assert stub.ServerLive(protos.ServerLiveRequest()).live
-    assert not stub.ServerReady(protos.ServerReadyRequest()).ready  # nobody is in Production
+    assert not stub.ServerReady(protos.ServerReadyRequest()).ready  # one model has no version in Production
     assert refusal(stub.ModelReady, protos.ModelReadyRequest(name="no"))[0] is grpc.StatusCode.NOT_FOUND
     assert stub.ServerMetadata(protos.ServerMetadataRequest()).name == "mlflow-serving-front"
     found = stub.ModelMetadata(protos.ModelMetadataRequest(name="actor"))
-    assert [(each.name, each.datatype) for each in found.inputs] == [("x", "FP64"), ("act", "BYTES")]
+    assert [(tensor.name, tensor.datatype) for tensor in found.inputs] == [("x", "FP64"), ("act", "BYTES")]

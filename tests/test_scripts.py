@@ -1,4 +1,4 @@
-"""The scripts, with a Python that writes down what it is asked: what is set up, when, and what is started."""
+"""The scripts with a fake Python that records its arguments: installation, training and start."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from live import until
 from training.cli import main
 
 ROOT = Path(__file__).parent.parent
-# All that the scripts call besides Python.
+# The commands that the scripts call, except Python.
 TOOLS = ("bash", "cat", "chmod", "cmp", "cp", "dirname", "env", "mkdir")
-# A Python that makes environments, and copies itself into them.
+# A fake Python that creates environments and copies itself into them.
 RECORDING = """#!/usr/bin/env bash
 [[ $1 == --version ]] && echo "Python 3.11.9" && exit
 [[ "$1 $2" == "-m venv" ]] && mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/serving
 [[ "$1" == -c ]] || echo "${0##*/} $*" >>"$CALLS"
 [[ "$*" != *"$FAILING"* ]]
 """
-# One that is what tests run on.
+# A wrapper of the Python that runs the tests.
 REAL = f"""#!/usr/bin/env bash
 PYTHONPATH={ROOT} exec {sys.executable} "$@"
 """
 PIP = "python -m pip --quiet --disable-pip-version-check"
 BOOTSTRAP = "python -m training bootstrap"
-# A `serving` that tells how it was started, and on which registry.
+# A fake `serving` that prints its arguments and its registry.
 TELLING = """#!/usr/bin/env bash
 echo "serving $* on $MLFLOW_TRACKING_URI"
 """
@@ -47,7 +47,7 @@ def executable(path: Path, content: str) -> None:
 
 @dataclass
 class Project:
-    """A checkout of its own, and a machine with just a few commands."""
+    """A separate checkout, and a machine with few commands."""
 
     root: Path
     bin: Path
@@ -87,7 +87,7 @@ def installed(project: Project) -> Project:
     return project
 
 
-def test_a_first_start_makes_the_environment_from_the_constraints(project: Project) -> None:
+def test_first_start_creates_the_constrained_environment(project: Project) -> None:
     done = project.run("test", "-k", "it")
     assert done.returncode == 0
     assert project.called() == [
@@ -99,40 +99,40 @@ def test_a_first_start_makes_the_environment_from_the_constraints(project: Proje
     assert all(line.startswith("scripts/test: ") for line in done.stderr.splitlines())
 
 
-def test_serving_installs_nothing_for_development(project: Project) -> None:
+def test_serving_installs_no_development_packages(project: Project) -> None:
     assert project.run("serve").returncode == 0
     assert not any("constraints-dev" in call for call in project.called())
     assert project.called()[-1] == "serving run"
 
 
-@pytest.mark.parametrize("script", ["test", "serve", "check"])
-def test_a_second_start_installs_nothing(installed: Project, script: str) -> None:
+@pytest.mark.parametrize("script", ["test", "serve", "check", "docs"])
+def test_second_start_installs_nothing(installed: Project, script: str) -> None:
     done = installed.run(script)
     assert not any("install" in call or "venv" in call for call in installed.called())
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt", "constraints-dev.txt"])
-def test_what_changed_is_installed_into_the_same_environment(installed: Project, changed: str) -> None:
+def test_changed_requirements_update_the_same_environment(installed: Project, changed: str) -> None:
     (installed.root / changed).write_text("# changed\n")
     assert installed.run("test").returncode == 0
     assert sum("install" in call for call in installed.called()) == 2
     assert not any("venv" in call for call in installed.called())
 
 
-def test_a_checkout_that_was_moved_is_installed_again(installed: Project) -> None:
+def test_moved_checkout_is_reinstalled(installed: Project) -> None:
     installed.root = installed.root.rename(installed.root.parent / "moved")
     assert installed.run("test").returncode == 0
     assert any("--editable" in call for call in installed.called())
 
 
-def test_an_environment_whose_python_has_gone_is_made_again(installed: Project) -> None:
+def test_environment_without_its_python_is_recreated(installed: Project) -> None:
     (installed.root / ".venv" / "bin" / "python").unlink()
     assert installed.run("test").returncode == 0
     assert "python3 -m venv --clear .venv" in installed.called()
 
 
-def test_an_installation_that_failed_is_tried_again(project: Project) -> None:
+def test_failed_installation_is_retried(project: Project) -> None:
     project.env = {"FAILING": "--require-hashes"}
     assert project.run("test").returncode != 0
     assert not any("pytest" in call for call in project.called())
@@ -144,19 +144,17 @@ def test_an_installation_that_failed_is_tried_again(project: Project) -> None:
 @pytest.mark.parametrize(
     ("python", "complaint"),
     [
-        (None, "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
-        ("exit 1", "scripts/test: Python 3.11 or newer is needed, and there is none on the PATH\n"),
+        (None, "scripts/test: Python 3.11 or newer is required, but not on the PATH\n"),
+        ("exit 1", "scripts/test: Python 3.11 or newer is required, but not on the PATH\n"),
         (
             '[[ "$2" != *ensurepip* ]]',
-            "scripts/test: python3 can't make virtual environments: install its venv module"
+            "scripts/test: python3 cannot create virtual environments: install its venv module"
             " (Debian: python3-venv)\n",
         ),
     ],
     ids=["no Python", "too old", "no venv"],
 )
-def test_a_machine_without_what_is_needed_gets_one_line(
-    project: Project, python: str | None, complaint: str
-) -> None:
+def test_missing_prerequisite_prints_one_line(project: Project, python: str | None, complaint: str) -> None:
     (project.bin / "python3").unlink()
     if python:
         executable(project.bin / "python3", f"#!/usr/bin/env bash\n{python}\n")
@@ -164,7 +162,7 @@ def test_a_machine_without_what_is_needed_gets_one_line(
     assert (done.returncode, done.stdout, done.stderr) == (1, "", complaint)
 
 
-def test_a_later_python_is_taken_where_the_first_is_too_old(project: Project) -> None:
+def test_newer_python_is_used_if_first_is_old(project: Project) -> None:
     executable(project.bin / "python3", "#!/usr/bin/env bash\nexit 1\n")
     executable(project.bin / "python3.12", RECORDING)
     assert project.run("test").returncode == 0
@@ -172,7 +170,7 @@ def test_a_later_python_is_taken_where_the_first_is_too_old(project: Project) ->
 
 
 @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy"])
-def test_a_check_that_fails_fails_them_all_but_the_others_are_told(installed: Project, failing: str) -> None:
+def test_failed_check_does_not_skip_the_others(installed: Project, failing: str) -> None:
     installed.env = {"FAILING": failing}
     assert installed.run("check").returncode == 1
     assert installed.called() == ["python -m ruff check", "python -m ruff format --check", "python -m mypy"]
@@ -192,7 +190,7 @@ def test_a_check_that_fails_fails_them_all_but_the_others_are_told(installed: Pr
         (None, ["--help"], False),
     ],
 )
-def test_a_first_version_is_made_only_of_what_is_to_be_served(
+def test_first_version_is_created_only_for_served_models(
     installed: Project, models: str | None, arguments: list[str], bootstraps: bool
 ) -> None:
     installed.env = {"SERVING_MODELS": models} if models else {}
@@ -201,11 +199,11 @@ def test_a_first_version_is_made_only_of_what_is_to_be_served(
     assert installed.called()[-1] == " ".join(["serving run", *arguments])
 
 
-def test_serving_starts_though_no_first_version_can_be_made(installed: Project) -> None:
+def test_serving_starts_if_first_training_fails(installed: Project) -> None:
     installed.env = {"FAILING": "bootstrap"}
     done = installed.run("serve")
     assert (done.returncode, installed.called()[-1]) == (0, "serving run")
-    assert done.stderr == "scripts/serve: no first version could be made; serving goes on looking for one\n"
+    assert done.stderr == "scripts/serve: could not create a first version; the service waits for one\n"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +215,7 @@ def test_serving_starts_though_no_first_version_can_be_made(installed: Project) 
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
-def test_the_registry_is_the_same_from_every_folder(
+def test_registry_does_not_depend_on_the_folder(
     installed: Project, tmp_path: Path, given: str | None, expected: str
 ) -> None:
     installed.env = {"MLFLOW_TRACKING_URI": given} if given else {}
@@ -228,7 +226,7 @@ def test_the_registry_is_the_same_from_every_folder(
 
 @pytest.fixture
 def real(installed: Project) -> Project:
-    """The checkout with a Python that does what it is asked."""
+    """Return the checkout with a Python that executes its arguments."""
     executable(installed.root / ".venv" / "bin" / "python", REAL)
     executable(installed.root / ".venv" / "bin" / "serving", TELLING)
     stamp = f"{installed.root}\nPython {sys.version.split()[0]}\n# pyproject.toml\n# constraints.txt\n"
@@ -236,7 +234,7 @@ def real(installed: Project) -> Project:
     return installed
 
 
-def test_serve_makes_a_first_version_and_then_serves_it(real: Project) -> None:
+def test_serve_trains_and_serves_a_first_version(real: Project) -> None:
     uri = f"sqlite:///{real.root}/mlruns/mlflow.db"
     first, second = real.run("serve"), real.run("serve")
     assert first.stdout == second.stdout == f"serving run on {uri}\n"
@@ -246,7 +244,7 @@ def test_serve_makes_a_first_version_and_then_serves_it(real: Project) -> None:
     assert (version.name, version.current_stage) == ("iris", "Production")
 
 
-def test_ui_leaves_a_server_alone_that_has_one(real: Project) -> None:
+def test_ui_keeps_a_running_server(real: Project) -> None:
     real.env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
     done = real.run("ui")
     assert done.returncode == 1
@@ -260,14 +258,14 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Whether anybody does."""
+    """Return whether the port accepts connections."""
     with socket.socket() as calling:
         return calling.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
 def ui(real: Project, registry: str) -> Iterator[str]:
-    """The address of `scripts/ui` on a registry."""
+    """Run `scripts/ui` on a registry and yield its address."""
     port = free_port()
     env = {"PATH": str(real.bin), "MLFLOW_TRACKING_URI": registry}
     command = [real.root / "scripts" / "ui", "--port", str(port)]
@@ -282,7 +280,7 @@ def ui(real: Project, registry: str) -> Iterator[str]:
             process.communicate()
 
 
-def test_what_is_trained_through_the_ui_server_is_in_the_registry(
+def test_training_through_the_ui_reaches_the_registry(
     ui: str, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)

@@ -1,4 +1,4 @@
-"""What can be set: defaults, where values come from, and a line for each mistake."""
+"""Settings: defaults, sources of values, and the message for an invalid setting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serving.settings import OPTIONS, Settings, mistakes, shown_default, variable
+from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 
 @pytest.fixture(autouse=True)
@@ -18,15 +18,15 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def lines(**given: str) -> list[str]:
+def lines(**values: str) -> list[str]:
     with pytest.raises(ValidationError) as refused:
-        Settings(**given)  # type: ignore[arg-type]
-    return mistakes(refused.value)
+        Settings(**values)  # type: ignore[arg-type]
+    return format_errors(refused.value)
 
 
-def test_defaults_are_what_is_documented() -> None:
+def test_defaults_match_the_documentation() -> None:
     settings = Settings()
-    assert [str(each) for each in settings.models] == ["models:/iris/Production"]
+    assert [str(reference) for reference in settings.models] == ["models:/iris/Production"]
     assert (settings.host, settings.port, settings.replicas, settings.poll_seconds) == (
         "127.0.0.1",
         8000,
@@ -45,7 +45,7 @@ def test_the_default_registry_is_below_the_current_folder(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
-    assert shown_default(name)
+    assert format_default(name)
     assert Settings.model_fields[name].description
 
 
@@ -62,43 +62,46 @@ def test_every_setting_has_a_shown_default_and_a_description(name: str) -> None:
         ("store_dir", "/srv/store", Path("/srv/store")),
     ],
 )
-def test_a_setting_is_read_from_its_variable(
+def test_setting_is_read_from_its_variable(
     environment: pytest.MonkeyPatch, name: str, text: str, value: object
 ) -> None:
-    environment.setenv(variable(name), text)
+    environment.setenv(env_name(name), text)
     assert getattr(Settings(), name) == value
 
 
 @pytest.mark.parametrize("name", ["models", "port", "tracking_uri"])
-def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
+def test_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, name: str) -> None:
     default = getattr(Settings(), name)
-    environment.setenv(variable(name), "")
+    environment.setenv(env_name(name), "")
     assert getattr(Settings(), name) == default
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "given", "value"),
+    ("name", "text", "flag", "value"),
     [("port", "1", "2", 2), ("tracking_uri", "sqlite:///a", "sqlite:///b", "sqlite:///b")],
 )
-def test_what_is_given_goes_before_the_environment(
-    environment: pytest.MonkeyPatch, name: str, text: str, given: str, value: object
+def test_flags_override_the_environment(
+    environment: pytest.MonkeyPatch, name: str, text: str, flag: str, value: object
 ) -> None:
-    environment.setenv(variable(name), text)
-    assert getattr(Settings(**{name: given}), name) == value  # type: ignore[arg-type]
+    environment.setenv(env_name(name), text)
+    assert getattr(Settings(**{name: flag}), name) == value  # type: ignore[arg-type]
 
 
 def test_several_models_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SERVING_MODELS", "models:/iris@champion, models:/diabetes/3 ,")
-    assert [str(each) for each in Settings().models] == ["models:/iris@champion", "models:/diabetes/3"]
+    assert [str(reference) for reference in Settings().models] == [
+        "models:/iris@champion",
+        "models:/diabetes/3",
+    ]
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "expected"),
     [
         ("port", "http", "valid integer"),
         ("port", "65536", "less than or equal to 65535"),
@@ -113,42 +116,42 @@ def test_settings_do_not_change() -> None:
         ("deadline_seconds", "-1", "greater than 0"),
         ("deadline_seconds", "1e999", "finite"),
         ("max_body_bytes", "10", "greater than or equal to 1024"),
-        ("max_waiting", "none", "valid integer"),
-        ("models", "iris", "is no model reference: write models:/iris/Production (stage)"),
+        ("max_queue_size", "none", "valid integer"),
+        ("models", "iris", "is not a model reference: write models:/iris/Production (stage)"),
         ("models", "models:/iris", "names a model but no version"),
-        ("models", "models:/iris/Prod", "is no stage (Production, Staging, Archived, None)"),
+        ("models", "models:/iris/Prod", "is not a stage (Production, Staging, Archived, None)"),
         ("models", ",", "at least 1"),
     ],
 )
 @pytest.mark.parametrize("by", ["variable", "flag"])
-def test_a_mistake_is_one_readable_line(
-    environment: pytest.MonkeyPatch, name: str, text: str, said: str, by: str
+def test_invalid_setting_is_reported_in_one_line(
+    environment: pytest.MonkeyPatch, name: str, text: str, expected: str, by: str
 ) -> None:
     if by == "variable":
-        environment.setenv(variable(name), text)
+        environment.setenv(env_name(name), text)
     (line,) = lines(**({name: text} if by == "flag" else {}))
-    assert line.startswith(f"{variable(name)}: ")
-    assert said in line
+    assert line.startswith(f"{env_name(name)}: ")
+    assert expected in line
     assert "\n" not in line
     assert "pydantic" not in line
 
 
-def test_each_mistake_has_a_line(environment: pytest.MonkeyPatch) -> None:
+def test_every_invalid_setting_has_a_line(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SERVING_PORT", "http")
     environment.setenv("SERVING_REPLICAS", "0")
     named = [line.partition(":")[0] for line in lines(models="iris")]
     assert sorted(named) == ["SERVING_MODELS", "SERVING_PORT", "SERVING_REPLICAS"]
 
 
-def test_only_what_is_served_can_be_cached() -> None:
-    assert Settings(cache="iris").cache == ("iris",)
+def test_only_served_models_can_be_cached() -> None:
+    assert Settings(cached_models="iris").cached_models == ("iris",)
     with pytest.raises(ValidationError) as caught:
-        Settings(cache="iris,rose")
-    assert mistakes(caught.value) == ["SERVING_CACHE: rose: no such model in SERVING_MODELS"]
+        Settings(cached_models="iris,rose")
+    assert format_errors(caught.value) == ["SERVING_CACHED_MODELS: rose: no such model in SERVING_MODELS"]
 
 
-def test_a_model_is_either_on_demand_or_not() -> None:
-    assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cache="iris").on_demand
+def test_model_can_not_be_both_eager_and_on_demand() -> None:
+    assert Settings(models="models:/iris/1", on_demand="models:/iris/2", cached_models="iris").on_demand
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
-    assert mistakes(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: it is in SERVING_MODELS too"]
+    assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: also in SERVING_MODELS"]

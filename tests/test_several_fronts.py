@@ -1,7 +1,7 @@
-"""Several fronts on one registry: they come to the same version, and tell one story of it.
+"""Several fronts on one registry converge on one version and write the same status.
 
 Two or three services, an `mlflow server` with its database in PostgreSQL, and a trigger there that notes each
-time a tag is written, so that none goes unseen.
+time a tag is written, so that the test sees every write.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CREATE TRIGGER note AFTER INSERT OR UPDATE ON model_version_tags FOR EACH ROW EX
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Fronts that serve one model by the same reference, which is in one registry."""
+    """Fronts that serve one model by the same reference in one registry."""
 
     models: list[Model]
     registry: ServedRegistry
@@ -47,7 +47,7 @@ class Fleet:
         return self.models[0].name
 
     def promote(self, version: str = "", **part: object) -> str:
-        """Have the reference mean a version, by default a new one that plays a part."""
+        """Point the reference at a version, by default a new one that plays a part."""
         version = version or self.models[0].add(**part)
         if self.models[0].selector.startswith("@"):
             self.registry.alias(self.name, self.models[0].selector[1:], version)
@@ -60,36 +60,36 @@ class Fleet:
             model.until_live(version)
 
     def settled(self) -> str:
-        """A new version, live on every front, and told to be so."""
+        """Promote a new version and wait until it is live and tagged on every front."""
         version = self.promote()
         self.until_live(version)
         self.models[0].until_told(version, "live")
         return version
 
     def noted(self, version: str, tag: str) -> list[str]:
-        """What a tag of a version has been so far; fronts that say the same at the same moment are one."""
-        asked = "SELECT value FROM noted WHERE (name, version, tag) = (%s, %s, %s) ORDER BY number"
+        """Return the values of a version's tag so far, without simultaneous duplicates of fronts."""
+        query = "SELECT value FROM noted WHERE (name, version, tag) = (%s, %s, %s) ORDER BY number"
         with closing(psycopg.connect(self.database)) as connection:
-            found = connection.execute(asked, (self.name, int(version), f"serving.{tag}")).fetchall()
-        return [value for (value,), _ in groupby(found)]
+            result = connection.execute(query, (self.name, int(version), f"serving.{tag}")).fetchall()
+        return [value for (value,), _ in groupby(result)]
 
     def carriers(self) -> list[str]:
         """Return the versions whose tag `serving.live` names the reference."""
         uri = f"models:/{self.name}{self.models[0].selector}"
-        found = self.registry.client.search_model_versions(f"name='{self.name}'")
-        return [str(each.version) for each in found if uri in references(each.tags)]
+        result = self.registry.client.search_model_versions(f"name='{self.name}'")
+        return [str(each.version) for each in result if uri in references(each.tags)]
 
 
 def looks_until_seen(model: Model, version: str) -> int:
-    """How many looks at the registry had ended, as a front tells, before it knew of a version."""
+    """Return the number of polls that a front completed before it knew of a version."""
     looks: set[str] = set()
 
     def seen() -> bool:
-        told = model.service.ready()
-        state = told["models"][0]
+        status = model.service.ready()
+        state = status["models"][0]
         if version in (state["version"], (state["candidate"] or {}).get("version")):
             return True
-        looks.add(told["registry"]["checked_at"])
+        looks.add(status["registry"]["checked_at"])
         return False
 
     until(seen)
@@ -118,7 +118,7 @@ def fleet(
     database: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Fleet]:
-    """Fronts with a first version live; of several on a stage, the last one lacks what some versions need."""
+    """Run fronts with a live version; of several on a stage, the last can't load some versions."""
     name, has = f"crew-{request.param[1:].lower()}", FRONTS[request.param]
     places = [tmp_path_factory.mktemp("front") for _ in has]
 
@@ -143,7 +143,7 @@ BY_STAGE = pytest.mark.parametrize("fleet", ["/Production"], indirect=True)
 
 
 @BY_ALL
-def test_fronts_that_look_see_what_was_promoted_and_no_request_fails(fleet: Fleet) -> None:
+def test_polling_fronts_follow_promotions_without_failed_requests(fleet: Fleet) -> None:
     first = fleet.settled()
     second = fleet.models[0].add()
     with ExitStack() as stack:
@@ -151,7 +151,7 @@ def test_fronts_that_look_see_what_was_promoted_and_no_request_fails(fleet: Flee
         for version in (second, first, second):
             fleet.promote(version)
             for model in fleet.models:
-                # One that had been told before, and one that was under way.
+                # One poll that had already been requested, and one in progress.
                 assert looks_until_seen(model, version) <= 2
             fleet.until_live(version)
             for each in callers:
@@ -162,7 +162,7 @@ def test_fronts_that_look_see_what_was_promoted_and_no_request_fails(fleet: Flee
 
 
 @BY_ALL
-def test_what_became_of_a_version_is_written_once_for_all_of_them(fleet: Fleet) -> None:
+def test_outcome_is_written_once_for_all_fronts(fleet: Fleet) -> None:
     first = fleet.settled()
     second = fleet.settled()
     fleet.models[0].until_told(first, "superseded")
@@ -177,18 +177,18 @@ def test_what_became_of_a_version_is_written_once_for_all_of_them(fleet: Fleet) 
 
 
 @BY_STAGE
-def test_fronts_that_refuse_a_version_for_the_same_reason_agree(fleet: Fleet) -> None:
+def test_fronts_with_the_same_rejection_agree(fleet: Fleet) -> None:
     fleet.settled()
     bad = fleet.promote(on_load="raise:no_weights")
     reasons = {model.until_refused(bad) for model in fleet.models}
-    told = fleet.models[0].until_told(bad, "rejected")
-    assert {told["reason"]} == reasons
+    status = fleet.models[0].until_told(bad, "rejected")
+    assert {status["reason"]} == reasons
     assert fleet.noted(bad, "state") == ["rejected"]
-    assert fleet.noted(bad, "reason") == [told["reason"]]
+    assert fleet.noted(bad, "reason") == [status["reason"]]
 
 
 @BY_STAGE
-def test_what_one_front_can_not_load_and_others_can_is_told_as_live(fleet: Fleet) -> None:
+def test_version_that_some_fronts_load_is_reported_live(fleet: Fleet) -> None:
     before = fleet.settled()
     demanding = fleet.promote(on_load="needs:WEIGHTS")
     *able, unable = fleet.models
@@ -198,16 +198,16 @@ def test_what_one_front_can_not_load_and_others_can_is_told_as_live(fleet: Fleet
     assert "WEIGHTS is not there" in reason
     assert unable.is_well(before)
     until(lambda: reason in unable.tags(demanding).get("reason", ""))
-    told = unable.until_told(demanding, "live")
+    status = unable.until_told(demanding, "live")
     assert fleet.noted(demanding, "state") in (["live"], ["rejected", "live"])
-    assert told["since"]
+    assert status["since"]
     unable.until_told(before, "superseded")
     fleet.settled()
 
 
 @BY_STAGE
-def test_a_front_that_starts_later_refuses_what_the_others_have_refused(fleet: Fleet, tmp_path: Path) -> None:
-    """It has nothing to compare with but what they tell in the registry."""
+def test_late_front_rejects_what_others_rejected(fleet: Fleet, tmp_path: Path) -> None:
+    """Compare with the tags of the others in the registry only."""
     before = fleet.settled()
     breaking = fleet.promote(inputs="x: double, y: double", example=None)
     reasons = {model.until_refused(breaking) for model in fleet.models}
@@ -221,7 +221,7 @@ def test_a_front_that_starts_later_refuses_what_the_others_have_refused(fleet: F
 
 
 @BY_ALL
-def test_a_front_that_starts_later_serves_what_was_rolled_back_to(fleet: Fleet, tmp_path: Path) -> None:
+def test_late_front_serves_the_rollback_version(fleet: Fleet, tmp_path: Path) -> None:
     first = fleet.settled()
     fleet.settled()
     fleet.promote(first)
@@ -240,7 +240,7 @@ def test_a_front_that_starts_later_serves_what_was_rolled_back_to(fleet: Fleet, 
 
 
 @BY_STAGE
-def test_each_front_has_the_same_history(fleet: Fleet) -> None:
+def test_all_fronts_have_the_same_history(fleet: Fleet) -> None:
     first = fleet.settled()
     bad = fleet.promote(on_load="raise:broken")
     for model in fleet.models:
@@ -248,5 +248,5 @@ def test_each_front_has_the_same_history(fleet: Fleet) -> None:
     last = fleet.settled()
     wanted = [(last, "live"), (bad, "rejected"), (first, "live")]
     for model in fleet.models:
-        told = model.service.client.get(f"/models/{fleet.name}/history").json()
-        assert [(each["version"], each["state"]) for each in told[:3]] == wanted
+        history = model.service.client.get(f"/models/{fleet.name}/history").json()
+        assert [(each["version"], each["state"]) for each in history[:3]] == wanted

@@ -1,4 +1,4 @@
-"""A version in Staging that is asked what Production was asked, and what is told of how it does."""
+"""Shadow versions: mirrored requests, compared predictions and their reports."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from promotions import Model
 
-from serving.monitoring.likeness import Tally
-from serving.monitoring.shadow import TAG
-from serving.rpc.messages import protos, services
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.rollout.comparison import TAG, ComparisonStats
 
 NAMES = [f"tried-{number}" for number in range(12)]
 
 
 class Tried:
-    """A model in Production, version 1, and what is tried beside it in Staging."""
+    """A model with version 1 in Production and its shadow in Staging."""
 
     def __init__(self, name: str, service: Service, registry: Registry) -> None:
         self.service, self.registry = service, registry
@@ -37,28 +37,28 @@ class Tried:
         self.staging = Model(name, service, registry, "/Staging")
 
     def stage(self, **part: Any) -> str:
-        """Put a version into Staging, where it is brought up."""
+        """Promote a new version to Staging and wait until it is live."""
         version = self.live.add(**part)
         self.registry.promote(self.live.name, version, "Staging")
         self.staging.until_live(version)
         return version
 
     def ask(self, rows: int = 200, x: float = 1.0) -> None:
-        """Have rows answered by Production, rightly."""
+        """Send rows to Production and verify the predictions."""
         body = {"rows": [{"x": x}] * rows}
-        answer = self.service.client.post(f"/models/{self.live.name}/predict/batch", json=body).json()
-        assert answer["predictions"] == [{"prediction": x}] * rows
-        assert answer["model"]["version"] == "1"
+        response = self.service.client.post(f"/models/{self.live.name}/predict/batch", json=body).json()
+        assert response["predictions"] == [{"prediction": x}] * rows
+        assert response["model"]["version"] == "1"
 
     def until_compared(self, rows: int = 200) -> dict[str, Any]:
         state = self.staging.until(lambda state: state["shadow"]["rows"] >= rows)
-        found: dict[str, Any] = state["shadow"]
-        return found
+        shadow: dict[str, Any] = state["shadow"]
+        return shadow
 
 
 @pytest.fixture(scope="module")
 def trials(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Tried]]:
-    """Models on one service, each with version 1 in Production."""
+    """Serve models that each have version 1 in Production."""
     folder = tmp_path_factory.mktemp("shadow")
     registry = Registry(new_registry(folder))
     first = actor(folder, factor=1.0)
@@ -83,8 +83,8 @@ def tried(trials: Iterator[Tried]) -> Tried:
     return next(trials)
 
 
-def test_a_shadow_that_agrees_is_told_of_everywhere(tried: Tried) -> None:
-    # With nothing in Staging a version that is not loaded is unknown, and none to wait for.
+def test_agreement_is_reported_in_state_tags_and_metrics(tried: Tried) -> None:
+    # While Staging is empty, a request for an unknown version fails without waiting.
     path = f"/models/{tried.live.name}/versions/9/predict"
     assert tried.service.client.post(path, json={"x": 1.0}).status_code == 404
     version = tried.stage(factor=1.0)
@@ -113,7 +113,7 @@ def test_a_shadow_that_agrees_is_told_of_everywhere(tried: Tried) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-def test_how_a_shadow_does_is_seen_on_the_page(tried: Tried, browser: Browser) -> None:
+def test_page_shows_shadow_results(tried: Tried, browser: Browser) -> None:
     tried.stage(factor=1.25)
     tried.ask()
     tried.until_compared()
@@ -126,36 +126,36 @@ def test_how_a_shadow_does_is_seen_on_the_page(tried: Tried, browser: Browser) -
     page.close()
 
 
-def test_a_shadow_that_differs_answers_nobody(tried: Tried) -> None:
+def test_shadow_predictions_are_not_returned_to_clients(tried: Tried) -> None:
     tried.stage(factor=4.0)
     tried.ask()
     found = tried.until_compared()
     assert found["agreement"] == 0.0
     assert found["differences"]["p50"] == pytest.approx(0.75)
     tried.ask(1)
-    # Who wants its answer asks for it by name.
+    # Clients can still select the shadow by name.
     path = f"/models/{tried.live.name}/predict"
-    answer = tried.service.client.post(
+    response = tried.service.client.post(
         path, json={"x": 1.0}, headers={"X-Model": f"{tried.live.name}/Staging"}
     )
-    assert answer.status_code == 400
-    answer = tried.service.client.post(
+    assert response.status_code == 400
+    response = tried.service.client.post(
         "/predict", json={"x": 1.0}, headers={"X-Model": f"{tried.live.name}/Staging"}
     )
-    assert answer.json()["prediction"] == 4.0
+    assert response.json()["prediction"] == 4.0
 
 
-def test_every_protocol_is_compared(tried: Tried) -> None:
+def test_requests_of_every_protocol_are_compared(tried: Tried) -> None:
     tried.stage(factor=1.0)
     client, name = tried.service.client, tried.live.name
     tensor = {"name": "x", "shape": [2], "datatype": "FP64", "data": [1.0, 2.0]}
-    asked = [
+    requests = [
         (f"/models/{name}/predict", {"json": {"x": 1.0}}),
         (f"/models/{name}/predict/batch", {"json": {"rows": [{"x": 1.0}, {"x": 2.0}]}}),
         (f"/invocations?model={name}", {"json": {"dataframe_records": [{"x": 1.0}, {"x": 2.0}]}}),
         (f"/v2/models/{name}/infer", {"json": {"inputs": [tensor]}}),
     ]
-    for path, body in asked:
+    for path, body in requests:
         assert client.post(path, **body).status_code == 200
     with grpc.insecure_channel(tried.service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]) as channel:
         x = protos.ModelInferRequest.InferInputTensor(name="x", datatype="FP64", shape=[3])
@@ -168,23 +168,23 @@ def test_every_protocol_is_compared(tried: Tried) -> None:
 
 
 def let_through(gate: Path) -> None:
-    """Have who waits at a named pipe go on, if anybody does: what hangs for long is killed."""
+    """Release the reader of a named pipe, if there is one: a model that hangs for long is killed."""
     with suppress(OSError):
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A named pipe: who reads it waits until it has been written."""
-    made = tmp_path / "gate"
-    os.mkfifo(made)
-    return made
+    """Return a named pipe, on which a reader blocks until it is opened for writing."""
+    pipe = tmp_path / "gate"
+    os.mkfifo(pipe)
+    return pipe
 
 
-def test_a_shadow_that_hangs_or_fails_is_none_of_the_clients_business(tried: Tried, gate: Path) -> None:
+def test_hanging_or_failing_shadow_does_not_affect_clients(tried: Tried, gate: Path) -> None:
     tried.stage(factor=1.0, on_large=f"wait:{gate} raise:unfit")
     tried.ask(10, x=101.0)
-    for _ in range(25):  # it waits at the gate: what does not fit its queue is left out
+    for _ in range(25):  # the shadow is blocked: requests beyond its queue are dropped
         tried.ask(100)
     dropped = tried.staging.until(lambda state: state["shadow"]["dropped"])["shadow"]["dropped"]
     assert dropped % 100 == 0
@@ -193,13 +193,15 @@ def test_a_shadow_that_hangs_or_fails_is_none_of_the_clients_business(tried: Tri
     assert tried.until_compared(2000)["agreement"] == 1.0
 
 
-def test_what_waits_is_bounded_in_bytes_too(tried: Tried, gate: Path) -> None:
+def test_shadow_queue_is_bounded_in_bytes(tried: Tried, gate: Path) -> None:
     tried.stage(factor=1.0, on_large=f"wait:{gate}")
     tried.ask(10, x=101.0)
     text = "x" * (8 * 2**20)
-    for _ in range(3):  # as objects they take about four times as much, and 64 MB is the most
-        answer = tried.service.client.post(f"/models/{tried.live.name}/predict", json={"x": 1.0, "act": text})
-        assert answer.status_code == 200
+    for _ in range(3):  # as objects they take about four times as much; the limit is 64 MB
+        response = tried.service.client.post(
+            f"/models/{tried.live.name}/predict", json={"x": 1.0, "act": text}
+        )
+        assert response.status_code == 200
     tried.ask(100)
     dropped = tried.staging.until(lambda state: state["shadow"]["dropped"])["shadow"]["dropped"]
     assert dropped in (1, 2)
@@ -207,30 +209,28 @@ def test_what_waits_is_bounded_in_bytes_too(tried: Tried, gate: Path) -> None:
     assert tried.until_compared(113 - dropped)["agreement"] == 1.0
 
 
-def test_what_the_version_before_has_answered_is_not_compared_as_the_next_ones(
-    tried: Tried, gate: Path
-) -> None:
+def test_promotion_discards_queued_comparisons(tried: Tried, gate: Path) -> None:
     tried.stage(factor=2.0, on_large=f"wait:{gate}")
     tried.ask(1, x=101.0)
-    tried.ask(100)  # it waits at the gate, and they behind it
+    tried.ask(100)  # queued behind the blocked request
     next_one = tried.live.promote(factor=2.0)
     tried.live.until_live(next_one)
     until(lambda: tried.live.predict().json()["prediction"] == 2.0)
     until(lambda: tried.staging.state["shadow"]["rows"] or let_through(gate))
     for _ in range(20):
         tried.live.predict()
-    # Some may be dropped: the shadow seems slow after it has waited.
+    # Some may be dropped: the shadow appears slow after the block.
     found = tried.until_compared(5)
     assert (found["live"], found["agreement"]) == (next_one, 1.0)
     assert found["rows"] <= 21
 
 
 def priorities(pid: int) -> set[int]:
-    """How willingly each thread of a process lets others go first."""
+    """Return the nice values of the threads of a process."""
     return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
 
 
-def test_processes_of_a_shadow_let_all_others_go_first(tried: Tried, tmp_path: Path) -> None:
+def test_shadow_processes_have_lowest_priority(tried: Tried, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     tried.stage(factor=1.0, on_load=f"note:{note}")
     tried.ask(10)
@@ -241,16 +241,18 @@ def test_processes_of_a_shadow_let_all_others_go_first(tried: Tried, tmp_path: P
         os.kill(first, signal.SIGKILL)
         assert not dying.left()
     until(lambda: int(note.read_text() or first) != first)
-    until(lambda: tried.ask(10) or priorities(int(note.read_text())) == {19})  # as soon as it is asked
+    until(lambda: tried.ask(10) or priorities(int(note.read_text())) == {19})
 
 
-def test_what_another_front_says_of_the_same_with_more_rows_stays(trials: Iterator[Tried]) -> None:
-    said = Tally(rows=100_000, agreeing=99_000, failed=3)
+def test_tag_of_another_front_with_more_rows_stays(trials: Iterator[Tried]) -> None:
+    stats = ComparisonStats(rows=100_000, agreeing=99_000, failed=3)
     tags = {}
     for live, tried in zip("19", trials, strict=False):
         version = tried.live.add(factor=1.0)
-        tags[live] = tried.live.name, version, said.told(f"{tried.live.name} version {live}")
-        tried.registry.client.set_model_version_tag(*tags[live][:2], TAG, tags[live][2])
+        label = f"{tried.live.name} version {live}"
+        tags[live] = tried.live.name, version, stats.summary(label)
+        for tag_name, value in stats.tags(label, {}).items():
+            tried.registry.client.set_model_version_tag(*tags[live][:2], tag_name, value)
         tried.registry.promote(tried.live.name, version, "Staging")
         tried.staging.until_live(version)
         tried.ask()
@@ -260,14 +262,14 @@ def test_what_another_front_says_of_the_same_with_more_rows_stays(trials: Iterat
         name, version, _ = tags[live]
         return str(tried.registry.client.get_model_version(name, version).tags[TAG])
 
-    # What is told of another live version is past; it is written behind what is told of the first.
+    # Results against another live version are outdated and get replaced, after the tag of the first model.
     until(lambda: tag("9").startswith(f"agrees with {tags['9'][0]} version 1 in 100.0% of 200 rows"))
     assert tag("1") == tags["1"][2]
 
 
-def test_a_shadow_that_takes_something_else_is_not_asked(tried: Tried) -> None:
+def test_incompatible_shadow_gets_no_requests(tried: Tried) -> None:
     tried.stage(inputs="x: double, y: double", example=None)
     tried.ask()
     found = tried.staging.until(lambda state: state["shadow"]["reason"])["shadow"]
-    assert found["reason"].startswith("it takes or answers something else: ")
+    assert found["reason"].startswith("its inputs or outputs differ: ")
     assert found["rows"] == 0

@@ -1,4 +1,4 @@
-"""Each request gets the model's own answer to it, whatever else is requested at the same time."""
+"""Each request receives the model's own prediction, regardless of concurrent requests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mlflow.types.schema import Array
 from signatures import columns
 
 from serving.app import create_app
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import reported
-from serving.settings import Settings
+from serving.batching.sharing_proof import reported
+from serving.models.loaded_model import LoadedModel
+from serving.settings.settings import Settings
 
 SHAPES = Path(__file__).parent / "shapes.py"
 OPTIONAL = "x: double, unit: string?, w: double?, b: boolean?"
@@ -58,7 +58,7 @@ FORMS = (
 NAMES = (*FORMS, "names", "weigh", "pooled", "best")
 EXAMPLE = pd.DataFrame({"x": [1.0, 2.0, 4.0]})
 BUSY = {"x": -2000.0}
-"""A row that keeps the model busy until something is written to its pipe."""
+"""A row that keeps the model busy until the test writes to its pipe."""
 
 
 def save(folder: Path, shape: str, pipe: Path, example: pd.DataFrame | None, **metadata: Any) -> Path:
@@ -90,7 +90,7 @@ def in_service(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 
 
 class Service:
-    """A service within this process."""
+    """A service in this process."""
 
     def __init__(self, settings: Settings, folder: Path, pipe: Path) -> None:
         self.settings, self._folder, self._pipe = settings, folder, pipe
@@ -102,7 +102,7 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Have the service run in a thread of its own."""
+        """Run the service in its own thread."""
         self._thread.start()
         stack = AsyncExitStack()
         try:
@@ -122,13 +122,13 @@ class Service:
         )
         self.client = await stack.enter_async_context(client)
         for slot in self.app.slots:
-            await slot.filled.wait()
+            await slot.ready.wait()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the service's thread, and wait for it."""
+        """Run a coroutine in the thread of the service, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(100)
 
-    def live(self, name: str) -> Loaded:
+    def live(self, name: str) -> LoadedModel:
         (found,) = [slot.live for slot in self.app.slots if slot.reference.name == name]
         return found
 
@@ -136,20 +136,20 @@ class Service:
         return await self.client.post(path, json=body, **more)
 
     async def together(self, name: str, *requests: tuple[str, Any]) -> list[httpx.Response]:
-        """Send requests that wait together, since one before them keeps the model busy."""
+        """Send requests that queue together behind a request that keeps the model busy."""
         calls = self.live(name).calls
         busy = asyncio.create_task(self.post(f"/models/{name}/predict", BUSY))
-        while not calls.in_progress:  # noqa: ASYNC110  # the next turn of the loop may be it
+        while not calls.in_progress:  # noqa: ASYNC110  # the next iteration of the loop may change it
             await asyncio.sleep(0)
-        asked = [asyncio.create_task(self.post(path, body)) for path, body in requests]
+        tasks = [asyncio.create_task(self.post(path, body)) for path, body in requests]
         while calls.waiting < len(requests):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.to_thread(self._pipe.write_text, "go")
         await busy
-        return [await each for each in asked]
+        return [await each for each in tasks]
 
     def pyfunc(self, name: str, rows: list[dict[str, Any]]) -> Any:
-        """What pyfunc returns for these rows, as JSON has it."""
+        """Return the output of pyfunc for these rows, in JSON types."""
         if name not in self._alone:
             self._alone[name] = mlflow.pyfunc.load_model(str(self._folder / name))
         with quiet():
@@ -173,18 +173,18 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry.register("careful", save(folder / "careful", "twice", pipe, EXAMPLE, batching=False))
     registry.register("moody", save(folder / "moody", "drop", pipe, EXAMPLE))
     names = (*NAMES, "bare", "trusted", "careful", "moody")
-    made = Settings(
+    settings_ = Settings(
         models=",".join(f"models:/{name}/1" for name in names),  # type: ignore[arg-type]
         tracking_uri=registry.uri,
         store_dir=folder / "store",
         preload=(),
         deadline_seconds=60,
     )
-    with Service(made, folder, pipe).running() as running:
+    with Service(settings_, folder, pipe).running() as running:
         yield running
 
 
-# -- which versions share calls
+# -- decision on sharing
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     ],
 )
 @in_service
-async def test_callers_share_calls_only_where_that_is_proven_or_decided(
-    service: Service, name: str, shared: bool
-) -> None:
+async def test_sharing_requires_proof_or_metadata(service: Service, name: str, shared: bool) -> None:
     sharing = service.live(name).calls.sharing
     assert sharing.allowed is shared, sharing
     ready = (await service.client.get("/ready")).json()
@@ -208,7 +206,7 @@ async def test_callers_share_calls_only_where_that_is_proven_or_decided(
     assert state["batching"] == sharing.as_json()
 
 
-# -- answers alone
+# -- single requests
 
 ROWS: dict[str, list[list[dict[str, Any]]]] = {
     name: [[{"x": 3.0}], [{"x": 1.0}, {"x": 2.0}, {"x": 5.0}]] for name in NAMES
@@ -230,7 +228,7 @@ def as_json(value: Any) -> Any:
 
 
 def per_row(answer: Any) -> list[Any]:
-    """An answer of pyfunc as one result per row, as typed routes have it."""
+    """Return an output of pyfunc as one result per row, as the typed endpoints render it."""
     if isinstance(answer, dict):
         return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
     return [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in answer]
@@ -238,7 +236,7 @@ def per_row(answer: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 @in_service
-async def test_an_answer_is_the_one_of_pyfunc_in_every_protocol(service: Service, name: str) -> None:
+async def test_every_protocol_returns_pyfunc_output(service: Service, name: str) -> None:
     for rows in ROWS[name]:
         expected = as_json(service.pyfunc(name, rows))
         body = {"dataframe_records": rows}
@@ -262,24 +260,24 @@ async def test_an_answer_is_the_one_of_pyfunc_in_every_protocol(service: Service
 
 
 @in_service
-async def test_documentation_shows_whether_an_output_is_returned_whole(service: Service) -> None:
+async def test_documentation_shows_unsplit_outputs(service: Service) -> None:
     document = (await service.client.get("/openapi.json")).json()
 
     def answer(path: str) -> dict[str, Any]:
         schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-        found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        return found["properties"]
+        component: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return component["properties"]
 
     assert answer("/models/twice/predict").keys() == {"prediction", "model"}
     for path in ("predict", "predict/batch"):
         assert answer(f"/models/forecast/{path}").keys() == {"predictions", "model"}
 
 
-# -- answers beside others
+# -- concurrent requests
 
 
 def requests_of(name: str, rows: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """The same rows in each protocol that takes several."""
+    """Return the same rows in each protocol that accepts several rows."""
     infer = {
         "inputs": [
             {"name": "x", "datatype": "FP64", "shape": [len(rows)], "data": [row["x"] for row in rows]}
@@ -298,7 +296,7 @@ def without_id(answer: httpx.Response) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "weigh"])
 @in_service
-async def test_an_answer_beside_others_is_the_one_alone(service: Service, name: str) -> None:
+async def test_concurrent_prediction_equals_single_one(service: Service, name: str) -> None:
     requests = [
         *requests_of(name, [{"x": 1.0}, {"x": 3.0}]),
         *requests_of(name, [{"x": 10.0}]),
@@ -314,7 +312,7 @@ async def test_an_answer_beside_others_is_the_one_alone(service: Service, name: 
 
 
 @in_service
-async def test_a_count_that_no_shared_call_can_split_ends_sharing(
+async def test_inseparable_shared_call_ends_sharing(
     service: Service,
 ) -> None:
     answers = await service.together("drop", *(("/models/drop/predict", {"x": x}) for x in (1.0, -1.0, 2.0)))
@@ -324,7 +322,7 @@ async def test_a_count_that_no_shared_call_can_split_ends_sharing(
 
 
 @in_service
-async def test_live_requests_that_differ_end_sharing(service: Service) -> None:
+async def test_difference_in_live_requests_ends_sharing(service: Service) -> None:
     live = service.live("late")
     assert live.calls.sharing.allowed
     while live.calls.sharing.allowed:
@@ -332,13 +330,13 @@ async def test_live_requests_that_differ_end_sharing(service: Service) -> None:
         await service.together("late", *(("/models/late/predict", {"x": x}) for x in (1.0, 77.0, 2.0)))
         await live.calls.monitor.settled()
     assert live.calls.sharing.basis == "monitoring"
-    assert "a live request got another prediction alone" in live.calls.sharing.reason
+    assert "a live request has another prediction alone" in live.calls.sharing.reason
     answers = await service.together("late", *(("/models/late/predict", {"x": x}) for x in (1.0, 77.0)))
     assert [answer.json()["prediction"] for answer in answers] == [2.0, 231.0]
 
 
 @in_service
-async def test_what_the_metadata_decides_is_not_overruled(service: Service) -> None:
+async def test_metadata_decision_on_sharing_stands(service: Service) -> None:
     answers = await service.together("trusted", *(("/models/trusted/predict", {"x": x}) for x in (1.0, 3.0)))
     assert [answer.json()["prediction"] for answer in answers] == [0.25, 0.75]
     assert service.live("trusted").calls.sharing.allowed
@@ -368,7 +366,7 @@ def several_requests(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
 @settings(max_examples=40)
 @given(drawn=several_requests())
 @in_service
-async def test_any_requests_together_are_answered_as_alone(
+async def test_concurrent_requests_have_isolated_predictions(
     service: Service, drawn: tuple[str, list[tuple[str, Any]]]
 ) -> None:
     name, requests = drawn
@@ -381,7 +379,7 @@ async def test_any_requests_together_are_answered_as_alone(
         )
 
 
-# -- what a person should look at
+# -- warnings
 
 
 def warnings_of(service: Service, name: str) -> list[str]:
@@ -397,7 +395,7 @@ async def until_tagged(registry: Registry, name: str, tag: str, text: str) -> No
 @in_service
 async def test_version_without_example_is_reported_as_unverified(service: Service) -> None:
     (warning,) = warnings_of(service, "bare")
-    assert warning.startswith("bare version 1 went live unverified, as it has no input example in rows")
+    assert warning.startswith("bare version 1 went live unverified, because it has no input example in rows")
     ready = (await service.client.get("/ready")).json()
     (state,) = [model for model in ready["models"] if model["name"] == "bare"]
     assert state["warnings"] == [warning]
@@ -413,7 +411,7 @@ async def test_version_without_example_is_reported_as_unverified(service: Servic
 
 
 @in_service
-async def test_version_on_which_every_request_has_failed_is_reported_until_one_succeeds(
+async def test_warning_lasts_while_every_request_fails(
     service: Service,
 ) -> None:
     assert (await service.post("/models/moody/predict", {"x": -1.0})).status_code == 500
@@ -425,7 +423,7 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     await until_tagged(Registry(service.settings.tracking_uri), "moody", "serving.warnings", "none")
 
 
-# -- what other fronts have found
+# -- decisions of other fronts
 
 
 @pytest.mark.parametrize(
@@ -440,7 +438,7 @@ async def test_version_on_which_every_request_has_failed_is_reported_until_one_s
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_difference_that_another_front_reports_ends_sharing_here(tag: str, expected: str | None) -> None:
-    found = reported({"serving.batching": tag})
-    assert (found and found.reason) == expected
-    assert not (found and found.allowed)
+def test_difference_reported_by_another_front_ends_sharing(tag: str, expected: str | None) -> None:
+    decision = reported({"serving.batching": tag})
+    assert (decision and decision.reason) == expected
+    assert not (decision and decision.allowed)

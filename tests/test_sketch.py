@@ -1,4 +1,4 @@
-"""The population stability index beside scipy's, what chance makes of it, and what a sketch keeps."""
+"""The population stability index (PSI), its false alarms, and the decayed histogram."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from serving.monitoring.sketch import Sketch, contributions, least_rows
-from serving.runtime.columns import Column
-from serving.runtime.profile import Distribution, read
+from serving.contract.reference_profile import Distribution, read
+from serving.drift.histogram import DecayedHistogram, min_rows, psi_terms
+from serving.types.columns import Column
 
 COLUMNS = [Column("x", "double"), Column("name", "string"), Column("at", "datetime")]
 NUMBERS = Distribution(edges=(1.5, 2.5), shares=(0.5, 0.25, 0.15), missing=0.1)
@@ -22,45 +22,45 @@ COLOURS = Distribution(categories=("red", "blue"), shares=(0.6, 0.3, 0.1))
 counts = st.lists(st.integers(2, 1000), min_size=2, max_size=12)
 
 
-# -- the index
+# -- PSI
 
 
 @given(counts, st.data())
-def test_the_index_is_the_divergence_both_ways(then: list[int], data: st.DataObject) -> None:
+def test_psi_is_the_symmetric_divergence(then: list[int], data: st.DataObject) -> None:
     now = data.draw(st.lists(st.integers(2, 1000), min_size=len(then), max_size=len(then)))
-    found = contributions(np.array(then) / sum(then), 10**6, np.array(now) * 1e6)
+    found = psi_terms(np.array(then) / sum(then), 10**6, np.array(now) * 1e6)
     assert found.sum() == pytest.approx(stats.entropy(now, then) + stats.entropy(then, now))
     assert (found >= 0).all()
 
 
-def test_the_index_of_two_bins_as_a_person_counts_it() -> None:
-    found = contributions(np.array([0.5, 0.5]), 1000, np.array([80.0, 20.0]))
+def test_psi_of_two_bins_equals_manual_calculation() -> None:
+    found = psi_terms(np.array([0.5, 0.5]), 1000, np.array([80.0, 20.0]))
     assert found.tolist() == pytest.approx([0.3 * math.log(1.6), -0.3 * math.log(0.4)])
 
 
 @given(counts)
-def test_what_has_not_changed_has_no_index(then: list[int]) -> None:
-    assert contributions(np.array(then) / sum(then), sum(then), np.array(then, float)).sum() == 0
+def test_psi_of_unchanged_data_is_zero(then: list[int]) -> None:
+    assert psi_terms(np.array(then) / sum(then), sum(then), np.array(then, float)).sum() == 0
 
 
 @pytest.mark.parametrize(("rows", "least"), [(50, 0.01), (1000, 0.0005), (10**6, 0.0001)])
-def test_an_empty_bin_is_half_a_row_of_the_smaller_sample(rows: int, least: float) -> None:
-    found = contributions(np.array([1.0, 0.0, 0.0]), rows, np.array([9e6, 1e6, 0.0]))
+def test_empty_bin_counts_as_half_a_row(rows: int, least: float) -> None:
+    found = psi_terms(np.array([1.0, 0.0, 0.0]), rows, np.array([9e6, 1e6, 0.0]))
     assert found[1] == pytest.approx((0.1 - least) * math.log(0.1 / least))
     assert found[2] == 0
 
 
-# -- chance
+# -- false alarms
 
 
 @pytest.mark.parametrize("bins", range(2, 25))
-def test_enough_rows_are_those_at_which_chi_square_says_so(bins: int) -> None:
+def test_min_rows_approximate_the_chi_square_quantile(bins: int) -> None:
     exact = 0.25 / stats.chi2.ppf(0.9999, bins - 1) - 1 / 1000
-    assert least_rows(np.full(bins, 1 / bins), 1000, 0.25) == pytest.approx(1 / exact, rel=0.08)
+    assert min_rows(np.full(bins, 1 / bins), 1000, 0.25) == pytest.approx(1 / exact, rel=0.08)
 
 
-def test_a_reference_of_too_few_rows_never_tells() -> None:
-    assert least_rows(np.full(10, 0.1), 100, 0.25) == math.inf
+def test_small_reference_requires_infinite_rows() -> None:
+    assert min_rows(np.full(10, 0.1), 100, 0.25) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_a_reference_of_too_few_rows_never_tells() -> None:
         (10_000, [0.1] * 10),
     ],
 )
-def test_chance_alone_does_not_reach_the_threshold(rows: int, shares: list[float]) -> None:
+def test_false_alarms_are_rare(rows: int, shares: list[float]) -> None:
     chance, trials = np.random.default_rng(0), 5000
     share = np.array(shares) / sum(shares)
     alarms = 0
     for _ in range(trials):
         then = chance.multinomial(rows, share) / rows
-        now = chance.multinomial(math.ceil(least_rows(then, rows, 0.25)), share)
-        alarms += contributions(then, rows, now).sum() > 0.25
+        now = chance.multinomial(math.ceil(min_rows(then, rows, 0.25)), share)
+        alarms += psi_terms(then, rows, now).sum() > 0.25
     assert alarms <= trials / 1000
 
 
@@ -105,25 +105,25 @@ def test_chance_alone_does_not_reach_the_threshold(rows: int, shares: list[float
         (Distribution(categories=(3, 7), shares=(0.5, 0.5, 0)), [3, 7, 7, 5], [1, 2, 1, 0]),
     ],
 )
-def test_each_value_is_counted_in_its_bin(
+def test_values_are_counted_in_their_bins(
     reference: Distribution, values: list[Any], expected: list[int]
 ) -> None:
-    sketch = Sketch(reference, 1000, 0.25)
+    sketch = DecayedHistogram(reference, 1000, 0.25)
     sketch.count(values)
     assert sketch.counts.tolist() == expected
 
 
 @given(st.lists(st.integers(0, 1000), max_size=60))
-def test_no_more_than_ten_thousand_rows_weigh(sizes: list[int]) -> None:
-    sketch = Sketch(NUMBERS, 1000, 0.25)
+def test_histogram_weighs_at_most_ten_thousand_rows(sizes: list[int]) -> None:
+    sketch = DecayedHistogram(NUMBERS, 1000, 0.25)
     for size in sizes:
         sketch.count([1.0] * size)
     assert sketch.rows <= 10_000
     assert sketch.rows >= min(5000, sum(sizes))
 
 
-def test_what_was_is_forgotten() -> None:
-    sketch = Sketch(NUMBERS, 1000, 0.25)
+def test_old_rows_decay() -> None:
+    sketch = DecayedHistogram(NUMBERS, 1000, 0.25)
     for value in (1.0, 2.0):
         for _ in range(60):
             sketch.count([value] * 1000)
@@ -131,7 +131,7 @@ def test_what_was_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "values", "told"),
+    ("reference", "values", "expected"),
     [
         (NUMBERS, [1.0] * 90 + [2.0] * 10, "90% of its values are below 1.5, as against 50%"),
         (NUMBERS, [2.0] * 100, "100% of its values are from 1.5 to 2.5, as against 25%"),
@@ -145,21 +145,21 @@ def test_what_was_is_forgotten() -> None:
         ),
     ],
 )
-def test_a_change_is_told_in_words(reference: Distribution, values: list[Any], told: str) -> None:
-    sketch = Sketch(reference, 1000, 0.25)
+def test_shift_is_described_in_words(reference: Distribution, values: list[Any], expected: str) -> None:
+    sketch = DecayedHistogram(reference, 1000, 0.25)
     sketch.count(values)
-    assert sketch.change() == f"{told} in training"
+    assert sketch.describe_shift() == f"{expected} in training"
 
 
 # -- reading
 
 
-def told(**more: Any) -> dict[str, Any]:
+def sample(**more: Any) -> dict[str, Any]:
     return {"rows": 100, "inputs": {"x": {"edges": [1.5], "shares": [0.5, 0.5], "missing": 0.0} | more}}
 
 
-def test_a_profile_in_its_form_is_read() -> None:
-    assert read(told(), COLUMNS, {}).inputs["x"].edges == (1.5,)
+def test_valid_profile_is_read() -> None:
+    assert read(sample(), COLUMNS, {}).inputs["x"].edges == (1.5,)
 
 
 @pytest.mark.parametrize(
@@ -168,30 +168,36 @@ def test_a_profile_in_its_form_is_read() -> None:
         ("all of it", "should be a valid dictionary"),
         ({"inputs": {}}, "rows: Field required"),
         ({"rows": 0}, "rows: Input should be greater"),
-        (told(shares=[1.0]), r"inputs\.x: .*write 2 shares"),
-        (told(shares=[0.5, 0.2]), "should be 1 together"),
-        (told(missing=0.5), "should be 1 together"),
-        (told(categories=["a"]), "write edges, or categories"),
-        (told(edges=None), "write edges, or categories"),
-        (told(edges=[2.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
-        (told(edges=[1.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
-        (told(edges=[math.nan]), "finite number"),
-        (told(edges=[float(each) for each in range(51)]), "at most 50 items"),
-        (told(colour="red"), "Extra inputs are not permitted"),
-        (told(edges=None, categories=["a"]), r"inputs\.x is no column, or not one of such values"),
+        (sample(shares=[1.0]), r"inputs\.x: .*write 2 shares"),
+        (sample(shares=[0.5, 0.2]), "the sum of shares and missing should be 1"),
+        (sample(missing=0.5), "the sum of shares and missing should be 1"),
+        (sample(categories=["a"]), "write edges, or categories"),
+        (sample(edges=None), "write edges, or categories"),
+        (sample(edges=[2.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
+        (sample(edges=[1.0, 1.0], shares=[0.5, 0.2, 0.3]), "edges should ascend"),
+        (sample(edges=[math.nan]), "finite number"),
+        (sample(edges=[float(edge) for edge in range(51)]), "at most 50 items"),
+        (sample(colour="red"), "Extra inputs are not permitted"),
         (
-            {"rows": 9, "inputs": {"name": told()["inputs"]["x"]}},
-            "inputs.name is no column, or not one of such",
+            sample(edges=None, categories=["a"]),
+            r"inputs\.x is not a column, or has another type of values",
         ),
-        ({"rows": 9, "inputs": {"at": told()["inputs"]["x"]}}, "inputs.at is no column, or not"),
-        ({"rows": 9, "inputs": {"y": told()["inputs"]["x"]}}, "inputs.y is no column"),
-        ({"rows": 9, "outputs": {"label": told()["inputs"]["x"]}}, "outputs.label is none of prediction"),
         (
-            {"rows": 9, "inputs": dict.fromkeys(map(str, range(201)), told()["inputs"]["x"])},
+            {"rows": 9, "inputs": {"name": sample()["inputs"]["x"]}},
+            "inputs.name is not a column, or has another type",
+        ),
+        ({"rows": 9, "inputs": {"at": sample()["inputs"]["x"]}}, "inputs.at is not a column, or has"),
+        ({"rows": 9, "inputs": {"y": sample()["inputs"]["x"]}}, "inputs.y is not a column"),
+        (
+            {"rows": 9, "outputs": {"label": sample()["inputs"]["x"]}},
+            "outputs.label is none of prediction",
+        ),
+        (
+            {"rows": 9, "inputs": dict.fromkeys(map(str, range(201)), sample()["inputs"]["x"])},
             "at most 200 items",
         ),
     ],
 )
-def test_a_profile_in_another_form_is_refused_with_a_reason(profile: Any, reason: str) -> None:
+def test_invalid_profile_is_rejected_with_a_reason(profile: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read(profile, COLUMNS, {"prediction": float})

@@ -1,4 +1,4 @@
-"""Artifacts on the local disk: kept while they are whole, downloaded again when they are not."""
+"""Artifacts on the local disk are used while they are intact, and downloaded again otherwise."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from serving.errors import RegistryUnavailable
 from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore, digest
 from serving.registry.client import RegistryClient
-from serving.registry.store import Store, digest
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.settings.settings import Settings
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ REFERENCE = "models:/actor/Production"
 
 
 class Downloads:
-    """The real downloads from the registry, counted."""
+    """Counts the real downloads from the registry."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
@@ -41,7 +41,7 @@ class Downloads:
 
 @pytest.fixture
 def saved(registry: str, tmp_path: Path) -> Path:
-    """A model that is registered as version 1 of `actor`."""
+    """Register a model as version 1 of `actor`."""
     folder = actor(tmp_path)
     Registry(registry).register("actor", folder)
     return folder
@@ -49,8 +49,8 @@ def saved(registry: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(registry: str) -> Iterator[RegistryClient]:
-    with closing(RegistryClient(Settings(tracking_uri=registry))) as made:
-        yield made
+    with closing(RegistryClient(Settings(tracking_uri=registry))) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -60,56 +60,61 @@ def download(client: RegistryClient) -> Downloads:
 
 @pytest.fixture
 async def version(client: RegistryClient, saved: Path) -> Version:
-    found, _ = await client.resolve(Reference.parse("models:/actor/1"))
-    return await client.complete(found)
+    result, _ = await client.resolve(Reference.parse("models:/actor/1"))
+    return await client.complete(result)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", "sqlite:///registry")
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store", "sqlite:///registry")
 
 
-# -- kept copies
+# -- stored copies
 
 
-async def test_what_is_fetched_is_what_was_logged(
-    store: Store, version: Version, download: Downloads, saved: Path
+async def test_fetched_artifacts_equal_the_logged_ones(
+    store: ArtifactStore, version: Version, download: Downloads, saved: Path
 ) -> None:
     artifacts = await store.fetch(version, download)
     assert artifacts.digest == digest(artifacts.folder) == digest(saved)
     assert (artifacts.folder / "MLmodel").read_bytes() == (saved / "MLmodel").read_bytes()
 
 
-async def test_a_kept_copy_is_not_downloaded_again(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+async def test_stored_copy_is_not_downloaded_again(
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
     assert await store.fetch(version, download) == first
-    assert await Store(tmp_path / "store", "sqlite:///registry").fetch(version, download) == first
+    assert await ArtifactStore(tmp_path / "store", "sqlite:///registry").fetch(version, download) == first
     assert download.count == 1
 
 
-async def test_each_registry_has_its_own_copies(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+async def test_registries_have_separate_copies(
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     first = await store.fetch(version, download)
-    other = await Store(tmp_path / "store", "sqlite:///other").fetch(version, download)
+    other = await ArtifactStore(tmp_path / "store", "sqlite:///other").fetch(version, download)
     assert first.folder != other.folder
     assert download.count == 2
 
 
-async def test_a_version_that_is_told_apart_is_kept_apart(
-    store: Store, version: Version, download: Downloads, registry: str, saved: Path, client: RegistryClient
+async def test_versions_are_stored_separately(
+    store: ArtifactStore,
+    version: Version,
+    download: Downloads,
+    registry: str,
+    saved: Path,
+    client: RegistryClient,
 ) -> None:
     Registry(registry).register("actor", saved)
     second, _ = await client.resolve(Reference.parse("models:/actor/2"))
-    folders = {(await store.fetch(each, download)).folder for each in (version, second)}
+    folders = {(await store.fetch(item, download)).folder for item in (version, second)}
     assert len(folders) == 2
 
 
 def _flip(folder: Path) -> None:
     path = max(
-        (folder / "artifacts").rglob("*"), key=lambda each: each.stat().st_size if each.is_file() else 0
+        (folder / "artifacts").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0
     )
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -131,8 +136,8 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-async def test_a_copy_that_is_not_whole_is_downloaded_again(
-    store: Store, version: Version, download: Downloads, spoil: Callable[[Path], object]
+async def test_damaged_copy_is_downloaded_again(
+    store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     first = await store.fetch(version, download)
     spoil(first.folder.parent)
@@ -144,18 +149,18 @@ async def test_a_copy_that_is_not_whole_is_downloaded_again(
     assert download.count == 2
 
 
-async def test_several_fronts_may_fetch_at_once(
+async def test_several_fronts_can_fetch_at_once(
     version: Version, download: Downloads, tmp_path: Path
 ) -> None:
-    stores = [Store(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
-    found = await asyncio.gather(*(store.fetch(version, download) for store in stores))
-    assert len({each.digest for each in found}) == 1
-    assert all(digest(each.folder) == each.digest for each in found)
+    stores = [ArtifactStore(tmp_path / "store", "sqlite:///registry") for _ in range(3)]
+    result = await asyncio.gather(*(store.fetch(version, download) for store in stores))
+    assert len({artifacts.digest for artifacts in result}) == 1
+    assert all(digest(artifacts.folder) == artifacts.digest for artifacts in result)
     assert fetching(tmp_path) == []
 
 
-async def test_a_version_that_is_discarded_is_downloaded_again(
-    store: Store, version: Version, download: Downloads
+async def test_discarded_version_is_downloaded_again(
+    store: ArtifactStore, version: Version, download: Downloads
 ) -> None:
     first = await store.fetch(version, download)
     await store.discard(version)
@@ -164,16 +169,16 @@ async def test_a_version_that_is_discarded_is_downloaded_again(
     assert download.count == 2
 
 
-# -- what goes wrong
+# -- failures
 
 
 def fetching(folder: Path) -> list[Path]:
-    """What is left of downloads that did not end."""
+    """Return the files that unfinished downloads left."""
     return [*(folder / "store").rglob("fetching-*")]
 
 
-async def test_a_download_that_fails_leaves_nothing(
-    store: Store, version: Version, download: Downloads, saved: Path, tmp_path: Path
+async def test_failed_download_leaves_nothing(
+    store: ArtifactStore, version: Version, download: Downloads, saved: Path, tmp_path: Path
 ) -> None:
     shutil.move(saved, tmp_path / "away")
     with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1: .* No such file"):
@@ -183,8 +188,8 @@ async def test_a_download_that_fails_leaves_nothing(
     assert (await store.fetch(version, download)).digest == digest(saved)
 
 
-async def test_a_download_that_is_given_up_leaves_nothing(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+async def test_abandoned_download_leaves_nothing(
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
     under_way = asyncio.Event()
 
@@ -203,15 +208,13 @@ async def test_a_download_that_is_given_up_leaves_nothing(
     assert (await store.fetch(version, download)).folder.is_dir()
 
 
-async def test_a_disk_that_takes_nothing_is_told(
-    version: Version, download: Downloads, tmp_path: Path
-) -> None:
+async def test_read_only_disk_is_reported(version: Version, download: Downloads, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be kept: .*file"):
-        await Store(tmp_path / "file", "sqlite:///registry").fetch(version, download)
+    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be stored: .*file"):
+        await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
 
 
-async def test_a_disk_that_fills_up_is_told(store: Store, version: Version, tmp_path: Path) -> None:
+async def test_full_disk_is_reported(store: ArtifactStore, version: Version, tmp_path: Path) -> None:
     async def full(_: Version, __: Path) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -223,50 +226,50 @@ async def test_a_disk_that_fills_up_is_told(store: Store, version: Version, tmp_
 # -- the last known good version
 
 
-async def test_what_went_live_last_is_recalled(
-    store: Store, version: Version, download: Downloads, tmp_path: Path
+async def test_last_live_version_is_loaded(
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path
 ) -> None:
-    assert await store.recall(REFERENCE) is None
+    assert await store.load_last_live(REFERENCE) is None
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
-    after_restart = Store(tmp_path / "store", "sqlite:///registry")
-    recalled = await after_restart.recall(REFERENCE)
+    await store.save_last_live(REFERENCE, version, artifacts)
+    after_restart = ArtifactStore(tmp_path / "store", "sqlite:///registry")
+    recalled = await after_restart.load_last_live(REFERENCE)
     assert recalled is not None
     assert recalled[0].identity == version.identity
     assert recalled[1] == artifacts
-    assert await after_restart.recall("models:/other/Production") is None
+    assert await after_restart.load_last_live("models:/other/Production") is None
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-async def test_a_copy_that_is_not_whole_is_not_recalled(
-    store: Store, version: Version, download: Downloads, spoil: Callable[[Path], object]
+async def test_damaged_last_live_copy_is_not_loaded(
+    store: ArtifactStore, version: Version, download: Downloads, spoil: Callable[[Path], object]
 ) -> None:
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
+    await store.save_last_live(REFERENCE, version, artifacts)
     spoil(artifacts.folder.parent)
-    assert await store.recall(REFERENCE) is None
+    assert await store.load_last_live(REFERENCE) is None
 
 
 @pytest.mark.parametrize(
     "note", [b"", b"{", b"\xff", b"{}", b"[1]", b"[{}]", b'[{"place": 5}]', b'[{"place": ""}]']
 )
-async def test_a_garbled_note_is_no_note(
-    store: Store, version: Version, download: Downloads, tmp_path: Path, note: bytes
+async def test_damaged_record_is_ignored(
+    store: ArtifactStore, version: Version, download: Downloads, tmp_path: Path, note: bytes
 ) -> None:
     artifacts = await store.fetch(version, download)
-    await store.remember(REFERENCE, version, artifacts)
+    await store.save_last_live(REFERENCE, version, artifacts)
     (file,) = (tmp_path / "store").rglob("live/*")
     file.write_bytes(note)
-    assert await store.recall(REFERENCE) is None
-    await store.remember(REFERENCE, version, artifacts)
-    assert await store.recall(REFERENCE) is not None
+    assert await store.load_last_live(REFERENCE) is None
+    await store.save_last_live(REFERENCE, version, artifacts)
+    assert await store.load_last_live(REFERENCE) is not None
 
 
-async def test_a_disk_that_takes_no_note_is_no_failure(version: Version, tmp_path: Path) -> None:
+async def test_failed_record_write_is_no_error(version: Version, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    store = Store(tmp_path / "file", "sqlite:///registry")
-    await store.remember(REFERENCE, version, Artifacts(tmp_path / "place" / "artifacts", "sha256:0"))
-    assert await store.recall(REFERENCE) is None
+    store = ArtifactStore(tmp_path / "file", "sqlite:///registry")
+    await store.save_last_live(REFERENCE, version, Artifacts(tmp_path / "place" / "artifacts", "sha256:0"))
+    assert await store.load_last_live(REFERENCE) is None
 
 
 # -- digests
@@ -286,10 +289,8 @@ def plant(tree: dict[str, bytes], folder: Path, backwards: bool = False) -> str:
 
 
 @given(trees, trees)
-def test_a_digest_tells_contents_and_names_apart_and_nothing_else(
-    one: dict[str, bytes], other: dict[str, bytes]
-) -> None:
+def test_digest_depends_on_contents_and_names_only(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        found = plant(one, Path(first))
-        assert found.startswith("sha256:")
-        assert (found == plant(other, Path(second), backwards=True)) is (one == other)
+        result = plant(one, Path(first))
+        assert result.startswith("sha256:")
+        assert (result == plant(other, Path(second), backwards=True)) is (one == other)

@@ -1,4 +1,4 @@
-"""What happens to the store at one moment: downloads given up midway, versions that go live in a row."""
+"""Races in the store: abandoned downloads, and versions that go live in quick succession."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.registry.store import Store, digest, write_whole
-from serving.runtime.version import Artifacts, Version
+from serving.registry.artifact_store import ArtifactStore, atomic_write, digest
+from serving.version import Artifacts, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -19,10 +19,10 @@ def version(number: int) -> Version:
     return Version("iris", str(number), f"/nowhere/{number}", f"/nowhere/{number}")
 
 
-async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
+async def test_abandoned_download_that_continues_is_no_failure(
     tmp_path: Path,
 ) -> None:
-    """A thread can't be cancelled: it writes on while what it has written is removed."""
+    """A thread cannot be cancelled: it keeps writing while its files are deleted."""
     under_way, enough = threading.Event(), threading.Event()
 
     def write(folder: Path) -> None:
@@ -41,7 +41,7 @@ async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
     try:
         for attempt in range(5):
             under_way.clear()
-            task = asyncio.create_task(Store(tmp_path, str(attempt)).fetch(version(1), download))
+            task = asyncio.create_task(ArtifactStore(tmp_path, str(attempt)).fetch(version(1), download))
             await asyncio.to_thread(under_way.wait)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -50,8 +50,8 @@ async def test_a_download_that_goes_on_when_it_is_given_up_is_no_failure(
         enough.set()
 
 
-async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: Path) -> None:
-    store, kept = Store(tmp_path, "registry"), {}
+async def test_last_of_several_live_versions_is_loaded(tmp_path: Path) -> None:
+    store, kept = ArtifactStore(tmp_path, "registry"), {}
 
     async def download(found: Version, folder: Path) -> Path:
         folder.mkdir()  # noqa: ASYNC240
@@ -62,17 +62,19 @@ async def test_of_versions_that_go_live_in_a_row_the_last_is_recalled(tmp_path: 
         kept[number] = await store.fetch(version(number), download)
     for last in range(10):
         order = [number for number in range(10) if number != last] + [last]
-        await asyncio.gather(*(store.remember("iris", version(number), kept[number]) for number in order))
-        recalled = await store.recall("iris")
+        await asyncio.gather(
+            *(store.save_last_live("iris", version(number), kept[number]) for number in order)
+        )
+        recalled = await store.load_last_live("iris")
         assert recalled == (version(last), Artifacts(kept[last].folder, digest(kept[last].folder)))
 
 
-def test_fronts_that_note_at_the_same_moment_leave_one_whole_note(tmp_path: Path) -> None:
+def test_concurrent_fronts_leave_one_complete_record(tmp_path: Path) -> None:
     note, texts = tmp_path / "live" / "note.json", [str(number) * 10_000 for number in range(10)]
 
     def write(text: str) -> None:
         for _ in range(20):
-            write_whole(note, text)
+            atomic_write(note, text)
             assert note.read_text() in texts
 
     with ThreadPoolExecutor(len(texts)) as fronts:

@@ -1,4 +1,4 @@
-"""Answers bit by bit, of a service in a process of its own."""
+"""Streamed predictions of a service in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from live import Service, served, until
 from pids import Watch, descendants
 from promotions import Model
 
-from serving.runtime.streams import Stream
+from serving.batching.chunk_stream import ChunkStream
 
 Event = tuple[str, Any]
 SPEAKERS = [f"speaker-{number}" for number in range(1, 13)]
@@ -32,7 +32,7 @@ def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def service(registry: Registry) -> Iterator[Service]:
-    """Speakers, and an actor that can't stream, each with one process."""
+    """Serve speakers and an actor that cannot stream, all with one process."""
     registry.promote("actor", registry.add("actor", factor=1.0))
     speaker = actor(registry.folder, streams=True, factor=1.0)
     for name in SPEAKERS:
@@ -54,15 +54,15 @@ def speakers(service: Service, registry: Registry) -> Iterator[Model]:
 
 
 def well(speaker: Model) -> Iterator[Model]:
-    """A speaker that is well after the test too."""
+    """Yield a speaker, and verify after the test that it still predicts."""
     yield speaker
-    found = speaker.predict(3.0).json()
-    assert found["prediction"] == 3.0 * float(found["model"]["version"])
+    body = speaker.predict(3.0).json()
+    assert body["prediction"] == 3.0 * float(body["model"]["version"])
 
 
 @pytest.fixture
 def speaker(speakers: Iterator[Model]) -> Iterator[Model]:
-    """A speaker whose process nobody else has tried."""
+    """Yield a speaker that no other test uses."""
     yield from well(next(speakers))
 
 
@@ -73,7 +73,7 @@ def patient(speakers: Iterator[Model]) -> Model:
 
 @pytest.fixture
 def steady(patient: Model) -> Iterator[Model]:
-    """A speaker for all tests that end neither its process nor its time as the live version."""
+    """Yield a speaker shared by the tests that keep its process and its live version."""
     yield from well(patient)
     patient.settle()
 
@@ -86,7 +86,7 @@ def stream(speaker: Model, act: str, **more: Any) -> Iterator[httpx.Response]:
 
 
 def events(response: httpx.Response) -> Iterator[Event]:
-    """The name and the data of each event, as it comes."""
+    """Yield name and data of the events as they arrive."""
     name = ""
     for line in response.iter_lines():
         field, _, value = line.partition(": ")
@@ -97,30 +97,30 @@ def events(response: httpx.Response) -> Iterator[Event]:
             name = ""
 
 
-def told(speaker: Model, act: str) -> list[Event]:
+def all_events(speaker: Model, act: str) -> list[Event]:
     with stream(speaker, act) as response:
         assert response.status_code == 200, response.read()
         return [*events(response)]
 
 
-def test_each_bit_comes_as_soon_as_it_is_there(steady: Model, tmp_path: Path) -> None:
+def test_chunks_are_sent_immediately(steady: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with stream(steady, f"say:hello wait:{tmp_path / 'pipe'} say:you") as response:
         assert response.headers["content-type"] == "text/event-stream"
         assert response.headers["x-model-version"] == "1"
         assert response.headers["cache-control"] == "no-store"
         assert "first;dur=" in response.headers["server-timing"]
-        heard = events(response)
-        assert next(heard) == ("", "hello")
+        received = events(response)
+        assert next(received) == ("", "hello")
         (tmp_path / "pipe").write_text("go on")
-        assert [*heard] == [
+        assert [*received] == [
             ("", {"x": 2.0, "act": "wait"}),
             ("", "you"),
             ("end", {"model": {"name": steady.name, "version": "1"}}),
         ]
 
 
-def test_a_model_is_asked_by_path_version_and_header(steady: Model) -> None:
+def test_model_is_selected_by_path_version_or_header(steady: Model) -> None:
     for path, headers in (
         (f"/models/{steady.name}/versions/1/predict/stream", {}),
         ("/predict/stream", {"X-Model": steady.name}),
@@ -130,8 +130,8 @@ def test_a_model_is_asked_by_path_version_and_header(steady: Model) -> None:
             assert next(events(response)) == ("", "a")
 
 
-def test_nothing_to_tell_is_an_answer(steady: Model) -> None:
-    assert [name for name, _ in told(steady, "")] == ["end"]
+def test_empty_stream_is_valid(steady: Model) -> None:
+    assert [name for name, _ in all_events(steady, "")] == ["end"]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,11 @@ def test_nothing_to_tell_is_an_answer(steady: Model) -> None:
     [
         ("raise:secret", 500, "The model failed on this request."),
         ("nan", 500, "The model failed on this request."),
-        ("hang", 504, "The model did not go on within the deadline."),
+        ("hang", 504, "The model did not send the next chunk within the deadline."),
         ("exit:3", 503, "died"),
     ],
 )
-def test_what_fails_before_the_first_bit_is_a_problem(
-    speaker: Model, act: str, status: int, detail: str
-) -> None:
+def test_failure_before_first_chunk_is_a_problem(speaker: Model, act: str, status: int, detail: str) -> None:
     with stream(speaker, act) as response:
         problem = json.loads(response.read())
     assert (response.status_code, problem["status"]) == (status, status)
@@ -157,34 +155,34 @@ def test_what_fails_before_the_first_bit_is_a_problem(
 @pytest.mark.parametrize(
     ("act", "status"), [("raise:secret", 500), ("nan", 500), ("hang", 504), ("exit:3", 503), ("for:on", 504)]
 )
-def test_what_fails_under_way_is_the_last_event(speaker: Model, act: str, status: int) -> None:
-    first, *_, (name, problem) = told(speaker, f"say:hello {act}")
+def test_later_failure_is_the_last_event(speaker: Model, act: str, status: int) -> None:
+    first, *_, (name, problem) = all_events(speaker, f"say:hello {act}")
     assert first == ("", "hello")
     assert (name, problem["status"]) == ("error", status)
     assert "secret" not in json.dumps(problem)
 
 
-def test_a_process_that_dies_before_the_first_bit_is_not_seen(speaker: Model, tmp_path: Path) -> None:
-    assert told(speaker, f"fatal:{tmp_path / 'once'} say:again")[0] == ("", {"x": 2.0, "act": "fatal"})
+def test_process_death_before_first_chunk_is_retried(speaker: Model, tmp_path: Path) -> None:
+    assert all_events(speaker, f"fatal:{tmp_path / 'once'} say:again")[0] == ("", {"x": 2.0, "act": "fatal"})
 
 
-def test_a_caller_who_leaves_stops_the_model(steady: Model, tmp_path: Path) -> None:
+def test_disconnect_stops_the_model(steady: Model, tmp_path: Path) -> None:
     with Watch(descendants(steady.service.process.pid)) as processes:
         with stream(steady, f"for:on end:{tmp_path / 'end'}") as response:
             assert next(events(response)) == ("", {"on": "on" * 1000})
         until((tmp_path / "end").exists)
-        assert told(steady, "say:next")[0] == ("", "next")
+        assert all_events(steady, "say:next")[0] == ("", "next")
         assert processes.left(0) == descendants(steady.service.process.pid)
 
 
-def test_a_caller_who_leaves_the_queue_is_forgotten(steady: Model, tmp_path: Path) -> None:
+def test_caller_who_leaves_the_queue_is_dropped(steady: Model, tmp_path: Path) -> None:
     with stream(steady, "for:on") as response:
-        heard = events(response)
-        assert next(heard) == ("", {"on": "on" * 1000})
+        received = events(response)
+        assert next(received) == ("", {"on": "on" * 1000})
         waiting = threading.Thread(target=give_up, args=(steady, f"note:{tmp_path / 'called'}"))
         waiting.start()
         waiting.join()
-    assert told(steady, "say:next")[0] == ("", "next")
+    assert all_events(steady, "say:next")[0] == ("", "next")
     assert not (tmp_path / "called").exists()
 
 
@@ -193,48 +191,51 @@ def give_up(speaker: Model, act: str) -> None:
         pass
 
 
-def test_a_promotion_does_not_touch_an_answer_under_way(speaker: Model, tmp_path: Path) -> None:
+def test_promotion_does_not_affect_a_running_stream(speaker: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with stream(speaker, f"say:hello wait:{tmp_path / 'pipe'}") as response:
-        heard = events(response)
-        assert next(heard) == ("", "hello")
+        received = events(response)
+        assert next(received) == ("", "hello")
         second = speaker.promote(streams=True)
         speaker.until_live(second)
         (tmp_path / "pipe").write_text("go on")
-        assert [*heard] == [
+        assert [*received] == [
             ("", {"x": 2.0, "act": "wait"}),
             ("end", {"model": {"name": speaker.name, "version": "1"}}),
         ]
-    assert told(speaker, "")[-1] == ("end", {"model": {"name": speaker.name, "version": second}})
+    assert all_events(speaker, "")[-1] == ("end", {"model": {"name": speaker.name, "version": second}})
 
 
 @pytest.mark.parametrize(
     ("act", "reason"),
-    [("raise:unfit", "it raised ValueError: unfit"), ("nan", "it answered what JSON can't say")],
+    [
+        ("raise:unfit", "it raised ValueError: unfit"),
+        ("nan", "it returned a value that JSON cannot represent"),
+    ],
 )
-def test_a_version_whose_first_bit_fails_does_not_go_live(steady: Model, act: str, reason: str) -> None:
+def test_version_whose_first_chunk_fails_is_rejected(steady: Model, act: str, reason: str) -> None:
     bad = steady.promote(streams=True, example=pd.DataFrame({"x": [1.0], "act": [act]}))
     assert f"on its own input example {reason}" in steady.until_refused(bad)
 
 
-def test_a_version_that_streams_no_more_would_break_clients(steady: Model) -> None:
+def test_version_that_no_longer_streams_is_rejected(steady: Model) -> None:
     bad = steady.promote(streams=False)
-    assert "it does not stream its answers any more" in steady.until_refused(bad)
+    assert "it no longer streams its output" in steady.until_refused(bad)
 
 
-def test_a_model_that_cannot_stream_says_so(service: Service) -> None:
-    found = service.client.post("/predict/stream", json={"x": 1.0})
-    assert found.status_code == 404
-    assert "it has no predict_stream" in found.json()["detail"]
+def test_model_without_streaming_has_no_stream_route(service: Service) -> None:
+    response = service.client.post("/predict/stream", json={"x": 1.0})
+    assert response.status_code == 404
+    assert "it has no predict_stream" in response.json()["detail"]
     paths = service.client.get("/openapi.json").json()["paths"]
     assert "/models/actor/predict/stream" not in paths
-    answers = paths["/models/speaker-1/predict/stream"]["post"]["responses"]["200"]["content"]
-    assert [*answers] == ["text/event-stream"]
+    types = paths["/models/speaker-1/predict/stream"]["post"]["responses"]["200"]["content"]
+    assert [*types] == ["text/event-stream"]
 
 
-def test_what_does_not_fit_is_refused(service: Service) -> None:
-    found = service.client.post("/models/speaker-1/predict/stream", json={"x": "two"})
-    assert (found.status_code, found.json()["errors"][0]["loc"]) == (422, ["x"])
+def test_invalid_stream_request_is_rejected(service: Service) -> None:
+    response = service.client.post("/models/speaker-1/predict/stream", json={"x": "two"})
+    assert (response.status_code, response.json()["errors"][0]["loc"]) == (422, ["x"])
     assert service.client.get("/predict/stream").status_code == 405
 
 
@@ -242,44 +243,44 @@ def test_what_does_not_fit_is_refused(service: Service) -> None:
 
 
 class Talker:
-    """Hears what a stream has to say to its process."""
+    """Records the calls of a stream to its process."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda: self.told.append(name)
+        return lambda: self.calls.append(name)
 
 
 @pytest.mark.anyio
-async def test_a_slow_caller_holds_the_model_up() -> None:
-    process, stream = Talker(), Stream(60)
+async def test_slow_caller_pauses_the_model() -> None:
+    process, stream = Talker(), ChunkStream(60)
     chunks = [b"%d" % number * 1000 for number in range(100, 124)]
     hung, stalled = lambda: pytest.fail("it is not the model that is slow"), lambda: None
-    stream.begin(process, hung, stalled)  # type: ignore[arg-type]
+    stream.attach(process, hung, stalled)  # type: ignore[arg-type]
     for chunk in chunks:
-        stream.hear(chunk)
-    assert process.told == ["pause"]
-    heard = stream.chunks()
+        stream.feed(chunk)
+    assert process.calls == ["pause"]
+    received = stream.chunks()
     for chunk in chunks[:15]:
-        assert await anext(heard) == chunk
-    assert process.told == ["pause", "resume"]
+        assert await anext(received) == chunk
+    assert process.calls == ["pause", "resume"]
     stream.end()
-    assert process.told == ["pause", "resume", "stop"]
-    stream.left()
-    assert [each async for each in heard] == chunks[15:]
+    assert process.calls == ["pause", "resume", "stop"]
+    stream.detach()
+    assert [item async for item in received] == chunks[15:]
 
 
 @pytest.mark.anyio
-async def test_chunks_are_read_ahead_where_there_is_room() -> None:
+async def test_chunks_are_buffered_up_to_the_limit() -> None:
     process, room = Talker(), [0]
-    stream = Stream(60, lambda size: room.append(size))
-    stream.begin(process, lambda: None, lambda: None)  # type: ignore[arg-type]
+    stream = ChunkStream(60, lambda size: room.append(size))
+    stream.attach(process, lambda: None, lambda: None)  # type: ignore[arg-type]
     for _ in range(10):
-        stream.hear(b"x" * 2**16)
-    assert (process.told, sum(room)) == ([], 2**20)
+        stream.feed(b"x" * 2**16)
+    assert (process.calls, sum(room)) == ([], 2**20)
     for _ in range(10):
-        stream.hear(b"x" * 2**16)
-    assert process.told == ["pause"]
+        stream.feed(b"x" * 2**16)
+    assert process.calls == ["pause"]
     stream.end()
-    stream.left()
+    stream.detach()

@@ -1,4 +1,4 @@
-"""What is let in: sources, files, and in strict mode data alone, each refused before anything is loaded."""
+"""The policy rejects sources, files and, in strict mode, code before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from mlflow.models import infer_signature
 from promotions import Model
 from sklearn.linear_model import LinearRegression
 
-from serving.errors import Untrusted
-from serving.groups import Trust
-from serving.registry.policy import Policy, is_below
-from serving.runtime.launcher import Launcher
-from serving.runtime.replica import Replica
+from serving.errors import UntrustedArtifact
+from serving.processes.launcher import Launcher, LauncherOptions
+from serving.processes.replica import Replica
+from serving.registry.artifact_policy import ArtifactPolicy, is_within
+from serving.settings.groups import ArtifactPolicySettings
 
 FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
 LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
 
 
 def noted(folder: Path) -> dict[str, str]:
-    """A part that leaves a note when it is loaded."""
+    """A model part that writes a marker file when it is loaded."""
     return {"on_load": f"note:{folder / 'loaded'}"}
 
 
 def saved(folder: Path, model: Any = LINE, **options: Any) -> Path:
-    """A scikit-learn model in a new folder."""
-    made = folder / f"line-{len([*folder.iterdir()])}"
+    """Save a scikit-learn model in a new folder."""
+    path = folder / f"line-{len([*folder.iterdir()])}"
     signature = infer_signature(FRAME, model.predict(FRAME))
     with quiet():
-        mlflow.sklearn.save_model(model, made, signature=signature, pip_requirements=[], **options)
-    return made
+        mlflow.sklearn.save_model(model, path, signature=signature, pip_requirements=[], **options)
+    return path
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The same model with another MLmodel file."""
+    """Copy a model with another MLmodel file."""
     described = yaml.safe_load((folder / "MLmodel").read_text())
     change(described)
     (folder / "MLmodel").write_text(yaml.safe_dump(described))
@@ -58,10 +58,14 @@ def home(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A strict service, which takes artifacts from one place; a line is live."""
+    """Run a service in strict mode that allows one artifact source; a linear model is live."""
     folder = tmp_path_factory.mktemp("strict")
     home.promote("line", home.register("line", saved(home.folder)))
-    rules = {"strict": True, "allowed_sources": f"s3://models/,{home.folder}/", "trusted_types": "numpy.sqrt"}
+    rules = {
+        "strict_artifacts": True,
+        "allowed_sources": f"s3://models/,{home.folder}/",
+        "trusted_types": "numpy.sqrt",
+    }
     (folder / "packages.txt").write_text(f"idna==3.10 --hash=sha256:{'0' * 64}")
     rules |= {"environments": True, "packages": folder / "packages.txt"}
     models = {"models": "models:/line/Production"}
@@ -72,7 +76,7 @@ def strict(home: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(autouse=True)
 def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the version that was live before still is."""
+    """Verify after every test that the same version is live."""
     yield
     if "strict" in request.fixturenames:
         model: Model = request.getfixturevalue("strict")
@@ -81,7 +85,7 @@ def all_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def refused(model: Model, folder: Path) -> str:
-    """Why the service refuses what is saved in a folder; it is promoted, and the one before again."""
+    """Promote a saved model, return the reason for its rejection, and restore the earlier version."""
     version = model.registry.register("line", folder)
     model.promote(version)
     model.until(lambda told: (told["candidate"] or {}).get("version") == version)
@@ -91,30 +95,30 @@ def refused(model: Model, folder: Path) -> str:
     return reason
 
 
-def test_row_36_a_source_outside_the_allow_list_is_refused(strict: Model, tmp_path: Path) -> None:
+def test_row_36_source_outside_the_allow_list_is_rejected(strict: Model, tmp_path: Path) -> None:
     assert "SERVING_ALLOWED_SOURCES" in refused(strict, saved(tmp_path))
     assert "SERVING_ALLOWED_SOURCES" in refused(strict, Path(f"{strict.registry.folder}/../elsewhere"))
 
 
 @pytest.mark.parametrize("form", ["pickle", "cloudpickle"])
-def test_row_36_a_pickle_is_refused_in_strict_mode(strict: Model, form: str) -> None:
+def test_row_36_strict_mode_rejects_a_pickle(strict: Model, form: str) -> None:
     assert form in refused(strict, saved(strict.registry.folder, serialization_format=form))
 
 
-def test_row_36_code_is_refused_in_strict_mode(strict: Model, tmp_path: Path) -> None:
+def test_row_36_strict_mode_rejects_code(strict: Model, tmp_path: Path) -> None:
     reason = refused(strict, actor(strict.registry.folder, **noted(tmp_path)))
     assert "it is loaded by mlflow.pyfunc" in reason
     assert not (tmp_path / "loaded").exists()
 
 
-def test_row_36_a_pickle_by_another_name_is_refused_in_strict_mode(strict: Model) -> None:
+def test_row_36_strict_mode_rejects_a_renamed_pickle(strict: Model) -> None:
     folder = saved(strict.registry.folder)
     pickled = saved(strict.registry.folder, serialization_format="pickle")
     shutil.copy(pickled / "model.pkl", folder / "weights.json")
     assert "weights.json" in refused(strict, folder)
 
 
-def test_row_36_types_that_the_operator_does_not_trust_are_refused(strict: Model) -> None:
+def test_row_36_untrusted_types_are_rejected(strict: Model) -> None:
     folder = edited(
         saved(strict.registry.folder),
         lambda described: described["flavors"]["sklearn"].update(skops_trusted_types=["posix.system"]),
@@ -123,14 +127,14 @@ def test_row_36_types_that_the_operator_does_not_trust_are_refused(strict: Model
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "model.skops", "."])
-def test_row_36_a_link_among_the_artifacts_is_refused(strict: Model, target: str) -> None:
+def test_row_36_links_in_artifacts_are_rejected(strict: Model, target: str) -> None:
     folder = saved(strict.registry.folder)
     (folder / "extra").symlink_to(target)
     assert "extra among its artifacts is a link" in refused(strict, folder)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../model.skops", "a/../../b", "..\\b"])
-def test_row_36_a_path_that_leads_outside_is_refused(strict: Model, path: str) -> None:
+def test_row_36_path_outside_the_artifacts_is_rejected(strict: Model, path: str) -> None:
     folder = edited(
         saved(strict.registry.folder),
         lambda described: described["flavors"]["python_function"].update(model_path=path),
@@ -138,18 +142,18 @@ def test_row_36_a_path_that_leads_outside_is_refused(strict: Model, path: str) -
     assert "outside its folder" in refused(strict, folder)
 
 
-def test_what_is_trusted_goes_live_in_strict_mode(strict: Model) -> None:
+def test_trusted_model_goes_live_in_strict_mode(strict: Model) -> None:
     assert strict.service.client.post("/predict", json={"x": 1.0}).json()["prediction"] == pytest.approx(2.0)
 
 
 @pytest.mark.anyio
-async def test_in_strict_mode_no_process_can_unpickle(tmp_path: Path) -> None:
-    launcher = Launcher(strict=True)
+async def test_strict_mode_prevents_unpickling_in_processes(tmp_path: Path) -> None:
+    launcher = Launcher(LauncherOptions(strict=True))
     launcher.start()
     try:
         replica = await Replica.start(launcher, saved(tmp_path), 60)
         replica.kill()
-        with pytest.raises(Exception, match="strict mode lets no pickle name a class"):
+        with pytest.raises(Exception, match="strict mode does not allow pickles that refer to a class"):
             await Replica.start(launcher, saved(tmp_path, serialization_format="pickle"), 60)
     finally:
         await launcher.aclose()
@@ -163,15 +167,15 @@ def requiring(folder: Path, name: str, text: str) -> Path:
 
 def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
     """Make a wheel whose `.pth` file leaves a note, and return it and the note."""
-    made, note = folder / "helper-1-py3-none-any.whl", folder / "ran"
-    with zipfile.ZipFile(made, "w") as archive:
+    path, note = folder / "helper-1-py3-none-any.whl", folder / "ran"
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("helper.pth", f"import pathlib; pathlib.Path({str(note)!r}).touch()")
         archive.writestr("helper-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: helper\nVersion: 1\n")
         archive.writestr(
             "helper-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("helper-1.dist-info/RECORD", "")
-    return made, note
+    return path, note
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
         ("requirements.txt", "helper @ https://127.0.0.1:9/helper-1-py3-none-any.whl", "by its URL"),
         ("requirements.txt", "helper @ git+https://127.0.0.1:9/helper", "by its URL"),
         ("requirements.txt", "-c limits.txt\nidna", "by its URL"),
-        ("requirements.txt", "{wheel}", "is no requirement"),
+        ("requirements.txt", "{wheel}", "is not a requirement"),
         ("requirements.txt", "-e {wheel}", "is an option"),
         ("requirements.txt", "--find-links {wheel}", "is an option"),
         ("requirements.txt", "helper @ file://${{HOME}}/x.whl", "environment variable"),
@@ -195,7 +199,7 @@ def wheel_that_runs_code(folder: Path) -> tuple[Path, Path]:
         ("conda.yaml", "{deep}", "deeper"),
     ],
 )
-def test_row_39_packages_by_url_are_rejected_in_strict_mode(
+def test_row_39_strict_mode_rejects_packages_by_url(
     strict: Model, tmp_path: Path, name: str, text: str, expected: str
 ) -> None:
     wheel, note = wheel_that_runs_code(tmp_path)
@@ -206,7 +210,7 @@ def test_row_39_packages_by_url_are_rejected_in_strict_mode(
     assert not note.exists()
 
 
-# -- in plain functions
+# -- unit tests
 
 
 @pytest.mark.parametrize(
@@ -229,8 +233,8 @@ def test_row_39_packages_by_url_are_rejected_in_strict_mode(
         ("s3://user@models/iris", "s3://models", False),
     ],
 )
-def test_a_location_is_below_another(location: str, allowed: str, expected: bool) -> None:
-    assert is_below(location, allowed) is expected
+def test_is_within_compares_locations(location: str, allowed: str, expected: bool) -> None:
+    assert is_within(location, allowed) is expected
 
 
 @pytest.mark.parametrize(
@@ -254,13 +258,13 @@ def test_a_location_is_below_another(location: str, allowed: str, expected: bool
         ),
     ],
 )
-def test_what_strict_mode_does_not_know_it_does_not_let_in(
+def test_strict_mode_rejects_unknown_metadata(
     tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     folder = saved(tmp_path)
     described = yaml.safe_load((folder / "MLmodel").read_text())
-    policy = Policy(Trust(strict=True))
+    policy = ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True))
     policy.check_model(folder, described)
     change(described)
-    with pytest.raises(Untrusted):
+    with pytest.raises(UntrustedArtifact):
         policy.check_model(folder, described)

@@ -1,4 +1,4 @@
-"""Tables between the processes: pyfunc takes what a contract takes, and a model's answer comes back."""
+"""Tables between the processes: pyfunc accepts valid rows unchanged, and outputs are returned unchanged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from mlflow.types import ParamSchema, ParamSpec, Schema
 from pydantic import BaseModel
 from signatures import TYPES, columns, contract
 
+from serving.codecs import model_output
+from serving.codecs.model_output import OutputForm
+from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable
-from serving.runtime import answers, model_input
-from serving.runtime.answers import Form
-from serving.runtime.contract import Contract
-from serving.runtime.nesting import unpacked
-from serving.runtime.scalars import FLOAT32_MAX
+from serving.processes import pyfunc_input
+from serving.types.nested import to_python
+from serving.types.scalars import FLOAT32_MAX
 
 
 class Point(BaseModel):
@@ -59,53 +60,53 @@ def rows_of(kinds: dict[str, tuple[str, bool]]) -> st.SearchStrategy[dict[str, A
     )
 
 
-def enforced(made: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
-    """The rows as pyfunc hands them to a model, by way of the tables that a model process is sent."""
-    found: list[dict[str, Any]] = [{}] * len(rows)
-    for _, indices, group in made.layout.groups(rows):
-        frame, count, params, _ = model_input.decode(made.layout.encode(group, ""))
+def enforced(contract_: Contract, rows: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
+    """Return the rows as pyfunc passes them to a model, after they were encoded for the model process."""
+    decoded: list[dict[str, Any]] = [{}] * len(rows)
+    for _, indices, group in contract_.layout.groups(rows):
+        frame, count, params, _ = pyfunc_input.decode(contract_.layout.encode(group, ""))
         assert (count, params) == (len(indices), None)
         for index, row in zip(indices, _enforce_schema(frame, schema).to_dict("records"), strict=True):
-            found[index] = row
-    return found
+            decoded[index] = row
+    return decoded
 
 
-def assert_unchanged(kind: str, sent: Any, given: Any) -> None:
+def assert_unchanged(kind: str, sent: Any, received: Any) -> None:
     if sent is None:
-        assert pd.isna(given)
+        assert pd.isna(received)
     elif kind == "float":
-        assert np.float32(given) == np.float32(sent)
+        assert np.float32(received) == np.float32(sent)
     elif kind == "datetime":
-        assert pd.Timestamp(given) == pd.Timestamp(sent)
+        assert pd.Timestamp(received) == pd.Timestamp(sent)
     else:
-        assert given == sent
-        assert isinstance(given, type(sent))
+        assert received == sent
+        assert isinstance(received, type(sent))
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_what_a_contract_takes_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
+def test_pyfunc_accepts_valid_values_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
     spec = f"x: double, it: {kind}{mark}"
-    made, schema = contract(spec), Schema(columns(spec))
+    contract_, schema = contract(spec), Schema(columns(spec))
     kinds = {"x": ("double", True), "it": (kind, not mark)}
     sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=5))
-    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
-    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
-        assert_unchanged(kind, row.get("it"), found.get("it"))
+    rows, _ = contract_.read_batch(json.dumps({"rows": sent}).encode())
+    for row, received in zip(rows, enforced(contract_, rows, schema), strict=True):
+        assert_unchanged(kind, row.get("it"), received.get("it"))
 
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_any_mixture_of_columns(data: st.DataObject) -> None:
-    made, schema = contract(SPEC), Schema(columns(SPEC))
-    kinds = {column.name: (column.type, column.required) for column in made.columns}
+def test_pyfunc_accepts_any_mixture_of_columns(data: st.DataObject) -> None:
+    contract_, schema = contract(SPEC), Schema(columns(SPEC))
+    kinds = {column.name: (column.type, column.required) for column in contract_.columns}
     sent = data.draw(st.lists(rows_of(kinds), min_size=1, max_size=4))
-    rows, _ = made.read_batch(json.dumps({"rows": sent}).encode())
-    for row, found in zip(rows, enforced(made, rows, schema), strict=True):
+    rows, _ = contract_.read_batch(json.dumps({"rows": sent}).encode())
+    for row, received in zip(rows, enforced(contract_, rows, schema), strict=True):
         for name, (kind, _) in kinds.items():
-            assert_unchanged(kind, row.get(name), found.get(name))
+            assert_unchanged(kind, row.get(name), received.get(name))
 
 
 PARAMS = [
@@ -126,20 +127,20 @@ LISTS = [
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) -> None:
+def test_pyfunc_accepts_valid_parameters(data: st.DataObject) -> None:
     params = [*PARAMS, *LISTS]
-    made, schema = contract("x: double", params=params), ParamSchema(params)
+    contract_, schema = contract("x: double", params=params), ParamSchema(params)
     values = {
         param.name: VALUES[param.dtype.name] if param.shape is None else st.lists(VALUES[param.dtype.name])
         for param in params
     }
     sent = data.draw(st.fixed_dictionaries({}, optional=values))
-    rows, taken = made.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
+    rows, taken = contract_.read_batch(json.dumps({"rows": [{"x": 1}], "params": sent}).encode())
     text = json.dumps(taken, sort_keys=True, default=str) if taken else ""
-    given_ = model_input.decode(made.layout.encode(rows, text)).params
+    decoded_params = pyfunc_input.decode(contract_.layout.encode(rows, text)).params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = _enforce_params_schema(given_, schema)
+        found = _enforce_params_schema(decoded_params, schema)
     for name, value in taken.items():
         if name == "datetime":
             assert pd.Timestamp(found[name]) == pd.Timestamp(value)
@@ -147,7 +148,7 @@ def test_pyfunc_takes_the_parameters_that_a_contract_takes(data: st.DataObject) 
             assert found[name] == value
 
 
-def test_rows_that_leave_out_a_column_of_integers_are_parted_where_they_may_be() -> None:
+def test_rows_without_integer_column_are_separated_if_allowed() -> None:
     layout = contract("n: long?").layout
     rows: list[dict[str, Any]] = [{"n": 1}, {}, {"n": 0}]
     groups = [([*indices], group) for _, indices, group in layout.groups(rows)]
@@ -158,14 +159,14 @@ def test_rows_that_leave_out_a_column_of_integers_are_parted_where_they_may_be()
 
 
 def frame(spec: str, rows: Any) -> pd.DataFrame:
-    """The one table that a model process makes of rows."""
+    """Return the DataFrame of a model process for these rows."""
     layout = contract(spec).layout
     ((_, _, group),) = layout.groups(rows)
-    return model_input.decode(layout.encode(group, "")).data
+    return pyfunc_input.decode(layout.encode(group, "")).data
 
 
 @pytest.mark.parametrize("kind", ["string", "double", "boolean", "binary", "datetime"])
-def test_absent_null_and_a_value_are_what_they_are_in_a_dataframe_of_the_rows(kind: str) -> None:
+def test_absent_and_null_match_dataframe_of_the_rows(kind: str) -> None:
     value = {
         "string": "kg",
         "double": 2.5,
@@ -175,16 +176,16 @@ def test_absent_null_and_a_value_are_what_they_are_in_a_dataframe_of_the_rows(ki
     }[kind]
     for rows in ([{"x": 1.0}], [{"x": 1.0, "it": value}], [{"x": 1.0}, {"x": 2.0, "it": value}]):
         expected = pd.DataFrame(rows)
-        found = frame(f"x: double, it: {kind}?", rows)
+        decoded = frame(f"x: double, it: {kind}?", rows)
         if kind == "datetime" and "it" in expected:
             expected["it"] = expected["it"].astype("datetime64[ns]")
-        pd.testing.assert_frame_equal(found, expected)
+        pd.testing.assert_frame_equal(decoded, expected)
     assert "it" not in frame(f"x: double, it: {kind}?", [{"x": 1.0}])
     (missing,) = frame(f"x: double, it: {kind}?", [{"x": 1.0, "it": None}])["it"]
     assert missing is None if kind in ("string", "boolean", "binary") else pd.isna(missing)
 
 
-def test_requests_share_a_table_only_where_that_leaves_their_dtypes_as_they_are() -> None:
+def test_requests_share_table_only_with_equal_dtypes() -> None:
     layout = contract("x: double, s: string?, b: boolean?").layout
     requests: list[dict[str, Any]] = [
         {"x": 1.0},
@@ -200,12 +201,12 @@ def test_requests_share_a_table_only_where_that_leaves_their_dtypes_as_they_are(
 @pytest.mark.parametrize(
     ("kind", "value"), [("integer", 2**31), ("double", "one"), ("string", 5), ("long", 2**63), ("boolean", 2)]
 )
-def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> None:
+def test_invalid_value_cannot_be_encoded(kind: str, value: Any) -> None:
     with pytest.raises(ModelFailed):
         contract(f"it: {kind}").layout.encode([{"it": value}], "")
 
 
-# -- answers
+# -- outputs
 
 
 @pytest.mark.parametrize(
@@ -245,32 +246,32 @@ def test_what_no_contract_lets_through_is_no_table(kind: str, value: Any) -> Non
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_answer_comes_back_as_it_was_given(answer: Any, columns_: list[str], rows: list[Any]) -> None:
-    found = answers.decode(answers.encode(answer, len(rows)))
-    assert found.schema.names == columns_
-    assert [list(row) for row in zip(*map(unpacked, found.columns), strict=True)] == rows
+def test_output_round_trips(answer: Any, columns_: list[str], rows: list[Any]) -> None:
+    decoded = model_output.decode(model_output.encode(answer, len(rows)))
+    assert decoded.schema.names == columns_
+    assert [list(row) for row in zip(*map(to_python, decoded.columns), strict=True)] == rows
 
 
 @pytest.mark.parametrize(
     ("answer", "form"),
     [
-        (np.array([1]), Form.VALUES),
-        ([1], Form.VALUES),
-        (pd.DataFrame({"a": [1]}), Form.RECORDS),
-        (pd.Series([1]), Form.RECORDS),
-        ({"a": [1]}, Form.WHOLE),
-        ({"a": [1, 2]}, Form.WHOLE),
-        ({"a": 1}, Form.WHOLE),
-        ({}, Form.WHOLE),
-        (5, Form.WHOLE),
-        (None, Form.WHOLE),
-        ("text", Form.WHOLE),
-        (np.float64(1), Form.WHOLE),
+        (np.array([1]), OutputForm.VALUES),
+        ([1], OutputForm.VALUES),
+        (pd.DataFrame({"a": [1]}), OutputForm.RECORDS),
+        (pd.Series([1]), OutputForm.RECORDS),
+        ({"a": [1]}, OutputForm.WHOLE),
+        ({"a": [1, 2]}, OutputForm.WHOLE),
+        ({"a": 1}, OutputForm.WHOLE),
+        ({}, OutputForm.WHOLE),
+        (5, OutputForm.WHOLE),
+        (None, OutputForm.WHOLE),
+        ("text", OutputForm.WHOLE),
+        (np.float64(1), OutputForm.WHOLE),
     ],
     ids=str,
 )
-def test_the_front_is_told_what_the_model_answered(answer: Any, form: Form) -> None:
-    assert answers.form(answers.decode(answers.encode(answer, 1))) is form
+def test_output_format_round_trips(answer: Any, form: OutputForm) -> None:
+    assert model_output.form(model_output.decode(model_output.encode(answer, 1))) is form
 
 
 SCALARS = [{"name": "a", "type": "string"}, {"name": "b", "type": "double"}]
@@ -282,32 +283,32 @@ TENSORS = [{"name": "a", "type": "tensor", "tensor-spec": {"dtype": "float64", "
 @pytest.mark.parametrize(
     ("outputs", "answer", "form"),
     [
-        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, Form.COLUMNS),
-        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, Form.COLUMNS),
-        (SCALARS, {"a": "x", "b": 1.0}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, Form.WHOLE),
-        (SCALARS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": ["x", "y"]}, Form.WHOLE),
-        (ARRAYS, {"a": [["x"], ["y", "z"]]}, Form.COLUMNS),
-        (ARRAYS, {"a": []}, Form.WHOLE),
-        (TENSORS, {"a": np.zeros((2, 2))}, Form.COLUMNS),
-        (TENSORS, {"a": np.zeros(2)}, Form.WHOLE),
-        ([], {"a": np.zeros(2)}, Form.WHOLE),
-        (ARRAYS, ["x", "y"], Form.WHOLE),
-        (ARRAYS, [["x"], ["y", "z"]], Form.VALUES),
-        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], Form.WHOLE),
-        ([{"type": "string"}], ["x", "y"], Form.VALUES),
-        (TENSORS, [[1.0, 2.0]], Form.VALUES),
-        (TENSORS, [1.0, 2.0], Form.VALUES),
-        ([], ["x", "y"], Form.VALUES),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0, 2.0]}, OutputForm.COLUMNS),
+        (SCALARS, {"a": ["x", "y"], "b": np.array([1.0, 2.0])}, OutputForm.COLUMNS),
+        (SCALARS, {"a": "x", "b": 1.0}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"], "b": [1.0]}, OutputForm.WHOLE),
+        (SCALARS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": ["x", "y"]}, OutputForm.WHOLE),
+        (ARRAYS, {"a": [["x"], ["y", "z"]]}, OutputForm.COLUMNS),
+        (ARRAYS, {"a": []}, OutputForm.WHOLE),
+        (TENSORS, {"a": np.zeros((2, 2))}, OutputForm.COLUMNS),
+        (TENSORS, {"a": np.zeros(2)}, OutputForm.WHOLE),
+        ([], {"a": np.zeros(2)}, OutputForm.WHOLE),
+        (ARRAYS, ["x", "y"], OutputForm.WHOLE),
+        (ARRAYS, [["x"], ["y", "z"]], OutputForm.VALUES),
+        ([{"type": "array", "items": {"type": "string"}}], ["x", "y"], OutputForm.WHOLE),
+        ([{"type": "string"}], ["x", "y"], OutputForm.VALUES),
+        (TENSORS, [[1.0, 2.0]], OutputForm.VALUES),
+        (TENSORS, [1.0, 2.0], OutputForm.VALUES),
+        ([], ["x", "y"], OutputForm.VALUES),
     ],
     ids=str,
 )
-def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_length(
-    outputs: list[dict[str, Any]], answer: Any, form: Form, rows: int
+def test_declared_depth_decides_whether_dict_is_columnar(
+    outputs: list[dict[str, Any]], answer: Any, form: OutputForm, rows: int
 ) -> None:
-    declared = answers.depths(outputs)
-    assert answers.form(answers.decode(answers.encode(answer, rows, declared))) is form
+    declared = model_output.depths(outputs)
+    assert model_output.form(model_output.decode(model_output.encode(answer, rows, declared))) is form
 
 
 @pytest.mark.parametrize(
@@ -315,21 +316,21 @@ def test_a_dict_has_columns_where_the_signature_declares_so_whatever_their_lengt
     [object(), [object()], iter([1]), {1, 2}, [{"a": {1}}]],
     ids=lambda it: type(it).__name__,
 )
-def test_an_answer_that_json_cant_tell_is_refused_with_its_type(answer: Any) -> None:
-    with pytest.raises(TypeError, match=f"its answer of type {type(answer).__name__} can't be told"):
-        answers.encode(answer, 1)
+def test_output_that_json_cannot_represent_is_rejected(answer: Any) -> None:
+    with pytest.raises(TypeError, match=f"its output of type {type(answer).__name__} cannot be encoded"):
+        model_output.encode(answer, 1)
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=8).map(answers.encode([1.5], 1).__add__))
-def test_bytes_are_an_answer_or_refused(stream: bytes) -> None:
+@given(st.binary(max_size=64) | st.binary(max_size=8).map(model_output.encode([1.5], 1).__add__))
+def test_arbitrary_bytes_decode_or_are_rejected(stream: bytes) -> None:
     with suppress(ModelFailed):
-        assert isinstance(answers.decode(stream), pa.RecordBatch)
+        assert isinstance(model_output.decode(stream), pa.RecordBatch)
 
 
 @given(st.data())
-def test_an_answer_that_is_cut_or_altered_is_an_answer_or_refused(data: st.DataObject) -> None:
-    stream = bytearray(answers.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
+def test_altered_output_decodes_or_is_rejected(data: st.DataObject) -> None:
+    stream = bytearray(model_output.encode(pd.DataFrame({"a": ["x", "yy"], "b": [1.5, 2.5]}), 2))
     for place in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=3)):
         stream[place] ^= data.draw(st.integers(1, 255))
     with suppress(ModelFailed):
-        answers.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))
+        model_output.decode(bytes(stream[: data.draw(st.integers(0, len(stream)))]))

@@ -1,4 +1,4 @@
-"""What a collector is told of requests, over real OTLP, and that model code continues the trace."""
+"""Spans of requests that a collector receives over OTLP, and trace context in model code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,17 +22,19 @@ from live import PROGRAM, SELDOM, Service, environment, served, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from serving.errors import Untraceable
-from serving.monitoring import tracing
-from serving.monitoring.traces import Traces
-from serving.rpc.messages import protos, services
-from serving.runtime.table import Layout
+from serving.codecs.model_input import InputLayout
+from serving.errors import TracingConfigError
+from serving.grpc import inference_pb2 as protos
+from serving.grpc import inference_pb2_grpc as services
+from serving.observers import tracing
+from serving.observers.spans import TraceRecorder
+from serving.request_context import RequestContext
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Collector:
-    """Takes spans over OTLP, as a collector does."""
+    """Receives spans over OTLP, as a collector does."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -60,7 +61,7 @@ class Collector:
                 self.spans += scope.spans
 
     def trace(self, trace_id: str) -> dict[str, list[Span]]:
-        """The spans of a trace by name, once its request's span, which is sent last, is there."""
+        """Wait for the server span of a trace, which is sent last; return the spans by name."""
 
         def found() -> list[Span]:
             spans = [span for span in self.spans if span.trace_id.hex() == trace_id]
@@ -74,23 +75,23 @@ class Collector:
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    made = Collector()
-    thread = Thread(target=made.server.serve_forever)
+    instance = Collector()
+    thread = Thread(target=instance.server.serve_forever)
     thread.start()
-    yield made
-    made.server.shutdown()
+    yield instance
+    instance.server.shutdown()
     thread.join()
-    made.server.server_close()
+    instance.server.server_close()
 
 
 @pytest.fixture(scope="module")
 def service(
     collector: Collector, new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """An actor and one that streams, whose requests are traced."""
+    """Serve an actor and a streaming one with tracing enabled."""
     folder = tmp_path_factory.mktemp("traces")
     registry = Registry(new_registry(folder))
-    # What model code has seen of a trace is noted once: no shared call is run again.
+    # Batching is declared, so that a shared call is not repeated and model code records its trace once.
     registry.add("actor", factor=2.0, metadata={"serving": {"batching": True}})
     registry.add("speaker", streams=True, factor=2.0)
     variables = {f"_{ENDPOINT}": collector.url, "_otel_bsp_schedule_delay": 50}
@@ -105,30 +106,30 @@ def service(
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as made:
-        yield made
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
 
 
 def attributes(of: Any) -> dict[str, Any]:
-    """What a span or a resource tells."""
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in of.attributes}
+    """Return the attributes of a span or a resource."""
+    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in of.attributes}
 
 
 def parent(number: int, flags: str = "01") -> str:
-    """A caller's `traceparent`."""
+    """Return the `traceparent` header of a client."""
     return f"00-{number:032x}-{number:016x}-{flags}"
 
 
 def predict(
     service: Service, number: int, act: str = "", flags: str = "01", **headers: str
 ) -> httpx.Response:
-    """A prediction in the trace of this number."""
+    """Send a prediction request in the trace of this number."""
     sent = {"traceparent": parent(number, flags)} | headers
     return service.client.post("/predict", json={"x": 1, "act": act}, headers=sent)
 
 
 def noted(note: Path) -> list[list[str]]:
-    """What model code has seen of its trace, each time: trace id, span id, state."""
+    """Return trace id, span id and state of each call, as recorded by model code."""
     return [line.split(" ") for line in note.read_text().splitlines()]
 
 
@@ -139,9 +140,7 @@ def linked(span: Span) -> list[tuple[str, str]]:
 # -- one request
 
 
-def test_a_request_is_a_span_in_its_callers_trace_and_its_parts_are_below(
-    service: Service, collector: Collector
-) -> None:
+def test_request_span_continues_the_client_trace(service: Service, collector: Collector) -> None:
     assert predict(service, 1, **{"X-Request-ID": "the-first"}).status_code == 200
     found = collector.trace(f"{1:032x}")
     (server,), (validate,), (queue,), (infer,) = (
@@ -149,26 +148,26 @@ def test_a_request_is_a_span_in_its_callers_trace_and_its_parts_are_below(
     )
     assert server.name == "POST /predict"
     assert server.parent_span_id.hex() == f"{1:016x}"
-    told = attributes(server)
+    recorded = attributes(server)
     assert {
         "http.request.method": "POST",
         "http.route": "/predict",
         "url.path": "/predict",
-    }.items() <= told.items()
-    assert {"http.response.status_code": 200, "client.address": "127.0.0.1"}.items() <= told.items()
-    assert {"serving.model.name": "actor", "serving.model.version": "1"}.items() <= told.items()
-    assert {"serving.rows": 1, "serving.request_id": "the-first"}.items() <= told.items()
+    }.items() <= recorded.items()
+    assert {"http.response.status_code": 200, "client.address": "127.0.0.1"}.items() <= recorded.items()
+    assert {"serving.model.name": "actor", "serving.model.version": "1"}.items() <= recorded.items()
+    assert {"serving.rows": 1, "serving.request_id": "the-first"}.items() <= recorded.items()
     assert attributes(infer) == {"serving.batch.rows": 1, "serving.batch.requests": 1}
-    assert {each.parent_span_id for each in (validate, queue, infer)} == {server.span_id}
+    assert {span.parent_span_id for span in (validate, queue, infer)} == {server.span_id}
     moments = [server.start_time_unix_nano]
-    for each in (validate, queue, infer):
-        moments += [each.start_time_unix_nano, each.end_time_unix_nano]
+    for span in (validate, queue, infer):
+        moments += [span.start_time_unix_nano, span.end_time_unix_nano]
     assert moments == sorted(moments)
     assert moments[-1] <= server.end_time_unix_nano
     assert server.status.code == Status.STATUS_CODE_UNSET
 
 
-def test_who_sends_them_is_told_as_the_variables_say(service: Service, collector: Collector) -> None:
+def test_resource_attributes_come_from_the_environment(service: Service, collector: Collector) -> None:
     predict(service, 2)
     collector.trace(f"{2:032x}")
     assert collector.resource["service.name"] == "serving"
@@ -182,7 +181,7 @@ def test_model_code_continues_the_trace(service: Service, collector: Collector, 
     assert noted(note) == [[f"{3:032x}", infer.span_id.hex(), "shop=a,other=b"]]
 
 
-def test_a_request_without_a_trace_begins_one(service: Service, collector: Collector, tmp_path: Path) -> None:
+def test_request_without_trace_starts_one(service: Service, collector: Collector, tmp_path: Path) -> None:
     note = tmp_path / "note"
     service.client.post(
         "/predict", json={"x": 1, "act": f"trace:{note}"}, headers={"traceparent": "00-nonsense"}
@@ -193,18 +192,18 @@ def test_a_request_without_a_trace_begins_one(service: Service, collector: Colle
     assert found["infer"][0].span_id.hex() == span_id
 
 
-def test_a_trace_that_is_not_recorded_is_passed_on_and_not_sent(
+def test_unsampled_trace_is_propagated_but_not_exported(
     service: Service, collector: Collector, tmp_path: Path
 ) -> None:
     note = tmp_path / "note"
     predict(service, 4, f"trace:{note}", flags="00")
     assert noted(note)[0][0] == f"{4:032x}"
     predict(service, 5)
-    collector.trace(f"{5:032x}")  # which is sent later
+    collector.trace(f"{5:032x}")  # sent later
     assert not [span for span in collector.spans if span.trace_id.hex() == f"{4:032x}"]
 
 
-def test_an_answer_bit_by_bit_is_traced_too(service: Service, collector: Collector, tmp_path: Path) -> None:
+def test_streamed_response_is_traced(service: Service, collector: Collector, tmp_path: Path) -> None:
     note = tmp_path / "note"
     row = {"x": 1, "act": f"trace:{note}"}
     path, headers = "/models/speaker/predict/stream", {"traceparent": parent(6)}
@@ -221,46 +220,46 @@ def stub(service: Service) -> Iterator[Any]:
 
 
 def inferred(model: str, act: str = "") -> Any:
-    """What asks a model over gRPC."""
+    """Return a gRPC inference request."""
     x = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [1.0]}}
-    told = {"name": "act", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [act.encode()]}}
-    return protos.ModelInferRequest(model_name=model, inputs=[x, told])
+    acts = {"name": "act", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [act.encode()]}}
+    return protos.ModelInferRequest(model_name=model, inputs=[x, acts])
 
 
-def test_grpc_is_traced_too(service: Service, collector: Collector, stub: Any, tmp_path: Path) -> None:
+def test_grpc_request_is_traced(service: Service, collector: Collector, stub: Any, tmp_path: Path) -> None:
     note = tmp_path / "note"
     stub.ModelInfer(inferred("actor", f"trace:{note}"), metadata=[("traceparent", parent(7))])
     with pytest.raises(grpc.RpcError):
         stub.ModelInfer(inferred("nobody"), metadata=[("traceparent", parent(8))])
     found = collector.trace(f"{7:032x}")
     assert found["server"][0].name == "inference.GRPCInferenceService/ModelInfer"
-    told = attributes(found["server"][0])
+    server = attributes(found["server"][0])
     assert {
         "rpc.system": "grpc",
         "rpc.method": "ModelInfer",
         "client.address": "127.0.0.1",
-    }.items() <= told.items()
+    }.items() <= server.items()
     assert noted(note)[0][:2] == [f"{7:032x}", found["infer"][0].span_id.hex()]
     assert attributes(collector.trace(f"{8:032x}")["server"][0])["error.type"] == "UnknownModel"
 
 
-def test_a_caller_of_grpc_who_leaves_is_traced(
+def test_cancelled_grpc_request_is_traced(
     service: Service, collector: Collector, stub: Any, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     held = pool.submit(predict, service, 90, f"wait:{pipe}")
-    with pipe.open("w"):  # as soon as the model has opened it too
+    with pipe.open("w"):  # blocks until the model opens it
         leaving = stub.ModelInfer.future(inferred("actor"), metadata=[("traceparent", parent(91))])
         until(lambda: waiting(service) == 1)
         assert leaving.cancel()
         found = collector.trace(f"{91:032x}")
     assert held.result().status_code == 200
-    assert attributes(found["server"][0])["error.type"] == "CallerLeft"
+    assert attributes(found["server"][0])["error.type"] == "ClientDisconnected"
     assert "infer" not in found
 
 
-# -- what fails
+# -- failures
 
 
 @pytest.mark.parametrize(
@@ -271,7 +270,7 @@ def test_a_caller_of_grpc_who_leaves_is_traced(
         (12, "/predict", "raise:hunter2", 500, "ModelFailed", Status.STATUS_CODE_ERROR),
     ],
 )
-def test_a_refused_request_is_a_span_with_what_went_wrong(
+def test_failed_request_span_names_the_error(
     service: Service,
     collector: Collector,
     number: int,
@@ -285,16 +284,16 @@ def test_a_refused_request_is_a_span_with_what_went_wrong(
     assert service.client.post(path, json={"x": 1, "act": act}, headers=headers).status_code == status
     found = collector.trace(f"{number:032x}")
     (server,) = found["server"]
-    told = attributes(server)
-    assert (told["http.response.status_code"], told["error.type"]) == (status, error)
+    recorded = attributes(server)
+    assert (recorded["http.response.status_code"], recorded["error.type"]) == (status, error)
     assert server.status.code == code
     assert "hunter2" not in str(server)
-    assert "nobody" not in told["http.route"]
+    assert "nobody" not in recorded["http.route"]
     assert ("infer" in found) == (status == 500)
     assert all(span.status.code == code for span in found.get("infer", ()))
 
 
-def test_lines_of_the_log_tell_the_trace(service: Service) -> None:
+def test_log_lines_contain_the_trace_id(service: Service) -> None:
     predict(service, 13, "raise:it", **{"X-Request-ID": "traced"})
     for logger in ("serving", "serving.access"):
         assert service.told(request_id="traced", logger=logger)["trace_id"] == f"{13:032x}"
@@ -306,17 +305,17 @@ def test_lines_of_the_log_tell_the_trace(service: Service) -> None:
 def together(
     service: Service, pool: ThreadPoolExecutor, folder: Path, first: int, acts: Sequence[str]
 ) -> list[int]:
-    """Statuses of requests in traces of these numbers that wait for the model and leave in one batch."""
+    """Send requests that form one batch, in consecutive traces; return their statuses."""
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     busy = pool.submit(predict, service, first - 1, f"wait:{pipe}")
     with pipe.open("w"):
-        asked = []
+        futures = []
         for number, act in enumerate(acts):
-            asked.append(pool.submit(predict, service, first + number, act))
+            futures.append(pool.submit(predict, service, first + number, act))
             until(lambda number=number: waiting(service) == number + 1)  # type: ignore[misc]
     assert busy.result().status_code == 200
-    return [each.result().status_code for each in asked]
+    return [future.result().status_code for future in futures]
 
 
 def waiting(service: Service) -> float:
@@ -325,7 +324,7 @@ def waiting(service: Service) -> float:
     return next(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
 
 
-def test_a_batch_continues_the_first_trace_and_refers_to_the_others(
+def test_batch_continues_the_first_trace_and_links_others(
     service: Service, collector: Collector, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     note = tmp_path / "note"
@@ -344,65 +343,60 @@ def test_a_batch_continues_the_first_trace_and_refers_to_the_others(
         assert linked(found["infer"][0]) == [(f"{21:032x}", home.span_id.hex())]
 
 
-def test_a_batch_that_is_tried_again_is_a_span_each_time(
+def test_each_retry_of_a_batch_is_a_span(
     service: Service, collector: Collector, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     assert together(service, pool, tmp_path, 31, ["", "raise:it"]) == [200, 500]
     good, poison = (collector.trace(f"{number:032x}") for number in (31, 32))
     failed, unset = Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET
-    assert [(each.status.code, attributes(each)["serving.batch.rows"]) for each in good["infer"]] == [
+    assert [(span.status.code, attributes(span)["serving.batch.rows"]) for span in good["infer"]] == [
         (failed, 2),
         (unset, 1),
     ]
-    assert [each.status.code for each in poison["infer"]] == [failed, failed]
-    assert [each.status.code for each in (good["server"][0], poison["server"][0])] == [unset, failed]
+    assert [span.status.code for span in poison["infer"]] == [failed, failed]
+    assert [span.status.code for span in (good["server"][0], poison["server"][0])] == [unset, failed]
 
 
-# -- the end
+# -- shutdown
 
 
-def asked(number: int) -> dict[str, Any]:
-    """The scope of a request in the trace of this number."""
-    return {
-        "method": "POST",
-        "path": "/predict",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"traceparent", parent(number).encode())],
-        "request_id": "one",
-        "began": time.perf_counter(),
-    }
+def traced_request(number: int) -> RequestContext:
+    """Return a request in the trace of this number."""
+    headers = [(b"traceparent", parent(number).encode())]
+    return RequestContext("one", "POST", "/predict", headers, None, {"scheme": "http", "http_version": "1.1"})
 
 
 @pytest.mark.anyio
-async def test_what_was_not_sent_is_sent_at_the_end(
+async def test_pending_spans_are_sent_at_shutdown(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENDPOINT, collector.url)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
-    (traces,) = tracing.observers()
-    scope = asked(41)
-    traces.begun(scope)
-    traces.refused(scope, 503, RuntimeError("it"))
-    await traces.aclose(30)
+    (feature,) = tracing.features()
+    (traces,) = feature.hooks
+    assert feature.aclose
+    context = traced_request(41)
+    traces.on_request(context)
+    traces.on_error(context, 503, RuntimeError("it"))
+    await feature.aclose(30)
     assert [span for span in collector.spans if span.trace_id.hex() == f"{41:032x}"]
 
 
 @pytest.mark.anyio
-async def test_a_collector_that_is_silent_holds_no_stop_up(
+async def test_silent_collector_does_not_delay_shutdown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        traces = Traces()
-        scope = asked(42)
-        traces.begun(scope)
-        traces.refused(scope, 503, RuntimeError("it"))
+        traces = TraceRecorder()
+        context = traced_request(42)
+        traces.on_request(context)
+        traces.on_error(context, 503, RuntimeError("it"))
         await traces.aclose(0.1)
         assert "traces could not be sent within 0.1 s" in caplog.text
 
 
-# -- off
+# -- disabled or misconfigured
 
 
 @pytest.mark.parametrize(
@@ -415,24 +409,24 @@ async def test_a_collector_that_is_silent_holds_no_stop_up(
         {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:9"},
     ],
 )
-def test_nobody_traces_unless_that_is_asked_for(variables: dict[str, str]) -> None:
-    assert tracing.observers(variables) == []
+def test_tracing_is_off_by_default(variables: dict[str, str]) -> None:
+    assert tracing.features(variables) == []
 
 
-def test_a_table_carries_nothing_of_a_trace_unless_there_is_one() -> None:
-    assert b"trace" not in Layout(()).encode([{}], '{"x": 1}')
+def test_table_without_trace_has_no_trace_metadata() -> None:
+    assert b"trace" not in InputLayout(()).encode([{}], '{"x": 1}')
 
 
 @pytest.mark.parametrize(
     "variables",
     [{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {"OTEL_TRACES_EXPORTER": "zipkin"}],
 )
-def test_a_way_to_send_them_that_is_not_known_is_a_mistake(variables: dict[str, str]) -> None:
-    with pytest.raises(Untraceable, match=f"^{next(iter(variables))}: .* but .* is$"):
-        tracing.observers({ENDPOINT: "http://127.0.0.1:9"} | variables)
+def test_unsupported_exporter_is_a_configuration_error(variables: dict[str, str]) -> None:
+    with pytest.raises(TracingConfigError, match=f"^{next(iter(variables))}: .* is not supported; set .*"):
+        tracing.features({ENDPOINT: "http://127.0.0.1:9"} | variables)
 
 
-def test_an_extra_that_is_missing_is_told_at_the_start(registry: str, tmp_path: Path) -> None:
+def test_missing_tracing_extra_fails_at_startup(registry: str, tmp_path: Path) -> None:
     missing = "import sys; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None"
     (tmp_path / "sitecustomize.py").write_text(missing)
     env = environment(registry, tmp_path) | {ENDPOINT: "http://127.0.0.1:9", "PYTHONPATH": str(tmp_path)}

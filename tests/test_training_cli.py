@@ -1,4 +1,4 @@
-"""`python -m training`: what a person types, reads and gets."""
+"""`python -m training`: arguments, output and effects."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ sys.exit("mlflow was imported" if "mlflow" in sys.modules else 0)
 
 
 def stages(name: str = "iris") -> dict[str, str]:
-    found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
-    return {str(version.version): version.current_stage for version in found}
+    versions = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+    return {str(version.version): version.current_stage for version in versions}
 
 
 @pytest.fixture
 def versions(registry: str) -> None:
-    """Three versions of iris that are registered, and no more than that."""
+    """Register three versions of iris."""
     client = mlflow.MlflowClient()
     client.create_registered_model("iris")
     for _ in range(3):
@@ -37,19 +37,19 @@ def versions(registry: str) -> None:
 
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("model", ["iris", "diabetes"])
-def test_train_ends_with_the_command_that_promotes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_prints_the_promote_command(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--model", model]) == 0
     printed = capsys.readouterr().out
     assert f"registered as {model} version 1" in printed
-    found = re.search("python -m training (promote .*)", printed)
-    assert found
-    assert main(shlex.split(found[1])) == 0
+    match = re.search("python -m training (promote .*)", printed)
+    assert match
+    assert main(shlex.split(match[1])) == 0
     assert stages(model) == {"1": "Production"}
     assert capsys.readouterr().out == f"{model} version 1 is in Production now\n"
 
 
 @pytest.mark.usefixtures("versions")
-def test_promote_archives_what_was_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_promote_archives_the_previous_version(capsys: pytest.CaptureFixture[str]) -> None:
     for version in ("1", "3", "2"):
         assert main(["promote", "--version", version]) == 0
     assert stages() == {"1": "Archived", "2": "Production", "3": "Archived"}
@@ -62,7 +62,7 @@ def test_promote_archives_what_was_there(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("versions")
 @pytest.mark.parametrize("stage", ["Staging", "staging", "Archived", "None"])
-def test_promote_knows_every_stage(stage: str) -> None:
+def test_promote_accepts_every_stage(stage: str) -> None:
     assert main(["promote", "--version", "1", "--stage", stage]) == 0
     assert stages()["1"] == stage.capitalize()
 
@@ -71,15 +71,15 @@ def test_promote_knows_every_stage(stage: str) -> None:
 def test_promote_moves_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
     for version in ("1", "2"):
         assert main(["promote", "--version", version, "--alias", "champion"]) == 0
-    found = mlflow.MlflowClient().get_model_version_by_alias("iris", "champion")
-    assert str(found.version) == "2"
+    version = mlflow.MlflowClient().get_model_version_by_alias("iris", "champion")
+    assert str(version.version) == "2"
     assert set(stages().values()) == {"None"}
     assert capsys.readouterr().out.endswith("iris version 2 is @champion now\n")
 
 
 @pytest.mark.usefixtures("versions")
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--version", "9"], "Model Version (name=iris, version=9) not found"),
         (["--version", "1", "--name", "rose"], "Registered Model with name=rose not found"),
@@ -87,15 +87,15 @@ def test_promote_moves_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
         (["--version", "1", "--alias", "v1"], "'v1' is reserved"),
     ],
 )
-def test_what_the_registry_refuses_is_one_line(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+def test_registry_errors_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["promote", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("python -m training: ")
     assert printed.err.count("\n") == 1
-    assert complaint in printed.err
+    assert message in printed.err
     assert set(stages().values()) == {"None"}
 
 
@@ -117,7 +117,7 @@ def test_what_the_registry_refuses_is_one_line(
     ],
     ids=shlex.join,
 )
-def test_a_mistaken_argument_is_told_before_anything_is_done(
+def test_wrong_arguments_fail_without_side_effects(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -127,7 +127,7 @@ def test_a_mistaken_argument_is_told_before_anything_is_done(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_promotion_where_there_is_no_registry_makes_none(
+def test_promote_creates_no_registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -136,7 +136,7 @@ def test_a_promotion_where_there_is_no_registry_makes_none(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_database_that_is_none_is_told_in_one_line(
+def test_invalid_database_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mlflow.db").write_text("no database " * 100)
@@ -146,7 +146,7 @@ def test_a_database_that_is_none_is_told_in_one_line(
     assert f"the registry at sqlite:///{tmp_path}/mlflow.db can't be used" in capsys.readouterr().err
 
 
-def test_bootstrap_gives_an_empty_registry_a_version_in_production_and_only_once(
+def test_bootstrap_promotes_one_version_once(
     registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,32 +157,30 @@ def test_bootstrap_gives_an_empty_registry_a_version_in_production_and_only_once
 
 
 @pytest.mark.usefixtures("versions")
-def test_bootstrap_leaves_a_registry_alone_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bootstrap_keeps_an_existing_version(capsys: pytest.CaptureFixture[str]) -> None:
     main(["promote", "--version", "2"])
     assert main(["bootstrap"]) == 0
     assert stages() == {"1": "None", "2": "Production", "3": "None"}
 
 
 @pytest.mark.usefixtures("versions")
-def test_bootstrap_that_has_nothing_to_do_does_not_wait_for_mlflow() -> None:
+def test_bootstrap_without_work_does_not_import_mlflow() -> None:
     main(["promote", "--version", "2"])
     subprocess.run([sys.executable, "-c", WITHOUT_MLFLOW], check=True)
 
 
-def test_bootstrap_makes_the_database_where_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bootstrap_creates_a_missing_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     assert main(["bootstrap"]) == 0
     assert stages() == {"1": "Production"}
-    assert {each.name for each in (tmp_path / "new").iterdir()} == {"mlflow.db", "mlruns"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"mlflow.db", "mlruns"}
 
 
 @pytest.mark.parametrize("command", [["bootstrap"], ["train"], ["promote", "--version", "1"]])
-def test_a_server_that_is_away_is_told_in_one_line(
+def test_unreachable_server_is_one_line(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Port 9 is `discard`, on which nothing listens here.
+    # Port 9 is `discard`, which has no listener here.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

@@ -1,4 +1,4 @@
-"""`log_model`: the contract that is made of any scikit-learn-like model and its table."""
+"""`log_model`: the contract that it derives from a scikit-learn-like model and a table."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def read(logged: Logged) -> Model:
 
 
 def serving(logged: Logged) -> dict[str, Any]:
-    found: dict[str, Any] = read(logged).metadata["serving"]
-    return found
+    metadata: dict[str, Any] = read(logged).metadata["serving"]
+    return metadata
 
 
-def test_a_registered_model_is_a_new_version_each_time() -> None:
+def test_each_call_registers_a_new_version() -> None:
     model = DummyRegressor().fit(TABLE, [1, 2, 3, 4])
     logged = [log_model(model, TABLE, registered_model_name="ages") for _ in range(2)]
-    assert [each.uri for each in logged] == ["models:/ages/1", "models:/ages/2"]
+    assert [version.uri for version in logged] == ["models:/ages/1", "models:/ages/2"]
 
 
-def test_a_registered_version_is_tagged_with_the_digest_of_its_artifacts() -> None:
+def test_registered_version_has_a_digest_tag() -> None:
     logged = log_model(DummyRegressor().fit(TABLE, [1, 2, 3, 4]), TABLE, registered_model_name="ages")
     model = mlflow.MlflowClient().get_logged_model(logged.model_id)
     folder = Path(model.artifact_location)
@@ -61,7 +61,7 @@ def test_a_registered_version_is_tagged_with_the_digest_of_its_artifacts() -> No
     assert version.tags["serving.digest"] == f"sha256:{sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def test_a_model_that_is_not_registered_has_no_version(run: Any) -> None:
+def test_unregistered_model_has_no_version(run: Any) -> None:
     logged = log_model(DummyRegressor().fit(TABLE, [1, 2, 3, 4]), TABLE)
     assert (logged.name, logged.version, logged.run_id) == (None, None, run.info.run_id)
     assert logged.uri == f"models:/{logged.model_id}"
@@ -93,14 +93,14 @@ def test_columns_keep_their_types(column: Any, expected: str) -> None:
     assert str(read(logged).signature.inputs.inputs) == f"['it': {expected}]"
 
 
-def test_the_example_is_the_first_rows_and_predicts() -> None:
+def test_example_contains_the_first_rows() -> None:
     served = mlflow.pyfunc.load_model(log_model(DummyRegressor().fit(TABLE, [1, 2, 3, 4]), TABLE).uri)
     pd.testing.assert_frame_equal(served.input_example, TABLE)
     assert served.predict(served.input_example).tolist() == [2.5] * 4
 
 
 @pytest.mark.parametrize(
-    ("target", "given", "classes"),
+    ("target", "options", "classes"),
     [
         ([0, 1, 0, 1], ["no", "yes"], ["no", "yes"]),
         ([0, 1, 0, 1], np.array(["no", "yes"]), ["no", "yes"]),
@@ -109,10 +109,8 @@ def test_the_example_is_the_first_rows_and_predicts() -> None:
         ([False, True, False, True], None, ["False", "True"]),
     ],
 )
-def test_a_classifier_is_logged_with_probabilities_and_class_names(
-    target: list[Any], given: Any, classes: list[str]
-) -> None:
-    logged = log_model(DummyClassifier().fit(TABLE, target), TABLE, classes=given)
+def test_classifier_is_logged_with_probabilities(target: list[Any], options: Any, classes: list[str]) -> None:
+    logged = log_model(DummyClassifier().fit(TABLE, target), TABLE, classes=options)
     assert serving(logged) == {"task": "classification", "classes": classes}
     assert mlflow.pyfunc.load_model(logged.uri).predict(TABLE).shape == (4, 2)
 
@@ -122,11 +120,11 @@ def test_a_classifier_is_logged_with_probabilities_and_class_names(
     [
         ([0, 1, 0, 1], {"task": "classification", "classes": ["0", "1"]}),
         (["no", "yes", "no", "yes"], {"task": "classification", "classes": ["no", "yes"]}),
-        # 3 and 7 could be read as places in a list of classes, which they are not.
+        # 3 and 7 would look like indexes into a list of classes.
         ([3, 7, 3, 7], {}),
     ],
 )
-def test_a_classifier_without_probabilities_is_logged_with_its_answer(
+def test_classifier_without_probabilities_is_logged_with_predict(
     target: list[Any], expected: dict[str, Any]
 ) -> None:
     logged = log_model(LinearSVC().fit(TABLE, target), TABLE)
@@ -135,14 +133,14 @@ def test_a_classifier_without_probabilities_is_logged_with_its_answer(
 
 
 @pytest.mark.parametrize("model", [OneClassSVM(), GaussianMixture(2, init_params="random")], ids=repr)
-def test_a_model_that_neither_classifies_nor_regresses_has_no_task(model: Any) -> None:
+def test_other_models_have_no_task(model: Any) -> None:
     logged = log_model(model.fit(TABLE), TABLE)
     assert serving(logged) == {}
     assert mlflow.pyfunc.load_model(logged.uri).predict(TABLE).shape == (4,)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("options", "expected"),
     [
         ({}, {}),
         ({"task": "regression"}, {"task": "regression"}),
@@ -152,10 +150,8 @@ def test_a_model_that_neither_classifies_nor_regresses_has_no_task(model: Any) -
         ),
     ],
 )
-def test_an_object_that_is_only_like_a_model_is_what_it_is_said_to_be(
-    given: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    logged = log_model(Doubling(), TABLE, serialization_format="cloudpickle", **given)
+def test_task_of_other_objects_is_an_argument(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    logged = log_model(Doubling(), TABLE, serialization_format="cloudpickle", **options)
     assert serving(logged) == expected
     assert mlflow.pyfunc.load_model(logged.uri).predict(TABLE).tolist() == [40, 60, 80, 100]
 
@@ -165,7 +161,7 @@ class Doubling:
         return table["age"].to_numpy() * 2
 
 
-def test_words_on_columns_travel_as_plain_values() -> None:
+def test_column_keywords_are_stored_as_builtin_values() -> None:
     inputs = {
         "age": {"minimum": np.int64(0), "maximum": 120, "unit": "years"},
         "weight": {"enum": np.array([60.0, 70.0]), "examples": (60.0,), "title": "Weight"},
@@ -178,70 +174,70 @@ def test_words_on_columns_travel_as_plain_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "complaint"),
+    ("inputs", "message"),
     [
         ({"aeg": {"minimum": 0}}, "there is no column 'aeg': use age, name"),
-        ({"age": {"min": 0}}, "'min' says nothing about 'age', a double: use .*minimum"),
-        ({"age": {"minLength": 1}}, "'minLength' says nothing about 'age', a double"),
-        ({"name": {"minimum": 1}}, "'minimum' says nothing about 'name', a string: use .*pattern"),
-        ({"age": {"minimum": "0"}}, "'minimum' of 'age' is '0', and should be of type int or float"),
+        ({"age": {"min": 0}}, "'min' does not apply to 'age', a double: use .*minimum"),
+        ({"age": {"minLength": 1}}, "'minLength' does not apply to 'age', a double"),
+        ({"name": {"minimum": 1}}, "'minimum' does not apply to 'name', a string: use .*pattern"),
+        ({"age": {"minimum": "0"}}, "'minimum' of 'age' is '0', but must be of type int or float"),
         ({"age": {"minimum": True}}, "'minimum' of 'age' is True"),
-        ({"name": {"maxLength": 1.5}}, "'maxLength' of 'name' is 1.5, and should be of type int"),
-        ({"name": {"enum": "a"}}, "'enum' of 'name' is 'a', and should be of type list or tuple"),
-        ({"age": {"description": 1}}, "'description' of 'age' is 1, and should be of type str"),
+        ({"name": {"maxLength": 1.5}}, "'maxLength' of 'name' is 1.5, but must be of type int"),
+        ({"name": {"enum": "a"}}, "'enum' of 'name' is 'a', but must be of type list or tuple"),
+        ({"age": {"description": 1}}, "'description' of 'age' is 1, but must be of type str"),
     ],
 )
-def test_words_that_mean_nothing_are_refused(inputs: Any, complaint: str) -> None:
+def test_keywords_that_do_not_apply_are_rejected(inputs: Any, message: str) -> None:
     table = pd.DataFrame({"age": [1.0, 2.0], "name": ["a", "b"]})
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         log_model(DummyRegressor().fit(table, [1, 2]), table, inputs=inputs)
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("options", "message"),
     [
         ({"task": "clustering"}, "the task is 'clustering': use classification or regression"),
         ({"task": "classification"}, "has no classes_"),
     ],
 )
-def test_a_task_that_does_not_fit_is_refused(given: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        log_model(Doubling(), TABLE, **given)
+def test_unsuitable_task_is_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        log_model(Doubling(), TABLE, **options)
 
 
-def test_a_wrong_number_of_class_names_is_refused() -> None:
+def test_wrong_number_of_class_names_is_rejected() -> None:
     model = DummyClassifier().fit(TABLE, [0, 1, 0, 1])
     with pytest.raises(ValueError, match="3 class names for a model of 2 classes"):
         log_model(model, TABLE, classes=["a", "b", "c"])
 
 
-def test_a_classifier_with_several_outputs_is_refused() -> None:
+def test_classifier_with_several_outputs_is_rejected() -> None:
     several = MultiOutputClassifier(LogisticRegression()).fit(TABLE, [[0, 1], [1, 0], [0, 1], [1, 1]])
     with pytest.raises(ValueError, match="several outputs"):
         log_model(several, TABLE)
 
 
 @pytest.mark.parametrize("table", [TABLE.to_numpy(), pd.DataFrame(TABLE.to_numpy())])
-def test_a_table_without_column_names_is_refused(table: Any) -> None:
+def test_table_without_column_names_is_rejected(table: Any) -> None:
     with pytest.raises(ValueError, match="columns have names"):
         log_model(DummyRegressor().fit(table, [1, 2, 3, 4]), table)
 
 
-def test_a_column_without_a_type_is_refused() -> None:
+def test_untyped_column_is_rejected() -> None:
     table = pd.DataFrame({"age": [1.0, 2.0], "odd": pd.Series([1, "a"], dtype=object)})
     with pytest.raises(ValueError, match=r"age \(float64\), odd \(object\)"):
         log_model(DummyRegressor().fit(table, [1, 2]), table)
 
 
-def test_whole_number_columns_are_logged_without_a_warning() -> None:
+def test_integer_columns_log_no_warning() -> None:
     table = pd.DataFrame({"count": [1, 2]})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         log_model(DummyRegressor().fit(table, [1, 2]), table)
-    assert not [each for each in caught if "integer column" in str(each.message)]
+    assert not [warning for warning in caught if "integer column" in str(warning.message)]
 
 
-def test_further_options_reach_mlflow() -> None:
+def test_further_options_are_passed_to_mlflow() -> None:
     logged = log_model(
         DummyRegressor().fit(TABLE, [1, 2, 3, 4]),
         TABLE,
@@ -253,7 +249,7 @@ def test_further_options_reach_mlflow() -> None:
     assert "pandas" not in (folder / "requirements.txt").read_text()
 
 
-def test_requirements_name_the_packages_of_all_parts() -> None:
+def test_requirements_include_all_parts() -> None:
     pipeline = make_pipeline(FunctionTransformer(yaml_like), LogisticRegression())
     plain = pinned(LogisticRegression())
     assert f"scikit-learn=={version('scikit-learn')}" in plain

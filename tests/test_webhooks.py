@@ -1,4 +1,4 @@
-"""MLflow's webhooks: genuine ones have the service look at the registry at once, others are refused."""
+"""MLflow's webhooks: genuine deliveries trigger an immediate registry poll, others are rejected."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from promotions import Callers, Model, Tracking
 
 from serving.app import create_app
 from serving.errors import Unauthenticated
-from serving.http.webhooks import Deliveries
-from serving.settings import Settings
+from serving.http.endpoints.webhooks import DeliveryVerifier
+from serving.settings.settings import Settings
 
 SECRET = "a secret of both"
 NOW = 1_800_000_000
@@ -30,7 +30,7 @@ BODY = b'{"entity": "model_version_alias", "action": "created", "data": {"name":
 def headers(
     body: bytes = BODY, *, secret: str = SECRET, delivery: str = "one", at: float | str = NOW
 ) -> dict[str, str]:
-    """The headers that MLflow itself sends with a body."""
+    """Return the headers that MLflow sends with a body."""
     moment = at if isinstance(at, str) else str(int(at))
     return {
         "x-mlflow-delivery-id": delivery,
@@ -39,20 +39,20 @@ def headers(
     }
 
 
-def deliveries(now: float = NOW) -> Deliveries:
-    return Deliveries(SECRET, lambda: now)
+def deliveries(now: float = NOW) -> DeliveryVerifier:
+    return DeliveryVerifier(SECRET, lambda: now)
 
 
-# -- which are genuine
+# -- signatures
 
 
 @pytest.mark.parametrize("age", [0, 299, -299], ids=lambda age: f"{age} s old")
-def test_what_mlflow_signed_in_the_last_minutes_is_taken(age: int) -> None:
+def test_recent_mlflow_signature_is_accepted(age: int) -> None:
     deliveries(NOW + age).check(headers(), BODY)
 
 
 @pytest.mark.parametrize("age", [301, -301, 86_400], ids=lambda age: f"{age} s old")
-def test_what_was_signed_at_another_time_is_refused(age: int) -> None:
+def test_signature_outside_time_window_is_rejected(age: int) -> None:
     with pytest.raises(Unauthenticated, match="too old"):
         deliveries(NOW + age).check(headers(), BODY)
 
@@ -79,7 +79,7 @@ FORGERIES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
-def test_what_is_forged_is_refused_and_compared_in_constant_time(
+def test_forgery_is_rejected_in_constant_time(
     forge: Callable[[dict[str, str]], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare, compared = hmac.compare_digest, []
@@ -90,44 +90,44 @@ def test_what_is_forged_is_refused_and_compared_in_constant_time(
 
 
 @pytest.mark.parametrize("moment", ["", "soon", "1.8e9", "-1", "²", "9" * 30])
-def test_a_signed_moment_that_is_none_is_refused(moment: str) -> None:
+def test_invalid_timestamp_is_rejected(moment: str) -> None:
     with pytest.raises(Unauthenticated, match="too old"):
         deliveries().check(headers(at=moment), BODY)
 
 
-def test_what_was_delivered_before_is_refused() -> None:
-    heard = deliveries()
-    heard.check(headers(), BODY)
+def test_repeated_delivery_is_rejected() -> None:
+    verifier = deliveries()
+    verifier.check(headers(), BODY)
     with pytest.raises(Unauthenticated, match="delivered before"):
-        heard.check(headers(), BODY)
-    heard.check(headers(delivery="two"), BODY)
+        verifier.check(headers(), BODY)
+    verifier.check(headers(delivery="two"), BODY)
 
 
-def test_a_forgery_does_not_use_up_the_delivery_that_it_copies() -> None:
-    heard = deliveries()
+def test_forgery_does_not_consume_the_delivery_id() -> None:
+    verifier = deliveries()
     with pytest.raises(Unauthenticated):
-        heard.check(headers(secret="a guess"), BODY)
-    heard.check(headers(), BODY)
+        verifier.check(headers(secret="a guess"), BODY)
+    verifier.check(headers(), BODY)
 
 
 # -- the route
 
 
 def calls(**settings: Any) -> httpx.AsyncClient:
-    """A client of an application that isn't started: nothing is followed."""
+    """Return a client of an application that is not started and follows no model."""
     app = create_app(Settings(**settings))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front")
 
 
 @pytest.mark.anyio
-async def test_without_a_secret_there_is_no_route(tmp_path: Path) -> None:
+async def test_route_requires_a_secret(tmp_path: Path) -> None:
     async with calls(store_dir=tmp_path) as client:
         assert (await client.post("/webhooks/mlflow", content=BODY, headers=headers())).status_code == 404
         assert "/webhooks/mlflow" not in (await client.get("/openapi.json")).json()["paths"]
 
 
 @pytest.mark.anyio
-async def test_a_genuine_one_is_answered_once_and_a_forged_one_never(tmp_path: Path) -> None:
+async def test_route_accepts_genuine_delivery_once_and_rejects_forgery(tmp_path: Path) -> None:
     async with calls(store_dir=tmp_path, webhook_secret=SECRET) as client:
 
         async def post(sent: dict[str, str]) -> httpx.Response:
@@ -144,7 +144,7 @@ async def test_a_genuine_one_is_answered_once_and_a_forged_one_never(tmp_path: P
 
 
 @pytest.mark.anyio
-async def test_a_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+async def test_endless_body_is_rejected_early(tmp_path: Path) -> None:
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -160,7 +160,7 @@ async def test_a_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None
     assert read < 2**24
 
 
-# -- a service that hears them, and looks at nothing else
+# -- a service that relies on webhooks alone
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,7 @@ def service(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield service
 
 
-def test_a_hint_has_it_look_at_once_and_a_version_that_fails_is_reverted_between_two_looks(
-    service: Service, tracking: Tracking
-) -> None:
+def test_webhook_triggers_poll_and_failing_version_is_reverted(service: Service, tracking: Tracking) -> None:
     model = Model("hinted", service, tracking.registry)
     bad = model.promote(on_large="kill")
     json = {"content-type": "application/json"}
@@ -192,15 +190,13 @@ def test_a_hint_has_it_look_at_once_and_a_version_that_fails_is_reverted_between
     assert model.until_told("1", "live")
 
 
-def test_an_alias_that_moves_and_a_tag_that_is_set_are_seen_by_webhook_alone(
-    service: Service, tracking: Tracking, tmp_path: Path
-) -> None:
+def test_webhook_reports_alias_and_tag_changes(service: Service, tracking: Tracking, tmp_path: Path) -> None:
     registry, model = tracking.registry, Model("hooked", service, tracking.registry, "@champion")
     command = [sys.executable, "-m", "serving", "webhook", service.url, "--name", "hooked"]
-    told = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert f"✓ MLflow tells {service.url}/webhooks/mlflow" in told.stdout
-    (made,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
+    result = subprocess.run(command, env=service.env, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"MLflow sends changes to {service.url}/webhooks/mlflow" in result.stdout
+    (webhook,) = [each for each in registry.client.list_webhooks() if each.name == "hooked"]
     try:
         with Callers(model) as callers:
             for _ in range(3):
@@ -217,13 +213,15 @@ def test_an_alias_that_moves_and_a_tag_that_is_set_are_seen_by_webhook_alone(
         model.until_live(breaking)
         assert model.is_well(breaking)
     finally:
-        registry.client.delete_webhook(made.webhook_id)
+        registry.client.delete_webhook(webhook.webhook_id)
 
 
-def test_without_a_secret_no_webhook_is_registered(tracking: Tracking, tmp_path: Path) -> None:
+def test_webhook_registration_requires_a_secret(tracking: Tracking, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving", "webhook", "http://127.0.0.1:9", "--name", "unsigned"]
     env = environment(tracking.url, tmp_path)
-    told = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 2
-    assert told.stderr.startswith("✗ SERVING_WEBHOOK_SECRET: set it here and where the service runs")
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "✗ SERVING_WEBHOOK_SECRET: set it to the same value here and for the service"
+    )
     assert "unsigned" not in [each.name for each in tracking.registry.client.list_webhooks()]

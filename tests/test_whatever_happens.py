@@ -1,6 +1,6 @@
 """Promotions, roll-backs, crashes, restarts and load in any order, with several fronts on one registry.
 
-What is promoted and can serve is what answers, and a front that starts serves what the others do.
+The promoted version serves if it can, and a front that starts serves the same version as the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from live import Service, environment, until
 from pids import children, fork_server
 from promotions import Callers, Model
 
-# Two fronts, and those that start again, take their time where tests share two cores.
+# Two fronts and their restarts are slow when tests share two cores.
 pytestmark = pytest.mark.timeout(300)
 
 CALLERS = 24
@@ -40,7 +40,7 @@ MAX_RESTARTS = 4
 
 
 class Fleet:
-    """Two fronts that serve one model by its stage, each with a store of its own."""
+    """Two fronts with separate stores that serve one model by its stage."""
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry, self._folder = registry, folder
@@ -64,7 +64,7 @@ class Fleet:
         self.models[place].service.stop()
 
     def start(self, place: int, *, empty: bool) -> str:
-        """Start a front again; gives the version that it serves first."""
+        """Restart a front, and return the first version that it serves."""
         if empty:
             shutil.rmtree(self._folder / str(place) / "store")
         self.models[place] = model = self._start(place)
@@ -83,21 +83,21 @@ def fleet(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("whatever")
     registry = Registry(new_registry(folder))
     registry.promote("actor", registry.add("actor"))
-    made = Fleet(registry, folder)
+    fronts = Fleet(registry, folder)
     try:
-        made.until_live("1")
-        yield made
+        fronts.until_live("1")
+        yield fronts
         for place in range(2):
-            made.stop(place)
+            fronts.stop(place)
     finally:
         for place in range(2):
-            made.kill(place)
+            fronts.kill(place)
 
 
 PLACES = st.integers(0, 1)
 
 
-def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
+def test_promoted_version_serves_after_any_events(fleet: Fleet) -> None:
     good, broken = ["1"], []
     add = fleet.models[0].add
     broken += [add(on_load=acts) for acts in ("raise:broken", "exit:3")]
@@ -107,15 +107,15 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
     how: Any = which | {"kill": st.booleans(), "empty": st.booleans()}
 
     class Life(RuleBasedStateMachine):
-        """A model's life; the fronts and the versions are the same in all of them."""
+        """A sequence of events for one model; all sequences share fronts and versions."""
 
         live = ""
         has_crashed = False
-        """Its next processes, if they die young as well, start later and later."""
+        """After a crash, processes that die early restart after growing delays."""
 
         @initialize(**how)
         def begin(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
-            for version in (*good, "1"):  # it is loaded anew
+            for version in (*good, "1"):  # loads version 1 again
                 self.promote(version)
             self.restart(place, promoted, kill, empty)
 
@@ -126,29 +126,29 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
                 self.promoted = version
                 fleet.promote(version)
                 fleet.until_live(version)
-            assert [each.faults for each in callers] == [[], []]
+            assert [caller.faults for caller in callers] == [[], []]
             if version != self.live:
                 self.live, self.has_crashed = version, False
 
         @rule(version=st.sampled_from(broken))
-        def promote_a_broken_one(self, version: str) -> None:
+        def promote_broken_version(self, version: str) -> None:
             if version != self.promoted:
                 self.promoted = version
                 fleet.promote(version)
                 refused = {"version": version, "state": "rejected"}
                 for model in fleet.models:
-                    model.until(lambda told: refused.items() <= (told["candidate"] or {}).items())
+                    model.until(lambda state: refused.items() <= (state["candidate"] or {}).items())
 
         @rule(version=st.sampled_from(good), passing=st.sampled_from(good + broken))
-        def change_ones_mind(self, version: str, passing: str) -> None:
+        def promote_twice(self, version: str, passing: str) -> None:
             fleet.promote(passing)
             self.promote(version)
 
         @rule(**how)
         def restart(self, place: int, promoted: str, kill: bool, empty: bool) -> None:
-            """End a front as another version is promoted, or none; the other front goes on."""
+            """Restart a front, optionally during a promotion, while the other one serves."""
             if next(restarts, None) is None:
-                return  # enough of them, as each takes seconds
+                return  # a restart takes seconds
             if promoted:
                 self.promoted = promoted
                 fleet.promote(promoted)
@@ -171,17 +171,17 @@ def test_what_is_promoted_and_can_serve_is_what_answers(fleet: Fleet) -> None:
         def load(self, place: int, poison: bool) -> None:
             model = fleet.models[place]
             with ThreadPoolExecutor(CALLERS + 1) as pool:
-                asked = [pool.submit(model.predict, float(x)) for x in range(CALLERS)]
+                pending = [pool.submit(model.predict, float(x)) for x in range(CALLERS)]
                 spoilt = pool.submit(model.predict, 0.0, "raise:poison") if poison else None
-            for x, each in enumerate(asked):
-                self.check(x, each.result())
+            for x, future in enumerate(pending):
+                self.check(x, future.result())
             assert spoilt is None or spoilt.result().status_code == 500
 
-        def check(self, x: float, answer: httpx.Response) -> None:
-            assert answer.status_code == 200, answer.text
-            told = answer.json()
-            assert told["prediction"] == x * int(self.live), told
-            assert told["model"]["version"] == self.live
+        def check(self, x: float, response: httpx.Response) -> None:
+            assert response.status_code == 200, response.text
+            body = response.json()
+            assert body["prediction"] == x * int(self.live), body
+            assert body["model"]["version"] == self.live
 
         @invariant()
         def all_is_well(self) -> None:

@@ -1,4 +1,4 @@
-"""Frames on the socket pair: whole again however a socket cuts them."""
+"""Frames on the socket pair are reassembled from arbitrary fragments."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.runtime.wire import Frame, Kind, Unpacker, pack, receive
+from serving.processes.framing import Frame, FrameType, Unpacker, pack, receive
 
-frames = st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=50)), max_size=8)
+frames = st.lists(st.tuples(st.sampled_from(FrameType), st.binary(max_size=50)), max_size=8)
 
 
 @pytest.fixture
@@ -24,43 +24,41 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @given(frames, st.data())
-def test_frames_are_whole_again_however_they_are_cut(sent: list[Frame], data: st.DataObject) -> None:
+def test_fragmented_frames_are_reassembled(sent: list[Frame], data: st.DataObject) -> None:
     stream = b"".join(pack(*frame) for frame in sent)
     cuts = data.draw(st.lists(st.integers(0, len(stream))))
-    unpacker, found = Unpacker(), []
+    unpacker, received = Unpacker(), []
     for start, end in pairwise([0, *sorted(cuts), len(stream)]):
-        found += unpacker.feed(stream[start:end])
-    assert found == sent
+        received += unpacker.feed(stream[start:end])
+    assert received == sent
 
 
-def test_a_frame_comes_out_with_its_last_byte() -> None:
+def test_frame_is_complete_at_its_last_byte() -> None:
     unpacker = Unpacker()
-    *first, last = pack(Kind.ANSWER, b"table")
+    *first, last = pack(FrameType.OUTPUT, b"table")
     assert [list(unpacker.feed(bytes([byte]))) for byte in first] == [[]] * 9
-    assert list(unpacker.feed(bytes([last]))) == [(Kind.ANSWER, b"table")]
+    assert list(unpacker.feed(bytes([last]))) == [(FrameType.OUTPUT, b"table")]
 
 
 @pytest.mark.parametrize("kind", [0, 10, 255])
-def test_an_unknown_kind_is_no_frame(kind: int) -> None:
-    with pytest.raises(ValueError, match="unknown kind"):
+def test_unknown_frame_type_is_rejected(kind: int) -> None:
+    with pytest.raises(ValueError, match="unknown type"):
         list(Unpacker().feed(bytes([kind, 0, 0, 0, 0])))
 
 
 @pytest.mark.parametrize("payload", [b"", b"table", bytes(5_000_000)], ids=len)
-def test_a_frame_is_received_whole(pair: tuple[socket.socket, socket.socket], payload: bytes) -> None:
+def test_receive_returns_complete_frames(pair: tuple[socket.socket, socket.socket], payload: bytes) -> None:
     ours, theirs = pair
     with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(ours.sendall, pack(Kind.PREDICT, payload) + pack(Kind.READY))
-        assert receive(theirs) == (Kind.PREDICT, payload)
-        assert receive(theirs) == (Kind.READY, b"")
+        sending = pool.submit(ours.sendall, pack(FrameType.PREDICT, payload) + pack(FrameType.READY))
+        assert receive(theirs) == (FrameType.PREDICT, payload)
+        assert receive(theirs) == (FrameType.READY, b"")
         sending.result()
 
 
 @pytest.mark.parametrize("size", [0, 3, 5, 7])
-def test_nothing_is_received_where_the_other_side_has_gone(
-    pair: tuple[socket.socket, socket.socket], size: int
-) -> None:
+def test_receive_returns_none_after_peer_closes(pair: tuple[socket.socket, socket.socket], size: int) -> None:
     ours, theirs = pair
-    ours.sendall(pack(Kind.PREDICT, b"table")[:size])
+    ours.sendall(pack(FrameType.PREDICT, b"table")[:size])
     ours.shutdown(socket.SHUT_WR)
     assert receive(theirs) is None

@@ -1,4 +1,4 @@
-"""MLflow's own server of several models, each at its folder's name: `python theirs.py PORT FOLDER …`."""
+"""MLflow's scoring server for several models, by folder name: `python theirs.py PORT FOLDER …`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow.pyfunc import scoring_server
 
 
 def main(port: str, *folders: str) -> None:
-    """Serve until it is killed."""
+    """Serve until the process is killed."""
     app = FastAPI()
     for folder in folders:
         app.mount(f"/{Path(folder).name}", scoring_server.init(mlflow.pyfunc.load_model(folder)))

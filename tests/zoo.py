@@ -1,4 +1,4 @@
-"""Models of every kind of signature, as people log them, and rows for each."""
+"""Models with every kind of signature, as users log them, and rows for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Save = Callable[[Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Animal:
-    """One model: how it is saved, and a row that `/predict` takes, with the answer's prediction."""
+    """A model: the function that saves it, and a row for `/predict` with its prediction."""
 
     save: Save
     row: Mapping[str, Any]
@@ -115,7 +115,7 @@ def _network() -> Save:
 def _coded(
     part: str, inputs: Schema | None, outputs: Schema | None, example: Any, params: Any = None
 ) -> Save:
-    """A model from code (see `parts.py`); without a schema its type hints are its signature."""
+    """Return a model from code (see `parts.py`); without a schema, its type hints are its signature."""
     signature = inputs and ModelSignature(inputs, outputs, ParamSchema(params) if params else None)
 
     def save(folder: Path) -> None:
@@ -133,7 +133,7 @@ def _coded(
 
 @cache
 def zoo() -> dict[str, Animal]:
-    """All of them, by name."""
+    """Return all models by name."""
     flower = IRIS.iloc[0].to_dict()
     house = {"city": "Bonn", "garden": True, "rooms": 3, "area": 80.5, "built": "1999-05-01T00:00:00"}
     return {

@@ -1,8 +1,7 @@
-"""Trains models, logs them with a serving contract, registers and promotes them.
+"""Train models, log them with a serving contract, register and promote them.
 
-MLflow and scikit-learn take seconds to import, so nothing that `python -m training` imports at its
-start brings them along: `--help`, a mistyped argument and a bootstrap that finds its version there
-should not wait for them.
+MLflow and scikit-learn take seconds to import. Therefore no module that `python -m training` imports at its
+start imports them: `--help`, a wrong argument and a bootstrap with nothing to do return immediately.
 """
 
 from training.model import Logged, log_model

@@ -1,4 +1,4 @@
-"""The command line of `python -m training`."""
+"""Command line of `python -m training`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from training.errors import TrainingError
 from training.model import Logged
 
 _PROGRAM = "python -m training"
-_WHERE = (
-    "The registry is the one that MLFLOW_TRACKING_URI (and MLFLOW_REGISTRY_URI) names, by default "
-    "the SQLite database mlruns/mlflow.db under the current folder."
+_EPILOG = (
+    "MLFLOW_TRACKING_URI (and MLFLOW_REGISTRY_URI) select the registry; default: the SQLite database "
+    "mlruns/mlflow.db below the current folder."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0, or 1 and a line on what went wrong. A mistaken argument exits with 2."""
+    """Run one command; return 0, or 1 after printing an error. A wrong argument exits with 2."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("MLFLOW_TRACKING_URI", registry.DEFAULT_URI)
-    # A new database is made in dozens of migrations, each with a line to say.
-    for talkative in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    # The creation of a new database logs a line for each of dozens of migrations.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         arguments.run(arguments)
     except TrainingError as error:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(_PROGRAM, description="Train and promote models.", epilog=_WHERE)
+    parser = ArgumentParser(_PROGRAM, description="Train and promote models.", epilog=_EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_promote(commands)
@@ -46,12 +46,12 @@ def _parser() -> ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    told = "train a model and register a new version of it"
-    command = commands.add_parser("train", help=told, description=told, epilog=_WHERE)
+    description = "train a model and register it as a new version"
+    command = commands.add_parser("train", help=description, description=description, epilog=_EPILOG)
     command.add_argument("--model", choices=("iris", "diabetes"), default="iris")
-    command.add_argument("--seed", type=_whole, default=0, help="of the split, default 0")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of the split, default 0")
     command.add_argument(
-        "--test-size", type=_share, default=0.25, help="share of rows held out, default 0.25"
+        "--test-size", type=_fraction, default=0.25, help="fraction of held-out rows, default 0.25"
     )
     command.add_argument(
         "--regularization", type=_positive, default=1.0, help="strength of the penalty, default 1.0"
@@ -60,20 +60,20 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_promote(commands: Any) -> None:
-    told = "put a version into a stage and archive what was there, or point an alias at it"
-    command = commands.add_parser("promote", help=told, description=told, epilog=_WHERE)
-    command.add_argument("--version", type=_number, required=True, help="number of the version")
+    description = "put a version into a stage and archive the previous one, or move an alias to it"
+    command = commands.add_parser("promote", help=description, description=description, epilog=_EPILOG)
+    command.add_argument("--version", type=_version_number, required=True, help="number of the version")
     command.add_argument("--name", default="iris", help="registered model, default iris")
-    # Empty counts as left out: an entry point of MLproject can't leave an option out.
+    # Empty means absent: an entry point of MLproject cannot omit an option.
     stages = f"{', '.join(registry.STAGES)}; default Production"
     command.add_argument("--stage", type=_stage, default="", help=stages)
-    command.add_argument("--alias", default="", help="such as champion, instead of a stage")
+    command.add_argument("--alias", default="", help="alias such as champion, instead of a stage")
     command.set_defaults(run=_promote, parser=command)
 
 
 def _add_bootstrap(commands: Any) -> None:
-    told = f"train {bootstrap.NAME} and promote it, where no version of it is in {bootstrap.STAGE}"
-    command = commands.add_parser("bootstrap", help=told, description=told, epilog=_WHERE)
+    description = f"train and promote {bootstrap.NAME}, unless {bootstrap.STAGE} contains a version"
+    command = commands.add_parser("bootstrap", help=description, description=description, epilog=_EPILOG)
     command.set_defaults(run=_bootstrap)
 
 
@@ -106,26 +106,26 @@ def _promote(arguments: Namespace) -> None:
     if arguments.alias and arguments.stage:
         arguments.parser.error("--stage or --alias, not both")
     if arguments.alias:
-        registry.point(arguments.name, arguments.version, arguments.alias)
+        registry.set_alias(arguments.name, arguments.version, arguments.alias)
         print(f"{arguments.name} version {arguments.version} is @{arguments.alias} now")
     else:
-        _to_stage(arguments.name, arguments.version, arguments.stage or "Production")
+        _promote_to_stage(arguments.name, arguments.version, arguments.stage or "Production")
 
 
-def _to_stage(name: str, version: str, stage: str) -> None:
+def _promote_to_stage(name: str, version: str, stage: str) -> None:
     archived = registry.promote(name, version, stage)
     before = f", archived: {', '.join(archived)}" if archived else ""
     print(f"{name} version {version} is in {stage} now{before}")
 
 
 def _bootstrap(_: Namespace) -> None:
-    # Serving waits for this: that a server is away must be known soon, not after MLflow's minutes.
+    # The service waits for this command: report a server that is down in seconds, not in MLflow's minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    if bootstrap.needed():
-        print(f"no version of {bootstrap.NAME} is in {bootstrap.STAGE}: training a first one")
+    if bootstrap.is_needed():
+        print(f"no version of {bootstrap.NAME} is in {bootstrap.STAGE}: training the first one")
         logged = _fit(bootstrap.NAME)
-        _to_stage(bootstrap.NAME, str(logged.version), bootstrap.STAGE)
+        _promote_to_stage(bootstrap.NAME, str(logged.version), bootstrap.STAGE)
 
 
 def _stage(text: str) -> str:
@@ -135,23 +135,23 @@ def _stage(text: str) -> str:
     return stage
 
 
-def _number(text: str) -> str:
-    return str(_checked(int(text), int(text) > 0))
+def _version_number(text: str) -> str:
+    return str(_check_range(int(text), int(text) > 0))
 
 
-def _whole(text: str) -> int:
-    return int(_checked(int(text), 0 <= int(text) < 2**32))
+def _seed(text: str) -> int:
+    return int(_check_range(int(text), 0 <= int(text) < 2**32))
 
 
-def _share(text: str) -> float:
-    return _checked(float(text), 0 < float(text) < 1)
+def _fraction(text: str) -> float:
+    return _check_range(float(text), 0 < float(text) < 1)
 
 
 def _positive(text: str) -> float:
-    return _checked(float(text), 0 < float(text) < float("inf"))
+    return _check_range(float(text), 0 < float(text) < float("inf"))
 
 
-def _checked(value: float, good: bool) -> float:
-    if not good:
+def _check_range(value: float, is_valid: bool) -> float:
+    if not is_valid:
         raise argparse.ArgumentTypeError(f"{value} is out of range")
     return value

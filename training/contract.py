@@ -1,6 +1,6 @@
-"""What a signature can't say about a model: its task, its classes, the limits of its inputs, its profile.
+"""Contract of a model beyond its signature: task, classes, constraints of the inputs, reference profile.
 
-It travels in the metadata of the logged model, under `serving`, in the words of JSON Schema.
+It is stored in the metadata of the logged model under `serving`, with JSON Schema keywords.
 """
 
 from __future__ import annotations
@@ -10,82 +10,83 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Words = Mapping[str, Any]
+ColumnKeywords = Mapping[str, Any]
 
-_Kinds = dict[str, tuple[type, ...]]
-_NOTES: _Kinds = {
+_ValueTypes = dict[str, tuple[type, ...]]
+_ANNOTATIONS: _ValueTypes = {
     "title": (str,),
     "description": (str,),
     "unit": (str,),
     "enum": (list, tuple),
     "examples": (list, tuple),
 }
-_TEXT: _Kinds = _NOTES | {"minLength": (int,), "maxLength": (int,), "pattern": (str,)}
-_NUMBER: _Kinds = _NOTES | {
+_STRING: _ValueTypes = _ANNOTATIONS | {"minLength": (int,), "maxLength": (int,), "pattern": (str,)}
+_NUMERIC: _ValueTypes = _ANNOTATIONS | {
     "minimum": (int, float),
     "maximum": (int, float),
     "exclusiveMinimum": (int, float),
     "exclusiveMaximum": (int, float),
     "multipleOf": (int, float),
 }
-_WORDS: Mapping[str, _Kinds] = {
-    "integer": _NUMBER,
-    "long": _NUMBER,
-    "float": _NUMBER,
-    "double": _NUMBER,
-    "string": _TEXT,
+_KEYWORDS: Mapping[str, _ValueTypes] = {
+    "integer": _NUMERIC,
+    "long": _NUMERIC,
+    "float": _NUMERIC,
+    "double": _NUMERIC,
+    "string": _STRING,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A model's task, the names of its classes, the words on its columns, and its reference profile.
+    """Task, class names, keywords of the columns, and reference profile of a model.
 
-    The task is `classification`, `regression`, or none where the answer is neither.
+    The task is `classification`, `regression`, or None for any other output.
     """
 
     task: str | None
     classes: Sequence[str] | None = None
-    inputs: Mapping[str, Words] = field(default_factory=dict)
+    inputs: Mapping[str, ColumnKeywords] = field(default_factory=dict)
     profile: Mapping[str, Any] | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """The `serving` entry of a model's metadata, in plain values; nothing that is empty."""
-        said = {
+        """Return the `serving` entry of the model's metadata, in built-in types and without empty values."""
+        fields = {
             "task": self.task,
             "classes": self.classes,
             "inputs": self.inputs,
             "profile": self.profile,
         }
-        filled = {name: value for name, value in said.items() if value}
-        return {"serving": json.loads(json.dumps(filled, default=_plain))}
+        non_empty = {name: value for name, value in fields.items() if value}
+        return {"serving": json.loads(json.dumps(non_empty, default=_to_builtin))}
 
     def check(self, columns: Mapping[str, str]) -> None:
-        """Hold the words against the signature's columns, given as name → MLflow type.
+        """Check the keywords against the signature's columns, a mapping from name to MLflow type.
 
         Raises:
-            ValueError: there is no such column, or a word or its value means nothing for its type.
+            ValueError: A column does not exist, or a keyword or its value does not apply to the column's
+                type.
         """
-        for column, words in self.inputs.items():
+        for column, keywords in self.inputs.items():
             if column not in columns:
-                raise ValueError(f"there is no column {column!r}: {_either(columns)}")
-            for word, value in words.items():
-                _check_word(column, columns[column], word, value)
+                raise ValueError(f"there is no column {column!r}: {_use_one_of(columns)}")
+            for keyword, value in keywords.items():
+                _check_keyword(column, columns[column], keyword, value)
 
 
-def _check_word(column: str, kind: str, word: str, value: Any) -> None:
-    known = _WORDS.get(kind, _NOTES)
-    if word not in known:
-        raise ValueError(f"{word!r} says nothing about {column!r}, a {kind}: {_either(known)}")
-    if isinstance(value, bool) or not isinstance(_plain(value), known[word]):
-        wanted = " or ".join(each.__name__ for each in known[word])
-        raise ValueError(f"{word!r} of {column!r} is {value!r}, and should be of type {wanted}")
+def _check_keyword(column: str, mlflow_type: str, keyword: str, value: Any) -> None:
+    allowed = _KEYWORDS.get(mlflow_type, _ANNOTATIONS)
+    if keyword not in allowed:
+        raise ValueError(f"{keyword!r} does not apply to {column!r}, a {mlflow_type}: {_use_one_of(allowed)}")
+    if isinstance(value, bool) or not isinstance(_to_builtin(value), allowed[keyword]):
+        expected = " or ".join(value_type.__name__ for value_type in allowed[keyword])
+        raise ValueError(f"{keyword!r} of {column!r} is {value!r}, but must be of type {expected}")
 
 
-def _plain(value: Any) -> Any:
-    """NumPy's scalars and arrays as Python's numbers and lists, which YAML and JSON can write."""
+def _to_builtin(value: Any) -> Any:
+    """Convert NumPy scalars and arrays to numbers and lists, which YAML and JSON support."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _either(names: Iterable[str]) -> str:
+def _use_one_of(names: Iterable[str]) -> str:
     return f"use {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Scikit-learn's diabetes data: ten readings of a patient in, the disease's progression out."""
+"""Example with scikit-learn's diabetes data: predicts the progression from ten measurements of a patient."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sklearn.metrics import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.contract import Words
+from training.contract import ColumnKeywords
 from training.example import Example
 
-_INPUTS: dict[str, Words] = {
+_INPUTS: dict[str, ColumnKeywords] = {
     "age": {"minimum": 0, "maximum": 120, "description": "Age", "unit": "years"},
     "sex": {"enum": [1, 2], "description": "Sex, as the data set codes it"},
     "bmi": {
@@ -44,14 +44,14 @@ _INPUTS: dict[str, Words] = {
 
 
 def diabetes() -> Example:
-    """The example, with its data read."""
+    """Return the example with its data."""
     return Example(
         name="diabetes",
         data=load_diabetes(as_frame=True, scaled=False),
         estimator=_estimator,
         score=_score,
-        picture=_errors,
-        picture_name="prediction_errors.png",
+        figure=_error_figure,
+        figure_file="prediction_errors.png",
         inputs=_INPUTS,
     )
 
@@ -61,15 +61,15 @@ def _estimator(regularization: float) -> Any:
 
 
 def _score(model: Any, x: Any, y: Any) -> dict[str, float]:
-    answers = model.predict(x)
+    predictions = model.predict(x)
     return {
-        "r2": r2_score(y, answers),
-        "mean_absolute_error": mean_absolute_error(y, answers),
-        "root_mean_squared_error": root_mean_squared_error(y, answers),
+        "r2": r2_score(y, predictions),
+        "mean_absolute_error": mean_absolute_error(y, predictions),
+        "root_mean_squared_error": root_mean_squared_error(y, predictions),
     }
 
 
-def _errors(model: Any, x: Any, y: Any) -> Figure:
+def _error_figure(model: Any, x: Any, y: Any) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     PredictionErrorDisplay.from_estimator(model, x, y, kind="actual_vs_predicted", ax=figure.subplots())
     return figure

@@ -1,4 +1,4 @@
-"""The digest of a version's artifacts, by which a serving front knows them again."""
+"""Digest of a version's artifacts, by which the service detects changed files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 TAG = "serving.digest"
 
 
-def record(name: str, version: str) -> None:
-    """Tag a model version with the digest of its artifacts, as the artifact store gives them back."""
+def tag_version(name: str, version: str) -> None:
+    """Tag a model version with the digest of its artifacts, downloaded from the artifact store."""
     import mlflow
 
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
-        # Not `models:/…`, with which MLflow puts a file of its own beside the artifacts.
-        stored = client.get_model_version_download_uri(name, version)
-        found = digest(Path(mlflow.artifacts.download_artifacts(stored, dst_path=folder)))
-    client.set_model_version_tag(name, version, TAG, found)
+        # MLflow adds a file of its own to a download of `models:/…`.
+        uri = client.get_model_version_download_uri(name, version)
+        value = digest(Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
+    client.set_model_version_tag(name, version, TAG, value)
 
 
 def digest(folder: Path) -> str:
-    """`sha256:` and the SHA-256 over a line for each file: its path below `folder`, NUL, its own SHA-256.
+    """Return `sha256:` and the SHA-256 over one line per file: path below `folder`, NUL, SHA-256 of the file.
 
-    The lines are sorted by path; paths have slashes.
+    The lines are sorted by path; paths use slashes.
     """
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,4 +1,4 @@
-"""One training run: a data set is split, learned, scored, pictured and logged."""
+"""A training run: split the data, fit, score, plot and log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 
 from training import registry
-from training.contract import Words
+from training.contract import ColumnKeywords
 from training.errors import TrainingError, registry_errors
 from training.model import Logged, log_model
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person may turn: the same options and data give the same model."""
+    """Options of a training run; the same options and data produce the same model."""
 
     seed: int = 0
     test_size: float = 0.25
@@ -28,25 +28,25 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A data set with tables `data` and `target`, what learns it, and what is told about it.
+    """A data set with tables `data` and `target`, its estimator, and its metrics.
 
-    `estimator` is handed the strength of regularization; `score` and `picture` the fitted model,
-    the held-out rows and what is right for them.
+    `estimator` receives the strength of the regularization. `score` and `figure` receive the fitted model,
+    the held-out rows and their targets.
     """
 
     name: str
     data: Any
     estimator: Callable[[float], Any]
     score: Callable[[Any, Any, Any], dict[str, float]]
-    picture: Callable[[Any, Any, Any], Figure]
-    picture_name: str
-    inputs: Mapping[str, Words]
+    figure: Callable[[Any, Any, Any], Figure]
+    figure_file: str
+    inputs: Mapping[str, ColumnKeywords]
     classes: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a training run."""
+    """Result of a training run."""
 
     logged: Logged
     rows: int
@@ -55,13 +55,13 @@ class Trained:
 
 
 def train(example: Example, options: Options) -> Trained:
-    """Fit, score on rows that were held out, log, and register under the example's name.
+    """Fit the model, score it on held-out rows, log it, and register it under the example's name.
 
-    Within `mlflow run`, its run is continued; otherwise the run goes to the experiment of the
-    example's name, or to the one that MLflow's environment variables name.
+    Inside `mlflow run` this continues the existing run. Otherwise it starts a run in the experiment with the
+    example's name, or in the experiment from MLflow's environment variables.
 
     Raises:
-        TrainingError: too few rows are left on one side, or the registry can't be used or refuses.
+        TrainingError: One side of the split has too few rows, or the registry fails or rejects the model.
     """
     x, x_held_out, y, y_held_out = _split(example, options)
     model = example.estimator(options.regularization).fit(x, y)
@@ -69,7 +69,7 @@ def train(example: Example, options: Options) -> Trained:
     experiment_id = _experiment(example.name)
     with registry_errors(mlflow.get_tracking_uri()), mlflow.start_run(None, experiment_id) as run:
         _log_params(run, options)
-        mlflow.log_figure(example.picture(model, x_held_out, y_held_out), example.picture_name)
+        mlflow.log_figure(example.figure(model, x_held_out, y_held_out), example.figure_file)
         logged = log_model(
             model, x, registered_model_name=example.name, classes=example.classes, inputs=example.inputs
         )
@@ -83,15 +83,15 @@ def _split(example: Example, options: Options) -> Any:
     try:
         return train_test_split(x, y, **shares, stratify=y if example.classes else None)
     except ValueError as error:
-        raise TrainingError(f"the rows can't be split so: {error}") from error
+        raise TrainingError(f"the rows can't be split with these options: {error}") from error
 
 
 def _experiment(name: str) -> str | None:
-    chosen = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-    return None if any(os.environ.get(each) for each in chosen) else registry.experiment(name)
+    variables = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+    return None if any(os.environ.get(variable) for variable in variables) else registry.experiment(name)
 
 
 def _log_params(run: mlflow.ActiveRun, options: Options) -> None:
-    # `mlflow run` has logged its own as they were typed: 1 and 1.0 can't both be logged.
+    # `mlflow run` has already logged its parameters as text, and 1 conflicts with 1.0.
     new = {name: value for name, value in asdict(options).items() if name not in run.data.params}
     mlflow.log_params(new)

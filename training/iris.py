@@ -1,4 +1,4 @@
-"""The iris flowers: four lengths in, the probabilities of three species out."""
+"""Example with the iris data: predicts the probabilities of three species from four lengths."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, f1_score, lo
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.contract import Words
+from training.contract import ColumnKeywords
 from training.example import Example
 
 _COLUMNS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
 
 def iris() -> Example:
-    """The example, with its data read."""
+    """Return the example with its data."""
     data = load_iris(as_frame=True)
     data.data.columns = list(_COLUMNS)
     return Example(
@@ -26,14 +26,14 @@ def iris() -> Example:
         data=data,
         estimator=_estimator,
         score=_score,
-        picture=_confusion_matrix,
-        picture_name="confusion_matrix.png",
-        inputs={column: _words(column) for column in _COLUMNS},
+        figure=_confusion_matrix_figure,
+        figure_file="confusion_matrix.png",
+        inputs={column: _keywords(column) for column in _COLUMNS},
         classes=[str(name) for name in data.target_names],
     )
 
 
-def _words(column: str) -> Words:
+def _keywords(column: str) -> ColumnKeywords:
     return {
         "exclusiveMinimum": 0,
         "maximum": 10,
@@ -47,16 +47,16 @@ def _estimator(regularization: float) -> Any:
 
 
 def _score(model: Any, x: Any, y: Any) -> dict[str, float]:
-    chances, answers = model.predict_proba(x), model.predict(x)
+    probabilities, predictions = model.predict_proba(x), model.predict(x)
     return {
-        "accuracy": accuracy_score(y, answers),
-        "f1_macro": f1_score(y, answers, average="macro"),
-        "log_loss": log_loss(y, chances),
+        "accuracy": accuracy_score(y, predictions),
+        "f1_macro": f1_score(y, predictions, average="macro"),
+        "log_loss": log_loss(y, probabilities),
     }
 
 
-def _confusion_matrix(model: Any, x: Any, y: Any) -> Figure:
-    # A Figure of its own draws without a display, and leaves pyplot's global state alone.
+def _confusion_matrix_figure(model: Any, x: Any, y: Any) -> Figure:
+    # A separate Figure needs no display and leaves pyplot's global state alone.
     figure = Figure(figsize=(5, 4), layout="constrained")
     names = load_iris().target_names
     ConfusionMatrixDisplay.from_estimator(

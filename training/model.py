@@ -1,4 +1,4 @@
-"""Logs a scikit-learn-like model so that it can be served."""
+"""Log a scikit-learn-like model for serving."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from training import digest, profile
-from training.contract import Contract, Words
+from training import digest, reference_profile
+from training.contract import ColumnKeywords, Contract
 from training.requirements import pinned
 
 _EXAMPLE_ROWS = 5
@@ -16,7 +16,7 @@ _EXAMPLE_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What became of a model: where MLflow has it, and its version where it was registered."""
+    """Ids of a logged model, and its version if it was registered."""
 
     run_id: str
     model_id: str
@@ -25,7 +25,7 @@ class Logged:
 
     @property
     def uri(self) -> str:
-        """`models:/name/version`, or `models:/m-…` where it was not registered."""
+        """Return `models:/name/version`, or `models:/m-…` if the model was not registered."""
         return f"models:/{self.name}/{self.version}" if self.version else f"models:/{self.model_id}"
 
 
@@ -36,50 +36,50 @@ def log_model(
     registered_model_name: str | None = None,
     task: str | None = None,
     classes: Sequence[str] | None = None,
-    inputs: Mapping[str, Words] | None = None,
+    inputs: Mapping[str, ColumnKeywords] | None = None,
     with_profile: bool = True,
     **options: Any,
 ) -> Logged:
-    """Log a fitted scikit-learn-like model with all that a typed endpoint is made from.
+    """Log a fitted scikit-learn-like model with the information that a typed endpoint requires.
 
-    A registered version is tagged with the digest of its artifacts, so that a serving front refuses them
-    where they have been altered or cut off.
+    A registered version receives a tag with the digest of its artifacts, so that the service rejects
+    changed or truncated files.
 
-    A classifier is logged with `predict_proba` where it has that, anything else with `predict`.
-    Where there are 100 rows or more, how they and the model's answers are distributed is logged with
-    it (of at most 10,000 of them), by which a serving front tells drift. It holds values: deciles of
-    numbers, and texts that one row in a hundred has.
+    The model is logged with `predict_proba` if it is a classifier that has it, otherwise with `predict`.
+    With at least 100 rows, the distributions of the rows and of the model's predictions (from at most
+    10,000 rows) are logged too; the service detects drift with them. They contain values: deciles of
+    numbers, and texts that occur in at least one of 100 rows.
 
-    Whole-number columns stay whole numbers, which can't be null when served; one in which `table`
-    has missing values is logged as `double`, which can.
+    Integer columns stay integer, and cannot be null when served. An integer column with missing values in
+    `table` is logged as `double`, which can be null.
 
     Args:
-        model: The fitted model or pipeline; it must take a DataFrame.
-        table: The DataFrame it was trained on. Its columns, types and missing values become the
-            input signature, its first rows the input example.
-        registered_model_name: The registered model to make a new version of; none: log only.
-        task: `classification` or `regression`; default: what scikit-learn takes the model for.
-        classes: Names of the classes, in the order of `model.classes_`, which are the default.
-        inputs: JSON Schema's words on columns: `{"age": {"minimum": 0, "unit": "years"}}`.
+        model: The fitted model or pipeline; it must accept a DataFrame.
+        table: The DataFrame it was trained on. Its columns, types and missing values determine the
+            input signature; its first rows become the input example.
+        registered_model_name: The registered model to create a version of; None logs without registering.
+        task: `classification` or `regression`; default: scikit-learn's estimator type.
+        classes: Names of the classes, in the order of `model.classes_`; default: `model.classes_`.
+        inputs: JSON Schema keywords by column: `{"age": {"minimum": 0, "unit": "years"}}`.
         with_profile: Whether to log the distributions.
-        options: Anything else that `mlflow.sklearn.log_model` takes, such as `code_paths` or
-            `skops_trusted_types`. By default the requirements are the installed versions of what
-            the model is made of.
+        options: Further arguments of `mlflow.sklearn.log_model`, such as `code_paths` or
+            `skops_trusted_types`. By default the requirements are the installed versions of the
+            packages that the model consists of.
 
     Returns:
         The ids of the logged model and of its run, and its version.
 
     Raises:
-        ValueError: a column can't be typed, `inputs` names no column or says of one what means
-            nothing for its type, `task` is neither of the two, or `classes` do not fit the model.
+        ValueError: MLflow has no type for a column, `inputs` has an unknown column or a keyword that
+            does not apply to its type, `task` is unknown, or `classes` do not match the model.
     """
     import mlflow
 
-    table = _servable(table)
+    table = _with_servable_types(table)
     predict, contract = _describe(model, task, classes, inputs or {})
     signature = _signature(table, getattr(model, predict)(table.head(_EXAMPLE_ROWS)))
     contract.check({column.name: column.type.name for column in signature.inputs})
-    if with_profile and len(table) >= profile.LEAST_ROWS:
+    if with_profile and len(table) >= reference_profile.MIN_ROWS:
         contract = replace(contract, profile=_profile(model, predict, contract, table))
     if not options.keys() & {"pip_requirements", "extra_pip_requirements", "conda_env"}:
         options["pip_requirements"] = pinned(model)
@@ -95,7 +95,7 @@ def log_model(
     )
     version = info.registered_model_version
     if registered_model_name and version is not None:
-        digest.record(registered_model_name, str(version))
+        digest.tag_version(registered_model_name, str(version))
     return Logged(
         info.run_id,
         info.model_id,
@@ -105,72 +105,72 @@ def log_model(
 
 
 def _profile(model: Any, predict: str, contract: Contract, table: Any) -> dict[str, Any]:
-    if len(table) > profile.MOST_ROWS:
-        table = table.sample(profile.MOST_ROWS, random_state=0)
+    if len(table) > reference_profile.MAX_ROWS:
+        table = table.sample(reference_profile.MAX_ROWS, random_state=0)
     classes = contract.classes if contract.task == "classification" else None
-    return profile.profile(table, getattr(model, predict)(table), classes)
+    return reference_profile.profile(table, getattr(model, predict)(table), classes)
 
 
-def _servable(table: Any) -> Any:
-    """Whole numbers with gaps as floats: a served `long` can't be null, a `double` can."""
+def _with_servable_types(table: Any) -> Any:
+    """Convert integer columns with missing values to float: only a served `double` can be null."""
     from pandas.api.types import is_integer_dtype
 
     if not all(isinstance(name, str) for name in getattr(table, "columns", [None])):
         raise ValueError("the table must be a DataFrame whose columns have names")
-    gaps = [name for name in table if is_integer_dtype(table[name]) and table[name].hasnans]
-    return table.astype(dict.fromkeys(gaps, "float64"))
+    with_missing = [name for name in table if is_integer_dtype(table[name]) and table[name].hasnans]
+    return table.astype(dict.fromkeys(with_missing, "float64"))
 
 
 def _describe(
-    model: Any, task: str | None, classes: Sequence[str] | None, inputs: Mapping[str, Words]
+    model: Any, task: str | None, classes: Sequence[str] | None, inputs: Mapping[str, ColumnKeywords]
 ) -> tuple[str, Contract]:
-    """The function to serve, and what the signature can't say of it."""
+    """Return the function to serve, and the contract without a profile."""
     if task not in (None, "classification", "regression"):
         raise ValueError(f"the task is {task!r}: use classification or regression")
     task = task or _task(model)
     if task != "classification":
         return "predict", Contract(task, None, inputs)
     predict = "predict_proba" if hasattr(model, "predict_proba") else "predict"
-    return predict, Contract(task, _names(model, classes), inputs)
+    return predict, Contract(task, _class_names(model, classes), inputs)
 
 
 def _task(model: Any) -> str | None:
     from sklearn.utils import get_tags
 
-    # A mixture has probabilities, too, but no classes that they would be of.
+    # A mixture model has probabilities too, but no classes.
     if hasattr(model, "predict_proba") and hasattr(model, "classes_"):
         return "classification"
-    # An object that is only like scikit-learn's models has no tags.
-    kind = get_tags(model).estimator_type if hasattr(model, "__sklearn_tags__") else None
-    if kind == "classifier" and _counted_or_named(model.classes_):
+    # An object with scikit-learn's methods only has no tags.
+    estimator_type = get_tags(model).estimator_type if hasattr(model, "__sklearn_tags__") else None
+    if estimator_type == "classifier" and _identifies_classes(model.classes_):
         return "classification"
-    return "regression" if kind == "regressor" else None
+    return "regression" if estimator_type == "regressor" else None
 
 
-def _counted_or_named(ids: Any) -> bool:
-    """Whether a bare class can be read back: as an index into the names, or as a name."""
-    return list(ids) == list(range(len(ids))) or all(isinstance(each, str) for each in ids)
+def _identifies_classes(ids: Any) -> bool:
+    """Return whether a class id identifies its name: as an index into the names, or as the name itself."""
+    return list(ids) == list(range(len(ids))) or all(isinstance(identifier, str) for identifier in ids)
 
 
-def _names(model: Any, classes: Sequence[str] | None) -> list[str]:
+def _class_names(model: Any, classes: Sequence[str] | None) -> list[str]:
     ids = getattr(model, "classes_", classes)
     if ids is None:
         raise ValueError("the model has no classes_: pass the names of its classes")
-    if any(hasattr(each, "__len__") and not isinstance(each, str) for each in ids):
-        raise ValueError("the classifier has several outputs: log one model for each of them")
+    if any(hasattr(identifier, "__len__") and not isinstance(identifier, str) for identifier in ids):
+        raise ValueError("the classifier has several outputs: log one model per output")
     names = [str(name) for name in (ids if classes is None else classes)]
     if len(names) != len(ids):
         raise ValueError(f"{len(names)} class names for a model of {len(ids)} classes")
     return names
 
 
-def _signature(table: Any, answer: Any) -> Any:
+def _signature(table: Any, predictions: Any) -> Any:
     from mlflow.models import infer_signature
 
     with warnings.catch_warnings():
-        # MLflow says so of every whole-number column; `log_model` says what comes of it.
+        # MLflow warns about every integer column; the docstring of `log_model` explains the effect.
         warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer", UserWarning)
-        signature = infer_signature(table, answer)
+        signature = infer_signature(table, predictions)
     if signature.inputs.input_names() != list(table.columns):
         dtypes = ", ".join(f"{name} ({dtype})" for name, dtype in table.dtypes.items())
         raise ValueError(f"MLflow has no type for one of these columns: {dtypes}")

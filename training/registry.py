@@ -1,4 +1,4 @@
-"""The registry as training sees it: where its artifacts go, and what is promoted in it."""
+"""Registry operations of training: artifact location, promotion, aliases."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from training.errors import TrainingError, registry_errors
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 STAGES = ("Production", "Staging", "Archived", "None")
-# Only in these does MLflow archive what was there before.
+# MLflow archives previous versions in these stages only.
 _ACTIVE_STAGES = STAGES[:2]
 
 
 def database(uri: str) -> Path | None:
-    """The file of a SQLite registry; None for any other."""
+    """Return the file of a SQLite registry; None for any other registry."""
     prefix, found, path = uri.partition("sqlite:///")
     return Path(path).absolute() if found and not prefix else None
 
 
 def artifact_folder(uri: str) -> str | None:
-    """Where a SQLite registry's artifacts belong: `mlruns` beside it, whatever the working folder.
+    """Return the artifact folder of a SQLite registry: `mlruns` next to it, for every working folder.
 
-    None for any other registry, which has its own place for them.
+    Return None for any other registry, which has its own artifact location.
     """
     if (file := database(uri)) is None:
         return None
@@ -33,10 +33,10 @@ def artifact_folder(uri: str) -> str | None:
 
 
 def experiment(name: str) -> str:
-    """The id of the experiment of that name, which is made where there is none.
+    """Return the id of the experiment with this name; create the experiment if necessary.
 
     Raises:
-        TrainingError: the registry can't be used.
+        TrainingError: The registry is not available.
     """
     import mlflow
 
@@ -51,31 +51,32 @@ def experiment(name: str) -> str:
 
 
 def promote(name: str, version: str, stage: str) -> list[str]:
-    """Put a version into a stage, and archive what else is there.
+    """Put a version into a stage, and archive the other versions there.
 
-    Two versions in one stage would leave the higher number in force, whichever was meant.
+    With two versions in one stage, MLflow resolves the stage to the higher number, even if that is the old
+    one.
 
     Returns:
         The versions that were archived.
 
     Raises:
-        TrainingError: there is no such version, or the registry can't be used.
+        TrainingError: The version does not exist, or the registry is not available.
     """
     with _client() as client, _without_stage_warning():
         archive = stage in _ACTIVE_STAGES
-        before = _versions(client, name, stage) if archive else []
+        previous = _versions(client, name, stage) if archive else []
         client.transition_model_version_stage(name, version, stage, archive)
-        return [other for other in before if other != version]
+        return [other for other in previous if other != version]
 
 
-def point(name: str, version: str, alias: str) -> None:
-    """Let an alias mean this version, and no other any more; raises as `promote` does."""
+def set_alias(name: str, version: str, alias: str) -> None:
+    """Move an alias to a version; raise as `promote` does."""
     with _client() as client:
         client.set_registered_model_alias(name, alias, version)
 
 
-def staged(name: str, stage: str) -> list[str]:
-    """The versions that are in a stage; raises as `promote` does."""
+def versions_in_stage(name: str, stage: str) -> list[str]:
+    """Return the versions in a stage; raise as `promote` does."""
     with _client() as client:
         return _versions(client, name, stage)
 
@@ -87,7 +88,7 @@ def _client() -> Iterator[Any]:
     uri = mlflow.get_registry_uri()
     file = database(uri)
     if file and not file.exists():
-        # MLflow would make an empty one there, and then know no version.
+        # MLflow would create an empty database there, and then report an unknown version.
         raise TrainingError(f"there is no registry at {file}: train first, or set MLFLOW_TRACKING_URI")
     with registry_errors(uri):
         yield mlflow.MlflowClient()
@@ -95,12 +96,12 @@ def _client() -> Iterator[Any]:
 
 def _versions(client: Any, name: str, stage: str) -> list[str]:
     found = client.search_model_versions(f"name='{name}'")
-    return [str(each.version) for each in found if each.current_stage == stage]
+    return [str(version.version) for version in found if version.current_stage == stage]
 
 
 @contextmanager
 def _without_stage_warning() -> Iterator[None]:
-    """That MLflow may drop stages one day is no news to the person who promotes to one."""
+    """Suppress MLflow's warning that stages are deprecated: the user has chosen to use them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*transition_model_version_stage", FutureWarning)
         yield

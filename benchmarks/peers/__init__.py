@@ -1,8 +1,8 @@
-"""This service beside other servers of the same model, each in an environment of its own."""
+"""Comparison of this service with other servers of the same model, each in its own environment."""
 
 from benchmarks.peers.environments import FOLDER as ENVIRONMENTS
-from benchmarks.peers.found import Found, failures, raw
 from benchmarks.peers.measure import measure
-from benchmarks.peers.telling import markdown, picture, show
+from benchmarks.peers.report import markdown, picture, show
+from benchmarks.peers.results import Results, failures, raw
 
-__all__ = ["ENVIRONMENTS", "Found", "failures", "markdown", "measure", "picture", "raw", "show"]
+__all__ = ["ENVIRONMENTS", "Results", "failures", "markdown", "measure", "picture", "raw", "show"]

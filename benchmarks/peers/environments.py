@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made once and kept in a cache folder."""
+"""Virtual environments of the peers, created once and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from pathlib import Path
 import platformdirs
 
 FOLDER = platformdirs.user_cache_path("mlflow-serving-front") / "peers"
-"""Where environments are kept, unless told otherwise."""
+"""Default folder of the environments."""
 
 _INSTALLED = "installed"
-_SECONDS_TO_INSTALL = 1800
-_REASON_LENGTH = 120
-_TELLING = ("because", "error", "failed")  # how uv and pip begin such lines, the best first
+_INSTALL_TIMEOUT_SECONDS = 1800
+_MAX_REASON_LENGTH = 120
+_REASON_PREFIXES = (
+    "because",
+    "error",
+    "failed",
+)  # beginnings of such lines from uv and pip, the most specific first
 _VERSIONS = """
 import json
 from importlib.metadata import distributions
@@ -29,16 +33,16 @@ print(json.dumps({each.name: each.version for each in distributions()}))
 
 
 class NotInstalled(Exception):
-    """An environment that can't be made here; the message is short."""
+    """Raised when an environment cannot be created here; the message is short."""
 
 
 def environment(folder: Path, name: str, requirements: Sequence[str]) -> Path:
-    """The Python of an environment with these requirements: the one in `folder`, or one made there now.
+    """Return the Python of an environment with these requirements, and create the environment if necessary.
 
-    With uv where there is one, else with venv and pip, each with the index that it is configured for.
+    It uses uv if available, otherwise venv and pip, each with its configured index.
 
     Raises:
-        NotInstalled: they can't be installed here.
+        NotInstalled: The requirements cannot be installed here.
     """
     key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
     place = folder / f"{name.lower().replace(' ', '-')}-{key}"
@@ -52,26 +56,26 @@ def environment(folder: Path, name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
-def merged(model: Sequence[str], peer: Sequence[str]) -> list[str]:
-    """The model's requirements and the peer's, whose own stand where both name a package."""
-    taken = {_name(requirement) for requirement in peer}
-    return [*peer, *(requirement for requirement in model if _name(requirement) not in taken)]
+def merge_requirements(model: Sequence[str], peer: Sequence[str]) -> list[str]:
+    """Return the requirements of the model and the peer; the peer's pin wins where both name a package."""
+    pinned = {_name(requirement) for requirement in peer}
+    return [*peer, *(requirement for requirement in model if _name(requirement) not in pinned)]
 
 
 def versions(python: Path) -> Mapping[str, str]:
-    """All that is installed, by name."""
+    """Return the versions of all installed packages, by name."""
     done = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return dict(sorted(found.items(), key=lambda each: each[0].lower()))
+    results: dict[str, str] = json.loads(done.stdout)
+    return dict(sorted(results.items(), key=lambda package: package[0].lower()))
 
 
-def reason(said: str) -> str:
-    """What an installer said, in a line: why rather than that it failed, without addresses and paths."""
-    lines = [stripped for line in said.splitlines() if (stripped := line.strip(" ×╰─▶│"))]
-    telling = [line for word in _TELLING for line in lines if line.lower().startswith(word)]
-    line = next(iter([*telling, *lines]), "no reason given")
+def failure_reason(output: str) -> str:
+    """Return the reason in an installer's output as one line, without addresses and paths."""
+    lines = [stripped for line in output.splitlines() if (stripped := line.strip(" ×╰─▶│"))]
+    reasons = [line for word in _REASON_PREFIXES for line in lines if line.lower().startswith(word)]
+    line = next(iter([*reasons, *lines]), "no reason given")
     line = re.sub(r"^error:\s*|\s*\(from versions:.*", "", line, flags=re.IGNORECASE)
-    return re.sub(r"\w+://\S+|(?<!\S)/\S+", "…", line)[:_REASON_LENGTH]
+    return re.sub(r"\w+://\S+|(?<!\S)/\S+", "…", line)[:_MAX_REASON_LENGTH]
 
 
 def _commands(place: Path, python: Path, requirements: Sequence[str]) -> list[list[str]]:
@@ -90,11 +94,11 @@ def _commands(place: Path, python: Path, requirements: Sequence[str]) -> list[li
 
 def _run(command: Sequence[str]) -> None:
     try:
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS_TO_INSTALL)
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_INSTALL_TIMEOUT_SECONDS)
     except subprocess.CalledProcessError as error:
-        raise NotInstalled(reason(error.stderr)) from None
+        raise NotInstalled(failure_reason(error.stderr)) from None
     except subprocess.TimeoutExpired:
-        raise NotInstalled(f"not done within {_SECONDS_TO_INSTALL} s") from None
+        raise NotInstalled(f"not done within {_INSTALL_TIMEOUT_SECONDS} s") from None
 
 
 def _name(requirement: str) -> str:

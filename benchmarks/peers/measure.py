@@ -1,4 +1,4 @@
-"""Every system in turn, round by round."""
+"""Measurement of every system in turn, round by round."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import service
-from benchmarks.peers.environments import NotInstalled, environment, merged, versions
-from benchmarks.peers.found import CONNECTIONS, CONSTANT, OURS, Entry, Found
-from benchmarks.peers.table import PEERS, Peer
-from benchmarks.peers.turns import System, Turn, serve, take
+from benchmarks import servers
+from benchmarks.peers.catalog import PEERS, Peer
+from benchmarks.peers.environments import NotInstalled, environment, merge_requirements, versions
+from benchmarks.peers.results import CONNECTIONS, CONSTANT, OURS, Entry, Results
+from benchmarks.peers.runner import Run, System, run, serve
 from benchmarks.promotion import registry_client
 from benchmarks.throughput import ROW, make_registry
 
-Tell = Callable[[str], object]
-_Seat = tuple[Entry, System | None]
+Progress = Callable[[str], object]
+_Entrant = tuple[Entry, System | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """The logged model: its registry, folder and requirements, and the probabilities it has for the row."""
+    """The logged model: its registry, folder and requirements, and its probabilities for the row."""
 
     registry: str
     folder: Path
@@ -33,30 +33,34 @@ class _Model:
     expected: tuple[float, ...]
 
 
-def measure(folder: Path, environments: Path, rounds: int, seconds: float, tell: Tell) -> Found:
-    """Install all peers, then give every system its turn in each round; `tell` is told what goes on.
+def measure(folder: Path, environments: Path, rounds: int, seconds: float, progress: Progress) -> Results:
+    """Install all peers, then run every system once per round; report progress through `progress`.
 
     Raises:
-        NoWrk: wrk is not installed.
+        WrkNotInstalled: wrk is not installed.
     """
-    tell("training the model")
+    progress("training the model")
     registry = make_registry(folder)
     model = _model(registry, folder)
-    entries = [_ours(model), *(_installed(peer, model, environments, tell) for peer in PEERS), _constant()]
-    turns: dict[str, list[Turn]] = {entry.name: [] for entry, _ in entries}
+    entries = [
+        _ours(model),
+        *(_installed_peer(peer, model, environments, progress) for peer in PEERS),
+        _constant(),
+    ]
+    runs: dict[str, list[Run]] = {entry.name: [] for entry, _ in entries}
     for number in range(1, rounds + 1):
         for entry, system in entries:
             if system:
-                tell(f"round {number} of {rounds}: {entry.name}")
-                turns[entry.name].append(take(system, CONNECTIONS, seconds))
-    return Found(
+                progress(f"round {number} of {rounds}: {entry.name}")
+                runs[entry.name].append(run(system, CONNECTIONS, seconds))
+    return Results(
         date=datetime.now(UTC).date().isoformat(),
         machine=_machine(),
         python=platform.python_version(),
         rounds=rounds,
         seconds=seconds,
         model=model.requirements,
-        entries=tuple(replace(entry, turns=tuple(turns[entry.name])) for entry, _ in entries),
+        entries=tuple(replace(entry, runs=tuple(runs[entry.name])) for entry, _ in entries),
     )
 
 
@@ -71,42 +75,44 @@ def _model(registry: str, folder: Path) -> _Model:
     return _Model(registry, Path(place), tuple(requirements), tuple(expected))
 
 
-def _ours(model: _Model) -> _Seat:
+def _ours(model: _Model) -> _Entrant:
     system = System(
-        start=partial(service.serving, model.registry),
+        start=partial(servers.serving, model.registry),
         path="/predict",
         body=ROW,
-        answer=lambda answered: [*answered["probabilities"].values()],
+        read_probabilities=lambda response: [*response["probabilities"].values()],
         expected=model.expected,
     )
     setting = "as users get it: one front, one model process, no cache"
     return Entry(OURS, version("mlflow-serving-front"), setting), system
 
 
-def _constant() -> _Seat:
+def _constant() -> _Entrant:
     system = System(
-        start=service.constant,
+        start=servers.constant,
         path="/predict",
         body=ROW,
-        answer=lambda answered: [answered["prediction"]],
+        read_probabilities=lambda response: [response["prediction"]],
         expected=(0,),
     )
     return Entry(CONSTANT, version("fastapi"), "uvicorn; no model, the same types"), system
 
 
-def _installed(peer: Peer, model: _Model, environments: Path, tell: Tell) -> _Seat:
+def _installed_peer(peer: Peer, model: _Model, environments: Path, progress: Progress) -> _Entrant:
     pinned = peer.requirements[0].partition("==")[2]
     entry = Entry(peer.name, pinned, peer.setting)
-    tell(f"installing {peer.name} {pinned}")
+    progress(f"installing {peer.name} {pinned}")
     try:
-        python = environment(environments, peer.name, merged(model.requirements, peer.requirements))
+        python = environment(
+            environments, peer.name, merge_requirements(model.requirements, peer.requirements)
+        )
     except NotInstalled as error:
         return replace(entry, not_installed=str(error)), None
     system = System(
         start=partial(serve, peer, python, model.folder),
         path=peer.path,
         body=peer.body,
-        answer=peer.answer,
+        read_probabilities=peer.read_probabilities,
         expected=model.expected,
     )
     return replace(entry, installed=versions(python)), system

@@ -1,4 +1,4 @@
-"""The journal as Parquet: a line for each row of each prediction, with the true outcome if it is known."""
+"""Export the journal as Parquet: one line per predicted row, with the true outcome if it is known."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ SCHEMA = pa.schema(
     ]
 )
 """`input`, `params`, `output` and `outcome` are JSON; `latency` is in seconds."""
-_IDS_AT_ONCE = 500
-_BYTES_AT_ONCE = 8 * 2**20
-_ROWS_OF_GROUP = 10_000
+_IDS_PER_QUERY = 500
+_MAX_BYTES = 8 * 2**20
+_ROWS_PER_GROUP = 10_000
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which predictions: none of the bounds for all. `until` is not among them."""
+class ExportFilter:
+    """Selects predictions; without any field, all of them. `until` is exclusive."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -55,95 +55,100 @@ class Choice:
 
     @property
     def conditions(self) -> list[ColumnElement[bool]]:
-        """As SQL has it: times by the ids, which are in their order, and looked up."""
-        found: list[ColumnElement[bool]] = []
+        """Return the SQL conditions; ids are in the order of time and indexed, so they stand for times."""
+        conditions: list[ColumnElement[bool]] = []
         if self.since:
-            found.append(predictions.c.id >= first_id(self.since))
+            conditions.append(predictions.c.id >= first_id(self.since))
         if self.until:
-            found.append(predictions.c.id < first_id(self.until))
+            conditions.append(predictions.c.id < first_id(self.until))
         if self.model:
-            found.append(versions.c.model == self.model)
+            conditions.append(versions.c.model == self.model)
         if self.version:
-            found.append(versions.c.version == self.version)
-        return found
+            conditions.append(versions.c.version == self.version)
+        return conditions
 
 
-def export(engine: Engine, file: Path, choice: Choice) -> int:
-    """Write the chosen predictions to a file, some thousand rows at a time; gives how many rows there are.
+def export(engine: Engine, file: Path, choice: ExportFilter) -> int:
+    """Write the selected predictions to a file, some thousand rows at a time; return the number of rows.
 
     Raises:
-        JournalAway: the database can't be asked now.
-        OSError: the file can't be written.
+        JournalUnavailable: The database is unavailable.
+        OSError: The file cannot be written.
     """
     written = 0
     with parquet.ParquetWriter(file, SCHEMA) as writer:
         group: list[Line] = []
         size = 0
-        for line in _lines(engine, choice):
+        for line in _iter_rows(engine, choice):
             group.append(line)
             size += len(line["input"] or "") + len(line["output"] or "")
-            if len(group) == _ROWS_OF_GROUP or size > _BYTES_AT_ONCE:
+            if len(group) == _ROWS_PER_GROUP or size > _MAX_BYTES:
                 writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
                 written, group, size = written + len(group), [], 0
         writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
     return written + len(group)
 
 
-def _lines(engine: Engine, choice: Choice) -> Iterator[Line]:
+def _iter_rows(engine: Engine, choice: ExportFilter) -> Iterator[Line]:
     after: str | None = None
     while True:
         with transaction(engine) as connection:
             sizes = _sizes(connection, choice, after)
         if not sizes:
             return
-        for ids in _portions(sizes):
+        for ids in _chunks(sizes):
             with transaction(engine) as connection:
                 rows = _rows(connection, ids)
                 outcomes = _outcomes(connection, ids)
             for row in rows:
-                yield from _exploded(row, outcomes)
+                yield from _rows_of(row, outcomes)
         after = sizes[-1][0]
 
 
-def _sizes(connection: Connection, choice: Choice, after: str | None) -> list[tuple[str, int]]:
-    """The next ids, and how much is stored with each."""
+def _sizes(connection: Connection, choice: ExportFilter, after: str | None) -> list[tuple[str, int]]:
+    """Return the next ids, with the size of the data of each."""
     size = func.length(predictions.c.inputs) + func.length(predictions.c.outputs)
     joined = predictions.join(versions, predictions.c.version == versions.c.id)
-    asked = select(predictions.c.id, size).select_from(joined).where(*choice.conditions)
+    query = select(predictions.c.id, size).select_from(joined).where(*choice.conditions)
     if after:
-        asked = asked.where(predictions.c.id > after)
-    found = connection.execute(asked.order_by(predictions.c.id).limit(_IDS_AT_ONCE))
-    return [(identity, length) for identity, length in found]
+        query = query.where(predictions.c.id > after)
+    rows = connection.execute(query.order_by(predictions.c.id).limit(_IDS_PER_QUERY))
+    return [(identity, length) for identity, length in rows]
 
 
-def _portions(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
-    """Ids of which so many are fetched at once as fit into memory."""
-    portion: list[str] = []
+def _chunks(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
+    """Yield lists of ids whose data fits into memory."""
+    chunk: list[str] = []
     total = 0
     for identity, size in sizes:
-        if portion and total + size > _BYTES_AT_ONCE:
-            yield portion
-            portion, total = [], 0
-        portion.append(identity)
+        if chunk and total + size > _MAX_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(identity)
         total += size
-    yield portion
+    yield chunk
 
 
 def _rows(connection: Connection, ids: list[str]) -> list[Any]:
-    facts = (versions.c.model, versions.c.version.label("number"), versions.c.model_id, versions.c.run_id)
+    of_version = (
+        versions.c.model,
+        versions.c.version.label("number"),
+        versions.c.model_id,
+        versions.c.run_id,
+    )
     joined = predictions.join(versions, predictions.c.version == versions.c.id)
-    asked = select(predictions, *facts).select_from(joined).where(predictions.c.id.in_(ids))
-    return [*connection.execute(asked.order_by(predictions.c.id))]
+    query = select(predictions, *of_version).select_from(joined).where(predictions.c.id.in_(ids))
+    return [*connection.execute(query.order_by(predictions.c.id))]
 
 
 def _outcomes(connection: Connection, ids: list[str]) -> dict[tuple[str, int], Any]:
-    asked = select(feedback).where(feedback.c.prediction.in_(ids))
-    return {(row.prediction, row.row): row for row in connection.execute(asked)}
+    query = select(feedback).where(feedback.c.prediction.in_(ids))
+    return {(row.prediction, row.row): row for row in connection.execute(query)}
 
 
-def _exploded(row: Any, outcomes: dict[tuple[str, int], Any]) -> Iterator[Line]:
-    """A line for each row; of one thing that was answered for all, the first has it."""
-    inputs, outputs = _each(row.inputs, row.rows), _each(row.outputs, row.rows)
+def _rows_of(row: Any, outcomes: dict[tuple[str, int], Any]) -> Iterator[Line]:
+    """Yield a line for each row; an output for all rows together is in the first line."""
+    inputs, outputs = _split(row.inputs, row.rows), _split(row.outputs, row.rows)
     at = row.at if row.at.tzinfo else row.at.replace(tzinfo=UTC)
     for index in range(row.rows):
         known = outcomes.get((row.id, index))
@@ -167,8 +172,9 @@ def _exploded(row: Any, outcomes: dict[tuple[str, int], Any]) -> Iterator[Line]:
         }
 
 
-def _each(listed: str, rows: int) -> list[str | None]:
+def _split(array: str, rows: int) -> list[str | None]:
+    """Return the JSON of each element of a JSON array, with None for missing elements."""
     if rows == 1:
-        return [listed[1:-1]]
-    found: list[str | None] = [orjson.dumps(each).decode() for each in orjson.loads(listed)]
-    return found + [None] * (rows - len(found))
+        return [array[1:-1]]
+    elements: list[str | None] = [orjson.dumps(element).decode() for element in orjson.loads(array)]
+    return elements + [None] * (rows - len(elements))

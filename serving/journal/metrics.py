@@ -1,4 +1,4 @@
-"""What is counted of the journal, for Prometheus."""
+"""The Prometheus metrics of the journal."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ class JournalMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         records = Counter(
             "serving_journal_records_total",
-            "Predictions, by what became of them: written, or dropped. Those that wait are not among them.",
+            "Recorded predictions by outcome: written or dropped; pending ones are not counted.",
             ("outcome",),
             registry=registry,
         )
         self.written, self.dropped = records.labels("written"), records.labels("dropped")
         self.pending = Gauge(
-            "serving_journal_pending_records", "Predictions that wait for the database.", registry=registry
+            "serving_journal_pending_records",
+            "Predictions that wait to be written to the database.",
+            registry=registry,
         )
         self.written_at = Gauge(
             "serving_journal_last_write_timestamp_seconds",
-            "When predictions were written.",
+            "Time of the last write of predictions.",
             registry=registry,
         )
         self.failing = Gauge(
-            "serving_journal_failing", "1 while the database can't be asked.", registry=registry
+            "serving_journal_failing", "1 while the database is unavailable.", registry=registry
         )
-        self.feedback = Counter("serving_feedback_total", "Outcomes that were taken.", registry=registry)
+        self.feedback = Counter(
+            "serving_feedback_total", "Outcomes accepted by /feedback.", registry=registry
+        )
         self._quality = Gauge(
             "serving_quality",
-            "How right a version is, by the feedback on it: accuracy, mean_absolute_error, …",
+            "Quality of a version according to feedback: accuracy, mean_absolute_error, …",
             ("model", "version", "metric"),
             registry=registry,
         )
 
-    def tell(self, qualities: Sequence[Quality]) -> None:
-        """Show how right versions are: these, and no others; of two with one name and number, the first."""
+    def update(self, qualities: Sequence[Quality]) -> None:
+        """Replace the quality of all versions; of two with one name and number, the first counts."""
         self._quality.clear()
-        for each in reversed(qualities):
-            for name, value in (each.metrics | {"feedback_count": each.feedback}).items():
-                self._quality.labels(each.model, each.label, name).set(value)
+        for quality in reversed(qualities):
+            for name, value in (quality.metrics | {"feedback_count": quality.feedback}).items():
+                self._quality.labels(quality.model, quality.label, name).set(value)

@@ -1,4 +1,4 @@
-"""How right a version is, as the journal's process tells the front."""
+"""The quality of a version by the feedback on its predictions."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ from pydantic import BaseModel, Field
 
 
 class QualityState(BaseModel):
-    """How right a version is, by the feedback on it; null what does not apply to its answers."""
+    """The quality of a version by the feedback on it; metrics that do not apply to its outputs are null."""
 
-    feedback: int = Field(description="outcomes that came")
+    feedback: int = Field(description="number of outcomes")
     accuracy: float | None
     mean_absolute_error: float | None
     root_mean_squared_error: float | None
 
 
+class QualityFields(BaseModel):
+    """The field of a model's state."""
+
+    quality: QualityState | None = Field(None, description="quality by the feedback; null without feedback")
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How right a version was, by all feedback that came; what does not apply to its answers is None."""
+    """The quality of a version by all feedback; metrics that do not apply to its outputs are None."""
 
     model: str
     version: str | None
     model_id: str | None
     run_id: str | None
     source: str
-    """Where the version's artifacts are, which tells it from others that had its name and number."""
+    """The location of the artifacts: a deleted version may have had the same name and number."""
     at: int
-    """When feedback last came, in milliseconds since 1970."""
+    """The time of the last feedback, in milliseconds since 1970."""
     feedback: int
     accuracy: float | None
     mean_absolute_error: float | None
@@ -35,20 +41,20 @@ class Quality:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells the version apart from all others that the journal has."""
+        """Return the values that identify the version in the journal."""
         return self.model, self.label, self.source
 
     @property
     def label(self) -> str:
-        """The version, as metrics and headers tell it."""
+        """Return the version as in metrics and headers."""
         return self.version or self.model_id or ""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By name, without those that do not apply."""
-        found = {
+        """Return the metrics that apply, by name."""
+        metrics = {
             "accuracy": self.accuracy,
             "mean_absolute_error": self.mean_absolute_error,
             "root_mean_squared_error": self.root_mean_squared_error,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in metrics.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Predictions on their way from the front to the journal's process: one Arrow batch for many of them.
+"""Encode predictions for the journal's process, many in one Arrow batch.
 
-The front does no more than it must: bodies and answers go as the bytes they are, tables as Arrow has them.
-What they say in JSON is made in the other process, by `rows.py`.
+The front does as little as possible: it copies the bytes of bodies and responses, and the Arrow buffers of
+tables. `row_builder.py` converts them to JSON in the other process.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from serving.runtime.calls import Part
-from serving.runtime.exchange import Exchange
-from serving.runtime.loaded import Loaded
-from serving.runtime.outputs import Labels, Probabilities, Regression
-from serving.runtime.predictions import Later
-from serving.runtime.table import stream
+from serving.codecs.model_input import stream
+from serving.codecs.prediction_schema import ClassLabels, Probabilities, Regression
+from serving.codecs.predictions import LazyPredictions
+from serving.hooks import InferenceEvent
+from serving.models.loaded_model import LoadedModel
+from serving.models.model_calls import Part
 
 _PROTOCOLS = {
     "predict": "predict",
@@ -31,57 +31,59 @@ _PROTOCOLS = {
     "infer": "v2",
     "ModelInfer": "grpc",
 }
-"""By the last part of a request's path."""
+"""The protocol by the last segment of a request's path."""
 _TYPED = frozenset({"predict", "batch", "stream"})
-"""Those whose bodies and answers are JSON of rows."""
+"""The protocols whose bodies and responses are JSON of rows."""
 _OVERHEAD = 600
 _BINARIES, _NUMBERS = pa.list_(pa.binary()), pa.list_(pa.int32())
 
 
 class Record(NamedTuple):
-    """What is kept of one exchange, and nothing of what it was made with.
+    """The data of one prediction, without references to the request.
 
-    To hold on to requests until they are packed would take longer than all else here: their memory could not
-    be used again at once, and the garbage collector would look at it.
+    Holding requests until they are packed would cost more than everything else here: their memory could not
+    be reused at once, and the garbage collector would scan it.
     """
 
     id: str
-    live: Loaded
+    live: LoadedModel
     protocol: str
     rows: int
     params: str | None
     body: bytes
     answer: bytes
     given: Sequence[bytes] | None
-    """Where rows and what the model answered are tables, of which body and answer were made: those."""
+    """The input tables, for protocols whose bodies are not JSON of rows; `answered` has the output tables."""
     answered: Sequence[bytes] | None
     order: Any
-    """Where the rows of all tables stood in the request."""
+    """The positions of the rows of all tables in the request."""
     latency: float
     request_id: str
 
     @property
     def size(self) -> int:
-        """The bytes that it takes, about."""
+        """Return the approximate size in bytes."""
         tables = sum(map(len, [*self.given, *self.answered])) if self.given and self.answered else 0
         return _OVERHEAD + len(self.body) + len(self.answer) + tables
 
 
-def record(exchange: Exchange) -> Record:
-    """What is kept of an exchange, which has its id in the scope, as `prediction_id`."""
-    scope, answer = exchange.scope, exchange.answer
-    parts = exchange.answered_by
-    protocol = _protocol(scope["path"])
+def record(exchange: InferenceEvent) -> Record:
+    """Return the record of a request, whose id is `prediction_id` in the state of its context."""
+    context, answer = exchange.context, exchange.answer
+    parts = exchange.source_parts
+    protocol = _protocol(context.path)
     seconds = exchange.ended - exchange.began
-    ends = scope["prediction_id"], exchange.live, protocol
+    head = context.state["prediction_id"], exchange.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
-        tables = _given(parts), _answered(parts), rows
-        return Record(*ends, len(rows), params, b"", b"", *tables, seconds, scope["request_id"])
-    told = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
+        tables = _input_tables(parts), _output_tables(parts), rows
+        return Record(*head, len(rows), params, b"", b"", *tables, seconds, context.request_id)
+    response = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
     count = sum([len(rows) for rows, _ in parts])
-    return Record(*ends, count, params, exchange.body, told, None, None, None, seconds, scope["request_id"])
+    return Record(
+        *head, count, params, exchange.body, response, None, None, None, seconds, context.request_id
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -89,27 +91,27 @@ def _protocol(path: str) -> str:
     return _PROTOCOLS[path.rpartition("/")[2]]
 
 
-def _given(parts: Sequence[Part]) -> list[bytes]:
-    return [stream(ticket.rows) for _, ticket in parts]
+def _input_tables(parts: Sequence[Part]) -> list[bytes]:
+    return [stream(pending.rows) for _, pending in parts]
 
 
-def _answered(parts: Sequence[Part]) -> list[bytes]:
-    found = [ticket.future.result() for _, ticket in parts]
-    return [stream(answer.table) for answer in found if isinstance(answer, Later)]
+def _output_tables(parts: Sequence[Part]) -> list[bytes]:
+    outputs = [pending.future.result() for _, pending in parts]
+    return [stream(output.table) for output in outputs if isinstance(output, LazyPredictions)]
 
 
 def pack(records: Sequence[Record]) -> bytes:
-    """Records as an Arrow stream of one batch; its metadata tells of their versions."""
+    """Return records as an Arrow stream of one batch, with their versions in its metadata."""
     columns = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
-    places = {live: place for place, live in enumerate(dict.fromkeys(columns["live"]))}
-    columns["live"] = tuple(map(places.__getitem__, columns["live"]))
-    arrays = [pa.array(columns[name], kind) for name, kind in _KINDS.items()]
-    facts = orjson.dumps([_facts(live) for live in places])
-    batch = pa.RecordBatch.from_arrays(arrays, names=[*_KINDS])
-    return stream(batch.replace_schema_metadata({"versions": facts}))
+    indices = {live: index for index, live in enumerate(dict.fromkeys(columns["live"]))}
+    columns["live"] = tuple(map(indices.__getitem__, columns["live"]))
+    arrays = [pa.array(columns[name], dtype) for name, dtype in _COLUMN_TYPES.items()]
+    versions = orjson.dumps([_version_fields(live) for live in indices])
+    batch = pa.RecordBatch.from_arrays(arrays, names=[*_COLUMN_TYPES])
+    return stream(batch.replace_schema_metadata({"versions": versions}))
 
 
-_KINDS = {
+_COLUMN_TYPES = {
     "id": pa.string(),
     "live": pa.int32(),
     "protocol": pa.string(),
@@ -123,14 +125,14 @@ _KINDS = {
     "latency": pa.float64(),
     "request_id": pa.string(),
 }
-"""The columns of a batch; `live` is a place among the versions."""
+"""The columns of a batch; `live` is an index of the versions."""
 
 
-def _facts(live: Loaded) -> dict[str, Any]:
-    """What the journal keeps of a version; `outputs` is how its answers are read."""
+def _version_fields(live: LoadedModel) -> dict[str, Any]:
+    """Return the journal's fields of a version; `outputs` is the schema of its predictions."""
     version = live.version
     outputs: Any = live.contract.outputs
-    task = "classification" if isinstance(outputs, Probabilities | Labels) else None
+    task = "classification" if isinstance(outputs, Probabilities | ClassLabels) else None
     identity = orjson.dumps([version.name, version.version, version.model_id, version.source])
     return {
         "id": int.from_bytes(hashlib.sha256(identity).digest()[:8]) >> 1,

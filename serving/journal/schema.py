@@ -1,4 +1,4 @@
-"""The tables of the journal, as the migrations make them."""
+"""The tables of the journal, as the migrations create them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOMENT = DateTime(timezone=True)
 versions = Table(
     "versions",
     metadata,
-    # Of the facts on the version, so that all fronts that share the database agree without asking it.
+    # A hash of the version's identity, so that all fronts compute the same id without a query.
     Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("model", String, nullable=False),
     Column("version", String),
@@ -47,7 +47,7 @@ versions = Table(
     Column("absolute_errors", Text, nullable=False, server_default="0"),
     Column("squared_errors", Text, nullable=False, server_default="0"),
 )
-"""Model versions that have answered, how their answers are read, and how right they were."""
+"""The model versions with predictions, the schema of their outputs, and the sums of their feedback."""
 
 predictions = Table(
     "predictions",
@@ -64,7 +64,7 @@ predictions = Table(
     Column("latency", Float, nullable=False),
     Column("request_id", String, nullable=False),
 )
-"""Requests that were answered; `inputs` and `outputs` are JSON arrays of one thing a row, times are UTC."""
+"""Successful requests; `inputs` and `outputs` are JSON arrays with one element per row, times are UTC."""
 
 feedback = Table(
     "feedback",
@@ -76,9 +76,9 @@ feedback = Table(
     Column("correct", Boolean),
     Column("error", Float),
 )
-"""True outcomes, as JSON; `correct` of classes, `error` (predicted less true) of numbers."""
+"""True outcomes as JSON; `correct` for classes, `error` (predicted minus true) for numbers."""
 
 
 def first_id(moment: datetime) -> str:
-    """Return the least id of a prediction that is made at this moment or later; ids begin in 1970."""
+    """Return the smallest id of a prediction at this time or later; ids begin in 1970."""
     return str(Identity(int=max(0, math.ceil(moment.timestamp() * 1000)) << 80))

@@ -1,8 +1,8 @@
-"""The journal's process: takes records from the front and writes them to the database.
+"""The journal's process: write the records from the front to the database.
 
-`python -m serving.journal.writer FD`, started by `link.py`. All work with SQL and JSON is done here, so that
-the front has none of it. It ends when the front closes the socket, or dies: what has come is written, if the
-database takes it within a few seconds.
+`writer_client.py` starts it as `python -m serving.journal.writer FD`. It does all work with SQL and JSON, so
+that the front has none of it. It exits when the front closes the socket or dies, after it has written the
+records that it received, if the database is available within a few seconds.
 """
 
 from __future__ import annotations
@@ -26,82 +26,84 @@ import orjson
 from sqlalchemy import Connection, Engine, delete
 from sqlalchemy import select as choose
 
-from serving.errors import JournalAway
-from serving.journal import database, outcomes
-from serving.journal.database import Refused, transaction
-from serving.journal.frames import Frame, Kind, receive
+from serving.backoff import Backoff
+from serving.errors import JournalUnavailable
+from serving.journal import database, feedback_store
+from serving.journal.database import RowsRejected, transaction
+from serving.journal.framing import Frame, FrameType, receive
 from serving.journal.quality import Quality
-from serving.journal.rows import PREDICTION, VERSION, unpack
+from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
-from serving.runtime import confinement
-from serving.telemetry import logs
+from serving.processes import confinement
+from serving.telemetry.logging import configure as configure_logging
 
 T = TypeVar("T")
 log = logging.getLogger("serving.journal")
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_BETWEEN_SWEEPS = 60.0
-_SECONDS_TO_END = 5.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-_SWEPT_AT_ONCE = 1000
+_POLL_SECONDS = 1.0
+_PURGE_INTERVAL_SECONDS = 60.0
+_EXIT_SECONDS = 5.0
+_BACKOFF = Backoff(first_seconds=0.05, max_seconds=2.0)
+_PURGE_BATCH = 1000
 _MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
-"""After a jump of the clock, nothing is deleted for this time: it may be set right again."""
+"""After a jump of the clock, nothing is deleted for this time: the clock may be corrected again."""
 _NICE = 5
 
 
-class Gone(Exception):
-    """The front has gone, and the database has been away for too long since."""
+class ParentExited(Exception):
+    """The front has exited, and the database has been unavailable for too long since."""
 
 
 class Writer:
-    """Answers one front."""
+    """Serves one front."""
 
     def __init__(self, connection: socket.socket, url: str, days: int) -> None:
         self._connection, self._days = connection, days
         self._engine: Engine = database.connect(url)
         self._poll = select.poll()
-        self._poll.register(connection, 0)  # which tells that the other side has gone, and nothing else
+        self._poll.register(connection, 0)  # without events, it only reports that the other side has closed
         self._is_upgraded = False
-        self._failing: str | None = None  # nothing was told yet
-        self._told: list[Quality] = []
-        self._look_at = self._sweep_at = 0.0
+        self._failing: str | None = None  # not reported yet
+        self._reported: list[Quality] = []
+        self._poll_at = self._purge_at = 0.0
         self._clock_offset = time.time() - time.monotonic()
 
     def run(self) -> None:
-        """Do what frames say until the front has gone, and what is to be done from time to time."""
-        with suppress(Gone):
-            self._insist(self._upgrade)
+        """Handle frames and do the periodic work until the front has exited."""
+        with suppress(ParentExited):
+            self._retry_until(self._upgrade)
             while True:
-                if self._is_asked():
+                if self._has_input():
                     frame = receive(self._connection)
                     if frame is None:
                         return
-                    self._hear(frame)
-                self._do_what_is_due()
+                    self._on_frame(frame)
+                self._run_periodic()
 
-    def _is_asked(self) -> bool:
-        patience = max(0.0, self._look_at - time.monotonic())
-        return bool(select.select([self._connection], [], [], patience)[0])
+    def _has_input(self) -> bool:
+        timeout = max(0.0, self._poll_at - time.monotonic())
+        return bool(select.select([self._connection], [], [], timeout)[0])
 
-    def _hear(self, frame: Frame) -> None:
-        if frame.kind is Kind.RECORDS:
-            lost = self._insist(partial(self._write, frame.payload))
-            self._tell(Kind.WRITTEN, {"lost": lost}, frame.number)
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is FrameType.RECORDS:
+            lost = self._retry_until(partial(self._write, frame.payload))
+            self._send(FrameType.WRITTEN, {"lost": lost}, frame.number)
         else:
-            answer = self._take(orjson.loads(frame.payload))
-            self._look_at = 0.0
-            self._do_what_is_due()  # whoever is answered sees what has become of it
-            self._tell(Kind.ANSWER, answer, frame.number)
+            result = self._record_feedback(orjson.loads(frame.payload))
+            self._poll_at = 0.0
+            self._run_periodic()  # the quality changes before the client receives the response
+            self._send(FrameType.ANSWER, result, frame.number)
 
-    def _take(self, asked: Any) -> dict[str, Any]:
-        """What became of feedback."""
+    def _record_feedback(self, request: Any) -> dict[str, Any]:
         try:
-            return self._insist(partial(self._in_transaction, partial(outcomes.take, asked=asked)))
-        except Gone:
+            return self._retry_until(
+                partial(self._in_transaction, partial(feedback_store.record_feedback, request=request))
+            )
+        except ParentExited:
             raise
-        except Refused as error:  # a prediction was deleted in this moment
+        except RowsRejected as error:  # a prediction was deleted at the same time
             return {"refused": str(error)}
-        except Exception:  # whatever it is, records go on
-            log.exception("feedback could not be taken")
+        except Exception:  # a defect must not stop the records
+            log.exception("feedback could not be stored")
             return {"refused": "it could not be read"}
 
     # -- the database
@@ -116,69 +118,71 @@ class Writer:
             return do(connection)
 
     def _write(self, payload: bytes) -> int:
-        """Write records; gives how many of them the database refused."""
+        """Write records; return the number that the database rejected."""
         rows = unpack(payload)
         try:
             self._insert(rows.versions, rows.predictions)
-        except Refused:
-            return rows.lost + sum(not self._takes(rows.versions, each) for each in rows.predictions)
-        return rows.lost
+        except RowsRejected:
+            return rows.rejected + sum(
+                not self._insert_one(rows.versions, prediction) for prediction in rows.predictions
+            )
+        return rows.rejected
 
-    def _takes(self, of: list[tuple[Any, ...]], prediction: tuple[Any, ...]) -> bool:
+    def _insert_one(self, version_rows: list[tuple[Any, ...]], prediction: tuple[Any, ...]) -> bool:
         try:
-            self._insert(of, [prediction])
-        except Refused as error:
+            self._insert(version_rows, [prediction])
+        except RowsRejected as error:
             log.error("prediction %s is not recorded: %s", prediction[0], error)
             return False
         return True
 
-    def _insert(self, of: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> None:
+    def _insert(self, version_rows: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> None:
         with transaction(self._engine) as connection:
-            database.insert(connection, versions, VERSION, of)
+            database.insert(connection, versions, VERSION, version_rows)
             if rows:
                 database.insert(connection, predictions, PREDICTION, rows)
 
-    def _insist(self, do: Callable[[], T]) -> T:
-        """What `do` gives, tried until the database goes along.
+    def _retry_until(self, do: Callable[[], T]) -> T:
+        """Return the result of `do`, which is retried until the database is available.
 
         Raises:
-            Gone: the front has gone, and it was tried for some seconds more.
+            ParentExited: The front has exited, and the retries have failed for some more seconds.
         """
-        pause, ends = _FIRST_PAUSE, float("inf")
+        pause, ends = _BACKOFF.first_seconds, float("inf")
         while True:
             try:
-                found = do()
-            except JournalAway as error:
-                self._say(str(error))
+                result = do()
+            except JournalUnavailable as error:
+                self._report_state(str(error))
             else:
-                self._say("")
-                return found
+                self._report_state("")
+                return result
             if self._poll.poll(pause * 1000):
-                ends = min(ends, time.monotonic() + _SECONDS_TO_END)
+                ends = min(ends, time.monotonic() + _EXIT_SECONDS)
                 time.sleep(pause)
             if time.monotonic() > ends:
-                raise Gone
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                raise ParentExited
+            pause = _BACKOFF.following(pause)
 
-    # -- from time to time
+    # -- periodic work
 
-    def _do_what_is_due(self) -> None:
+    def _run_periodic(self) -> None:
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._poll_at:
             return
-        self._look_at = now + _SECONDS_BETWEEN_LOOKS
+        self._poll_at = now + _POLL_SECONDS
         try:
-            self._look()
+            self._report_quality()
             self._check_clock(now)
-            if self._days and now >= self._sweep_at:
-                if self._in_transaction(self._sweep):
-                    self._sweep_at = now + _SECONDS_BETWEEN_SWEEPS
+            if self._days and now >= self._purge_at:
+                if self._in_transaction(self._purge_expired):
+                    self._purge_at = now + _PURGE_INTERVAL_SECONDS
                 else:
-                    self._look_at = 0.0  # go on as soon as the front asks for nothing
-        except JournalAway as error:
-            self._say(str(error))
+                    self._poll_at = 0.0  # continue as soon as the front sends nothing
+        except JournalUnavailable as error:
+            self._report_state(str(error))
         else:
-            self._say("")
+            self._report_state("")
 
     def _check_clock(self, now: float) -> None:
         """Delete nothing for a while after the clock has jumped, which makes records look old."""
@@ -189,59 +193,60 @@ class Writer:
                 offset - self._clock_offset,
                 _SECONDS_AFTER_JUMP,
             )
-            self._sweep_at = now + _SECONDS_AFTER_JUMP
+            self._purge_at = now + _SECONDS_AFTER_JUMP
         self._clock_offset = offset
 
-    def _look(self) -> None:
-        """Tell the front how right versions are by now, as other fronts may have heard of it too."""
-        found = self._in_transaction(outcomes.qualities)
-        if found != self._told:
-            self._told = found
-            self._tell(Kind.QUALITY, [asdict(each) for each in found])
+    def _report_quality(self) -> None:
+        """Send the quality of versions to the front if it changed: other fronts receive feedback, too."""
+        qualities = self._in_transaction(feedback_store.model_qualities)
+        if qualities != self._reported:
+            self._reported = qualities
+            self._send(FrameType.QUALITY, [asdict(quality) for quality in qualities])
 
-    def _sweep(self, connection: Connection) -> bool:
-        """Delete some of the records that are too old; gives whether there are no more."""
+    def _purge_expired(self, connection: Connection) -> bool:
+        """Delete a batch of expired records; return whether none is left."""
         bound = first_id(datetime.now(UTC) - timedelta(days=self._days))
         ids = choose(predictions.c.id).where(predictions.c.id < bound).order_by(predictions.c.id)
-        old = [*connection.execute(ids.limit(_SWEPT_AT_ONCE)).scalars()]
+        old = [*connection.execute(ids.limit(_PURGE_BATCH)).scalars()]
         if old:
             connection.execute(delete(feedback).where(feedback.c.prediction.in_(old)))
             connection.execute(delete(predictions).where(predictions.c.id.in_(old)))
-        return len(old) < _SWEPT_AT_ONCE
+        return len(old) < _PURGE_BATCH
 
     # -- the front
 
-    def _say(self, failing: str) -> None:
+    def _report_state(self, failing: str) -> None:
         if self._failing is None or bool(failing) != bool(self._failing):
-            self._tell(Kind.STATE, {"failing": failing})
+            self._send(FrameType.STATE, {"failing": failing})
         self._failing = failing
 
-    def _tell(self, kind: Kind, payload: Any, number: int = 0) -> None:
-        with suppress(OSError):  # it is written all the same, if the front has gone
+    def _send(self, kind: FrameType, payload: Any, number: int = 0) -> None:
+        with suppress(OSError):  # records are still written after the front has exited
             for piece in Frame(kind, number, orjson.dumps(payload)).pack():
                 self._connection.sendall(piece)
 
 
 def main(descriptor: int) -> None:
-    """Serve the front on a socket that was inherited."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # who stops a whole group of processes means the front
-        signal.signal(each, signal.SIG_IGN)
+    """Serve the front on an inherited socket."""
+    # These signals reach the whole process group; the front decides when this process exits.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     confinement.hide_memory()
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
-        asked = orjson.loads(opened.payload)
-        logs.configure(*asked["logged"])
-        threading.Thread(target=_end_with_the_front, args=(connection,), daemon=True).start()
-        Writer(connection, asked["url"], asked["days"]).run()
+        options = orjson.loads(opened.payload)
+        configure_logging(*options["logged"])
+        threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
+        Writer(connection, options["url"], options["days"]).run()
 
 
-def _end_with_the_front(connection: socket.socket) -> None:
-    """Whatever the database's driver waits for, nothing outlives the front for long."""
+def _exit_with_parent(connection: socket.socket) -> None:
+    """Exit some seconds after the front, even if the database's driver still waits."""
     poll = select.poll()
     poll.register(connection, 0)
     poll.poll()
-    time.sleep(2 * _SECONDS_TO_END)
+    time.sleep(2 * _EXIT_SECONDS)
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Bounds the responses of the registry: MLflow reads each one whole, whatever its size and its pace."""
+"""Bounds the registry's responses: MLflow reads every response whole, regardless of its size and speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = 2**16
 
 
 def install(thread_name: str) -> None:
-    """Bound the responses that threads of this name receive through `requests`; others are as before."""
+    """Bound the responses that threads of this name receive through `requests`; others do not change."""
     from requests.adapters import HTTPAdapter
 
     original = HTTPAdapter.send

@@ -1,7 +1,7 @@
-"""The MLflow registry: resolves a reference to a version and downloads its artifacts.
+"""Client of the MLflow registry: resolves references, downloads artifacts and writes tags.
 
-MLflow's client blocks, so that its calls are made in threads of their own, with short timeouts; it takes
-seconds to import, so that this happens in such a thread too. MLflow's errors end here.
+MLflow's client blocks, so every call runs in a thread of its own, with a short timeout. Its import takes
+seconds, so it runs in such a thread too. MLflow's errors are mapped to this package's errors.
 """
 
 from __future__ import annotations
@@ -16,183 +16,189 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from serving.errors import RegistryUnavailable, Unresolved
-from serving.groups import Registry
-from serving.reference import Kind, Reference
-from serving.registry import blocking, bounded_http, folders
+from serving.errors import ReferenceNotFound, RegistryUnavailable
+from serving.reference import Reference, ReferenceKind
+from serving.registry import artifact_files, blocking_calls, bounded_http
+from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
-from serving.registry.entities import as_version, translated, underlying
 from serving.registry.live_tag import contested
-from serving.registry.policy import local_folder
-from serving.runtime.version import Version
-from serving.telemetry.redaction import without_secrets
+from serving.registry.mlflow_entities import as_version, map_exceptions, underlying
+from serving.settings.groups import RegistrySettings
+from serving.telemetry.redaction import redact
+from serving.version import Version
 
 T = TypeVar("T")
 
-# By default MLflow blocks for minutes on a registry that is away; who asks here tries again anyway.
+# By default MLflow blocks for minutes on a registry that is away; the callers here retry themselves.
 _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 _DEFAULTS["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
 WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
-_MARKING = 5
-_CALLS_AT_ONCE = 4
+_CURSOR_SIZE = 5
+_MAX_CONCURRENT_CALLS = 4
 _THREAD = "registry"
 _MAX_CALL_SECONDS = 20.0
 _MAX_FIRST_CALL_SECONDS = 120.0
 """The first call imports MLflow."""
-Marker: TypeAlias = tuple[tuple[str, str, int], ...]
-News: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
-"""What is to be written over the tags that are there; None deletes a tag."""
+RegistryCursor: TypeAlias = tuple[tuple[str, str, int], ...]
+TagChange: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str | None]]
+"""Returns the tags to write, given those that are present; None deletes a tag."""
 
 
 class RegistryClient:
-    """Asks the registry that the settings name.
+    """Calls the registry that the settings name.
 
-    `reachable` tells of the last look, None before the first; `checked_at` when a look last succeeded;
-    `failures` how many did not; `waited` how many seconds it took; `contested` which references several
-    versions of a model carried in `serving.live`, at the last look at all of them.
+    Attributes:
+        reachable: whether the last poll succeeded; None before the first one.
+        checked_at: the time of the last poll that succeeded.
+        failures: the number of polls that failed.
+        last_latency: the duration of the last poll in seconds.
+        contested: by model, the references that several versions carried in `serving.live`, when all of them
+            were read last.
     """
 
-    def __init__(self, settings: Registry) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
-        self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
         self._downloads = Downloads(settings)
         self._is_ready, self._is_closed = False, False
         self.reachable: bool | None = None
         self.checked_at: datetime | None = None
-        self.failures, self.waited = 0, 0.0
+        self.failures, self.last_latency = 0, 0.0
         self.contested: dict[str, frozenset[str]] = {}
-        self._marking: asyncio.Future[Marker] | None = None
-        self._marked_at = 0.0
+        self._cursor: asyncio.Future[RegistryCursor] | None = None
+        self._cursor_at = 0.0
 
     @property
     def uri(self) -> str:
-        """Where the registry is, without passwords."""
+        """Return the URI of the registry, without passwords."""
         uri = self._settings.registry_uri or self._settings.tracking_uri
-        return without_secrets(uri)
+        return redact(uri)
 
     async def resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
-        """The version that the reference names now, and lower ones in the same stage, which are not served.
+        """Return the version that the reference names now, and the lower ones in its stage.
 
         Raises:
-            Unresolved: it names none at present.
-            RegistryUnavailable: the registry gave no sensible answer.
+            ReferenceNotFound: it names no version at present.
+            RegistryUnavailable: the registry did not respond, or not sensibly.
         """
         try:
-            found = await self._look(self._resolve, reference)
+            versions = await self._timed_call(self._resolve, reference)
         except RegistryUnavailable:
             self.reachable, self.failures = False, self.failures + 1
             raise
-        except Unresolved:
-            self._reached()
+        except ReferenceNotFound:
+            self._record_success()
             raise
-        self._reached()
-        return found
+        self._record_success()
+        return versions
 
     async def versions(self, name: str) -> tuple[Version, ...]:
         """Return all versions of a model, with their tags; raises RegistryUnavailable."""
-        return await self._ask(self._listed, name)
+        return await self._call(self._list_versions, name)
 
-    async def marker(self, max_age: float) -> Marker:
-        """What is another one as soon as a version is made, moved to another stage or deleted: a cheap look.
+    async def cursor(self, max_age: float) -> RegistryCursor:
+        """Return a cursor that changes when a version is created, moved to another stage or deleted.
 
-        It may be `max_age` seconds old: several followers share it. Aliases and tags leave it as it is.
+        It is one cheap query, shared by several followers, and may be `max_age` seconds old. Changes of
+        aliases and tags do not change it.
 
         Raises:
-            RegistryUnavailable: the registry gave no sensible answer.
+            RegistryUnavailable: the registry did not respond, or not sensibly.
         """
         now = asyncio.get_running_loop().time()
-        if self._marking is None or now - self._marked_at > max_age:
-            self._marked_at = now
-            self._marking = asyncio.ensure_future(self._look(self._mark))
-        marker = await asyncio.shield(self._marking)
-        self._reached()
-        return marker
+        if self._cursor is None or now - self._cursor_at > max_age:
+            self._cursor_at = now
+            self._cursor = asyncio.ensure_future(self._timed_call(self._fetch_cursor))
+        cursor = await asyncio.shield(self._cursor)
+        self._record_success()
+        return cursor
 
     async def aliases(self, version: Version) -> tuple[str, ...]:
-        """The aliases that the version has now.
+        """Return the aliases that the version has now.
 
         Raises:
-            RegistryUnavailable: the registry gave no sensible answer.
+            RegistryUnavailable: the registry did not respond, or not sensibly.
         """
-        return await self._ask(self._aliases, version)
+        return await self._call(self._aliases, version)
 
     async def complete(self, version: Version) -> Version:
-        """The version with its aliases and the location of its artifacts, which take calls of their own."""
-        return await self._ask(self._complete, version)
+        """Return the version with its aliases and the location of its artifacts, which cost extra calls."""
+        return await self._call(self._complete, version)
 
     async def download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
-        """Download the version's artifacts into the new `folder`; return where they lie.
+        """Download the version's artifacts into the new `folder`; return their path.
 
-        `check` refuses a source on this machine by its path without links.
+        `check` raises if a source on this machine, given by its path without links, is not allowed.
 
         Raises:
-            RegistryUnavailable: the artifact store gave no sensible answer, or none in time.
-            Untrusted: they are too large, or something else than files.
+            RegistryUnavailable: the artifact store did not respond sensibly, or not in time.
+            UntrustedArtifact: they are too large, or contain anything but files and folders.
         """
-        with translated(f"the artifacts of {version}", may_be_missing=False):
+        with map_exceptions(f"the artifacts of {version}", may_be_missing=False):
             call = partial(self._download, version, folder, check)
             return await self._downloads.run(version.location, folder, call)
 
-    async def write_tags(self, version: Version, news: News) -> None:
-        """Write the tags that `news` gives for those which the version has now, in that order.
+    async def write_tags(self, version: Version, change: TagChange) -> None:
+        """Write the tags that `change` returns for the version's present tags, in that order.
 
         Raises:
-            RegistryUnavailable: the registry did not take them.
+            ReferenceNotFound: the version does not exist.
+            RegistryUnavailable: the registry did not accept them.
         """
-        await self._ask(self._write_tags, version, news)
+        await self._call(self._write_tags, version, change)
 
     async def log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
     ) -> None:
-        """Have a run, and the model that it logged, carry these metrics, at a time in milliseconds.
+        """Log metrics to a run, and to the model that it logged, at a time in milliseconds since the epoch.
 
-        The very same points are kept once.
+        MLflow stores identical points once, so a repeated call is harmless.
 
         Raises:
-            Unresolved: there is no such run.
-            RegistryUnavailable: the tracking server did not take them.
+            ReferenceNotFound: the run does not exist.
+            RegistryUnavailable: the tracking server did not accept them.
         """
-        await self._ask(self._log_metrics, run_id, model_id, metrics, step, at)
+        await self._call(self._log_metrics, run_id, model_id, metrics, step, at)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
-        """Have the registry send its events on versions and aliases to `url`; gives the webhook's id."""
-        return await self._ask(self._create_webhook, name, url, secret)
+        """Create a webhook that sends events on versions and aliases to `url`; return its id."""
+        return await self._call(self._create_webhook, name, url, secret)
 
     def close(self) -> None:
         """Make no further calls."""
         self._is_closed = True
 
-    def _reached(self) -> None:
+    def _record_success(self) -> None:
         self.reachable, self.checked_at = True, datetime.now(UTC)
 
-    async def _look(self, call: Callable[..., T], *args: Any) -> T:
-        return await self._ask(self._timed, call, *args)
+    async def _timed_call(self, call: Callable[..., T], *args: Any) -> T:
+        return await self._call(self._time, call, *args)
 
-    async def _ask(self, call: Callable[..., T], *args: Any) -> T:
-        async with self._places:
+    async def _call(self, call: Callable[..., T], *args: Any) -> T:
+        async with self._slots:
             if self._is_closed:
                 raise RegistryUnavailable("the service is stopping")
             seconds = _MAX_CALL_SECONDS if self._is_ready else _MAX_FIRST_CALL_SECONDS
             try:
                 async with asyncio.timeout(seconds):
-                    return await blocking.start(call, *args, name=_THREAD)
+                    return await blocking_calls.start(call, *args, name=_THREAD)
             except TimeoutError:
                 raise RegistryUnavailable(
                     f"no complete response from the registry in {seconds:g} s"
                 ) from None
-            except blocking.TooManyHang as error:
+            except blocking_calls.TooManyHang as error:
                 raise RegistryUnavailable(str(error)) from error
 
     # -- in the registry's threads
 
-    def _timed(self, call: Callable[..., T], *args: Any) -> T:
-        began = time.monotonic()
+    def _time(self, call: Callable[..., T], *args: Any) -> T:
+        started = time.monotonic()
         try:
             return call(*args)
         finally:
-            if self.checked_at:  # the first look imports MLflow, for which the registry can do nothing
-                self.waited = time.monotonic() - began
+            if self.checked_at:  # the first poll also imports MLflow, which is no latency of the registry
+                self.last_latency = time.monotonic() - started
 
     @cached_property
     def _client(self) -> Any:
@@ -200,46 +206,46 @@ class RegistryClient:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        bounded_http.install(blocking.thread_name(_THREAD))
+        bounded_http.install(blocking_calls.thread_name(_THREAD))
         self._is_ready = True
         return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
 
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
-        with translated(str(reference)):
-            if reference.kind is Kind.MODEL_ID:
+        with map_exceptions(str(reference)):
+            if reference.kind is ReferenceKind.MODEL_ID:
                 return self._logged_model(reference.selector), ()
-            found, *rivals = self._found(reference)
-            return as_version(found), tuple(map(as_version, rivals))
+            served, *rivals = self._named_versions(reference)
+            return as_version(served), tuple(map(as_version, rivals))
 
-    def _found(self, reference: Reference) -> list[Any]:
-        """What the reference names, the version that is served first."""
+    def _named_versions(self, reference: Reference) -> list[Any]:
+        """Return MLflow's versions that the reference names, the one that is served first."""
         client, name = self._client, reference.name
-        if reference.kind is Kind.VERSION:
+        if reference.kind is ReferenceKind.VERSION:
             return [client.get_model_version(name, reference.selector)]
-        if reference.kind is Kind.ALIAS:
+        if reference.kind is ReferenceKind.ALIAS:
             return [client.get_model_version_by_alias(name, reference.selector)]
-        versions = sorted(self._versions(name), key=lambda each: int(each.version), reverse=True)
+        versions = sorted(self._search_versions(name), key=lambda version: int(version.version), reverse=True)
         if not versions:
-            raise Unresolved(f"the registry has no version of a model {name!r}")
-        if reference.kind is Kind.LATEST:
+            raise ReferenceNotFound(f"the registry has no version of a model {name!r}")
+        if reference.kind is ReferenceKind.LATEST:
             return [versions[0]]
-        staged = [each for each in versions if each.current_stage == reference.selector]
+        staged = [version for version in versions if version.current_stage == reference.selector]
         if not staged:
-            raise Unresolved(f"no version of {name!r} is in stage {reference.selector}")
+            raise ReferenceNotFound(f"no version of {name!r} is in stage {reference.selector}")
         return staged
 
-    def _versions(self, name: str) -> list[Any]:
+    def _search_versions(self, name: str) -> list[Any]:
         quote = '"' if "'" in name else "'"
-        found = list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
-        self.contested[name] = contested(each.tags for each in found if isinstance(each.tags, Mapping))
-        return found
+        versions = list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
+        self.contested[name] = contested(v.tags for v in versions if isinstance(v.tags, Mapping))
+        return versions
 
-    def _listed(self, name: str) -> tuple[Version, ...]:
-        with translated(f"the versions of {name!r}"):
-            found, one = self._versions(name), self._client.get_model_version
-            if not all(isinstance(each.tags, Mapping) for each in found):  # Unity Catalog's search has none
-                found = [one(name, each.version) for each in found]
-            return tuple(map(as_version, found))
+    def _list_versions(self, name: str) -> tuple[Version, ...]:
+        with map_exceptions(f"the versions of {name!r}"):
+            versions, fetch = self._search_versions(name), self._client.get_model_version
+            if not all(isinstance(v.tags, Mapping) for v in versions):  # Unity Catalog's search omits tags
+                versions = [fetch(name, version.version) for version in versions]
+            return tuple(map(as_version, versions))
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)
@@ -253,61 +259,61 @@ class RegistryClient:
             tags=dict(model.tags),
         )
 
-    def _mark(self) -> Marker:
-        with translated("the versions that changed last"):
+    def _fetch_cursor(self) -> RegistryCursor:
+        with map_exceptions("the versions that changed last"):
             order = ["last_updated_timestamp DESC", "name ASC", "version_number DESC"]
-            found = self._client.search_model_versions(max_results=_MARKING, order_by=order)
-            return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
+            versions = self._client.search_model_versions(max_results=_CURSOR_SIZE, order_by=order)
+            return tuple((v.name, v.version, v.last_updated_timestamp) for v in versions)
 
     def _aliases(self, version: Version) -> tuple[str, ...]:
         if version.version is None:
             return ()
-        with translated(str(version)):
+        with map_exceptions(str(version)):
             aliases = self._client.get_registered_model(version.name).aliases
-        return tuple(sorted(alias for alias, of in aliases.items() if str(of) == version.version))
+        return tuple(sorted(alias for alias, number in aliases.items() if str(number) == version.version))
 
     def _complete(self, version: Version) -> Version:
         if version.version is None:
             return version
-        with translated(str(version)):
-            place = self._client.get_model_version_download_uri(version.name, version.version)
-            location = underlying(self._client, str(place))
+        with map_exceptions(str(version)):
+            uri = self._client.get_model_version_download_uri(version.name, version.version)
+            location = underlying(self._client, str(uri))
         return replace(version, aliases=self._aliases(version), location=location)
 
-    def _write_tags(self, version: Version, news: News) -> None:
-        with translated(str(version)):
-            client, place = self._client, (version.name, version.version)
-            for tag, value in news(client.get_model_version(*place).tags).items():
+    def _write_tags(self, version: Version, change: TagChange) -> None:
+        with map_exceptions(str(version)):
+            client, key = self._client, (version.name, version.version)
+            for tag, value in change(client.get_model_version(*key).tags).items():
                 if value is None:
-                    client.delete_model_version_tag(*place, tag)
+                    client.delete_model_version_tag(*key, tag)
                 else:
-                    client.set_model_version_tag(*place, tag, value)
+                    client.set_model_version_tag(*key, tag, value)
 
     def _log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
     ) -> None:
-        with translated(f"run {run_id}"):
+        with map_exceptions(f"run {run_id}"):
             from mlflow.entities import Metric
 
             points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
             self._client.log_batch(run_id, points)
 
     def _create_webhook(self, name: str, url: str, secret: str) -> str:
-        with translated("the webhook"):
+        with map_exceptions("the webhook"):
             return str(self._client.create_webhook(name, url, WEBHOOK_EVENTS, secret=secret).webhook_id)
 
     def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
         if source := local_folder(version.location):
             source = source.resolve(strict=True)
             check(source)
-            return folders.copy(source, folder, self._settings.max_model_bytes)
+            return artifact_files.copy(source, folder, self._settings.max_model_bytes)
         from mlflow.artifacts import download_artifacts
 
-        found = download_artifacts(
+        path = download_artifacts(
             artifact_uri=version.location,
             dst_path=str(folder),
             tracking_uri=self._settings.tracking_uri,
             registry_uri=self._settings.registry_uri,
         )
-        folders.check_files(folder.resolve(), self._settings.max_model_bytes)
-        return Path(found)
+        artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
+        return Path(path)

@@ -1,4 +1,4 @@
-"""Downloads of artifacts, each watched: one that stalls ends, and keeps no other waiting."""
+"""Runs downloads of artifacts with limits: a download that stalls is abandoned, and does not delay others."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import RegistryUnavailable
-from serving.groups import Registry
-from serving.registry import blocking
-from serving.registry.folders import Usage, check_files
+from serving.registry import blocking_calls
+from serving.registry.artifact_files import Usage, check_files
+from serving.settings.groups import RegistrySettings
 
-_AT_ONCE = 4
-_SECONDS_BETWEEN_LOOKS = 0.5
-_PATIENCE_SECONDS = 3.0
-"""A download that has received nothing for so long gives its place to another."""
-_MAX_SECONDS_IN_PLACE = 30.0
-"""So does one that has run for so long, however much it receives."""
-_MAX_HANGING = 3
-"""Downloads of one location that were given up and whose threads still run."""
+_MAX_CONCURRENT = 4
+_CHECK_INTERVAL_SECONDS = 0.5
+_MAX_IDLE_SECONDS = 3.0
+"""A download that has received nothing for this time gives up its slot, so that another may start."""
+_MAX_COUNTED_SECONDS = 30.0
+"""The same applies to one that has run for this time, however much it receives."""
+_MAX_ABANDONED = 3
+"""Maximum of abandoned downloads of one location whose threads still run."""
 
 
 class Downloads:
     """Runs a few downloads at once; those that stall do not count."""
 
-    def __init__(self, settings: Registry) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         self._running: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     async def run(self, location: str, folder: Path, call: Callable[[], Path]) -> Path:
-        """Run a download of `location` into `folder`; return what the call does.
+        """Run a download of `location` into `folder`; return the result of the call.
 
         Raises:
-            Untrusted: it is more than the settings allow, or holds what is no file.
+            UntrustedArtifact: it is larger than the settings allow, or contains more than files and folders.
             RegistryUnavailable: it stalls, or takes too long.
         """
-        place = _Place(self._places)
-        await place.take()
+        slot = _DownloadSlot(self._slots)
+        await slot.acquire()
         try:
             with self._lock:
-                if self._running[location] >= _MAX_HANGING:
-                    raise RegistryUnavailable("earlier downloads of it that were given up have not ended")
+                if self._running[location] >= _MAX_ABANDONED:
+                    raise RegistryUnavailable("earlier downloads of it that were abandoned have not ended")
                 self._running[location] += 1
             future = self._start(location, call)
             try:
-                await self._watch(future, folder, place)
+                await self._watch(future, folder, slot)
                 return future.result()
             finally:
                 future.cancel()
         finally:
-            place.give_back()
+            slot.release()
 
     def _start(self, location: str, call: Callable[[], Path]) -> asyncio.Future[Path]:
         def counted() -> Path:
@@ -63,8 +63,8 @@ class Downloads:
                 self._ended(location)
 
         try:
-            return blocking.start(counted, name="download")
-        except blocking.TooManyHang as error:
+            return blocking_calls.start(counted, name="download")
+        except blocking_calls.TooManyHang as error:
             self._ended(location)
             raise RegistryUnavailable(str(error)) from error
 
@@ -74,43 +74,43 @@ class Downloads:
             if not self._running[location]:
                 del self._running[location]
 
-    async def _watch(self, future: asyncio.Future[Path], folder: Path, place: _Place) -> None:
+    async def _watch(self, future: asyncio.Future[Path], folder: Path, slot: _DownloadSlot) -> None:
         loop = asyncio.get_running_loop()
-        began = progressed = loop.time()
+        started = progressed = loop.time()
         usage = Usage()
         while True:
-            done, _ = await asyncio.wait([future], timeout=_SECONDS_BETWEEN_LOOKS)
+            done, _ = await asyncio.wait([future], timeout=_CHECK_INTERVAL_SECONDS)
             if done:
                 return
-            found = await asyncio.to_thread(self._usage, folder)
+            current = await asyncio.to_thread(self._usage, folder)
             now = loop.time()
-            if found != usage:
-                usage, progressed = found, now
+            if current != usage:
+                usage, progressed = current, now
             if now - progressed > self._settings.download_stall_seconds:
                 raise RegistryUnavailable(f"nothing was received for {now - progressed:.0f} s")
-            if now - began > self._settings.download_seconds:
-                raise RegistryUnavailable(f"the download was not complete after {now - began:.0f} s")
-            if now - progressed > _PATIENCE_SECONDS or now - began > _MAX_SECONDS_IN_PLACE:
-                place.give_back()
+            if now - started > self._settings.download_seconds:
+                raise RegistryUnavailable(f"the download was not complete after {now - started:.0f} s")
+            if now - progressed > _MAX_IDLE_SECONDS or now - started > _MAX_COUNTED_SECONDS:
+                slot.release()
 
     def _usage(self, folder: Path) -> Usage:
         try:
             return check_files(folder.resolve(), self._settings.max_model_bytes)
-        except FileNotFoundError:  # not begun, or a file was renamed during the look
+        except FileNotFoundError:  # not started, or a file was renamed during the check
             return Usage()
 
 
-class _Place:
-    """One of the places for downloads, given back once."""
+class _DownloadSlot:
+    """One of the slots for concurrent downloads; releasing it twice has no further effect."""
 
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places, self._is_held = places, False
+    def __init__(self, slots: asyncio.Semaphore) -> None:
+        self._slots, self._is_held = slots, False
 
-    async def take(self) -> None:
-        await self._places.acquire()
+    async def acquire(self) -> None:
+        await self._slots.acquire()
         self._is_held = True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         if self._is_held:
             self._is_held = False
-            self._places.release()
+            self._slots.release()

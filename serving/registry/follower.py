@@ -7,58 +7,66 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 
-from serving.errors import ProcessDied, RegistryError, RegistryUnavailable, Rejected, Unresolved
-from serving.groups import Following
-from serving.registry.chronicle import Chronicle
+from serving.errors import ProcessDied, ReferenceNotFound, RegistryError, RegistryUnavailable, Rejected
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import Slot
+from serving.registry.artifact_store import ArtifactStore
+from serving.registry.change_detector import ChangeDetector
 from serving.registry.client import RegistryClient
+from serving.registry.decisions import (
+    REFUSED,
+    Action,
+    Candidate,
+    CandidatePhase,
+    decide,
+    failed_candidate,
+    next_poll_delay,
+    refused,
+    retry_delay,
+)
+from serving.registry.fallback import Fallback
 from serving.registry.gate import Gate
-from serving.registry.glance import Glance
-from serving.registry.herald import Herald
 from serving.registry.history import History
-from serving.registry.last_good import LastGood
-from serving.registry.plan import REFUSED, Candidate, State, Step, decide, pause, refused, rest
-from serving.registry.probation import Probation
-from serving.registry.store import Store
-from serving.runtime.errands import Errands
-from serving.runtime.loaded import Loaded
-from serving.runtime.probation import Tally
-from serving.runtime.slot import Slot
-from serving.runtime.version import Outcome, Version
-from serving.telemetry.redaction import without_secrets
+from serving.registry.promotion_events import PromotionEvent, PromotionEvents
+from serving.registry.rollback import ProbationMonitor
+from serving.registry.tag_writer import TagWriter
+from serving.settings.groups import PromotionSettings
+from serving.tasks import BackgroundTasks
+from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.follower")
-_LONGEST_LOOK = 10.0
-_SECONDS_BETWEEN_ALIASES = 5.0
-_SECONDS_BETWEEN_VERDICTS = 0.5
+_MAX_POLL_SECONDS = 10.0
+_ALIAS_POLL_SECONDS = 5.0
+_PROBATION_CHECK_SECONDS = 0.5
 
 
 class Follower:
-    """Keeps one slot on the version that its reference names."""
+    """Keeps one slot at the version that its reference names."""
 
     def __init__(
         self,
         slot: Slot,
         registry: RegistryClient,
-        store: Store,
+        store: ArtifactStore,
         gate: Gate,
-        herald: Herald,
+        tag_writer: TagWriter,
         history: History,
-        settings: Following,
+        settings: PromotionSettings,
         *,
         shared: bool = False,
     ) -> None:
         self.slot, self.history = slot, history
         self.candidate: Candidate | None = None
         self._registry, self._store, self._gate = registry, store, gate
-        self._herald, self._settings = herald, settings
-        self._last_good = LastGood(slot, registry, store, gate)
-        self._glance = Glance(registry, slot.reference, shared=shared)
-        self._starting: asyncio.Task[None] | None = None
-        self._errands = Errands()
-        self._probation = Probation(slot, self._errands)
-        self._chronicle = Chronicle(slot, herald, history, self._errands)
-        self._woken = asyncio.Event()
-        self._misses = 0
+        self._tag_writer, self._settings = tag_writer, settings
+        self._fallback = Fallback(slot, registry, store, gate)
+        self._change_detector = ChangeDetector(registry, slot.reference, shared=shared)
+        self._start_task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks()
+        self._probation = ProbationMonitor(slot, self._tasks)
+        self._events = PromotionEvents(slot, tag_writer, history, self._tasks)
+        self._wake_up = asyncio.Event()
+        self._failed_polls = 0
         self._aliases_due = 0.0
 
     # -- the loop
@@ -67,248 +75,244 @@ class Follower:
         """Tick until cancelled."""
         seconds = 0.0
         while True:
-            self._woken.clear()
+            self._wake_up.clear()
             try:
                 await self.tick()
-            except Exception:  # a mistake in here must not end the following
-                log.exception("a look at the registry failed", extra=self.slot.in_logs)
-            seconds = rest(self._settings.poll_seconds, self._registry.waited, seconds)
-            await self._rest(max(seconds, pause(self._misses, _LONGEST_LOOK) if self._misses else 0))
+            except Exception:  # an error in this module must not end the loop
+                log.exception("unhandled error while polling the registry", extra=self.slot.in_logs)
+            seconds = next_poll_delay(self._settings.poll_seconds, self._registry.last_latency, seconds)
+            failures = self._failed_polls
+            await self._wait(max(seconds, retry_delay(failures, _MAX_POLL_SECONDS) if failures else 0))
 
-    async def _rest(self, seconds: float) -> None:
-        """Wait for the next look, and judge and tell meanwhile: neither can wait that long."""
+    async def _wait(self, seconds: float) -> None:
+        """Wait for the next poll; check the probation and write tags meanwhile, more often."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
-        while not self._woken.is_set() and (left := ends - loop.time()) > 0:
+        while not self._wake_up.is_set() and (left := ends - loop.time()) > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(left, _SECONDS_BETWEEN_VERDICTS)):
-                    await self._woken.wait()
-            self._judge()
-            if self._herald.is_due:
-                await self._herald.flush()
+                async with asyncio.timeout(min(left, _PROBATION_CHECK_SECONDS)):
+                    await self._wake_up.wait()
+            self.check_probation()
+            if self._tag_writer.is_due:
+                await self._tag_writer.flush()
 
     def wake(self) -> None:
         """Tick now."""
-        self._glance.forget()
-        self._woken.set()
+        self._change_detector.reset()
+        self._wake_up.set()
 
     async def tick(self) -> None:
-        """Look at the live version and at the registry once, and start to follow what changed."""
-        self._judge()
-        settled = self.slot.live and not self.candidate
-        if not settled:
-            self._glance.forget()
-        if not (self.slot.live and self.slot.reference.is_fixed) and await self._glance.shows_change(
-            self._settings.poll_seconds
-        ):
-            await self._look()
+        """Check the live version, poll the registry once, and start what its changes require."""
+        self.check_probation()
+        if not self.slot.live or self.candidate:
+            self._change_detector.reset()
+        is_final = self.slot.live and self.slot.reference.is_fixed
+        if not is_final and await self._change_detector.has_changed(self._settings.poll_seconds):
+            await self._poll()
         if self.slot.live:
-            self._chronicle.condition(self.slot.live)
-        await self._herald.flush()
+            self._events.report_condition(self.slot.live)
+        await self._tag_writer.flush()
 
     @property
     def _is_idle(self) -> bool:
-        """Whether nothing is being brought up."""
-        return self._starting is None or self._starting.done()
+        """Return whether no version is being started."""
+        return self._start_task is None or self._start_task.done()
 
     async def settled(self) -> None:
-        """Wait until the version that was found last is live or refused."""
-        if self._starting:
-            await asyncio.gather(self._starting, return_exceptions=True)
+        """Wait until the version that was resolved last is live or refused."""
+        if self._start_task:
+            await asyncio.gather(self._start_task, return_exceptions=True)
 
-    async def begin(self, number: str) -> None:
-        """Bring up the version with this number, which other replicas serve, as far as that is possible."""
-        if loaded := await self._last_good.numbered(number):
-            self._swap(loaded, "it is live on other replicas", stands_in=True)
+    async def adopt(self, number: str) -> None:
+        """Start with the version of this number, which other instances serve, if it can serve here."""
+        if loaded := await self._fallback.by_number(number):
+            self._swap(loaded, "it is live on other instances", stands_in=True)
 
-    async def fill(self) -> None:
-        """Look once, and wait until a version is live, or the slot's reason says why none is.
-
-        Where nothing can serve, the next call tries again.
-        """
-        await self._look()
+    async def load(self) -> None:
+        """Poll once, and wait until a version is live or the slot's reason states why none is."""
+        await self._poll()
         if self.candidate and self._is_idle:  # it was refused before
             await self._fall_back(self.candidate)
         await self.settled()
         self.candidate = self.candidate if self.slot.live else None
 
-    async def empty(self, reason: str) -> None:
-        """Have nothing live: what loads is dropped, what is live drains. Another tick begins anew.
+    async def unload(self, reason: str) -> None:
+        """Cancel a start that is under way and drain what is live, so that the next tick starts over.
 
-        What was refused stays so.
+        A refused candidate stays refused.
         """
-        self._drop()
+        self._cancel_start()
         await self.settled()
         if self.candidate and self.candidate.state not in REFUSED:
             self.candidate = None
-        self._glance.forget()
-        self._herald.leave(self.slot.reference.uri)
+        self._change_detector.reset()
+        self._tag_writer.mark_unloaded(self.slot.reference.uri)
         for loaded in self.slot.clear(reason):
-            self._errands.start(loaded.drain())
-        await self._errands.done()
+            self._tasks.spawn(loaded.drain())
+        await self._tasks.join()
 
-    # -- what the registry says
+    # -- polling
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         try:
-            found, rivals = await self._registry.resolve(self.slot.reference)
-        except Unresolved as error:
-            self._misses, self.slot.is_named = 0, False
-            self._gate.attempts.named(self.slot.reference.uri, None)
-            self._unresolved(str(error))
+            resolved, rivals = await self._registry.resolve(self.slot.reference)
+        except ReferenceNotFound as error:
+            self._failed_polls = 0
+            self.slot.set_resolved(False)
+            self._gate.attempts.record_resolved(self.slot.reference.uri, None)
+            self._handle_unresolved(str(error))
             return
         except RegistryUnavailable as error:
-            self._misses += 1
-            self._glance.forget()
-            self._chronicle.says(f"the registry is away: {error}", self.candidate)
-            self._recall()
+            self._failed_polls += 1
+            self._change_detector.reset()
+            self._events.set_reason(f"the registry is away: {error}", self.candidate)
+            self._begin_start_from_disk()
             return
-        self._misses, self.slot.is_named = 0, True
-        self._gate.attempts.named(self.slot.reference.uri, found)
-        self._chronicle.warn_of(rivals, found)
+        self._failed_polls = 0
+        self.slot.set_resolved(True)
+        self._gate.attempts.record_resolved(self.slot.reference.uri, resolved)
+        self._events.report_stage_conflict(rivals, resolved)
         live, warm = self.slot.live, self.slot.warm
-        step = decide(
-            found,
+        action = decide(
+            resolved,
             live.version if live else None,
             warm.version if warm else None,
             self.candidate,
             asyncio.get_running_loop().time(),
         )
-        self._take(step, found)
-        if live and live.version.identity == found.identity:
-            self._herald.remind(self.slot.reference.uri, found)
-            await self._refresh(live, found)
-        elif self.candidate and self.candidate.state is State.REJECTED:
-            self._herald.repeat_refusal(found)
+        self._apply(action, resolved)
+        if live and live.version.identity == resolved.identity:
+            self._tag_writer.reassert(self.slot.reference.uri, resolved)
+            await self._refresh(live, resolved)
+        elif self.candidate and self.candidate.state is CandidatePhase.REJECTED:
+            self._tag_writer.repeat_refusal(resolved)
 
-    async def _refresh(self, live: Loaded, found: Version) -> None:
-        """Take over what has changed about the live version; its aliases take a call of their own."""
+    async def _refresh(self, live: LoadedModel, resolved: Version) -> None:
+        """Update the live version's tags and stage, and its aliases, which cost an extra call, less often."""
         now = asyncio.get_running_loop().time()
         if now < self._aliases_due:
-            live.refresh(replace(found, aliases=live.version.aliases))
+            live.refresh(replace(resolved, aliases=live.version.aliases))
             return
-        self._aliases_due = now + _SECONDS_BETWEEN_ALIASES
+        self._aliases_due = now + _ALIAS_POLL_SECONDS
         with suppress(RegistryError):
-            live.refresh(replace(found, aliases=await self._registry.aliases(found)))
+            live.refresh(replace(resolved, aliases=await self._registry.aliases(resolved)))
 
-    def _take(self, step: Step, found: Version) -> None:
-        if step is Step.NOTHING:
+    def _apply(self, action: Action, resolved: Version) -> None:
+        if action is Action.NOTHING:
             return
-        self._drop()
-        if step is Step.FORGET:
+        self._cancel_start()
+        if action is Action.FORGET:
             self.candidate = None
-        elif step is Step.RETURN and self.slot.warm:
-            self.slot.warm.refresh(replace(found, aliases=self.slot.warm.version.aliases))
+        elif action is Action.RETURN and self.slot.warm:
+            self.slot.warm.refresh(replace(resolved, aliases=self.slot.warm.version.aliases))
             self._swap(self.slot.warm, "it was promoted again while it was still warm")
         else:
-            before = self.candidate
-            again = before is not None and before.version.identity == found.identity
-            failures = before.failures if before and again else 0
-            self._note(Candidate(found, State.LOADING, f"{found} is loading", failures))
-            self._starting = asyncio.create_task(self._bring_up(found, failures))
+            previous = self.candidate
+            failures = previous.failures if previous and previous.version.identity == resolved.identity else 0
+            loading = Candidate(resolved, CandidatePhase.LOADING, f"{resolved} is loading", failures)
+            self._set_candidate(loading)
+            self._start_task = asyncio.create_task(self._start(resolved, failures))
 
-    def _unresolved(self, reason: str) -> None:
-        self._drop()
+    def _handle_unresolved(self, reason: str) -> None:
+        self._cancel_start()
         self.candidate = None
-        self._chronicle.says(reason, None)
-        if self.slot.live:
-            self.slot.live.refresh(replace(self.slot.live.version, stage=None))
-            self.slot.warnings = (f"{reason}: {self.slot.live.version} is served until another is promoted",)
+        self._events.set_reason(reason)
+        if live := self.slot.live:
+            live.refresh(replace(live.version, stage=None))
+            self.slot.set_warnings(f"{reason}: {live.version} is served until another version is promoted")
 
-    # -- bringing up
+    # -- starting a version
 
-    async def _bring_up(self, found: Version, failures: int) -> None:
-        """Bring up a version; one that was refused before, here or elsewhere, after what served instead."""
+    async def _start(self, version: Version, failures: int) -> None:
+        """Start a version.
+
+        A version that was refused before, here or on another front, is started after the one that served
+        instead: it is verified against that one's contract.
+        """
         try:
-            before = None if self.slot.live else refused(found) or await self._last_good.suspected(found)
-            if before:
-                await self._fall_back(before)
-            if before and before.state is State.REVERTED and self.slot.live:
-                self._note(before)
+            earlier = None if self.slot.live else refused(version) or await self._fallback.suspected(version)
+            if earlier:
+                await self._fall_back(earlier)
+            if earlier and earlier.state is CandidatePhase.REVERTED and self.slot.live:
+                self._set_candidate(earlier)
             else:
-                await self._try(found, failures)
+                await self._try(version, failures)
             self.wake()
         except Exception:
-            log.exception("%s could not be brought up", found, extra=found.in_logs)
-            self.candidate = None  # the next look tries again
+            log.exception("unhandled error while starting %s", version, extra=version.in_logs)
+            self.candidate = None  # the next poll tries again
 
-    async def _try(self, found: Version, failures: int) -> None:
-        seconds: float | None = None
+    async def _try(self, version: Version, failures: int) -> None:
         try:
-            loaded = await self._gate.bring_up(found, self.slot)
-        except (RegistryError, ProcessDied) as error:
-            failed = Candidate(found, State.WAITING, without_secrets(f"{found} waits: {error}"), failures + 1)
-            seconds = pause(failures)
-        except Rejected as error:
-            failed = Candidate(found, State.REJECTED, without_secrets(str(error)), failures + 1)
-            seconds = pause(failures + 3) if error.may_heal else None
+            loaded = await self._gate.load_and_verify(version, self.slot)
         except Exception as error:
-            log.exception("%s could not be brought up", found, extra=found.in_logs)
-            reason = f"{type(error).__name__} in the serving front; see its log"
-            failed = Candidate(found, State.REJECTED, reason, failures + 1)
+            if not isinstance(error, (RegistryError, ProcessDied, Rejected)):
+                log.exception("unhandled error while starting %s", version, extra=version.in_logs)
+            failed, seconds = failed_candidate(version, error, failures)
         else:
             self._swap(loaded, str(loaded.comparison or ""))
             return
         await self._fall_back(failed)
-        if failed.state is State.REJECTED:
-            self._chronicle.tell(found, Outcome.REJECTED, failed.reason)
-        now = asyncio.get_running_loop().time()
-        self._note(failed if seconds is None else replace(failed, retry_at=now + seconds))
+        if failed.state is CandidatePhase.REJECTED:
+            self._events.publish(PromotionEvent(version, Outcome.REJECTED, failed.reason))
+        # The delay starts after the fallback, which may have taken long to load.
+        retry_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        self._set_candidate(replace(failed, retry_at=retry_at))
 
     async def _fall_back(self, failed: Candidate) -> None:
-        """Where nothing is live, begin with what served last, as if it had been live all the time."""
+        """If nothing is live, start with the version that served last, as if it had always been live."""
         if self.slot.live:
             return
-        self._chronicle.says(failed.told, failed)
-        if loaded := await self._last_good.bring_up(failed.version):
+        self._events.set_reason(failed.status, failed)
+        if loaded := await self._fallback.load(failed.version):
             candidate = self.candidate
-            self._swap(loaded, f"it served last, and {failed.told}", stands_in=True)
+            self._swap(loaded, f"it served last, and {failed.status}", stands_in=True)
             self.candidate = candidate
 
-    def _recall(self) -> None:
-        """With nothing live, and nobody to ask: bring up the last known good version from the disk."""
+    def _begin_start_from_disk(self) -> None:
         if not self.slot.live and self._is_idle:
-            self._starting = asyncio.create_task(self._begin_from_disk())
+            self._start_task = asyncio.create_task(self._start_from_disk())
 
-    async def _begin_from_disk(self) -> None:
-        if loaded := await self._last_good.kept():
-            loaded.from_disk = self._misses > 0
+    async def _start_from_disk(self) -> None:
+        if loaded := await self._fallback.from_disk():
+            if self._failed_polls:
+                loaded.mark_from_disk()
             self._swap(loaded, "from the copy on disk, as the registry is away", stands_in=True)
 
-    # -- what is live
+    # -- the live version
 
-    def _swap(self, new: Loaded, reason: str, *, stands_in: bool = False) -> None:
-        old = self.slot.known
+    def _swap(self, new: LoadedModel, reason: str, *, stands_in: bool = False) -> None:
+        old = self.slot.last_live
         retired = self.slot.swap(new, self._settings.probation_seconds)
         self.candidate = None
-        new.tally = Tally()  # what failed on it in earlier days, where it had been live before, is past
+        new.reset_counts()
         for loaded in retired:
-            self._errands.start(loaded.drain())
-        self._chronicle.live(new.version, old.version if old else None, reason, stands_in=stands_in)
-        self._errands.start(self._store.remember(self.slot.reference.uri, new.version, new.artifacts))
+            self._tasks.spawn(loaded.drain())
+        self._events.publish(PromotionEvent(new.version, Outcome.LIVE, reason, stands_in))
+        if old and old.version.identity != new.version.identity:
+            self._events.publish(PromotionEvent(old.version, Outcome.SUPERSEDED, f"{new.version} went live"))
+        self._tasks.spawn(self._store.save_last_live(self.slot.reference.uri, new.version, new.artifacts))
 
-    def _judge(self) -> None:
-        """Go back to the old version where the new one fails; let the old one go when it does not."""
-        if retired := self._probation.judge(self._revert):
-            self._errands.start(retired.drain())
+    def check_probation(self) -> None:
+        """Return to the previous version if the new one fails; drain it once the probation has ended."""
+        if retired := self._probation.check(self._revert):
+            self._tasks.spawn(retired.drain())
 
-    def _revert(self, warm: Loaded, reason: str) -> None:
-        """Go back to the version before."""
+    def _revert(self, warm: LoadedModel, reason: str) -> None:
+        """Return to the previous version."""
         assert self.slot.live is not None
-        bad = self.slot.live.version
-        log.error("%s is reverted: %s", bad, reason, extra=self.slot.in_logs)
-        self._swap(warm, f"{bad} was reverted: {reason}")
-        if self.slot.warm:
-            self._errands.start(self.slot.warm.drain())
-            self.slot.warm = None
-        self.candidate = Candidate(bad, State.REVERTED, f"{bad} was reverted: {reason}")
-        self._chronicle.tell(bad, Outcome.REVERTED, reason)
+        event = PromotionEvent(self.slot.live.version, Outcome.REVERTED, reason)
+        self._swap(warm, event.sentence)
+        if bad := self.slot.release_warm():
+            self._tasks.spawn(bad.drain())
+        self.candidate = Candidate(event.version, CandidatePhase.REVERTED, event.sentence)
+        self._events.publish(event)
         self.wake()
 
-    def _note(self, candidate: Candidate) -> None:
+    def _set_candidate(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self._chronicle.says(candidate.told, candidate)
+        self._events.set_reason(candidate.status, candidate)
 
-    def _drop(self) -> None:
-        if self._starting:
-            self._starting.cancel()
+    def _cancel_start(self) -> None:
+        if self._start_task:
+            self._start_task.cancel()

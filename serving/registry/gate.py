@@ -1,4 +1,4 @@
-"""What a version has to pass before it goes live, the cheap checks first; each refusal says why."""
+"""Verifies a version before it goes live, the cheap checks first; every rejection states its reason."""
 
 from __future__ import annotations
 
@@ -12,71 +12,79 @@ from functools import partial
 
 from cachetools import LRUCache
 
-from serving.errors import Breaking, Corrupt, FrontDied, LoadFailed, ProcessDied, VerificationFailed
-from serving.registry import attempts
-from serving.registry.attempts import Attempts
+from serving.batching.sharing_proof import Sharing, reported
+from serving.contract import model_files
+from serving.contract.compatibility import breaking_changes, input_changes
+from serving.errors import (
+    DigestMismatch,
+    FrontDied,
+    IncompatibleContract,
+    LoadFailed,
+    ProcessDied,
+    VerificationFailed,
+)
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import LastLive, Slot
+from serving.processes import environments
+from serving.processes.environments import Difference, Environments, Needs
+from serving.processes.launcher import Launcher
+from serving.registry import load_attempts
+from serving.registry.artifact_files import check_files
+from serving.registry.artifact_policy import ArtifactPolicy
+from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
-from serving.registry.folders import check_files
-from serving.registry.policy import Policy
-from serving.registry.store import Store
-from serving.runtime import environments, model_files
-from serving.runtime.compatibility import breaking_changes, input_changes
-from serving.runtime.environments import Difference, Environments, Needs
-from serving.runtime.launcher import Launcher
-from serving.runtime.loaded import Loaded
-from serving.runtime.sharing import Sharing, reported
-from serving.runtime.slot import Known, Slot
-from serving.runtime.version import Artifacts, Version
-from serving.settings import Settings
+from serving.registry.load_attempts import LoadAttempts
+from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
+from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.gate")
-_MAX_DECISIONS = 1000
+_MAX_SHARING_DECISIONS = 1000
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 _MAX_DEATHS = 3
-"""A version is rejected when the fork server of its own environment has died so often in a row."""
+"""A version is rejected after so many deaths in a row of the fork server of its own environment."""
 
 
 class Gate:
-    """Brings versions up, as far as they pass.
+    """Loads versions and verifies them.
 
-    In this order: the operator's rules let it in; the artifacts are complete, and those that were registered;
-    the signature can be typed; the contract breaks no client of the live one; it loads in time; it answers
-    its own input example; it answers the last live requests.
+    The checks in order: the operator's policy allows it; the artifacts are complete, and have the registered
+    digest; the signature can be typed; the contract breaks no client of the live one; it loads in time; it
+    predicts its own input example; it predicts the last live requests.
     """
 
     def __init__(
         self,
         settings: Settings,
         registry: RegistryClient,
-        store: Store,
+        store: ArtifactStore,
         launcher: Launcher,
         metrics: Metrics,
     ) -> None:
-        self._settings, self._registry, self._policy = settings, registry, Policy(settings)
+        self._settings, self._registry, self._policy = settings, registry, ArtifactPolicy(settings)
         self._store, self._launcher, self._metrics = store, launcher, metrics
-        self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_DECISIONS)
-        """Whether callers may share a call of versions that were loaded before, by their digest."""
+        self._sharing: LRUCache[str, Sharing] = LRUCache(_MAX_SHARING_DECISIONS)
+        """Whether callers may share a call of versions that were loaded before, by digest."""
         self._environments = Environments(
-            settings.store_dir / "environments", strict=settings.strict, packages=settings.packages
+            settings.store_dir / "environments", strict=settings.strict_artifacts, packages=settings.packages
         )
-        self.attempts = Attempts(store.attempts)
+        self.attempts = LoadAttempts(store.attempts)
         self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
         self._idle.set()
         self._deaths: Counter[tuple[str, str | None, str]] = Counter()
 
-    async def bring_up(self, found: Version, slot: Slot) -> Loaded:
-        """The version with its processes running, proven and ready to be swapped in.
+    async def load_and_verify(self, version: Version, slot: Slot) -> LoadedModel:
+        """Return the version with its processes running, verified and ready to be swapped in.
 
         Raises:
-            Rejected: it does not pass.
-            RegistryError: its artifacts could not be had.
+            Rejected: it fails a check.
+            RegistryError: its artifacts could not be downloaded.
             ProcessDied: a process or the system failed, through no fault of the version.
         """
         try:
-            if deaths := await self.deaths(found):
-                return await self._bring_up_last(found, slot, deaths)
-            return await self._bring_up(found, slot)
+            if deaths := await self.deaths(version):
+                return await self._load_alone(version, slot, deaths)
+            return await self._load(version, slot)
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
@@ -87,55 +95,55 @@ class Gate:
         deaths = await asyncio.to_thread(self.attempts.deaths, version)
         return 0 if deaths and await self._store.has_served(version) else deaths
 
-    async def _bring_up_last(self, found: Version, slot: Slot, deaths: int) -> Loaded:
-        """Bring up a version with which a front died, alone and last: another death has one cause."""
-        if deaths >= attempts.MAX_DEATHS:
+    async def _load_alone(self, version: Version, slot: Slot, deaths: int) -> LoadedModel:
+        """Load a version with which a front died, alone and last, so that another death has one cause."""
+        if deaths >= load_attempts.MAX_DEATHS:
             raise FrontDied(
                 f"the front died while it was being verified, {deaths} times in a row: promote it again, or "
-                "change one of its tags, to have it tried again"
+                "change one of its tags, to try it again"
             )
         async with self._suspect:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.load_seconds):
                     await self._idle.wait()
-            return await self._bring_up(found, slot)
+            return await self._load(version, slot)
 
-    async def _bring_up(self, found: Version, slot: Slot) -> Loaded:
-        version = await self._registry.complete(found)
+    async def _load(self, version: Version, slot: Slot) -> LoadedModel:
+        version = await self._registry.complete(version)
         await asyncio.to_thread(self._policy.check_source, version)
         download = partial(self._registry.download, check=self._policy.check_folder)
         artifacts = await self._store.fetch(version, download)
         expected = version.tags.get("serving.digest")
         if expected and expected != artifacts.digest:
             await self._store.discard(version)
-            raise Corrupt(
+            raise DigestMismatch(
                 f"its artifacts are not those that were registered: {artifacts.digest}, not {expected[:100]}"
             )
-        return await self.prove(version, artifacts, slot)
+        return await self.verify(version, artifacts, slot)
 
-    async def prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
-        """As `bring_up`, for artifacts that are on the disk."""
+    async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
+        """Load and verify a version whose artifacts are on the disk; see `load_and_verify`."""
         self._verifying += 1
         self._idle.clear()
         try:
-            async with self.attempts.marked(version):
-                return await self._prove(version, artifacts, slot)
+            async with self.attempts.mark(version):
+                return await self._verify(version, artifacts, slot)
         finally:
             self._verifying -= 1
             if not self._verifying:
                 self._idle.set()
 
-    async def _prove(self, version: Version, artifacts: Artifacts, slot: Slot) -> Loaded:
+    async def _verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
-        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.described)
+        await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.mlmodel)
         needs = await asyncio.to_thread(environments.read, files)
         differing = await asyncio.to_thread(environments.differences, needs)
         if self._settings.environments:
             self._policy.check_requirements(files, needs)
-        launcher = await self._launcher_of(needs, differing)
+        launcher = await self._launcher_for(needs, differing)
         loaded = await asyncio.to_thread(
-            Loaded,
+            LoadedModel,
             version,
             artifacts,
             files,
@@ -144,48 +152,48 @@ class Gate:
             self._settings,
             slot.recorder,
             self._metrics,
-            warnings=[] if launcher.is_own else _warnings(version, differing),
+            warnings=[] if launcher.is_dedicated else _warnings(version, differing),
         )
-        known = slot.known
-        if known:
-            self._refuse_breaking(known, input_changes(known.contract, loaded.contract), version)
-        with self._explained(version, launcher, differing):
+        last_live = slot.last_live
+        if last_live:
+            self._reject_breaking(last_live, input_changes(last_live.contract, loaded.contract), version)
+        with self._explain_failure(version, launcher, differing):
             await loaded.start()
         try:
-            # What it returns is known only now.
-            changes = breaking_changes(known.contract, loaded.contract) if known else []
-            if known and changes:
-                self._refuse_breaking(known, changes, version)
-                loaded.forget_requests(self._settings.replayed)
-            await loaded.rehearse(
+            # The output types are known only after the example was predicted.
+            changes = breaking_changes(last_live.contract, loaded.contract) if last_live else []
+            if last_live and changes:
+                self._reject_breaking(last_live, changes, version)
+                loaded.forget_requests(self._settings.replay_requests)
+            await loaded.replay(
                 loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
             )
         except BaseException:
             loaded.close()
             raise
         self._sharing[artifacts.digest] = loaded.calls.sharing
-        loaded.keep()
+        loaded.activate()
         return loaded
 
-    async def _launcher_of(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
+    async def _launcher_for(self, needs: Needs, differing: Sequence[Difference]) -> Launcher:
         if not (self._settings.environments and (differing or needs.fault)):
             return self._launcher
-        return self._launcher.by(await self._environments.interpreter(needs))
+        return self._launcher.with_interpreter(await self._environments.interpreter(needs))
 
     @contextmanager
-    def _explained(
+    def _explain_failure(
         self, version: Version, launcher: Launcher, differing: Sequence[Difference]
     ) -> Iterator[None]:
-        """Have a failure in the block name what is not installed as the version requires it."""
+        """Add the packages that differ from the version's requirements to a failure in the block."""
         try:
             yield
         except (LoadFailed, VerificationFailed) as error:
-            if launcher.is_own or not differing:
+            if launcher.is_dedicated or not differing:
                 raise
-            hint = f"It requires {environments.listed(differing)}: {environments.REMEDY}"
+            hint = f"It requires {environments.describe(differing)}: {environments.REMEDY}"
             raise type(error)(f"{error}. {hint}") from error
         except ProcessDied as error:
-            if not launcher.is_own:
+            if not launcher.is_dedicated:
                 raise
             self._deaths[version.identity] += 1
             if self._deaths[version.identity] < _MAX_DEATHS:
@@ -194,21 +202,22 @@ class Gate:
             raise LoadFailed(f"{error} ({_MAX_DEATHS} times in a row)") from error
         self._deaths.pop(version.identity, None)
 
-    def _refuse_breaking(self, known: Known, changes: Sequence[str], version: Version) -> None:
+    def _reject_breaking(self, last_live: LastLive, changes: Sequence[str], version: Version) -> None:
         if changes and not (
             self._settings.allow_breaking or version.tags.get("serving.allow_breaking") == "true"
         ):
-            raise Breaking(
-                f"it would break clients of {known.version}: {'; '.join(changes[:10])}. "
-                "Set its tag serving.allow_breaking to true to let it go live all the same"
+            raise IncompatibleContract(
+                f"it would break clients of {last_live.version}: {'; '.join(changes[:10])}. "
+                "Set its tag serving.allow_breaking to true to let it go live anyway"
             )
 
 
 def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
-    """Return a warning if a version goes live with other packages than it was logged with."""
-    found = [each for each in differing if each.matters]
-    if not found:
+    """Return a warning if a version goes live with packages that differ from those it was logged with."""
+    relevant = [difference for difference in differing if difference.matters]
+    if not relevant:
         return []
     return [
-        f"{version} may answer otherwise: it requires {environments.listed(found)}: {environments.REMEDY}"
+        f"{version} may predict differently than when it was logged: it requires "
+        f"{environments.describe(relevant)}: {environments.REMEDY}"
     ]

@@ -1,24 +1,27 @@
-"""Decides which tags to write for what became of a version: plain functions over the tags that are there.
+"""Decides which tags to write for the outcome of a promotion: plain functions over the present tags.
 
-Each returns the tags in the order in which they are written; None deletes a tag.
+They return the tags in the order in which they are written; None deletes a tag.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.registry.live_tag import TAG, encoded, references
-from serving.runtime.version import Outcome, Version
+from serving.registry.live_tag import TAG, encode, references
+from serving.registry.mlflow_entities import printable
+from serving.version import Outcome, Version
 
-LONGEST_REASON = 500
-_NOT_EVERYWHERE = "live, but not on every front: "
+MAX_REASON_LENGTH = 500
+REFUSAL_TAG = "serving.refusal"
+"""JSON: `{"reason": …}`, why some front cannot serve a version that is live on others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """What became of a version that is not live, and since when."""
+class StatusUpdate:
+    """The outcome for a version that is not live, and since when."""
 
     version: Version
     outcome: Outcome
@@ -30,8 +33,8 @@ class Notice:
 class Claim:
     """A version that this front swapped in for a reference, to be written into its tags.
 
-    `swapped_at` is None where it only stands in for a version that this front can't serve; `refusal` is why
-    this front had refused it before.
+    `swapped_at` is None if it only stands in for a version that this front cannot serve; `refusal` is the
+    reason if this front had refused it before.
     """
 
     version: Version
@@ -43,76 +46,103 @@ class Claim:
 
 
 def is_reverted_elsewhere(claim: Claim, present: Mapping[str, str]) -> bool:
-    """Return whether another front has gone back from the version since it went live here."""
+    """Return whether another front has reverted the version since it went live here."""
     was_reverted = claim.version.tags.get("serving.state") == Outcome.REVERTED
     return present.get("serving.state") == Outcome.REVERTED and (claim.is_written or not was_reverted)
 
 
-def is_live_everywhere(present: Mapping[str, str]) -> bool:
-    """Return whether the tags show a version as live, and no front that can't serve it."""
-    reason = present.get("serving.reason", "")
-    return present.get("serving.state") == Outcome.LIVE and not reason.startswith(_NOT_EVERYWHERE)
+def hides_refusals(present: Mapping[str, str]) -> bool:
+    """Return whether the tags show a version as live, without the refusal of any front.
+
+    A refusal counts as shown only if the sentence for people shows it too: two fronts that write at the same
+    moment may overwrite one of the two tags.
+    """
+    refusal = _refusal(present)
+    is_shown = refusal is not None and present.get("serving.reason") == _refusal_sentence(refusal)
+    return present.get("serving.state") == Outcome.LIVE and not is_shown
 
 
 def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the tags to write, in this order, for a version that is live under a reference since `held`."""
-    found, reason = references(present), claim.reason[:LONGEST_REASON]
-    is_new, was_live = found.get(uri) != held, present.get("serving.state") == Outcome.LIVE
-    since = max({**found, uri: held}.values()).isoformat(timespec="seconds")
-    tag: dict[str, str | None] = {TAG: encoded(found | {uri: held})} if is_new else {}
+    """Return the tags to write for a version that is live under a reference since `held`."""
+    times = references(present)
+    is_new, was_live = times.get(uri) != held, present.get("serving.state") == Outcome.LIVE
+    since = max({**times, uri: held}.values()).isoformat(timespec="seconds")
+    tags: dict[str, str | None] = {TAG: encode(times | {uri: held})} if is_new else {}
     if not was_live:
-        return tag | _told(Notice(claim.version, Outcome.LIVE, reason, since))
-    said, tags = present.get("serving.reason", ""), tag.copy()
-    # How it compares differs from front to front, and the first has told.
-    is_news = is_new and not said.startswith(_NOT_EVERYWHERE)
-    if is_news or (claim.refusal and said == _not_everywhere(claim.refusal)):
-        tags["serving.reason"] = reason
+        return tags | _status(StatusUpdate(claim.version, Outcome.LIVE, claim.reason, since), present)
+    refusal = _refusal(present)
+    is_resolved = bool(claim.refusal) and refusal == _refusal_text(claim.refusal)
+    if is_resolved:
+        tags[REFUSAL_TAG] = None
+    # The comparison with the predecessor differs between fronts; the first one's stays.
+    if is_resolved or (is_new and refusal is None):
+        tags["serving.reason"] = claim.reason[:MAX_REASON_LENGTH]
     if is_new:
         tags["serving.since"] = since
-    # The reference last: as long as the version does not carry it, what is left to write is repeated.
-    return _if_new(dict(reversed(tags.items())), present)
+    # The reference last: the write is repeated as long as the version does not carry it.
+    return _changed(dict(reversed(tags.items())), present)
 
 
-def not_live(uri: str, held: datetime, notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the tags to write, in this order, for a version from which another took a reference at `held`.
+def not_live(
+    uri: str, held: datetime, update: StatusUpdate, present: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Return the tags to write for a version from which another took a reference at `held`.
 
-    One that is live under no other reference gets the outcome in `notice`. Its reference goes last: as long
-    as a version carries that, what is left to write is repeated.
+    A version that is live under no other reference gets the outcome in `update`. Its reference is removed
+    last: the write is repeated as long as the version carries it.
     """
-    found = references(present)
-    if uri not in found or found[uri] > held:  # it has taken the reference back since
+    times = references(present)
+    if uri not in times or times[uri] > held:  # the version has taken the reference back since
         return {}
-    del found[uri]
+    del times[uri]
     tags: dict[str, str | None] = {}
-    if not found and present.get("serving.state") == Outcome.LIVE:
-        tags |= _told(notice)
-    return tags | {TAG: encoded(found)}
+    if not times and present.get("serving.state") == Outcome.LIVE:
+        tags |= _status(update, present)
+    return tags | {TAG: encode(times)}
 
 
-def outcome(notice: Notice, present: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the tags to write, in this order, for what became of a version that is not live."""
-    state, outcome, reason = present.get("serving.state"), notice.outcome, notice.reason[:LONGEST_REASON]
-    if outcome is Outcome.SUPERSEDED and references(present):
+def outcome(update: StatusUpdate, present: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the tags to write for the outcome of a version that is not live on this front."""
+    state, reason = present.get("serving.state"), update.reason[:MAX_REASON_LENGTH]
+    if update.outcome is Outcome.SUPERSEDED and references(present):
         return {}
-    if state == Outcome.LIVE and outcome is Outcome.REJECTED:
-        return _if_new({"serving.reason": _not_everywhere(notice.reason)}, present)
-    if state != outcome or "serving.since" not in present:
-        return _told(notice)
-    return _if_new({"serving.reason": reason}, present)
+    if state == Outcome.LIVE and update.outcome is Outcome.REJECTED:
+        refusal = _refusal_text(update.reason)
+        value = json.dumps({"reason": refusal}, ensure_ascii=False)
+        return _changed({"serving.reason": _refusal_sentence(refusal), REFUSAL_TAG: value}, present)
+    if state != update.outcome or "serving.since" not in present:
+        return _status(update, present)
+    return _changed({"serving.reason": reason}, present)
 
 
-def _told(notice: Notice) -> dict[str, str | None]:
-    """Return an outcome as tags, the state last: who sees it finds its reason."""
+def _status(update: StatusUpdate, present: Mapping[str, str]) -> dict[str, str | None]:
+    """Return an outcome as tags, the state last: a reader who sees the state also sees its reason."""
+    obsolete: dict[str, str | None] = {REFUSAL_TAG: None} if REFUSAL_TAG in present else {}
     return {
-        "serving.reason": notice.reason[:LONGEST_REASON],
-        "serving.since": notice.since,
-        "serving.state": notice.outcome.value,
+        "serving.reason": update.reason[:MAX_REASON_LENGTH],
+        "serving.since": update.since,
+        **obsolete,
+        "serving.state": update.outcome.value,
     }
 
 
-def _not_everywhere(refusal: str) -> str:
-    return f"{_NOT_EVERYWHERE}{refusal}"[:LONGEST_REASON]
+def _refusal(present: Mapping[str, str]) -> str | None:
+    """Return why a front refuses the version, according to the tag; None if none does."""
+    try:
+        value = json.loads(present.get(REFUSAL_TAG, "null"))
+    except (ValueError, RecursionError):
+        return None
+    reason = value.get("reason") if isinstance(value, dict) else None
+    return reason if isinstance(reason, str) else None
 
 
-def _if_new(tags: dict[str, str | None], present: Mapping[str, str]) -> dict[str, str | None]:
+def _refusal_text(reason: str) -> str:
+    return printable(reason)[:MAX_REASON_LENGTH]
+
+
+def _refusal_sentence(refusal: str) -> str:
+    return f"live, but not on every front: {refusal}"[:MAX_REASON_LENGTH]
+
+
+def _changed(tags: dict[str, str | None], present: Mapping[str, str]) -> dict[str, str | None]:
     return {tag: value for tag, value in tags.items() if present.get(tag) != value}

@@ -1,1 +1,1 @@
-"""What is measured."""
+"""Metrics, logging, trace context and rate limits."""

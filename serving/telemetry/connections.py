@@ -1,4 +1,4 @@
-"""Counts of connections that were closed early, and of what was dropped on them."""
+"""Metrics of connections that the service closed early, and of data that it dropped."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class Closed(StrEnum):
-    """Why the service closed a connection before its caller did."""
+    """Why the service closed a connection before its client did."""
 
     LIMIT = "limit"
-    """As many connections as allowed were open."""
+    """The maximum number of connections was open."""
     MALFORMED = "malformed"
-    """It carried no valid HTTP, or too much of it."""
+    """The client sent invalid HTTP, or exceeded a limit."""
     SLOW = "slow"
     """A head or a body did not arrive in time."""
     UNREAD = "unread"
-    """The caller read nothing of its response for the time of the deadline."""
+    """The client read nothing of its response for the time of the deadline."""
     UNSENT = "unsent"
-    """Too many bytes waited on all connections together."""
+    """Too many unread bytes waited on all connections together."""
     HANDSHAKE = "handshake"
-    """Its TLS handshake failed or did not end in time."""
+    """The TLS handshake failed or timed out."""
 
 
 class ConnectionMetrics:
-    """The metrics of connections, in the registry of an application."""
+    """Metrics of connections, in the registry of an application."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         closed = Counter(
@@ -37,22 +37,22 @@ class ConnectionMetrics:
         self.closed = {reason: closed.labels(reason) for reason in Closed}
         self.trailers = Counter(
             "serving_trailers_dropped_total",
-            "Trailer fields of chunked request bodies that were dropped.",
+            "Dropped trailer fields of chunked request bodies.",
             registry=registry,
         )
         self.accept_errors = Counter(
             "serving_accept_errors_total",
-            "Failures to accept a connection, as when no file descriptor is left.",
+            "Failures to accept a connection, for example for lack of file descriptors.",
             registry=registry,
         )
         self.certificate_broken = Gauge(
             "serving_tls_certificate_broken",
-            "1 while the changed files of the TLS certificate cannot be loaded and the old one is in use.",
+            "1 while the changed TLS certificate cannot be loaded and the previous one is in use.",
             registry=registry,
         )
-        self.open = Gauge("serving_connections", "HTTP connections that are open.", registry=registry)
+        self.open = Gauge("serving_connections", "Open HTTP connections.", registry=registry)
         self.unsent = Gauge(
             "serving_unsent_bytes",
-            "Bytes of large responses that wait for their callers to read them.",
+            "Bytes of large responses that clients have not read yet.",
             registry=registry,
         )

@@ -1,4 +1,4 @@
-"""Takes out of a text what nobody may read in a log, and what a log or a terminal would take for its own."""
+"""Redaction of secrets and control characters in texts for logs and responses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _VALUE = r"""(?!\*\*\*)(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^&\s]+)"""
 _SCHEME = r"(?:(?:bearer|basic|digest|negotiate)\s+)"
 _USER = r"[^/\s:@\[]*"
 _SLASHED = r":(?!\d+/)\S{1,256}"
-"""A password that may have slashes in it, and is no port before a path."""
+"""A password that may contain slashes, but not a port in front of a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What to look for, and what to put in its place; only where one of the hints is in the text at all."""
+    """A pattern and its replacement, which are tried only if the text contains one of the hints."""
 
     hints: tuple[str, ...]
     find: re.Pattern[str]
@@ -33,56 +33,58 @@ def _rule(hints: str, pattern: str, hidden: str = rf"\1{_HIDDEN}") -> _Rule:
 
 
 _RULES = (
-    # The user, whose name may have an at sign in it, and the password of an address, whatever is in them; in
-    # one of HTTP not a slash behind a port.
+    # User and password of a URL; both may contain at signs and slashes. In HTTP URLs, a port and a path look
+    # the same as a password with a slash, and stay.
     _rule("//", rf"//(?:{_USER}@{_USER}{_SLASHED}|[^/\s]+|{_USER}{_SLASHED})@", f"//{_HIDDEN}@"),
     _rule("//", r"(?<!http:)(?<!https:)//[^/\s:@]*:\S{1,256}@", f"//{_HIDDEN}@"),
-    # Headers, as text or as Python shows them in pairs.
+    # Headers, as text or as the repr of pairs.
     _rule(
         "authorization x-api-key cookie",
         rf"((?:authorization|x-api-key|cookie){_IS.replace(':=', ':=,')}){_SCHEME}?{_VALUE}",
     ),
     _rule("pass pwd= secret token key", rf"({_NAME}{_IS}){_VALUE}"),
     _rule("bearer", r"\b(bearer\s+)[\w.~+/=-]{6,}"),
-    # This service's own keys, and others of that form.
+    # API keys of this service, and others of that form.
     _rule("sk_ sk-", r"\b(sk[-_])[\w-]{16,}"),
-    # Signatures of links to buckets.
+    # Signatures of presigned URLs.
     _rule("sig credential=", r"((?:[?&]|x-\w{3,4}-)(?:signature|sig|credential)=)[^&\s'\"]+"),
 )
 _NAMED_SECRET = re.compile(
     rf"(?:^|[-_. ]){_WORDS}(?:[-_](?:access[-_])?key)?$|^(?:authorization|cookie)$", re.IGNORECASE
 )
-_SHORTEST = 6
-"""What is shorter than that is no secret, and taking it out would spoil what is none."""
+_MIN_SECRET_LENGTH = 6
+"""Redacting shorter values would garble ordinary text."""
 
 
 @lru_cache(1000)
 def is_secret(name: str) -> bool:
-    """Whether something of this name is a secret: a field, or a variable of the environment."""
+    """Check whether a field or an environment variable of this name contains a secret."""
     return _NAMED_SECRET.search(name) is not None
 
 
-def of_environment(variables: Mapping[str, str] = os.environ) -> list[str]:
-    """The secrets in the variables of the environment."""
+def secrets_in_environment(variables: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the secrets in environment variables."""
     return [value for name, value in variables.items() if is_secret(name)]
 
 
 class Redaction:
-    """Hides secrets in texts: those that are known, and whatever looks like one."""
+    """Redacts known secrets, and texts that look like a secret."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        longest_first = sorted({each for each in known if len(each) >= _SHORTEST}, key=len, reverse=True)
+        longest_first = sorted(
+            {secret for secret in known if len(secret) >= _MIN_SECRET_LENGTH}, key=len, reverse=True
+        )
         self._known = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, text: str) -> str:
-        """The text without secrets."""
+        """Return the text without secrets."""
         if self._known:
             text = self._known.sub(_HIDDEN, text)
-        return without_secrets(text)
+        return redact(text)
 
 
-def without_secrets(text: str) -> str:
-    """A text in which addresses have no passwords, and nothing else that looks like a secret is left."""
+def redact(text: str) -> str:
+    """Return the text without passwords in URLs and without other texts that look like a secret."""
     lower = text.lower()
     for rule in _RULES:
         if any(hint in lower for hint in rule.hints):
@@ -90,11 +92,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def printable(text: str) -> str:
-    """A text of one line that does nothing to a terminal: what can't be printed is told by its number."""
+def escape_control_chars(text: str) -> str:
+    """Return the text with unprintable characters escaped, as one line that is safe for a terminal."""
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for each in text
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
     )

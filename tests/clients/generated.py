@@ -1,4 +1,4 @@
-"""What a generated client can do; its package is made anew from each document."""
+"""Interface of a generated client, whose package is regenerated from each document."""
 
 import json
 import sys

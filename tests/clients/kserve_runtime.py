@@ -1,4 +1,4 @@
-"""What in manifests KServe's own models do not know: `python kserve_runtime.py [[CLASS, MANIFEST], …]`."""
+"""List manifest fields unknown to KServe's models: `python kserve_runtime.py [[CLASS, MANIFEST], …]`."""
 
 import json
 import sys
@@ -8,18 +8,18 @@ import kubernetes.client
 
 
 def unknown(kind, value, path):
-    """The paths of fields that the models have not."""
+    """Yield the paths of fields that the models do not define."""
     if kind.startswith("list["):
-        for number, each in enumerate(value):
-            yield from unknown(kind[5:-1], each, f"{path}[{number}]")
+        for number, item in enumerate(value):
+            yield from unknown(kind[5:-1], item, f"{path}[{number}]")
         return
     model = getattr(kserve, kind, None) or getattr(kubernetes.client, kind, None)
     if model is None:
         return
     names = {theirs: own for own, theirs in model.attribute_map.items()}
-    for field, each in value.items():
+    for field, item in value.items():
         if field in names:
-            yield from unknown(model.openapi_types[names[field]], each, f"{path}.{field}")
+            yield from unknown(model.openapi_types[names[field]], item, f"{path}.{field}")
         else:
             yield f"{path}.{field}"
 

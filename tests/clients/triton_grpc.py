@@ -1,4 +1,4 @@
-"""Triton's client over gRPC, with its default options."""
+"""Run Triton's gRPC client with its default options."""
 
 import json
 import sys
@@ -7,43 +7,43 @@ import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-told = json.loads(sys.argv[2])
+arguments = json.loads(sys.argv[2])
 client = InferenceServerClient(sys.argv[1])
 
 
 def tensor(name, values):
     array = np.array(values)
     array = array.astype(object) if array.dtype.kind == "U" else array
-    made = InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-    made.set_data_from_numpy(array)
-    return made
+    infer_input = InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    infer_input.set_data_from_numpy(array)
+    return infer_input
 
 
-def answers(model, inputs, outputs=None, **more):
+def infer(model, inputs, outputs=None, **more):
     result = client.infer(model, inputs, outputs=outputs, **more)
     names = [output.name for output in result.get_response().outputs]
-    return {name: told_in_json(result.as_numpy(name).tolist()) for name in names}
+    return {name: to_json(result.as_numpy(name).tolist()) for name in names}
 
 
-def told_in_json(value):
+def to_json(value):
     if isinstance(value, list):
-        return [told_in_json(each) for each in value]
+        return [to_json(item) for item in value]
     return value.decode() if isinstance(value, bytes) else value
 
 
-flowers = np.array(told["flowers"])
-found = {
+flowers = np.array(arguments["flowers"])
+results = {
     "live": client.is_server_live(),
     "ready": client.is_server_ready() and client.is_model_ready("classifier", "1"),
     "server": client.get_server_metadata().name,
     "model": client.get_model_metadata("arrays", as_json=True),
-    "one tensor": answers("classifier", [tensor("flowers", flowers)]),
-    "pinned": answers("classifier", [tensor("flowers", flowers)], model_version="1"),
-    "single precision": answers("classifier", [tensor("flowers", flowers.astype(np.float32))]),
-    "a tensor a column": answers(
-        "classifier", [tensor(name, flowers[:, [index]]) for index, name in enumerate(told["names"])]
+    "one tensor": infer("classifier", [tensor("flowers", flowers)]),
+    "pinned": infer("classifier", [tensor("flowers", flowers)], model_version="1"),
+    "single precision": infer("classifier", [tensor("flowers", flowers.astype(np.float32))]),
+    "a tensor a column": infer(
+        "classifier", [tensor(name, flowers[:, [index]]) for index, name in enumerate(arguments["names"])]
     ),
-    "columns of all kinds": answers(
+    "columns of all kinds": infer(
         "pipeline",
         [
             tensor("city", ["Bonn", "Köln"]),
@@ -53,17 +53,17 @@ found = {
             tensor("built", ["1999-05-01T00:00:00", "1965-01-31T00:00:00"]),
         ],
     ),
-    "texts with a parameter": answers("texts", [tensor("input", ["a", "ä"])], parameters={"times": 2}),
-    "arrays": answers(
+    "texts with a parameter": infer("texts", [tensor("input", ["a", "ä"])], parameters={"times": 2}),
+    "arrays": infer(
         "arrays",
-        [tensor("image", np.array(told["images"], np.uint8)), tensor("words", [["a", "b"], ["c", "d"]])],
+        [tensor("image", np.array(arguments["images"], np.uint8)), tensor("words", [["a", "b"], ["c", "d"]])],
     ),
-    "a frame": answers(
+    "a frame": infer(
         "frame", [tensor("x", [5.0])], [InferRequestedOutput("half"), InferRequestedOutput("at")]
     ),
 }
 try:
     client.infer("classifier", [tensor("flowers", ["a", "b"])])
 except InferenceServerException as error:
-    found["refused"] = error.status(), error.message()
-print(json.dumps(found))
+    results["refused"] = error.status(), error.message()
+print(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Real models of many kinds, logged as people log them, with requests for each.
+"""Real models of many kinds, logged as users log them, with their requests.
 
 `entries` defines an entry, `ENTRY_MODULES` names the modules that list them: adding a kind of model means
 adding one entry. `reference` saves the models and records what MLflow itself returns, `protocols` sends the

@@ -57,12 +57,12 @@ class Agent(ChatAgent):  # type: ignore[misc]
     def predict(
         self, messages: list[ChatAgentMessage], context: Any = None, custom_inputs: Any = None
     ) -> ChatAgentResponse:
-        """Return the reply, and what came with the request."""
-        said = [
+        """Return the reply, and the user id of the request."""
+        replies = [
             ChatAgentMessage(id="a-1", role="assistant", content=reply(messages)),
             ChatAgentMessage(id="a-2", role="assistant", content=str(context and context.user_id)),
         ]
-        return ChatAgentResponse(messages=said, custom_outputs=custom_inputs)
+        return ChatAgentResponse(messages=replies, custom_outputs=custom_inputs)
 
     def predict_stream(
         self, messages: list[ChatAgentMessage], context: Any = None, custom_inputs: Any = None

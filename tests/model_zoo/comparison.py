@@ -1,4 +1,4 @@
-"""Compares what the service returned with what MLflow returns for the same request alone."""
+"""Compare responses of the service with what MLflow returns for the same request alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def difference(
     Args:
         entry: the model.
         request: what was sent.
-        reference: what `reference.record` has of this request.
+        reference: the result of `reference.record` for this request.
         protocol: how it was sent.
         index: the row that was sent, for protocols that send one row.
         reply: what the service returned.
-        exact: False to compare numbers up to what the shape of a batch changes.
+        exact: False to compare numbers up to the differences that the shape of a batch causes.
     """
     answers = _answers(reference, protocol, index, request)
     expected = [form for answer in answers for form in _forms(entry, request, protocol, answer)]
@@ -56,24 +56,24 @@ def _answers(reference: Mapping[str, Any], protocol: str, index: int, request: R
     scored, pyfunc = reference["scored"], reference["pyfunc"]
     usual = next(iter(scored.values()))
     if protocol == "predict" and request.body is None:
-        found = [reference["rows"][index], *([pyfunc] if len(request.rows) == 1 else [])]
+        candidates = [reference["rows"][index], *([pyfunc] if len(request.rows) == 1 else [])]
     elif protocol in SCORING:
-        found = [scored[protocol], usual, pyfunc]
+        candidates = [scored[protocol], usual, pyfunc]
     elif protocol in FORMATS:
-        found = [pyfunc, usual]
+        candidates = [pyfunc, usual]
     else:
-        found = [usual, pyfunc]
-    return _distinct([each["answer"] for each in found if each["status"] == 200])
+        candidates = [usual, pyfunc]
+    return _distinct([result["answer"] for result in candidates if result["status"] == 200])
 
 
 def _distinct(answers: list[Any]) -> list[Any]:
-    return [*{json.dumps(each): each for each in answers}.values()]
+    return [*{json.dumps(answer): answer for answer in answers}.values()]
 
 
 def _may_fail(
     entry: Entry, reference: Mapping[str, Any], protocol: str, request: Request, answers: list[Any]
 ) -> bool:
-    """Return whether an error is right: MLflow fails too, or JSON cannot express the answer."""
+    """Return whether an error is right: MLflow fails too, or JSON cannot express the result."""
     if request.is_refused or not answers or any("NaN" in json.dumps(each) for each in answers):
         return True
     if protocol in SCORING and reference["scored"][protocol]["status"] != 200:
@@ -95,7 +95,7 @@ def _has_rows(answer: Any, request: Request, protocol: str) -> bool:
 
 
 def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterator[Any]:
-    """Return the right contents of a protocol for what MLflow's server answers."""
+    """Return the right contents of a protocol for a response of MLflow's server."""
     if protocol in SCORING or protocol in FORMATS or protocol == "stream":
         yield answer
         return
@@ -196,7 +196,7 @@ def same(found: Any, expected: Any, tolerance: float, in_texts: bool = False) ->
 
 
 def _same_tensors(found: Mapping[str, Any], expected: Any, tolerance: float) -> bool:
-    """Return whether output tensors express what MLflow's server answers under `predictions`."""
+    """Return whether output tensors express the `predictions` of MLflow's server."""
 
     def agrees(value: Any, other: Any) -> bool:
         return same(value, other, tolerance, in_texts=True)

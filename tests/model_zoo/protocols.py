@@ -1,4 +1,4 @@
-"""Sends the requests of the zoo to a service, through each protocol that can express them."""
+"""Send the requests of the zoo to a service, through each protocol that can express them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from model_zoo.entries import Request, scoring_bodies
-from serving.rpc.messages import protos
+from serving.grpc import inference_pb2 as protos
 
 FORMATS = {
     "csv": "text/csv",
@@ -39,7 +39,7 @@ _BY_KIND = {"b": "BOOL", "i4": "INT32", "i8": "INT64", "f4": "FP32", "f8": "FP64
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a protocol returned: its status, 200 if it succeeded, and the content in Python."""
+    """Response of a protocol: its status, 200 on success, and the content as Python objects."""
 
     status: int
     content: Any
@@ -230,8 +230,8 @@ def tensors(request: Request) -> list[Tensor]:
     if request.body is not None or (request.named and not request.is_uniform):
         return []
     columns = {name: [row[name] for row in rows] for name in rows[0]} if request.named else {"input": rows}
-    found = [_tensor(request, name, column) for name, column in columns.items()]
-    return [] if None in found else [each for each in found if each]
+    tensors_ = [_tensor(request, name, column) for name, column in columns.items()]
+    return [] if None in tensors_ else [each for each in tensors_ if each]
 
 
 def _tensor(request: Request, name: str, column: list[Any]) -> Tensor | None:
@@ -257,20 +257,22 @@ def _tensor(request: Request, name: str, column: list[Any]) -> Tensor | None:
 
 
 def _from_json(answer: httpx.Response) -> dict[str, Any]:
-    return {each["name"]: _shaped(each["data"], each["shape"]) for each in answer.json()["outputs"]}
+    return {output["name"]: _shaped(output["data"], output["shape"]) for output in answer.json()["outputs"]}
 
 
 def _from_binary(answer: httpx.Response) -> dict[str, Any]:
     length = int(answer.headers.get("Inference-Header-Content-Length", len(answer.content)))
-    found, start = {}, length
-    for each in json.loads(answer.content[:length])["outputs"]:
-        if (size := each.get("parameters", {}).get("binary_data_size")) is None:
-            found[each["name"]] = _shaped(each["data"], each["shape"])
+    outputs, start = {}, length
+    for output in json.loads(answer.content[:length])["outputs"]:
+        if (size := output.get("parameters", {}).get("binary_data_size")) is None:
+            outputs[output["name"]] = _shaped(output["data"], output["shape"])
             continue
-        found[each["name"]] = _from_raw(each["datatype"], each["shape"], answer.content[start : start + size])
+        outputs[output["name"]] = _from_raw(
+            output["datatype"], output["shape"], answer.content[start : start + size]
+        )
         start += size
     assert start == len(answer.content)
-    return found
+    return outputs
 
 
 def _from_raw(datatype: str, shape: list[int], raw: bytes) -> Any:

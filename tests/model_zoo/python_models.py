@@ -1,4 +1,4 @@
-"""Models that people write themselves: a `PythonModel` in every shape of answer."""
+"""Custom models: a `PythonModel` for every shape of output."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -20,48 +20,48 @@ ONE_X = (table(X), table(X[1:2]), table(X[2:]), table(X[:2]))
 SIGNED = pd.DataFrame({"x": [1.0, -1.0, 2.0]})
 SIGNED_X = (table(SIGNED), table(SIGNED[:1]), table(SIGNED[1:2]), table(SIGNED[2:]))
 KEEP = "keep"
-"""The output is what MLflow infers from the model's answer to the example."""
+"""Output schema that MLflow infers from the model's output for the example."""
 
 
-class Answer(PythonModel):
+class FunctionModel(PythonModel):
     """A model that returns what a function returns for its input."""
 
-    def __init__(self, answer: Callable[[Any], Any]) -> None:
-        self.answer = answer
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
-    def predict(self, context, model_input, params=None):  # without types, as most write it
-        """Return the function's answer."""
-        return self.answer(model_input)
+    def predict(self, context, model_input, params=None):  # without types, as in most models
+        """Return the function's output."""
+        return self.function(model_input)
 
 
-class AnswerWithParams(Answer):
-    """The same for a function that takes the parameters too."""
+class FunctionModelWithParams(FunctionModel):
+    """A model that passes its parameters to the function too."""
 
     def predict(self, context, model_input, params=None):
-        """Return the function's answer."""
-        return self.answer(model_input, params)
+        """Return the function's output."""
+        return self.function(model_input, params)
 
 
 class Vocabulary(PythonModel):
-    """A model with an artifact, read as it is loaded."""
+    """A model that reads an artifact when it is loaded."""
 
     def load_context(self, context: Any) -> None:
         """Read the words."""
         self.words = Path(context.artifacts["words"]).read_text().split()
 
     def predict(self, context, model_input, params=None):
-        """Return the place of each word."""
+        """Return the positions of the words."""
         return [self.words.index(word) if word in self.words else -1 for word in model_input["word"]]
 
 
 def _saved(
-    answer: Callable[..., Any],
+    function: Callable[..., Any],
     example: Any,
     outputs: Any = KEEP,
     *,
     inputs: Schema | None = None,
     params: Any = None,
-    model: type[Answer] = Answer,
+    model: type[FunctionModel] = FunctionModel,
     with_example: bool = True,
 ) -> Save:
     """Save the model of a function; `outputs` are a schema, None, or `KEEP`."""
@@ -69,13 +69,13 @@ def _saved(
     def save(folder: Path) -> None:
         signature = None
         if inputs is not None or outputs is not KEEP or params is not None or not with_example:
-            given = (example,) if params is None else (example, params)
-            inferred = infer_signature(example, answer(*given), params)
+            arguments = (example,) if params is None else (example, params)
+            inferred = infer_signature(example, function(*arguments), params)
             outgoing = inferred.outputs if outputs is KEEP else outputs
             signature = ModelSignature(inputs or inferred.inputs, outgoing, inferred.params)
         mlflow.pyfunc.save_model(
             folder,
-            python_model=model(answer),
+            python_model=model(function),
             signature=signature,
             input_example=example if with_example else None,
             pip_requirements=[],
@@ -84,19 +84,19 @@ def _saved(
     return save
 
 
-def _row_wise(answer: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
-    return Entry(_saved(answer, X, outputs, **more), ONE_X)
+def _row_wise(function: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
+    return Entry(_saved(function, X, outputs, **more), ONE_X)
 
 
-def _whole(answer: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
-    return Entry(_saved(answer, X, outputs, **more), ONE_X, whole=True)
+def _whole(function: Callable[[Any], Any], outputs: Any = KEEP, **more: Any) -> Entry:
+    return Entry(_saved(function, X, outputs, **more), ONE_X, whole=True)
 
 
 def _column(kind: Any, name: str | None = None, required: bool = True) -> Schema:
     return Schema([ColSpec(kind, name, required)])
 
 
-# -- one result for each row
+# -- one result per row
 
 
 def _size(x: float) -> str:
@@ -188,7 +188,7 @@ WHOLE = {
 }
 
 
-# -- what a row's result is depends on the other rows
+# -- results that depend on the other rows
 
 
 def _repeated(frame: pd.DataFrame) -> pd.Series:
@@ -216,7 +216,7 @@ REDUCING = {
 }
 
 
-# -- columns that may be absent, and columns of each type
+# -- optional columns, and columns of every type
 
 
 def _with_defaults(frame: pd.DataFrame) -> list[str]:
@@ -350,7 +350,7 @@ def _in_session(frame: pd.DataFrame, params: dict[str, Any] | None) -> list[str]
 
 PARAMS = {
     "py_params": Entry(
-        _saved(_scaled, X, params={"factor": 2.0, "extra": [1.0, 2.0]}, model=AnswerWithParams),
+        _saved(_scaled, X, params={"factor": 2.0, "extra": [1.0, 2.0]}, model=FunctionModelWithParams),
         (
             table(X),
             table(X, {"factor": 3.0}),
@@ -359,7 +359,7 @@ PARAMS = {
         ),
     ),
     "py_object_params": Entry(
-        _saved(_in_session, X, params={"configurable": {"session_id": "0"}}, model=AnswerWithParams),
+        _saved(_in_session, X, params={"configurable": {"session_id": "0"}}, model=FunctionModelWithParams),
         (
             table(X),
             table(X[:1], {"configurable": {"session_id": "1"}}),

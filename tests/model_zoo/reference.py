@@ -32,7 +32,7 @@ def main(home: Path, *modules: str) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     for module in modules:
-        # As classes of a notebook: the service cannot import them.
+        # Like classes of a notebook, the service cannot import these.
         cloudpickle.register_pickle_by_value(import_module(f"model_zoo.{module}"))
         for name, entry in entries(module).items():
             folder = home / name
@@ -60,11 +60,11 @@ def record(folder: Path, entry: Entry) -> list[dict[str, Any]]:
 
 
 def _scored(client: TestClient, body: Any) -> dict[str, Any]:
-    answer = client.post(
+    response = client.post(
         "/invocations", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
-    found = json.loads(answer.text)
-    return {"status": answer.status_code, "answer": found if answer.is_success else answer.text[:500]}
+    found = json.loads(response.text)
+    return {"status": response.status_code, "answer": found if response.is_success else response.text[:500]}
 
 
 def _usual(client: TestClient, request: Request) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _usual(client: TestClient, request: Request) -> dict[str, Any]:
 
 
 def _predicted(model: Any, request: Request) -> dict[str, Any]:
-    """Return what pyfunc returns in Python, in the form of the server's answer."""
+    """Return what pyfunc returns in Python, in the form of the server's response."""
     try:
         if request.body is not None:
             predictions = model.predict(dict(request.body))
@@ -105,12 +105,12 @@ def _as_json(predictions: Any, *, wrapped: bool) -> str:
 
 
 def _streamed(model: Any, request: Request) -> list[list[Any]]:
-    """Return the parts of the answer to each row."""
+    """Return the parts of the response for each row."""
     given = [dict(request.body)] if request.body is not None else request.rows
     params = None if request.params is None else dict(request.params)
     return [
-        [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(each, params=params)]
-        for each in given
+        [json.loads(_as_json(part, wrapped=False)) for part in model.predict_stream(row, params=params)]
+        for row in given
     ]
 
 

@@ -1,4 +1,4 @@
-"""A service of models of the zoo, and how its answers differ from MLflow's."""
+"""Serve models of the zoo, and compare its responses with MLflow's."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pids import descendants, fork_server
 from model_zoo.comparison import difference
 from model_zoo.entries import Entry, entries
 from model_zoo.protocols import PROTOCOLS, Protocols, Reply, Send
-from serving.rpc.messages import services
+from serving.grpc import inference_pb2_grpc as services
 
 CONCURRENT_REQUESTS = 32
 _MAX_SECONDS_HELD = 1.0
-# A process that is stopped is no reason to refuse a request.
-PATIENCE = {"deadline_seconds": 60, "wait_seconds": 60, "load_seconds": 120}
+# A stopped process must not cause a rejection.
+PATIENCE = {"deadline_seconds": 60, "max_queue_seconds": 60, "load_seconds": 120}
 TESTS = Path(__file__).parent.parent
 Call = tuple[str, int, int, Send]
-"""A protocol, the request's and the row's index, and what sends it."""
+"""A protocol, the indices of the request and the row, and the function that sends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class Zoo:
         return found
 
     def differences(self, name: str, protocol: str) -> list[str]:
-        """Return how answers to a model's requests by one protocol differ, one at a time."""
+        """Return how sequential responses to a model's requests by one protocol differ."""
         calls = self._calls(name, [protocol])
         return self._differences(name, calls, (call[-1]() for call in calls), exact=True)
 
     def differences_together(self, name: str) -> list[str]:
-        """Return how answers differ where requests by all protocols wait for the model together."""
+        """Return how responses differ where requests by all protocols wait for the model together."""
         calls = self._calls(name, PROTOCOLS)
         random.Random(name).shuffle(calls)
         # Fewer would seldom share a batch.
@@ -86,18 +86,18 @@ class Zoo:
     def _differences(
         self, name: str, calls: list[Call], replies: Iterable[Reply], *, exact: bool
     ) -> list[str]:
-        entry, found = self.entries[name], []
+        entry, lines = self.entries[name], []
         for (protocol, number, row, _), reply in zip(calls, replies, strict=True):
             request, reference = entry.requests[number], self.references[name][number]
             if differs := difference(entry, request, reference, protocol, row, reply, exact):
-                found.append(f"{protocol}, request {number}, row {row}: {differs}")
-        return found
+                lines.append(f"{protocol}, request {number}, row {row}: {differs}")
+        return lines
 
     def _at_once(self, name: str, calls: list[Call]) -> list[Reply]:
         in_flight = f'serving_inflight_requests{{model="{name}",version="1"}}'
 
         def have_come() -> bool:
-            """Return whether each is answered, waits, or is what the stopped process was sent."""
+            """Return whether every request is complete, queued, or in the stopped process."""
             return sum(reply.done() for reply in replies) + self.service.metrics().get(in_flight, 0) >= len(
                 calls
             )
@@ -125,7 +125,7 @@ def _held(service: Service) -> Iterator[None]:
 
 def _signal(pids: set[int], number: signal.Signals) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):  # one that was only tried
+        with suppress(ProcessLookupError):  # the process of a rejected candidate
             os.kill(pid, number)
 
 
@@ -138,7 +138,7 @@ def begin_to_save(folder: Path, *modules: str, python: Any = sys.executable) -> 
 
 @contextmanager
 def zoo_of(modules: Iterable[str], folders: Path, uri: str, home: Path, **settings: Any) -> Iterator[Zoo]:
-    """Serve the models that were saved in these folders; each is live, or refused, when this begins."""
+    """Serve the models that were saved in these folders; wait until all are live or rejected."""
     listed = {name: entry for module in modules for name, entry in entries(module).items()}
     references = {name: json.loads((folders / f"{name}.json").read_text()) for name in listed}
     registry = Registry(uri)

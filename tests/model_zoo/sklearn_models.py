@@ -43,11 +43,11 @@ def _with_signature(fit: Any, inputs: Any, outputs: Any = None, example: Any = N
 
     def save(folder: Path) -> None:
         model = fit()
-        found = outputs(model) if callable(outputs) else outputs
+        values = outputs(model) if callable(outputs) else outputs
         mlflow.sklearn.save_model(
             model,
             folder,
-            signature=infer_signature(inputs, found),
+            signature=infer_signature(inputs, values),
             input_example=example,
             pip_requirements=[],
             **options,
@@ -159,7 +159,7 @@ class TwoColumns:
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Return the area, and a word for it."""
         area = inputs["width"] * inputs["height"]
-        return pd.DataFrame({"area": area, "size": ["large" if each > 5 else "small" for each in area]})
+        return pd.DataFrame({"area": area, "size": ["large" if value > 5 else "small" for value in area]})
 
 
 NUMBERED = pd.DataFrame(ARRAY)

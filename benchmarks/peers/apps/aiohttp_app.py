@@ -11,13 +11,13 @@ model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
 
 async def predict(request: web.Request) -> web.Response:
-    """The probabilities of one row."""
+    """Return the probabilities of one row."""
     row = await request.json()
     return web.json_response({"predictions": model.predict(pd.DataFrame([row])).tolist()})
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 while it runs."""
+    """Return 200 while the server runs."""
     return web.Response(text="ok")
 
 

@@ -8,7 +8,7 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 
-# What the service beside it has not got is off here, too: the access log, metrics and tracing.
+# Off, as in this service: access log, metrics and tracing.
 CONFIG: dict[str, Any] = {
     "workers": 1,
     "logging": {"access": {"enabled": False}},
@@ -21,13 +21,13 @@ COLUMNS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
 @bentoml.service(**CONFIG)
 class Iris:
-    """The model, which answers what waits as one batch."""
+    """The model, which predicts all waiting rows as one batch."""
 
     def __init__(self) -> None:
         self.model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=10_000)
     def predict(self, rows: np.ndarray) -> np.ndarray:
-        """The probabilities of each row; arrays are what its batches are quickest of."""
+        """Return the probabilities of each row; BentoML batches arrays fastest."""
         answers: np.ndarray = self.model.predict(pd.DataFrame(rows, columns=list(COLUMNS)))
         return answers

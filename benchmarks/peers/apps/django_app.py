@@ -17,13 +17,13 @@ model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
 
 def predict(request: HttpRequest) -> JsonResponse:
-    """The probabilities of one row."""
+    """Return the probabilities of one row."""
     row = json.loads(request.body)
     return JsonResponse({"predictions": model.predict(pd.DataFrame([row])).tolist()})
 
 
 def health(request: HttpRequest) -> HttpResponse:
-    """200 while it runs."""
+    """Return 200 while the server runs."""
     return HttpResponse("ok")
 
 

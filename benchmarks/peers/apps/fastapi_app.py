@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 class Row(BaseModel):
-    """The four measures of a flower, in cm."""
+    """Measurements of one flower, in cm."""
 
     sepal_length: float
     sepal_width: float
@@ -19,13 +19,13 @@ class Row(BaseModel):
 
 
 class Answer(BaseModel):
-    """The probabilities of each row."""
+    """Probabilities of each row."""
 
     predictions: list[list[float]]
 
 
 def create_app() -> FastAPI:
-    """The application, for uvicorn's `--factory`."""
+    """Create the application; for uvicorn's `--factory`."""
     app = FastAPI()
     model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 

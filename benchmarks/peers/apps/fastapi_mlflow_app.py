@@ -1,4 +1,4 @@
-"""fastapi-mlflow: an application made from the model's signature."""
+"""fastapi-mlflow: an application generated from the model's signature."""
 
 import os
 from typing import Any
@@ -14,7 +14,7 @@ CLASSES = ("setosa", "versicolor", "virginica")
 
 
 class Named:
-    """The model with a column for each class: it answers a matrix, which fastapi-mlflow has no type for."""
+    """The model with one output column per class: fastapi-mlflow has no type for a matrix."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -23,10 +23,10 @@ class Named:
         self.metadata.signature = ModelSignature(model.metadata.signature.inputs, outputs)
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A column of probabilities for each class."""
+        """Return one column of probabilities per class."""
         return pd.DataFrame(self.model.predict(table), columns=list(CLASSES))
 
 
 def create_app() -> FastAPI:
-    """The application, for uvicorn's `--factory`."""
+    """Create the application; for uvicorn's `--factory`."""
     return build_app(Named(mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])))

@@ -8,7 +8,7 @@ from flask import Flask, Response, jsonify, request
 
 
 def create_app() -> Flask:
-    """The application, for gunicorn."""
+    """Create the application; for gunicorn."""
     app = Flask(__name__)
     model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 

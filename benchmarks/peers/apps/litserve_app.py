@@ -9,31 +9,31 @@ import pandas as pd
 
 
 class Iris(litserve.LitAPI):
-    """The model, which answers what waits as one batch."""
+    """The model, which predicts all waiting rows as one batch."""
 
     def setup(self, device: str) -> None:
-        """Load the model, in the worker."""
+        """Load the model in the worker."""
         self.model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
     def batch(self, inputs: list[dict[str, float]]) -> pd.DataFrame:
-        """The rows of several requests as one table."""
+        """Combine the rows of several requests into one table."""
         return pd.DataFrame(inputs)
 
     def predict(self, table: pd.DataFrame) -> Any:
-        """The probabilities of each row."""
+        """Return the probabilities of each row."""
         return self.model.predict(table)
 
     def unbatch(self, output: Any) -> Any:
-        """The probabilities, request by request."""
+        """Return the probabilities by request."""
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, list[float]]:
-        """One request's answer."""
+        """Return the response to one request."""
         return {"predictions": output.tolist()}
 
 
 if __name__ == "__main__":
-    # Without a time-out a batch is what waits, which was both the quickest and the fastest here.
+    # Without a timeout, a batch consists of the waiting rows: highest throughput and lowest latency here.
     api = Iris(max_batch_size=64, batch_timeout=0.0)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(

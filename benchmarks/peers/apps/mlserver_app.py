@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(os.environ["PEER_FOLDER"])
-# What the service beside it has not got is off here, too: the access log (of `debug`), metrics, gzip.
+# Off, as in this service: access log (of `debug`), metrics and gzip.
 SERVER = {
     "debug": False,
     "host": "127.0.0.1",
@@ -16,7 +16,7 @@ SERVER = {
     "metrics_dir": str(FOLDER / "metrics"),
     "environments_dir": str(FOLDER / "environments"),
     "gzip_enabled": False,
-    "parallel_workers": 0,  # one more process was no faster here, and starts on an older uvloop only
+    "parallel_workers": 0,  # a second process was no faster here, and starts on an older uvloop only
 }
 MODEL = {
     "name": "iris",

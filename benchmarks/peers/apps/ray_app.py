@@ -1,6 +1,6 @@
-"""Ray Serve: `@serve.batch`, one replica behind HAProxy, on a Ray of its own without a dashboard.
+"""Ray Serve: `@serve.batch`, one replica behind HAProxy, on its own Ray without a dashboard.
 
-What its documentation calls high throughput is on, by variables that the table of peers has.
+The variables in the catalog of peers enable what Ray's documentation calls high throughput.
 """
 
 import os
@@ -19,21 +19,21 @@ from starlette.requests import Request
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
 class Iris:
-    """The model, which answers what waits as one batch."""
+    """The model, which predicts all waiting rows as one batch."""
 
     def __init__(self) -> None:
         self.model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
-    # Without a time to wait, a batch is what waits. Waiting 5 ms did a seventh more at 64 connections here,
-    # but took more than four times as long at one.
+    # Without a wait, a batch consists of the waiting rows. A wait of 5 ms was a seventh faster at 64
+    # connections, but more than four times as slow at one connection.
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
     async def predict(self, rows: list[dict[str, float]]) -> list[list[float]]:
-        """The probabilities of each row."""
+        """Return the probabilities of each row."""
         answers: list[list[float]] = self.model.predict(pd.DataFrame(rows)).tolist()
         return answers
 
     async def __call__(self, request: Request) -> Any:
-        """One request: a GET asks whether it is up."""
+        """Handle one request; a GET checks whether the server is up."""
         if request.method == "GET":
             return "ok"
         return {"predictions": [await self.predict(await request.json())]}

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 
 def create_app() -> Starlette:
-    """The application, for uvicorn's `--factory`."""
+    """Create the application; for uvicorn's `--factory`."""
     model = mlflow.pyfunc.load_model(os.environ["PEER_MODEL"])
 
     async def predict(request: Request) -> JSONResponse:

@@ -1,4 +1,4 @@
-// The status page: asks /status now and then, and shows what is told.
+// The status page: polls /status and shows it.
 
 import {
   ago,
@@ -15,98 +15,98 @@ import {
   write,
 } from "./elements.js";
 import { Detail } from "./detail.js";
-import { called, candidate, chosen, OUTCOMES, Table, trouble } from "./models.js";
+import { called, candidate, chosen, OUTCOMES, severity, Table } from "./models.js";
 
 const SECONDS = 2;
 const SECONDS_WHILE_LOADING = 0.5;
-const MOST_SECONDS = 30;
-const PATIENCE_SECONDS = 10;
+const MAX_SECONDS = 30;
+const TIMEOUT_SECONDS = 10;
 const KEY = "serving key";
 
 const $ = (id) => document.getElementById(id);
 const table = new Table($("rows"));
-const detail = new Detail($("detail"), ask, () => Boolean(sessionStorage.getItem(KEY)));
-let status = null; // as it was told last
-let shownInFull = null; // the model that is looked at, in full
+const detail = new Detail($("detail"), fetchWithKey, () => Boolean(sessionStorage.getItem(KEY)));
+let status = null; // the last response
+let shownInFull = null; // the selected model, with all its data
 let failures = 0;
 let paused = false;
 let failedSince = null;
 let timer = null;
-let looking = null; // what is under way
+let polling = null; // the poll in progress
 
-class Refused extends Error {}
+class KeyRequired extends Error {}
 
-/** Fetch from where the page came from, with the key if there is one. */
-function ask(path, options = {}) {
+/** Fetch from this service, with the key if there is one. */
+function fetchWithKey(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   return fetch(path, { cache: "no-store", ...options, headers });
 }
 
-async function asked(path) {
-  const answer = await ask(path, { signal: AbortSignal.timeout(PATIENCE_SECONDS * 1000) });
-  if (answer.status === 401 || answer.status === 403) throw new Refused((await answer.json()).detail);
-  if (!answer.ok) throw new Error(`it answered ${answer.status}`);
-  return answer.json();
+async function fetchJson(path) {
+  const response = await fetchWithKey(path, { signal: AbortSignal.timeout(TIMEOUT_SECONDS * 1000) });
+  if (response.status === 401 || response.status === 403) throw new KeyRequired((await response.json()).detail);
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  return response.json();
 }
 
-// -- the loop
+// -- polling
 
-/** Look once more: after what is under way, which may have begun before the viewer chose something. */
-function look() {
+/** Poll after the one in progress, which may have begun before the viewer's last action. */
+function poll() {
   clearTimeout(timer);
-  looking = (looking ?? Promise.resolve()).then(lookOnce);
-  return looking;
+  polling = (polling ?? Promise.resolve()).then(pollOnce);
+  return polling;
 }
 
-async function lookOnce() {
+async function pollOnce() {
   try {
     const before = status;
-    status = await asked("status");
-    await lookAt(wanted());
+    status = await fetchJson("status");
+    await load(selected());
     failures = 0;
     failedSince = null;
     announce(before, status);
     render();
   } catch (error) {
-    if (error instanceof Refused) return askForKey(error.message);
+    if (error instanceof KeyRequired) return askForKey(error.message);
     failures += 1;
     failedSince ??= new Date();
-    tellAway(error);
+    showFailure(error);
   }
-  again();
+  schedule();
 }
 
-function again() {
+function schedule() {
   clearTimeout(timer);
   if (paused || document.hidden) return;
   const isLoading = status?.models.some(
     (model) => model.candidate?.state === "loading" || model.state === "waking",
   );
-  const usual = isLoading ? SECONDS_WHILE_LOADING : SECONDS;
-  timer = setTimeout(look, 1000 * (failures ? Math.min(MOST_SECONDS, 2 ** failures) : usual));
+  const seconds = isLoading ? SECONDS_WHILE_LOADING : SECONDS;
+  timer = setTimeout(poll, 1000 * (failures ? Math.min(MAX_SECONDS, 2 ** failures) : seconds));
 }
 
-/** The model that the address names, or the only one. */
-function wanted() {
+/** Return the model in the page's address, or the only one. */
+function selected() {
   const name = decodeURI(location.hash.slice(1));
-  const found = status.models.find((model) => called(model) === name);
-  return found ?? (status.models.length === 1 ? status.models[0] : null);
+  const model = status.models.find((candidate) => called(candidate) === name);
+  return model ?? (status.models.length === 1 ? status.models[0] : null);
 }
 
-/** Have what is shown in full of a model, if that may have changed. */
-async function lookAt(model) {
+/** Load all data of a model, if it may have changed. */
+async function load(model) {
   if (!model) {
     shownInFull = null;
     return;
   }
   const facts = JSON.stringify([status.ticks, model]);
   if (shownInFull?.facts === facts) return;
-  const { models } = await asked(`status?model=${encodeURIComponent(model.name)}`);
+  const { models } = await fetchJson(`status?model=${encodeURIComponent(model.name)}`);
   shownInFull = { facts, model: models.find(({ uri }) => uri === model.uri) };
 }
 
-// -- showing
+// -- rendering
 
 function render() {
   if (!status) return;
@@ -117,6 +117,7 @@ function render() {
   $("forget").hidden = !sessionStorage.getItem(KEY);
   $("docs").hidden = Boolean(sessionStorage.getItem(KEY)); // a link sends no key
   renderOverall();
+  renderServiceWarnings();
   renderList();
   renderDetail();
 }
@@ -126,9 +127,9 @@ function renderOverall() {
   const now = new Date(status.now);
   const required = models.filter((model) => model.required);
   const down = required.filter((model) => model.state !== "live");
-  const troubled = models.filter((model) => trouble(model) > 1 && model.state !== "not live");
+  const troubled = models.filter((model) => severity(model) > 1 && model.state !== "not live");
   const isReady = status.status === "ready";
-  const told = isReady
+  const readiness = isReady
     ? "Ready"
     : down.length === 1
       ? `Not ready: ${called(down[0])} is not live`
@@ -137,25 +138,25 @@ function renderOverall() {
     ? [
         badge(
           "warn",
-          `${plural(troubled.length, "promotion")} ${troubled.length === 1 ? "needs" : "need"} a look`,
+          `${plural(troubled.length, "promotion")} ${troubled.length === 1 ? "needs" : "need"} attention`,
         ),
       ]
     : [];
-  show($("overall"), [told, troubled.length], () => [badge(isReady ? "good" : "bad", told), ...attention]);
+  show($("overall"), [readiness, troubled.length], () => [badge(isReady ? "good" : "bad", readiness), ...attention]);
   write($("service"), status.service);
   const tone = !isReady ? "bad" : troubled.length ? "warn" : "good";
   document.title = `${isReady ? (troubled.length ? "▲ Ready" : "Ready") : "✕ Not ready"} · Model serving`;
   setIcon(tone);
-  const looked = registry.checked_at ? ago((now - new Date(registry.checked_at)) / 1000) : "never";
+  const checked = registry.checked_at ? ago((now - new Date(registry.checked_at)) / 1000) : "never";
   const registryTone = registry.reachable ? "good" : registry.reachable === false ? "warn" : "busy";
   const registryWord = registry.reachable
     ? "reachable"
     : registry.reachable === false
-      ? "away"
-      : "not asked yet";
+      ? "unreachable"
+      : "not yet checked";
   show(
     $("figures"),
-    [registry.reachable, looked, lately, models.length, required.length, down.length, clock(now)],
+    [registry.reachable, checked, lately, models.length, required.length, down.length, clock(now)],
     () => [
       figure("Live", `${models.filter(({ state }) => state === "live").length} of ${models.length}`),
       figure("Requests/s", number(lately.requests)),
@@ -168,7 +169,7 @@ function renderOverall() {
               "span",
               { class: "muted" },
               " ",
-              moment(registry.checked_at, () => looked),
+              moment(registry.checked_at, () => checked),
             )
           : "",
       ]),
@@ -193,6 +194,21 @@ function setIcon(tone) {
   const href = `data:image/svg+xml,${encodeURIComponent(svg)}`;
   const link = document.querySelector("link[rel=icon]");
   if (link.getAttribute("href") !== href) link.setAttribute("href", href);
+}
+
+/** Show what /ready reports about the service itself, in its words. */
+function renderServiceWarnings() {
+  const { components, keys } = status;
+  show($("service-warnings"), [components, keys], () => [
+    keys != null && keys !== "readable" && warning(`keys: ${keys}`),
+    ...components.map(({ name, detail, state, restarts }) =>
+      warning(`${name}${detail && ` ${detail}`}: ${state}, ${plural(restarts, "restart")}`),
+    ),
+  ]);
+}
+
+function warning(text) {
+  return h("p", { class: "callout warn" }, badge("warn", text));
 }
 
 function renderList() {
@@ -230,10 +246,10 @@ function renderDetail() {
   $("detail").hidden = !model;
   if (!model) return;
   const others = status.models.filter(({ name }) => name === model.name);
-  detail.update(model, new Date(status.now), status.registry, others);
+  detail.update(model, new Date(status.now), others);
 }
 
-// -- telling what changes
+// -- announcements
 
 function announce(before, after) {
   if (!before) return;
@@ -252,27 +268,27 @@ function announce(before, after) {
   if (news.length) write($("news"), news.join(" "));
 }
 
-function tellAway(error) {
+function showFailure(error) {
   document.body.classList.add("stale");
   const since = h(
     "time",
     { datetime: failedSince.toISOString(), title: exact(failedSince) },
     clock(failedSince),
   );
-  const seconds = Math.min(MOST_SECONDS, 2 ** failures);
-  const why = error.name === "TimeoutError" ? "it takes too long" : error.message;
+  const seconds = Math.min(MAX_SECONDS, 2 ** failures);
+  const why = error.name === "TimeoutError" ? "timeout" : error.message;
   $("away").replaceChildren(
     icon("bad"),
     h(
       "span",
       {},
-      "The service has not answered since ",
+      "No response from the service since ",
       since,
-      ` (${why}). What is shown is older; it is asked again in ${seconds} s.`,
+      ` (${why}). The data below is older. Next attempt in ${seconds} s.`,
     ),
   );
   $("away").hidden = false;
-  document.title = "✕ No answer · Model serving";
+  document.title = "✕ No response · Model serving";
   setIcon("bad");
 }
 
@@ -292,7 +308,7 @@ $("key").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(KEY, $("secret").value.trim());
   $("secret").value = "";
-  look();
+  poll();
 });
 
 $("forget").addEventListener("click", () => {
@@ -300,7 +316,7 @@ $("forget").addEventListener("click", () => {
   location.reload();
 });
 
-// -- what the viewer does
+// -- actions of the viewer
 
 $("skip").addEventListener("click", (event) => {
   event.preventDefault();
@@ -311,7 +327,7 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   document.body.classList.toggle("paused", paused);
-  if (!paused) look();
+  if (!paused) poll();
 });
 
 for (const [id, kind] of [
@@ -322,16 +338,16 @@ for (const [id, kind] of [
 
 addEventListener("hashchange", async () => {
   const before = shownInFull?.model;
-  await look();
+  await poll();
   const model = shownInFull?.model;
   if (model && called(model) !== (before && called(before))) $("detail-title").focus();
   if (!model && before) table.link(called(before))?.focus();
 });
 
-addEventListener("online", () => paused || document.hidden || look());
+addEventListener("online", () => paused || document.hidden || poll());
 
 document.addEventListener("visibilitychange", () =>
-  document.hidden ? clearTimeout(timer) : paused || look(),
+  document.hidden ? clearTimeout(timer) : paused || poll(),
 );
 
-look();
+poll();

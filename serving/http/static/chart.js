@@ -1,4 +1,4 @@
-// Charts of the last half hour: lines over time, which pointers and arrow keys read out.
+// Line charts of the last half hour; a pointer or arrow keys show the values of one step.
 
 import { clock, exact, h, s } from "./elements.js";
 
@@ -6,7 +6,7 @@ const HEIGHT = 150;
 const MARGIN = { left: 46, right: 8, top: 16, bottom: 20 };
 const SPAN = 1800;
 
-/** A small line without axes, beside the number that it ends in. */
+/** A small line chart without axes. */
 export function sparkline(trend) {
   const [width, height] = [96, 22];
   const svg = s("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
@@ -88,7 +88,7 @@ export class Chart {
     new ResizeObserver(() => this.#draw()).observe(this.plot);
   }
 
-  /** Show these series, with a mark where a version went live: `{at, label}`, the newest first. */
+  /** Show series, with a mark for each swap: `{at, label}`, the newest first. */
   update(series, marks) {
     this.series = series;
     this.marks = marks;
@@ -142,7 +142,7 @@ export class Chart {
     return s("g", { class: "grid" }, tick, s("text", { x, y: HEIGHT - 4, class: "middle" }, label));
   }
 
-  /** A line where a version went live, and its label unless that of the one after it is in its place. */
+  /** Mark a swap; omit its label if it overlaps the next one. */
   #mark({ at, label }, width, next) {
     const x = this.x(at);
     const isLast = x > width - 60;
@@ -151,7 +151,7 @@ export class Chart {
     return s("g", { class: "mark" }, s("path", { d: `M${x} 2V${HEIGHT - MARGIN.bottom}` }), isFree && text);
   }
 
-  /** A line of nothing but zeros, in the colour of a failure, would only look like one. */
+  /** Omit a failure line that has only zeros. */
   #isDrawn(key) {
     return key === this.lines[0].key || this.series[key].some((value) => value > 0);
   }
@@ -163,13 +163,13 @@ export class Chart {
         if (value == null) return (drawn = false) || "";
         const command = drawn ? "L" : "M";
         drawn = true;
-        // A point between two gaps is a line of no length, which its round ends make a dot.
+        // A point between two gaps is a line of length zero; its round ends draw a dot.
         return `${command}${this.x(this.series.times[index]).toFixed(1)} ${this.y(value).toFixed(1)}h0`;
       })
       .join("");
   }
 
-  // -- reading out
+  // -- values of one step
 
   #onPointer(event) {
     const { times } = this.series ?? { times: [] };
@@ -195,7 +195,7 @@ export class Chart {
     this.#read(Math.min(last, Math.max(0, (this.at ?? last) + steps[event.key])));
   }
 
-  /** Read out the values of one step; of the last one where none is chosen. */
+  /** Show the values of one step, by default the last one. */
   #read(at) {
     this.at = at;
     const { times } = this.series ?? { times: [] };
@@ -207,9 +207,9 @@ export class Chart {
     );
     this.when.textContent = at == null ? "now" : clock(date);
     this.when.title = exact(date);
-    const told = this.lines.map(({ key, label }) => `${label} ${this.write(this.series[key][index])}`);
+    const values = this.lines.map(({ key, label }) => `${label} ${this.write(this.series[key][index])}`);
     this.plot.setAttribute("aria-valuenow", index);
-    this.plot.setAttribute("aria-valuetext", `${clock(date)}: ${told.join(", ")}`);
+    this.plot.setAttribute("aria-valuetext", `${clock(date)}: ${values.join(", ")}`);
     const x = this.x?.(times[index]);
     this.cursor?.replaceChildren(
       ...(at == null ? [] : [s("path", { d: `M${x} ${MARGIN.top}V${HEIGHT - MARGIN.bottom}` })]),
@@ -234,7 +234,7 @@ export class Chart {
   }
 }
 
-/** An axis from nothing to a round number that is no less than `least`. */
+/** An axis from zero to a round number of at least `least`. */
 export const linear = (least) => (values) => {
   const most = Math.max(least, ...values);
   const unit = 10 ** Math.floor(Math.log10(most));
@@ -242,7 +242,7 @@ export const linear = (least) => (values) => {
   return { ticks: [0, top / 2, top], share: (value) => value / top };
 };
 
-/** An axis of powers of ten, so that one slow moment leaves the others to be seen. */
+/** A logarithmic axis, on which one slow step does not hide the others. */
 export function logarithmic(values) {
   const logs = values.filter((value) => value > 0).map(Math.log10);
   const low = Math.floor(Math.min(-3, ...logs));
@@ -251,7 +251,7 @@ export function logarithmic(values) {
   return { ticks, share: (value) => Math.max(0, (Math.log10(value) - low) / (high - low)) };
 }
 
-/** The moments on the full ten minutes in the half hour before `end`. */
+/** Return the full ten minutes in the half hour before `end`. */
 function tens(end) {
   const last = Math.floor(end / 600) * 600;
   return [last - 1200, last - 600, last].filter((time) => time > end - SPAN + 60 && time < end - 30);

@@ -1,18 +1,18 @@
-// One model: what is live, what waits and why, its traffic, drift, quality and history, and a form to try it.
+// One model: live version, candidate, warnings, traffic, drift, quality, history, and a form to try it.
 
 import { Chart, linear, logarithmic } from "./chart.js";
 import { ago, badge, duration, h, icon, moment, named, number, plural, show } from "./elements.js";
 import { Form } from "./form.js";
 import { called, candidate, isAsleep, OUTCOMES, stateBadge } from "./models.js";
-import { watched } from "./watched.js";
+import { observed } from "./observed.js";
 
 const ESTIMATED =
-  "On a logarithmic scale; interpolated within the buckets of the histogram that /metrics has.";
+  "Logarithmic scale; interpolated within the buckets of the histogram in /metrics.";
 
 export class Detail {
-  constructor(element, ask, hasKey) {
+  constructor(element, fetchWithKey, hasKey) {
     this.element = element;
-    this.ask = ask;
+    this.fetchWithKey = fetchWithKey;
     this.charts = [
       new Chart({
         title: "Requests/s",
@@ -23,10 +23,10 @@ export class Detail {
         ],
         write: number,
         scale: linear(1),
-        note: "4xx are the callers' faults, and callers who left; 5xx the service's and the models'.",
+        note: "4xx: invalid requests and disconnected clients; 5xx: errors of the service or a model.",
       }),
       new Chart({
-        title: "Time to answer",
+        title: "Latency",
         note: ESTIMATED,
         lines: [
           { key: "p99", label: "p99" },
@@ -36,36 +36,36 @@ export class Detail {
         scale: logarithmic,
       }),
       new Chart({
-        title: "Rows in a batch",
+        title: "Rows per batch",
         lines: [{ key: "rows", label: "mean" }],
         write: number,
         scale: linear(2),
       }),
     ];
-    this.form = new Form(ask, hasKey);
+    this.form = new Form(fetchWithKey, hasKey);
     this.back = h("a", { href: "#", class: "back" }, "All models");
     this.title = h("h2", { id: "detail-title", tabindex: "-1" });
     this.summary = h("div", { class: "summary" });
-    this.told = h("div", { class: "told" });
+    this.messages = h("div", { class: "messages" });
     this.facts = h("section", { class: "card facts", "aria-labelledby": "facts-title" });
-    this.watched = h("div", { class: "watched" });
+    this.observed = h("div", { class: "observed" });
     this.history = h("section", { class: "card history", "aria-labelledby": "history-title" });
     element.append(
       h("div", { class: "head" }, this.back, this.title, this.summary),
-      this.told,
+      this.messages,
       h(
         "div",
         { class: "charts" },
         this.charts.map((chart) => chart.element),
       ),
-      this.watched,
+      this.observed,
       h("div", { class: "two" }, this.form.element, this.facts),
       this.history,
     );
   }
 
-  /** Show a model as `/status?model=…` tells of it; `others` are those that are served under the same name. */
-  update(model, now, registry, others) {
+  /** Show a model from `/status?model=…`; `others` are all references to the same registered model. */
+  update(model, now, others) {
     const { series, history } = model;
     const age = model.loaded_at && ago((now - new Date(model.loaded_at)) / 1000);
     show(this.title, model.uri, () => named(model));
@@ -74,7 +74,10 @@ export class Detail {
       model.version && h("span", {}, "version ", h("strong", {}, model.version)),
       age && h("span", {}, "since ", moment(model.loaded_at), ` (${age})`),
     ]);
-    show(this.told, [model.reason, model.candidate, model.warnings], () => told(model));
+    const isOpen = (kind) => this.messages.querySelector(`details[data-kind="${kind}"]`)?.open;
+    show(this.messages, [model.reason, model.candidate, model.warnings, model.warning_groups], () =>
+      messages(model, isOpen),
+    );
     const marks = (history ?? [])
       .filter((period) => period.state === "live")
       .map((period) => ({ at: new Date(period.since) / 1000, label: `v${period.version}` }));
@@ -82,15 +85,13 @@ export class Detail {
       this.drawn = `${called(model)} ${series.times.at(-1)} ${marks.length}`;
       for (const chart of this.charts) chart.update(series, marks);
     }
-    show(this.watched, [model.drift, model.quality, model.canary, model.shadow], () => watched(model));
-    show(this.facts, [{ ...model, lately: 0, trend: 0, series: 0, history: 0 }, registry.uri], () =>
-      facts(model, registry, others),
-    );
+    show(this.observed, [model.drift, model.quality, model.canary, model.shadow], () => observed(model));
+    show(this.facts, { ...model, lately: 0, trend: 0, series: 0, history: 0 }, () => facts(model, others));
     show(this.history, history, () => periods(history));
     this.#try(model, others);
   }
 
-  /** Make the form anew where another version has gone live. */
+  /** Update the form after a swap. */
   async #try(model, others) {
     const wanted = `${model.uri} ${model.version} ${model.loaded_at} ${isAsleep(model)}`;
     if (this.tried === wanted) return;
@@ -98,41 +99,58 @@ export class Detail {
     if (this.offered !== model.uri) this.form.close();
     this.offered = model.uri;
     const isFirst = others[0]?.uri === model.uri;
-    const answer = await this.ask(isFirst ? `models/${encodeURIComponent(model.name)}` : "models").catch(
+    const response = await this.fetchWithKey(isFirst ? `models/${encodeURIComponent(model.name)}` : "models").catch(
       () => null,
     );
     if (this.tried !== wanted) return;
-    if (!answer?.ok) {
-      this.tried = null; // at the next look
+    if (!response?.ok) {
+      this.tried = null; // retry with the next update
       return;
     }
-    const found = await answer.json();
-    const described = isFirst ? found : found.models.find(({ uri }) => uri === model.uri);
+    const body = await response.json();
+    const described = isFirst ? body : body.models.find(({ uri }) => uri === model.uri);
     const path =
       encodeURIComponent(model.name) + (isFirst || !model.version ? "" : `/versions/${model.version}`);
     this.form.update(path, described?.contract, isAsleep(model));
   }
 }
 
-// -- what waits, and what somebody should know
+// -- candidate, reason and warnings
 
-function told(model) {
-  const { reason, warnings } = model;
-  const found = [];
+const KINDS = { drift: "Drift" };
+
+function messages(model, isOpen) {
+  const { reason, warnings, warning_groups: groups } = model;
+  const callouts = [];
   if (model.candidate) {
     const { tone, word, todo } = candidate(model.candidate, model.version);
-    const which = model.candidate.version ? `Version ${model.candidate.version}` : "What is promoted";
-    found.push(callout(tone, `${which} ${word}`, sentence(model.candidate.reason), todo));
+    const which = model.candidate.version ? `Version ${model.candidate.version}` : "The promoted version";
+    callouts.push(callout(tone, `${which} ${word}`, sentence(model.candidate.reason), todo));
   }
   if (!model.version && reason && !reason.endsWith(model.candidate?.reason ?? "\0")) {
     const sleeps = isAsleep(model);
-    const title = sleeps ? "It is loaded when somebody asks for it" : "Nothing is live";
-    found.push(
+    const title = sleeps ? "The first request loads this model" : "No live version";
+    callouts.push(
       callout(model.required ? "bad" : "idle", title, sentence(reason), "", sleeps ? "idle" : "off"),
     );
   }
-  for (const warning of warnings) found.push(callout("warn", "A warning", sentence(warning)));
-  return found;
+  const panels = groups.filter((group) => group.warnings.length > 1);
+  const grouped = new Set(panels.flatMap((group) => group.warnings));
+  for (const warning of warnings)
+    if (!grouped.has(warning)) callouts.push(callout("warn", "Warning", sentence(warning)));
+  return [...callouts, ...panels.map((group) => panel(group, isOpen(group.kind)))];
+}
+
+/** Warnings of one kind in one collapsible panel. */
+function panel({ kind, warnings }, open) {
+  const title = `${KINDS[kind] ?? kind}: ${plural(warnings.length, "warning")}`;
+  const items = warnings.map((warning) => h("li", { class: "reason" }, sentence(warning)));
+  return h(
+    "details",
+    { class: "callout warn", "data-kind": kind, open: Boolean(open) },
+    h("summary", {}, badge("warn", title)),
+    h("ul", {}, items),
+  );
 }
 
 function callout(tone, title, text, todo, shape = tone) {
@@ -156,32 +174,30 @@ function sentence(text) {
 
 // -- the live version
 
-function facts(model, registry, others) {
-  const ui = /^https?:/.test(registry.uri) ? registry.uri.replace(/\/$/, "") : null;
-  const name = encodeURIComponent(model.name);
-  const { comparison, batching } = model;
+function facts(model, others) {
+  const { comparison, batching, links } = model;
   const rows = {
     Reference: h("code", {}, model.uri),
-    Version: model.version && link(ui && `${ui}/#/models/${name}/versions/${model.version}`, model.version),
+    Version: model.version && link(links.version, model.version),
     "Live since": model.loaded_at && moment(model.loaded_at),
     Stage: model.stage,
     Aliases: model.aliases.join(", "),
-    "Beside the version before":
+    "Compared with the previous version":
       comparison &&
-      `${(comparison.agreement * 100).toFixed(1)} % the same answers to its last ${plural(comparison.requests, "request")}, in ${number(comparison.latency)} times its time`,
-    "Shared calls": batching && `${batching.shared ? "yes" : "no"}: ${batching.reason}`,
-    Run: model.run_id && h("code", {}, model.run_id),
-    "Logged model": model.model_id && h("code", {}, model.model_id),
+      `${(comparison.agreement * 100).toFixed(1)} % equal predictions for its last ${plural(comparison.requests, "request")}, ${number(comparison.latency)} times its latency`,
+    "Shared model calls": batching && `${batching.shared ? "yes" : "no"}: ${batching.reason}`,
+    Run: model.run_id && link(links.run, h("code", {}, model.run_id)),
+    "Logged model": model.model_id && link(links.logged_model, h("code", {}, model.model_id)),
     Digest: model.digest && h("code", {}, model.digest),
     Source: model.source && h("code", {}, model.source),
-    "Also served": others
+    "Other references": others
       .filter(({ uri }) => uri !== model.uri)
       .map(called)
       .join(", "),
   };
   const listed = Object.entries(rows).filter(([, value]) => value);
   return [
-    h("h3", { id: "facts-title" }, "What is live"),
+    h("h3", { id: "facts-title" }, "Live version"),
     h(
       "dl",
       {},
@@ -190,14 +206,15 @@ function facts(model, registry, others) {
   ];
 }
 
-function link(href, text) {
-  return href ? h("a", { href, target: "_blank", rel: "noopener" }, text) : text;
+/** A link to the MLflow UI, in a new tab, where its address is known. */
+function link(href, content) {
+  return href ? h("a", { href, target: "_blank", rel: "noopener" }, content) : content;
 }
 
 // -- history
 
 function periods(history) {
-  const heads = ["Version", "What became of it", "From", "Until", "Why"].map((head) =>
+  const heads = ["Version", "Outcome", "From", "Until", "Reason"].map((head) =>
     h("th", { scope: "col" }, head),
   );
   const rows = (history ?? []).map((period) => {
@@ -218,6 +235,6 @@ function periods(history) {
     h("h3", { id: "history-title" }, "History"),
     rows.length
       ? h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "History" }, table)
-      : h("p", { class: "muted" }, "Nothing has happened yet."),
+      : h("p", { class: "muted" }, "No events yet."),
   ];
 }

@@ -1,13 +1,13 @@
-// Elements, icons, and how numbers and times are written. Texts become text nodes and never HTML.
+// Elements, icons, and formats of numbers and times. Text becomes text nodes, never HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element with these attributes and children; `on…` are listeners, false and null are left out. */
+/** Create an HTML element; attributes `on…` are listeners, false and null attributes and children are omitted. */
 export function h(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
 
-/** The same in SVG. */
+/** Create an SVG element. */
 export function s(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
@@ -17,26 +17,30 @@ function filled(element, attributes, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(2).filter((each) => each != null && each !== false));
+  element.append(...children.flat(2).filter(isShown));
   return element;
 }
 
 const shown = new WeakMap();
 
-/** Fill an element anew, if what it shows has changed since. */
-export function show(element, facts, make) {
-  const key = JSON.stringify(facts);
+/** Replace an element's children if the data they show has changed. */
+export function show(element, data, create) {
+  const key = JSON.stringify(data);
   if (shown.get(element) === key) return;
   shown.set(element, key);
-  element.replaceChildren(...[make()].flat(2).filter((each) => each != null && each !== false));
+  element.replaceChildren(...[create()].flat(2).filter(isShown));
 }
 
-/** Write a text, if it is another one. */
+function isShown(child) {
+  return child != null && child !== false;
+}
+
+/** Set an element's text if it has changed. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// -- icons: shapes that differ without their colour
+// -- icons: distinguishable by shape without colour
 
 const RING = "M8 1.2a6.8 6.8 0 1 0 0 13.6A6.8 6.8 0 0 0 8 1.2Z";
 const STROKES = {
@@ -49,7 +53,7 @@ const STROKES = {
   idle: ["M13.6 9.8A6.2 6.2 0 1 1 6.2 2.4a5 5 0 0 0 7.4 7.4Z"],
 };
 
-/** An icon with its word beside it: nothing is told by a colour alone. */
+/** An icon and a word: colour alone carries no information. */
 export function badge(tone, word, shape = tone) {
   return h("span", { class: `badge ${tone}` }, icon(shape), word);
 }
@@ -59,7 +63,7 @@ export function icon(shape) {
   return s("svg", { class: "icon", viewBox: "0 0 16 16", "aria-hidden": "true" }, paths);
 }
 
-/** A model's name, which may be broken before what selects its version. */
+/** A reference; lines may break between the model's name and the version selector. */
 export function named({ name, uri }) {
   return [
     name,
@@ -70,7 +74,7 @@ export function named({ name, uri }) {
 
 // -- numbers
 
-/** A number with about three digits. */
+/** Format a number with about three digits. */
 export function number(value) {
   if (value == null) return "–";
   if (value === 0) return "0";
@@ -78,7 +82,7 @@ export function number(value) {
   return value.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-/** Seconds, in ms where that reads better. */
+/** Format seconds, in ms below one second. */
 export function duration(seconds) {
   if (seconds == null) return "–";
   return seconds < 1 ? `${number(seconds * 1000)} ms` : `${number(seconds)} s`;
@@ -99,7 +103,7 @@ const DAY = new Intl.DateTimeFormat(undefined, {
 });
 const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
-/** The time of day of a moment; of another day, the day as well. */
+/** Format the time of day, with the date unless it is today. */
 export function clock(date) {
   const today = new Date().toDateString() === date.toDateString();
   return (today ? CLOCK : DAY).format(date);
@@ -109,13 +113,13 @@ export function exact(date) {
   return `${EXACT.format(date)} (${date.toISOString()})`;
 }
 
-/** A moment; whoever points at it reads it exactly. */
+/** A time; its tooltip shows it exactly. */
 export function moment(text, written = clock) {
   const date = new Date(text);
   return h("time", { datetime: date.toISOString(), title: exact(date) }, written(date));
 }
 
-/** How long ago something was, roughly. */
+/** Format an age, rounded. */
 export function ago(seconds) {
   for (const [length, unit] of [
     [86400, "day"],

@@ -1,9 +1,9 @@
-// The fields of a form: one for each value of a row or parameter, made from its JSON Schema.
+// Form fields: one for each column or parameter, generated from its JSON Schema.
 
 import { h, write } from "./elements.js";
 
-/** The fields of an object's schema, filled with an example of it. */
-export function made(group, schema, example) {
+/** Create the fields of an object's schema, with the values of an example. */
+export function createFields(group, schema, example) {
   const required = new Set(schema.required ?? []);
   return Object.entries(schema.properties ?? {}).map(
     ([name, property]) =>
@@ -11,24 +11,24 @@ export function made(group, schema, example) {
   );
 }
 
-/** The whole row as JSON, of a model whose contract is not known while it is asleep. */
-export function raw() {
-  const schema = { type: "object", description: "the row, as a JSON object; to ask wakes the model" };
+/** Create one field for a row in JSON: the contract of a model that is not loaded is unknown. */
+export function rawField() {
+  const schema = { type: "object", description: "the row as a JSON object; the request loads the model" };
   return new Field({ group: "raw", name: "Row", schema, required: true });
 }
 
 let count = 0;
 
-/** One value: a label, the input that fits its schema, a hint, and the fault that was found. */
+/** One value: a label, an input for its schema, a hint, and a validation message. */
 class Field {
   constructor({ group, name, schema, required, example }) {
     const types = [schema.type ?? (schema.anyOf ?? []).map(({ type }) => type)].flat();
-    const [type] = types.filter((each) => each !== "null");
+    const [type] = types.filter((name) => name !== "null");
     Object.assign(this, { name, schema, required, type, id: `${group} ${name} ${JSON.stringify(schema)}` });
     this.isParam = group === "param";
     this.isRaw = group === "raw";
     const id = `field-${++count}`;
-    this.input = this.#made(types.includes("null") || !required);
+    this.input = this.#createInput(types.includes("null") || !required);
     this.input.id = id;
     this.input.setAttribute("aria-describedby", `${id}-hint ${id}-fault`);
     if (example !== undefined) this.#fill(example);
@@ -50,10 +50,10 @@ class Field {
     );
   }
 
-  #made(optional) {
+  #createInput(optional) {
     const { schema, type } = this;
     if (schema.enum)
-      return select([...(optional ? [""] : []), ...schema.enum.map((each) => JSON.stringify(each))]);
+      return select([...(optional ? [""] : []), ...schema.enum.map((value) => JSON.stringify(value))]);
     if (type === "boolean")
       return optional ? select(["", "true", "false"]) : h("input", { type: "checkbox" });
     if (type === "number" || type === "integer") {
@@ -86,7 +86,7 @@ class Field {
       below != null && `below ${below}`,
     ];
     const kind = this.#isLarge() && !this.isRaw ? `${this.type ?? "any value"}, as JSON` : null;
-    return [schema.description, kind, bounds.filter(Boolean).join(", "), !this.required && "may be left out"]
+    return [schema.description, kind, bounds.filter(Boolean).join(", "), !this.required && "optional"]
       .filter(Boolean)
       .join(" · ");
   }
@@ -98,36 +98,36 @@ class Field {
     else if (input.tagName === "SELECT" || this.#isLarge()) input.value = JSON.stringify(value);
     else input.value = String(value);
     if (input.type.startsWith("date") && input.value === "") {
-      input.type = "text"; // a moment that this kind of input can't show
+      input.type = "text"; // this kind of input does not support the value
       input.value = String(value);
     }
   }
 
-  /** The value as JSON; null if it is left out. */
+  /** Return the value as JSON; null if it is absent. */
   text() {
     const { input } = this;
     if (input.type === "checkbox") return String(input.checked);
-    const given = input.value.trim();
-    if (given === "" && !(this.required && this.type === "string" && input.type === "text")) return null;
+    const text = input.value.trim();
+    if (text === "" && !(this.required && this.type === "string" && input.type === "text")) return null;
     const isQuoted = input.tagName === "INPUT" && input.type !== "number";
-    return isQuoted ? JSON.stringify(input.value) : given;
+    return isQuoted ? JSON.stringify(input.value) : text;
   }
 
-  /** The value as a query has it: a list is the parameter repeated. */
+  /** Return the value as query parameters; a list repeats the parameter. */
   query() {
     const text = this.text();
     const value = text == null ? null : parsed(text);
     if (Array.isArray(value))
-      return value.map((each) => [this.name, typeof each === "string" ? each : JSON.stringify(each)]);
+      return value.map((item) => [this.name, typeof item === "string" ? item : JSON.stringify(item)]);
     return text == null ? [] : [[this.name, typeof value === "string" ? value : text]];
   }
 
-  /** Why the value can't be sent at all, or nothing. */
-  isWrong() {
+  /** Return why the value cannot be sent, or an empty text. */
+  problem() {
     if (this.input.validity.badInput)
-      return this.input.type === "number" ? "This is no number." : "This is no date and time.";
+      return this.input.type === "number" ? "Not a number." : "Not a date and time.";
     return this.#isLarge() && this.text() != null && parsed(this.text()) === null && this.text() !== "null"
-      ? "This is no JSON."
+      ? "Not valid JSON."
       : "";
   }
 
@@ -141,11 +141,11 @@ class Field {
     this.input.focus();
   }
 
-  kept() {
+  value() {
     return this.input.type === "checkbox" ? this.input.checked : this.input.value;
   }
 
-  keep(value) {
+  restore(value) {
     if (this.input.type === "checkbox") this.input.checked = value;
     else this.input.value = value;
   }
@@ -155,16 +155,16 @@ function select(values) {
   return h(
     "select",
     {},
-    values.map((each) => h("option", { value: each }, each === "" ? "–" : String(parsed(each)))),
+    values.map((value) => h("option", { value }, value === "" ? "–" : String(parsed(value)))),
   );
 }
 
-/** A bound, unless it is that of the type alone, which numbers here could not even tell. */
+/** Return a bound; null for the bounds of the integer types, which carry no information. */
 function limit(value) {
   return value == null || Math.abs(value) >= 2147483647 ? null : value;
 }
 
-/** What JSON means; null if it is none. */
+/** Parse JSON; return null for invalid JSON. */
 export function parsed(text) {
   try {
     return JSON.parse(text);

@@ -1,6 +1,6 @@
-// What a model's state means, and the table of all models.
+// States of models, and the table of all models.
 
-import { ago, badge, duration, h, moment, named, number, show, write } from "./elements.js";
+import { ago, badge, duration, h, moment, named, number, plural, show, write } from "./elements.js";
 import { sparkline } from "./chart.js";
 
 const TONES = { live: "good", "not live": "bad", waking: "busy", asleep: "idle" };
@@ -8,48 +8,48 @@ const CANDIDATES = {
   loading: {
     tone: "busy",
     word: "is loading",
-    todo: "It is brought up and proved beside what is live, which answers until it has passed.",
+    todo: "It is loaded and verified while the live version serves; it goes live once it has passed.",
   },
   waiting: {
     tone: "warn",
-    word: "waits",
-    todo: "It is tried again by itself. Look after what it waits for only if this stays so.",
+    word: "is waiting",
+    todo: "The service retries it. Investigate the reason if this persists.",
   },
   rejected: {
     tone: "bad",
-    word: "was refused",
-    todo: "Mend what is named here and promote the version that comes of it. This one is tried again once a tag of it changes, or it is promoted anew.",
+    word: "was rejected",
+    todo: "Fix the cause and promote a new version. The service retries this version after one of its tags changes, or after another promotion.",
   },
   reverted: {
     tone: "bad",
     word: "was reverted",
-    todo: "The version before it answers again. Find out why it failed, and promote a better one; this one is tried again once a tag of it changes.",
+    todo: "The previous version serves again. Find the cause and promote a new version. The service retries this version after one of its tags changes.",
   },
 };
 
 export const OUTCOMES = {
   live: { tone: "good", word: "went live" },
-  rejected: { tone: "bad", word: "was refused" },
+  rejected: { tone: "bad", word: "was rejected" },
   reverted: { tone: "bad", word: "was reverted" },
   superseded: { tone: "idle", word: "was superseded" },
 };
 
-/** How the page calls a reference: without the scheme that all have. */
+/** Return the short name of a reference: without its scheme. */
 export function called(model) {
   return model.uri.replace(/^models:\//, "");
 }
 
-/** What is said of a candidate, beside a live version or where there is none. */
+/** Return the texts of a candidate, with or without a live version. */
 export function candidate({ state }, live = null) {
   if (state === "loading" && !live)
     return {
       ...CANDIDATES.loading,
-      todo: "It is brought up and proved; nothing answers until it has passed.",
+      todo: "It is loaded and verified; the model serves once it has passed.",
     };
   return CANDIDATES[state] ?? { tone: "warn", word: `is ${state}`, todo: "" };
 }
 
-/** Whether a model is loaded once somebody asks for it. */
+/** Return whether the first request loads the model. */
 export function isAsleep({ state }) {
   return state === "asleep" || state === "waking";
 }
@@ -60,8 +60,8 @@ export function stateBadge({ state, required }) {
   return badge(TONES[state] ?? "warn", word);
 }
 
-/** How much a model wants somebody to look at it; 0 if not at all. */
-export function trouble(model) {
+/** Return the severity of a model's problems; 0 without problems. */
+export function severity(model) {
   if (model.state === "not live" && model.required) return 4;
   if (["rejected", "reverted"].includes(model.candidate?.state)) return 3;
   if (model.candidate?.state === "waiting" || model.canary?.state === "stopped") return 2;
@@ -71,14 +71,14 @@ export function trouble(model) {
 const ORDERS = {
   given: () => 0,
   name: (a, b) => a.uri.localeCompare(b.uri),
-  state: (a, b) => trouble(b) - trouble(a) || a.state.localeCompare(b.state),
+  state: (a, b) => severity(b) - severity(a) || a.state.localeCompare(b.state),
   traffic: (a, b) => b.lately.requests - a.lately.requests,
 };
 
-/** The models that a filter lets through, in an order. */
+/** Return the models that match a filter, in an order. */
 export function chosen(models, filter, order) {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
-  const told = (model) =>
+  const text = (model) =>
     [
       model.uri,
       model.state,
@@ -87,10 +87,10 @@ export function chosen(models, filter, order) {
     ]
       .join(" ")
       .toLowerCase();
-  return models.filter((model) => words.every((word) => told(model).includes(word))).sort(ORDERS[order]);
+  return models.filter((model) => words.every((word) => text(model).includes(word))).sort(ORDERS[order]);
 }
 
-/** The table's body: one row for each model, kept from look to look. */
+/** The table's body: one row per model, which updates keep. */
 export class Table {
   constructor(body) {
     this.body = body;
@@ -162,12 +162,12 @@ function notes(model) {
   const { tone, word } = model.candidate ? candidate(model.candidate) : {};
   const isStopped = canary?.state === "stopped";
   const notes = [
-    tone && badge(tone, `${model.candidate.version ?? "it"} ${word}`),
+    tone && badge(tone, `${model.candidate.version ?? "candidate"} ${word}`),
     canary &&
       canary.state !== "first" &&
       badge(isStopped ? "warn" : "idle", `canary ${canary.state}`, isStopped ? "warn" : "tried"),
     shadow && badge("idle", "shadow", "tried"),
-    warnings.length > 0 && badge("warn", warnings.length === 1 ? "a warning" : `${warnings.length} warnings`),
+    warnings.length > 0 && badge("warn", plural(warnings.length, "warning")),
   ];
-  return notes.filter(Boolean).map((each) => h("span", { class: "note" }, each));
+  return notes.filter(Boolean).map((note) => h("span", { class: "note" }, note));
 }

@@ -1,4 +1,4 @@
-"""Run by Alembic, within the transaction that `database.upgrade` has begun."""
+"""Run by Alembic within the transaction of `database.upgrade`."""
 
 from alembic import context
 

@@ -1,0 +1,154 @@
+"""Queued requests, and the selection of those that form the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from serving.batching.chunk_stream import ChunkStream
+from serving.codecs.model_input import BatchShape, Rows
+from serving.codecs.predictions import LazyPredictions, Predictions
+from serving.errors import ModelFailed, NotSeparable, ProcessDied, ServingError, Unprocessable
+from serving.telemetry.trace_context import ModelCall, TraceContext
+
+Output: TypeAlias = Predictions | LazyPredictions
+
+_MAX_ROWS_OF_ONE_REQUEST = 4096
+"""Maximum number of rows in a batch that consists of the parts of one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """The properties that all requests of a batch have in common.
+
+    `in_columns` is whether the rows are a record batch, `raw` whether the request needs the output table.
+    """
+
+    params: str
+    shape: BatchShape
+    in_columns: bool
+    raw: bool
+
+
+class PendingRequest:
+    """A request in the batcher, or a part of one. `settle` settles it exactly once.
+
+    A request with a `stream` is a batch of its own. Parts of one request have the same `origin`.
+    """
+
+    __slots__ = (
+        "_timer",
+        "finished",
+        "future",
+        "key",
+        "max_rows",
+        "origin",
+        "queued",
+        "retried",
+        "rows",
+        "started",
+        "stream",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        rows: Rows,
+        key: Any,
+        max_rows: int,
+        future: asyncio.Future[Output],
+        stream: ChunkStream | None = None,
+        trace: TraceContext | None = None,
+        origin: object = None,
+    ) -> None:
+        self.rows, self.stream, self.origin = rows, stream, origin
+        self.key = key
+        self.max_rows = max_rows
+        self.future = future
+        self.retried = False
+        self.queued = time.perf_counter()
+        self.started = self.finished = 0.0
+        self.trace = trace
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call_after(self, seconds: float, call: Callable[[PendingRequest], None]) -> None:
+        """Schedule `call` for the case that the request is not settled within `seconds`."""
+        self._timer = self.future.get_loop().call_later(seconds, call, self)
+
+    def cancel_timeout(self) -> None:
+        """Cancel what `call_after` has scheduled."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def settle(self, outcome: Output | ServingError) -> None:
+        """Set the output or the error of the request; later calls have no effect."""
+        self.cancel_timeout()
+        if self.future.done():
+            return
+        if self.stream is not None:
+            self.stream.end()
+        self.finished = time.perf_counter()
+        if isinstance(outcome, ServingError):
+            self.future.set_exception(outcome)
+            # Mark the exception as retrieved: another part may have failed the request already.
+            self.future.exception()
+        else:
+            self.future.set_result(outcome)
+
+
+Group = list[PendingRequest]
+
+
+def next_batch(queue: deque[PendingRequest], *, shared: bool) -> Group:
+    """Remove the next batch from the queue: the oldest request, and requests with the same key that fit.
+
+    The oldest request is a batch of its own if calls are not `shared`, or if its output is streamed.
+    """
+    first = queue.popleft()
+    if not shared or first.stream is not None:
+        return [first]
+    group, rows, skipped = [first], len(first.rows), []
+    limit = first.max_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
+    while queue and rows < limit:
+        request = queue.popleft()
+        same_origin = first.origin is not None and request.origin is first.origin
+        fits = rows + len(request.rows) <= (limit if same_origin else first.max_rows)
+        if request.key == first.key and request.stream is None and fits:
+            group.append(request)
+            rows += len(request.rows)
+        else:
+            skipped.append(request)
+    queue.extendleft(reversed(skipped))
+    return group
+
+
+def split_for_retry(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
+    """Return the smaller groups in which to retry a failed batch; none if a retry cannot help.
+
+    After an exception, the batch is bisected until only the request that causes it fails. The death of a
+    process is expensive, so each request is retried once, alone. If the output cannot be split, each request
+    is retried alone. A stream whose client has received a chunk is not retried.
+    """
+    if group[0].stream is not None and group[0].stream.has_chunks:
+        return []
+    if isinstance(error, NotSeparable):
+        return [[request] for request in group]
+    if isinstance(error, ProcessDied):
+        return [[request] for request in group if not request.retried]
+    middle = len(group) // 2
+    return [group[:middle], group[middle:]] if middle else []
+
+
+def start_call(group: Group, rows: int, now: float) -> ModelCall | None:
+    """Return the model call of this batch, and add it to the recorded traces of its requests."""
+    if not group or group[0].trace is None:
+        return None
+    traces = dict.fromkeys(request.trace for request in group if request.trace and request.trace.is_recorded)
+    call = ModelCall([*traces] or [group[0].trace], len(group), rows, now)
+    for trace in traces:
+        trace.calls.append(call)
+    return call

@@ -1,0 +1,40 @@
+"""Load and verify a version as the service does, without serving it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serving.models.loaded_model import LoadedModel
+from serving.models.slot import Slot
+from serving.processes.launcher import Launcher
+from serving.reference import Reference
+from serving.registry.artifact_store import ArtifactStore
+from serving.registry.client import RegistryClient
+from serving.registry.gate import Gate
+from serving.settings.settings import Settings
+from serving.telemetry.metrics import Metrics
+
+
+async def check_reference(
+    settings: Settings, reference: Reference, progress: Callable[[str], None]
+) -> LoadedModel:
+    """Resolve a reference, then load and verify its version; return the version with its processes ended.
+
+    Raises:
+        Rejected: the version would not go live.
+        RegistryError: the version cannot be checked.
+    """
+    registry = RegistryClient(settings)
+    launcher = Launcher.from_settings(settings, settings)
+    gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
+    launcher.start()
+    try:
+        progress("resolving the reference")
+        version, _ = await registry.resolve(reference)
+        progress(f"loading and verifying {version}")
+        loaded = await gate.load_and_verify(version, Slot(reference))
+        loaded.close()
+        return loaded
+    finally:
+        await launcher.aclose()
+        registry.close()

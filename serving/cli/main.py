@@ -1,0 +1,222 @@
+"""The command line: `serving run`, `serving check REFERENCE`, `serving status [URL]`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from serving import __version__, private_files
+from serving.cli import journal, keys
+from serving.cli.console import EXIT_NEGATIVE, EXIT_OK, err, escape, fail, out, succeed
+from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
+
+# The commands themselves import heavy modules, so that `--help` and `status` stay fast.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(journal.app, name="journal")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serve the models that are promoted in an MLflow registry."""
+
+
+def main() -> None:
+    """Run the command line."""
+    private_files.set_umask()
+    app()
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the first parameter of a command, `settings`, by one option for each setting."""
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+    def run(**values: Any) -> None:
+        arguments = {parameter.name: values.pop(parameter.name) for parameter in own}
+        command(_settings(values), **arguments)
+
+    # Typer reads the options from the signature.
+    run.__signature__ = inspect.Signature([*own, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    help_text = f"{field.description} [{env_name(name)}; {format_default(name)}]"
+    metavars: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=help_text[:1].upper() + help_text[1:],
+        show_default=False,
+        metavar=metavars.get(field.annotation, "TEXT"),
+    )
+    kind, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[str | None, option]
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        fail(*format_errors(error))
+
+
+@app.command()
+@with_settings
+def run(settings: Settings) -> None:
+    """Serve the models and follow their promotions."""
+    from serving.errors import ApiKeyFileError, TracingConfigError
+    from serving.server.server import StartupError, serve
+
+    _configure_logging(settings, settings.log_level)
+    try:
+        serve(settings)
+    except ApiKeyFileError as error:
+        fail(f"SERVING_KEYS_FILE: {error}")
+    except (StartupError, TracingConfigError) as error:
+        fail(str(error))
+
+
+@app.command()
+@with_settings
+def check(
+    settings: Settings,
+    reference: Annotated[str, typer.Argument(help="For example models:/iris/Production.")],
+) -> None:
+    """Check whether a version would go live: resolve, load and verify it. Exit status 0: yes, 1: no."""
+    from serving.cli.check import check_reference
+    from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
+    from serving.reference import Reference
+
+    _configure_logging(settings, "error")
+    try:
+        parsed = Reference.parse(reference)
+        with err.status(f"{escape(reference)}: …") as status:
+
+            def progress(step: str) -> None:
+                status.update(escape(f"{reference}: {step} …"))
+
+            loaded = asyncio.run(check_reference(settings, parsed, progress))
+    except InvalidReference as error:
+        fail(str(error))
+    except (RegistryError, ProcessDied) as error:
+        fail(f"cannot check {reference}: {error}")
+    except Rejected as error:
+        out.print(
+            f"[bold red]✗ {escape(reference)} would not go live[/]: {escape(str(error))}", soft_wrap=True
+        )
+        raise typer.Exit(EXIT_NEGATIVE) from None
+    _print_contract(loaded)
+    for warning in loaded.warnings:
+        out.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    out.print(f"[bold green]✓ {escape(reference)} would go live[/]: {escape(str(loaded.version))}")
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(help="URL of the service.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Show the live version of each model. Exit status 0: the service is ready, 1: it is not."""
+    import httpx
+
+    try:
+        ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
+        table, registry = _model_table(ready["models"]), ready["registry"]
+        states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
+        registry_state = states[registry["reachable"]]
+        uri, is_ready = escape(registry["uri"]), ready["status"] == "ready"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
+        fail(f"{url} does not respond like this service: {str(error) or type(error).__name__}")
+    out.print(table)
+    out.print(f"registry {uri}: {registry_state}", soft_wrap=True)
+    for instance in ready.get("replicas", ()):
+        versions = ", ".join(f"{uri} version {version}" for uri, version in instance["models"].items())
+        out.print(escape(f"instance {instance['id']} on {instance['node'][:12]}: {versions}"), soft_wrap=True)
+    raise typer.Exit(EXIT_OK if is_ready else EXIT_NEGATIVE)
+
+
+def _model_table(models: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("model", "version", "state", "since", "note", box=None, header_style="bold")
+    for model in models:
+        colour = {"live": "green", "asleep": "dim", "waking": "yellow"}.get(model["state"], "red")
+        notes = [model["candidate"]["reason"]] if model["candidate"] else []
+        notes += [*model["warnings"], *([model["reason"]] if model["reason"] and not notes else [])]
+        table.add_row(
+            escape(model["uri"]),
+            model["version"] or model["model_id"] or "–",
+            f"[{colour}]{escape(model['state'])}[/]",
+            (model["loaded_at"] or "–")[:19].replace("T", " "),
+            escape("; ".join(notes)),
+        )
+    return table
+
+
+@app.command()
+@with_settings
+def webhook(
+    settings: Settings,
+    url: Annotated[str, typer.Argument(help="URL by which MLflow reaches this service: https://host.")],
+    name: Annotated[str, typer.Option(help="Name of the webhook in MLflow.")] = "serving-front",
+) -> None:
+    """Register a webhook in MLflow, signed with SERVING_WEBHOOK_SECRET, that announces changes at once.
+
+    MLflow sends no webhook for stages. The service detects their changes by polling.
+    """
+    from serving.errors import RegistryError
+    from serving.registry.client import RegistryClient
+
+    if settings.webhook_secret is None:
+        fail("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service")
+    registry = RegistryClient(settings)
+    target, secret = f"{url.rstrip('/')}/webhooks/mlflow", settings.webhook_secret.get_secret_value()
+    try:
+        with err.status(f"registering {escape(target)} …"):
+            webhook_id = asyncio.run(registry.create_webhook(name, target, secret))
+    except RegistryError as error:
+        fail(f"cannot register the webhook: {error}")
+    finally:
+        registry.close()
+    succeed(f"registered webhook {webhook_id}: MLflow sends changes to {target}", out)
+
+
+def _print_contract(loaded: Any) -> None:
+    from rich.table import Table
+
+    table = Table("input", "type", "required", "constraints", box=None, header_style="bold")
+    for column in loaded.contract.columns:
+        constraints = ", ".join(f"{keyword} {value}" for keyword, value in column.constraints)
+        table.add_row(
+            escape(column.name), column.kind.name, "yes" if column.required else "no", escape(constraints)
+        )
+    out.print(table)
+    out.print(f"response fields: [bold]{escape(', '.join(loaded.contract.outputs.fields))}[/]")
+
+
+def _configure_logging(settings: Settings, level: str) -> None:
+    from serving.telemetry.logging import configure as configure_logging
+
+    secret = settings.webhook_secret
+    configure_logging(settings.log_format, level, [secret.get_secret_value()] if secret else [])

@@ -1,0 +1,311 @@
+"""The request path of every protocol: lease a model, run an endpoint, count the outcome, call the hooks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from random import random
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import pyarrow as pa
+
+from serving import errors
+from serving.codecs.model_input import Rows
+from serving.errors import DeadlineExceeded, FieldError, ModelFailed, NotLoaded, ProcessDied, ServingError
+from serving.hooks import Header, InferenceEvent, RequestHook
+from serving.models.loaded_model import Cache, LoadedModel
+from serving.models.selector import ModelSelector
+from serving.models.traffic_split import hash_bucket
+from serving.request_context import RequestContext
+from serving.settings.groups import LimitSettings
+from serving.telemetry.metrics import Metrics
+
+log = logging.getLogger("serving")
+_MAX_MESSAGE_LENGTH = 4000
+C = TypeVar("C", bound=RequestContext)
+T = TypeVar("T")
+Selector: TypeAlias = Callable[[C], LoadedModel]
+"""Returns the version that a request addresses, if the client's key gives access to it."""
+
+
+class Endpoint(Generic[C, T]):
+    """Parses requests of one protocol, submits their rows and renders the output."""
+
+    async def run(self, context: C, model: LoadedModel) -> T:
+        """Return the rendered output; `context.parts` receives the queued rows."""
+        raise NotImplementedError
+
+    @contextmanager
+    def cancellation(self, context: C, model: LoadedModel) -> Iterator[None]:
+        """Withdraw the rows that are still queued when the block ends, also when its task is cancelled."""
+        try:
+            yield
+        finally:
+            model.calls.withdraw(context.parts)
+
+    def from_cache(self, context: C, cache: Cache) -> T | None:
+        """Return the cached response to an identical request, if there is one."""
+        return None
+
+    def to_cache(self, context: C, cache: Cache, output: T) -> None:
+        """Keep a response for identical requests."""
+
+
+class DataPlane:
+    """Runs the inference requests of all protocols.
+
+    Args:
+        models: the served models.
+        limits: what one request may use.
+        metrics: count failed requests.
+        hooks: receive every inference request.
+        on_finished: is called with every failed request and its status; successful inference requests are
+            announced to the hooks alone.
+        sticky: the header whose value selects among references that share a model; None selects at random.
+    """
+
+    def __init__(
+        self,
+        models: ModelSelector,
+        limits: LimitSettings,
+        metrics: Metrics,
+        hooks: Sequence[RequestHook] = (),
+        on_finished: Callable[[RequestContext, int], None] = lambda context, status: None,
+        sticky: bytes | None = None,
+    ) -> None:
+        self.models, self.limits, self.hooks = models, limits, hooks
+        self.on_finished = on_finished
+        self._metrics, self._sticky = metrics, sticky
+
+    async def infer(self, context: C, select: Selector[C], endpoint: Endpoint[C, T]) -> T:
+        """Return the output of an endpoint for the version that a request addresses.
+
+        Raises:
+            ServingError: the request is invalid, or the version cannot process it.
+        """
+        with await self.lease(context, select) as model:
+            if model.cache is not None:
+                cached = endpoint.from_cache(context, model.cache)
+                if cached is not None:
+                    model.metrics.cache_hits.inc()
+                    return cached
+            with self._track_outcome(context, model), endpoint.cancellation(context, model):
+                output = await endpoint.run(context, model)
+            model.metrics.rows.inc(sum([len(indices) for indices, _ in context.parts]))
+            if model.cache is not None:
+                endpoint.to_cache(context, model.cache, output)
+        return output
+
+    # -- the steps of a request
+
+    def receive(self, context: RequestContext) -> None:
+        """Announce an inference request to the hooks, before it is authorized."""
+        for hook in self.hooks:
+            hook.on_request(context)
+
+    async def lease(self, context: C, select: Selector[C]) -> LoadedModel:
+        """Return the version that a request addresses; load the model first if it is not loaded.
+
+        Raises:
+            UnknownModel: there is no such model or version, or the client's key does not give access to it.
+            NotLive: the model has no live version.
+        """
+        try:
+            model = select(context)
+        except NotLoaded as error:
+            model = await self._load(context, select, error)
+        context.leased_at, context.model = time.perf_counter(), model
+        return model
+
+    async def _load(self, context: C, select: Selector[C], error: NotLoaded) -> LoadedModel:
+        """Load a model on demand; the time that this takes is part of the request's deadline."""
+        ends = time.perf_counter() + self.seconds_left(context)
+        while True:
+            async with self.models.ensure_loaded(error.reference, max(0.0, ends - time.perf_counter())):
+                try:
+                    model = select(context)
+                except NotLoaded as again:  # it was evicted in the meantime
+                    error = again
+                else:
+                    context.seconds_left = max(0.0, ends - time.perf_counter())
+                    return model
+
+    def seconds_left(self, context: RequestContext) -> float:
+        """Return the time that the model may take for a request, in seconds."""
+        if context.seconds_left is not None:
+            return context.seconds_left
+        return min(self.limits.deadline_seconds, context.timeout)
+
+    async def predict_table(
+        self, context: RequestContext, model: LoadedModel, rows: Rows, params: Mapping[str, Any]
+    ) -> pa.RecordBatch:
+        """Return the model's output table for validated rows, in their order.
+
+        Raises:
+            ServingError: the model cannot process the rows.
+        """
+        seconds, parts = self.seconds_left(context), context.parts
+        ends = time.perf_counter() + seconds
+        parts += model.calls.submit(rows, params, seconds, raw=True, origin=parts)
+        return await model.calls.output(rows, params, parts, ends)
+
+    def response_headers(self, context: RequestContext) -> list[Header]:
+        """Return the headers that the hooks add to a successful response."""
+        return [header for hook in self.hooks for header in hook.response_headers(context)]
+
+    def record_response(
+        self, context: RequestContext, body: bytes = b"", response: Sequence[bytes] = ()
+    ) -> None:
+        """Count and time a successful request, and pass it to the hooks."""
+        model, ended = context.model, time.perf_counter()
+        assert model is not None, "only a leased model responds"
+        model.metrics.succeeded.inc()
+        model.metrics.seconds.observe(ended - context.started)
+        if self.hooks:
+            event = InferenceEvent(model, context, body, response, context.parts, context.started, ended)
+            for hook in self.hooks:
+                hook.on_response(event)
+
+    def record_failure(self, context: RequestContext, status: int, error: Exception) -> None:
+        """Log and count a failed request, and pass it to the hooks."""
+        status = int(status)  # the log renders members of `Status` as text
+        if isinstance(error, ModelFailed):
+            fields = {"path": context.path, "cause": error.cause}
+            log.error("the model failed: %s", error, extra=context.log_fields | fields)
+        self._metrics.count(*context.model_labels, status)
+        for hook in self.hooks:
+            hook.on_error(context, status, error)
+        self.on_finished(context, status)
+
+    @contextmanager
+    def _track_outcome(self, context: RequestContext, model: LoadedModel) -> Iterator[None]:
+        """Count the outcomes of a version for its probation; only its own failures count against it."""
+        try:
+            yield
+        except ModelFailed as error:
+            failure = error.exception or "an output that its contract does not allow"
+            model.request_counts.fail(failure, [ticket for _, ticket in context.parts])
+            raise
+        except ProcessDied:
+            model.request_counts.fail(
+                "the death of its process", [ticket for _, ticket in context.parts], died=True
+            )
+            raise
+        except DeadlineExceeded as error:
+            if error.dead or (error.hung and not self._is_shortened(context)):
+                model.request_counts.fail("no answer within the deadline")
+            raise
+        model.request_counts.answered += 1
+
+    def _is_shortened(self, context: RequestContext) -> bool:
+        """Check whether the client, or loading the model, leaves less time than the service's deadline."""
+        return self.seconds_left(context) < self.limits.deadline_seconds
+
+    # -- selection
+
+    def visible_models(self, context: RequestContext) -> ModelSelector:
+        """Return the models that the client's key gives access to, all of them without a key."""
+        return self.models if context.key is None else self.models.only(context.key.models)
+
+    def select(self, context: RequestContext, name: str) -> LoadedModel:
+        """Return the live version of a model, by traffic split where references share it."""
+        return self.visible_models(context).lease(name, partial(self.routing_key, context, name))
+
+    def select_version(self, context: RequestContext, name: str, version: str) -> LoadedModel:
+        """Return a loaded version of a model."""
+        return self.visible_models(context).version(name, version)
+
+    def routing_key(self, context: RequestContext, model: str) -> float:
+        """Return the point from 0 to below 1 that selects among references that share a model.
+
+        The value of the `sticky` header determines it, so that a client stays with one version; without the
+        header it is random.
+        """
+        if self._sticky:
+            for name, value in context.headers:
+                if name == self._sticky:
+                    return hash_bucket(model, value.decode("latin-1"))
+        return random()  # noqa: S311  # it is no secret
+
+
+# -- failures
+
+
+class Status(IntEnum):
+    """The outcome of a request in every protocol, numbered as in metrics and in the access log."""
+
+    INVALID = 400
+    UNAUTHENTICATED = 401
+    FORBIDDEN = 403
+    NOT_FOUND = 404
+    RECEIVE_TIMEOUT = 408
+    TOO_LARGE = 413
+    UNSUPPORTED_MEDIA = 415
+    UNPROCESSABLE = 422
+    RATE_EXCEEDED = 429
+    CLIENT_CLOSED_REQUEST = 499
+    """Never sent. Recorded for a client that disconnected, as nginx does."""
+    INTERNAL = 500
+    UNAVAILABLE = 503
+    DEADLINE_EXCEEDED = 504
+
+
+STATUSES: Mapping[type[ServingError], Status] = {
+    errors.Malformed: Status.INVALID,
+    errors.ConflictingModel: Status.INVALID,
+    errors.BadHost: Status.INVALID,
+    errors.CrossSite: Status.FORBIDDEN,
+    errors.Unauthenticated: Status.UNAUTHENTICATED,
+    errors.Forbidden: Status.FORBIDDEN,
+    errors.RateExceeded: Status.RATE_EXCEEDED,
+    errors.UnknownModel: Status.NOT_FOUND,
+    errors.UnknownPrediction: Status.NOT_FOUND,
+    errors.NotStreaming: Status.NOT_FOUND,
+    errors.RequestTimeout: Status.RECEIVE_TIMEOUT,
+    errors.BodyTooLarge: Status.TOO_LARGE,
+    errors.UnsupportedMedia: Status.UNSUPPORTED_MEDIA,
+    errors.Unprocessable: Status.UNPROCESSABLE,
+    errors.ModelFailed: Status.INTERNAL,
+    errors.Unavailable: Status.UNAVAILABLE,
+    errors.DeadlineExceeded: Status.DEADLINE_EXCEEDED,
+    errors.ClientDisconnected: Status.CLIENT_CLOSED_REQUEST,
+}
+"""The status of each class of errors; a subclass has the status of its nearest listed parent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a client may read about a failed request; `retry_after` is in seconds."""
+
+    status: int
+    detail: str
+    faults: Sequence[FieldError] = ()
+    retry_after: int | None = None
+
+
+def one_line(detail: str, faults: Sequence[FieldError]) -> str:
+    """Return the text of a failure for protocols that have no list of invalid fields."""
+    listed = "; ".join(f"{', '.join(map(str, fault.loc))}: {fault.msg}" for fault in faults)
+    return f"{detail} {listed}".strip()[:_MAX_MESSAGE_LENGTH]
+
+
+def failure_of(context: RequestContext, error: Exception) -> Failure:
+    """Return the status and the texts of an error for the client."""
+    if not isinstance(error, ServingError):
+        return Failure(Status.INTERNAL.value, "Internal server error; see the log of the service.")
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES).value
+    match error:
+        case ModelFailed():
+            return Failure(status, "The model failed on this request.")
+        case errors.NotLive() if not context.sees_reasons:
+            return Failure(status, error.public, retry_after=error.retry_after)
+        case errors.Unavailable() | errors.RateExceeded():
+            return Failure(status, str(error), retry_after=error.retry_after)
+        case errors.RequestError():
+            return Failure(status, str(error), error.faults)
+    return Failure(status, str(error))

@@ -1,0 +1,191 @@
+"""The endpoint of one typed row, and what the endpoints of other protocols share.
+
+It bypasses FastAPI: the contract of the leased version validates the body, and the response is bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.exceptions import HTTPException
+from starlette.types import Receive
+
+from serving.auth.access_rules import PREDICT
+from serving.batching.pending import Output, PendingRequest
+from serving.codecs.model_input import Rows
+from serving.codecs.predictions import LazyPredictions, row_response
+from serving.contract.contract import Row
+from serving.dataplane import DataPlane, Endpoint, Selector
+from serving.errors import FieldError, ModelFailed, Unprocessable
+from serving.http.http_context import Header, HttpContext
+from serving.http.problem_details import respond
+from serving.http.request_body import read_json
+from serving.http.unsent_responses import LARGE_BYTES, reserve
+from serving.models.loaded_model import Cache, LoadedModel
+from serving.models.model_calls import Part
+from serving.models.replay import RecordedRequest
+from serving.protocols.mlflow_scoring_output import predictions_json
+
+_DISCONNECT_CHECK_DELAY = 0.05
+"""The seconds after which a request is watched, so that it is dropped if its client disconnects."""
+_MAX_CACHED_BODY_BYTES, _MAX_CACHED_RESPONSE_BYTES = 4096, 65_536
+
+
+class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
+    """The endpoint `/predict`: one row.
+
+    Args:
+        select: returns the version that a request addresses.
+        dataplane: runs the request.
+    """
+
+    respond = staticmethod(respond)
+    """Renders an error in the format of the protocol."""
+    access = PREDICT
+
+    def __init__(self, select: Selector[HttpContext], dataplane: DataPlane) -> None:
+        self._select, self._dataplane, self._limits = select, dataplane, dataplane.limits
+
+    async def __call__(self, context: HttpContext) -> None:
+        """Process one request; the application maps the errors that this raises to responses."""
+        await self._receive(context)
+        pieces = await self._dataplane.infer(context, self._select, self)
+        size = sum(map(len, pieces))
+        if size > LARGE_BYTES:
+            reserve(context.scope, size)
+        headers = [
+            *_model_headers(context),
+            *context.content_headers,
+            (b"content-length", str(size).encode()),
+            (b"x-request-id", context.request_id.encode()),
+            *self._dataplane.response_headers(context),
+        ]
+        send = context.send
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for piece in pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": pieces[-1]})
+        self._dataplane.record_response(context, context.body, pieces)
+
+    async def _receive(self, context: HttpContext) -> None:
+        if context.method != "POST":
+            raise HTTPException(405, "Use POST for predictions.", {"Allow": "POST"})
+        context.body = await self._read(context)
+
+    async def _read(self, context: HttpContext) -> bytes:
+        return await read_json(context, self._limits.max_body_bytes, self._limits.read_timeout_seconds)
+
+    async def run(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
+        """Return the body of the response in pieces."""
+        rows, params = parse_row(context, model)
+        seconds = self._dataplane.seconds_left(context)
+        context.parts += model.calls.submit(rows, params, seconds, raw=model.contract.is_whole)
+        ticket = context.parts[0][1]
+        try:
+            output = await ticket.future
+        except Unprocessable as error:  # raised by the model's type hint, which does not name the input
+            raise _named_refusal(model, error) from None
+        if not output.is_one_per_row(1) or model.contract.is_whole:
+            return [*whole(model, rows, params, ticket, output)]
+        row = output.materialize().items_json()
+        model.recorder.add(RecordedRequest(rows, params, row, ticket.finished - ticket.started))
+        return [row_response(row, model.model_json)]
+
+    @contextmanager
+    def cancellation(self, context: HttpContext, model: LoadedModel) -> Iterator[None]:
+        """Withdraw the rows that are still queued when the client disconnects or the block ends."""
+        watch: asyncio.Task[None] | None = None
+
+        def start() -> None:
+            nonlocal watch
+            watch = asyncio.create_task(_withdraw_on_disconnect(model, context.parts, context.receive))
+
+        timer = asyncio.get_running_loop().call_later(_DISCONNECT_CHECK_DELAY, start)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if watch is not None:
+                watch.cancel()
+            model.calls.withdraw(context.parts)
+
+    # -- cache
+
+    def from_cache(self, context: HttpContext, cache: Cache) -> Sequence[bytes] | None:
+        """Return the response of this version to an identical request."""
+        if (cached := cache.get(self._cache_key(context))) is None:
+            return None
+        response, context.cached_parts, context.content_headers = cached
+        return [response]
+
+    def to_cache(self, context: HttpContext, cache: Cache, output: Sequence[bytes]) -> None:
+        """Keep a small response to a small request."""
+        is_small = sum(map(len, output)) <= _MAX_CACHED_RESPONSE_BYTES
+        if len(context.body) <= _MAX_CACHED_BODY_BYTES and is_small:
+            cache[self._cache_key(context)] = b"".join(output), context.parts, context.content_headers
+
+    def _cache_key(self, context: HttpContext) -> tuple[Any, ...]:
+        return type(self), context.scope["query_string"], context.body, context.media_type
+
+
+def _model_headers(context: HttpContext) -> list[Header]:
+    """Return the headers of a version, and the times of the request in milliseconds."""
+    model, parts = context.model, context.parts
+    assert model is not None, "only a leased model responds"
+    if not parts:
+        return [*model.headers, (b"server-timing", b"cache"), (b"x-cache", b"hit")]
+    first, last = parts[0][1], parts[-1][1]
+    timing = b"validate;dur=%.2f, queue;dur=%.2f, model;dur=%.2f" % (
+        (first.queued - context.leased_at) * 1e3,
+        (first.started - first.queued) * 1e3,
+        (last.finished - first.started) * 1e3,
+    )
+    if model.cache is None:
+        return [*model.headers, (b"server-timing", timing)]
+    return [*model.headers, (b"server-timing", timing), (b"x-cache", b"miss")]
+
+
+def parse_row(context: HttpContext, model: LoadedModel) -> tuple[list[Row], dict[str, Any]]:
+    """Return the one row of a request, and the model parameters in its query.
+
+    Raises:
+        RequestError: they do not match the contract.
+    """
+    query = context.scope["query_string"].decode("latin-1")
+    params = model.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
+    return [model.contract.read_row(context.body)], params
+
+
+def _named_refusal(model: LoadedModel, error: Unprocessable) -> Exception:
+    """Return an error of the model's type hint with the name of the only input."""
+    if len(model.contract.columns) != 1:
+        return ModelFailed("it refused an input though it has no type hint")
+    name = model.contract.columns[0].name
+    return model.contract.refusal([FieldError((name, *fault.loc[1:]), fault.msg) for fault in error.faults])
+
+
+def whole(
+    model: LoadedModel, rows: Rows, params: Mapping[str, Any], ticket: PendingRequest, output: Output
+) -> Iterator[bytes]:
+    """Render an output that is not one result per row, as `/invocations` does.
+
+    Raises:
+        ModelFailed: the contract promises one result per row.
+    """
+    if not isinstance(output, LazyPredictions) or not (model.contract.is_whole or model.contract.is_open):
+        raise ModelFailed(f"it returned {len(output)} results for {len(rows)} rows")
+    yield b'{"predictions":'
+    yield from predictions_json(model.contract.output_columns, output.table)
+    yield b',"model":' + model.model_json + b"}"
+    model.recorder.add(RecordedRequest(rows, params, output, ticket.finished - ticket.started))
+
+
+async def _withdraw_on_disconnect(model: LoadedModel, parts: list[Part], receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    model.calls.withdraw(parts)

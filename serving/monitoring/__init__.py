@@ -1,1 +1,0 @@
-"""What is watched while requests are answered: drift, and versions that are tried beside live ones."""

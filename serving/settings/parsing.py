@@ -1,0 +1,89 @@
+"""Parsers for settings that environment variables and flags give as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from serving.errors import InvalidReference
+from serving.reference import Reference
+
+
+def parse_list(value: Any) -> Any:
+    """Split a comma-separated text into its items; return any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    return tuple(item for item in map(str.strip, value.split(",")) if item)
+
+
+def parse_references(value: Any) -> Any:
+    """Parse comma-separated references without weights."""
+    return _parse_references(value, Reference.parse)
+
+
+def parse_weighted_references(value: Any) -> Any:
+    """Parse comma-separated references, of which any may have a weight."""
+    return _parse_references(value, Reference.parse_weighted)
+
+
+def _parse_references(value: Any, parse: Callable[[str], Reference]) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(map(parse, parse_list(value)))
+    except InvalidReference as error:
+        raise ValueError(str(error)) from None
+
+
+def check_paths_and_ports(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the items if each is an absolute path or a TCP port.
+
+    Raises:
+        ValueError: an item is neither.
+    """
+    for item in items:
+        if not (item.startswith("/") or (item.isascii() and item.isdecimal() and 0 < int(item) < 65536)):
+            raise ValueError(f"{item!r} is neither an absolute path nor a TCP port")
+    return items
+
+
+def lowercase(value: Any) -> Any:
+    """Return a text in lower case; return any other value as it is."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def parse_secret_journal_url(value: SecretStr | None) -> SecretStr | None:
+    """Apply `parse_journal_url` to a setting."""
+    return value and SecretStr(parse_journal_url(value.get_secret_value()))
+
+
+def parse_journal_url(text: str) -> str:
+    """Return the URL of the journal's database, with the name of the installed driver.
+
+    Raises:
+        ValueError: the journal cannot use this URL; the message contains no password.
+    """
+    from sqlalchemy.engine import make_url  # heavy, and most services have no journal
+    from sqlalchemy.exc import ArgumentError
+
+    forms = "write sqlite:///file.db or postgresql://user:password@host/database"
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(f"not a database URL: {forms}") from None
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
+        if url.database in (None, "", ":memory:"):
+            raise ValueError(f"an in-memory database does not outlive its process: {forms}")
+        if not (folder := Path(str(url.database)).parent).is_dir():
+            raise ValueError(f"the folder {folder} of the database does not exist")
+    elif url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError(f"{url.drivername} is not supported: {forms}")
+    elif not find_spec("psycopg"):
+        raise ValueError("the PostgreSQL driver is not installed: pip install '.[postgres]'")
+    else:
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=False)

@@ -1,0 +1,148 @@
+"""All settings, read from the environment and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from serving import sandbox
+from serving.reference import Reference
+from serving.settings.groups import (
+    AccessSettings,
+    ArtifactPolicySettings,
+    JournalSettings,
+    LimitSettings,
+    MonitoringSettings,
+    PromotionSettings,
+    References,
+    RegistrySettings,
+    RolloutSettings,
+    RuntimeSettings,
+    ServerSettings,
+)
+from serving.settings.parsing import parse_weighted_references
+
+
+class Settings(
+    ServerSettings,
+    AccessSettings,
+    LimitSettings,
+    RuntimeSettings,
+    ArtifactPolicySettings,
+    PromotionSettings,
+    RolloutSettings,
+    MonitoringSettings,
+    JournalSettings,
+    RegistrySettings,
+    BaseSettings,
+):
+    """All groups in one value, which can be passed wherever one group is expected."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SERVING_",
+        env_ignore_empty=True,  # like MLflow for its own variables
+        frozen=True,
+        populate_by_name=True,
+        extra="ignore",
+        allow_inf_nan=False,
+    )
+
+    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(parse_weighted_references)] = Field(
+        (Reference.parse("models:/iris/Production"),),
+        min_length=1,
+        description="model references, comma separated; the first is the default model; `=95` sets a traffic "
+        "weight",
+    )
+    on_demand: References = Field((), description="additional references, loaded on their first request")
+    idle_seconds: float = Field(
+        300.0, gt=0, description="unload an on-demand model after this time without a request"
+    )
+    max_loaded: int = Field(4, ge=1, description="maximum number of on-demand models loaded at the same time")
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.grpc_port is not None and not find_spec("grpc_tools"):
+            raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+        if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
+            raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
+        if mistake := check_weights(self.models, self.canary_steps):
+            raise ValueError(mistake)
+        served = {reference.name for reference in self.models}
+        loadable = served | {reference.name for reference in self.on_demand}
+        _check_known("SERVING_SHADOW", {reference.name for reference in self.shadow} - served)
+        _check_known("SERVING_CACHED_MODELS", {*self.cached_models} - loadable)
+        for variable, references in (("SERVING_SHADOW", self.shadow), ("SERVING_ON_DEMAND", self.on_demand)):
+            if duplicates := {*map(str, self.models)} & {*map(str, references)}:
+                raise ValueError(f"{variable}: {', '.join(sorted(duplicates))}: also in SERVING_MODELS")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both or neither")
+        return self
+
+
+def _check_known(variable: str, unknown: set[str]) -> None:
+    if unknown:
+        raise ValueError(f"{variable}: {', '.join(sorted(unknown))}: no such model in SERVING_MODELS")
+
+
+_GROUPS = (
+    ServerSettings,
+    AccessSettings,
+    RuntimeSettings,
+    LimitSettings,
+    PromotionSettings,
+    RolloutSettings,
+    ArtifactPolicySettings,
+    MonitoringSettings,
+    JournalSettings,
+    RegistrySettings,
+)
+OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
+"""The names of all settings, in the order of the help and the documentation."""
+
+
+def check_weights(models: Sequence[Reference], steps: Sequence[float]) -> str | None:
+    """Return the mistake in the weights of references or in the canary steps; None if there is none."""
+    for name in {reference.name for reference in models if reference.weight is not None}:
+        weights = [reference.weight for reference in models if reference.name == name]
+        if None in weights or len(weights) < 2:
+            return (
+                f"SERVING_MODELS: {name}: set a weight for all of its references, at least two, or for none"
+            )
+        if not any(weights):
+            return f"SERVING_MODELS: {name}: one of its references needs a weight above 0"
+        if steps and len(weights) != 2:
+            return f"SERVING_CANARY_STEPS: {name}: set a weight for exactly two of its references"
+    if any(not 0 < step <= 100 for step in steps) or sorted(set(steps)) != [*steps]:
+        return "SERVING_CANARY_STEPS: write rising percentages, such as 5,25,50"
+    return None
+
+
+def env_name(name: str) -> str:
+    """Return the environment variable of a setting."""
+    prefix = "MLFLOW" if name in ("tracking_uri", "registry_uri") else "SERVING"
+    return f"{prefix}_{name.upper()}"
+
+
+def format_default(name: str) -> str:
+    """Return the default of a setting as the help shows it."""
+    field = Settings.model_fields[name]
+    if field.examples:
+        return str(field.examples[0])
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default)) or "none"
+    if isinstance(field.default, float):
+        return f"{field.default:g}"
+    return "none" if field.default is None else str(field.default)
+
+
+def format_errors(error: ValidationError) -> list[str]:
+    """Return one readable line for each invalid setting."""
+    return [
+        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in mistake["loc"][:1])
+        + mistake["msg"].removeprefix("Value error, ")
+        for mistake in error.errors(include_url=False)
+    ]
