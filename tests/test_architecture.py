@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,6 +149,20 @@ def test_no_import_is_for_type_checking_only(name: str) -> None:
 def test_modules_are_small(name: str) -> None:
     lines = MODULES[name].read_text().count("\n")
     assert lines <= MAX_LINES
+
+
+def test_functions_are_short() -> None:
+    """Functions have a median of at most 8 lines, and nine tenths of them at most 25."""
+    lengths = sorted(
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for name, path in MODULES.items()
+        if "pb2" not in name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert len(lengths) > 1000
+    assert statistics.median(lengths) <= 8
+    assert lengths[len(lengths) * 9 // 10] <= 25
 
 
 SHORT_TASKS = {

@@ -352,7 +352,7 @@ EXTRAS = {
 
 @st.composite
 def several_requests(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
-    """A model, and requests to it in several protocols."""
+    """Provide a model, and requests to it in several protocols."""
     name = draw(st.sampled_from(NAMES))
     row = st.fixed_dictionaries(VALUE, optional=EXTRAS if name == "weigh" else {})
     requests = []

@@ -30,7 +30,7 @@ LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
 
 
 def noted(folder: Path) -> dict[str, str]:
-    """A model part that writes a marker file when it is loaded."""
+    """Return a model part that writes a marker file when it is loaded."""
     return {"on_load": f"note:{folder / 'loaded'}"}
 
 

@@ -30,7 +30,7 @@ PRODUCTION, CHAMPION = "models:/iris/Production", "models:/iris@champion"
 
 @pytest.fixture
 def catalogue(new_registry: NewRegistry, tmp_path: Path) -> Registry:
-    """A registry with three versions of iris without artifacts."""
+    """Provide a registry with three versions of iris without artifacts."""
     registry = Registry(new_registry(tmp_path))
     for _ in range(3):
         registry.register("iris", Path("/nowhere"))
@@ -45,7 +45,7 @@ def client(catalogue: Registry) -> Iterator[RegistryClient]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that advances one second at every call."""
+    """Return a clock that advances one second at every call."""
     moments = iter([datetime(2026, 1, 1, second=second, tzinfo=UTC) for second in range(10)])
     monkeypatch.setattr(tag_writer, "moment", lambda: next(moments))
 

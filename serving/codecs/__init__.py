@@ -1,0 +1,1 @@
+"""Conversion between JSON, Arrow and the values of models."""

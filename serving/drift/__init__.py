@@ -1,0 +1,1 @@
+"""The drift feature: compares live inputs and predictions with the version's training data."""

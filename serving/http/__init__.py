@@ -1,0 +1,1 @@
+"""The HTTP application: routing, request bodies, problem details and OpenAPI."""

@@ -1,0 +1,1 @@
+"""Integrations with other platforms; nothing else imports them."""

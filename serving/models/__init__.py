@@ -1,0 +1,1 @@
+"""Loaded model versions: selection, slots, verification, replay and probation."""

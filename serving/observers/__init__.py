@@ -1,0 +1,1 @@
+"""The observer features: access log, tracing, traffic history and the collector of states."""

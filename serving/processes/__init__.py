@@ -1,0 +1,1 @@
+"""Model processes: fork server, replicas, environments and confinement."""

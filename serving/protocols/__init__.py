@@ -1,0 +1,1 @@
+"""Parsing and rendering of each wire protocol, without HTTP."""

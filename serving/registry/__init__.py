@@ -1,0 +1,1 @@
+"""The promotion path: follows references in the MLflow registry and writes outcomes as tags."""

@@ -1,0 +1,1 @@
+"""The HTTP server: listeners, the protocol on sockets, and health checks."""

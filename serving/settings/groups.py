@@ -24,6 +24,8 @@ References = Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(parse_re
 
 
 class SettingsGroup(BaseModel):
+    """Settings that belong together; frozen."""
+
     model_config = ConfigDict(frozen=True)
 
 

@@ -1,0 +1,1 @@
+"""The types of columns and tensors: validation of values against a signature."""
