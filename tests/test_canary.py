@@ -350,7 +350,7 @@ def test_page_shows_why_a_canary_stopped(pairs: list[Pair], browser: Browser) ->
     page = browser.new_page()
     page.goto(f"{failing.service.url}/#{failing.champion.name}@challenger")
     card = page.get_by_role("region", name="Canary")
-    expect(card.locator("div", has_text="Meant to get").locator("dd")).to_have_text("0%")
+    expect(card.locator("div", has_text="Intended share").locator("dd")).to_have_text("0%")
     expect(card).to_contain_text("5 of 9 requests failed on it")
     page.close()
 

@@ -165,7 +165,7 @@ def test_row_44_end_of_a_foreign_child_is_ignored(stand: Stand, fault: str) -> N
 
 @pytest.mark.parametrize("kind", ["sibling", "brief"])
 def test_row_44_child_cloned_by_a_model_is_ignored(stand: Stand, kind: str) -> None:
-    before, note = stand.fork_server, stand.folder / kind
+    before, note = stand.fork_server, stand.folder / f"{kind}.pid"
     assert stand.actor.predict(1.0, f"outlast:{kind}:{note}").status_code == 200
     until(note.exists)
     stand.recovers()
