@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from random import random
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -33,6 +32,13 @@ Selector: TypeAlias = Callable[[C], LoadedModel]
 """Returns the version that a request addresses, if the client's key gives access to it."""
 
 
+class Watch(Protocol):
+    """Watches the client of one request, and withdraws the request's rows if the client disconnects."""
+
+    def cancel(self) -> object:
+        """Stop watching."""
+
+
 class Endpoint(Generic[C, T]):
     """Parses requests of one protocol, submits their rows and renders the output."""
 
@@ -40,13 +46,9 @@ class Endpoint(Generic[C, T]):
         """Return the rendered output; `context.parts` receives the queued rows."""
         raise NotImplementedError
 
-    @contextmanager
-    def cancellation(self, context: C, model: LoadedModel) -> Iterator[None]:
-        """Withdraw the rows that are still queued when the block ends, also when its task is cancelled."""
-        try:
-            yield
-        finally:
-            model.calls.withdraw(context.parts)
+    def watch(self, context: C, model: LoadedModel) -> Watch | None:
+        """Watch the client while the endpoint runs; None where a disconnect cancels the task."""
+        return None
 
     def from_cache(self, context: C, cache: Cache) -> T | None:
         """Return the cached response to an identical request, if there is one."""
@@ -94,8 +96,17 @@ class DataPlane:
                 if cached is not None:
                     model.metrics.cache_hits.inc()
                     return cached
-            with self._track_outcome(context, model), endpoint.cancellation(context, model):
+            watch = endpoint.watch(context, model)
+            try:
                 output = await endpoint.run(context, model)
+            except (ModelFailed, ProcessDied, DeadlineExceeded) as error:
+                self._count_failure(context, model, error)
+                raise
+            finally:
+                if watch:
+                    watch.cancel()
+                model.calls.withdraw(context.parts)
+            model.request_counts.answered += 1
             model.metrics.rows.inc(sum([len(indices) for indices, _ in context.parts]))
             if model.cache is not None:
                 endpoint.to_cache(context, model.cache, output)
@@ -182,25 +193,18 @@ class DataPlane:
             hook.on_error(context, status, error)
         self.on_finished(context, status)
 
-    @contextmanager
-    def _track_outcome(self, context: RequestContext, model: LoadedModel) -> Iterator[None]:
-        """Count the outcomes of a version for its probation; only its own failures count against it."""
-        try:
-            yield
-        except ModelFailed as error:
+    def _count_failure(
+        self, context: RequestContext, model: LoadedModel, error: ModelFailed | ProcessDied | DeadlineExceeded
+    ) -> None:
+        """Count a failure for the probation of a version; only its own failures count against it."""
+        counts = model.request_counts
+        if isinstance(error, ModelFailed):
             failure = error.exception or "an output that its contract does not allow"
-            model.request_counts.fail(failure, [ticket for _, ticket in context.parts])
-            raise
-        except ProcessDied:
-            model.request_counts.fail(
-                "the death of its process", [ticket for _, ticket in context.parts], died=True
-            )
-            raise
-        except DeadlineExceeded as error:
-            if error.dead or (error.hung and not self._is_shortened(context)):
-                model.request_counts.fail("no answer within the deadline")
-            raise
-        model.request_counts.answered += 1
+            counts.fail(failure, [ticket for _, ticket in context.parts])
+        elif isinstance(error, ProcessDied):
+            counts.fail("the death of its process", [ticket for _, ticket in context.parts], died=True)
+        elif error.dead or (error.hung and not self._is_shortened(context)):
+            counts.fail("no answer within the deadline")
 
     def _is_shortened(self, context: RequestContext) -> bool:
         """Check whether the client, or loading the model, leaves less time than the service's deadline."""

@@ -26,7 +26,7 @@ class InferenceEvent(NamedTuple):
     context: RequestContext
     body: bytes
     """The body of the request; empty over gRPC, where `parts` have the rows."""
-    answer: Sequence[bytes]
+    response: Sequence[bytes]
     """The body of the response in pieces; the JSON of each chunk if it was streamed; empty over gRPC."""
     parts: Sequence[Part]
     """The rows as they were queued, with their times and the model's output; empty if it was cached."""
@@ -49,7 +49,7 @@ class RequestHook:
         """Return headers to add to a successful response, which is complete but not sent."""
         return ()
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Receive an inference request that succeeded."""
 
     def on_error(self, context: RequestContext, status: int, error: Exception) -> None:

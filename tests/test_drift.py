@@ -305,11 +305,11 @@ async def test_sampled_rows_and_bytes_are_bounded(stage: Stage) -> None:
     small = InferenceEvent(live, context, b"{}", (), parts, 0.0, 0.0)
     large = small._replace(body=bytes(2**20))
 
-    def kept(exchange: InferenceEvent) -> int:
+    def kept(event: InferenceEvent) -> int:
         (watch,) = drift._monitored.values()
         before = watch.rows_seen
         for _ in range(500):
-            drift.on_response(exchange)
+            drift.on_response(event)
         drift.tick()
         return watch.rows_seen - before
 

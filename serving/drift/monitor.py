@@ -94,14 +94,14 @@ class VersionDrift:
             for side in (profile.inputs, profile.outputs)
         )
 
-    def sample(self, exchange: InferenceEvent) -> None:
+    def sample(self, event: InferenceEvent) -> None:
         """Store a request: all of its rows, or every nth if the budget is smaller."""
-        parts = [pending for _, pending in exchange.source_parts]
+        parts = [pending for _, pending in event.source_parts]
         rows = sum(len(pending.rows) for pending in parts)
         step = math.ceil(rows / self.budget) or 1
         self._samples += [SampledRequest(pending.rows, pending.future.result(), step) for pending in parts]
         # Large rows count for several, so that they cannot fill the memory.
-        size = len(exchange.body) or sum(getattr(pending.rows, "nbytes", 0) for pending in parts)
+        size = len(event.body) or sum(getattr(pending.rows, "nbytes", 0) for pending in parts)
         self.budget -= max(rows // step, size // _BYTES_PER_ROW)
 
     def steps(self) -> Iterator[None]:
@@ -149,15 +149,15 @@ class Drift(RequestHook, Collector):
         self._monitored: dict[LoadedModel, VersionDrift] = {}
         self._known: LRUCache[Labels, VersionDrift] = LRUCache(_MAX_VERSIONS)
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Store a request, if the budget allows."""
-        drift = self._monitored.get(exchange.live)
+        drift = self._monitored.get(event.live)
         if drift is None:
-            if (profile := exchange.live.contract.profile) is None:
+            if (profile := event.live.contract.profile) is None:
                 return
-            drift = self._monitored[exchange.live] = self._of_version(exchange.live, profile)
+            drift = self._monitored[event.live] = self._of_version(event.live, profile)
         if drift.budget > 0:
-            drift.sample(exchange)
+            drift.sample(event)
 
     def _of_version(self, live: LoadedModel, profile: Profile) -> VersionDrift:
         """Return the drift of a version, which continues if the version was loaded before."""

@@ -89,9 +89,9 @@ class JournalObserver(RequestHook):
         identity = context.state["prediction_id"] = str(uuid7())
         return ((b"x-prediction-id", identity.encode()),)
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Queue a prediction for the database, if there is space."""
-        entry = record(exchange)
+        entry = record(event)
         size = entry.size
         if self._waiting >= MAX_RECORDS or self._waiting_bytes + size > MAX_BYTES:
             self.metrics.dropped.inc()

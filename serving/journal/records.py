@@ -67,13 +67,13 @@ class Record(NamedTuple):
         return _OVERHEAD + len(self.body) + len(self.answer) + tables
 
 
-def record(exchange: InferenceEvent) -> Record:
+def record(event: InferenceEvent) -> Record:
     """Return the record of a request, whose id is `prediction_id` in the state of its context."""
-    context, answer = exchange.context, exchange.answer
-    parts = exchange.source_parts
+    context, answer = event.context, event.response
+    parts = event.source_parts
     protocol = _protocol(context.path)
-    seconds = exchange.ended - exchange.began
-    head = context.state["prediction_id"], exchange.live, protocol
+    seconds = event.ended - event.began
+    head = context.state["prediction_id"], event.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
         rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
@@ -81,9 +81,7 @@ def record(exchange: InferenceEvent) -> Record:
         return Record(*head, len(rows), params, b"", b"", *tables, seconds, context.request_id)
     response = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
     count = sum([len(rows) for rows, _ in parts])
-    return Record(
-        *head, count, params, exchange.body, response, None, None, None, seconds, context.request_id
-    )
+    return Record(*head, count, params, event.body, response, None, None, None, seconds, context.request_id)
 
 
 @lru_cache(maxsize=1024)

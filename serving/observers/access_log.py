@@ -30,9 +30,9 @@ class AccessLog(RequestHook):
         self._failures = FixedWindow(_MAX_FAILURES_PER_SECOND, time.monotonic)
         self._left_out = 0
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Log a successful prediction."""
-        self.ended(exchange.context, 200)
+        self.ended(event.context, 200)
 
     def ended(self, context: RequestContext, status: int) -> None:
         """Log a request that ended with this status, which no client received if it has disconnected."""

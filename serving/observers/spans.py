@@ -90,13 +90,13 @@ class TraceRecorder(RequestHook):
         context.trace_id, context.state["span"] = trace.trace_id, _Request(span, trace, epoch)
         current.set(trace)
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Create the child spans of a successful request, and end its span."""
-        request: _Request = exchange.context.state["span"]
+        request: _Request = event.context.state["span"]
         if request.span.is_recording():
-            rows = sum(len(indices) for indices, _ in exchange.parts)
-            request.span.set_attributes({"serving.rows": rows, "serving.cached": not exchange.parts})
-            self._end(request, exchange.context, 200, exchange.ended)
+            rows = sum(len(indices) for indices, _ in event.parts)
+            request.span.set_attributes({"serving.rows": rows, "serving.cached": not event.parts})
+            self._end(request, event.context, 200, event.ended)
 
     def on_error(self, context: RequestContext, status: int, error: Exception) -> None:
         """End the span of a request that failed; client errors do not set the span's status to error."""

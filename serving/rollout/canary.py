@@ -64,11 +64,11 @@ class Canary(RequestHook, Collector):
                 return challenger.standing()
         return CanaryStatus(self.split.share(slot), "first")
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Record the time of the model alone: the speed of a client's connection is not the version's."""
-        window = self._windows.get(exchange.live)
-        if window and exchange.parts and exchange.parts[0][1].stream is None:
-            first, last = exchange.parts[0][1], exchange.parts[-1][1]
+        window = self._windows.get(event.live)
+        if window and event.parts and event.parts[0][1].stream is None:
+            first, last = event.parts[0][1], event.parts[-1][1]
             window.seconds.append(last.finished - first.started)
 
     async def run(self) -> None:

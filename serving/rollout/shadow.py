@@ -93,13 +93,13 @@ class Shadow(RequestHook, Collector):
             self._pair = ShadowComparison(live, shadow, incompatibility(live, shadow))
         return self._pair
 
-    def on_response(self, exchange: InferenceEvent) -> None:
+    def on_response(self, event: InferenceEvent) -> None:
         """Queue a request to the live version, if there is space."""
-        if exchange.live is not self.main.live or not exchange.parts or self.slot.live is None:
+        if event.live is not self.main.live or not event.parts or self.slot.live is None:
             return
         pair = self.pair
-        if pair and not pair.reason and exchange.parts[0][1].stream is None:
-            pair.stats.dropped += pair.queue.add(exchange)
+        if pair and not pair.reason and event.parts[0][1].stream is None:
+            pair.stats.dropped += pair.queue.add(event)
             self._has_work.set()
 
     async def run(self) -> None:

@@ -28,10 +28,10 @@ class ShadowQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, exchange: InferenceEvent) -> int:
+    def add(self, event: InferenceEvent) -> int:
         """Add a request with its predictions; return the number of rows that do not fit."""
-        left_out, row_bytes = 0, _row_bytes(exchange) if self._rows < _MAX_ROWS else 0.0
-        for _, pending in exchange.parts:
+        left_out, row_bytes = 0, _row_bytes(event) if self._rows < _MAX_ROWS else 0.0
+        for _, pending in event.parts:
             rows = len(pending.rows)
             if self._has_room(rows, rows * row_bytes):
                 self._waiting.append((pending, rows * row_bytes))
@@ -65,14 +65,14 @@ class ShadowQueue:
         self._bytes = self._bytes + size if self._waiting else 0.0
 
 
-def _row_bytes(exchange: InferenceEvent) -> float:
+def _row_bytes(event: InferenceEvent) -> float:
     """Return the approximate memory per row of a request and its predictions, by its body if it has one."""
-    if exchange.body:
-        factor = 1 if exchange.parts[0][1].key.in_columns else _OBJECT_SIZE_FACTOR
-        size = factor * len(exchange.body) + sum(map(len, exchange.answer))
+    if event.body:
+        factor = 1 if event.parts[0][1].key.in_columns else _OBJECT_SIZE_FACTOR
+        size = factor * len(event.body) + sum(map(len, event.response))
     else:
-        size = sum(_table_bytes(pending) for _, pending in exchange.parts)
-    return size / sum(len(pending.rows) for _, pending in exchange.parts)
+        size = sum(_table_bytes(pending) for _, pending in event.parts)
+    return size / sum(len(pending.rows) for _, pending in event.parts)
 
 
 def _table_bytes(pending: PendingRequest) -> int:

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
-from starlette.types import Receive
 
 from serving.auth.access_rules import PREDICT
 from serving.batching.pending import Output, PendingRequest
 from serving.codecs.model_input import Rows
 from serving.codecs.predictions import LazyPredictions, row_response
 from serving.contract.contract import Row
-from serving.dataplane import DataPlane, Endpoint, Selector
+from serving.dataplane import DataPlane, Endpoint, Selector, Watch
 from serving.errors import FieldError, ModelFailed, Unprocessable
 from serving.http.http_context import Header, HttpContext
 from serving.http.problem_details import respond
 from serving.http.request_body import read_json
 from serving.http.unsent_responses import LARGE_BYTES, reserve
 from serving.models.loaded_model import Cache, LoadedModel
-from serving.models.model_calls import Part
 from serving.models.replay import RecordedRequest
 from serving.protocols.mlflow_scoring_output import predictions_json
 
@@ -96,23 +93,9 @@ class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
         model.recorder.add(RecordedRequest(rows, params, row, ticket.finished - ticket.started))
         return [row_response(row, model.model_json)]
 
-    @contextmanager
-    def cancellation(self, context: HttpContext, model: LoadedModel) -> Iterator[None]:
-        """Withdraw the rows that are still queued when the client disconnects or the block ends."""
-        watch: asyncio.Task[None] | None = None
-
-        def start() -> None:
-            nonlocal watch
-            watch = asyncio.create_task(_withdraw_on_disconnect(model, context.parts, context.receive))
-
-        timer = asyncio.get_running_loop().call_later(_DISCONNECT_CHECK_DELAY, start)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            if watch is not None:
-                watch.cancel()
-            model.calls.withdraw(context.parts)
+    def watch(self, context: HttpContext, model: LoadedModel) -> Watch:
+        """Withdraw the rows that are still queued when the client disconnects."""
+        return _DisconnectWatch(context, model)
 
     # -- cache
 
@@ -185,7 +168,26 @@ def whole(
     model.recorder.add(RecordedRequest(rows, params, output, ticket.finished - ticket.started))
 
 
-async def _withdraw_on_disconnect(model: LoadedModel, parts: list[Part], receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    model.calls.withdraw(parts)
+class _DisconnectWatch:
+    """Withdraws the rows of a request if its client disconnects; looks only after a short delay."""
+
+    __slots__ = ("_context", "_model", "_task", "_timer")
+
+    def __init__(self, context: HttpContext, model: LoadedModel) -> None:
+        self._context, self._model = context, model
+        self._timer = asyncio.get_running_loop().call_later(_DISCONNECT_CHECK_DELAY, self._start)
+        self._task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._context.receive())["type"] != "http.disconnect":
+            pass
+        self._model.calls.withdraw(self._context.parts)
