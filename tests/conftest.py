@@ -35,8 +35,6 @@ _SET_BY_CLIENT = (
 
 _MAX_COROUTINE_SECONDS = 110
 
-NewRegistry = Callable[[Path], str]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Limit the time of coroutines: the signal of pytest-timeout does not get through to uvloop."""
@@ -65,7 +63,7 @@ def registry_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_registry(registry_template: Path) -> NewRegistry:
+def new_registry(registry_template: Path) -> Callable[[Path], str]:
     """Create an empty SQLite registry with artifacts below a folder, and return its URI."""
 
     def make(folder: Path) -> str:
@@ -89,7 +87,7 @@ def as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def registry(new_registry: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the URI of an empty registry, which MLflow uses during the test."""
     uri = new_registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -97,9 +95,9 @@ def registry(new_registry: NewRegistry, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def tracking(new_registry: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Start an MLflow server for all tests, because the start is slow."""
-    from promotions import Tracking
+    from tests.support.promotions import Tracking
 
     folder = tmp_path_factory.mktemp("tracking")
     with Tracking(folder, new_registry(folder)) as server:
@@ -109,8 +107,8 @@ def tracking(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save models with every kind of signature."""
-    from casting import quiet
-    from zoo import zoo
+    from tests.support.registry import quiet
+    from tests.support.sample_models import zoo
 
     home = tmp_path_factory.mktemp("zoo")
     with quiet():
@@ -121,11 +119,13 @@ def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def zoo_service(
-    zoo_folders: dict[str, Path], new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
+    zoo_folders: dict[str, Path],
+    new_registry: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
     """Start a service of the first versions of all models."""
-    from casting import Registry
-    from live import FOR_SKLEARN, SELDOM, served
+    from tests.support.registry import Registry
+    from tests.support.service import FOR_SKLEARN, SELDOM, served
 
     home = tmp_path_factory.mktemp("zoo-service")
     registry = Registry(new_registry(home))
@@ -141,7 +141,7 @@ def zoo_service(
 @pytest.fixture(scope="session")
 def old_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Save models with an older release of MLflow: `old_mlflow("2.9.2")` returns their folder."""
-    from old_models import OldModels
+    from tests.support.mlflow_releases import OldModels
 
     return OldModels(tmp_path_factory.mktemp("old-models"))
 
@@ -158,8 +158,9 @@ def postgres() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Chromium for one module: no coroutine can be tested in this thread meanwhile."""
-    from browsers import ARGUMENTS, CHROMIUM
     from playwright.sync_api import sync_playwright
+
+    from tests.support.browser import ARGUMENTS, CHROMIUM
 
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -187,7 +188,7 @@ async def launcher() -> AsyncIterator[Any]:
 @pytest.fixture
 async def stage(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[Any]:
     """Return an empty registry for followers."""
-    from stage import Stage
+    from tests.support.followers import Stage
 
     new_stage = Stage(registry, launcher, tmp_path)
     yield new_stage

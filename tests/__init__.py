@@ -1,0 +1,1 @@
+"""Tests in three tiers, and what they share in `support`."""

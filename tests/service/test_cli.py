@@ -1,0 +1,216 @@
+"""Output and exit statuses of the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from serving.settings.settings import OPTIONS, env_name
+from tests.support.registry import Registry
+from tests.support.service import environment
+
+WORDS = {"x": {"minimum": 0, "maximum": 10, "description": "What is multiplied"}}
+
+
+def serving(env: dict[str, str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command; return its exit status, standard output and standard error."""
+    command = [sys.executable, "-m", "serving", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return environment("http://127.0.0.1:9", tmp_path)
+
+
+# -- help
+
+
+def test_help_lists_the_commands(env: dict[str, str]) -> None:
+    status, printed, _ = serving(env, "--help")
+    assert status == 0
+    for command in ("run", "check", "status"):
+        assert re.search(rf"^\W*{command}\s", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
+    status, printed, _ = serving(env, command, "--help")
+    assert status == 0
+    words = set(re.findall(r"[\w-]+", printed))
+    for name in OPTIONS:
+        assert f"--{name.replace('_', '-')}" in words
+        assert env_name(name) in words
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
+def test_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
+    status, _, errors = serving(env, *arguments)
+    assert status == 2
+    assert errors
+    assert "Traceback" not in errors
+
+
+# -- settings
+
+
+def test_every_invalid_setting_is_reported_in_one_line(env: dict[str, str]) -> None:
+    env |= {"SERVING_PORT": "http", "SERVING_MODELS": "iris"}
+    status, printed, errors = serving(env, "run", "--replicas", "0", "--poll-seconds", "nan")
+    assert (status, printed) == (2, "")
+    lines = sorted(errors.splitlines())
+    assert [line.partition(":")[0] for line in lines] == [
+        "✗ SERVING_MODELS",
+        "✗ SERVING_POLL_SECONDS",
+        "✗ SERVING_PORT",
+        "✗ SERVING_REPLICAS",
+    ]
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_port_in_use_is_reported_in_one_line(env: dict[str, str], option: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
+        status, _, errors = serving(env, "run", option, str(taken.server_port))
+    assert status != 0
+    (line,) = errors.splitlines()
+    assert "address already in use" in line.lower()
+
+
+# -- check
+
+
+@pytest.fixture(scope="module")
+def checked(new_registry: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """Return results of `serving check` for a good, a broken and a missing version, and a bad reference."""
+    folder = tmp_path_factory.mktemp("check")
+    stage = Registry(new_registry(folder))
+    stage.promote(
+        "good", stage.add("good", inputs="x: double, n: long?", metadata={"serving": {"inputs": WORDS}})
+    )
+    example = pd.DataFrame({"x": [1.0], "act": ["raise:[b]weights[/]"]})
+    stage.add("broken", example=example)
+    env = environment(stage.uri, folder)
+    references = {
+        "good": "models:/good/Production",
+        "broken": "models:/broken/1",
+        "missing": "models:/missing@champion",
+        "unread": "good",
+    }
+    results: dict[str, tuple[int, str, str]] = {}
+
+    def check(name: str, reference: str) -> None:
+        results[name] = serving(env, "check", reference)
+
+    checking = [threading.Thread(target=check, args=item) for item in references.items()]
+    for thread in checking:
+        thread.start()
+    for thread in checking:
+        thread.join()
+    return results
+
+
+def test_check_prints_the_contract_of_a_good_version(checked: Any) -> None:
+    status, printed, _ = checked["good"]
+    assert status == 0
+    assert "✓ models:/good/Production would go live: good version 1" in printed
+    assert re.search(r"x +double +yes +description What is multiplied, maximum 10, minimum 0", printed)
+    assert re.search(r"n +long +no", printed)
+
+
+def test_check_prints_the_reason_of_a_rejection(checked: Any) -> None:
+    status, printed, errors = checked["broken"]
+    assert status == 1
+    assert (
+        "✗ models:/broken/1 would not go live: on its own input example it raised ValueError: [b]weights[/]"
+        in printed
+    )
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "✗ cannot check models:/missing@champion: models:/missing@champion names nothing"),
+        ("unread", "✗ 'good' is not a model reference: write models:/iris/Production (stage)"),
+    ],
+)
+def test_check_reports_an_unresolvable_reference(checked: Any, name: str, message: str) -> None:
+    status, printed, errors = checked[name]
+    assert (status, printed) == (2, "")
+    (line,) = errors.splitlines()
+    assert line.startswith(message)
+
+
+# -- status
+
+
+@contextmanager
+def responding(body: bytes) -> Iterator[str]:
+    """Run a server that responds to every request with `body`; yield its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"hello", b"[]", b'{"models": 5, "registry": {}}', b'{"models": ["a"], "registry": {}}', b"\xff"],
+)
+def test_status_reports_another_service(env: dict[str, str], body: bytes) -> None:
+    with responding(body) as url:
+        status, _, errors = serving(env, "status", url)
+    assert status == 2
+    (line,) = errors.splitlines()
+    assert line.startswith(f"✗ {url} does not respond like this service")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense", "http://[", "ftp://127.0.0.1"])
+def test_status_reports_an_unreachable_url(env: dict[str, str], url: str) -> None:
+    status, _, errors = serving(env, "status", url)
+    assert status == 2
+    (line,) = errors.splitlines()
+    assert line.startswith(f"✗ {url} does not respond like this service")
+
+
+def test_status_shows_the_id_of_an_unregistered_model(env: dict[str, str]) -> None:
+    model = {
+        "uri": "models:/m-1",
+        "version": None,
+        "model_id": "m-1",
+        "state": "live",
+        "loaded_at": "2026-01-31T12:30:00Z",
+        "candidate": None,
+        "warnings": ["[red]it is unproven[/]"],
+        "reason": None,
+    }
+    registry = {"uri": "sqlite:///mlflow.db", "reachable": None}
+    with responding(json.dumps({"status": "ready", "models": [model], "registry": registry}).encode()) as url:
+        status, printed, _ = serving(env | {"COLUMNS": "200"}, "status", url)
+    assert status == 0
+    assert re.search(r"models:/m-1 +m-1 +live +2026-01-31 12:30:00 +\[red\]it is unproven\[/\]", printed)
+    assert "registry sqlite:///mlflow.db: not contacted yet" in printed

@@ -1,0 +1,1 @@
+"""Tests of whole systems: several fronts, browsers, databases, Ray, packages and scripts."""

@@ -1,0 +1,141 @@
+"""A data scientist's promotions, clicked in the MLflow UI in a real browser while clients keep calling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.support.browser import CHROMIUM
+from tests.support.promotions import Callers, Model, Tracking
+from tests.support.service import served, until
+
+NAME = "clicked"
+# The switch «New model registry UI» sets this when it is turned off, to show stages.
+_STAGES = "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true')"
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium"),
+    pytest.mark.timeout(300),
+]
+
+
+class Registry:
+    """The MLflow UI, open on a model's versions."""
+
+    def __init__(self, page: Page, tracking: Tracking, shots: Path) -> None:
+        self.page, self._url, self._shots = page, tracking.url, shots
+        self._client = tracking.registry.client
+
+    def open(self, version: str) -> None:
+        """Load the current page of a version."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self._url}/#/models/{NAME}/versions/{version}")
+        self.page.get_by_role("heading", name=f"Version {version}").first.wait_for()
+
+    def transition(self, version: str, stage: str, *, archive: bool = False) -> None:
+        """Move a version to a stage in the view with stages."""
+        self.open(version)
+        self.page.click(".mlflow-stage-transition-dropdown")
+        items = self.page.locator("[role=menuitem], [role=option], li, div")
+        items.filter(has_text="Transition to").filter(has_text=stage).last.click()
+        dialog = self.page.get_by_role("dialog")
+        if archive:
+            dialog.locator("label:has(input[name=archiveExistingVersions])").click()
+        dialog.get_by_role("button", name="OK").click()
+        dialog.wait_for(state="hidden")
+
+    def alias(self, version: str, alias: str) -> None:
+        """Set an alias of a version in the new view."""
+        self.open(version)
+        self.page.locator("button[aria-label*='alias' i], button:has-text('Add')").first.click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("combobox").fill(alias)
+        self.page.keyboard.press("Enter")
+        dialog.get_by_role("button", name="Save aliases").click()
+        dialog.wait_for(state="hidden")
+        self.page.get_by_text(alias).first.wait_for()
+        self.picture(f"version-{version}-{alias}")
+
+    def until_told(self, version: str, state: str, *texts: str) -> None:
+        """Reload a version's page until its tags show a state and texts; save a screenshot."""
+
+        def tagged() -> bool:
+            return self._client.get_model_version(NAME, version).tags.get("serving.state") == state
+
+        def displayed() -> bool:
+            self.open(version)
+            self.page.get_by_text("Tags").first.wait_for()
+            rows = self.page.get_by_role("row").all_inner_texts()
+            states = [row.split()[1:] for row in rows if row.split()[:1] == ["serving.state"]]
+            return states == [[state]] and all(any(text in row for row in rows) for text in texts)
+
+        until(tagged)  # checked first, because loading the page takes seconds
+        until(displayed)
+        self.picture(f"version-{version}-{state}")
+
+    def picture(self, name: str) -> None:
+        """Save a screenshot."""
+        number = len([*self._shots.glob("*.png")]) + 1
+        self.page.screenshot(path=self._shots / f"{number}-{name}.png", full_page=True)
+
+
+@pytest.fixture
+def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Callable[..., Registry]]:
+    """Open the UI in a new browser context, in the view with stages or in the new one."""
+    contexts = []
+
+    def open_view(*, stages: bool) -> Registry:
+        context = browser.new_context(viewport={"width": 1300, "height": 1000})
+        contexts.append(context)
+        if stages:
+            context.add_init_script(_STAGES)
+        return Registry(context.new_page(), tracking, tmp_path)
+
+    yield open_view
+    for context in contexts:
+        context.close()
+
+
+def test_promotion_in_the_ui_changes_the_live_version(
+    tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
+) -> None:
+    references = f"models:/{NAME}/Production,models:/{NAME}@champion"
+    with served(tracking.url, tmp_path, models=references, poll_seconds=0.5) as service:
+        model = Model(NAME, service, tracking.registry)
+        champion = Model(NAME, service, tracking.registry, "@champion")
+        first, second, third = model.add(), model.add(), model.add()
+        broken = model.add(on_load="raise:no_weights")
+        model.promote(first)
+        model.until_live(first)
+        registry = opened(stages=True)
+        with Callers(model) as callers:
+            registry.transition(second, "Production", archive=True)
+            model.until_live(second)
+            callers.until_answered_by(second)
+            registry.until_told(second, "live", "serving.since")
+            registry.until_told(first, "superseded", f"{NAME} version {second} went live")
+
+            opened(stages=False).alias(third, "champion")
+            champion.until_live(third)
+
+            # Going back to the first without archiving has no effect; both places show that.
+            registry.transition(first, "Production")
+            (warning,) = model.until(lambda state: state["warnings"])["warnings"]
+            assert f"open version {second} in the MLflow UI and transition it to Archived" in warning
+            registry.until_told(first, "superseded", "it is in Production too")
+            assert model.is_well(second)
+            registry.transition(second, "Archived")
+            model.until_live(first)
+            callers.until_answered_by(first)
+            registry.until_told(first, "live", "promoted again while it was still warm")
+
+            registry.transition(broken, "Production", archive=True)
+            assert "no_weights" in model.until_refused(broken)
+            registry.until_told(broken, "rejected", "no_weights")
+            callers.until_more()
+        assert callers.faults == []
+        assert callers.versions == [int(first), int(second)]
+        assert model.is_well(first)
