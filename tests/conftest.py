@@ -79,7 +79,7 @@ def new_registry(registry_template: Path) -> Callable[[Path], str]:
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
+def restore_environment() -> Iterator[None]:
     """Restore the environment variables that a registry client sets."""
     yield
     for name in _SET_BY_CLIENT:
@@ -105,21 +105,21 @@ def tracking(new_registry: Callable[[Path], str], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sample_model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save models with every kind of signature."""
     from tests.support.registry import quiet
-    from tests.support.sample_models import zoo
+    from tests.support.sample_models import sample_models
 
     home = tmp_path_factory.mktemp("zoo")
     with quiet():
-        for name, animal in zoo().items():
-            animal.save(home / name)
-    return {name: home / name for name in zoo()}
+        for name, model in sample_models().items():
+            model.save(home / name)
+    return {name: home / name for name in sample_models()}
 
 
 @pytest.fixture(scope="session")
-def zoo_service(
-    zoo_folders: dict[str, Path],
+def sample_model_service(
+    sample_model_folders: dict[str, Path],
     new_registry: Callable[[Path], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
@@ -129,9 +129,9 @@ def zoo_service(
 
     home = tmp_path_factory.mktemp("zoo-service")
     registry = Registry(new_registry(home))
-    for name, folder in zoo_folders.items():
+    for name, folder in sample_model_folders.items():
         registry.register(name, folder)
-    references = ",".join(f"models:/{name}/1" for name in zoo_folders)
+    references = ",".join(f"models:/{name}/1" for name in sample_model_folders)
     settings = {"models": references, "grpc_port": 0, "poll_seconds": SELDOM, "preload": FOR_SKLEARN}
     with served(registry.uri, home, **settings) as service:
         service.until_ready()
@@ -186,13 +186,13 @@ async def launcher() -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-async def stage(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[Any]:
+async def harness(registry: str, launcher: Any, tmp_path: Path) -> AsyncIterator[Any]:
     """Return an empty registry for followers."""
-    from tests.support.followers import Stage
+    from tests.support.followers import FollowerHarness
 
-    new_stage = Stage(registry, launcher, tmp_path)
-    yield new_stage
-    await new_stage.aclose()
+    new_harness = FollowerHarness(registry, launcher, tmp_path)
+    yield new_harness
+    await new_harness.aclose()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -21,7 +21,7 @@ from serving.processes.replica import Replica
 from serving.registry.artifact_policy import ArtifactPolicy, is_within
 from serving.settings.groups import ArtifactPolicySettings
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor, quiet
+from tests.support.registry import NewRegistry, Registry, quiet, save_scripted_model
 from tests.support.service import served
 
 FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
@@ -88,7 +88,7 @@ def refused(model: Model, folder: Path) -> str:
     version = model.registry.register("line", folder)
     model.promote(version)
     model.until(lambda told: (told["candidate"] or {}).get("version") == version)
-    reason = model.until_told(version, "rejected")["reason"]
+    reason = model.until_tagged(version, "rejected")["reason"]
     model.promote("1")
     model.until(lambda told: told["candidate"] is None)
     return reason
@@ -105,7 +105,7 @@ def test_row_36_strict_mode_rejects_a_pickle(strict: Model, form: str) -> None:
 
 
 def test_row_36_strict_mode_rejects_code(strict: Model, tmp_path: Path) -> None:
-    reason = refused(strict, actor(strict.registry.folder, **noted(tmp_path)))
+    reason = refused(strict, save_scripted_model(strict.registry.folder, **noted(tmp_path)))
     assert "it is loaded by mlflow.pyfunc" in reason
     assert not (tmp_path / "loaded").exists()
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.rollout import canary_state
 from tests.support.browser import CHROMIUM
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
 SETTINGS = {
@@ -125,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def registry(new_registry: NewRegistry, folder: Path) -> Registry:
     """Return a registry of models whose champion is version 1, without challengers."""
-    instance, first = Registry(new_registry(folder)), actor(folder, factor=1.0)
+    instance, first = Registry(new_registry(folder)), save_scripted_model(folder, factor=1.0)
     for name in (*NAMES, *LATE):
         instance.alias(name, "champion", instance.register(name, first))
     return instance

@@ -95,13 +95,13 @@ def test_port_in_use_is_reported_in_one_line(env: dict[str, str], option: str) -
 def checked(new_registry: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
     """Return results of `serving check` for a good, a broken and a missing version, and a bad reference."""
     folder = tmp_path_factory.mktemp("check")
-    stage = Registry(new_registry(folder))
-    stage.promote(
-        "good", stage.add("good", inputs="x: double, n: long?", metadata={"serving": {"inputs": WORDS}})
+    catalog = Registry(new_registry(folder))
+    catalog.promote(
+        "good", catalog.add("good", inputs="x: double, n: long?", metadata={"serving": {"inputs": WORDS}})
     )
     example = pd.DataFrame({"x": [1.0], "act": ["raise:[b]weights[/]"]})
-    stage.add("broken", example=example)
-    env = environment(stage.uri, folder)
+    catalog.add("broken", example=example)
+    env = environment(catalog.uri, folder)
     references = {
         "good": "models:/good/Production",
         "broken": "models:/broken/1",

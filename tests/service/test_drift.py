@@ -20,7 +20,7 @@ from serving.hooks import InferenceEvent
 from serving.request_context import RequestContext
 from serving.settings.settings import Settings
 from tests.support.customer_data import customers, payer, rows
-from tests.support.followers import Stage
+from tests.support.followers import FollowerHarness
 from tests.support.registry import NewRegistry, Registry, quiet
 from tests.support.service import FOR_SKLEARN, Service, served, until
 from training import log_model
@@ -291,9 +291,9 @@ def test_drift_continues_after_an_idle_model_reloads(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_sampled_rows_and_bytes_are_bounded(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(metadata={"serving": {"profile": PROFILE}})
+async def test_sampled_rows_and_bytes_are_bounded(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(metadata={"serving": {"profile": PROFILE}})
     await follower.tick()
     await follower.settled()
     live, drift = follower.slot.lease(), Drift(0.25)

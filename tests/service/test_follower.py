@@ -19,9 +19,9 @@ from serving.reference import Reference
 from serving.registry.decisions import Action, Candidate, CandidatePhase, decide, next_poll_delay, retry_delay
 from serving.supervision import Supervisor
 from serving.version import Version
-from tests.support.followers import Stage, live, predict, settle
+from tests.support.followers import FollowerHarness, live, predict, settle
 from tests.support.process_ids import Watch
-from tests.support.registry import Registry, actor
+from tests.support.registry import Registry, save_scripted_model
 from tests.support.service import until
 
 pytestmark = pytest.mark.anyio
@@ -112,25 +112,25 @@ def pids(loaded: LoadedModel | None) -> list[int]:
     return [replica.pid for replica in loaded._pool.replicas if replica.pid]
 
 
-async def test_promotion_goes_live(stage: Stage) -> None:
-    follower = stage.follow()
+async def test_promotion_goes_live(harness: FollowerHarness) -> None:
+    follower = harness.follow()
     await settle(follower)
     assert follower.slot.reason == "the registry has no version of a model 'actor'"
     with pytest.raises(NotLive, match="models:/actor/Production is not live: the registry has no version"):
         follower.slot.lease()
-    stage.registry.add("actor", factor=2.0)
+    harness.registry.add("actor", factor=2.0)
     await settle(follower)
     assert follower.slot.reason == "no version of 'actor' is in stage Production"
-    stage.registry.promote("actor", "1")
+    harness.registry.promote("actor", "1")
     await settle(follower)
     assert live(follower) == "1"
     assert follower.candidate is None
     assert await predict(follower) == 2.0
 
 
-async def test_shared_follower_polls_only_after_a_change(stage: Stage) -> None:
-    follower = stage.follow(shared=True, poll_seconds=1e-9)
-    stage.promote(factor=2.0)
+async def test_shared_follower_polls_only_after_a_change(harness: FollowerHarness) -> None:
+    follower = harness.follow(shared=True, poll_seconds=1e-9)
+    harness.promote(factor=2.0)
     await settle(follower)
     looks, resolve = [], follower._registry.resolve
 
@@ -142,18 +142,18 @@ async def test_shared_follower_polls_only_after_a_change(stage: Stage) -> None:
     for _ in range(5):
         await follower.tick()
     assert looks == []
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await settle(follower)
     assert looks
     assert await predict(follower) == 3.0
 
 
-async def test_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_next_version_takes_over_and_the_old_one_ends(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
     with Watch(pids(follower.slot.live)) as old:
-        stage.promote(factor=3.0)
+        harness.promote(factor=3.0)
         await settle(follower)
         assert live(follower) == "2"
         assert await predict(follower) == 3.0
@@ -161,10 +161,10 @@ async def test_next_version_takes_over_and_the_old_one_ends(stage: Stage) -> Non
 
 
 async def test_unexpected_error_does_not_end_the_follower(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    harness: FollowerHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    follower = stage.follow(poll_seconds=0.05)
-    stage.promote(factor=2.0)
+    follower = harness.follow(poll_seconds=0.05)
+    harness.promote(factor=2.0)
     wait_, failed = follower._wait, asyncio.Event()
 
     async def fail(seconds: float) -> None:
@@ -178,21 +178,21 @@ async def test_unexpected_error_does_not_end_the_follower(
     await failed.wait()
     await asyncio.sleep(0)
     assert "follower failed unexpectedly; it restarts in 0.1 s" in caplog.text
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await asyncio.to_thread(until, lambda: live(follower) == "2")
     following.stop()
     assert await predict(follower) == 3.0
 
 
-async def test_request_ends_on_the_version_it_started_on(stage: Stage, tmp_path: Path) -> None:
+async def test_request_ends_on_the_version_it_started_on(harness: FollowerHarness, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
     asking = asyncio.create_task(predict(follower, 5.0, f"wait:{pipe}"))
     await asyncio.sleep(0)
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await settle(follower)
     assert await predict(follower) == 3.0
     assert not asking.done()
@@ -244,12 +244,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("part", "reason"), BROKEN.values(), ids=BROKEN)
 async def test_version_that_cannot_serve_never_goes_live(
-    stage: Stage, part: dict[str, Any], reason: str
+    harness: FollowerHarness, part: dict[str, Any], reason: str
 ) -> None:
-    follower = stage.follow(load_seconds=3)
-    stage.promote(factor=2.0)
+    follower = harness.follow(load_seconds=3)
+    harness.promote(factor=2.0)
     await settle(follower)
-    stage.promote(**part)
+    harness.promote(**part)
     await settle(follower)
     assert live(follower) == "1"
     assert await predict(follower) == 2.0
@@ -257,94 +257,96 @@ async def test_version_that_cannot_serve_never_goes_live(
     assert follower.candidate.state is CandidatePhase.REJECTED
     assert follower.candidate.version.version == "2"
     assert reason in follower.candidate.reason
-    tags = stage.tags("2")
+    tags = harness.tags("2")
     assert tags["serving.state"] == "rejected"
     assert reason in tags["serving.reason"]
 
 
-async def test_reason_is_reported_if_nothing_is_live(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(example=None, on_load="raise:no_weights")
+async def test_reason_is_reported_if_nothing_is_live(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(example=None, on_load="raise:no_weights")
     await settle(follower)
     with pytest.raises(NotLive, match="actor version 1 is refused: loading it raised ValueError: no_weights"):
         follower.slot.lease()
 
 
-async def test_refused_version_is_retried_after_a_change(stage: Stage, tmp_path: Path) -> None:
+async def test_refused_version_is_retried_after_a_change(harness: FollowerHarness, tmp_path: Path) -> None:
     """Load only at the second attempt."""
-    follower = stage.follow()
+    follower = harness.follow()
     (tmp_path / "taken").touch()
-    stage.promote(on_load=f"once:{tmp_path / 'taken'}")
+    harness.promote(on_load=f"once:{tmp_path / 'taken'}")
     await settle(follower)
     (tmp_path / "taken").unlink()
     await settle(follower)
     assert live(follower) is None
-    stage.registry.client.set_model_version_tag("actor", "1", "weights", "restored")
+    harness.registry.client.set_model_version_tag("actor", "1", "weights", "restored")
     await settle(follower)
     assert live(follower) == "1"
 
 
-async def test_refused_version_is_replaced_by_the_next(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(example=None, on_load="raise:no_weights")
+async def test_refused_version_is_replaced_by_the_next(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(example=None, on_load="raise:no_weights")
     await settle(follower)
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await settle(follower)
     assert live(follower) == "2"
     assert follower.candidate is None
 
 
-async def test_last_promotion_wins_while_another_loads(stage: Stage, tmp_path: Path) -> None:
+async def test_last_promotion_wins_while_another_loads(harness: FollowerHarness, tmp_path: Path) -> None:
     pipe, note = tmp_path / "pipe", tmp_path / "pid"
     os.mkfifo(pipe)
-    follower = stage.follow()
-    stage.promote(example=None, on_load=f"note:{note} wait:{pipe} hang")
+    follower = harness.follow()
+    harness.promote(example=None, on_load=f"note:{note} wait:{pipe} hang")
     await follower.tick()
     await asyncio.to_thread(pipe.write_text, "")
     assert follower.candidate
     assert follower.candidate.state is CandidatePhase.LOADING
     with Watch([int(note.read_text())]) as dropped:
-        stage.promote(factor=3.0)
+        harness.promote(factor=3.0)
         await settle(follower)
         assert not await asyncio.to_thread(dropped.left)
     assert live(follower) == "2"
 
 
-async def test_promotions_within_one_poll_converge_on_the_last(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_promotions_within_one_poll_converge_on_the_last(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
-    stage.promote(factor=3.0)
-    stage.registry.promote("actor", "1")
+    harness.promote(factor=3.0)
+    harness.registry.promote("actor", "1")
     await settle(follower)
     assert live(follower) == "1"
-    stage.registry.promote("actor", "2")
-    stage.registry.promote("actor", "1")
-    stage.registry.promote("actor", "2")
+    harness.registry.promote("actor", "2")
+    harness.registry.promote("actor", "1")
+    harness.registry.promote("actor", "2")
     await settle(follower)
     assert live(follower) == "2"
 
 
-async def test_version_withdrawn_while_loading_does_not_go_live(stage: Stage, tmp_path: Path) -> None:
+async def test_version_withdrawn_while_loading_does_not_go_live(
+    harness: FollowerHarness, tmp_path: Path
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
-    stage.promote(on_load=f"wait:{pipe}")
+    harness.promote(on_load=f"wait:{pipe}")
     await follower.tick()
-    stage.registry.promote("actor", "1")
+    harness.registry.promote("actor", "1")
     await follower.tick()
     assert follower.candidate is None
     await settle(follower)
     assert live(follower) == "1"
 
 
-async def test_live_version_stays_when_demoted(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_live_version_stays_when_demoted(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
-    stage.registry.promote("actor", "1", "Archived")
+    harness.registry.promote("actor", "1", "Archived")
     await settle(follower)
     assert live(follower) == "1"
     assert await predict(follower) == 2.0
@@ -352,78 +354,78 @@ async def test_live_version_stays_when_demoted(stage: Stage) -> None:
     assert "no version of 'actor' is in stage Production" in warning
 
 
-async def test_rollback_without_effect_is_warned_of(stage: Stage) -> None:
+async def test_rollback_without_effect_is_warned_of(harness: FollowerHarness) -> None:
     """The person did not tick the box that archives the other versions in Production."""
-    follower = stage.follow()
-    stage.promote(factor=2.0)
-    stage.promote(factor=3.0)
+    follower = harness.follow()
+    harness.promote(factor=2.0)
+    harness.promote(factor=3.0)
     await settle(follower)
-    stage.registry.promote("actor", "1", archive=False)
+    harness.registry.promote("actor", "1", archive=False)
     await settle(follower)
     assert live(follower) == "2"
     (warning,) = follower.slot.warnings
     assert "versions 1 and 2 are all in Production" in warning
-    assert stage.tags("1")["serving.state"] == "superseded"
-    stage.registry.promote("actor", "2", "Archived")
+    assert harness.tags("1")["serving.state"] == "superseded"
+    harness.registry.promote("actor", "2", "Archived")
     await settle(follower)
     assert live(follower) == "1"
     assert follower.slot.warnings == ()
 
 
-async def test_moved_alias_is_followed(stage: Stage) -> None:
-    follower = stage.follow("models:/actor@champion")
+async def test_moved_alias_is_followed(harness: FollowerHarness) -> None:
+    follower = harness.follow("models:/actor@champion")
     for factor in (2.0, 3.0):
-        stage.registry.add("actor", factor=factor)
+        harness.registry.add("actor", factor=factor)
     for version in ("2", "1"):
-        stage.registry.alias("actor", "champion", version)
+        harness.registry.alias("actor", "champion", version)
         await settle(follower)
         assert live(follower) == version
 
 
-async def test_latest_is_followed(stage: Stage) -> None:
-    follower = stage.follow("models:/actor/latest")
+async def test_latest_is_followed(harness: FollowerHarness) -> None:
+    follower = harness.follow("models:/actor/latest")
     for version in ("1", "2"):
-        stage.registry.add("actor")
+        harness.registry.add("actor")
         await settle(follower)
         assert live(follower) == version
 
 
-async def test_fixed_version_is_resolved_once(stage: Stage) -> None:
-    follower = stage.follow("models:/actor/1")
-    stage.registry.add("actor", factor=2.0)
+async def test_fixed_version_is_resolved_once(harness: FollowerHarness) -> None:
+    follower = harness.follow("models:/actor/1")
+    harness.registry.add("actor", factor=2.0)
     await settle(follower)
     assert live(follower) == "1"
-    stage.promote(factor=3.0)
-    stage.registry.client.delete_model_version("actor", "1")
+    harness.promote(factor=3.0)
+    harness.registry.client.delete_model_version("actor", "1")
     await settle(follower)
     assert live(follower) == "1"
     assert follower.slot.warnings == ()
     assert await predict(follower) == 2.0
 
 
-async def test_outcomes_are_written_to_the_registry(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_outcomes_are_written_to_the_registry(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
-    assert stage.tags("1")["serving.state"] == "live"
-    stage.promote(factor=3.0)
+    assert harness.tags("1")["serving.state"] == "live"
+    harness.promote(factor=3.0)
     await settle(follower)
-    assert stage.tags("1")["serving.state"] == "superseded"
-    assert stage.tags("2")["serving.state"] == "live"
+    assert harness.tags("1")["serving.state"] == "superseded"
+    assert harness.tags("2")["serving.state"] == "live"
     assert [(period.version, period.state.value) for period in follower.history.periods()] == [
         ("2", "live"),
         ("1", "live"),
     ]
 
 
-async def test_rollback_to_a_warm_version_loads_nothing(stage: Stage) -> None:
-    follower = stage.follow(probation_seconds=3600)
-    stage.promote(factor=2.0)
+async def test_rollback_to_a_warm_version_loads_nothing(harness: FollowerHarness) -> None:
+    follower = harness.follow(probation_seconds=3600)
+    harness.promote(factor=2.0)
     await settle(follower)
     first = pids(follower.slot.live)
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await settle(follower)
-    stage.registry.promote("actor", "1")
+    harness.registry.promote("actor", "1")
     await follower.tick()
     assert live(follower) == "1"
     assert pids(follower.slot.live) == first
@@ -443,26 +445,26 @@ def away(registry: Registry) -> Iterator[None]:
     database.write_bytes(content)
 
 
-async def test_live_version_stays_while_the_registry_is_away(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_live_version_stays_while_the_registry_is_away(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
-    with away(stage.registry):
+    with away(harness.registry):
         await settle(follower)
         assert follower.slot.reason.startswith("the registry is away: models:/actor/Production: ")
         assert live(follower) == "1"
         assert await predict(follower) == 2.0
-    stage.promote(factor=3.0)
+    harness.promote(factor=3.0)
     await settle(follower)
     assert live(follower) == "2"
 
 
-async def test_cold_start_without_registry_serves_the_last_live_version(stage: Stage) -> None:
-    follower = stage.follow()
-    stage.promote(factor=2.0)
+async def test_cold_start_without_registry_serves_the_last_live_version(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
     await settle(follower)
     await follower.unload("the test is over")
-    cold = stage.follow(tracking_uri="http://127.0.0.1:9")
+    cold = harness.follow(tracking_uri="http://127.0.0.1:9")
     await settle(cold)
     assert live(cold) == "1"
     assert await predict(cold) == 2.0
@@ -470,20 +472,20 @@ async def test_cold_start_without_registry_serves_the_last_live_version(stage: S
     assert "from the copy on disk" in cold.slot.live.warnings[0]
 
 
-async def test_cold_start_without_registry_or_copy_reports_it(stage: Stage) -> None:
-    follower = stage.follow(tracking_uri="http://127.0.0.1:9")
+async def test_cold_start_without_registry_or_copy_reports_it(harness: FollowerHarness) -> None:
+    follower = harness.follow(tracking_uri="http://127.0.0.1:9")
     await settle(follower)
     assert live(follower) is None
     with pytest.raises(NotLive, match="the registry is away"):
         follower.slot.lease()
 
 
-async def test_artifacts_that_reappear_go_live(stage: Stage, tmp_path: Path) -> None:
-    follower = stage.follow()
-    saved = actor(tmp_path, factor=2.0)
+async def test_artifacts_that_reappear_go_live(harness: FollowerHarness, tmp_path: Path) -> None:
+    follower = harness.follow()
+    saved = save_scripted_model(tmp_path, factor=2.0)
     saved.rename(tmp_path / "lost")
-    stage.registry.register("actor", saved)
-    stage.registry.promote("actor", "1")
+    harness.registry.register("actor", saved)
+    harness.registry.promote("actor", "1")
     await follower.tick()
     await follower.settled()
     assert follower.candidate

@@ -128,7 +128,7 @@ def test_cancelled_request_is_counted(stub: Any, service: Service, tmp_path: Pat
             until(lambda: service.metrics()[left] > before)
             assert service.metrics()['serving_waiting_requests{model="actor",version="1"}'] == 0
         assert held.result().model_version == "1"
-    line = service.told(logger="serving.access", path="ModelInfer", status=499)
+    line = service.wait_for_log(logger="serving.access", path="ModelInfer", status=499)
     assert (line["method"], line["model"], line["version"]) == ("gRPC", "actor", "1")
 
 

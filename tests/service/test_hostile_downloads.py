@@ -23,7 +23,7 @@ from serving.settings.groups import ArtifactPolicySettings
 from serving.settings.groups import RegistrySettings as RegistrySettings
 from serving.version import Version
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor, quiet
+from tests.support.registry import NewRegistry, Registry, quiet, save_scripted_model
 from tests.support.service import Service, served, until
 
 
@@ -74,7 +74,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     with trickling() as url:
         for name in ("first", "second"):
             registry.promote(name, register(registry, name, f"{url}/{name}"))
-        registry.promote("third", registry.register("third", actor(place, factor=1.0)))
+        registry.promote("third", registry.register("third", save_scripted_model(place, factor=1.0)))
         models = ",".join(f"models:/{name}/Production" for name in ("first", "second", "third"))
         allowed = f"{url},{place}"
         settings = {"models": models, "poll_seconds": 0.1, "allowed_sources": allowed}
@@ -92,11 +92,11 @@ def test_row_50_hanging_downloads_do_not_delay_others(service: Service, third: M
     until(Trickle.begun.is_set)
     third.until_live("1")
     folder = third.registry.folder / "allowed"
-    third.until_live(third.promote(third.registry.register("third", actor(folder, factor=2.0))))
+    third.until_live(third.promote(third.registry.register("third", save_scripted_model(folder, factor=2.0))))
     assert third.is_well("2")
     first = Model("first", service, third.registry)
     assert first.state["candidate"]["state"] in ("loading", "waiting")
-    first.promote(first.registry.register("first", actor(folder, factor=2.0)))
+    first.promote(first.registry.register("first", save_scripted_model(folder, factor=2.0)))
     first.until_live("2")
 
 
@@ -114,7 +114,7 @@ def test_row_50_hanging_downloads_do_not_delay_others(service: Service, third: M
     ],
 )
 def test_row_60_links_are_refused_in_all_file_urls(third: Model, form: str) -> None:
-    folder = actor(third.registry.folder / "allowed")
+    folder = save_scripted_model(third.registry.folder / "allowed")
     (folder / "extra").symlink_to("/etc/passwd")
     assert "extra among its artifacts is a link" in rejection(third, form.format(folder))
 
@@ -131,13 +131,13 @@ def test_row_60_links_are_refused_in_all_file_urls(third: Model, form: str) -> N
     ],
 )
 def test_row_60_sources_that_are_not_allowed_are_refused(third: Model, form: str) -> None:
-    source = form.format(actor(third.registry.folder))
+    source = form.format(save_scripted_model(third.registry.folder))
     assert "SERVING_ALLOWED_SOURCES" in rejection(third, source)
 
 
 def test_row_60_linked_folder_that_leads_outside_is_refused(third: Model) -> None:
     link = third.registry.folder / "allowed" / "linked"
-    link.symlink_to(actor(third.registry.folder))
+    link.symlink_to(save_scripted_model(third.registry.folder))
     assert "SERVING_ALLOWED_SOURCES" in rejection(third, f"file://localhost{link}")
 
 
@@ -150,7 +150,7 @@ def rejection(model: Model, source: str) -> str:
     live = model.state["version"]
     version = register(model.registry, model.name, source)
     model.promote(version)
-    reason = model.until_told(version, "rejected")["reason"]
+    reason = model.until_tagged(version, "rejected")["reason"]
     model.promote(live)
     model.until(lambda state: state["candidate"] is None)
     return reason

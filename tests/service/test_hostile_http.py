@@ -456,7 +456,7 @@ def test_row_58_renewed_certificate_is_used(encrypted: Service) -> None:
     (folder / "cert.pem").write_text("no certificate")
     assert [ssl.get_server_certificate(address) for address in addresses] == [old] * 2
     assert encrypted.metrics()["serving_tls_certificate_broken"] == 1
-    assert encrypted.told(level="error", logger="serving.tls")
+    assert encrypted.wait_for_log(level="error", logger="serving.tls")
     new = write_certificate(folder)
     assert [ssl.get_server_certificate(address) for address in addresses] == [new] * 2
     with httpx.Client(

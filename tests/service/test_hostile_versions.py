@@ -40,7 +40,7 @@ def rejection(model: Model, change: Callable[[Path], None]) -> str:
     version = model.registry.register("actor", folder)
     with Callers(model, 2) as callers:
         model.promote(version)
-        reason = model.until_told(version, "rejected")["reason"]
+        reason = model.until_tagged(version, "rejected")["reason"]
     assert callers.faults == []
     model.promote("1")
     model.until(lambda state: state["candidate"] is None)
@@ -206,5 +206,5 @@ def test_invalid_digest_is_rejected_with_bounded_reason(model: Model) -> None:
     version = model.add()
     model.registry.client.set_model_version_tag("actor", version, "serving.digest", "[" * 5000)
     model.promote(version)
-    assert len(model.until_told(version, "rejected")["reason"]) < 1000
+    assert len(model.until_tagged(version, "rejected")["reason"]) < 1000
     model.settle()

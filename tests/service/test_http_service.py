@@ -750,7 +750,7 @@ def test_service_becomes_ready_after_the_first_promotion(
     unpromoted: Service,
 ) -> None:
     uri, client = unpromoted.env["MLFLOW_TRACKING_URI"], unpromoted.client
-    stage = Registry(uri)
+    catalog = Registry(uri)
     reason = "the registry has no version of a model 'actor'"
     until(lambda: unpromoted.ready()["models"][0]["reason"] == reason)
     assert client.get("/health").status_code == 200
@@ -762,7 +762,7 @@ def test_service_becomes_ready_after_the_first_promotion(
     assert reason in problem(refused, 503)["detail"]
     assert refused.headers["retry-after"] == "1"
     assert "/predict" not in client.get("/openapi.json").json()["paths"]
-    stage.promote("actor", stage.add("actor", factor=2.0))
+    catalog.promote("actor", catalog.add("actor", factor=2.0))
     unpromoted.until_live("actor", "1")
     assert client.post("/predict", json={"x": 1}).json()["prediction"] == 2.0
     assert "/predict" in client.get("/openapi.json").json()["paths"]
@@ -771,7 +771,7 @@ def test_service_becomes_ready_after_the_first_promotion(
     assert re.search(r"models:/actor/Production +1 +live +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", printed)
     assert re.search(r"models:/missing/Production +– +not live +– +the registry has no version", printed)
     assert f"registry {uri}: reachable" in printed
-    stage.promote("missing", stage.add("missing"))
+    catalog.promote("missing", catalog.add("missing"))
     unpromoted.until_ready()
     assert serving(unpromoted.env, "status", f"{unpromoted.url}/")[0] == 0
 
@@ -848,8 +848,8 @@ def test_cache_size_is_limited(client: httpx.Client) -> None:
 
 
 def test_row_22_stop_completes_pending_requests_and_ends_processes(registry: str, tmp_path: Path) -> None:
-    stage = Registry(registry)
-    stage.promote("actor", stage.add("actor", factor=2.0))
+    catalog = Registry(registry)
+    catalog.promote("actor", catalog.add("actor", factor=2.0))
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with served(registry, tmp_path, models="models:/actor/Production") as service:

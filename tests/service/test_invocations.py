@@ -18,7 +18,7 @@ from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from pyarrow import parquet
 
 from tests.support.faulty_proxy import free_port
-from tests.support.sample_models import HOUSES, IRIS, zoo
+from tests.support.sample_models import HOUSES, IRIS, sample_models
 from tests.support.service import Service, until
 
 SERVER = Path(__file__).parents[1] / "support" / "mlflow_server.py"
@@ -27,10 +27,12 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 @pytest.fixture(scope="module")
-def theirs(zoo_folders: dict[str, Path]) -> Iterator[httpx.Client]:
+def mlflow_server(sample_model_folders: dict[str, Path]) -> Iterator[httpx.Client]:
     """Run MLflow's own server."""
     port = free_port()
-    server = subprocess.Popen([sys.executable, str(SERVER), str(port), *map(str, zoo_folders.values())])
+    server = subprocess.Popen(
+        [sys.executable, str(SERVER), str(port), *map(str, sample_model_folders.values())]
+    )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
         def is_ready() -> bool:
@@ -118,10 +120,10 @@ CASES = [(name, body) for name, bodies in BODIES.items() for body in bodies]
 
 @pytest.mark.parametrize(("name", "body"), CASES, ids=[f"{name}-{next(iter(body))}" for name, body in CASES])
 def test_response_equals_that_of_mlflow_server(
-    zoo_service: Service, theirs: httpx.Client, name: str, body: dict[str, Any]
+    sample_model_service: Service, mlflow_server: httpx.Client, name: str, body: dict[str, Any]
 ) -> None:
-    wanted = theirs.post(f"/{name}/invocations", json=body)
-    found = zoo_service.client.post("/invocations", params={"model": name}, json=body)
+    wanted = mlflow_server.post(f"/{name}/invocations", json=body)
+    found = sample_model_service.client.post("/invocations", params={"model": name}, json=body)
     assert (wanted.status_code, found.status_code) == (200, 200), (wanted.text, found.text)
     assert found.json() == wanted.json()
     assert found.headers["X-Model-Name"] == name
@@ -158,27 +160,29 @@ def as_arrow(frame: pd.DataFrame) -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_tables_get_the_same_predictions_as_json(
-    zoo_service: Service, theirs: httpx.Client, name: str, frame: pd.DataFrame
+    sample_model_service: Service, mlflow_server: httpx.Client, name: str, frame: pd.DataFrame
 ) -> None:
-    wanted = theirs.post(f"/{name}/invocations", json=split(frame)).json()
+    wanted = mlflow_server.post(f"/{name}/invocations", json=split(frame)).json()
     for media_type, write in ((CSV, as_csv), (PARQUET, as_parquet), (ARROW, as_arrow)):
         headers = {"Content-Type": media_type}
-        found = zoo_service.client.post(f"/invocations?model={name}", content=write(frame), headers=headers)
+        found = sample_model_service.client.post(
+            f"/invocations?model={name}", content=write(frame), headers=headers
+        )
         assert found.json() == wanted, media_type
         if media_type != ARROW and name != "pipeline":  # MLflow's server cannot read dates in CSV, nor Arrow
-            response = theirs.post(f"/{name}/invocations", content=write(frame), headers=headers)
+            response = mlflow_server.post(f"/{name}/invocations", content=write(frame), headers=headers)
             assert response.json() == wanted, media_type
 
 
-def test_response_format_follows_accept_header(zoo_service: Service) -> None:
+def test_response_format_follows_accept_header(sample_model_service: Service) -> None:
     def ask(name: str, body: Any, media_type: str) -> BytesIO:
         headers = {"Accept": f"{media_type}, application/json;q=0.5"}
-        found = zoo_service.client.post(f"/invocations?model={name}", json=body, headers=headers)
+        found = sample_model_service.client.post(f"/invocations?model={name}", json=body, headers=headers)
         assert found.headers["Content-Type"] == media_type
         assert found.headers["X-Model-Name"] == name
         return BytesIO(found.content)
 
-    chances = zoo_service.client.post("/invocations", json=split(FLOWERS)).json()["predictions"]
+    chances = sample_model_service.client.post("/invocations", json=split(FLOWERS)).json()["predictions"]
     table = pa.ipc.open_stream(ask("classifier", split(FLOWERS), ARROW)).read_all()
     assert table.to_pydict() == {"predictions": chances}
     assert parquet.read_table(ask("classifier", split(FLOWERS), PARQUET)).to_pydict() == {
@@ -192,11 +196,13 @@ def test_response_format_follows_accept_header(zoo_service: Service) -> None:
     assert pd.read_csv(ask("nested", {"inputs": NESTED}, CSV)).columns.tolist() == ["predictions"]
 
 
-def test_ten_thousand_predictions_keep_their_order(zoo_service: Service) -> None:
+def test_ten_thousand_predictions_keep_their_order(sample_model_service: Service) -> None:
     rows = pd.DataFrame({"x": [float(number) for number in range(1, 10_001)]})
     for headers, body in (({}, json.dumps(split(rows))), ({"Content-Type": CSV}, as_csv(rows))):
         headers = {"Content-Type": JSON} | headers
-        result = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers).json()
+        result = sample_model_service.client.post(
+            "/invocations?model=frame", content=body, headers=headers
+        ).json()
         assert [row["half"] for row in result["predictions"]] == [number / 2 for number in range(1, 10_001)]
 
 
@@ -237,9 +243,9 @@ def test_ten_thousand_predictions_keep_their_order(zoo_service: Service) -> None
     ],
 )
 def test_invalid_inputs_are_rejected_in_mlflow_format(
-    zoo_service: Service, name: str, body: Any, message: str
+    sample_model_service: Service, name: str, body: Any, message: str
 ) -> None:
-    found = zoo_service.client.post("/invocations", headers={"X-Model": name}, json=body)
+    found = sample_model_service.client.post("/invocations", headers={"X-Model": name}, json=body)
     assert found.status_code == 400, found.text
     assert found.json().keys() == {"error_code", "message", "request_id"}
     assert found.json()["error_code"] == "BAD_REQUEST"
@@ -264,71 +270,77 @@ def test_invalid_inputs_are_rejected_in_mlflow_format(
         ("application/json; charset=utf-16", b"{}", 415),
     ],
 )
-def test_malformed_body_is_rejected(zoo_service: Service, media_type: str, body: bytes, status: int) -> None:
+def test_malformed_body_is_rejected(
+    sample_model_service: Service, media_type: str, body: bytes, status: int
+) -> None:
     headers = {"Content-Type": media_type}
-    found = zoo_service.client.post("/invocations?model=frame", content=body, headers=headers)
+    found = sample_model_service.client.post("/invocations?model=frame", content=body, headers=headers)
     assert found.status_code == status, found.text
     assert found.json()["error_code"] == "BAD_REQUEST"
 
 
-def test_nested_dates_are_parsed(zoo_service: Service) -> None:
+def test_nested_dates_are_parsed(sample_model_service: Service) -> None:
     rows = [NESTED[0] | {"o": {"a": 1, "at": "2026-01-31T10:00:00"}}]
-    found = zoo_service.client.post("/invocations?model=nested", json={"dataframe_records": rows}).json()
+    found = sample_model_service.client.post(
+        "/invocations?model=nested", json={"dataframe_records": rows}
+    ).json()
     assert (
         "2026, 1, 31, 10" in found["predictions"][0]["told"]
         or "2026-01-31" in found["predictions"][0]["told"]
     )
     message = {"role": "user", "content": "hi", "at": "2026-01-31T10:00:00"}
-    found = zoo_service.client.post("/invocations?model=hinted", json={"inputs": [message]}).json()
+    found = sample_model_service.client.post("/invocations?model=hinted", json={"inputs": [message]}).json()
     assert found == {"predictions": ["user: hi 2026-01-31 10:00:00"]}
 
 
-def test_missing_predictions_are_null(zoo_service: Service) -> None:
-    gap = zoo_service.client.post("/invocations?model=frame", json=split(X)).json()["predictions"]
+def test_missing_predictions_are_null(sample_model_service: Service) -> None:
+    gap = sample_model_service.client.post("/invocations?model=frame", json=split(X)).json()["predictions"]
     assert [row["gap"] for row in gap] == [5.0, None, 12.5]
     assert [row["note"] for row in gap] == ["n5", None, "n12.5"]
 
 
-def test_unknown_model_is_404_in_mlflow_format(zoo_service: Service) -> None:
-    found = zoo_service.client.post("/invocations?model=nobody", json=split(FLOWERS))
+def test_unknown_model_is_404_in_mlflow_format(sample_model_service: Service) -> None:
+    found = sample_model_service.client.post("/invocations?model=nobody", json=split(FLOWERS))
     assert (found.status_code, found.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
-def test_streaming_parses_inputs_by_type_hints(zoo_service: Service) -> None:
+def test_streaming_parses_inputs_by_type_hints(sample_model_service: Service) -> None:
     row = {"input": {"role": "user", "content": "hi\nthere"}}
-    found = zoo_service.client.post("/models/hinted/predict/stream", json=row)
+    found = sample_model_service.client.post("/models/hinted/predict/stream", json=row)
     assert found.text.splitlines()[:4:2] == ['data: "user: hi"', 'data: "user: there"']
 
 
-def test_mlflow_client_is_supported(zoo_service: Service) -> None:
-    client = ScoringServerClient(*zoo_service.address)
-    client.wait_server_ready(timeout=10, scoring_server_proc=zoo_service.process)
+def test_mlflow_client_is_supported(sample_model_service: Service) -> None:
+    client = ScoringServerClient(*sample_model_service.address)
+    client.wait_server_ready(timeout=10, scoring_server_proc=sample_model_service.process)
     found = client.invoke(FLOWERS).get_predictions()
-    assert found.to_numpy().tolist() == scored(zoo_service, split(FLOWERS))
+    assert found.to_numpy().tolist() == scored(sample_model_service, split(FLOWERS))
 
 
 def scored(service: Service, body: Any) -> Any:
     return service.client.post("/invocations", json=body).json()["predictions"]
 
 
-def test_ping_and_version_equal_mlflow_server(zoo_service: Service, theirs: httpx.Client) -> None:
+def test_ping_and_version_equal_mlflow_server(
+    sample_model_service: Service, mlflow_server: httpx.Client
+) -> None:
     for path in ("/ping", "/version"):
-        found, wanted = zoo_service.client.get(path), theirs.get(f"/classifier{path}")
+        found, wanted = sample_model_service.client.get(path), mlflow_server.get(f"/classifier{path}")
         assert (found.status_code, found.text) == (wanted.status_code, wanted.text)
 
 
 # -- the typed endpoints of the same models
 
 
-@pytest.mark.parametrize("name", [*zoo()])
-def test_typed_endpoints_serve_every_zoo_model(zoo_service: Service, name: str) -> None:
-    row = zoo()[name].row
-    one = zoo_service.client.post(f"/models/{name}/predict", json=row)
+@pytest.mark.parametrize("name", [*sample_models()])
+def test_typed_endpoints_serve_every_zoo_model(sample_model_service: Service, name: str) -> None:
+    row = sample_models()[name].row
+    one = sample_model_service.client.post(f"/models/{name}/predict", json=row)
     assert one.status_code == 200, one.text
-    batch = zoo_service.client.post(f"/models/{name}/predict/batch", json={"rows": [row]})
+    batch = sample_model_service.client.post(f"/models/{name}/predict/batch", json={"rows": [row]})
     result = {key: value for key, value in one.json().items() if key != "model"}
     whole = {"predictions": {"total": 5.0, "rows": 1}}
     assert result == whole if name == "whole" else "prediction" in result
     assert batch.json()["predictions"] == (whole["predictions"] if name == "whole" else [result])
-    document = zoo_service.client.get("/openapi.json").json()
+    document = sample_model_service.client.get("/openapi.json").json()
     assert f"/models/{name}/predict" in document["paths"]

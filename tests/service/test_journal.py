@@ -22,9 +22,9 @@ from pyarrow import parquet
 from serving.grpc import inference_pb2 as protos
 from serving.grpc import inference_pb2_grpc as services
 from tests.service.test_http_service import DIABETES, IRIS, ROW, log_diabetes, log_iris, problem
-from tests.support.journal_reader import Ledger, measured, recorded
+from tests.support.journal_reader import JournalReader, measured, recorded
 from tests.support.registry import NewRegistry, Registry, quiet
-from tests.support.sample_models import zoo
+from tests.support.sample_models import sample_models
 from tests.support.service import FOR_SKLEARN, PROGRAM, Service, served, until
 
 FLOWERS = [IRIS.iloc[index].to_dict() for index in (0, 75, 149)]
@@ -44,7 +44,7 @@ def stock(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
         with mlflow.start_run():
             log_diabetes(made)
         for name in ODD:
-            zoo()[name].save(folder / name)
+            sample_models()[name].save(folder / name)
             made.register(name, folder / name)
     made.add("actor", params=[ParamSpec("factor", "double", 2.0)])
     made.add("speaker", streams=True, factor=2.0)
@@ -80,8 +80,8 @@ def service(stock: Registry, url: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def ledger(url: str, service: Service) -> Iterator[Ledger]:
-    made = Ledger(url)
+def journal_reader(url: str, service: Service) -> Iterator[JournalReader]:
+    made = JournalReader(url)
     until(lambda: "serving_journal_failing 0.0" in service.client.get("/metrics").text)
     recorded(service.client.post("/predict", json=ROW))
     until(lambda: measured(service, "written")[0])
@@ -105,11 +105,13 @@ def batch(service: Service, model: str, rows: list[Any]) -> list[Any]:
 # -- records
 
 
-def test_prediction_is_recorded_with_its_metadata(service: Service, ledger: Ledger, stock: Registry) -> None:
+def test_prediction_is_recorded_with_its_metadata(
+    service: Service, journal_reader: JournalReader, stock: Registry
+) -> None:
     before = datetime.now(UTC)
     answer = service.client.post("/predict", json=ROW, headers={"X-Request-ID": "mine"})
     after = datetime.now(UTC)
-    stored = ledger.prediction(recorded(answer))
+    stored = journal_reader.prediction(recorded(answer))
     body = answer.json()
     assert (stored["model"], stored["number"]) == (body["model"]["name"], body["model"]["version"])
     assert stored["run_id"] == stock.client.get_model_version("iris", "1").run_id
@@ -150,44 +152,48 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_http_protocol_is_recorded_alike(service: Service, ledger: Ledger, way: str) -> None:
+def test_every_http_protocol_is_recorded_alike(
+    service: Service, journal_reader: JournalReader, way: str
+) -> None:
     path, sent = WAYS[way]
     answer = service.client.post(path, **sent)
-    stored = ledger.prediction(recorded(answer))
+    stored = journal_reader.prediction(recorded(answer))
     assert (stored["model"], stored["protocol"], stored["rows"]) == ("iris", way.split()[0], 3)
     assert stored["inputs"] == FLOWERS
     assert stored["outputs"] == batch(service, "iris", FLOWERS)
     assert stored["request_id"] == answer.headers["x-request-id"]
 
 
-def test_grpc_predictions_are_recorded(service: Service, ledger: Ledger, stub: Any) -> None:
+def test_grpc_predictions_are_recorded(service: Service, journal_reader: JournalReader, stub: Any) -> None:
     inputs = [
         {"name": name, "datatype": "FP64", "shape": [3], "contents": {"fp64_contents": values}}
         for name, values in IN_COLUMNS.items()
     ]
     answer, call = stub.ModelInfer.with_call(protos.ModelInferRequest(model_name="iris", inputs=inputs))
     metadata = dict(call.initial_metadata())
-    stored = ledger.prediction(metadata["x-prediction-id"])
+    stored = journal_reader.prediction(metadata["x-prediction-id"])
     assert (stored["protocol"], stored["rows"], stored["request_id"]) == ("grpc", 3, answer.id)
     assert (stored["inputs"], stored["outputs"]) == (FLOWERS, batch(service, "iris", FLOWERS))
 
 
-def test_stream_is_recorded_by_part(service: Service, ledger: Ledger) -> None:
+def test_stream_is_recorded_by_part(service: Service, journal_reader: JournalReader) -> None:
     row = {"x": 2.0, "act": "say:a say:b"}
     answer = service.client.post("/models/speaker/predict/stream", json=row)
-    stored = ledger.prediction(recorded(answer))
+    stored = journal_reader.prediction(recorded(answer))
     assert (stored["protocol"], stored["rows"]) == ("stream", 1)
     assert (stored["inputs"], stored["outputs"]) == ([row], [["a", "b"]])
 
 
 @pytest.mark.parametrize("name", ["nested", "arrays"])
-def test_nested_values_are_recorded_as_json(service: Service, ledger: Ledger, name: str) -> None:
-    row = zoo()[name].row
+def test_nested_values_are_recorded_as_json(
+    service: Service, journal_reader: JournalReader, name: str
+) -> None:
+    row = sample_models()[name].row
     for path, sent in [
         (f"/models/{name}/predict", row),
         (f"/invocations?model={name}", {"inputs": [row]} if name == "nested" else {"instances": [row]}),
     ]:
-        stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+        stored = journal_reader.prediction(recorded(service.client.post(path, json=sent)))
         (inputs,) = stored["inputs"]
         assert {name: value for name, value in inputs.items() if value is not None} == json.loads(
             json.dumps(row)
@@ -195,16 +201,18 @@ def test_nested_values_are_recorded_as_json(service: Service, ledger: Ledger, na
         assert stored["outputs"] == batch(service, name, [row])
 
 
-def test_bytes_and_dates_are_recorded_as_base64_and_iso_8601(service: Service, ledger: Ledger) -> None:
+def test_bytes_and_dates_are_recorded_as_base64_and_iso_8601(
+    service: Service, journal_reader: JournalReader
+) -> None:
     photo = base64.b64encode(b"\x00\xff").decode()
     sent = {"dataframe_records": [{"x": 1.0, "photo": photo, "at": "2026-01-31T10:00:00"}]}
-    stored = ledger.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
+    stored = journal_reader.prediction(recorded(service.client.post("/invocations?model=bytes", json=sent)))
     assert stored["inputs"] == sent["dataframe_records"]
 
 
-def test_single_output_for_all_rows_is_recorded_once(service: Service, ledger: Ledger) -> None:
+def test_single_output_for_all_rows_is_recorded_once(service: Service, journal_reader: JournalReader) -> None:
     sent = {"dataframe_records": [{"x": 1.0}, {"x": 2.5}]}
-    stored = ledger.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
+    stored = journal_reader.prediction(recorded(service.client.post("/invocations?model=whole", json=sent)))
     assert stored["rows"] == 2
     assert stored["outputs"] == [{"prediction": {"total": 3.5, "rows": 2}}]
 
@@ -218,9 +226,9 @@ def test_single_output_for_all_rows_is_recorded_once(service: Service, ledger: L
     ],
 )
 def test_parameters_are_recorded_with_the_rows(
-    service: Service, ledger: Ledger, path: str, sent: Any
+    service: Service, journal_reader: JournalReader, path: str, sent: Any
 ) -> None:
-    stored = ledger.prediction(recorded(service.client.post(path, json=sent)))
+    stored = journal_reader.prediction(recorded(service.client.post(path, json=sent)))
     assert json.loads(stored["params"]) == {"factor": 3.0}
     assert [row["x"] for row in stored["inputs"]] == [1.0]
     assert stored["outputs"] == [{"prediction": 3.0}]
@@ -234,40 +242,44 @@ def test_parameters_are_recorded_with_the_rows(
     ],
 )
 def test_cached_response_is_a_separate_prediction(
-    service: Service, ledger: Ledger, path: str, sent: Any
+    service: Service, journal_reader: JournalReader, path: str, sent: Any
 ) -> None:
     answers = [service.client.post(path, json=sent) for _ in range(2)]
     assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
-    first, second = (ledger.prediction(recorded(answer)) for answer in answers)
+    first, second = (journal_reader.prediction(recorded(answer)) for answer in answers)
     assert first["id"] != second["id"]
     fields = ("inputs", "outputs", "params", "rows", "protocol")
     assert [first[name] for name in fields] == [second[name] for name in fields]
     assert json.loads(second["params"]) == {"factor": 3.0}
 
 
-def test_cached_response_of_another_protocol_is_recorded(service: Service, ledger: Ledger) -> None:
+def test_cached_response_of_another_protocol_is_recorded(
+    service: Service, journal_reader: JournalReader
+) -> None:
     sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [9.0, 8.0]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
-    stored = ledger.prediction(recorded(answers[1]))
+    stored = journal_reader.prediction(recorded(answers[1]))
     assert stored["outputs"] == [{"prediction": 18.0}, {"prediction": 16.0}]
-    first = ledger.prediction(recorded(answers[0]))
+    first = journal_reader.prediction(recorded(answers[0]))
     fields = ("inputs", "outputs", "params", "rows", "protocol")
     assert [first[name] for name in fields] == [stored[name] for name in fields]
 
 
-def test_rejected_and_failed_requests_are_not_recorded(service: Service, ledger: Ledger) -> None:
+def test_rejected_and_failed_requests_are_not_recorded(
+    service: Service, journal_reader: JournalReader
+) -> None:
     first = recorded(service.client.post("/predict", json=ROW))
     for path, sent in [("/predict", {}), ("/models/actor/predict", {"x": 1.0, "act": "raise:no"})]:
         answer = service.client.post(path, json=sent)
         assert answer.is_error
         assert "x-prediction-id" not in answer.headers
     last = recorded(service.client.post("/predict", json=ROW))
-    assert ledger.prediction(last)
-    assert [each for each in ledger.ids() if first <= each <= last] == [first, last]
+    assert journal_reader.prediction(last)
+    assert [each for each in journal_reader.ids() if first <= each <= last] == [first, last]
 
 
-def test_concurrent_predictions_have_distinct_ids(service: Service, ledger: Ledger) -> None:
+def test_concurrent_predictions_have_distinct_ids(service: Service, journal_reader: JournalReader) -> None:
     def ask(number: int) -> tuple[str, float]:
         sent = {"x": float(number)}
         return recorded(service.client.post("/models/actor/predict", json=sent)), 2.0 * number
@@ -275,9 +287,9 @@ def test_concurrent_predictions_have_distinct_ids(service: Service, ledger: Ledg
     with ThreadPoolExecutor(16) as pool:
         asked = dict(pool.map(ask, range(400)))
     assert len(asked) == 400
-    until(lambda: {*asked} <= {*ledger.ids()})
+    until(lambda: {*asked} <= {*journal_reader.ids()})
     for identity in [*asked][::40]:
-        assert ledger.prediction(identity)["outputs"] == [{"prediction": asked[identity]}]
+        assert journal_reader.prediction(identity)["outputs"] == [{"prediction": asked[identity]}]
 
 
 # -- feedback
@@ -295,7 +307,9 @@ def quality(service: Service, name: str) -> dict[str, Any] | None:
     return stored
 
 
-def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledger, stock: Registry) -> None:
+def test_immediate_feedback_measures_a_classifier(
+    service: Service, journal_reader: JournalReader, stock: Registry
+) -> None:
     assert quality(service, "iris") is None
     answers = service.client.post("/predict/batch", json={"rows": FLOWERS})
     identity = recorded(answers)
@@ -307,7 +321,7 @@ def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledg
     ]
     assert labels == ["setosa", "versicolor", "virginica"]
     assert feed_back(service, {"feedback": sent}).json() == {"recorded": 3}
-    assert ledger.outcomes(identity) == {0: "setosa", 1: 1, 2: "setosa"}
+    assert journal_reader.outcomes(identity) == {0: "setosa", 1: 1, 2: "setosa"}
     assert quality(service, "iris") == {
         "feedback": 3,
         "accuracy": 2 / 3,
@@ -324,7 +338,7 @@ def test_immediate_feedback_measures_a_classifier(service: Service, ledger: Ledg
 
 
 def test_feedback_is_written_to_the_run_of_the_version(
-    service: Service, ledger: Ledger, stock: Registry
+    service: Service, journal_reader: JournalReader, stock: Registry
 ) -> None:
     answer = service.client.post("/models/diabetes/predict/batch", json={"rows": [PATIENT, PATIENT]})
     predicted = answer.json()["predictions"][0]["prediction"]
@@ -357,14 +371,14 @@ def test_feedback_is_written_to_the_run_of_the_version(
     }
 
 
-def test_feedback_works_for_other_protocols(service: Service, ledger: Ledger) -> None:
+def test_feedback_works_for_other_protocols(service: Service, journal_reader: JournalReader) -> None:
     for path, sent in WAYS.values():
         identity = recorded(service.client.post(path, **sent))
         assert feed_back(service, {"prediction_id": identity, "row": 1, "outcome": "versicolor"}).is_success
-        assert ledger.outcomes(identity) == {1: "versicolor"}
+        assert journal_reader.outcomes(identity) == {1: "versicolor"}
 
 
-def test_feedback_on_a_cached_response_counts(service: Service, ledger: Ledger) -> None:
+def test_feedback_on_a_cached_response_counts(service: Service, journal_reader: JournalReader) -> None:
     sent = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [2.5, 3.5]}]}
     answers = [service.client.post("/v2/models/kept/infer", json=sent) for _ in range(2)]
     assert answers[1].headers["x-cache"] == "hit"
@@ -385,11 +399,11 @@ def test_feedback_on_a_cached_response_counts(service: Service, ledger: Ledger) 
         ("diabetes", PATIENT, 1e200),
         ("actor", {"x": 1.0}, "high"),
         ("texts", {"input": "a"}, 1),
-        ("nested", zoo()["nested"].row, {"sum": 1.0}),
+        ("nested", sample_models()["nested"].row, {"sum": 1.0}),
     ],
 )
 def test_impossible_outcome_is_rejected(
-    service: Service, ledger: Ledger, model: str, row: Any, outcome: Any
+    service: Service, journal_reader: JournalReader, model: str, row: Any, outcome: Any
 ) -> None:
     identity = recorded(service.client.post(f"/models/{model}/predict", json=row))
     body = problem(feed_back(service, {"prediction_id": identity, "outcome": outcome}), 422)
@@ -397,16 +411,16 @@ def test_impossible_outcome_is_rejected(
     listed = {"feedback": [{"prediction_id": identity, "row": 7, "outcome": outcome}]}
     body = problem(feed_back(service, listed), 422)
     assert body["errors"][0]["loc"] == ["feedback", 0, "row"]
-    assert ledger.outcomes(identity) == {}
+    assert journal_reader.outcomes(identity) == {}
 
 
-def test_one_invalid_outcome_rejects_the_batch(service: Service, ledger: Ledger) -> None:
+def test_one_invalid_outcome_rejects_the_batch(service: Service, journal_reader: JournalReader) -> None:
     known = recorded(service.client.post("/predict", json=ROW))
     unknown = "00000000-0000-7000-8000-000000000000"
     sent = [{"prediction_id": each, "outcome": "setosa"} for each in (known, unknown)]
     body = problem(feed_back(service, {"feedback": sent}), 404)
     assert body["errors"] == [{"loc": ["feedback", 1, "prediction_id"], "msg": "There is no such prediction"}]
-    assert ledger.outcomes(known) == {}
+    assert journal_reader.outcomes(known) == {}
 
 
 @pytest.mark.parametrize(
@@ -426,7 +440,9 @@ def test_one_invalid_outcome_rejects_the_batch(service: Service, ledger: Ledger)
         (b'{"prediction_id": "01a2134c-3a0c-71e4-a2d0-d3282d66e74e", "outcome": 1}', 404),
     ],
 )
-def test_invalid_feedback_is_rejected(service: Service, ledger: Ledger, content: bytes, status: int) -> None:
+def test_invalid_feedback_is_rejected(
+    service: Service, journal_reader: JournalReader, content: bytes, status: int
+) -> None:
     answer = service.client.post("/feedback", content=content, headers={"Content-Type": "application/json"})
     problem(answer, status)
 
@@ -434,11 +450,13 @@ def test_invalid_feedback_is_rejected(service: Service, ledger: Ledger, content:
 # -- export
 
 
-def test_export_has_one_line_per_row(service: Service, ledger: Ledger, url: str, tmp_path: Path) -> None:
+def test_export_has_one_line_per_row(
+    service: Service, journal_reader: JournalReader, url: str, tmp_path: Path
+) -> None:
     first = service.client.post("/predict/batch", json={"rows": FLOWERS})
     identity = recorded(first)
     feed_back(service, {"prediction_id": identity, "row": 2, "outcome": "setosa"})
-    until(lambda: identity in ledger.ids())
+    until(lambda: identity in journal_reader.ids())
 
     def exported(*options: str) -> list[dict[str, Any]]:
         file = tmp_path / "journal.parquet"
@@ -450,7 +468,7 @@ def test_export_has_one_line_per_row(service: Service, ledger: Ledger, url: str,
         lines: list[dict[str, Any]] = table.to_pylist()
         return lines
 
-    since = ledger.prediction(identity)["at"].replace(tzinfo=UTC)
+    since = journal_reader.prediction(identity)["at"].replace(tzinfo=UTC)
     lines = exported("--model", "iris", "--version", "1", "--since", since.isoformat())
     own = [line for line in lines if line["id"] == identity]
     assert [line["row"] for line in own] == [0, 1, 2]
@@ -467,5 +485,5 @@ def test_export_has_one_line_per_row(service: Service, ledger: Ledger, url: str,
         (first.headers["x-request-id"], "batch")
     }
     everything = exported("--until", (datetime.now(UTC) + timedelta(hours=1)).isoformat())
-    assert len({line["id"] for line in everything}) == ledger.count()
+    assert len({line["id"] for line in everything}) == journal_reader.count()
     assert exported("--until", "2020-01-01") == exported("--version", "9") == []

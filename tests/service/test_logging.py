@@ -71,7 +71,7 @@ def test_lines_have_timestamp_level_and_logger(service: Service) -> None:
 
 def test_request_lines_have_id_and_version(service: Service) -> None:
     assert predict(service, "raise:it", **{"X-Request-ID": "a-failure"}).status_code == 500
-    service.told(request_id="a-failure", logger="serving.access")
+    service.wait_for_log(request_id="a-failure", logger="serving.access")
     failed, access = of(service, "a-failure")
     for line in (failed, access):
         assert (line["model"], line["version"], line["path"]) == ("actor", "1", "/predict")
@@ -80,14 +80,14 @@ def test_request_lines_have_id_and_version(service: Service) -> None:
 
 
 def test_version_lines_name_the_version(service: Service) -> None:
-    live = service.told(event="actor version 1 is live")
+    live = service.wait_for_log(event="actor version 1 is live")
     assert (live["model"], live["version"], live["reference"]) == ("actor", "1", "models:/actor/1")
 
 
 def test_model_error_cannot_forge_a_line(service: Service) -> None:
     text = HOSTILE.encode("unicode_escape").decode()
     assert predict(service, f"raise:{text}", **{"X-Request-ID": "a-forger"}).status_code == 500
-    failed = service.told(request_id="a-forger", level="error")
+    failed = service.wait_for_log(request_id="a-forger", level="error")
     assert r"\x1b[2J\x9b2J" in failed["event"]
     assert all(row.isprintable() for row in failed["cause"].split("\n"))
     assert all(line.isprintable() for line in service.log)
@@ -101,8 +101,8 @@ def test_model_output_is_logged_and_cannot_forge_a_line(service: Service, act: s
     text = f"{forged}{HOSTILE}\n".encode("unicode_escape").decode().replace(" ", r"\x20")
     assert predict(service, f"{act}:{text}").status_code == 200
     # A newline starts another record with the same model.
-    whole = service.told(event=forged + r"\r", level="info")
-    rest = service.told(event=ESCAPED.removeprefix(r"\r\n"))
+    whole = service.wait_for_log(event=forged + r"\r", level="info")
+    rest = service.wait_for_log(event=ESCAPED.removeprefix(r"\r\n"))
     for line in (whole, rest):
         assert (line["logger"], line["model"], line["version"]) == ("serving.output", "actor", "1")
     assert all(line.isprintable() for line in service.log)
@@ -154,7 +154,7 @@ def test_access_log_has_a_line_per_request(service: Service) -> None:
     service.client.post("/predict", json={"x": "1"}, headers={"X-Request-ID": "bad"})
     service.client.get("/models", headers={"X-Request-ID": "a-look"})
     service.client.get("/metrics", headers={"X-Request-ID": "a-scrape"})
-    lines = [service.told(request_id=name) for name in ("good", "bad", "a-look", "a-scrape")]
+    lines = [service.wait_for_log(request_id=name) for name in ("good", "bad", "a-look", "a-scrape")]
     assert [line["event"] for line in lines] == [
         "POST /predict 200",
         "POST /predict 422",
@@ -177,7 +177,7 @@ def test_request_path_cannot_forge_a_line(service: Service) -> None:
     assert service.client.get(path).status_code == 400  # control characters do not reach the application
     path = "/%e2%80%ae%7bforged%7d"
     assert service.client.get(path, headers={"X-Request-ID": "a-path"}).status_code == 404
-    line = service.told(request_id="a-path")
+    line = service.wait_for_log(request_id="a-path")
     assert line["path"] == "/\\u202e{forged}"
     assert all(line.isprintable() for line in service.log)
 

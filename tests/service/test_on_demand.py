@@ -24,9 +24,9 @@ from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
 from serving.request_context import RequestContext
 from serving.settings.groups import LimitSettings
 from serving.telemetry.metrics import Metrics
-from tests.support.followers import Stage
+from tests.support.followers import FollowerHarness
 from tests.support.process_ids import descendants
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def places(
     folder = tmp_path_factory.mktemp(request.param)
     stock = Registry(new_registry(folder))
     stock.promote("one", stock.add("one"))
-    two, three = (actor(stock.folder, factor=factor) for factor in (2.0, 3.0))
+    two, three = (save_scripted_model(stock.folder, factor=factor) for factor in (2.0, 3.0))
     on_demand = ["models:/nobody/Production"]
     for number in range(MAX_TESTS):
         stock.promote(f"two-{number}", stock.register(f"two-{number}", two))
@@ -294,12 +294,12 @@ NewSleeper = Callable[..., OnDemandModel]
 
 
 @pytest.fixture
-def new_model(stage: Stage, clock: Clock) -> NewSleeper:
+def new_model(harness: FollowerHarness, clock: Clock) -> NewSleeper:
     """Create a model for a reference; it is unloaded after an idle minute."""
 
     def make(reference: str = "models:/actor/1", limit: LoadedModelLimit | None = None) -> OnDemandModel:
         slot = SlotOnDemand(Reference.parse(reference), recorded=10, max_waiting=10)
-        return OnDemandModel(stage.follow(slot=slot), slot, limit or LoadedModelLimit(1), 60, clock)
+        return OnDemandModel(harness.follow(slot=slot), slot, limit or LoadedModelLimit(1), 60, clock)
 
     return make
 
@@ -321,9 +321,9 @@ async def use(model: OnDemandModel) -> None:
 
 @pytest.mark.anyio
 async def test_idle_time_starts_at_the_end_of_the_last_request(
-    stage: Stage, new_model: NewSleeper, clock: Clock
+    harness: FollowerHarness, new_model: NewSleeper, clock: Clock
 ) -> None:
-    stage.registry.add("actor")
+    harness.registry.add("actor")
     model = new_model()
     assert await model.load()
     with model.slot.lease():
@@ -341,11 +341,11 @@ async def test_idle_time_starts_at_the_end_of_the_last_request(
 
 @pytest.mark.anyio
 async def test_load_longer_than_the_idle_time_is_kept(
-    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
+    harness: FollowerHarness, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    stage.registry.add("actor", on_load=f"wait:{pipe}")
+    harness.registry.add("actor", on_load=f"wait:{pipe}")
     model = new_model()
     waking = asyncio.create_task(model.load())
     with await asyncio.to_thread(pipe.open, "wb"):
@@ -356,12 +356,12 @@ async def test_load_longer_than_the_idle_time_is_kept(
 
 @pytest.mark.anyio
 async def test_failed_load_is_not_retried_immediately(
-    stage: Stage, new_model: NewSleeper, clock: Clock, tmp_path: Path
+    harness: FollowerHarness, new_model: NewSleeper, clock: Clock, tmp_path: Path
 ) -> None:
     """Load only at the second attempt."""
     mark = tmp_path / "mark"
     mark.touch()
-    stage.registry.add("actor", on_load=f"once:{mark}")
+    harness.registry.add("actor", on_load=f"once:{mark}")
     model = new_model()
     async with running(model):
         with pytest.raises(NotLive, match="FileExistsError"):
@@ -376,10 +376,10 @@ async def test_failed_load_is_not_retried_immediately(
 
 
 @pytest.mark.anyio
-async def test_longest_idle_model_is_evicted_first(stage: Stage, new_model: NewSleeper) -> None:
+async def test_longest_idle_model_is_evicted_first(harness: FollowerHarness, new_model: NewSleeper) -> None:
     limit = LoadedModelLimit(2)
     for name in "abc":
-        stage.registry.add(name)
+        harness.registry.add(name)
     a, b, c = (new_model(f"models:/{name}/1", limit) for name in "abc")
     async with running(a, b, c):
         for each in (a, b, a, c):
@@ -388,8 +388,8 @@ async def test_longest_idle_model_is_evicted_first(stage: Stage, new_model: NewS
 
 
 @pytest.mark.anyio
-async def test_load_time_counts_towards_the_deadline(stage: Stage, new_model: NewSleeper) -> None:
-    stage.registry.add("actor")
+async def test_load_time_counts_towards_the_deadline(harness: FollowerHarness, new_model: NewSleeper) -> None:
+    harness.registry.add("actor")
     model = new_model()
     models = ModelSelector([model.slot])
     dataplane = DataPlane(models, LimitSettings(), Metrics())

@@ -24,7 +24,7 @@ from serving.settings.settings import Settings
 from serving.telemetry.redaction import redact
 from serving.version import Version
 from tests.support.contracts import columns
-from tests.support.registry import ACTOR, Registry, actor, quiet
+from tests.support.registry import SCRIPTED_MODEL, Registry, quiet, save_scripted_model
 
 pytestmark = pytest.mark.anyio
 
@@ -105,7 +105,7 @@ async def test_version_has_its_metadata(client: RegistryClient, catalogue: Regis
     with quiet(), mlflow.start_run() as run:
         logged = mlflow.pyfunc.log_model(
             name="actor",
-            python_model=ACTOR,
+            python_model=SCRIPTED_MODEL,
             signature=ModelSignature(Schema(columns("x: double"))),
             pip_requirements=[],
             registered_model_name="actor",
@@ -129,7 +129,7 @@ async def test_logged_model_is_served_without_a_version(
     with quiet(), mlflow.start_run() as run:
         logged = mlflow.pyfunc.log_model(
             name="actor",
-            python_model=ACTOR,
+            python_model=SCRIPTED_MODEL,
             signature=ModelSignature(Schema(columns("x: double"))),
             pip_requirements=[],
         )
@@ -146,7 +146,7 @@ async def test_logged_model_is_served_without_a_version(
 async def test_artifacts_are_downloaded_unchanged(
     client: RegistryClient, catalogue: Registry, tmp_path: Path
 ) -> None:
-    saved = actor(tmp_path)
+    saved = save_scripted_model(tmp_path)
     catalogue.register("actor", saved)
     version = await client.complete(await resolved(client, "models:/actor/1"))
     folder = await client.download(version, tmp_path / "download", anywhere)

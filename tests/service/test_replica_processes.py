@@ -24,7 +24,7 @@ from serving.processes.replica import Replica, ReplicaState
 from serving.telemetry.metrics import ExitReason
 from tests.support.contracts import contract
 from tests.support.process_ids import Watch, parent
-from tests.support.registry import actor
+from tests.support.registry import save_scripted_model
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = contract("x: double, act: string?").layout
@@ -49,7 +49,7 @@ async def all_ended(watch: Watch) -> bool:
 
 @asynccontextmanager
 async def started(launcher: Launcher, folder: Path, **part: Any) -> AsyncIterator[Replica]:
-    replica = await Replica.start(launcher, actor(folder, **part), 60)
+    replica = await Replica.start(launcher, save_scripted_model(folder, **part), 60)
     try:
         yield replica
     finally:
@@ -97,7 +97,7 @@ async def test_model_that_fails_to_load_is_rejected_with_reason(
     launcher: Launcher, tmp_path: Path, act: str, reason: str
 ) -> None:
     with pytest.raises(LoadFailed) as refused:
-        await Replica.start(launcher, actor(tmp_path, example=None, on_load=act), 60)
+        await Replica.start(launcher, save_scripted_model(tmp_path, example=None, on_load=act), 60)
     assert str(refused.value) == reason
 
 
@@ -112,7 +112,7 @@ async def loading(launcher: Launcher, folder: Path, seconds: float) -> tuple[asy
     os.mkfifo(pipe)
     part = f"note:{folder / 'pid'} wait:{pipe} hang"
     starting = asyncio.create_task(
-        Replica.start(launcher, actor(folder, example=None, on_load=part), seconds)
+        Replica.start(launcher, save_scripted_model(folder, example=None, on_load=part), seconds)
     )
     # Opening the pipe blocks until the model opens it.
     await asyncio.to_thread(pipe.write_text, "")
@@ -137,7 +137,7 @@ async def test_cancelled_load_leaves_no_process(launcher: Launcher, tmp_path: Pa
 
 
 async def test_launcher_survives_immediately_cancelled_loads(launcher: Launcher, tmp_path: Path) -> None:
-    folder = actor(tmp_path)
+    folder = save_scripted_model(tmp_path)
     starting = [asyncio.create_task(Replica.start(launcher, folder, 60)) for _ in range(4)]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -288,7 +288,7 @@ class Hall:
 
 async def test_killed_process_is_replaced(launcher: Launcher, tmp_path: Path) -> None:
     hall = Hall()
-    pool = hall.pool(launcher, actor(tmp_path), count=2)
+    pool = hall.pool(launcher, save_scripted_model(tmp_path), count=2)
     await pool.start()
     pool.keep()
     try:
@@ -307,7 +307,7 @@ async def test_killed_process_is_replaced(launcher: Launcher, tmp_path: Path) ->
 
 async def test_killed_pool_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
     hall = Hall()
-    pool = hall.pool(launcher, actor(tmp_path), count=3)
+    pool = hall.pool(launcher, save_scripted_model(tmp_path), count=3)
     await pool.start()
     pool.keep()
     pids = [replica.pid for replica in pool.replicas]
@@ -320,7 +320,7 @@ async def test_killed_pool_leaves_no_process(launcher: Launcher, tmp_path: Path)
 
 async def test_pool_that_cannot_start_leaves_no_process(launcher: Launcher, tmp_path: Path) -> None:
     """Let the first process load and the second one fail."""
-    pool = Hall().pool(launcher, actor(tmp_path, on_load=f"once:{tmp_path / 'pid'}"), count=2)
+    pool = Hall().pool(launcher, save_scripted_model(tmp_path, on_load=f"once:{tmp_path / 'pid'}"), count=2)
     with pytest.raises(LoadFailed, match="FileExistsError"):
         await pool.start()
     for replica in pool.replicas:
@@ -346,7 +346,7 @@ async def test_modules_are_preloaded_once_for_all_processes(
     (tmp_path / "ahead.py").write_text(note)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own, hall = Launcher(LauncherOptions(preload=["nowhere", "ahead"])), Hall()
-    pool = hall.pool(own, actor(tmp_path), count=2)
+    pool = hall.pool(own, save_scripted_model(tmp_path), count=2)
     try:
         await pool.start()
         pool.keep()
@@ -361,7 +361,7 @@ async def test_modules_are_preloaded_once_for_all_processes(
 async def test_pool_recovers_when_fork_server_is_killed(tmp_path: Path) -> None:
     own, hall = Launcher(), Hall()
     own.start()
-    pool = hall.pool(own, actor(tmp_path))
+    pool = hall.pool(own, save_scripted_model(tmp_path))
     try:
         await pool.start()
         pool.keep()
@@ -391,7 +391,7 @@ async def test_row_58_fork_server_stopped_during_warm_up_is_replaced(
     stop += "if not note.exists():\n    note.touch()\n    os.kill(os.getpid(), 19)\n"
     (tmp_path / "stops.py").write_text(stop)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    own, folder = Launcher(LauncherOptions(preload=["stops"])), actor(tmp_path)
+    own, folder = Launcher(LauncherOptions(preload=["stops"])), save_scripted_model(tmp_path)
     with pytest.raises(ProcessDied, match="was killed by SIGKILL"):
         await Replica.start(own, folder, 60)
     async with started(own, tmp_path) as replica:
@@ -435,7 +435,7 @@ def interpreter(folder: Path, script: str) -> Path:
 async def test_exit_of_fork_server_is_explained(tmp_path: Path, script: str, reason: str) -> None:
     own = Launcher(LauncherOptions(interpreter=interpreter(tmp_path, script)))
     with pytest.raises(ProcessDied) as died:
-        await Replica.start(own, actor(tmp_path), 60)
+        await Replica.start(own, save_scripted_model(tmp_path), 60)
     assert (
         str(died.value)
         == f"the process that starts model processes in this version's own environment {reason}"
@@ -448,7 +448,7 @@ async def test_fork_server_start_failure_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         ProcessDied, match="in this version's own environment can't be started: .*No such file"
     ):
-        await Replica.start(own, actor(tmp_path), 60)
+        await Replica.start(own, save_scripted_model(tmp_path), 60)
     await own.aclose()
 
 
@@ -479,7 +479,7 @@ asyncio.run(main(*sys.argv[1:]))
 def test_killed_front_leaves_no_process(tmp_path: Path) -> None:
     daemon = tmp_path / "daemon"
     tables = [encode(1.0, act=act).hex() for act in ("hang", f"daemon:{daemon}")]
-    command = [sys.executable, "-c", FRONT, str(actor(tmp_path)), *tables]
+    command = [sys.executable, "-c", FRONT, str(save_scripted_model(tmp_path)), *tables]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as front:
         assert front.stdout
         pids = json.loads(front.stdout.readline())

@@ -307,7 +307,7 @@ def test_row_35_model_error_is_logged_on_one_line(service: Service) -> None:
     act = f"raise:{SECRET}\\r\\nERROR\\x1b[31m\\u2028forged"
     response = predict(service, {"x": 1, "act": act}, **{"X-Request-ID": "the-poison"})
     assert problem(response, 500)["detail"] == "The model failed on this request."
-    failed = service.told(request_id="the-poison", level="error")
+    failed = service.wait_for_log(request_id="the-poison", level="error")
     assert SECRET in failed["event"]
     assert all(line.isprintable() for line in service.log)
     assert [line for line in service.lines() if "forged" in str(line)] == [failed]

@@ -21,7 +21,7 @@ from serving.rollout.comparison import TAG, ComparisonStats
 from tests.support.browser import CHROMIUM
 from tests.support.process_ids import Watch
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
 NAMES = [f"tried-{number}" for number in range(12)]
@@ -60,7 +60,7 @@ def trials(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     """Serve models that each have version 1 in Production."""
     folder = tmp_path_factory.mktemp("shadow")
     registry = Registry(new_registry(folder))
-    first = actor(folder, factor=1.0)
+    first = save_scripted_model(folder, factor=1.0)
     for name in NAMES:
         registry.promote(name, registry.register(name, first))
     models = ",".join(f"models:/{name}/Production" for name in NAMES)

@@ -47,7 +47,7 @@ def test_row_40_version_that_killed_a_front_loads_last(new_registry: NewRegistry
         model = start(registry, tmp_path)
         model.until_live("1")
         assert "the front died while it was being verified" in model.until_refused("2")
-        assert "the front died while it was being verified" in model.until_told("2", "rejected")["reason"]
+        assert "the front died while it was being verified" in model.until_tagged("2", "rejected")["reason"]
         assert model.is_well("1")
         assert not note.exists()
 

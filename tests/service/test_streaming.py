@@ -17,7 +17,7 @@ import pytest
 from serving.batching.chunk_stream import ChunkStream
 from tests.support.process_ids import Watch, descendants
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
 Event = tuple[str, Any]
@@ -33,7 +33,7 @@ def registry(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory
 def service(registry: Registry) -> Iterator[Service]:
     """Serve speakers and an actor that cannot stream, all with one process."""
     registry.promote("actor", registry.add("actor", factor=1.0))
-    speaker = actor(registry.folder, streams=True, factor=1.0)
+    speaker = save_scripted_model(registry.folder, streams=True, factor=1.0)
     for name in SPEAKERS:
         registry.promote(name, registry.register(name, speaker))
     with served(

@@ -295,7 +295,7 @@ def test_failed_request_span_names_the_error(
 def test_log_lines_contain_the_trace_id(service: Service) -> None:
     predict(service, 13, "raise:it", **{"X-Request-ID": "traced"})
     for logger in ("serving", "serving.access"):
-        assert service.told(request_id="traced", logger=logger)["trace_id"] == f"{13:032x}"
+        assert service.wait_for_log(request_id="traced", logger=logger)["trace_id"] == f"{13:032x}"
 
 
 # -- several requests in one batch

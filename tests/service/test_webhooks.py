@@ -186,8 +186,8 @@ def test_webhook_triggers_poll_and_failing_version_is_reverted(service: Service,
         assert model.predict(101.0).status_code == 503
     assert "its process died" in model.until_refused(bad, "reverted")
     assert model.is_well("1")
-    assert model.until_told(bad, "reverted")
-    assert model.until_told("1", "live")
+    assert model.until_tagged(bad, "reverted")
+    assert model.until_tagged("1", "live")
 
 
 def test_webhook_reports_alias_and_tag_changes(service: Service, tracking: Tracking, tmp_path: Path) -> None:

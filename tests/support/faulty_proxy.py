@@ -37,7 +37,7 @@ _ANSWERS = {
 }
 
 
-class Line:
+class FaultyProxy:
     """Listens on its own port and forwards data to a server, unless it is cut."""
 
     def __init__(self, target: str) -> None:

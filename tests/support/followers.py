@@ -22,7 +22,7 @@ from tests.support.registry import Registry
 PRODUCTION = "models:/actor/Production"
 
 
-class Stage:
+class FollowerHarness:
     """A registry, and followers of references in it."""
 
     def __init__(self, uri: str, launcher: Launcher, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Stage:
         return [first, *more]
 
     def promote(self, stage: str = "Production", **part: Any) -> str:
-        """Register an actor as the next version and promote it."""
+        """Register a scripted model as the next version and promote it."""
         version = self.registry.add("actor", **part)
         self.registry.promote("actor", version, stage)
         return version

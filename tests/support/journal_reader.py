@@ -15,7 +15,7 @@ from serving.settings.parsing import parse_journal_url
 from tests.support.service import Service, until
 
 
-class Ledger:
+class JournalReader:
     """The tables of the journal at `url`."""
 
     def __init__(self, url: str) -> None:

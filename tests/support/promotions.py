@@ -34,7 +34,7 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An actor that a service serves, with methods to promote and call it.
+    """A scripted model that a service serves, with methods to promote and call it.
 
     Each version multiplies by its own number.
     """
@@ -99,7 +99,7 @@ class Model:
         tags = self.registry.client.get_model_version(self.name, version).tags
         return {name.removeprefix("serving."): tags[name] for name in tags if name.startswith("serving.")}
 
-    def until_told(self, version: str, state: str) -> dict[str, str]:
+    def until_tagged(self, version: str, state: str) -> dict[str, str]:
         """Wait until the tags of a version have a state, and return the tags."""
         until(lambda: self.tags(version).get("state") == state)
         return self.tags(version)

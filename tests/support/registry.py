@@ -17,7 +17,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from tests.support.contracts import columns
 
-ACTOR = Path(__file__).with_name("scripted_model.py")
+SCRIPTED_MODEL = Path(__file__).with_name("scripted_model.py")
 INPUTS = "x: double, act: string?"
 EXAMPLE = pd.DataFrame({"x": [1.0, 2.0]})
 NewRegistry = Callable[[Path], str]
@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def actor(
+def save_scripted_model(
     folder: Path,
     *,
     inputs: str = INPUTS,
@@ -52,7 +52,7 @@ def actor(
     with quiet():
         mlflow.pyfunc.save_model(
             saved,
-            python_model=ACTOR,
+            python_model=SCRIPTED_MODEL,
             signature=signature,
             input_example=example,
             metadata=metadata,
@@ -79,7 +79,7 @@ class Registry:
 
     def add(self, name: str, **part: Any) -> str:
         """Register an actor as the next version of a model; return its number."""
-        return self.register(name, actor(self.folder, **part))
+        return self.register(name, save_scripted_model(self.folder, **part))
 
     def promote(self, name: str, version: str, stage: str = "Production", archive: bool = True) -> None:
         """Move a version to a stage; archive its predecessor there unless `archive` is false."""

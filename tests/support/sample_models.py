@@ -39,7 +39,7 @@ Save = Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Animal:
+class SampleModel:
     """A model: the function that saves it, and a row for `/predict` with its prediction."""
 
     save: Save
@@ -132,22 +132,22 @@ def _coded(
 
 
 @cache
-def zoo() -> dict[str, Animal]:
+def sample_models() -> dict[str, SampleModel]:
     """Return all models by name."""
     flower = IRIS.iloc[0].to_dict()
     house = {"city": "Bonn", "garden": True, "rooms": 3, "area": 80.5, "built": "1999-05-01T00:00:00"}
     return {
-        "classifier": Animal(_classifier(), flower),
-        "pipeline": Animal(_pipeline(), house),
-        "xgboost": Animal(_boosted(), flower),
-        "lightgbm": Animal(_light(), flower | {"petal_width": None}),
-        "onnx": Animal(_network(), {"x": [5.1, 3.5, 1.4, 0.2]}),
-        "nested": Animal(_nested(), {"v": [1, 2.5], "o": {"a": 1}, "m": {"k": 5}}),
-        "arrays": Animal(_arrays(), {"image": [[1, 2], [3, 255]], "words": ["a", "b"]}),
-        "texts": Animal(_texts(), {"input": "abc"}),
-        "frame": Animal(_frame(), {"x": 5}),
-        "whole": Animal(_whole(), {"x": 5}),
-        "hinted": Animal(
+        "classifier": SampleModel(_classifier(), flower),
+        "pipeline": SampleModel(_pipeline(), house),
+        "xgboost": SampleModel(_boosted(), flower),
+        "lightgbm": SampleModel(_light(), flower | {"petal_width": None}),
+        "onnx": SampleModel(_network(), {"x": [5.1, 3.5, 1.4, 0.2]}),
+        "nested": SampleModel(_nested(), {"v": [1, 2.5], "o": {"a": 1}, "m": {"k": 5}}),
+        "arrays": SampleModel(_arrays(), {"image": [[1, 2], [3, 255]], "words": ["a", "b"]}),
+        "texts": SampleModel(_texts(), {"input": "abc"}),
+        "frame": SampleModel(_frame(), {"x": 5}),
+        "whole": SampleModel(_whole(), {"x": 5}),
+        "hinted": SampleModel(
             _hinted(), {"input": {"role": "user", "content": "hi", "at": "2026-01-31T10:00:00"}}
         ),
     }

@@ -210,7 +210,7 @@ def _perform(name: str, more: str) -> None:
         Path(more).read_bytes()
 
 
-class Actor(PythonModel):  # type: ignore[misc]
+class ScriptedModel(PythonModel):  # type: ignore[misc]
     """Multiplies `x` by a factor, unless its acts change that."""
 
     def load_context(self, context: Any) -> None:
@@ -232,7 +232,7 @@ class Actor(PythonModel):  # type: ignore[misc]
         return predictions[1:] if "drop" in set(acts) else predictions
 
 
-class Speaker(Actor):
+class StreamingModel(ScriptedModel):
     """An actor that streams: it performs the acts of a row in order and yields an `x` after each."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
@@ -264,12 +264,12 @@ class Speaker(Actor):
                     Path(act[4:]).write_text("ended")
 
 
-def cast() -> Actor:
+def create_model() -> ScriptedModel:
     """Return the model that the config selects."""
     try:
-        return Speaker() if ModelConfig().to_dict().get("streams") else Actor()
+        return StreamingModel() if ModelConfig().to_dict().get("streams") else ScriptedModel()
     except FileNotFoundError:  # it has no config
-        return Actor()
+        return ScriptedModel()
 
 
-mlflow.models.set_model(cast())
+mlflow.models.set_model(create_model())

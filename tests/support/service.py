@@ -119,7 +119,7 @@ class Service:
         """Return the log so far, parsed from lines of JSON."""
         return [json.loads(line) for line in list(self.log)]
 
-    def told(self, **facts: Any) -> dict[str, Any]:
+    def wait_for_log(self, **facts: Any) -> dict[str, Any]:
         """Wait for a log line with these fields, and return the first one."""
 
         def first_line() -> dict[str, Any] | None:

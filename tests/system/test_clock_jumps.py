@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.journal_reader import Ledger, measured
+from tests.support.journal_reader import JournalReader, measured
 from tests.support.promotions import Model
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import Service, served, until
@@ -95,7 +95,10 @@ def service(jump: Jump, new_registry: NewRegistry, tmp_path: Path) -> Iterator[S
 
 def test_clock_jumps_have_no_effect(service: Service, jump: Jump, tmp_path: Path) -> None:
     registry = Registry(service.env["MLFLOW_TRACKING_URI"])
-    model, ledger = Model("actor", service, registry), Ledger(f"sqlite:///{tmp_path}/journal.db")
+    model, journal_reader = (
+        Model("actor", service, registry),
+        JournalReader(f"sqlite:///{tmp_path}/journal.db"),
+    )
     versions = ["1", model.add()]
     answered = 0
     hour = 3600
@@ -109,5 +112,5 @@ def test_clock_jumps_have_no_effect(service: Service, jump: Jump, tmp_path: Path
         until(lambda expected=answered: measured(service, "written") == [expected])  # type: ignore[misc]
         assert service.client.get("/ready").status_code == 200
         assert "components" not in service.ready()
-    assert ledger.count() == answered
-    assert model.until_told("1", "superseded")
+    assert journal_reader.count() == answered
+    assert model.until_tagged("1", "superseded")

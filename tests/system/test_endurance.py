@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.process_ids import Watch, descendants, fork_server
-from tests.support.registry import Registry, actor
+from tests.support.registry import Registry, save_scripted_model
 from tests.support.service import PROGRAM, Service, environment, until
 
 NAMES = ("lead", "foil", "extra", "double")
@@ -71,7 +71,7 @@ def _resident(pid: int) -> float:
 def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
     """Serve models with two versions each, without a warm previous version."""
     registry = Registry(uri)
-    folder_of_all = actor(registry.folder, example=None)
+    folder_of_all = save_scripted_model(registry.folder, example=None)
     for name in NAMES:
         for _ in range(2):
             registry.register(name, folder_of_all)

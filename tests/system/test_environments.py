@@ -21,11 +21,11 @@ from serving.errors import EnvironmentUnavailable, LoadFailed, ProcessDied, Untr
 from serving.processes import environments, package_list
 from serving.processes.environments import Environments
 from tests.support import mlflow_releases
-from tests.support.followers import Stage, settle
+from tests.support.followers import FollowerHarness, settle
 from tests.support.mlflow_releases import OldModels
 from tests.support.process_ids import descendants
 from tests.support.promotions import Model
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import SELDOM, Service, served, until
 
 OTHER = "idna==3.10"
@@ -37,7 +37,7 @@ SKINNY = f"mlflow-skinny=={version('mlflow')}"
 
 def requiring(folder: Path, *lines: str, **part: Any) -> Path:
     """Return an actor that was logged with these requirements."""
-    path = actor(folder, **part)
+    path = save_scripted_model(folder, **part)
     (path / "requirements.txt").write_text("\n".join(lines))
     return path
 
@@ -87,7 +87,7 @@ def test_uninstallable_requirements_are_reported(service: Service) -> None:
         version = registry.register("plain", requiring(folder, *lines))
         model.promote(version)
         model.until(lambda state, version=version: (state["candidate"] or {}).get("version") == version)
-        assert reason in model.until_told(version, "rejected")["reason"]
+        assert reason in model.until_tagged(version, "rejected")["reason"]
     assert model.predict(2.0).json()["prediction"] == 2.0
 
 
@@ -156,10 +156,10 @@ def test_model_runs_under_its_own_python(old: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_load_failure_names_differing_packages(stage: Stage, old_mlflow: OldModels) -> None:
+async def test_load_failure_names_differing_packages(harness: FollowerHarness, old_mlflow: OldModels) -> None:
     folder = await asyncio.to_thread(old_mlflow, "2.9.2")
-    number = stage.registry.register("actor", folder / "boosting")
-    follower = stage.follow(f"models:/actor/{number}")
+    number = harness.registry.register("actor", folder / "boosting")
+    follower = harness.follow(f"models:/actor/{number}")
     await settle(follower)
     assert follower.candidate
     assert "loading it raised" in follower.candidate.reason
@@ -168,11 +168,11 @@ async def test_load_failure_names_differing_packages(stage: Stage, old_mlflow: O
 
 
 @pytest.mark.anyio
-async def test_python_of_a_failed_load_is_named(stage: Stage, tmp_path: Path) -> None:
+async def test_python_of_a_failed_load_is_named(harness: FollowerHarness, tmp_path: Path) -> None:
     folder = requiring(tmp_path, on_load="raise:broken")
     (folder / "python_env.yaml").write_text("python: 3.10.1")
-    stage.registry.promote("actor", stage.registry.register("actor", folder))
-    follower = stage.follow()
+    harness.registry.promote("actor", harness.registry.register("actor", folder))
+    follower = harness.follow()
     await settle(follower)
     assert follower.candidate
     assert follower.candidate.reason == (
@@ -194,10 +194,10 @@ async def test_python_of_a_failed_load_is_named(stage: Stage, tmp_path: Path) ->
     ],
 )
 async def test_version_with_other_packages_is_live_with_a_warning(
-    stage: Stage, tmp_path: Path, lines: list[str], expected: list[str]
+    harness: FollowerHarness, tmp_path: Path, lines: list[str], expected: list[str]
 ) -> None:
-    stage.registry.promote("actor", stage.registry.register("actor", requiring(tmp_path, *lines)))
-    follower = stage.follow()
+    harness.registry.promote("actor", harness.registry.register("actor", requiring(tmp_path, *lines)))
+    follower = harness.follow()
     await settle(follower)
     assert follower.slot.live
     named = ", ".join(expected)
@@ -221,10 +221,12 @@ def wheel(folder: Path, name: str, code: str) -> str:
 
 @pytest.mark.anyio
 @pytest.mark.timeout(300)
-async def test_environment_is_retried_after_fork_server_death(stage: Stage, tmp_path: Path) -> None:
+async def test_environment_is_retried_after_fork_server_death(
+    harness: FollowerHarness, tmp_path: Path
+) -> None:
     broken = wheel(tmp_path, "orjson", "raise AttributeError('not of this release')")
-    stage.registry.register("actor", requiring(tmp_path, SKINNY, broken))
-    follower = stage.follow("models:/actor/1", environments=True)
+    harness.registry.register("actor", requiring(tmp_path, SKINNY, broken))
+    follower = harness.follow("models:/actor/1", environments=True)
     resolved, _ = await follower._registry.resolve(follower.slot.reference)
     reason = (
         "the process that starts model processes in this version's own environment ended with status 1: "

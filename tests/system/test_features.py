@@ -11,7 +11,7 @@ import pytest
 
 import serving
 from serving.app import FEATURES
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, environment
 
 PACKAGE = Path(serving.__file__).parent
@@ -23,7 +23,7 @@ def registry_uri(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("features")
     uri = new_registry(folder)
     registry = Registry(uri)
-    registry.promote("actor", registry.register("actor", actor(folder, factor=1.0)))
+    registry.promote("actor", registry.register("actor", save_scripted_model(folder, factor=1.0)))
     return uri
 
 

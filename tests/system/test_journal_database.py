@@ -47,7 +47,7 @@ from serving.journal.writer_client import WriterClient
 from serving.registry.client import RegistryClient
 from serving.settings.parsing import parse_journal_url
 from serving.settings.settings import Settings
-from tests.support.journal_reader import Ledger
+from tests.support.journal_reader import JournalReader
 from tests.support.promotions import Tracking
 from tests.support.service import PROGRAM, until
 
@@ -64,8 +64,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    opened = Ledger(url)
+def journal_reader(url: str) -> Iterator[JournalReader]:
+    opened = JournalReader(url)
     yield opened
     opened.engine.dispose()
 
@@ -104,42 +104,42 @@ def test_invalid_url_fails_startup_with_one_line() -> None:
 # -- the tables
 
 
-def test_migrations_create_the_tables_of_the_code(ledger: Ledger) -> None:
-    database.upgrade(ledger.engine)
-    with ledger.engine.connect() as connection:
+def test_migrations_create_the_tables_of_the_code(journal_reader: JournalReader) -> None:
+    database.upgrade(journal_reader.engine)
+    with journal_reader.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
 
 
-def test_migration_keeps_float_sums(ledger: Ledger) -> None:
-    database.upgrade(ledger.engine, "0001")
+def test_migration_keeps_float_sums(journal_reader: JournalReader) -> None:
+    database.upgrade(journal_reader.engine, "0001")
     names = "id, model, source, outputs, feedback_at, feedback, measured, absolute, squared"
     rows = ("1, 'a', 'a', '', '2026-01-31', 2, 2, 3.0, 6.5", "2, 'b', 'b', '', '2026-01-30', 1, 1, 1.0, -8.0")
-    with transaction(ledger.engine) as connection:
+    with transaction(journal_reader.engine) as connection:
         for row in rows:
             connection.exec_driver_sql(f"INSERT INTO versions ({names}) VALUES ({row})")
-    database.upgrade(ledger.engine)
-    with transaction(ledger.engine) as connection:
+    database.upgrade(journal_reader.engine)
+    with transaction(journal_reader.engine) as connection:
         qualities = [each.metrics for each in feedback_store.model_qualities(connection)]
     errors = ("mean_absolute_error", "root_mean_squared_error")
     assert qualities == [dict(zip(errors, told, strict=True)) for told in [(1.5, 3.25**0.5), (1.0, 0.0)]]
 
 
-def test_concurrent_migrations_run_one_at_a_time(ledger: Ledger, url: str) -> None:
+def test_concurrent_migrations_run_one_at_a_time(journal_reader: JournalReader, url: str) -> None:
     command = [PROGRAM, "journal", "upgrade", "--journal-url", url]
     with ThreadPoolExecutor() as pool:
         run = [pool.submit(subprocess.run, command, capture_output=True, text=True) for _ in range(3)]
         done = [each.result() for each in run]
     assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
-    assert ledger.count() == 0
+    assert journal_reader.count() == 0
 
 
-def test_tables_of_a_later_release_are_unchanged(ledger: Ledger) -> None:
-    database.upgrade(ledger.engine)
-    with transaction(ledger.engine) as connection:
+def test_tables_of_a_later_release_are_unchanged(journal_reader: JournalReader) -> None:
+    database.upgrade(journal_reader.engine)
+    with transaction(journal_reader.engine) as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'later'")
     with pytest.raises(JournalUnavailable, match="another release"):
-        database.upgrade(ledger.engine)
+        database.upgrade(journal_reader.engine)
 
 
 # -- the process
@@ -156,15 +156,15 @@ async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
     await link.aclose()
 
 
-def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
+def fill(journal_reader: JournalReader, ages: list[timedelta]) -> list[str]:
     """Write predictions of these ages with feedback; return their ids."""
-    database.upgrade(ledger.engine)
+    database.upgrade(journal_reader.engine)
     now = datetime.now(UTC)
     rows = []
     for age in ages:
         random = UUID(str(uuid7())).int & ((1 << 80) - 1)
         rows.append((str(UUID(int=(int((now - age).timestamp() * 1000) << 80) | random)), now - age))
-    with transaction(ledger.engine) as connection:
+    with transaction(journal_reader.engine) as connection:
         facts = {"id": 1, "model": "iris", "version": "1", "source": "here", "outputs": "{}"}
         connection.execute(insert(versions), facts)
         told = {"version": 1, "protocol": "predict", "rows": 1, "inputs": "[]", "outputs": "[]"}
@@ -176,31 +176,33 @@ def fill(ledger: Ledger, ages: list[timedelta]) -> list[str]:
 
 
 @pytest.mark.anyio
-async def test_old_predictions_are_deleted_in_batches_with_feedback(ledger: Ledger, url: str) -> None:
+async def test_old_predictions_are_deleted_in_batches_with_feedback(
+    journal_reader: JournalReader, url: str
+) -> None:
     new = [timedelta(minutes=1), timedelta(hours=23)]
-    ids = fill(ledger, [*new, *[timedelta(days=2, seconds=index) for index in range(2500)]])
+    ids = fill(journal_reader, [*new, *[timedelta(days=2, seconds=index) for index in range(2500)]])
     async with process(url, 1):
-        await asyncio.to_thread(until, lambda: ledger.count() == len(new))
-    assert {*ledger.ids()} == {*ids[:2]}
-    with transaction(ledger.engine) as connection:
+        await asyncio.to_thread(until, lambda: journal_reader.count() == len(new))
+    assert {*journal_reader.ids()} == {*ids[:2]}
+    with transaction(journal_reader.engine) as connection:
         assert {row.prediction for row in connection.execute(feedback.select())} == {*ids[:2]}
 
 
 @pytest.mark.anyio
-async def test_feedback_of_other_fronts_is_reported(ledger: Ledger, url: str) -> None:
-    fill(ledger, [timedelta(days=400)])
+async def test_feedback_of_other_fronts_is_reported(journal_reader: JournalReader, url: str) -> None:
+    fill(journal_reader, [timedelta(days=400)])
     at = datetime(2026, 1, 31, tzinfo=UTC)
     async with process(url, 0) as heard:
         for count in (1, 2):
             summed = {"feedback": count, "classed": count, "correct": 1, "feedback_at": at}
-            with transaction(ledger.engine) as connection:
+            with transaction(journal_reader.engine) as connection:
                 connection.execute(update(versions).values(summed))
             while (frame := await asyncio.wait_for(heard.get(), 60)).kind is not FrameType.QUALITY:
                 assert orjson.loads(frame.payload) == {"failing": ""}
             (told,) = orjson.loads(frame.payload)
             assert Quality(**told).metrics == {"accuracy": 1 / count}
             assert told["at"] == at.timestamp() * 1000
-    assert ledger.count() == 1  # which is kept for ever
+    assert journal_reader.count() == 1  # which is kept for ever
 
 
 @pytest.mark.parametrize("days", [0, 30])
@@ -224,18 +226,18 @@ def test_database_is_not_queried_between_polls(
     assert 0 < patience[2] <= patience[1] <= 1
 
 
-def test_export_neither_waits_nor_blocks(ledger: Ledger, url: str, tmp_path: Path) -> None:
-    ids = fill(ledger, [timedelta(days=days) for days in (3, 2, 1)])
+def test_export_neither_waits_nor_blocks(journal_reader: JournalReader, url: str, tmp_path: Path) -> None:
+    ids = fill(journal_reader, [timedelta(days=days) for days in (3, 2, 1)])
     file, now = tmp_path / "journal.parquet", datetime.now(UTC)
     reading = database.connect(parse_journal_url(url), reads=True)
     choice = ExportFilter(now - timedelta(days=2, hours=1), now - timedelta(days=1, hours=1))
-    with transaction(ledger.engine) as writing:
+    with transaction(journal_reader.engine) as writing:
         writing.execute(update(predictions).values(request_id="another"))
         assert export(reading, file, choice) == 1
     with transaction(reading) as connection:
         assert len([*connection.execute(predictions.select())]) == 3
         fill_one = insert(versions).values(id=2, model="other", source="there", outputs="{}")
-        with transaction(ledger.engine) as writing:
+        with transaction(journal_reader.engine) as writing:
             writing.execute(fill_one)
     reading.dispose()
     (line,) = parquet.read_table(file).to_pylist()
@@ -245,11 +247,11 @@ def test_export_neither_waits_nor_blocks(ledger: Ledger, url: str, tmp_path: Pat
 # -- feedback
 
 
-def regress(ledger: Ledger, predicted: list[float]) -> str:
+def regress(journal_reader: JournalReader, predicted: list[float]) -> str:
     """Write a numeric prediction of a version; return its id."""
-    database.upgrade(ledger.engine)
+    database.upgrade(journal_reader.engine)
     identity, form = str(uuid7()), orjson.dumps({"form": "Regression", "name": None}).decode()
-    with transaction(ledger.engine) as connection:
+    with transaction(journal_reader.engine) as connection:
         facts = {"id": 1, "model": "diabetes", "version": "1", "source": "here", "outputs": form}
         connection.execute(insert(versions), facts)
         outputs = orjson.dumps([{"prediction": each} for each in predicted]).decode()
@@ -259,27 +261,27 @@ def regress(ledger: Ledger, predicted: list[float]) -> str:
     return identity
 
 
-def feed_back(ledger: Ledger, identity: str, told: list[tuple[int, Any]]) -> dict[str, Any]:
+def feed_back(journal_reader: JournalReader, identity: str, told: list[tuple[int, Any]]) -> dict[str, Any]:
     """Send outcomes of rows."""
     given = [{"prediction_id": identity, "row": row, "outcome": outcome} for row, outcome in told]
-    with transaction(ledger.engine) as connection:
+    with transaction(journal_reader.engine) as connection:
         return feedback_store.record_feedback(connection, {"feedback": given, "models": None})
 
 
-def test_corrected_outcome_replaces_the_first(ledger: Ledger) -> None:
+def test_corrected_outcome_replaces_the_first(journal_reader: JournalReader) -> None:
     predicted = [7, *(0.1 * number for number in range(1, 400))]
-    identity = regress(ledger, predicted)
-    feed_back(ledger, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
-    with transaction(ledger.engine) as connection:
+    identity = regress(journal_reader, predicted)
+    feed_back(journal_reader, identity, [(row, each + 1.3) for row, each in enumerate(predicted)])
+    with transaction(journal_reader.engine) as connection:
         (before,) = feedback_store.model_qualities(connection)
     for wrong in (1754000000000, 1e150):
         # The last outcome of a row counts, in one message or in several.
-        assert feed_back(ledger, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
-        with transaction(ledger.engine) as connection:
+        assert feed_back(journal_reader, identity, [(0, 0.5), (0, wrong)]) == {"recorded": 2}
+        with transaction(journal_reader.engine) as connection:
             (now,) = feedback_store.model_qualities(connection)
         assert now.mean_absolute_error == pytest.approx(wrong / 400)
-        feed_back(ledger, identity, [(0, 7 + 1.3)])
-    with transaction(ledger.engine) as connection:
+        feed_back(journal_reader, identity, [(0, 7 + 1.3)])
+    with transaction(journal_reader.engine) as connection:
         (after,) = feedback_store.model_qualities(connection)
     assert after.metrics == before.metrics
     assert after.root_mean_squared_error == pytest.approx(1.3)
@@ -391,16 +393,16 @@ async def test_permanently_failing_write_does_not_block_others(registry: str) ->
 async def test_failed_registry_write_is_retried(tracking: Tracking) -> None:
     client = MlflowClient(tracking.url)
     run_id = client.create_run("0").info.run_id
-    from tests.support.faulty_proxy import Line, Mode
+    from tests.support.faulty_proxy import FaultyProxy, Mode
 
-    with Line(tracking.url) as line:
-        registry = RegistryClient(Settings(tracking_uri=line.url))
+    with FaultyProxy(tracking.url) as proxy:
+        registry = RegistryClient(Settings(tracking_uri=proxy.url))
         reporter = MetricsReporter(registry)
-        line.switch(Mode.REFUSED)
+        proxy.switch(Mode.REFUSED)
         reporter.enqueue([quality(run_id, 1, 1.0)])
         await reporter.flush()
         assert client.get_run(run_id).data.metrics == {}
-        line.switch(Mode.OPEN)
+        proxy.switch(Mode.OPEN)
         await reporter.flush()
         registry.close()
     assert client.get_run(run_id).data.metrics == {"serving.accuracy": 1.0, "serving.feedback_count": 1.0}

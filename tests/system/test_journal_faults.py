@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks.postgres import Postgres
 from tests.service.test_http_service import SECRET, problem
-from tests.support.faulty_proxy import Line, Mode
-from tests.support.journal_reader import Ledger, measured, recorded
+from tests.support.faulty_proxy import FaultyProxy, Mode
+from tests.support.journal_reader import JournalReader, measured, recorded
 from tests.support.process_ids import Watch, children
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import Service, environment, served, until
@@ -55,9 +55,9 @@ class Stand:
     """A service, its journal's database, and the faults that a test can cause in it."""
 
     def __init__(
-        self, service: Service, ledger: Ledger, troubles: dict[str, Trouble], answered: int = 1
+        self, service: Service, journal_reader: JournalReader, troubles: dict[str, Trouble], answered: int = 1
     ) -> None:
-        self.service, self.ledger, self.troubles = service, ledger, troubles
+        self.service, self.journal_reader, self.troubles = service, journal_reader, troubles
         self.answered = answered
 
     def predict(self, count: int, row: dict[str, Any] = ROW) -> list[str]:
@@ -82,7 +82,7 @@ class Stand:
 def on_sqlite(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     folder = tmp_path_factory.mktemp("sqlite")
     file = folder / "journal.db"
-    ledger = Ledger(f"sqlite:///{file}")
+    journal_reader = JournalReader(f"sqlite:///{file}")
 
     @contextmanager
     def locked() -> Iterator[None]:
@@ -91,7 +91,7 @@ def on_sqlite(registry_of_actor: Registry, tmp_path_factory: pytest.TempPathFact
             yield
 
     with journaling(registry_of_actor, folder, f"sqlite:///{file}") as service:
-        yield Stand(service, ledger, {"locked": locked})
+        yield Stand(service, journal_reader, {"locked": locked})
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def on_postgres(
     registry_of_actor: Registry, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stand]:
     url = postgres.create("faults")
-    ledger = Ledger(url)
+    journal_reader = JournalReader(url)
 
     @contextmanager
     def locked() -> Iterator[None]:
@@ -109,24 +109,24 @@ def on_postgres(
 
     @contextmanager
     def stopped() -> Iterator[None]:
-        ledger.engine.dispose()
+        journal_reader.engine.dispose()
         postgres.stop()
         yield
         postgres.start()
 
-    with Line(f"http://127.0.0.1:{postgres.port}") as line:
-        through = f"postgresql://serving:{SECRET}@127.0.0.1:{line.url.rpartition(':')[2]}/faults"
+    with FaultyProxy(f"http://127.0.0.1:{postgres.port}") as proxy:
+        through = f"postgresql://serving:{SECRET}@127.0.0.1:{proxy.url.rpartition(':')[2]}/faults"
         folder = tmp_path_factory.mktemp("postgres")
         with journaling(registry_of_actor, folder, through) as service:
             troubles: dict[str, Trouble] = {
                 "slow": locked,
                 "stopped": stopped,
-                "refused": lambda: line.cut(Mode.REFUSED),
-                "black-holed": lambda: line.cut(Mode.BLACK_HOLED),
+                "refused": lambda: proxy.cut(Mode.REFUSED),
+                "black-holed": lambda: proxy.cut(Mode.BLACK_HOLED),
             }
-            yield Stand(service, ledger, troubles)
+            yield Stand(service, journal_reader, troubles)
             assert SECRET not in "\n".join(service.log)
-    ledger.engine.dispose()
+    journal_reader.engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_row_23_database_fault_loses_no_prediction(
         assert service.client.get("/ready").status_code == 200
     written = stand.answered - dropped
     assert stand.until_counted() == (written, dropped)
-    assert {*identities} <= {*stand.ledger.ids()}
-    assert stand.ledger.count() == written
+    assert {*identities} <= {*stand.journal_reader.ids()}
+    assert stand.journal_reader.count() == written
     assert measured(service, "failing") == [0]
     answer = service.client.post("/feedback", json={"prediction_id": identities[0], "outcome": 1.0})
     assert answer.json() == {"recorded": 1}
@@ -176,8 +176,8 @@ def test_killed_journal_writer_loses_no_prediction(on_sqlite: Stand) -> None:
     written = on_sqlite.answered - dropped
     assert on_sqlite.until_counted() == (written, dropped)
     assert len({*identities}) == 300
-    assert {*identities} <= {*on_sqlite.ledger.ids()}
-    assert on_sqlite.ledger.count() == written
+    assert {*identities} <= {*on_sqlite.journal_reader.ids()}
+    assert on_sqlite.journal_reader.count() == written
 
 
 def test_row_58_stopped_journal_writer_is_replaced_without_loss(on_sqlite: Stand) -> None:
@@ -188,8 +188,8 @@ def test_row_58_stopped_journal_writer_is_replaced_without_loss(on_sqlite: Stand
     until(lambda: writer(on_sqlite.service) not in (0, stopped))
     written = on_sqlite.answered - dropped
     assert on_sqlite.until_counted() == (written, dropped)
-    assert {*identities} <= {*on_sqlite.ledger.ids()}
-    assert on_sqlite.ledger.count() == written
+    assert {*identities} <= {*on_sqlite.journal_reader.ids()}
+    assert on_sqlite.journal_reader.count() == written
 
 
 def test_predictions_wait_for_a_full_disk(on_sqlite: Stand) -> None:
@@ -202,7 +202,7 @@ def test_predictions_wait_for_a_full_disk(on_sqlite: Stand) -> None:
     resource.prlimit(writer(on_sqlite.service), resource.RLIMIT_FSIZE, before)
     written = on_sqlite.answered - dropped
     assert on_sqlite.until_counted() == (written, dropped)
-    assert {*identities} <= {*on_sqlite.ledger.ids()}
+    assert {*identities} <= {*on_sqlite.journal_reader.ids()}
 
 
 def test_writer_killed_during_database_fault_recovers(
@@ -238,7 +238,7 @@ def test_row_23_full_queue_drops_and_counts_predictions(on_sqlite: Stand) -> Non
         (pending,) = measured(on_sqlite.service, "pending")
         assert pending == 15  # the number that fits into 64 MB
     assert on_sqlite.until_counted() == (written + 15, dropped + 9)
-    lost = identities - {*on_sqlite.ledger.ids()}
+    lost = identities - {*on_sqlite.journal_reader.ids()}
     assert len(lost) == 9
     outcome = {"prediction_id": lost.pop(), "outcome": 1.0}
     assert problem(on_sqlite.service.client.post("/feedback", json=outcome), 404)
@@ -252,8 +252,8 @@ def test_row_22_stop_writes_all_predictions(on_sqlite: Stand) -> None:
         identities = on_sqlite.predict(200)
         assert on_sqlite.service.stop() == 0
         assert not watch.left()
-    assert {*identities} <= {*on_sqlite.ledger.ids()}
-    assert on_sqlite.ledger.count() == on_sqlite.answered - dropped
+    assert {*identities} <= {*on_sqlite.journal_reader.ids()}
+    assert on_sqlite.journal_reader.count() == on_sqlite.answered - dropped
 
 
 def test_row_22_stop_limits_wait_for_database(on_postgres: Stand) -> None:
@@ -274,14 +274,14 @@ def test_row_24_killed_front_loses_only_unsent_predictions(
     service = Service(env, tmp_path)
     try:
         service.until_ready()
-        stand = Stand(service, Ledger(url), {}, answered=0)
+        stand = Stand(service, JournalReader(url), {}, answered=0)
         sent = stand.predict(100)
         assert stand.until_counted() == (100, 0)
         with Watch([writer(service)]) as watch:
             unsent = stand.predict(20)
             service.process.kill()
             assert not watch.left()
-        written = stand.ledger.ids()
+        written = stand.journal_reader.ids()
         assert {*sent} <= {*written} <= {*sent, *unsent}
     finally:
         service.process.kill()

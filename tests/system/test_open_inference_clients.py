@@ -61,10 +61,12 @@ def grpc_address(service: Service) -> str:
 
 
 @pytest.mark.parametrize("client", ["triton", "triton_grpc"])
-def test_triton_client_with_default_options(zoo_service: Service, client: str) -> None:
-    chances = scored(zoo_service, "classifier", FLOWERS)
+def test_triton_client_with_default_options(sample_model_service: Service, client: str) -> None:
+    chances = scored(sample_model_service, "classifier", FLOWERS)
     over_http = client == "triton"
-    address = zoo_service.url.removeprefix("http://") if over_http else grpc_address(zoo_service)
+    address = (
+        sample_model_service.url.removeprefix("http://") if over_http else grpc_address(sample_model_service)
+    )
     result = run_client(client, address)
     assert (result["live"], result["ready"]) == (True, True)
     assert result["server"] == "mlflow-serving-front"
@@ -75,7 +77,9 @@ def test_triton_client_with_default_options(zoo_service: Service, client: str) -
     for case in ("one tensor", "pinned", "a tensor a column", *["in JSON"] * over_http):
         assert result[case] == {"output-0": chances}, case
     assert np.allclose(result["single precision"]["output-0"], chances, atol=1e-6)
-    assert result["columns of all kinds"] == {"output-0": scored(zoo_service, "pipeline", HOUSES[:2])}
+    assert result["columns of all kinds"] == {
+        "output-0": scored(sample_model_service, "pipeline", HOUSES[:2])
+    }
     assert result["texts with a parameter"] == {"output-0": ["AA", "ÄÄ"]}
     assert result["arrays"]["mean"] == [65.25, 2.75]
     assert result["arrays"]["twice"] == (np.array(IMAGES) * 2).tolist()
@@ -86,9 +90,9 @@ def test_triton_client_with_default_options(zoo_service: Service, client: str) -
     assert "input" in message
 
 
-def test_kserve_client(zoo_service: Service) -> None:
-    result = run_client("kserve_rest", zoo_service.url)
-    expected = ["mine", "classifier", scored(zoo_service, "classifier", FLOWERS)]
+def test_kserve_client(sample_model_service: Service) -> None:
+    result = run_client("kserve_rest", sample_model_service.url)
+    expected = ["mine", "classifier", scored(sample_model_service, "classifier", FLOWERS)]
     assert result == {
         "live": True,
         "ready": True,
@@ -110,11 +114,11 @@ def test_manifest_fields_exist_in_kserve_models() -> None:
     assert json.loads(printed.splitlines()[-1]) == [[], [], [".spec.wrong"], [".spec.wrong"]]
 
 
-def test_mlserver_codecs(zoo_service: Service) -> None:
-    chances = scored(zoo_service, "classifier", FLOWERS)
-    result = run_client("mlserver_codecs", zoo_service.url)
+def test_mlserver_codecs(sample_model_service: Service) -> None:
+    chances = scored(sample_model_service, "classifier", FLOWERS)
+    result = run_client("mlserver_codecs", sample_model_service.url)
     assert result["numpy"] == result["pandas"] == chances
-    assert np.ravel(result["houses"]).tolist() == scored(zoo_service, "pipeline", HOUSES)
+    assert np.ravel(result["houses"]).tolist() == scored(sample_model_service, "pipeline", HOUSES)
     assert result["strings"] == ["A", "B"]
     assert result["frame"] == {"half": [2.5], "note": ["n5"], "whole": [5], "is_large": [False]}
 
@@ -127,8 +131,10 @@ def tensor(name: str, datatype: str, data: list[Any], shape: list[int] | None = 
     return {"name": name, "datatype": datatype, "shape": shape or [*np.shape(data)], "data": data}
 
 
-def test_json_request_has_json_response(zoo_service: Service) -> None:
-    response = infer(zoo_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7")
+def test_json_request_has_json_response(sample_model_service: Service) -> None:
+    response = infer(
+        sample_model_service, "xgboost", tensor("x", "FP64", np.ravel(FLOWERS).tolist(), [2, 4]), id="7"
+    )
     assert response.headers["X-Model-Version"] == "1"
     body = response.json()
     (output,) = body.pop("outputs")
@@ -137,30 +143,30 @@ def test_json_request_has_json_response(zoo_service: Service) -> None:
         "name": "output-0",
         "shape": [2],
         "datatype": "FP32",
-        "data": scored(zoo_service, "xgboost", FLOWERS),
+        "data": scored(sample_model_service, "xgboost", FLOWERS),
     }
 
 
-def test_missing_value_is_null(zoo_service: Service) -> None:
+def test_missing_value_is_null(sample_model_service: Service) -> None:
     row = dict(zip(FLOWERS, FLOWERS.to_numpy()[0].tolist(), strict=True)) | {"petal_width": None}
     inputs = [tensor(name, "FP64", [value], [1, 1]) for name, value in row.items()]
-    result = infer(zoo_service, "lightgbm", *inputs).json()
-    assert result["outputs"][0]["data"] == scored(zoo_service, "lightgbm", pd.DataFrame([row]))
-    gap = infer(zoo_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
+    result = infer(sample_model_service, "lightgbm", *inputs).json()
+    assert result["outputs"][0]["data"] == scored(sample_model_service, "lightgbm", pd.DataFrame([row]))
+    gap = infer(sample_model_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]
     assert [item["data"] for item in gap[1:3]] == [[None], [None]]
 
 
-def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
+def test_nested_values_are_json_in_byte_tensors(sample_model_service: Service) -> None:
     inputs = [
         tensor("v", "FP64", [[1.0, 2.0]]),
         tensor("o", "BYTES", ['{"a": 1}']),
         tensor("m", "BYTES", ['{"k": 2}']),
     ]
-    (output,) = infer(zoo_service, "nested", *inputs).json()["outputs"]
+    (output,) = infer(sample_model_service, "nested", *inputs).json()["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [1])
     assert json.loads(output["data"][0])["sum"] == 3.0
     message = json.dumps({"role": "user", "content": "hi"})
-    (output,) = infer(zoo_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
+    (output,) = infer(sample_model_service, "hinted", tensor("message", "BYTES", [message])).json()["outputs"]
     assert output["data"] == ["user: hi None"]
 
 
@@ -168,14 +174,16 @@ def test_nested_values_are_json_in_byte_tensors(zoo_service: Service) -> None:
     "datatype", ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 )
 @pytest.mark.parametrize("binary", [False, True])
-def test_integers_of_any_width_are_doubles(zoo_service: Service, datatype: str, binary: bool) -> None:
+def test_integers_of_any_width_are_doubles(
+    sample_model_service: Service, datatype: str, binary: bool
+) -> None:
     sent = tensor("x", datatype, [5, 7])
     if not binary:
-        result = infer(zoo_service, "frame", sent).json()
+        result = infer(sample_model_service, "frame", sent).json()
     else:
         dtype = datatype.lower().replace("fp", "float")
         data = np.array(sent.pop("data"), dtype).tobytes()
-        result = post_binary(zoo_service, "frame", sent, data).json()
+        result = post_binary(sample_model_service, "frame", sent, data).json()
     assert result["outputs"][0]["data"] == [2.5, 3.5]
 
 
@@ -208,9 +216,9 @@ TEXTS = {"name": "input", "datatype": "BYTES", "shape": [1]}
     ],
 )
 def test_malformed_binary_tensor_is_rejected(
-    zoo_service: Service, sent: Any, data: bytes, length: Any
+    sample_model_service: Service, sent: Any, data: bytes, length: Any
 ) -> None:
-    response = post_binary(zoo_service, "texts", sent, data, length)
+    response = post_binary(sample_model_service, "texts", sent, data, length)
     assert (response.status_code, [*response.json()]) == (400, ["error", "request_id"])
 
 
@@ -242,20 +250,20 @@ def test_malformed_binary_tensor_is_rejected(
     ],
 )
 def test_invalid_request_is_rejected_in_protocol_format(
-    zoo_service: Service, model: str, body: Any, message: str
+    sample_model_service: Service, model: str, body: Any, message: str
 ) -> None:
-    response = zoo_service.client.post(f"/v2/models/{model}/infer", json=body)
+    response = sample_model_service.client.post(f"/v2/models/{model}/infer", json=body)
     assert (response.status_code, [*response.json()]) == (400, ["error", "request_id"])
     assert message in response.json()["error"]
 
 
-def test_unknown_model_or_version_is_404(zoo_service: Service) -> None:
+def test_unknown_model_or_version_is_404(sample_model_service: Service) -> None:
     sent = tensor("x", "FP64", [1.0])
     for path in ("nobody", "frame/versions/2"):
-        response = infer(zoo_service, path, sent)
+        response = infer(sample_model_service, path, sent)
         assert (response.status_code, [*response.json()]) == (404, ["error", "request_id"])
-    assert zoo_service.client.get("/v2/models/nobody").status_code == 404
-    assert zoo_service.client.get("/v2/models/frame/versions/1/ready").json() == {
+    assert sample_model_service.client.get("/v2/models/nobody").status_code == 404
+    assert sample_model_service.client.get("/v2/models/frame/versions/1/ready").json() == {
         "name": "frame",
         "ready": True,
     }

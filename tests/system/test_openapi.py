@@ -18,16 +18,16 @@ from benchmarks.peers.environments import FOLDER, environment
 from tests.service.test_http_service import ROW, log_iris
 from tests.support.browser import CHROMIUM
 from tests.support.registry import NewRegistry, Registry, quiet
-from tests.support.sample_models import zoo
+from tests.support.sample_models import sample_models
 from tests.support.service import FOR_SKLEARN, ROOT, SELDOM, Service, served
 
 CLIENTS = Path(__file__).parents[1] / "support" / "clients"
-HOUSE = zoo()["pipeline"].row
+HOUSE = sample_models()["pipeline"].row
 
 
 @pytest.fixture(scope="module")
 def service(
-    new_registry: NewRegistry, zoo_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    new_registry: NewRegistry, sample_model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """Start a service of a classifier, a mixed pipeline, and a model with a parameter."""
     home = tmp_path_factory.mktemp("openapi")
@@ -36,7 +36,7 @@ def service(
         patch.setenv("MLFLOW_TRACKING_URI", registry.uri)
         log_iris(registry)
     for name in ("pipeline", "texts"):
-        registry.promote(name, registry.register(name, zoo_folders[name]))
+        registry.promote(name, registry.register(name, sample_model_folders[name]))
     models = ",".join(f"models:/{name}/Production" for name in ("iris", "pipeline", "texts"))
     with served(registry.uri, home, models=models, preload=FOR_SKLEARN, poll_seconds=SELDOM) as running:
         running.until_ready()

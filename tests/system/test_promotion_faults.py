@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 
 from serving.registry.artifact_store import digest
-from tests.support.faulty_proxy import Line, Mode
+from tests.support.faulty_proxy import FaultyProxy, Mode
 from tests.support.process_ids import Watch, descendants
 from tests.support.promotions import Callers, Model, Tracking, flip_bit, truncate
-from tests.support.registry import NewRegistry, Registry, actor
+from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
 NAMES = [f"actor-{number}" for number in range(1, 15)]
@@ -47,7 +47,7 @@ def unused_models(
     """Serve models with a live first version from one service, as a start takes seconds."""
     folder = tmp_path_factory.mktemp("unused_models")
     registry = Registry(new_registry(folder))
-    first = actor(registry.folder, factor=1.0)
+    first = save_scripted_model(registry.folder, factor=1.0)
     for name in NAMES:
         registry.promote(name, registry.register(name, first))
     references = ",".join(f"models:/{name}/Production" for name in NAMES)
@@ -113,10 +113,10 @@ def test_row_2_version_that_fails_to_load_is_rejected(model: Model) -> None:
     bad = model.promote(on_load="raise:no_weights")
     assert "loading it raised ValueError: no_weights" in model.until_refused(bad)
     assert model.is_well("1")
-    tags = model.until_told(bad, "rejected")
+    tags = model.until_tagged(bad, "rejected")
     assert "no_weights" in tags["reason"]
     assert tags["since"]
-    assert model.until_told("1", "live")
+    assert model.until_tagged("1", "live")
     good = model.promote()
     model.until_live(good)
     assert model.is_well(good)
@@ -150,7 +150,7 @@ def test_row_4_version_that_fails_verification_is_rejected(
     bad = steady.promote(**part)
     assert reason in steady.until_refused(bad)
     assert steady.is_well("1")
-    assert reason in steady.until_told(bad, "rejected")["reason"]
+    assert reason in steady.until_tagged(bad, "rejected")["reason"]
 
 
 def test_row_4_tag_allows_a_breaking_contract(model: Model) -> None:
@@ -162,7 +162,7 @@ def test_row_4_tag_allows_a_breaking_contract(model: Model) -> None:
     model.registry.client.set_model_version_tag(model.name, breaking, "serving.allow_breaking", "true")
     model.until_live(breaking)
     assert model.is_well(breaking)
-    assert model.until_told(breaking, "live")
+    assert model.until_tagged(breaking, "live")
 
 
 def typed(x: float, act: str) -> Asked:
@@ -217,8 +217,8 @@ def test_row_5_last_of_several_promotions_within_one_poll_wins(model: Model) -> 
         model.promote(version)
     model.until_live(second)
     assert model.is_well(second)
-    assert model.until_told(second, "live")
-    assert model.until_told("1", "superseded")
+    assert model.until_tagged(second, "live")
+    assert model.until_tagged("1", "superseded")
 
 
 def test_row_5_rollback_during_loading_drops_the_version(steady: Model, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_row_6_modified_artifacts_are_not_loaded(
     assert "its artifacts are not those that were registered: sha256:" in steady.until_refused(bad)
     assert steady.is_well("1")
     assert not (tmp_path / "loaded").exists()
-    assert "not those that were registered" in steady.until_told(bad, "rejected")["reason"]
+    assert "not those that were registered" in steady.until_tagged(bad, "rejected")["reason"]
 
 
 def test_row_6_repaired_artifacts_go_live(model: Model) -> None:
@@ -273,7 +273,7 @@ def test_row_6_repaired_artifacts_go_live(model: Model) -> None:
     state = model.until_live(broken)
     assert state["digest"] == digest(artifacts(model, broken))
     assert model.is_well(broken)
-    assert model.until_told(broken, "live")
+    assert model.until_tagged(broken, "live")
 
 
 # -- after a version has gone live
@@ -282,14 +282,14 @@ def test_row_6_repaired_artifacts_go_live(model: Model) -> None:
 def test_version_whose_process_keeps_dying_is_reverted(model: Model) -> None:
     bad = model.promote(on_large="kill")
     model.until_live(bad)
-    model.until_told("1", "superseded")
+    model.until_tagged("1", "superseded")
     for _ in range(2):  # a request is retried once, so two processes die
         assert model.predict(101.0).status_code == 503
     reason = model.until_refused(bad, "reverted")
     assert re.fullmatch(rf"{model.name} version {bad} was reverted: its process died [34] times", reason)
     assert model.is_well("1")
-    assert "its process died" in model.until_told(bad, "reverted")["reason"]
-    assert f"version {bad} was reverted" in model.until_told("1", "live")["reason"]
+    assert "its process died" in model.until_tagged(bad, "reverted")["reason"]
+    assert f"version {bad} was reverted" in model.until_tagged("1", "live")["reason"]
     good = model.promote()
     model.until_live(good)
     assert model.is_well(good)
@@ -302,7 +302,7 @@ def test_version_with_many_failed_requests_is_reverted(model: Model) -> None:
         assert response.status_code == 500
     assert "requests failed on it" in model.until_refused(bad, "reverted")
     assert model.is_well("1")
-    assert "requests failed on it" in model.until_told(bad, "reverted")["reason"]
+    assert "requests failed on it" in model.until_tagged(bad, "reverted")["reason"]
     periods = model.service.client.get(f"/models/{model.name}/history").json()
     assert [(period["version"], period["state"]) for period in periods] == [
         (bad, "reverted"),
@@ -324,8 +324,8 @@ def test_rollback_to_a_warm_version_loads_nothing(model: Model) -> None:
     model.promote("1")
     assert model.until_live("1")["loaded_at"] == before
     assert model.is_well("1")
-    assert model.until_told(second, "superseded")
-    assert model.until_told("1", "live")
+    assert model.until_tagged(second, "superseded")
+    assert model.until_tagged("1", "live")
 
 
 def test_rollback_resets_failure_counts(
@@ -343,7 +343,7 @@ def test_rollback_resets_failure_counts(
     assert model.until(lambda state: state["version"] != "1")["version"] == third
     assert model.is_well(third)
     assert model.tags(second)["state"] == "superseded"
-    assert model.until_told("1", "superseded")
+    assert model.until_tagged("1", "superseded")
 
 
 # -- two versions in one stage
@@ -361,13 +361,13 @@ def test_ineffective_rollback_is_reported_until_repaired(model: Model) -> None:
     model.registry.promote(model.name, second, "Archived")
     assert model.until_live("1")["warnings"] == []
     assert model.is_well("1")
-    assert model.until_told("1", "live")
+    assert model.until_tagged("1", "live")
 
 
 def test_broken_version_in_same_stage_raises_no_warning(steady: Model) -> None:
     bad = steady.promote(archive=False, on_load="raise:no_weights")
     assert "no_weights" in steady.until_refused(bad)
-    assert steady.until_told(bad, "rejected")
+    assert steady.until_tagged(bad, "rejected")
     assert steady.state["warnings"] == []
     assert steady.tags("1")["state"] == "live"
     assert steady.is_well("1")
@@ -378,8 +378,8 @@ def test_broken_version_in_same_stage_raises_no_warning(steady: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def line(tracking: Tracking) -> Iterator[Line]:
-    with Line(tracking.url) as proxy:
+def proxy(tracking: Tracking) -> Iterator[FaultyProxy]:
+    with FaultyProxy(tracking.url) as proxy:
         yield proxy
 
 
@@ -390,12 +390,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def distant(
-    tracking: Tracking, line: Line, kept: Path, tmp_path_factory: pytest.TempPathFactory
+def model_over_http(
+    tracking: Tracking, proxy: FaultyProxy, kept: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
     """Yield a model whose registry is behind a proxy that can cut the connection."""
     folder = tmp_path_factory.mktemp("distant")
-    with served(line.url, folder, **DISTANT, poll_seconds=0.3) as service:
+    with served(proxy.url, folder, **DISTANT, poll_seconds=0.3) as service:
         model = Model("distant", service, tracking.registry)
         model.until_live(model.promote())
         model.until_refused(model.promote(on_load="raise:no_weights"))
@@ -422,8 +422,8 @@ def history(service: Service) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.timeout(300)  # MLflow's server shares the cores
-def test_row_1_no_request_fails_under_20_promotions_over_http(distant: Model) -> None:
-    promote_under_load(distant)
+def test_row_1_no_request_fails_under_20_promotions_over_http(model_over_http: Model) -> None:
+    promote_under_load(model_over_http)
 
 
 # A black hole slows polling down for a while, so it is the last mode.
@@ -431,30 +431,36 @@ CUTS = sorted([*Mode][1:], key=lambda mode: mode is Mode.BLACK_HOLED)
 
 
 @pytest.mark.parametrize("mode", CUTS, ids=lambda mode: mode.value)
-def test_row_7_no_request_fails_while_registry_is_away(mode: Mode, distant: Model, line: Line) -> None:
-    service, before, earlier = distant.service, distant.state["version"], distant.service.metrics()
-    promoted = distant.add()
+def test_row_7_no_request_fails_while_registry_is_away(
+    mode: Mode, model_over_http: Model, proxy: FaultyProxy
+) -> None:
+    service, before, earlier = (
+        model_over_http.service,
+        model_over_http.state["version"],
+        model_over_http.service.metrics(),
+    )
+    promoted = model_over_http.add()
     assert earlier["serving_registry_reachable"] == 1
-    with Callers(distant, count=2) as callers:
-        with line.cut(mode):
+    with Callers(model_over_http, count=2) as callers:
+        with proxy.cut(mode):
             until(lambda: service.ready()["registry"]["reachable"] is False)
             stale = service.ready()["registry"]
-            distant.promote(promoted)
+            model_over_http.promote(promoted)
             callers.until_more()
             assert service.ready()["registry"] == stale
             assert (away := service.metrics())["serving_registry_reachable"] == 0
             assert away["serving_registry_failures_total"] > earlier["serving_registry_failures_total"]
             assert away[_LAST_SUCCESS] == datetime.fromisoformat(stale["checked_at"]).timestamp()
             assert service.client.get("/ready").status_code == 200
-            assert distant.is_well(before)
-        distant.until_live(promoted)
+            assert model_over_http.is_well(before)
+        model_over_http.until_live(promoted)
         callers.until_answered_by(promoted)
         until(lambda: service.ready()["registry"]["reachable"])
     assert callers.faults == []
     assert service.ready()["registry"]["checked_at"] > stale["checked_at"]
     assert service.metrics()[_LAST_SUCCESS] > away[_LAST_SUCCESS]
-    assert distant.is_well(promoted)
-    assert distant.until_told(promoted, "live")
+    assert model_over_http.is_well(promoted)
+    assert model_over_http.until_tagged(promoted, "live")
 
 
 # -- rows 8, 9 and 10: cold starts
@@ -472,12 +478,12 @@ def until_away(model: Model) -> None:
 
 
 def test_row_8_cold_start_without_registry_serves_last_live_version(
-    distant: Model, kept: Path, line: Line, tmp_path: Path
+    model_over_http: Model, kept: Path, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     shutil.copytree(kept, tmp_path / "store")
-    second = distant.add()
-    with line.cut(Mode.REFUSED), served(line.url, tmp_path, **DISTANT) as service:
-        model = Model(distant.name, service, distant.registry)
+    second = model_over_http.add()
+    with proxy.cut(Mode.REFUSED), served(proxy.url, tmp_path, **DISTANT) as service:
+        model = Model(model_over_http.name, service, model_over_http.registry)
         assert model.until_live("3")["warnings"] == [
             "it was loaded from the copy on disk because the registry was unavailable"
         ]
@@ -487,31 +493,31 @@ def test_row_8_cold_start_without_registry_serves_last_live_version(
         assert model.is_well("3")
         assert wakes(service)
         model.promote(second)
-        line.switch(Mode.OPEN)
+        proxy.switch(Mode.OPEN)
         assert model.until_live(second)["warnings"] == []
         assert model.is_well(second)
-        assert model.until_told(second, "live")
+        assert model.until_tagged(second, "live")
 
 
 @pytest.fixture(scope="module")
 def recovered(
-    distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
+    model_over_http: Model, kept: Path, proxy: FaultyProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Model]]:
     """Start models while the registry is away, without a copy and with a corrupted one."""
-    folder, registry = tmp_path_factory.mktemp("recovered"), distant.registry
-    distant.promote("3")
+    folder, registry = tmp_path_factory.mktemp("recovered"), model_over_http.registry
+    model_over_http.promote("3")
     registry.promote("unseen", registry.add("unseen"))
     shutil.copytree(kept, folder / "store")
     copies = [*folder.glob("store/*/*/artifacts/actor.py")]
     for copy in copies:
         truncate(copy)
     models = "models:/unseen/Production,models:/distant/Production"
-    with line.cut(Mode.REFUSED), served(line.url, folder, models=models) as service:
+    with proxy.cut(Mode.REFUSED), served(proxy.url, folder, models=models) as service:
         starting = {name: Model(name, service, registry) for name in ("unseen", "distant")}
         until(lambda: not all(copy.exists() for copy in copies))
         for model in starting.values():
             until_away(model)
-        line.switch(Mode.OPEN)
+        proxy.switch(Mode.OPEN)
         yield starting
 
 
@@ -534,26 +540,26 @@ def test_row_10_corrupted_copy_is_not_served(recovered: dict[str, Model]) -> Non
 
 @pytest.fixture(scope="module")
 def restarted(
-    distant: Model, kept: Path, line: Line, tmp_path_factory: pytest.TempPathFactory
+    model_over_http: Model, kept: Path, proxy: FaultyProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """Restart a service with its store, and two models without a version."""
-    distant.promote("3")
+    model_over_http.promote("3")
     folder = tmp_path_factory.mktemp("restarted")
     shutil.copytree(kept, folder / "store")
     models = ",".join(f"models:/{name}/Production" for name in ("distant", "hung", "full"))
-    with served(line.url, folder, models=models, load_seconds=6) as service:
+    with served(proxy.url, folder, models=models, load_seconds=6) as service:
         yield service
 
 
-def test_version_history_survives_a_restart(restarted: Service, distant: Model) -> None:
-    Model("distant", restarted, distant.registry).until_live("3")
+def test_version_history_survives_a_restart(restarted: Service, model_over_http: Model) -> None:
+    Model("distant", restarted, model_over_http.registry).until_live("3")
     assert history(restarted) == PAST
 
 
 def test_row_3_version_that_hangs_on_loading_is_stopped(
-    restarted: Service, distant: Model, tmp_path: Path
+    restarted: Service, model_over_http: Model, tmp_path: Path
 ) -> None:
-    model = Model("hung", restarted, distant.registry)
+    model = Model("hung", restarted, model_over_http.registry)
     first = model.promote()
     model.until_live(first)
     bad = model.promote(on_load=f"note:{tmp_path / 'pid'} hang")
@@ -561,7 +567,7 @@ def test_row_3_version_that_hangs_on_loading_is_stopped(
         assert "it had not loaded after 6 s, and was stopped" in model.until_refused(bad)
         assert watch.left() == set()
     assert model.is_well(first)
-    assert "it had not loaded" in model.until_told(bad, "rejected")["reason"]
+    assert "it had not loaded" in model.until_tagged(bad, "rejected")["reason"]
     model.settle()
 
 
@@ -571,8 +577,8 @@ def fill_disk(service: Service, full: bool) -> None:
     resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
 
 
-def test_row_10_full_disk_delays_only_new_versions(restarted: Service, distant: Model) -> None:
-    service, model = restarted, Model("full", restarted, distant.registry)
+def test_row_10_full_disk_delays_only_new_versions(restarted: Service, model_over_http: Model) -> None:
+    service, model = restarted, Model("full", restarted, model_over_http.registry)
     fill_disk(service, full=True)
     first = model.promote()
     assert "File too large" in model.until_refused(first, "waiting")
@@ -589,4 +595,4 @@ def test_row_10_full_disk_delays_only_new_versions(restarted: Service, distant: 
     fill_disk(service, full=False)
     model.until_live(second)
     assert model.is_well(second)
-    assert model.until_told(second, "live")
+    assert model.until_tagged(second, "live")

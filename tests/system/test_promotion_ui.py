@@ -59,7 +59,7 @@ class Registry:
         self.page.get_by_text(alias).first.wait_for()
         self.picture(f"version-{version}-{alias}")
 
-    def until_told(self, version: str, state: str, *texts: str) -> None:
+    def until_tagged(self, version: str, state: str, *texts: str) -> None:
         """Reload a version's page until its tags show a state and texts; save a screenshot."""
 
         def tagged() -> bool:
@@ -115,8 +115,8 @@ def test_promotion_in_the_ui_changes_the_live_version(
             registry.transition(second, "Production", archive=True)
             model.until_live(second)
             callers.until_answered_by(second)
-            registry.until_told(second, "live", "serving.since")
-            registry.until_told(first, "superseded", f"{NAME} version {second} went live")
+            registry.until_tagged(second, "live", "serving.since")
+            registry.until_tagged(first, "superseded", f"{NAME} version {second} went live")
 
             opened(stages=False).alias(third, "champion")
             champion.until_live(third)
@@ -125,16 +125,16 @@ def test_promotion_in_the_ui_changes_the_live_version(
             registry.transition(first, "Production")
             (warning,) = model.until(lambda state: state["warnings"])["warnings"]
             assert f"open version {second} in the MLflow UI and transition it to Archived" in warning
-            registry.until_told(first, "superseded", "it is in Production too")
+            registry.until_tagged(first, "superseded", "it is in Production too")
             assert model.is_well(second)
             registry.transition(second, "Archived")
             model.until_live(first)
             callers.until_answered_by(first)
-            registry.until_told(first, "live", "promoted again while it was still warm")
+            registry.until_tagged(first, "live", "promoted again while it was still warm")
 
             registry.transition(broken, "Production", archive=True)
             assert "no_weights" in model.until_refused(broken)
-            registry.until_told(broken, "rejected", "no_weights")
+            registry.until_tagged(broken, "rejected", "no_weights")
             callers.until_more()
         assert callers.faults == []
         assert callers.versions == [int(first), int(second)]

@@ -226,7 +226,7 @@ def test_promotion_reaches_all_replicas_without_failed_requests(cluster: Cluster
     assert callers.faults == []
     assert callers.versions == [1, 2]
     assert {call.version for call in callers.calls if call.sent > all_have_it} == {2}
-    assert model.until_told(version, "live")
+    assert model.until_tagged(version, "live")
 
 
 def held(model: Model, caller: ThreadPoolExecutor, folder: Path) -> tuple[Future[httpx.Response], int]:

@@ -63,7 +63,7 @@ class Fleet:
         """Promote a new version and wait until it is live and tagged on every front."""
         version = self.promote()
         self.until_live(version)
-        self.models[0].until_told(version, "live")
+        self.models[0].until_tagged(version, "live")
         return version
 
     def noted(self, version: str, tag: str) -> list[str]:
@@ -165,12 +165,12 @@ def test_polling_fronts_follow_promotions_without_failed_requests(fleet: Fleet) 
 def test_outcome_is_written_once_for_all_fronts(fleet: Fleet) -> None:
     first = fleet.settled()
     second = fleet.settled()
-    fleet.models[0].until_told(first, "superseded")
+    fleet.models[0].until_tagged(first, "superseded")
     fleet.promote(first)
     fleet.until_live(first)
     for model in fleet.models:
-        model.until_told(second, "superseded")
-        model.until_told(first, "live")
+        model.until_tagged(second, "superseded")
+        model.until_tagged(first, "live")
     until(lambda: fleet.carriers() == [first])
     assert fleet.noted(first, "state") == ["live", "superseded", "live"]
     assert fleet.noted(second, "state") == ["live", "superseded"]
@@ -181,7 +181,7 @@ def test_fronts_with_the_same_rejection_agree(fleet: Fleet) -> None:
     fleet.settled()
     bad = fleet.promote(on_load="raise:no_weights")
     reasons = {model.until_refused(bad) for model in fleet.models}
-    status = fleet.models[0].until_told(bad, "rejected")
+    status = fleet.models[0].until_tagged(bad, "rejected")
     assert {status["reason"]} == reasons
     assert fleet.noted(bad, "state") == ["rejected"]
     assert fleet.noted(bad, "reason") == [status["reason"]]
@@ -198,10 +198,10 @@ def test_version_that_some_fronts_load_is_reported_live(fleet: Fleet) -> None:
     assert "WEIGHTS is not there" in reason
     assert unable.is_well(before)
     until(lambda: reason in unable.tags(demanding).get("reason", ""))
-    status = unable.until_told(demanding, "live")
+    status = unable.until_tagged(demanding, "live")
     assert fleet.noted(demanding, "state") in (["live"], ["rejected", "live"])
     assert status["since"]
-    unable.until_told(before, "superseded")
+    unable.until_tagged(before, "superseded")
     fleet.settled()
 
 
@@ -211,7 +211,7 @@ def test_late_front_rejects_what_others_rejected(fleet: Fleet, tmp_path: Path) -
     before = fleet.settled()
     breaking = fleet.promote(inputs="x: double, y: double", example=None)
     reasons = {model.until_refused(breaking) for model in fleet.models}
-    fleet.models[0].until_told(breaking, "rejected")
+    fleet.models[0].until_tagged(breaking, "rejected")
     with served(fleet.registry.uri, tmp_path, models=f"models:/{fleet.name}/Production") as service:
         later = Model(fleet.name, service, fleet.registry, "/Production")
         reasons.add(later.until_refused(breaking))

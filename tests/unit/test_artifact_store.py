@@ -20,7 +20,7 @@ from serving.registry.artifact_store import ArtifactStore, digest
 from serving.registry.client import RegistryClient
 from serving.settings.settings import Settings
 from serving.version import Artifacts, Version
-from tests.support.registry import Registry, actor
+from tests.support.registry import Registry, save_scripted_model
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ class Downloads:
 @pytest.fixture
 def saved(registry: str, tmp_path: Path) -> Path:
     """Register a model as version 1 of `actor`."""
-    folder = actor(tmp_path)
+    folder = save_scripted_model(tmp_path)
     Registry(registry).register("actor", folder)
     return folder
 

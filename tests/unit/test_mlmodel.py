@@ -22,7 +22,7 @@ from serving.errors import Unprocessable, UnsupportedSignature, VerificationFail
 from serving.models import input_example
 from serving.processes import pyfunc_input
 from tests.support.contracts import columns, contract
-from tests.support.registry import ACTOR
+from tests.support.registry import SCRIPTED_MODEL
 
 CLASSES = ["setosa", "versicolor"]
 TENSOR = Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
@@ -207,7 +207,7 @@ def save(folder: Path, inputs: str, example: Any, **options: Any) -> Path:
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             folder / "model",
-            python_model=ACTOR,
+            python_model=SCRIPTED_MODEL,
             signature=ModelSignature(Schema(columns(inputs)), Schema([ColSpec("double")]), **options),
             input_example=example,
             pip_requirements=[],

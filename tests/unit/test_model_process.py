@@ -16,7 +16,7 @@ from mlflow.types import ParamSpec, Schema
 
 from serving.processes import model_process, pyfunc_input
 from tests.support.contracts import TYPES, columns, contract
-from tests.support.registry import actor, quiet
+from tests.support.registry import quiet, save_scripted_model
 from tests.unit.test_pyfunc_input import rows_of
 
 SPEC = ", ".join(f"{mark or 'r'} {kind}: {kind}{mark}" for kind in TYPES for mark in ("", "?"))
@@ -87,7 +87,7 @@ def predicts(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, model_proce
 @pytest.mark.parametrize("enforce", [False, True])
 def test_parameters_have_defaults_and_types(tmp_path: Path, enforce: bool) -> None:
     params = [ParamSpec("factor", "double", 3.0)]
-    predict = model_process.load(actor(tmp_path, params=params), enforce=enforce).predict
+    predict = model_process.load(save_scripted_model(tmp_path, params=params), enforce=enforce).predict
     frame = pd.DataFrame({"x": [1.0]})
     assert list(predict(frame, None)) == [3.0]
     assert list(predict(frame, {"factor": 5})) == [5.0]
