@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     "serving",
     "serving.backoff",
+    "serving.text",
     "serving.errors",
     "serving.sandbox",
     "serving.reference",
