@@ -145,7 +145,9 @@ def status(
         table, registry = _model_table(ready["models"]), ready["registry"]
         states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
         registry_state = states[registry["reachable"]]
-        uri, is_ready = escape(registry["uri"]), ready["status"] == "ready"
+        if registry["reachable"] is False and (failure := registry.get("state", "away")) != "away":
+            registry_state = f"[red]{escape(failure)}[/]"
+        uri, is_ready = escape(registry["uri"] or "(hidden)"), ready["status"] == "ready"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
         fail(f"{url} does not respond like this service: {str(error) or type(error).__name__}")
     out.print(table)

@@ -25,6 +25,7 @@ from serving.settings.groups import (
     ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
+from serving.text import install_command
 
 
 class Settings(
@@ -66,7 +67,7 @@ class Settings(
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
-            raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+            raise ValueError(f"SERVING_GRPC_PORT: gRPC is not installed: {install_command('grpc')}")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     "serving",
     "serving.backoff",
+    "serving.text",
     "serving.errors",
     "serving.sandbox",
     "serving.reference",
