@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from casting import actor, quiet
-from line import free_port
-from live import served, until
 from mlflow import MlflowClient
 
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.mlflow_client import with_driver
 from serving.settings.settings import Settings
+from tests.support.faulty_proxy import free_port
+from tests.support.registry import quiet, save_scripted_model
+from tests.support.service import served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ def test_version_in_a_bucket_goes_live(bucket: str, registry: str, tmp_path: Pat
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     location = f"{bucket}/doubling"
-    get_artifact_repository(location).log_artifacts(str(actor(tmp_path, factor=2.0)))
+    get_artifact_repository(location).log_artifacts(str(save_scripted_model(tmp_path, factor=2.0)))
     with quiet():
         client = MlflowClient(registry, registry)
         client.create_registered_model("doubling")

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
-from live import Service, served, until
 
 from serving.errors import (
     DriverMissing,
@@ -34,6 +33,7 @@ from serving.settings.parsing import parse_journal_url
 from serving.settings.settings import Settings
 from serving.text import shorten
 from serving.version import Version
+from tests.support.service import Service, served, until
 
 IRIS = Reference.parse("models:/iris/Production")
 PAGE = "<!doctype html><html><head><title>Sign in</title></head><body>proxy.internal</body></html>"
