@@ -209,6 +209,8 @@ def test_values_of_libraries_are_sent_as_plain_values(
         (1j, TypeError),
         ({1, 2}, TypeError),
         (np.longdouble(0.1), TypeError),
+        (np.array([5], "timedelta64[ns]"), TypeError),
+        (np.array([(1, 2.0)], [("a", int), ("b", float)]), TypeError),
         ({1: "a", "1": "b"}, ValueError),
     ],
 )
@@ -217,8 +219,16 @@ def test_inexact_values_are_not_sent(client: Client, value: Any, error: type[Exc
         client.predict(VALUES | {"x": value}, model="echo")
 
 
-def test_missing_times_are_null() -> None:
-    assert to_jsonable([pd.NaT, np.datetime64("NaT"), np.array([True])]) == [None, None, [True]]
+def test_arrays_of_times_are_texts_and_missing_ones_null() -> None:
+    times = np.array(["2026-02-28", "NaT"], "datetime64[ns]")
+    written = ["2026-02-28T00:00:00.000000", None]
+    assert to_jsonable([pd.NaT, times, times[0], np.array(5), np.array([[True]])]) == [
+        None,
+        written,
+        written[0],
+        5,
+        [[True]],
+    ]
 
 
 def test_predicts_several_rows(client: Client) -> None:

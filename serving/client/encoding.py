@@ -76,6 +76,10 @@ _CONVERSIONS: Sequence[tuple[Any, Callable[[Any], Any]]] = (
 )
 
 
+_PLAIN_KINDS = "biufOSU"
+"""The kinds of numpy's types that `tolist` keeps: it returns times and durations as integers."""
+
+
 def _foreign(value: Any) -> Any:
     """Convert a value of numpy or pandas, neither of which this module imports."""
     numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
@@ -83,8 +87,11 @@ def _foreign(value: Any) -> Any:
         return None
     if numpy and isinstance(value, numpy.datetime64):
         return _datetime64(value, numpy)
-    if numpy and isinstance(value, numpy.generic | numpy.ndarray):
-        converted = value.tolist()
+    if numpy and isinstance(value, numpy.ndarray):
+        is_plain = value.dtype.kind in _PLAIN_KINDS
+        return to_jsonable((value.tolist() if is_plain else [*value]) if value.ndim else value[()])
+    if numpy and isinstance(value, numpy.generic) and value.dtype.kind in _PLAIN_KINDS:
+        converted = value.item()
         if type(converted) is not type(value):  # a long double stays what it is
             return to_jsonable(converted)
     if pandas and isinstance(value, pandas.Series):

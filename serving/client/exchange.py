@@ -24,7 +24,8 @@ Step: TypeAlias = httpx.Request | float
 Exchange: TypeAlias = Generator[Step, httpx.Response | None, T]
 
 _RETRIED_STATUSES = (429, 503)
-_MIN_SECONDS = 0.001
+_MIN_SECONDS, _MAX_SECONDS = 0.001, 999_999_999.0
+"""What the header X-Request-Timeout can express."""
 
 
 def exchange(http: httpx.Client | httpx.AsyncClient, call: Call[T]) -> Exchange[T]:
@@ -61,7 +62,7 @@ def _request(
 ) -> httpx.Request:
     """Return a request that ends with the deadline, in the service and on the network."""
     seconds = max(_MIN_SECONDS, ends - time.monotonic())
-    limits = {"X-Request-ID": request_id, "X-Request-Timeout": f"{seconds:.3f}"}
+    limits = {"X-Request-ID": request_id, "X-Request-Timeout": f"{min(seconds, _MAX_SECONDS):.3f}"}
     return http.build_request(
         call.method,
         call.path,
