@@ -50,6 +50,7 @@ LAYERS = [
     "serving.observers",
     "serving.app",
     "serving.server",
+    "serving.client",
     "serving.integrations",
     "serving.cli",
     "serving.__main__",
@@ -203,6 +204,7 @@ def test_long_running_tasks_and_threads_are_supervised() -> None:
         ("serving.cli.main", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
         ("serving.registry.client", ["mlflow", "sklearn"]),
         ("serving.processes.fork_server", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
+        ("serving.client", ["mlflow", "pandas", "numpy", "pyarrow", "pydantic", "fastapi", "uvicorn"]),
         ("training.cli", ["mlflow", "sklearn", "pandas"]),
     ],
 )
