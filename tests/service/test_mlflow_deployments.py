@@ -16,16 +16,16 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from casting import Registry, actor, quiet
 from click.testing import CliRunner, Result
-from conftest import NewRegistry
-from line import free_port
-from live import FOR_SKLEARN, SELDOM, Service, environment, served, until
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse, get_deploy_client, run_local
 from mlflow.deployments.cli import commands
 from mlflow.deployments.interface import _target_help
 from mlflow.exceptions import MlflowException
-from zoo import HOUSES, IRIS, zoo
+
+from tests.support.faulty_proxy import free_port
+from tests.support.registry import NewRegistry, Registry, quiet, save_scripted_model
+from tests.support.sample_models import HOUSES, IRIS, sample_models
+from tests.support.service import FOR_SKLEARN, SELDOM, Service, environment, served, until
 
 NAMES = ("classifier", "pipeline", "arrays", "nested")
 
@@ -35,8 +35,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("models")
     with quiet():
         for name in NAMES:
-            zoo()[name].save(home / name)
-    return {name: home / name for name in NAMES} | {"speaker": actor(home, streams=True)}
+            sample_models()[name].save(home / name)
+    return {name: home / name for name in NAMES} | {"speaker": save_scripted_model(home, streams=True)}
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from live import Service
-from zoo import IRIS, zoo
 
 from serving.client import Client, InvalidRequest
 from serving.client.encoding import ARROW
+from tests.support.sample_models import IRIS, sample_models
+from tests.support.service import Service
 
 
 class CStream:
@@ -26,14 +26,14 @@ class CStream:
 
 
 @pytest.fixture(scope="module")
-def client(zoo_service: Service) -> Iterator[Client]:
-    with Client(zoo_service.url) as made:
+def client(sample_model_service: Service) -> Iterator[Client]:
+    with Client(sample_model_service.url) as made:
         yield made
 
 
-@pytest.mark.parametrize("name", zoo())
+@pytest.mark.parametrize("name", sample_models())
 def test_table_of_any_model_equals_rows(client: Client, name: str) -> None:
-    rows = [zoo()[name].row] * 3
+    rows = [sample_models()[name].row] * 3
 
     batch = client.predict_batch(rows, model=name)
 
@@ -43,7 +43,7 @@ def test_table_of_any_model_equals_rows(client: Client, name: str) -> None:
 
 
 def test_fixed_size_lists_are_tensors(client: Client) -> None:
-    row = zoo()["arrays"].row
+    row = sample_models()["arrays"].row
     table = pa.table(
         {
             "image": pa.array([row["image"]], pa.list_(pa.list_(pa.uint8(), 2))),
@@ -53,8 +53,8 @@ def test_fixed_size_lists_are_tensors(client: Client) -> None:
     expected = client.predict_batch([row], model="arrays").output
     assert client.predict_batch(table, model="arrays").output == expected
 
-    x = pa.array([zoo()["onnx"].row["x"]], pa.list_(pa.float64(), 4))
-    expected = client.predict_batch([zoo()["onnx"].row], model="onnx").output
+    x = pa.array([sample_models()["onnx"].row["x"]], pa.list_(pa.float64(), 4))
+    expected = client.predict_batch([sample_models()["onnx"].row], model="onnx").output
     assert client.predict_batch(pa.table({"x": x}), model="onnx").output == expected
 
 
@@ -79,9 +79,9 @@ def test_table_of_other_columns_is_rejected(client: Client, table: pd.DataFrame,
     assert rejected.value.status == 422
 
 
-def test_bytes_that_are_no_table_are_rejected(zoo_service: Service) -> None:
+def test_bytes_that_are_no_table_are_rejected(sample_model_service: Service) -> None:
     for body in (b"", b"{}", b"\xff\xff\xff\xff\x00\x00\x00\x00"[:5]):
-        response = zoo_service.client.post(
+        response = sample_model_service.client.post(
             "/models/xgboost/predict/batch", content=body, headers={"Content-Type": ARROW}
         )
         assert response.status_code == 400, response.text

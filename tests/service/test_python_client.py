@@ -23,21 +23,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from casting import Registry, actor, quiet
-from conftest import NewRegistry
-from ledger import Ledger
-from line import free_port
-from live import FOR_SKLEARN, SELDOM, Service, served, until
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema
-from signatures import columns
-from zoo import HOUSES, IRIS, zoo
 
 from serving import client as api
 from serving.auth import api_keys
 from serving.client import AsyncClient, Client, Feedback
 from serving.client.encoding import to_jsonable
 from serving.client.events import ChunkParser
+from tests.support.contracts import columns
+from tests.support.faulty_proxy import free_port
+from tests.support.journal_reader import JournalReader
+from tests.support.registry import NewRegistry, Registry, quiet, save_scripted_model
+from tests.support.sample_models import HOUSES, IRIS, sample_models
+from tests.support.service import FOR_SKLEARN, SELDOM, Service, served, until
 
 ECHO = Path(__file__).parent / "echo.py"
 FLOWER = IRIS.iloc[0].to_dict()
@@ -77,12 +76,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("models")
     with quiet():
         for name in ("classifier", "pipeline", "whole"):
-            zoo()[name].save(home / name)
+            sample_models()[name].save(home / name)
     saved = {name: home / name for name in ("classifier", "pipeline", "whole")}
     return saved | {
         "echo": echo(home / "echo"),
-        "actor": actor(home),
-        "speaker": actor(home, streams=True),
+        "actor": save_scripted_model(home),
+        "speaker": save_scripted_model(home, streams=True),
     }
 
 
@@ -660,9 +659,9 @@ def test_records_feedback(client: Client) -> None:
 
 def test_journal_has_the_rows_of_a_table(client: Client, service: Service) -> None:
     frame = pd.DataFrame([VALUES, VALUES | {"n": 5, "x": None}])
-    ledger = Ledger(service.env["SERVING_JOURNAL_URL"])
+    journal_reader = JournalReader(service.env["SERVING_JOURNAL_URL"])
     rows, table = (
-        ledger.prediction(str(client.predict_batch(sent, model="echo").prediction_id))
+        journal_reader.prediction(str(client.predict_batch(sent, model="echo").prediction_id))
         for sent in (frame.replace({np.nan: None}).to_dict("records"), frame)
     )
 
