@@ -4,6 +4,8 @@ ServingError
 ├── InvalidReference            a model reference in no known form
 ├── RegistryError
 │   ├── RegistryUnavailable     no valid response from the registry or the artifact store; may heal
+│   │   └── RegistryDenied      the registry does not allow the call with the service's credentials
+│   ├── WebhooksUnsupported     the registry has no webhooks
 │   └── ReferenceNotFound       the reference resolves to no version at present
 ├── Rejected                    a version that cannot serve, with the reason for the person who promoted it
 │   ├── UnsupportedSignature    no signature, or one that cannot be served
@@ -60,6 +62,14 @@ class RegistryError(ServingError):
 
 class RegistryUnavailable(RegistryError):
     """The registry or the artifact store sent no valid response; it may heal."""
+
+
+class RegistryDenied(RegistryUnavailable):
+    """The registry does not allow the call with the service's credentials."""
+
+
+class WebhooksUnsupported(RegistryError):
+    """The registry has no webhooks."""
 
 
 class ReferenceNotFound(RegistryError):

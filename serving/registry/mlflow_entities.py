@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import ReferenceNotFound, RegistryUnavailable, ServingError, UntrustedArtifact
+from serving.errors import (
+    ReferenceNotFound,
+    RegistryDenied,
+    RegistryUnavailable,
+    ServingError,
+    UntrustedArtifact,
+)
 from serving.telemetry.redaction import redact
 from serving.version import Version
 
 MAX_TAGS = 500
 MAX_TAG_LENGTH = 10_000
+_DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -56,7 +63,8 @@ def map_exceptions(subject: str, *, may_be_missing: bool = True) -> Iterator[Non
         reason = redact(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
         if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
             raise ReferenceNotFound(f"{subject} names nothing in the registry ({reason})") from error
-        raise RegistryUnavailable(f"{subject}: {type(error).__name__}: {reason}") from error
+        kind = RegistryDenied if getattr(error, "error_code", None) in _DENIED else RegistryUnavailable
+        raise kind(f"{subject}: {type(error).__name__}: {reason}") from error
 
 
 def as_version(entity: Any) -> Version:
