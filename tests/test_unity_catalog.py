@@ -157,21 +157,6 @@ def test_promotion_by_alias_is_followed_and_written_to_tags(service: Service, ca
     until(lambda: champion not in json.loads(catalog.tags("2").get("serving_live", "{}")))
 
 
-def test_rejected_version_names_its_reason_in_tags(service: Service, catalog: CatalogServer) -> None:
-    broken = catalog.add(on_load="raise:no_weights", example=None)
-    catalog.alias(broken)
-    until(lambda: catalog.tags(broken).get("serving_state") == "rejected")
-    assert state(service, f"models:/{NAME}@champion")["version"] == "1"
-    # A tag of a person, under a name that Databricks allows, has its effect.
-    breaking = catalog.add(
-        inputs="x: double, y: double", factor=1, example=pd.DataFrame({"x": [1.0], "y": [2.0]})
-    )
-    catalog.alias(breaking)
-    until(lambda: "would break clients" in catalog.tags(breaking).get("serving_reason", ""))
-    catalog.tag(breaking, "serving_allow_breaking", "true")
-    until(lambda: state(service, f"models:/{NAME}@champion")["version"] == breaking)
-
-
 def test_denied_tags_are_a_warning_until_they_can_be_written(
     service: Service, catalog: CatalogServer
 ) -> None:
@@ -187,9 +172,31 @@ def test_denied_tags_are_a_warning_until_they_can_be_written(
     (warning,) = warnings()
     assert "User does not have APPLY TAG" in warning
     assert "permission to edit" in warning
+    metric = f'serving_model_tags_writable{{model="{NAME}",uri="{champion}"}}'
+    assert service.metrics()[metric] == 0
+    shown = service.client.get("/status").json()["models"][0]["warnings"]
+    assert shown.count(warning) == 1
     catalog.set_read_only(False)
     until(lambda: not warnings())
+    assert service.metrics()[metric] == 1
     until(lambda: champion in json.loads(catalog.tags("2").get("serving_live", "{}")))
+
+
+def test_rejected_version_names_its_reason_in_tags(service: Service, catalog: CatalogServer) -> None:
+    champion = f"models:/{NAME}@champion"
+    before = state(service, champion)["version"]
+    broken = catalog.add(on_load="raise:no_weights", example=None)
+    catalog.alias(broken)
+    until(lambda: catalog.tags(broken).get("serving_state") == "rejected")
+    assert state(service, champion)["version"] == before
+    # A tag of a person, under a name that Databricks allows, has its effect.
+    breaking = catalog.add(
+        inputs="x: double, y: double", factor=1, example=pd.DataFrame({"x": [1.0], "y": [2.0]})
+    )
+    catalog.alias(breaking)
+    until(lambda: "would break clients" in catalog.tags(breaking).get("serving_reason", ""))
+    catalog.tag(breaking, "serving_allow_breaking", "true")
+    until(lambda: state(service, champion)["version"] == breaking)
 
 
 def test_open_source_catalog_serves_latest_without_tags(

@@ -26,6 +26,8 @@ def create(settings: RegistrySettings) -> Any:
         os.environ.setdefault(name, value)
     if settings.workspace:  # MLflow reads it from the environment only, and a flag is not there
         os.environ["MLFLOW_WORKSPACE"] = settings.workspace
+    if settings.catalog:  # MLflow's repository of its artifacts creates a client without the URI
+        os.environ.setdefault("MLFLOW_TRACKING_URI", settings.tracking_uri)
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(settings.tracking_uri, settings.registry_uri)

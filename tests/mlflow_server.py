@@ -1,0 +1,44 @@
+"""An MLflow server with other options than the one that most tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+from line import free_port
+from live import until
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: str, *options: str, **variables: str) -> Iterator[str]:
+    """Run `mlflow server` on a database with these options and environment variables; yield its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
+    log = folder / "server.log"
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | variables
+
+    def responds() -> bool:
+        assert server.poll() is None, log.read_text()
+        with suppress(requests.ConnectionError):
+            return requests.get(f"{url}/health", timeout=60).ok
+        return False
+
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *command, *options],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            until(responds, max_seconds=120)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
