@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from fastapi import FastAPI
@@ -37,6 +37,7 @@ from serving.registry.follower import Follower
 from serving.registry.gate import Gate
 from serving.registry.history import History
 from serving.registry.on_demand import LoadedModelLimit, OnDemandModel
+from serving.registry.registry_identity import registry_identity
 from serving.registry.tag_writer import TagWriter
 from serving.request_context import RequestContext
 from serving.server.tls_certificate import Certificate
@@ -85,7 +86,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     registry = RegistryClient(settings)
     supervisor = Supervisor()
     launcher = Launcher.from_settings(settings, settings, supervisor)
-    store = ArtifactStore(settings.store_dir, registry.uri)
+    store = ArtifactStore(settings.store_dir, registry_identity(settings))
     metrics = Metrics()
     guard = (
         Authenticator(settings.keys_file, stale_seconds=settings.keys_stale_seconds)
@@ -141,6 +142,9 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         for finisher in finishers:
             finisher(context, status)
 
+    def check_webhooks() -> Awaitable[None]:
+        return webhooks.warn_if_unsupported(registry.check_webhooks)
+
     dataplane = DataPlane(models, settings, metrics, hooks, on_finished, settings.sticky)
 
     @asynccontextmanager
@@ -155,6 +159,11 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
             *(supervisor.start(task.name, task.run) for feature in features for task in feature.tasks),
             supervisor.start(
                 "event loop monitor", lambda: event_loop_lag.measure_loop_lag(metrics.loop_lag.observe)
+            ),
+            *(
+                [supervisor.start("webhook check", check_webhooks, finite=True)]
+                if settings.webhook_secret
+                else []
             ),
             supervisor.start("heap settlement", lambda: _freeze_heap_when_ready(slots), finite=True),
         ]

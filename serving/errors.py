@@ -9,6 +9,7 @@ ServingError
 │   │   ├── RegistryFault       it reports an internal error
 │   │   ├── ArtifactsMissing    the artifact store has no files of the version
 │   │   └── DriverMissing       a package that the URI requires is not installed
+│   ├── WebhooksUnsupported     the registry has no webhooks
 │   └── ReferenceNotFound       the reference resolves to no version at present
 ├── Rejected                    a version that cannot serve, with the reason for the person who promoted it
 │   ├── UnsupportedSignature    no signature, or one that cannot be served
@@ -64,10 +65,7 @@ class RegistryError(ServingError):
 
 
 class RegistryUnavailable(RegistryError):
-    """The registry or the artifact store sent no valid response; it may heal.
-
-    `detail` is the whole message of the cause, with addresses: it is only for the log.
-    """
+    """No valid response from the registry or the artifact store; `detail` is only for the log."""
 
     state = "away"
     """The state of the registry, for status reports."""
@@ -106,6 +104,10 @@ class DriverMissing(RegistryUnavailable):
     """A package that the URI of the registry or of the artifacts requires is not installed."""
 
     state, summary = "driver missing", "a driver is missing"
+
+
+class WebhooksUnsupported(RegistryError):
+    """The registry has no webhooks."""
 
 
 class ReferenceNotFound(RegistryError):

@@ -11,6 +11,8 @@ from serving.reference import Reference
 from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.gate import Gate
+from serving.registry.registry_identity import registry_identity
+from serving.settings import unity_catalog
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -21,12 +23,20 @@ async def check_reference(
     """Resolve a reference, then load and verify its version; return the version with its processes ended.
 
     Raises:
+        InvalidReference: the registry has no references of this form.
         Rejected: the version would not go live.
         RegistryError: the version cannot be checked.
     """
+    unity_catalog.check_reference(reference, settings.catalog)
     registry = RegistryClient(settings)
     launcher = Launcher.from_settings(settings, settings)
-    gate = Gate(settings, registry, ArtifactStore(settings.store_dir, registry.uri), launcher, Metrics())
+    gate = Gate(
+        settings,
+        registry,
+        ArtifactStore(settings.store_dir, registry_identity(settings)),
+        launcher,
+        Metrics(),
+    )
     launcher.start()
     try:
         progress("resolving the reference")

@@ -201,7 +201,7 @@ class StatusReporter:
         state |= _live_fields(slot.live) if slot.live else {"reason": slot.reason}
         if slot.live and not slot.is_serving:
             state["reason"] = RECOVERING
-        warnings = [*slot.warnings, *state.get("warnings", [])]
+        warnings = slot.all_warnings
         if not in_full:
             _hide_reasons(state)
             warnings = [f"warnings: {len(warnings)}; {HIDDEN_REASON}"] if warnings else []
@@ -231,7 +231,6 @@ def _live_fields(live: LoadedModel) -> dict[str, Any]:
         "source": version.source,
         "digest": live.artifacts.digest,
         "loaded_at": live.loaded_at,
-        "warnings": live.warnings,
         "batching": live.calls.sharing.as_json(),
         "comparison": asdict(live.comparison) if live.comparison else None,
     }

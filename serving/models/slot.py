@@ -46,6 +46,8 @@ class Slot:
         """The reason why no version is live."""
         self.warnings: tuple[str, ...] = ()
         """Warnings about the reference, for `/ready`."""
+        self.tag_warning: str | None = None
+        """The warning that the registry does not accept tags of the model."""
         self._probation_ends = 0.0
 
     def __repr__(self) -> str:
@@ -55,6 +57,12 @@ class Slot:
     def state(self) -> str:
         """The state, for `/ready`."""
         return "live" if self.is_serving else "recovering" if self.live else "not live"
+
+    @property
+    def all_warnings(self) -> list[str]:
+        """Warnings about the reference, its tags and its live version, for people."""
+        of_tags = [self.tag_warning] if self.tag_warning else []
+        return [*self.warnings, *of_tags, *(self.live.warnings if self.live else ())]
 
     @property
     def is_serving(self) -> bool:
@@ -115,6 +123,10 @@ class Slot:
     def set_warnings(self, *warnings: str) -> None:
         """Replace the warnings about the live version."""
         self.warnings = warnings
+
+    def set_tag_warning(self, warning: str | None) -> None:
+        """Record why tags of the model cannot be written; None if they can."""
+        self.tag_warning = warning
 
     def probation_is_over(self) -> bool:
         """Return whether the probation of the live version has ended."""

@@ -74,12 +74,17 @@ class StateCollector(Collector):
             "Number of warnings about a live version; see /ready.",
             labels=_MODEL,
         )
+        writable = GaugeMetricFamily(
+            "serving_model_tags_writable",
+            "0 if the registry does not let the service write tags of the model; see /ready.",
+            labels=_MODEL,
+        )
         for slot in (follower.slot for follower in self._followers):
             model = (slot.reference.name, slot.reference.uri)
             ready.add_metric((*model, str(slot.required).lower()), slot.is_serving)
-            of_version = len(slot.live.warnings) if slot.live else 0
-            warnings.add_metric(model, len(slot.warnings) + of_version)
-        return ready, warnings
+            warnings.add_metric(model, len(slot.all_warnings))
+            writable.add_metric(model, slot.tag_warning is None)
+        return ready, warnings, writable
 
     def _live(self) -> Iterable[Metric]:
         info = GaugeMetricFamily(

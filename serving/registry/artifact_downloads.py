@@ -32,23 +32,20 @@ _MAX_STARTS = 5
 _PARTIAL, _UNSATISFIABLE = 206, 416
 
 
-def download(location: str, folder: Path, stall_seconds: float, **uris: str | None) -> Path:
-    """Download all files below `location` into `folder`; return the folder.
+def download(open_repository: Callable[[], Any], folder: Path, stall_seconds: float) -> Path:
+    """Download all files of an artifact repository into `folder`; return the folder.
 
     A file that is interrupted is continued where the server supports it, and otherwise downloaded again,
     until nothing was received for `stall_seconds`.
 
     Args:
-        location: The URI of the artifacts.
+        open_repository: Returns MLflow's repository of the artifacts.
         folder: The folder to create.
         stall_seconds: The maximum number of seconds without any progress.
-        uris: `tracking_uri` and `registry_uri`.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     folder.mkdir(parents=True, exist_ok=True)
     bounded_http.set_timeout(CONNECT_SECONDS, stall_seconds)
-    repository: Any = get_artifact_repository(location, **uris)
+    repository = open_repository()
     pool = _Transfer(folder, stall_seconds).attach(repository)
     try:
         path = Path(repository.download_artifacts("", str(folder)))

@@ -17,21 +17,26 @@ from typing import Any, TypeAlias, TypeVar
 
 from serving.errors import ReferenceNotFound, RegistryUnavailable
 from serving.reference import Reference, ReferenceKind
-from serving.registry import artifact_downloads, artifact_files, blocking_calls
+from serving.registry import (
+    artifact_files,
+    blocking_calls,
+    mlflow_client,
+    unity_catalog,
+    version_search,
+    webhooks,
+)
 from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
 from serving.registry.live_tag import contested
-from serving.registry.mlflow_client import create_client, with_driver
-from serving.registry.mlflow_entities import aliased, as_version, underlying
+from serving.registry.mlflow_entities import as_version, underlying
 from serving.registry.mlflow_errors import map_exceptions
 from serving.settings.groups import RegistrySettings
+from serving.settings.unity_catalog import Catalog
 from serving.telemetry.redaction import redact
 from serving.version import Version
 
 T = TypeVar("T")
 
-WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
-WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
 _CURSOR_SIZE = 5
 _MAX_CONCURRENT_CALLS = 4
 _THREAD = "registry"
@@ -52,12 +57,15 @@ class RegistryClient:
         checked_at: the time of the last poll that succeeded.
         failures: the number of polls that failed.
         last_latency: the duration of the last poll in seconds.
+        has_tags: whether tags of versions can be written in this registry.
         contested: by model, the references that several versions carried in `serving.live`, when all of them
             were read last.
     """
 
     def __init__(self, settings: RegistrySettings) -> None:
-        self._settings = settings
+        self._settings, self._catalog = settings, settings.catalog
+        self.has_tags = unity_catalog.has_tags(settings.catalog)
+        self._tag_names = unity_catalog.TagNames(settings.catalog)
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
         self._downloads = Downloads(settings)
         self._is_ready, self._is_closed = False, False
@@ -93,9 +101,12 @@ class RegistryClient:
         self._record_success()
         return versions
 
-    async def versions(self, name: str) -> tuple[Version, ...]:
-        """Return all versions of a model, with their tags; raises RegistryUnavailable."""
-        return await self._call(self._list_versions, name)
+    async def versions(self, name: str, *numbers: str | None) -> tuple[Version, ...]:
+        """Return all versions of a model, with their tags; raises RegistryUnavailable.
+
+        In Unity Catalog they are the versions that changed last, and those with these `numbers`.
+        """
+        return await self._call(self._list_versions, name, numbers)
 
     async def cursor(self, max_age: float) -> RegistryCursor:
         """Return a cursor that changes when a version is created, moved to another stage or deleted.
@@ -162,8 +173,16 @@ class RegistryClient:
         await self._call(self._log_metrics, run_id, model_id, metrics, step, at)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
-        """Create a webhook that sends events on versions and aliases to `url`; return its id."""
-        return await self._call(self._create_webhook, name, url, secret)
+        """Create a webhook that sends events on versions and aliases to `url`; return its id.
+
+        Raises:
+            RegistryUnavailable: the registry did not accept it, or has no webhooks.
+        """
+        return await self._call(lambda: webhooks.create(self._client, name, url, secret))
+
+    async def check_webhooks(self) -> None:
+        """Check that the registry has webhooks; raises WebhooksUnsupported if not."""
+        await self._call(lambda: webhooks.check(self._client))
 
     def close(self) -> None:
         """Make no further calls."""
@@ -202,8 +221,7 @@ class RegistryClient:
 
     @cached_property
     def _client(self) -> Any:
-        name = blocking_calls.thread_name(_THREAD)
-        client = create_client(name, self._settings.tracking_uri, self._settings.registry_uri)
+        client = mlflow_client.create(blocking_calls.thread_name(_THREAD), self._settings)
         self._is_ready = True
         return client
 
@@ -211,40 +229,30 @@ class RegistryClient:
         with map_exceptions(str(reference)):
             if reference.kind is ReferenceKind.MODEL_ID:
                 return self._logged_model(reference.selector), ()
-            served, *rivals = self._named_versions(reference)
-            return as_version(served), tuple(map(as_version, rivals))
+            served, *rivals = version_search.named(self._client, reference, self._search_versions)
+            return self._as_version(served), tuple(map(self._as_version, rivals))
 
-    def _named_versions(self, reference: Reference) -> list[Any]:
-        """Return MLflow's versions that the reference names, the one that is served first."""
-        client, name = self._client, reference.name
-        if reference.kind is ReferenceKind.VERSION:
-            return [client.get_model_version(name, reference.selector)]
-        if reference.kind is ReferenceKind.ALIAS:
-            return [aliased(client, name, reference.selector)]
-        if "'" in name and '"' in name:
-            raise ReferenceNotFound(f"{reference} names nothing in the registry (no filter has both quotes)")
-        versions = sorted(self._search_versions(name), key=lambda version: int(version.version), reverse=True)
-        if not versions:
-            raise ReferenceNotFound(f"the registry has no version of a model {name!r}")
-        if reference.kind is ReferenceKind.LATEST:
-            return [versions[0]]
-        staged = [version for version in versions if version.current_stage == reference.selector]
-        if not staged:
-            raise ReferenceNotFound(f"no version of {name!r} is in stage {reference.selector}")
-        return staged
+    def _as_version(self, entity: Any) -> Version:
+        """Return MLflow's version, with its tags and aliases."""
+        if not unity_catalog.is_complete(entity):
+            entity = self._client.get_model_version(entity.name, entity.version)
+        version = as_version(entity)
+        return replace(version, tags=self._tags(version.tags))
+
+    def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
+        return unity_catalog.dotted_tags(tags) if self._catalog else tags
 
     def _search_versions(self, name: str) -> list[Any]:
-        quote = '"' if "'" in name else "'"
-        versions = list(self._client.search_model_versions(f"name={quote}{name}{quote}"))
+        versions = version_search.search(self._client, name)
         self.contested[name] = contested(v.tags for v in versions if isinstance(v.tags, Mapping))
         return versions
 
-    def _list_versions(self, name: str) -> tuple[Version, ...]:
+    def _list_versions(self, name: str, numbers: tuple[str | None, ...]) -> tuple[Version, ...]:
         with map_exceptions(f"the versions of {name!r}"):
-            versions, fetch = self._search_versions(name), self._client.get_model_version
-            if not all(isinstance(v.tags, Mapping) for v in versions):  # Unity Catalog's search omits tags
-                versions = [fetch(name, version.version) for version in versions]
-            return tuple(map(as_version, versions))
+            versions = self._search_versions(name)
+            if self._catalog:
+                versions = unity_catalog.relevant(versions, numbers)
+            return tuple(map(self._as_version, versions))
 
     def _logged_model(self, model_id: str) -> Version:
         model = self._client.get_logged_model(model_id)
@@ -277,16 +285,19 @@ class RegistryClient:
         with map_exceptions(str(version)):
             uri = self._client.get_model_version_download_uri(version.name, version.version)
             location = underlying(self._client, str(uri))
+        if self._catalog is Catalog.DATABRICKS and "://" not in location:
+            location = unity_catalog.model_uri(version)
         return replace(version, aliases=self._aliases(version), location=location)
 
     def _write_tags(self, version: Version, change: TagChange) -> None:
         with map_exceptions(str(version)):
             client, key = self._client, (version.name, version.version)
-            for tag, value in change(client.get_model_version(*key).tags).items():
+            entity = client.get_model_version(*key)
+            for tag, value in change(self._tags(entity.tags)).items():
                 if value is None:
-                    client.delete_model_version_tag(*key, tag)
+                    client.delete_model_version_tag(*key, self._tag_names.stored(tag, entity.tags))
                 else:
-                    client.set_model_version_tag(*key, tag, value)
+                    self._tag_names.write(tag, value, partial(client.set_model_version_tag, *key))
 
     def _log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
@@ -297,22 +308,12 @@ class RegistryClient:
             points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
             self._client.log_batch(run_id, points)
 
-    def _create_webhook(self, name: str, url: str, secret: str) -> str:
-        with map_exceptions("the webhook"):
-            return str(self._client.create_webhook(name, url, WEBHOOK_EVENTS, secret=secret).webhook_id)
-
     def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
-        if source := local_folder(version.location):
+        is_remote = self._catalog is Catalog.DATABRICKS
+        if not is_remote and (source := local_folder(version.location)):
             source = source.resolve(strict=True)
             check(source)
             return artifact_files.copy(source, folder, self._settings.max_model_bytes)
-        tracking, registry = self._settings.tracking_uri, self._settings.registry_uri
-        path = artifact_downloads.download(
-            version.location,
-            folder,
-            self._settings.download_stall_seconds,
-            tracking_uri=with_driver(tracking),
-            registry_uri=registry and with_driver(registry),
-        )
+        path = mlflow_client.download(version, folder, self._settings)
         artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
         return path

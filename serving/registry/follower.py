@@ -112,6 +112,7 @@ class Follower:
         if self.slot.live:
             self._events.report_condition(self.slot.live)
         await self._tag_writer.flush()
+        self.slot.set_tag_warning(self._tag_writer.failures.warning(self.slot.reference.name))
 
     @property
     def _is_idle(self) -> bool:

@@ -142,6 +142,7 @@ class Gate:
         if self._settings.environments:
             self._policy.check_requirements(files, needs)
         launcher = await self._launcher_for(needs, differing)
+        warnings = [] if launcher.is_dedicated else _warnings(version, differing)
         loaded = await asyncio.to_thread(
             LoadedModel,
             version,
@@ -152,7 +153,7 @@ class Gate:
             self._settings,
             slot.recorder,
             self._metrics,
-            warnings=[] if launcher.is_dedicated else _warnings(version, differing),
+            warnings=warnings,
         )
         last_live = slot.last_live
         if last_live:
@@ -172,6 +173,8 @@ class Gate:
             loaded.close()
             raise
         self._sharing[artifacts.digest] = loaded.calls.sharing
+        for warning in warnings:
+            log.warning("%s", warning, extra=version.in_logs)
         loaded.activate()
         return loaded
 

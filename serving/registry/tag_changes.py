@@ -6,7 +6,7 @@ They return the tags in the order in which they are written; None deletes a tag.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -147,3 +147,10 @@ def _refusal_sentence(refusal: str) -> str:
 
 def _changed(tags: dict[str, str | None], present: Mapping[str, str]) -> dict[str, str | None]:
     return {tag: value for tag, value in tags.items() if present.get(tag) != value}
+
+
+def merged_tag(tag: str, merge: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the tag with the value that `merge` returns for the present one; nothing if it is the same."""
+    value = present.get(tag, "")
+    merged = shorten(merge(value), MAX_REASON_LENGTH)
+    return {} if merged == value else {tag: merged}

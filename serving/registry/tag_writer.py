@@ -14,27 +14,28 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from serving.errors import ReferenceNotFound, RegistryError
 from serving.reference import Reference, ReferenceKind
 from serving.registry.client import RegistryClient, TagChange
 from serving.registry.live_tag import held_since, moment, references
 from serving.registry.tag_changes import (
-    MAX_REASON_LENGTH,
     Claim,
     StatusUpdate,
     hides_refusals,
     is_reverted_elsewhere,
     live,
+    merged_tag,
     not_live,
     outcome,
 )
-from serving.text import shorten
+from serving.registry.tag_failures import TagFailures
 from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.tag_writer")
@@ -77,13 +78,17 @@ class TagWriter:
         self._tag_updates: dict[tuple[str, str, str], TagUpdate] = {}
         self._flushing = asyncio.Lock()
         self._failing = False
+        self.failures = TagFailures(lambda: registry.reachable)
+
+    def _can_tag(self, version: Version) -> bool:
+        return version.version is not None and self._registry.has_tags
 
     def live(self, reference: str, version: Version, reason: str, *, stands_in: bool = False) -> None:
         """Record that a version is live under `reference`, and that no other version is.
 
         A version that only `stands_in` takes the reference from no version that is live on other fronts.
         """
-        if version.version is None:
+        if not self._can_tag(version):
             return
         key = (version.name, version.version)
         self._pending.pop(key, None)
@@ -106,7 +111,7 @@ class TagWriter:
         """
         key = (version.name, version.version)
         last = self._published.get(key)
-        if version.version is None or (last and (last.outcome, last.reason) == (outcome, reason)):
+        if not self._can_tag(version) or (last and (last.outcome, last.reason) == (outcome, reason)):
             return
         update = StatusUpdate(version, outcome, reason, now())
         self._schedule()
@@ -155,7 +160,7 @@ class TagWriter:
                 ("" if there is none).
             done: called once the registry has the value, unless a later update has replaced this one.
         """
-        self.set_tags(version, tag, partial(_merged_tag, tag, merge), done)
+        self.set_tags(version, tag, partial(merged_tag, tag, merge), done)
 
     def set_tags(
         self, version: Version, name: str, update: TagChange, done: Callable[[], None] = lambda: None
@@ -168,7 +173,7 @@ class TagWriter:
             update: Returns the tags to write, in this order, for the present ones.
             done: Is called once the registry has the tags, unless a later update has replaced this one.
         """
-        if version.version is not None:
+        if version.version is not None and self._can_tag(version):
             self._tag_updates[version.name, version.version, name] = TagUpdate(version, update, done)
             if len(self._tag_updates) > _MAX_PENDING:
                 self._tag_updates.pop(next(iter(self._tag_updates)))
@@ -190,44 +195,47 @@ class TagWriter:
             self._unwritten[reference] = None
         if self._due <= time.monotonic():
             for reference in list(self._unwritten):
-                if not await self._write_claim(reference, self._claims[reference]):
+                claim = self._claims[reference]
+                if not await self._write_claim(reference, claim) and self.failures.blocks(claim.version):
                     return
             for key, update in list(self._pending.items()):
-                if not await self._try(update.version, self._write(update.version, partial(outcome, update))):
+                is_written = await self._try(
+                    update.version, self._registry.write_tags, update.version, partial(outcome, update)
+                )
+                if not is_written and self.failures.blocks(update.version):
                     return
-                if self._pending.get(key) is update:
+                if is_written and self._pending.get(key) is update:
                     del self._pending[key]
         for tag_key, tag_update in list(self._tag_updates.items()):
             version = tag_update.version
-            if not await self._try(version, self._write(version, tag_update.change)):
+            is_written = await self._try(version, self._registry.write_tags, version, tag_update.change)
+            if not is_written and self.failures.blocks(version):
                 return
-            if self._tag_updates.get(tag_key) is tag_update:
+            if is_written and self._tag_updates.get(tag_key) is tag_update:
                 del self._tag_updates[tag_key]
                 tag_update.done()
 
-    async def _try(self, version: Version, write: Awaitable[None]) -> bool:
+    async def _try(self, version: Version, write: Callable[..., Awaitable[None]], *args: Any) -> bool:
         """Return whether the write is settled: the registry accepted it, or the version no longer exists."""
+        if self.failures.is_paused(version.name):
+            return False
         try:
-            await write
+            await write(*args)
         except ReferenceNotFound:
             log.info("%s was deleted from the registry, with its tags", version, extra=version.in_logs)
         except RegistryError as error:
-            if not self._failing:
-                message = "the tags of %s could not be written, will retry: %s"
-                log.warning(message, version, error, extra=version.in_logs)
-            self._failing = True
+            self.failures.record(version, error)
+            self._failing = self.failures.blocks(version)
             return False
         self._failing = False
+        self.failures.clear(version)
         return True
-
-    async def _write(self, version: Version, change: TagChange) -> None:
-        await self._registry.write_tags(version, change)
 
     # -- the live version
 
     async def _write_claim(self, uri: str, claim: Claim) -> bool:
         """Write a claim, and return whether it is settled; a claim that replaced it meanwhile is not."""
-        if not await self._try(claim.version, self._claim(uri, claim)):
+        if not await self._try(claim.version, self._claim, uri, claim):
             return False
         if (current := self._claims[uri]).version is claim.version:
             self._claims[uri] = replace(current, is_written=True)
@@ -237,7 +245,7 @@ class TagWriter:
     async def _claim(self, uri: str, claim: Claim) -> None:
         """Write the version's tags, if it holds the reference, and afterwards those of the others."""
         version, reference = claim.version, Reference.parse(uri)
-        versions = await self._registry.versions(reference.name)
+        versions = await self._registry.versions(reference.name, version.version)
         named = await self._named(reference, versions)
         self._checks.pop(uri, None)
         if claim.is_loaded and not (reference.kind in _POLLED_WITH_TAGS and named == version.version):
@@ -258,12 +266,12 @@ class TagWriter:
         if held is None:
             return
         if live(uri, held, claim, present):
-            await self._write(version, partial(live, uri, held, claim))
+            await self._registry.write_tags(version, partial(live, uri, held, claim))
         for other in versions:
             if other.version != version.version and uri in references(other.tags):
                 update = self._update_for_predecessor(other, version, held)
                 with suppress(ReferenceNotFound):
-                    await self._write(other, partial(not_live, uri, held, update))
+                    await self._registry.write_tags(other, partial(not_live, uri, held, update))
 
     def _update_for_predecessor(self, old: Version, new: Version, held: datetime) -> StatusUpdate:
         """Return the outcome for a version from which another takes its last reference."""
@@ -296,12 +304,6 @@ class TagWriter:
 def now() -> str:
     """Return the time now in ISO 8601, UTC, to the second."""
     return moment().isoformat(timespec="seconds")
-
-
-def _merged_tag(tag: str, merge: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str | None]:
-    value = present.get(tag, "")
-    merged = shorten(merge(value), MAX_REASON_LENGTH)
-    return {} if merged == value else {tag: merged}
 
 
 def _put(

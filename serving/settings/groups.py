@@ -17,6 +17,7 @@ from serving.settings.parsing import (
     parse_references,
     parse_secret_journal_url,
 )
+from serving.settings.unity_catalog import Catalog, catalog
 
 # NoDecode: pydantic-settings would parse the variables of tuples as JSON.
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_list)]
@@ -160,6 +161,11 @@ class RegistrySettings(SettingsGroup):
         validation_alias="MLFLOW_REGISTRY_URI",
         description="MLflow registry, if it is not the tracking server",
     )
+    workspace: str | None = Field(
+        None,
+        validation_alias="MLFLOW_WORKSPACE",
+        description="workspace on an MLflow server with workspaces; default: the server's default workspace",
+    )
     mlflow_ui_url: str | None = Field(
         None,
         pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
@@ -177,6 +183,11 @@ class RegistrySettings(SettingsGroup):
         120.0, gt=0, description="abort and retry a download that receives no data for this time"
     )
     download_seconds: float = Field(3600.0, gt=0, description="maximum time to download one version")
+
+    @property
+    def catalog(self) -> Catalog | None:
+        """Return the Unity Catalog that is the registry; None for any other registry."""
+        return catalog(self.tracking_uri, self.registry_uri)
 
 
 class ArtifactPolicySettings(SettingsGroup):

@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from serving import sandbox
+from serving.errors import InvalidReference
 from serving.reference import Reference
 from serving.settings.environment import is_link_to_port
 from serving.settings.groups import (
@@ -33,6 +34,7 @@ from serving.settings.groups import (
     ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
+from serving.settings.unity_catalog import Catalog, check_reference
 from serving.text import install_command
 
 
@@ -95,6 +97,8 @@ class Settings(
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):
             raise ValueError(mistake)
+        for variable in ("models", "shadow", "on_demand"):
+            _check_supported(env_name(variable), getattr(self, variable), self.catalog)
         served = {reference.name for reference in self.models}
         loadable = served | {reference.name for reference in self.on_demand}
         _check_known("SERVING_SHADOW", {reference.name for reference in self.shadow} - served)
@@ -105,6 +109,14 @@ class Settings(
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("SERVING_TLS_CERT and SERVING_TLS_KEY: set both or neither")
         return self
+
+
+def _check_supported(variable: str, references: Sequence[Reference], catalog: Catalog | None) -> None:
+    for reference in references:
+        try:
+            check_reference(reference, catalog)
+        except InvalidReference as error:
+            raise ValueError(f"{variable}: {error}") from None
 
 
 def _check_known(variable: str, unknown: set[str]) -> None:
@@ -147,7 +159,7 @@ def check_weights(models: Sequence[Reference], steps: Sequence[float]) -> str | 
 
 def env_name(name: str) -> str:
     """Return the environment variable of a setting."""
-    prefix = "MLFLOW" if name in ("tracking_uri", "registry_uri") else "SERVING"
+    prefix = "MLFLOW" if name in ("tracking_uri", "registry_uri", "workspace") else "SERVING"
     return f"{prefix}_{name.upper()}"
 
 

@@ -21,7 +21,7 @@ from tests.support.faulty_proxy import free_port
 from tests.support.sample_models import HOUSES, IRIS, sample_models
 from tests.support.service import Service, until
 
-SERVER = Path(__file__).parents[1] / "support" / "mlflow_server.py"
+SERVER = Path(__file__).parents[1] / "support" / "scoring_server.py"
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 ARROW = "application/vnd.apache.arrow.stream"
 

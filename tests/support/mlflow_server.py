@@ -1,25 +1,45 @@
-"""MLflow's scoring server for several models, by folder name: `python mlflow_server.py PORT FOLDER …`."""
+"""An MLflow server with other options than the one that most tests share."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import mlflow.pyfunc
-import uvicorn
-from fastapi import FastAPI
-from mlflow.pyfunc import scoring_server
+import requests
+
+from tests.support.faulty_proxy import free_port
+from tests.support.service import until
 
 
-def main(port: str, *folders: str) -> None:
-    """Serve until the process is killed."""
-    app = FastAPI()
-    for folder in folders:
-        app.mount(f"/{Path(folder).name}", scoring_server.init(mlflow.pyfunc.load_model(folder)))
-    uvicorn.run(app, port=int(port), log_level="warning")
+@contextmanager
+def mlflow_server(folder: Path, database: str, *options: str, **variables: str) -> Iterator[str]:
+    """Run `mlflow server` on a database with these options and environment variables; yield its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
+    log = folder / "server.log"
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | variables
 
+    def responds() -> bool:
+        assert server.poll() is None, log.read_text()
+        with suppress(requests.ConnectionError):
+            return requests.get(f"{url}/health", timeout=60).ok
+        return False
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(*sys.argv[1:])
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *command, *options],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            until(responds, max_seconds=120)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()

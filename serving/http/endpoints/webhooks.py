@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from cachetools import TTLCache
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from serving.auth.access_rules import SIGNED, requires
-from serving.errors import Unauthenticated
+from serving.errors import RegistryDenied, RegistryError, Unauthenticated, WebhooksUnsupported
 from serving.http.http_context import context_of
 from serving.http.problem_details import documented
 from serving.http.request_body import read_json
 
+log = logging.getLogger("serving.webhooks")
+_RETRY_SECONDS = 10.0
 _MAX_BYTES = 2**20
 _MAX_AGE_SECONDS = 300
 _MAX_DELIVERIES = 10_000
@@ -62,6 +66,24 @@ class DeliveryVerifier:
         if delivery in self._seen:
             raise Unauthenticated("The webhook was delivered before.")
         self._seen[delivery] = None
+
+
+async def warn_if_unsupported(check: Callable[[], Awaitable[None]]) -> None:
+    """Log a warning if the registry has no webhooks, as soon as it responds.
+
+    `check` raises WebhooksUnsupported then.
+    """
+    while True:
+        try:
+            await check()
+        except WebhooksUnsupported as error:
+            log.warning("SERVING_WEBHOOK_SECRET has no effect: %s", error)
+        except RegistryDenied:  # only administrators may list webhooks, so nothing is known
+            log.debug("the registry does not let this service list webhooks")
+        except RegistryError:
+            await asyncio.sleep(_RETRY_SECONDS)
+            continue
+        return
 
 
 def router(secret: str, wake: Sequence[Callable[[], None]]) -> APIRouter:
