@@ -26,6 +26,7 @@ ServingError
 │   ├── BodyTooLarge
 │   ├── RequestTimeout          the request did not arrive completely in time
 │   ├── UnsupportedMedia
+│   │   └── UnsupportedEncoding the Content-Encoding of the body
 │   ├── Unprocessable           JSON that does not match the contract
 │   ├── NotStreaming            the model cannot stream
 │   ├── ConflictingModel        the path and the header name different models
@@ -173,6 +174,10 @@ class RequestTimeout(RequestError):
 
 class UnsupportedMedia(RequestError):
     """The media type or encoding of the body is not supported."""
+
+
+class UnsupportedEncoding(UnsupportedMedia):
+    """The `Content-Encoding` of the body is not supported."""
 
 
 class Unprocessable(RequestError):
