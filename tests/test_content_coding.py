@@ -170,12 +170,14 @@ async def test_bomb_does_not_fill_the_memory(coding: str) -> None:
 
 @pytest.mark.anyio
 @every_coding
-async def test_other_tasks_run_while_a_large_body_is_decompressed(coding: str) -> None:
-    task = asyncio.create_task(decompress(coding, COMPRESS[coding](bytes(2**24)), 2**24))
+@pytest.mark.parametrize(("frames", "size"), [(1, 2**24), (20_000, 0)], ids=["large", "empty frames"])
+async def test_other_tasks_run_during_decompression(coding: str, frames: int, size: int) -> None:
+    body = COMPRESS[coding](bytes(size)) * frames
+    task = asyncio.create_task(decompress(coding, body, 2**24))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not task.done()
-    assert len(await task) == 2**24
+    assert len(await task) == size
 
 
 # -- responses

@@ -11,8 +11,11 @@ from serving.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 
 CODINGS = ("gzip", "zstd")
 ALIASES = {"x-gzip": "gzip"}
-_MAX_INLINE_BYTES = 65_536
-"""The event loop itself decompresses up to this size; larger bodies take a thread."""
+_MAX_INLINE_BYTES, _MAX_INLINE_COMPRESSED_BYTES = 65_536, 4096
+"""The event loop itself decompresses up to these sizes; larger bodies take a thread.
+
+Both are limited, since a body of many empty frames takes long and unpacks to nothing.
+"""
 
 
 def request_coding(values: Iterable[bytes]) -> str | None:
@@ -41,7 +44,8 @@ async def decompress(coding: str, body: bytes, max_bytes: int) -> bytes:
         Malformed: the body is truncated or does not have this coding.
     """
     stream = pa.CompressedInputStream(pa.BufferReader(body), coding)
-    inline = min(_MAX_INLINE_BYTES, max_bytes + 1)
+    is_small = len(body) <= _MAX_INLINE_COMPRESSED_BYTES
+    inline = min(_MAX_INLINE_BYTES, max_bytes + 1) if is_small else 0
     try:
         content: bytes = stream.read(inline)
         # A shorter read ends with the data; the stream raises an error if that is not the end of a frame.
