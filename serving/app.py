@@ -22,6 +22,7 @@ from serving.dataplane import DataPlane
 from serving.features import Core, load
 from serving.http.application import ServingApp, error_response
 from serving.http.endpoints import admin, api_docs, open_inference, status_page, webhooks
+from serving.http.forwarded_headers import ForwardedHeaders
 from serving.http.http_context import context_of
 from serving.http.readiness import StatusReporter
 from serving.http.routing import Router
@@ -64,16 +65,21 @@ _MIN_CLOSE_SECONDS = 1.0
 
 
 def create_asgi_app(settings: Settings, fleet: Cluster | None = None) -> tuple[ASGIApp, ServingApp]:
-    """Return the application with its CORS middleware, if origins are allowed, and the application itself."""
+    """Return the application with the layers that the settings require, and the application itself."""
     app = create_app(settings, fleet)
-    if not settings.cors_origins:
-        return app, app
+    outermost: ASGIApp = _with_cors(app, settings) if settings.cors_origins else app
+    if settings.root_path or settings.forwarded_allow_ips:
+        outermost = ForwardedHeaders(outermost, settings.root_path, settings.forwarded_allow_ips)
+    return outermost, app
+
+
+def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     model_headers = ("X-Model-Name", "X-Model-Version", "X-Request-ID", "X-Prediction-ID")
     expose_headers = (*model_headers, "Retry-After", "Server-Timing")
     request_headers = ("Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID")
-    allow_headers = (*request_headers, "X-Request-Timeout", "traceparent", "tracestate")
+    allow_headers = (*request_headers, "Content-Encoding", "X-Request-Timeout", "traceparent", "tracestate")
     origins, methods = list(settings.cors_origins), ["GET", "POST"]
-    return CORSMiddleware(app, origins, methods, allow_headers, expose_headers=expose_headers), app
+    return CORSMiddleware(app, origins, methods, allow_headers, expose_headers=expose_headers)
 
 
 def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:

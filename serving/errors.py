@@ -32,6 +32,7 @@ ServingError
 │   ├── BodyTooLarge
 │   ├── RequestTimeout          the request did not arrive completely in time
 │   ├── UnsupportedMedia
+│   │   └── UnsupportedEncoding the Content-Encoding of the body
 │   ├── Unprocessable           JSON that does not match the contract
 │   ├── NotStreaming            the model cannot stream
 │   ├── ConflictingModel        the path and the header name different models
@@ -223,6 +224,10 @@ class UnsupportedMedia(RequestError):
     """The media type or encoding of the body is not supported."""
 
 
+class UnsupportedEncoding(UnsupportedMedia):
+    """The `Content-Encoding` of the body is not supported."""
+
+
 class Unprocessable(RequestError):
     """JSON that does not match the contract."""
 
@@ -255,10 +260,7 @@ class Unavailable(ServingError):
 
 
 class NotLive(Unavailable):
-    """The model has no live version yet.
-
-    `public` is the detail for callers who may not read reasons, which can contain texts of model code.
-    """
+    """The model has no live version yet; `public` is the detail for callers who may not read reasons."""
 
     def __init__(self, detail: str, public: str = "The model is not live.") -> None:
         super().__init__(detail)
@@ -292,10 +294,9 @@ class ClientDisconnected(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """The deadline of the request has passed.
+    """The deadline has passed.
 
-    `hung` is true if the model itself took at least half of the service's deadline, and `dead` if the version
-    had no process.
+    `hung`: the model itself took at least half of the service's deadline; `dead`: the version has no process.
     """
 
     def __init__(self, detail: str, *, hung: bool = False, dead: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, declared, requires
 from serving.auth.authenticator import Authenticator
+from serving.auth.trusted_proxies import TrustedProxies
 from serving.dataplane import DataPlane, Endpoint, Status, failure_of, one_line
 from serving.errors import ClientDisconnected, Malformed, NotLive, ServingError
 from serving.grpc import inference_pb2 as protos
@@ -55,7 +56,7 @@ async def run_grpc_server(
 ) -> AsyncIterator[None]:
     """Serve gRPC on its port while the block runs, then finish the requests in progress."""
     server = grpc.aio.server(options=_options(settings))
-    server.add_generic_rpc_handlers((_handler(_Service(dataplane, guard)),))
+    server.add_generic_rpc_handlers((_handler(_Service(dataplane, guard, settings.forwarded_allow_ips)),))
     address = f"{settings.host}:{settings.grpc_port}"
     if certificate:
         port = server.add_secure_port(address, _credentials(certificate))
@@ -145,8 +146,11 @@ class _Endpoint(Endpoint[RequestContext, protos.ModelInferResponse]):
 
 
 class _Service(services.GRPCInferenceServiceServicer):
-    def __init__(self, dataplane: DataPlane, guard: Authenticator | None) -> None:
+    def __init__(
+        self, dataplane: DataPlane, guard: Authenticator | None, proxies: Collection[str] = ()
+    ) -> None:
         self._dataplane, self._guard = dataplane, guard
+        self._proxies = TrustedProxies(proxies) if proxies else None
 
     def _lease(self, context: RequestContext, name: str, version: str) -> LoadedModel:
         """Return a loaded version without loading a model, as requests for metadata need it."""
@@ -210,7 +214,7 @@ class _Service(services.GRPCInferenceServiceServicer):
     ) -> Any:
         """Return the response of a handler, or abort the call with the status of its error."""
         metadata = [(name.encode(), _bytes(value)) for name, value in call.invocation_metadata()]
-        context = RequestContext(new_id(), GRPC, method, metadata, _host(call.peer()), {})
+        context = RequestContext(new_id(), GRPC, method, metadata, self._client(call, metadata), {})
         if method == "ModelInfer":
             self._dataplane.receive(context)
         try:
@@ -233,6 +237,15 @@ class _Service(services.GRPCInferenceServiceServicer):
             self._dataplane.record_failure(context, status, error)
             code = _CODES.get(Status(status), grpc.StatusCode.UNKNOWN)
             await call.abort(code, one_line(failure.detail, failure.faults))
+
+    def _client(self, call: Any, metadata: Sequence[tuple[bytes, bytes]]) -> str:
+        """Return the address of the client, which trusted proxies forward."""
+        host = _host(call.peer())
+        if self._proxies and self._proxies.trusts(host):
+            values = [value.decode("latin-1") for name, value in metadata if name == b"x-forwarded-for"]
+            if address := self._proxies.client(",".join(values)):
+                return address[0]
+        return host
 
 
 def _host(peer: str) -> str:

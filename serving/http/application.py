@@ -17,7 +17,9 @@ from serving.auth.access_rules import NO_ROUTE, Access, required
 from serving.auth.authenticator import Authenticator
 from serving.dataplane import DataPlane, Status, failure_of
 from serving.http import problem_details
+from serving.http.content_coding import CODINGS
 from serving.http.http_context import HttpContext
+from serving.http.response_compression import compressing
 from serving.http.routing import Router
 from serving.models.slot import Slot
 from serving.server.tls_certificate import Certificate
@@ -60,7 +62,7 @@ class ServingApp(FastAPI):
         try:
             self._authorize(context, endpoint.access if endpoint else required(self.router.routes, scope))
             if endpoint is None:
-                await super().__call__(scope, receive, add_request_id(context, send))
+                await super().__call__(scope, receive, _sender(context, send))
                 self.dataplane.on_finished(context, context.status or Status.CLIENT_CLOSED_REQUEST.value)
             else:
                 await endpoint(context)
@@ -73,7 +75,7 @@ class ServingApp(FastAPI):
             response = error_response(context, error, context.respond or respond)
             self.dataplane.record_failure(context, response.status_code, error)
             if context.status is None:  # FastAPI raises an error again after it has sent the response
-                await response(scope, receive, add_request_id(context, send))
+                await response(scope, receive, _sender(context, send))
 
     def _authorize(self, context: HttpContext, access: Access) -> None:
         """Check that the client may use a route, before a model is leased or anything is disclosed."""
@@ -111,9 +113,16 @@ def error_response(
         headers["Retry-After"] = str(failure.retry_after)
     if failure.status == Status.RECEIVE_TIMEOUT:
         headers["Connection"] = "close"
+    if isinstance(error, errors.UnsupportedEncoding):
+        headers["Accept-Encoding"] = ", ".join(CODINGS)
     if failure.status == Status.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     return respond(failure.status, failure.detail, request_id, faults=failure.faults, headers=headers)
+
+
+def _sender(context: HttpContext, send: Send) -> Send:
+    """Return a `send` that completes the headers of a response, and compresses it where possible."""
+    return add_request_id(context, compressing(context.headers, send))
 
 
 def add_request_id(context: HttpContext, send: Send) -> Send:

@@ -27,11 +27,13 @@ class HttpContext(RequestContext):
     __slots__ = ("body", "content_headers", "media_type", "receive", "respond", "send", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = scope.get("client")
+        client, path = scope.get("client"), scope["path"]
+        if root_path := scope.get("root_path"):
+            path = path.removeprefix(root_path)
         super().__init__(
             request_id(scope["headers"]),
             scope["method"],
-            scope["path"],
+            path,
             scope["headers"],
             client[0] if client else None,
             scope,

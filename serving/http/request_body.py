@@ -1,4 +1,4 @@
-"""Reading of request bodies: media type, size limit, time limit, and no further than needed."""
+"""Reading of request bodies: media type, compression, size and time limit, and no further than needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from starlette.types import Message, Receive
 
 from serving.errors import BodyTooLarge, ClientDisconnected, Malformed, RequestTimeout, UnsupportedMedia
+from serving.http.content_coding import decompress, request_coding
 from serving.http.http_context import HttpContext
 
 JSON = "application/json"
@@ -21,37 +22,40 @@ async def read_json(context: HttpContext, max_bytes: int, seconds: float = READ_
     """Return the body of a JSON request.
 
     Raises:
-        UnsupportedMedia: the Content-Type header is missing or is not JSON in UTF-8.
-        BodyTooLarge: the body exceeds the limit; the rest of it is not read.
+        UnsupportedMedia: the Content-Type header is missing or is not JSON in UTF-8, or the Content-Encoding
+            is not supported.
+        BodyTooLarge: the body exceeds the limit, before or after decompression; the rest of it is not read.
         RequestTimeout: the body did not arrive in time.
-        Malformed: the header X-Request-Timeout is not a number of seconds.
+        Malformed: the header X-Request-Timeout is not a number of seconds, or the body is not compressed as
+            Content-Encoding describes.
         ClientDisconnected: the client disconnected before the body was complete.
     """
-    media_type = _check_headers(context, max_bytes)
+    media_type, coding = _check_headers(context, max_bytes)
     if media_type != b"application/json" and _essence(media_type) != JSON:
         raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json.")
-    return await _read(context.receive, max_bytes, seconds)
+    return await _read(context.receive, max_bytes, seconds, coding)
 
 
 async def read_typed(
     context: HttpContext, max_bytes: int, seconds: float, media_types: Collection[str]
 ) -> tuple[str, bytes]:
     """Return the media type of a request, which is one of these, and its body; raises as `read_json`."""
-    media_type = _essence(_check_headers(context, max_bytes))
+    sent_type, coding = _check_headers(context, max_bytes)
+    media_type = _essence(sent_type)
     if media_type not in media_types:
         raise UnsupportedMedia(f"Send one of {', '.join(media_types)}, named in the header Content-Type.")
-    return media_type, await _read(context.receive, max_bytes, seconds)
+    return media_type, await _read(context.receive, max_bytes, seconds, coding)
 
 
 async def read_untyped(context: HttpContext, max_bytes: int, seconds: float) -> tuple[str, bytes]:
     """Return the media type of a request, empty if it has none, and its body; raises as `read_json`."""
-    media_type = _check_headers(context, max_bytes)
+    media_type, coding = _check_headers(context, max_bytes)
     if media_type and not _essence(media_type):
         raise UnsupportedMedia("Send JSON in UTF-8.")
-    return _essence(media_type), await _read(context.receive, max_bytes, seconds)
+    return _essence(media_type), await _read(context.receive, max_bytes, seconds, coding)
 
 
-async def _read(receive: Receive, max_bytes: int, seconds: float) -> bytes:
+async def _read(receive: Receive, max_bytes: int, seconds: float, coding: str | None) -> bytes:
     message = await receive()
     body = _chunk(message)
     if message.get("more_body"):
@@ -62,7 +66,7 @@ async def _read(receive: Receive, max_bytes: int, seconds: float) -> bytes:
             raise RequestTimeout(f"The body was not complete after {seconds:g} s.") from None
     if len(body) > max_bytes:
         raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
-    return body
+    return await decompress(coding, body, max_bytes) if coding else body
 
 
 async def _read_rest(receive: Receive, start: bytes, max_bytes: int) -> bytes:
@@ -81,19 +85,19 @@ def _chunk(message: Message) -> bytes:
     return chunk
 
 
-def _check_headers(context: HttpContext, max_bytes: int) -> bytes:
-    """Return the media type of a request, and store the client's timeout."""
-    media_type = b""
+def _check_headers(context: HttpContext, max_bytes: int) -> tuple[bytes, str | None]:
+    """Return the media type and the coding of a request, and store the client's timeout."""
+    media_type, codings = b"", []
     for name, value in context.headers:
         if name == b"content-type":
             media_type = value
         elif name == b"content-length" and int(value) > max_bytes:
             raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            raise UnsupportedMedia("Compressed bodies are not supported: send it without Content-Encoding.")
+        elif name == b"content-encoding":
+            codings.append(value)
         elif name == b"x-request-timeout":
             context.timeout = _seconds(value)
-    return media_type
+    return media_type, request_coding(codings) if codings else None
 
 
 def _seconds(text: bytes) -> float:

@@ -112,7 +112,8 @@ class RayAsgiAdapter:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        prefix = scope.get("root_path", "")
+        path = prefix + (scope["path"].removeprefix(prefix) or "/")
         added = [value for name, value in scope["headers"] if name == b"x-request-id"]
 
         async def once(message: Message) -> None:

@@ -44,6 +44,10 @@ class AccessLog(RequestHook):
                 "duration_ms": round((time.perf_counter() - context.started) * 1e3, 3),
                 "client": context.client,
             }
+            if context.scope:
+                fields["scheme"] = context.scope["scheme"]
+                if root_path := context.scope.get("root_path"):
+                    fields["root_path"] = root_path
             if self._left_out:
                 fields["left_out"], self._left_out = self._left_out, 0
             level = logging.WARNING if status >= 500 else logging.INFO

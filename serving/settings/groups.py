@@ -12,9 +12,11 @@ from pydantic_settings import NoDecode
 from serving.reference import Reference
 from serving.settings.parsing import (
     check_paths_and_ports,
+    check_peers,
     lowercase,
     parse_list,
     parse_references,
+    parse_root_path,
     parse_secret_journal_url,
 )
 from serving.settings.unity_catalog import Catalog, catalog
@@ -37,6 +39,17 @@ class ServerSettings(SettingsGroup):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="port for gRPC (requires the extra `grpc`); default: no gRPC"
+    )
+    root_path: Annotated[str, AfterValidator(parse_root_path)] = Field(
+        "",
+        examples=["none"],
+        description="path prefix below which a reverse proxy publishes the service, such as /models-eu; the "
+        "proxy may remove it or not",
+    )
+    forwarded_allow_ips: Annotated[Names, AfterValidator(check_peers)] = Field(
+        (),
+        description="IP addresses and networks of reverse proxies whose X-Forwarded-For, -Proto and -Prefix "
+        "are valid, comma separated; * for every peer",
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from serving.text import install_command
 
 # MLflow's users write a driver into its URI; the journal always uses psycopg 3.
 _POSTGRES_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
+
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~@:+-]+)*")
 
 
 def parse_list(value: Any) -> Any:
@@ -52,6 +56,32 @@ def check_paths_and_ports(items: tuple[str, ...]) -> tuple[str, ...]:
     for item in items:
         if not (item.startswith("/") or (item.isascii() and item.isdecimal() and 0 < int(item) < 65536)):
             raise ValueError(f"{item!r} is neither an absolute path nor a TCP port")
+    return items
+
+
+def parse_root_path(text: str) -> str:
+    """Return a path prefix without its final slash; empty if it is `/`.
+
+    Raises:
+        ValueError: the text is not a plain absolute path.
+    """
+    path = text.removesuffix("/")
+    if not _ROOT_PATH.fullmatch(path):
+        raise ValueError("write a path such as /models-eu, with letters, digits and any of ._~@:+-")
+    return path
+
+
+def check_peers(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the items if each is an IP address, a network, or `*`.
+
+    Raises:
+        ValueError: an item is none of these.
+    """
+    for item in items:
+        try:
+            _ = item == "*" or ip_network(item)
+        except ValueError as error:
+            raise ValueError(f"{error}; write IP addresses, networks such as 10.0.0.0/8, or *") from None
     return items
 
 

@@ -178,7 +178,7 @@ def test_row_29_malformed_json_or_utf_8_is_rejected(
     [
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/json; charset=utf-16"},
-        JSON | {"Content-Encoding": "gzip"},
+        JSON | {"Content-Encoding": "gzip, gzip"},
         JSON | {"Content-Encoding": "br"},
         JSON | {"Content-Encoding": "made-up"},
     ],
@@ -193,7 +193,7 @@ def test_row_30_other_content_types_are_rejected(
 @every_route
 def test_row_30_compression_bomb_is_not_unpacked(service: Service, path: str) -> None:
     bomb = gzip.compress(bytes(200 * 2**20), 9)
-    refuses(post(service, path, bomb, JSON | {"Content-Encoding": "gzip"}), 415)
+    refuses(post(service, path, bomb, JSON | {"Content-Encoding": "gzip"}), 413)
 
 
 @every_route

@@ -14,7 +14,7 @@ from cachetools import LRUCache
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from serving.auth.access_rules import GENERAL, PREDICT, requires
-from serving.http.endpoints.status_page import add_file, etag
+from serving.http.endpoints.status_page import add_file, etag, is_unchanged
 from serving.http.model_visibility import visible_models
 from serving.http.openapi import build_openapi
 from serving.models.loaded_model import LoadedModel
@@ -35,33 +35,40 @@ class ApiDocument:
         self._tasks: dict[Hashable, asyncio.Task[bytes]] = {}
         self._one_at_a_time = asyncio.Lock()
 
-    async def get(self, models: ModelSelector, root_path: str) -> bytes:
+    async def get(self, models: ModelSelector) -> bytes:
         """Return the document of the live versions of these models; callers share one generation."""
         live = {name: slot.live for name, slot in models.named().items() if slot.live}
         default = models.default.live if models.default else None
         versions = [(name, model.version.label, model.loaded_at) for name, model in live.items()]
-        key = (root_path, default and default.loaded_at, *versions)
+        key = (default and default.loaded_at, *versions)
         if document := self._cache.get(key):
             return document
         if key not in self._tasks:
-            self._tasks[key] = task = asyncio.create_task(self._write(key, default, live, root_path))
+            self._tasks[key] = task = asyncio.create_task(self._write(key, default, live))
             task.add_done_callback(lambda _: self._tasks.pop(key))
         return await asyncio.shield(self._tasks[key])
 
     async def _write(
-        self, key: Hashable, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str
+        self, key: Hashable, default: LoadedModel | None, live: Mapping[str, LoadedModel]
     ) -> bytes:
         async with self._one_at_a_time:
-            document = await asyncio.to_thread(self._render, default, live, root_path)
+            document = await asyncio.to_thread(self._render, default, live)
         self._cache[key] = document
         log.info("wrote the OpenAPI document of %d models: %d bytes", len(live), len(document))
         return document
 
-    def _render(self, default: LoadedModel | None, live: Mapping[str, LoadedModel], root_path: str) -> bytes:
+    def _render(self, default: LoadedModel | None, live: Mapping[str, LoadedModel]) -> bytes:
         document: dict[str, Any] = build_openapi(self._app, default, live, has_keys=self._has_keys)
-        if root_path:
-            document["servers"] = [{"url": root_path}]
         return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _with_server(document: bytes, root_path: str) -> bytes:
+    """Return a document with the path prefix of the service, without parsing it."""
+    return (
+        b'{"servers":%s,%s' % (json.dumps([{"url": root_path}]).encode(), document[1:])
+        if root_path
+        else document
+    )
 
 
 def router(app: FastAPI, models: ModelSelector, *, has_keys: bool) -> APIRouter:
@@ -72,11 +79,12 @@ def router(app: FastAPI, models: ModelSelector, *, has_keys: bool) -> APIRouter:
     @routes.get("/openapi.json")
     @requires(PREDICT)
     async def openapi(request: Request) -> Response:
-        root_path = request.scope.get("root_path", "").rstrip("/")
-        content = await document.get(visible_models(models, request.scope), root_path)
+        content = _with_server(
+            await document.get(visible_models(models, request.scope)), request.scope.get("root_path", "")
+        )
         headers = {"ETag": etag(content)}
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
+        if is_unchanged(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers | {"Vary": "Accept-Encoding"})
         return Response(content, headers=headers, media_type="application/json")
 
     add_file(routes, "/docs", (_FILES / "docs.html").read_bytes(), GENERAL)

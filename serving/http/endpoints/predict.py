@@ -22,6 +22,7 @@ from serving.errors import FieldError, ModelFailed, Unprocessable
 from serving.http.http_context import Header, HttpContext
 from serving.http.problem_details import respond
 from serving.http.request_body import read_json
+from serving.http.response_compression import MIN_COMPRESSED_BYTES, compress
 from serving.http.unsent_responses import LARGE_BYTES, reserve
 from serving.models.loaded_model import Cache, LoadedModel
 from serving.models.replay import RecordedRequest
@@ -50,23 +51,28 @@ class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
     async def __call__(self, context: HttpContext) -> None:
         """Process one request; the application maps the errors that this raises to responses."""
         await self._receive(context)
-        pieces = await self._dataplane.infer(context, self._select, self)
+        pieces = body = await self._dataplane.infer(context, self._select, self)
         size = sum(map(len, pieces))
+        coding: Sequence[Header] = ()
+        if size >= MIN_COMPRESSED_BYTES:
+            body, coding = await compress(context.headers, context.content_headers, pieces, size)
+            size = sum(map(len, body))
         if size > LARGE_BYTES:
             reserve(context.scope, size)
         headers = [
             *_model_headers(context),
             *context.content_headers,
+            *coding,
             (b"content-length", str(size).encode()),
             (b"x-request-id", context.request_id.encode()),
             *self._dataplane.response_headers(context),
         ]
         send = context.send
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for piece in pieces[:-1]:
+        for piece in body[:-1]:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": pieces[-1]})
+        await send({"type": "http.response.body", "body": body[-1]})
         self._dataplane.record_response(context, context.body, pieces)
 
     async def _receive(self, context: HttpContext) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -41,21 +43,37 @@ def etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
+def is_unchanged(request: Request, tag: str) -> bool:
+    """Check whether the client has the content with this tag; compressed content has a weak tag."""
+    tags = request.headers.get("if-none-match", "").split(",")
+    return tag in (sent.strip().removeprefix("W/") for sent in tags)
+
+
 def add_file(routes: APIRouter, path: str, content: bytes, access: Access) -> None:
     """Add the route of a file; a path without a suffix is HTML.
 
-    All pages send the same security headers.
+    All pages send the same security headers. The relative links of the page at `/` need a base behind a
+    proxy, since its address may lack the final slash there.
     """
-    headers = _HTML_HEADERS | {
-        "ETag": etag(content),
-        "Cache-Control": "no-cache",  # revalidate each time: an upgrade of the service changes the files
-    }
     media_type = _MEDIA_TYPES[Path(path).suffix]
 
     @requires(access)
     async def file(request: Request) -> Response:
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=media_type)
+        root_path = request.scope.get("root_path", "") if path == "/" else ""
+        body, headers = _with_base(content, root_path)
+        if is_unchanged(request, headers["ETag"]):
+            return Response(status_code=304, headers={**headers, "Vary": "Accept-Encoding"})
+        return Response(body, headers=headers, media_type=media_type)
 
     routes.add_api_route(path, file, methods=["GET", "HEAD"])
+
+
+@lru_cache(64)
+def _with_base(content: bytes, root_path: str) -> tuple[bytes, Mapping[str, str]]:
+    """Return a page, whose links are relative to this path unless it is empty, and its headers."""
+    headers = dict(_HTML_HEADERS)
+    if root_path:
+        content = content.replace(b"<head>", b'<head>\n  <base href="%s/">' % root_path.encode(), 1)
+        headers["Content-Security-Policy"] = _POLICY.replace("base-uri 'none'", "base-uri 'self'")
+    # Browsers revalidate each time: an upgrade of the service changes the files.
+    return content, headers | {"ETag": etag(content), "Cache-Control": "no-cache"}
