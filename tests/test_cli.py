@@ -55,7 +55,7 @@ def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command
         assert env_name(name) in words
 
 
-@pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
+@pytest.mark.parametrize("arguments", [["start"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
 def test_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
     status, _, errors = serving(env, *arguments)
     assert status == 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from serving import __version__, private_files
 from serving.cli import journal, keys
 from serving.cli.console import EXIT_NEGATIVE, EXIT_OK, err, escape, fail, out, succeed
+from serving.settings.platforms import PORT_VARIABLES, SAGEMAKER_PORT, first_set
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 # The commands themselves import heavy modules, so that `--help` and `status` stay fast.
@@ -86,6 +89,10 @@ def _settings(values: dict[str, Any]) -> Settings:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models and follow their promotions."""
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     from serving.errors import ApiKeyFileError, TracingConfigError
     from serving.server.server import StartupError, serve
 
@@ -96,6 +103,26 @@ def run(settings: Settings) -> None:
         fail(f"SERVING_KEYS_FILE: {error}")
     except (StartupError, TracingConfigError) as error:
         fail(str(error))
+
+
+def _with_sagemaker_port(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command listen on SageMaker's port and on all addresses, unless settings name others."""
+
+    @wraps(command)
+    def on_sagemaker(**values: Any) -> None:
+        if not first_set(PORT_VARIABLES[1:], os.environ):
+            os.environ["SAGEMAKER_BIND_TO_PORT"] = str(SAGEMAKER_PORT)
+        command(**values)
+
+    return on_sagemaker
+
+
+@app.command()
+@_with_sagemaker_port
+@with_settings
+def serve(settings: Settings) -> None:
+    """Do the same as `run`, on port 8080 of all addresses by default: SageMaker starts containers with it."""
+    _serve(settings)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +50,17 @@ def check_paths_and_ports(items: tuple[str, ...]) -> tuple[str, ...]:
         if not (item.startswith("/") or (item.isascii() and item.isdecimal() and 0 < int(item) < 65536)):
             raise ValueError(f"{item!r} is neither an absolute path nor a TCP port")
     return items
+
+
+def check_route(path: str | None) -> str | None:
+    """Return the path of an additional endpoint.
+
+    Raises:
+        ValueError: it does not start with `/`, or contains characters that a URL path encodes.
+    """
+    if path is not None and not re.fullmatch(r"/[\w.~:@/-]*", path, re.ASCII):
+        raise ValueError("write a path such as /predict: letters, digits and . ~ : @ / - _")
+    return path
 
 
 def lowercase(value: Any) -> Any:

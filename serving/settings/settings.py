@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving import sandbox
@@ -25,6 +26,7 @@ from serving.settings.groups import (
     ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
+from serving.settings.platforms import first_set
 
 
 class Settings(
@@ -142,7 +144,16 @@ def format_default(name: str) -> str:
 def format_errors(error: ValidationError) -> list[str]:
     """Return one readable line for each invalid setting."""
     return [
-        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in mistake["loc"][:1])
+        "".join(f"{_variable(str(part))}: " for part in mistake["loc"][:1])
         + mistake["msg"].removeprefix("Value error, ")
         for mistake in error.errors(include_url=False)
     ]
+
+
+def _variable(location: str) -> str:
+    """Return the variable that an error concerns: a platform's own, if the value comes from it."""
+    if location.startswith("SERVING_"):  # the first alias of a setting that has several variables
+        alias = Settings.model_fields[location.removeprefix("SERVING_").lower()].validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else ()
+        return first_set(tuple(map(str, choices)), os.environ) or location
+    return env_name(location.lower().removeprefix("mlflow_"))
