@@ -349,7 +349,9 @@ def test_kserve_client_with_protocol_v1(zoo_service: Service, zoo_folders: dict[
 def registered(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Register a model that returns twice its input."""
     registry = Registry(new_registry(tmp_path_factory.mktemp("platforms")))
-    registry.promote("model", registry.add("model", factor=2.0))
+    version = registry.add("model", factor=2.0)
+    registry.promote("model", version)
+    registry.alias("model", "champion", version)
     return registry
 
 
@@ -384,11 +386,12 @@ def test_vertex_ai_container(registered: Registry, tmp_path: Path) -> None:
         assert (refused.status_code, {*refused.json()}) == (400, {"error", "request_id"})
         pinned = service.client.post("/models/model/predict", json={"x": 2.0})
         assert pinned.json()["prediction"] == 4.0
-        for address in ("labels/Production", "versions/1"):
+        for address in ("labels/champion", "labels/Production", "versions/1"):
             response = service.client.post(
                 f"/v1/models/model/{address}:predict", json={"instances": [{"x": 1}]}
             )
             assert response.json() == {"predictions": [2.0]}, address
+            assert service.client.get(f"/v1/models/model/{address}").json()["ready"] is True, address
         assert is_alive(variables)
         assert not is_alive({"PORT": "1"})
 

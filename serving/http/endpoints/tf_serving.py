@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, Literal
 
 import orjson
@@ -18,7 +17,7 @@ from serving.errors import FieldError, UnsupportedMedia
 from serving.http.endpoints.predict import PredictEndpoint
 from serving.http.http_context import HttpContext, context_of
 from serving.http.model_visibility import visible_models
-from serving.http.problem_details import PathText
+from serving.http.problem_details import PathText, documented
 from serving.http.request_body import JSON, read_untyped
 from serving.models.loaded_model import LoadedModel
 from serving.models.selector import ModelSelector
@@ -81,7 +80,7 @@ class ModelVersionStatus(BaseModel):
     status: dict[str, str] = {"error_code": "OK", "error_message": ""}
 
 
-class ModelStatus(BaseModel):
+class LoadedVersions(BaseModel):
     """The readiness of a model, as KServe returns it, and its loaded versions, as TensorFlow Serving does."""
 
     name: str
@@ -140,7 +139,7 @@ def router(models: ModelSelector) -> APIRouter:
 
     @routes.get("/{name}", summary="Readiness of a model and its loaded versions", responses=_errors(503))
     @requires(PREDICT)
-    async def status(request: Request, model: LoadedModel = addressed) -> ModelStatus:
+    async def status(request: Request, model: LoadedModel = addressed) -> LoadedVersions:
         versions = visible_models(models, request.scope).loaded(model.version.name)
         return _status(model.version.name, [version.version.label for version in versions])
 
@@ -159,7 +158,7 @@ def _add_version_status(routes: APIRouter, path: str, which: str, select: Callab
 
     @routes.get(path, summary=f"Readiness of {which}", responses=_errors(503))
     @requires(PREDICT)
-    async def version_status(model: LoadedModel = addressed) -> ModelStatus:
+    async def version_status(model: LoadedModel = addressed) -> LoadedVersions:
         return _status(model.version.name, [model.version.label])
 
 
@@ -172,15 +171,18 @@ def _add_metadata(routes: APIRouter, path: str, which: str, select: Callable[...
         return tf_serving.model_metadata(model.version.name, model.version.label, model.contract)
 
 
-def _status(name: str, versions: Sequence[str]) -> ModelStatus:
+def _status(name: str, versions: Sequence[str]) -> LoadedVersions:
     available = [ModelVersionStatus(version=version) for version in dict.fromkeys(versions)]
-    return ModelStatus(name=name, model_version_status=available)
+    return LoadedVersions(name=name, model_version_status=available)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses of a route for 400, 404 and these statuses."""
-    content = {JSON: {"schema": {"$ref": "#/components/schemas/InferenceError"}}}
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in (400, 404, *statuses)
-    }
+    """Return the OpenAPI responses of a route for 400, 404 and these statuses.
+
+    The server itself rejects a malformed path, as a problem.
+    """
+    schema = {"schema": {"$ref": "#/components/schemas/InferenceError"}}
+    responses: dict[int | str, dict[str, Any]] = documented(400, 404, *statuses)
+    for response in responses.values():
+        response["content"] |= {JSON: schema}
+    return responses
