@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from serving import __version__, errors
@@ -20,8 +22,17 @@ from serving.auth.host_and_origin import HostNames
 from serving.cluster import Cluster, majority_versions
 from serving.dataplane import DataPlane
 from serving.features import Core, load
+from serving.http import problem_details
 from serving.http.application import ServingApp, error_response
-from serving.http.endpoints import admin, api_docs, open_inference, status_page, webhooks
+from serving.http.endpoints import (
+    admin,
+    api_docs,
+    open_inference,
+    platforms,
+    status_page,
+    tf_serving,
+    webhooks,
+)
 from serving.http.forwarded_headers import ForwardedHeaders
 from serving.http.http_context import context_of
 from serving.http.readiness import StatusReporter
@@ -197,7 +208,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.dataplane, app.predictions = dataplane, Router(dataplane)
+    app.dataplane, app.predictions = dataplane, Router(dataplane, settings.predict_route)
     app.metrics, app.slots = metrics, models.slots
     app.guard = guard
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
@@ -209,19 +220,26 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
         admin.router(reporter, metrics, guard, fleet, supervisor),
         status_page.router(),
         open_inference.router(models),
+        tf_serving.router(models),
         api_docs.router(app, models, has_keys=guard is not None),
         *(feature.routes(reporter) for feature in features if feature.routes),
     ]
     if settings.webhook_secret:
         secret = settings.webhook_secret.get_secret_value()
         routers.append(webhooks.router(secret, [follower.wake for follower in followers]))
+    if settings.health_route:
+        routers.append(platforms.health_router(models, settings.health_route))
     for router in routers:  # flat, so that `required` sees every route
         app.router.routes.extend(router.routes)
     for kind in (errors.ServingError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(
-            kind, lambda request, error: error_response(context_of(request.scope), error)
-        )
+        app.add_exception_handler(kind, _respond_to_error)
     return app
+
+
+def _respond_to_error(request: Request, error: Exception) -> Response:
+    """Return the response for an error of one of FastAPI's routes, in the format of the route's protocol."""
+    context = context_of(request.scope)
+    return error_response(context, error, context.respond or problem_details.respond)
 
 
 def _is_required(reference: Reference, models: Sequence[Reference]) -> bool:

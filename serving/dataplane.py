@@ -225,6 +225,10 @@ class DataPlane:
         """Return a loaded version of a model."""
         return self.visible_models(context).version(name, version)
 
+    def select_label(self, context: RequestContext, name: str, label: str) -> LoadedModel:
+        """Return the live version of a model that has an alias or stage."""
+        return self.visible_models(context).labelled(name, label)
+
     def routing_key(self, context: RequestContext, model: str) -> float:
         """Return the point from 0 to below 1 that selects among references that share a model.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +30,7 @@ from serving.cli.console import (
     warn,
 )
 from serving.cli.options import unknown_variables, with_options, with_settings
+from serving.settings.platforms import PORT_VARIABLES, SAGEMAKER_PORT, first_set
 from serving.settings.settings import Settings
 
 # The commands themselves import heavy modules, so that `--help` and `status` stay fast.
@@ -70,6 +74,10 @@ def main() -> None:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models and follow their promotions."""
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     from serving.errors import ApiKeyFileError, TracingConfigError
     from serving.server.server import StartupError, serve
 
@@ -82,6 +90,26 @@ def run(settings: Settings) -> None:
         fail(with_options(f"SERVING_KEYS_FILE: {error}"))
     except (StartupError, TracingConfigError) as error:
         fail(with_options(str(error)))
+
+
+def _with_sagemaker_port(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command listen on SageMaker's port and on all addresses, unless settings name others."""
+
+    @wraps(command)
+    def on_sagemaker(**values: Any) -> None:
+        if not first_set(PORT_VARIABLES[1:], os.environ):
+            os.environ["SAGEMAKER_BIND_TO_PORT"] = str(SAGEMAKER_PORT)
+        command(**values)
+
+    return on_sagemaker
+
+
+@app.command()
+@_with_sagemaker_port
+@with_settings
+def serve(settings: Settings) -> None:
+    """Do the same as `run`, on port 8080 of all addresses by default: SageMaker starts containers with it."""
+    _serve(settings)
 
 
 @app.command()

@@ -107,6 +107,11 @@ def form(table: pa.RecordBatch) -> OutputForm:
     return OutputForm((table.schema.metadata or {}).get(_FORM, b"values").decode())
 
 
+def with_form(table: pa.RecordBatch, form: OutputForm) -> pa.RecordBatch:
+    """Return the same columns as an output of another form."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _FORM: form.value})
+
+
 def is_reordered(table: pa.RecordBatch) -> bool:
     """Return whether the index of an output has its rows in another order than the input."""
     return _REORDERED in (table.schema.metadata or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +15,19 @@ from serving.http import problem_details, schemas
 from serving.http.endpoints import feedback
 from serving.http.typed_openapi import typed_routes
 from serving.models.loaded_model import LoadedModel
+from serving.protocols.json_lines import JSON_LINES
 from serving.protocols.tabular import ARROW, CSV, PARQUET
 from serving.protocols.tensors import InferenceRequest
 
 _MAX_INT64 = 2**63 - 1
 _JSON = "application/json"
 _STRING = {"type": "string"}
-_TABLES = {CSV: _STRING, PARQUET: _STRING | {"format": "binary"}, ARROW: _STRING | {"format": "binary"}}
+_TABLES = {
+    JSON_LINES: _STRING,
+    CSV: _STRING,
+    PARQUET: _STRING | {"format": "binary"},
+    ARROW: _STRING | {"format": "binary"},
+}
 _ERROR_STATUSES = (400, 404, 405, 413, 415, 500, 503, 504)
 
 
@@ -43,7 +50,11 @@ def build_openapi(
     )
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(copy.deepcopy(schemas.SCHEMAS | feedback.SCHEMAS))
-    document["paths"] |= _invocations() | _infer("") | _infer("/versions/{version}")
+    document["paths"] |= _scoring("invocations", "mlflow models serve", schemas.InvocationsRequest)
+    document["paths"] |= _scoring("score", "Azure ML's server for MLflow models", schemas.ScoreRequest)
+    document["paths"] |= _infer("") | _infer("/versions/{version}")
+    for address in ("", "/versions/{version}", "/labels/{label}"):
+        document["paths"] |= _tf_predict(address)
     _fix_int64_bounds(components["schemas"])
     if has_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -63,21 +74,20 @@ def _fix_int64_bounds(schema: Any) -> None:
             _fix_int64_bounds(part)
 
 
-def _invocations() -> dict[str, Any]:
+def _scoring(name: str, server: str, request_model: type[BaseModel]) -> dict[str, Any]:
     operation = {
         "tags": ["MLflow's scoring protocol"],
-        "summary": "Predict, as mlflow models serve does",
-        "operationId": "invocations",
+        "summary": f"Predict, as {server} does",
+        "operationId": name,
         "parameters": [
             _parameter("query", "model", "a served model, or a reference that is live"),
             _parameter("header", "X-Model", "the same"),
         ],
     }
     request, response = (
-        {_JSON: schemas.reference(model)} | _TABLES
-        for model in (schemas.InvocationsRequest, schemas.InvocationsResponse)
+        {_JSON: schemas.reference(model)} | _TABLES for model in (request_model, schemas.InvocationsResponse)
     )
-    return {"/invocations": {"post": operation | _bodies(request, response, schemas.InvocationsError)}}
+    return {f"/{name}": {"post": operation | _bodies(request, response, schemas.InvocationsError)}}
 
 
 def _infer(version: str) -> dict[str, Any]:
@@ -93,6 +103,21 @@ def _infer(version: str) -> dict[str, Any]:
     )
     bodies = _bodies(request, response, schemas.InferenceError)
     return {f"/v2/models/{{name}}{version}/infer": {"post": operation | bodies}}
+
+
+def _tf_predict(address: str) -> dict[str, Any]:
+    names = ["name", *re.findall(r"{(\w+)}", address)]
+    operation = {
+        "tags": ["KServe v1 and TensorFlow Serving"],
+        "summary": "Predict, as KServe and TensorFlow Serving do",
+        "operationId": "_".join(["tf_predict", *names[1:]]),
+        "parameters": [_parameter("path", name, f"the model's {name}") for name in names],
+    }
+    request, response = (
+        {_JSON: schemas.reference(model)} for model in (schemas.TfPredictRequest, schemas.TfPredictResponse)
+    )
+    bodies = _bodies(request, response, schemas.InferenceError)
+    return {f"/v1/models/{{name}}{address}:predict": {"post": operation | bodies}}
 
 
 def _parameter(where: str, name: str, description: str) -> dict[str, Any]:

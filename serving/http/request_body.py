@@ -107,7 +107,15 @@ def _seconds(text: bytes) -> float:
 
 
 def _essence(media_type: bytes) -> str:
-    """Return a media type without its parameters, or nothing if its charset is not UTF-8."""
+    """Return a media type without its parameters, or nothing if its charset is not UTF-8.
+
+    CSV keeps RFC 4180's parameter `header=absent`, which changes the meaning of its first line.
+    """
     essence, _, rest = media_type.lower().partition(b";")
-    charset = rest.strip().removeprefix(b"charset=").strip(b'"')
-    return essence.strip().decode("latin-1") if charset in (b"", b"utf-8", b"utf8") else ""
+    parameters = [parameter.strip() for parameter in rest.split(b";")]
+    suffix = ""
+    if essence.strip() == b"text/csv":
+        suffix = "; header=absent" if b"header=absent" in parameters else ""
+        parameters = [each for each in parameters if each not in (b"header=absent", b"header=present")]
+    charset = b";".join(parameters).removeprefix(b"charset=").strip(b'"')
+    return essence.strip().decode("latin-1") + suffix if charset in (b"", b"utf-8", b"utf8") else ""

@@ -37,6 +37,12 @@ class InvocationsRequest(BaseModel):
     params: Annotated[dict[str, Any], _Absent]
 
 
+class ScoreRequest(InvocationsRequest):
+    """The body of a request to `/score`: the same, or `input_data` as Azure ML takes it."""
+
+    input_data: Annotated[Any, _Absent]
+
+
 class InvocationsResponse(BaseModel):
     """The predictions of a model."""
 
@@ -77,17 +83,39 @@ class InferenceError(BaseModel):
     request_id: Annotated[str, _Absent]
 
 
+class TfPredictRequest(BaseModel):
+    """The body of a request to KServe's protocol v1 or TensorFlow Serving: rows, or columns."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instances: Annotated[list[Any], _Absent]
+    inputs: Annotated[list[Any] | dict[str, list[Any]], _Absent]
+    parameters: Annotated[dict[str, Any], _Absent]
+    params: Annotated[dict[str, Any], _Absent]
+    signature_name: Annotated[str, _Absent]
+
+
+class TfPredictResponse(BaseModel):
+    """The predictions of rows, or the outputs of columns."""
+
+    predictions: Annotated[Any, _Absent]
+    outputs: Annotated[Any, _Absent]
+
+
 SCHEMAS: dict[str, Any] = models_json_schema(
     [
         (model, "validation")
         for model in (
             Problem,
             InvocationsRequest,
+            ScoreRequest,
             InvocationsResponse,
             InvocationsError,
             InferenceRequest,
             InferenceResponse,
             InferenceError,
+            TfPredictRequest,
+            TfPredictResponse,
         )
     ],
     ref_template=REF,

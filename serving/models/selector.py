@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from random import random
 
@@ -126,6 +126,20 @@ class ModelSelector:
         self._lease_on_demand(name)
         raise UnknownModel(f"Version {version[:50]} of model {name} is not loaded.")
 
+    def labelled(self, name: str, label: str) -> LoadedModel:
+        """Return the live version of a model that has an alias, or else a stage.
+
+        Raises:
+            UnknownModel: no live version has it.
+            NotLive: the reference with this alias or stage has no live version.
+            NotLoaded: the model is on demand; the version that it loads may have it.
+        """
+        # `lease` reads a number in place of a stage as a version.
+        for target in () if label.isdecimal() else (f"{name}@{label}", f"{name}/{label}"):
+            with suppress(UnknownModel):
+                return self.lease(target)
+        raise UnknownModel(f"No live version of {name[:100]!r} has the alias or stage {label[:50]!r}.")
+
     def loaded(self, name: str) -> Iterator[LoadedModel]:
         """Yield the loaded versions of a model; per slot, the live one comes first.
 
@@ -137,6 +151,16 @@ class ModelSelector:
             raise not_served(name)
         for slot in slots:
             yield from (loaded for loaded in (slot.live, slot.warm) if loaded)
+
+    def check_required(self) -> None:
+        """Check that every required model is live.
+
+        Raises:
+            NotLive: a required model has no live version, or no running process.
+        """
+        for slot in self.slots:
+            if slot.required:
+                slot.check_serving()
 
     def ensure_loaded(self, reference: str, seconds: float) -> AbstractAsyncContextManager[None]:
         """Return a block before which the model on demand is loaded, and within which it is not evicted.

@@ -55,7 +55,10 @@ class ScoringParser:
             BodyTooLarge: there are more rows than the contract allows.
             Unprocessable: the body has none of the forms, or does not match the contract.
         """
-        document = _parsed(body)
+        return self.parse(parse_object(body))
+
+    def parse(self, document: dict[str, Any]) -> ParsedRequest:
+        """Return the rows and the parameters of a parsed body; raises as `read`."""
         if not document.keys().isdisjoint(UNWRAPPED):
             return self._unwrapped(document)
         forms = [form for form in FORMS if form in document]
@@ -172,7 +175,13 @@ class ScoringParser:
         return self._names[0]
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises:
+        Malformed: the body is not JSON, or repeats a field.
+        Unprocessable: the body is no object.
+    """
     try:
         document = orjson.loads(body)
     except ValueError as error:

@@ -69,12 +69,13 @@ def model_metadata(name: str, contract: Contract, versions: Iterable[str | None]
     return ModelMetadata(
         name=name,
         versions=[*dict.fromkeys(version for version in versions if version)],
-        inputs=[_input_metadata(column.name, column.kind) for column in contract.columns],
-        outputs=[_output_metadata(column) for column in contract.output_columns],
+        inputs=[input_metadata(column.name, column.kind) for column in contract.columns],
+        outputs=[output_metadata(column) for column in contract.output_columns],
     )
 
 
-def _input_metadata(name: str, type_: ColumnType) -> TensorMetadata:
+def input_metadata(name: str, type_: ColumnType) -> TensorMetadata:
+    """Return the metadata of an input column."""
     if isinstance(type_, TensorType):
         arrow = pa.string() if type_.dtype in ("str", "object") else pa.from_numpy_dtype(type_.dtype)
         return TensorMetadata(name=name, datatype=DATATYPES[arrow], shape=[-1, *type_.shape])
@@ -82,7 +83,8 @@ def _input_metadata(name: str, type_: ColumnType) -> TensorMetadata:
     return TensorMetadata(name=name, datatype=DATATYPES.get(arrow, "BYTES"), shape=[-1, 1])
 
 
-def _output_metadata(column: OutputColumn) -> TensorMetadata:
+def output_metadata(column: OutputColumn) -> TensorMetadata:
+    """Return the metadata of an output column."""
     datatype = _OUTPUT_DATATYPES.get(column.kind, "BYTES")
     return TensorMetadata(name=column.name or UNNAMED, datatype=datatype, shape=[-1, *column.shape])
 

@@ -16,9 +16,11 @@ from serving.types.column_type import ColumnType
 from serving.types.columns import Column
 from serving.types.nested import JSON
 from serving.types.scalars import Scalar
-from serving.types.tensors import from_list_array
+from serving.types.tensors import Tensor, from_list_array
 
 CSV = "text/csv"
+CSV_WITHOUT_HEADER = "text/csv; header=absent"
+"""CSV whose values are in the order of the contract's columns, with RFC 4180's parameter."""
 PARQUET = "application/vnd.apache.parquet"
 ARROW = "application/vnd.apache.arrow.stream"
 _MAX_EXPANSION_FACTOR = 20
@@ -68,6 +70,18 @@ def _combine_chunks(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _csv(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
+    return _read_csv(body, columns, csv.ReadOptions(use_threads=False))
+
+
+def _csv_without_header(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
+    if any(isinstance(column.kind, Tensor) for column in columns.values()):  # has several values in a line
+        options = csv.ReadOptions(use_threads=False, autogenerate_column_names=True)
+    else:
+        options = csv.ReadOptions(use_threads=False, column_names=[*columns])
+    return _read_csv(body, columns, options)
+
+
+def _read_csv(body: bytes, columns: Mapping[str, Column], read_options: csv.ReadOptions) -> pa.Table:
     options = csv.ConvertOptions(
         column_types={name: _csv_type(column.kind) for name, column in columns.items()},
         null_values=NULL_VALUES,
@@ -75,7 +89,7 @@ def _csv(body: bytes, columns: Mapping[str, Column], max_rows: int) -> pa.Table:
         true_values=["true", "True", "TRUE"],
         false_values=["false", "False", "FALSE"],
     )
-    return csv.read_csv(BytesIO(body), csv.ReadOptions(use_threads=False), convert_options=options)
+    return csv.read_csv(BytesIO(body), read_options, convert_options=options)
 
 
 def _csv_type(kind: ColumnType) -> pa.DataType:
@@ -118,6 +132,7 @@ def _write_arrow(table: pa.Table, sink: BytesIO) -> None:
 
 _READERS: Mapping[str, Callable[[bytes, Mapping[str, Column], int], Any]] = {
     CSV: _csv,
+    CSV_WITHOUT_HEADER: _csv_without_header,
     PARQUET: _parquet,
     ARROW: _arrow,
 }

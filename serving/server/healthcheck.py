@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
+from serving.settings import platforms
+
 _TIMEOUT_SECONDS = 2.0
 
 
@@ -20,8 +22,8 @@ def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
     # A connection to 0.0.0.0 or :: reaches this machine.
     host = environment.get("SERVING_HOST") or "127.0.0.1"
-    port = environment.get("SERVING_PORT", "")
-    number = int(port) if port.isdecimal() else 8000  # tcp://… is not a setting: Kubernetes has set it
+    variable = platforms.first_set(platforms.PORT_VARIABLES, environment)
+    number = int(environment[variable]) if variable else platforms.DEFAULT_PORT
     if environment.get("SERVING_TLS_CERT"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

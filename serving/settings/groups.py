@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from serving.reference import Reference
+from serving.settings import platforms
 from serving.settings.parsing import (
     check_paths_and_ports,
     check_peers,
+    check_route,
     lowercase,
     parse_list,
     parse_references,
@@ -35,8 +38,31 @@ class SettingsGroup(BaseModel):
 class ServerSettings(SettingsGroup):
     """Addresses of the front."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
+    host: str = Field(
+        default_factory=lambda: platforms.default_host(os.environ),
+        examples=["127.0.0.1"],
+        description="address to listen on; default: 0.0.0.0 if a platform's variable sets the port",
+    )
+    port: int = Field(
+        platforms.DEFAULT_PORT,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices(*platforms.PORT_VARIABLES),
+        description="port to listen on; 0 picks a free port; default: AIP_HTTP_PORT, SAGEMAKER_BIND_TO_PORT "
+        "or PORT, if set",
+    )
+    predict_route: Annotated[str | None, AfterValidator(check_route)] = Field(
+        None,
+        validation_alias=AliasChoices(*platforms.PREDICT_ROUTE_VARIABLES),
+        description="additional path for predictions of the default model in Vertex AI's format; it replaces "
+        "an endpoint at that path; default: AIP_PREDICT_ROUTE, if set",
+    )
+    health_route: Annotated[str | None, AfterValidator(check_route)] = Field(
+        None,
+        validation_alias=AliasChoices(*platforms.HEALTH_ROUTE_VARIABLES),
+        description="additional path that returns 200 when every required model is live, otherwise 503; an "
+        "endpoint at that path stays; default: AIP_HEALTH_ROUTE, if set",
+    )
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="port for gRPC (requires the extra `grpc`); default: no gRPC"
     )

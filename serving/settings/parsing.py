@@ -85,6 +85,17 @@ def check_peers(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
+def check_route(path: str | None) -> str | None:
+    """Return the path of an additional endpoint.
+
+    Raises:
+        ValueError: it does not start with `/`, or contains characters that a URL path encodes.
+    """
+    if path is not None and not re.fullmatch(r"/[\w.~:@/-]*", path, re.ASCII):
+        raise ValueError("write a path such as /predict: letters, digits and . ~ : @ / - _")
+    return path
+
+
 def lowercase(value: Any) -> Any:
     """Return a text in lower case; return any other value as it is."""
     return value.lower() if isinstance(value, str) else value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -34,6 +35,7 @@ from serving.settings.groups import (
     ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
+from serving.settings.platforms import first_set
 from serving.settings.unity_catalog import Catalog, check_reference
 from serving.text import install_command
 
@@ -205,7 +207,20 @@ def _format_error(mistake: ErrorDetails) -> str:
         message = f"must {reason}, not {shown}"
     if not mistake["loc"]:
         return message
-    place = mistake["loc"][0]  # the name of a flag, or the variable of a setting of MLflow
-    fields = Settings.model_fields.items()
-    name = next((name for name, field in fields if place in (name, field.validation_alias)), str(place))
-    return f"{env_name(name)}: {message}"
+    return f"{_variable(str(mistake['loc'][0]))}: {message}"
+
+
+def _variable(place: str) -> str:
+    """Return the variable that an error concerns: a platform's own, if the value comes from it.
+
+    Args:
+        place: the name of a flag, or the variable of a setting of MLflow or of a platform.
+    """
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        choices = tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else ()
+        if place in (name, alias):
+            return env_name(name)
+        if place in choices:
+            return first_set(choices, os.environ) or place
+    return env_name(place)

@@ -73,7 +73,7 @@ def test_help_groups_the_settings_with_their_types(env: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve"], "No such command 'serve'"),
+        (["start"], "No such command 'start'"),
         (["run", "--prot", "1"], "No such option: --prot (Possible options: --host, --port"),
         (["run", "--port"], "Option '--port' requires an argument"),
         (["check"], "Missing argument 'reference'"),

@@ -40,10 +40,10 @@ CLIENT_INPUT = {
 }
 
 
-def run_client(client: str, address: str) -> Any:
-    """Run a client's program, and return its output."""
+def run_client(client: str, address: str, script: str | None = None) -> Any:
+    """Run a script (by default, the client's own) in the client's environment; return its output."""
     python = environment(FOLDER.parent / "clients", client, REQUIREMENTS[client])
-    command = [str(python), str(CLIENTS / f"{client}.py"), address, json.dumps(CLIENT_INPUT)]
+    command = [str(python), str(CLIENTS / f"{script or client}.py"), address, json.dumps(CLIENT_INPUT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

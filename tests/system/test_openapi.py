@@ -173,5 +173,5 @@ def test_path_parameters_exclude_control_characters(service: Service) -> None:
         for parameter in operation.get("parameters", [])
         if parameter["in"] == "path"
     }
-    assert {name for _, name in schemas} == {"name", "version"}
+    assert {name for _, name in schemas} == {"name", "version", "label"}
     assert [key for key, schema in schemas.items() if "pattern" not in schema] == []

@@ -171,8 +171,10 @@ def test_endpoints_match_the_routes(tmp_path: Path) -> None:
     predictions = {path for method, path in documented - routes if method == "POST"}
     assert documented - {("POST", path) for path in predictions} == routes
     for path in predictions:
-        assert app.predictions.match(path.format(name="iris", alias="champion", version="1")), path
-    assert {path.replace("/iris/", "/{name}/") for path in app.predictions._paths} <= predictions
+        assert app.predictions.match(
+            path.format(name="iris", alias="champion", version="1", label="champion")
+        ), path
+    assert {re.sub(r"/iris(?=[/:])", "/{name}", path) for path in app.predictions._paths} <= predictions
 
 
 # -- paths

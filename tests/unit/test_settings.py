@@ -15,7 +15,8 @@ from serving.settings.settings import OPTIONS, Settings, env_name, format_defaul
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in [name for name in os.environ if name.startswith(("SERVING_", "MLFLOW_"))]:
+    ours = ("SERVING_", "MLFLOW_", "AIP_", "SAGEMAKER_", "PORT")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
     return monkeypatch
 
@@ -136,6 +137,46 @@ def test_invalid_setting_is_reported_in_one_line(
     assert expected in line
     assert "\n" not in line
     assert "pydantic" not in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "host", "port"),
+    [
+        ({"PORT": "1"}, "0.0.0.0", 1),
+        ({"PORT": "1", "SAGEMAKER_BIND_TO_PORT": "2"}, "0.0.0.0", 2),
+        ({"PORT": "1", "SAGEMAKER_BIND_TO_PORT": "2", "AIP_HTTP_PORT": "3"}, "0.0.0.0", 3),
+        ({"PORT": "1", "AIP_HTTP_PORT": "3", "SERVING_PORT": "4"}, "0.0.0.0", 4),
+        ({"PORT": "1", "SERVING_HOST": "127.0.0.2"}, "127.0.0.2", 1),
+        ({"PORT": "", "AIP_HTTP_PORT": ""}, "127.0.0.1", 8000),
+        ({"SERVING_PORT": "4"}, "127.0.0.1", 4),
+    ],
+)
+def test_variables_of_platforms_set_host_and_port(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], host: str, port: int
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert (Settings().host, Settings().port) == (host, port)
+    assert Settings(port="9").port == 9  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("PORT", "http", "valid integer"),
+        ("AIP_HTTP_PORT", "65536", "less than or equal to 65535"),
+        ("AIP_PREDICT_ROUTE", "predict", "write a path such as /predict"),
+        ("AIP_HEALTH_ROUTE", "/a b", "write a path such as /predict"),
+        ("SERVING_HEALTH_ROUTE", "/{x}", "write a path such as /predict"),
+    ],
+)
+def test_message_names_the_variable_of_the_platform(
+    environment: pytest.MonkeyPatch, variable: str, text: str, expected: str
+) -> None:
+    environment.setenv(variable, text)
+    (line,) = lines()
+    assert line.startswith(f"{variable}: ")
+    assert expected in line
 
 
 def test_every_invalid_setting_has_a_line(environment: pytest.MonkeyPatch) -> None:

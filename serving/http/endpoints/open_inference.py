@@ -109,9 +109,7 @@ def router(models: ModelSelector) -> APIRouter:
     @routes.get("/health/ready", summary="Readiness of all required models", responses=documented(503))
     @requires(PROBE)
     async def ready() -> dict[str, bool]:
-        for slot in models.slots:
-            if slot.required:
-                slot.check_serving()
+        models.check_required()
         return {"ready": True}
 
     @routes.get("/models/{name}", summary="Metadata of a model", responses=documented(400, 404, 503))
