@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(journal.app, name="journal")
+_UNIX = "unix:"
+"""Precedes the path of a Unix socket in place of a URL."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,8 +88,12 @@ def _settings(values: dict[str, Any]) -> Settings:
 @with_settings
 def run(settings: Settings) -> None:
     """Serve the models and follow their promotions."""
+    from serving.server import signals
+
+    signals.survive_start()
     from serving.errors import ApiKeyFileError, TracingConfigError
-    from serving.server.server import StartupError, serve
+    from serving.server.server import serve
+    from serving.server.sockets import StartupError
 
     _configure_logging(settings, settings.log_level)
     try:
@@ -135,13 +141,18 @@ def check(
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(help="URL of the service.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(help="URL of the service, or unix:PATH.")] = "http://127.0.0.1:8000",
 ) -> None:
     """Show the live version of each model. Exit status 0: the service is ready, 1: it is not."""
     import httpx
 
     try:
-        ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
+        if url.startswith(_UNIX):
+            transport, base = httpx.HTTPTransport(uds=url.removeprefix(_UNIX)), "http://localhost"
+        else:
+            transport, base = None, url.rstrip("/")
+        with httpx.Client(transport=transport, timeout=5) as client:
+            ready = client.get(f"{base}/ready").json()
         table, registry = _model_table(ready["models"]), ready["registry"]
         states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
         registry_state = states[registry["reachable"]]

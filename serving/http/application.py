@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import errors
 from serving.auth import host_and_origin
-from serving.auth.access_rules import NO_ROUTE, Access, required
+from serving.auth.access_rules import NO_ROUTE, Access, allowed_methods, required
 from serving.auth.authenticator import Authenticator
 from serving.dataplane import DataPlane, Status, failure_of
 from serving.http import problem_details
@@ -57,10 +57,15 @@ class ServingApp(FastAPI):
             self.dataplane.receive(context)
         else:
             scope["context"] = context
+            scope = _as_get(scope)
         try:
             self._authorize(context, endpoint.access if endpoint else required(self.router.routes, scope))
             if endpoint is None:
-                await super().__call__(scope, receive, add_request_id(context, send))
+                send_with_id = add_request_id(context, send)
+                if context.method == "OPTIONS" and (methods := allowed_methods(self.router.routes, scope)):
+                    await _allow(methods)(scope, receive, send_with_id)
+                else:
+                    await super().__call__(scope, receive, send_with_id)
                 self.dataplane.on_finished(context, context.status or Status.CLIENT_CLOSED_REQUEST.value)
             else:
                 await endpoint(context)
@@ -85,12 +90,28 @@ class ServingApp(FastAPI):
             raise errors.CrossSite("Pages of other origins may not send this request.")
         if access is not NO_ROUTE and host_and_origin.lacks_media_type(context.method, headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
-        if self.admin_port and access.for_operators and context.scope["server"][1] != self.admin_port:
+        if self.admin_port and access.for_operators and self.admin_port != _port(context.scope):
             raise HTTPException(404)
         if self.guard:
             context.has_keys = True
             if access.scope:
                 context.key = self.guard.authenticate(context.headers, access)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Return the scope with GET for HEAD: FastAPI's routes lack HEAD, and the server sends no body for it."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
+def _allow(methods: Collection[str]) -> Response:
+    """Return the response to OPTIONS for a path with these methods."""
+    return Response(status_code=204, headers={"Allow": ", ".join(sorted({*methods, "OPTIONS"}))})
+
+
+def _port(scope: Scope) -> int | None:
+    """Return the port that received a request; None for a Unix socket."""
+    server = scope.get("server")
+    return server[1] if server else None
 
 
 def error_response(

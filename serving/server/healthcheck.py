@@ -8,32 +8,41 @@ several times per minute and imports take time.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException
 
 _TIMEOUT_SECONDS = 2.0
 
 
 def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
-    # A connection to 0.0.0.0 or :: reaches this machine.
-    host = environment.get("SERVING_HOST") or "127.0.0.1"
-    port = int(environment.get("SERVING_PORT") or 8000)
-    if environment.get("SERVING_TLS_CERT"):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection: HTTPConnection = HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
-    else:
-        connection = HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
     try:
+        connection = _connection(environment)
         connection.request("GET", "/livez")
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
-    finally:
-        connection.close()
+
+
+def _connection(environment: Mapping[str, str]) -> HTTPConnection:
+    # A connection to 0.0.0.0 or :: reaches this machine.
+    host = (environment.get("SERVING_HOST") or "127.0.0.1").strip("[]")
+    connection = HTTPConnection(host, int(environment.get("SERVING_PORT") or 8000), timeout=_TIMEOUT_SECONDS)
+    if path := environment.get("SERVING_UDS"):
+        opened = socket.socket(socket.AF_UNIX)
+        opened.settimeout(_TIMEOUT_SECONDS)
+        opened.connect(path)
+    else:
+        opened = socket.create_connection((host, connection.port), _TIMEOUT_SECONDS)
+    if environment.get("SERVING_TLS_CERT"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        opened = context.wrap_socket(opened)
+    connection.sock = opened
+    return connection
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from serving.settings.parsing import (
     parse_list,
     parse_references,
     parse_secret_journal_url,
+    without_brackets,
 )
 
 # NoDecode: pydantic-settings would parse the variables of tuples as JSON.
@@ -32,10 +33,23 @@ class SettingsGroup(BaseModel):
 class ServerSettings(SettingsGroup):
     """Addresses of the front."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: Annotated[str, AfterValidator(without_brackets)] = Field(
+        "127.0.0.1", description="address to listen on; :: accepts IPv6 and IPv4"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="port for gRPC (requires the extra `grpc`); default: no gRPC"
+    )
+    uds: Path | None = Field(
+        None, description="Unix socket to listen on in place of SERVING_HOST and SERVING_PORT"
+    )
+    uds_mode: str = Field(
+        "666", pattern="^[0-7]{3,4}$", description="access mode of the Unix socket, in octal digits"
+    )
+    fd: int | None = Field(
+        None,
+        ge=0,
+        description="descriptor of an open socket to listen on in place of SERVING_HOST and SERVING_PORT",
     )
 
 

@@ -51,6 +51,16 @@ def check_paths_and_ports(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
+def without_brackets(host: str) -> str:
+    """Return an IPv6 address without the brackets that URLs require."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def with_brackets(host: str) -> str:
+    """Return a host as URLs contain it: IPv6 addresses are in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def lowercase(value: Any) -> Any:
     """Return a text in lower case; return any other value as it is."""
     return value.lower() if isinstance(value, str) else value

@@ -67,6 +67,8 @@ class Settings(
     def _check_consistency(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
             raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+        if self.uds is not None and self.fd is not None:
+            raise ValueError("SERVING_UDS and SERVING_FD: set only one of them")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):
