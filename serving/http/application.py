@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -108,7 +109,7 @@ def _allow(methods: Collection[str]) -> Response:
     return Response(status_code=204, headers={"Allow": ", ".join(sorted({*methods, "OPTIONS"}))})
 
 
-def _port(scope: Scope) -> int | None:
+def _port(scope: Mapping[str, Any]) -> int | None:
     """Return the port that received a request; None for a Unix socket."""
     server = scope.get("server")
     return server[1] if server else None

@@ -232,5 +232,6 @@ def _named(variable: str, failure: str) -> Iterator[None]:
 
 def _reason(error: OSError) -> str:
     """Return the reason alone: Python appends details to the texts of the system."""
-    is_of_system = error.errno and not isinstance(error, socket.gaierror)
-    return os.strerror(error.errno) if is_of_system else error.strerror or str(error)
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
