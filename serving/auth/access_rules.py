@@ -80,6 +80,15 @@ def declared(endpoint: Any) -> Access:
     return access if isinstance(access, Access) else UNDECLARED
 
 
+def allowed_methods(routes: Iterable[BaseRoute], request: Request) -> set[str]:
+    """Return the methods of the routes at the path of a request; every route for GET also serves HEAD."""
+    methods: set[str] = set()
+    for route in routes:
+        if route.matches(request)[0] is not Match.NONE:
+            methods.update(getattr(route, "methods", None) or ())
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
 def required(routes: Iterable[BaseRoute], request: Request) -> Access:
     """Return what the route requires that the router will choose for a request.
 

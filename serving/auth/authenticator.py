@@ -96,8 +96,15 @@ class Authenticator:
             return
         self._checked = now
         state = self._stat_key_file()
-        if state == self._state and self._unreadable_since is None:
-            return
+        if state != self._state or self._unreadable_since is not None:
+            self._load(state, now)
+
+    def reload(self) -> None:
+        """Read the file now, even if it seems unchanged."""
+        self._checked = self._clock()
+        self._load(self._stat_key_file(), self._checked)
+
+    def _load(self, state: tuple[int, ...] | None, now: float) -> None:
         try:
             self._keys = {key.id: key for key in api_keys.read(self._file)}
         except ApiKeyFileError as error:

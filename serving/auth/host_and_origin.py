@@ -22,7 +22,7 @@ class HostNames:
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        self._names = names
+        self._names = [name.strip("[]") for name in names]  # of IPv6 addresses
         self._accepted: set[bytes] = set()
 
     def accepts(self, host: bytes | None) -> bool:

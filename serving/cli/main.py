@@ -38,6 +38,8 @@ from serving.settings.settings import Settings
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(keys.app, name="keys")
 app.add_typer(journal.app, name="journal")
+_UNIX = "unix:"
+"""Precedes the path of a Unix socket in place of a URL."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,8 +80,12 @@ def run(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
+    from serving.server import signals
+
+    signals.survive_start()
     from serving.errors import ApiKeyFileError, TracingConfigError
-    from serving.server.server import StartupError, serve
+    from serving.server.server import serve
+    from serving.server.sockets import StartupError
 
     _configure_logging(settings, settings.log_level)
     for line in unknown_variables():
@@ -150,14 +156,19 @@ def check(
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(help="URL of the service.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(help="URL of the service, or unix:PATH.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the response of /ready as JSON.")] = False,
 ) -> None:
     """Show the live version of each model. Exit status 0: the service is ready, 1: it is not."""
     import httpx
 
     try:
-        ready = httpx.get(f"{url.rstrip('/')}/ready", timeout=5).json()
+        if url.startswith(_UNIX):
+            transport, base = httpx.HTTPTransport(uds=url.removeprefix(_UNIX)), "http://localhost"
+        else:
+            transport, base = None, url.rstrip("/")
+        with httpx.Client(transport=transport, timeout=5) as client:
+            ready = client.get(f"{base}/ready").json()
         table, registry = _model_table(ready["models"]), ready["registry"]
         states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
         registry_state = states[registry["reachable"]]

@@ -88,6 +88,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in the terminal must not make a version look unreadable
         env={name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ},
     )
 

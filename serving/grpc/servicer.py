@@ -27,6 +27,7 @@ from serving.protocols import open_inference
 from serving.request_context import GRPC, RequestContext, new_id
 from serving.server.connection_limits import grpc_connections
 from serving.server.tls_certificate import Certificate
+from serving.settings.parsing import with_brackets
 from serving.settings.settings import Settings
 
 log = logging.getLogger("serving.grpc")
@@ -57,13 +58,14 @@ async def run_grpc_server(
     """Serve gRPC on its port while the block runs, then finish the requests in progress."""
     server = grpc.aio.server(options=_options(settings))
     server.add_generic_rpc_handlers((_handler(_Service(dataplane, guard, settings.forwarded_allow_ips)),))
-    address = f"{settings.host}:{settings.grpc_port}"
+    host = with_brackets(settings.host)
+    address = f"{host}:{settings.grpc_port}"
     if certificate:
         port = server.add_secure_port(address, _credentials(certificate))
     else:
         port = server.add_insecure_port(address)
     await server.start()
-    log.info("serving gRPC at %s:%d", settings.host, port)
+    log.info("serving gRPC at %s:%d", host, port)
     try:
         yield
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import errors
 from serving.auth import host_and_origin
-from serving.auth.access_rules import NO_ROUTE, Access, required
+from serving.auth.access_rules import NO_ROUTE, Access, allowed_methods, required
 from serving.auth.authenticator import Authenticator
 from serving.dataplane import DataPlane, Status, failure_of
 from serving.http import problem_details
@@ -59,10 +60,15 @@ class ServingApp(FastAPI):
             self.dataplane.receive(context)
         else:
             scope["context"] = context
+            scope = _as_get(scope)
         try:
             self._authorize(context, endpoint.access if endpoint else required(self.router.routes, scope))
             if endpoint is None:
-                await super().__call__(scope, receive, _sender(context, send))
+                respond_to = _sender(context, send)
+                if context.method == "OPTIONS" and (methods := allowed_methods(self.router.routes, scope)):
+                    await _allow(methods)(scope, receive, respond_to)
+                else:
+                    await super().__call__(scope, receive, respond_to)
                 self.dataplane.on_finished(context, context.status or Status.CLIENT_CLOSED_REQUEST.value)
             else:
                 await endpoint(context)
@@ -88,13 +94,29 @@ class ServingApp(FastAPI):
         if access is not NO_ROUTE and host_and_origin.lacks_media_type(context.method, headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
         if self.admin_port:
-            context.is_admin_port = context.scope["server"][1] == self.admin_port
+            context.is_admin_port = self.admin_port == _port(context.scope)
         if access.for_operators and context.is_admin_port is False:
             raise HTTPException(404)
         if self.guard:
             context.has_keys = True
             if access.scope:
                 context.key = self.guard.authenticate(context.headers, access)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Return the scope with GET for HEAD: FastAPI's routes lack HEAD, and the server sends no body for it."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
+def _allow(methods: Collection[str]) -> Response:
+    """Return the response to OPTIONS for a path with these methods."""
+    return Response(status_code=204, headers={"Allow": ", ".join(sorted({*methods, "OPTIONS"}))})
+
+
+def _port(scope: Mapping[str, Any]) -> int | None:
+    """Return the port that received a request; None for a Unix socket."""
+    server = scope.get("server")
+    return server[1] if server else None
 
 
 def error_response(

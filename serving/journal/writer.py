@@ -47,6 +47,10 @@ _PURGE_BATCH = 1000
 _MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
 """After a jump of the clock, nothing is deleted for this time: the clock may be corrected again."""
 _NICE = 5
+_IGNORED_SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT),
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+)
 
 
 class ParentExited(Exception):
@@ -228,8 +232,8 @@ class Writer:
 
 def main(descriptor: int) -> None:
     """Serve the front on an inherited socket."""
-    # These signals reach the whole process group; the front decides when this process exits.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # These signals may reach all processes of the service; the front decides when this process exits.
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     confinement.hide_memory()

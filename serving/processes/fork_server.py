@@ -43,7 +43,9 @@ from serving.processes import confinement, descendants, guardian, model_process
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """Modules that models commonly need."""
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_HARMLESS_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Operators may send them to all processes of the service, but only the front reacts."""
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, *_HARMLESS_SIGNALS)
 """The front decides when to stop; a signal to the whole process group must not interrupt its requests."""
 # The front has priority over models that keep all cores busy: it does little work, but all requests need it.
 _NICE = 10
@@ -210,7 +212,7 @@ def _confine(allowed: Sequence[str | Path], scratch: Sequence[Path]) -> None:
 def _reset_signal_handlers() -> None:
     """Restore Python's default signal handlers: model code may send signals to processes that it forks."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, *_IGNORED_SIGNALS):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

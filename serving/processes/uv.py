@@ -54,6 +54,7 @@ async def run(failure: str, *command: str, cwd: Path | None = None) -> None:
         cwd=cwd,
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in the terminal must not make a version look faulty
         env={name: value for name, value in os.environ.items() if _INHERITED_VARIABLES.match(name)},
     )
     try:

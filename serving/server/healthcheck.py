@@ -8,10 +8,11 @@ several times per minute and imports take time.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException
 
 from serving.settings import platforms
 
@@ -20,23 +21,32 @@ _TIMEOUT_SECONDS = 2.0
 
 def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
-    # A connection to 0.0.0.0 or :: reaches this machine.
-    host = environment.get("SERVING_HOST") or "127.0.0.1"
-    variable = platforms.first_set(platforms.PORT_VARIABLES, environment)
-    number = int(environment[variable]) if variable else platforms.DEFAULT_PORT
-    if environment.get("SERVING_TLS_CERT"):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection: HTTPConnection = HTTPSConnection(host, number, timeout=_TIMEOUT_SECONDS, context=context)
-    else:
-        connection = HTTPConnection(host, number, timeout=_TIMEOUT_SECONDS)
     try:
+        connection = _connection(environment)
         connection.request("GET", "/livez")
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
-    finally:
-        connection.close()
+
+
+def _connection(environment: Mapping[str, str]) -> HTTPConnection:
+    # A connection to 0.0.0.0 or :: reaches this machine.
+    host = (environment.get("SERVING_HOST") or "127.0.0.1").strip("[]")
+    variable = platforms.first_set(platforms.PORT_VARIABLES, environment)
+    port = int(environment[variable]) if variable else platforms.DEFAULT_PORT
+    connection = HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
+    if path := environment.get("SERVING_UDS"):
+        opened = socket.socket(socket.AF_UNIX)
+        opened.settimeout(_TIMEOUT_SECONDS)
+        opened.connect(path)
+    else:
+        opened = socket.create_connection((host, port), _TIMEOUT_SECONDS)
+    if environment.get("SERVING_TLS_CERT"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        opened = context.wrap_socket(opened)
+    connection.sock = opened
+    return connection
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class HttpServer(uvicorn.Server):
         handshake_seconds: maximum time of a TLS handshake.
         certificate: certificate for TLS; None serves without TLS.
         metrics: counters of closed connections.
+        on_started: called in the event loop once the sockets accept connections.
+        on_closed: called before the sockets are closed.
     """
 
     def __init__(
@@ -48,8 +50,11 @@ class HttpServer(uvicorn.Server):
         handshake_seconds: float,
         certificate: Certificate | None,
         metrics: ConnectionMetrics,
+        on_started: Callable[[], None],
+        on_closed: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._on_started, self._on_closed = on_started, on_closed
         self._max_connections, self._handshake_seconds = max_connections, handshake_seconds
         self._certificate, self._metrics = certificate, metrics
         self._opening: set[asyncio.Task[None]] = set()
@@ -62,6 +67,12 @@ class HttpServer(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         self.servers = [_Listener(listening, self._accepted, self._metrics) for listening in sockets or ()]  # type: ignore[misc]  # by duck type
         self.started = True
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting connections, finish the open requests, and stop the application."""
+        self._on_closed()
+        await super().shutdown(sockets)
 
     def _accepted(self, connection: socket.socket) -> None:
         if self._is_full():

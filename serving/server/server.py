@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 from prometheus_client import disable_created_metrics
@@ -17,12 +17,15 @@ from prometheus_client import disable_created_metrics
 from serving import private_files
 from serving.app import create_asgi_app
 from serving.auth.host_and_origin import HostNames
+from serving.http.application import ServingApp
 from serving.http.unsent_responses import UnsentBytes
 from serving.processes import confinement
 from serving.registry import blocking_calls
-from serving.server.connection_limits import http_connections
+from serving.server import signals
+from serving.server.connection_limits import http_connections, open_files_shortage
 from serving.server.http_protocol import LimitedHttpProtocol
 from serving.server.listener import HttpServer
+from serving.server.sockets import Sockets, StartupError, describe, open_sockets
 from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
 from serving.telemetry.connections import ConnectionMetrics
@@ -32,22 +35,20 @@ log = logging.getLogger("serving")
 _KEEP_ALIVE_SECONDS = 75
 
 
-class StartupError(Exception):
-    """The service cannot start with a setting, which the message names."""
-
-
 def serve(settings: Settings) -> None:
     """Serve until a signal, then drain.
 
     Raises:
-        StartupError: a port is in use, or the certificate cannot be loaded.
+        StartupError: a socket or the certificate cannot be opened, or too few files can be open.
         ApiKeyFileError: the key file cannot be read.
         TracingConfigError: traces are enabled but cannot be exported.
     """
     _allow_many_connections()
+    if shortage := open_files_shortage(settings):
+        raise StartupError(shortage)
     # Otherwise each counter and histogram has an additional, unused series.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
-    _check_ports(settings)
+    sockets = open_sockets(settings, os.environ)
     private_files.restrict(settings, settings)
     confinement.hide_memory()
     app, front = create_asgi_app(settings)
@@ -57,8 +58,6 @@ def serve(settings: Settings) -> None:
     front.certificate = _certificate(settings, metrics)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=partial(  # type: ignore[arg-type]  # a factory instead of a class
             LimitedHttpProtocol, limits=settings, unsent=unsent, metrics=metrics
         ),
@@ -71,15 +70,9 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    sockets = [config.bind_socket()]
-    if settings.admin_port is not None:
-        sockets.append(socket.create_server((settings.host, settings.admin_port)))
-        front.admin_port = sockets[1].getsockname()[1]
-    if not settings.allowed_hosts and ipaddress.ip_address(sockets[0].getsockname()[0]).is_loopback:
+    front.admin_port = sockets.admin_port()
+    if not settings.allowed_hosts and sockets.is_loopback():
         front.hosts, front.probes_by_any_name = HostNames(()), False
-    for listening in sockets:
-        listening.listen(config.backlog)  # before the address is logged, so that clients can connect at once
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
     _log_started_message(settings, sockets)
     if max_connections < settings.max_connections and settings.grpc_port is None:
         log.warning(
@@ -96,8 +89,14 @@ def serve(settings: Settings) -> None:
         handshake_seconds=settings.read_timeout_seconds,
         certificate=front.certificate,
         metrics=metrics,
+        on_started=lambda: signals.handle(
+            asyncio.get_running_loop(),
+            partial(_reload, front),
+            lambda: _log_state(front, len(server.server_state.connections)),
+        ),
+        on_closed=sockets.remove_file,
     )
-    server.run(sockets=sockets)
+    server.run(sockets=sockets.all())
 
 
 def _exit() -> None:
@@ -108,40 +107,52 @@ def _exit() -> None:
     sys.exit(0)
 
 
-def _log_started_message(settings: Settings, sockets: list[socket.socket]) -> None:
+def _reload(front: ServingApp) -> None:
+    log.info("received SIGHUP: reloading the certificate and the API keys, if any")
+    if front.certificate:
+        front.certificate.reload()
+    if front.guard:
+        front.guard.reload()
+
+
+def _log_state(front: ServingApp, connections: int) -> None:
+    states = []
+    for slot in front.slots:
+        version = f", version {slot.live.version.version}" if slot.live else ""
+        states.append(f"{slot.reference} is {slot.state}{version}")
+    log.info("received SIGUSR1: %s; open connections: %d", "; ".join(states), connections)
+
+
+def _log_started_message(settings: Settings, sockets: Sockets) -> None:
     scheme = "https" if settings.tls_cert else "http"
-    host, port = sockets[0].getsockname()[:2]
     served = ", ".join(map(str, settings.models))
-    log.info("serving %s at %s://%s:%d (status page; see also /docs and /ready)", served, scheme, host, port)
-    if len(sockets) > 1:
-        log.info(
-            "admin endpoints (status page, metrics, history) are at %s://%s:%d",
-            scheme,
-            *sockets[1].getsockname()[:2],
-        )
-    if not settings.keys_file and not ipaddress.ip_address(host).is_loopback:
-        log.warning("listening on %s without API keys: set SERVING_KEYS_FILE or restrict access", host)
-
-
-def _check_ports(settings: Settings) -> None:
-    """Check the ports before anything starts, as uvicorn does for the main port."""
-    for name in ("grpc_port", "admin_port"):
-        if port := getattr(settings, name):
-            try:
-                socket.create_server((settings.host, port)).close()
-            except OSError as error:
-                raise StartupError(f"SERVING_{name.upper()}: {error}") from error
+    addresses = ", ".join(describe(each, scheme) for each in sockets.main)
+    log.info("serving %s at %s (status page; see also /docs and /ready)", served, addresses)
+    if sockets.admin:
+        address = describe(sockets.admin, scheme)
+        log.info("admin endpoints (status page, metrics, history) are at %s", address)
+    if not settings.keys_file and not sockets.is_local():
+        log.warning("listening on %s without API keys: set SERVING_KEYS_FILE or restrict access", addresses)
 
 
 def _certificate(settings: Settings, metrics: ConnectionMetrics) -> Certificate | None:
     if not (settings.tls_cert and settings.tls_key):
         return None
+    _check_readable("SERVING_TLS_CERT", settings.tls_cert)
+    _check_readable("SERVING_TLS_KEY", settings.tls_key)
     try:
         return Certificate(settings.tls_cert, settings.tls_key, metrics.certificate_broken)
     except OSError as error:
         raise StartupError(
             f"SERVING_TLS_CERT, SERVING_TLS_KEY: cannot load the certificate: {error}"
         ) from error
+
+
+def _check_readable(variable: str, path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise StartupError(f"{variable}: cannot read {path}: {error.strerror}") from error
 
 
 def _allow_many_connections() -> None:

@@ -42,26 +42,38 @@ class Certificate:
         self._refresh()
         return self._pair
 
-    def _refresh(self) -> None:
-        if (states := self._stat_files()) == self._file_states:
-            return
-        self._file_states = states
+    def reload(self) -> None:
+        """Load the files, even if they seem unchanged; on failure the previous certificate stays in use."""
+        self._file_states = self._stat_files()
         try:
             self._load()
         except OSError as error:
             self._broken.set(1)
-            log.error("cannot load the changed TLS certificate; the previous one stays in use: %s", error)
+            log.error("cannot load the TLS certificate; the previous one stays in use: %s", error)
         else:
             self._broken.set(0)
-            log.info("reloaded the TLS certificate after its files changed")
+            log.info("reloaded the TLS certificate")
+
+    def _refresh(self) -> None:
+        if self._stat_files() != self._file_states:
+            self.reload()
 
     def _load(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._chain, self._key)
+        context.load_cert_chain(self._chain, self._key, _refuse_passphrase)
         self._context, self._pair = context, (self._key.read_bytes(), self._chain.read_bytes())
 
     def _stat_files(self) -> list[tuple[int, int, int] | None]:
         return [_file_state(path) for path in (self._chain, self._key)]
+
+
+def _refuse_passphrase() -> str:
+    """Refuse an encrypted key; OpenSSL would otherwise ask for its passphrase on the terminal.
+
+    Raises:
+        OSError: always.
+    """
+    raise OSError("the private key is encrypted; decrypt it first")
 
 
 def _file_state(path: Path) -> tuple[int, int, int] | None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from serving.reference import Reference
-from serving.settings import platforms
 from serving.settings.parsing import (
     check_paths_and_ports,
-    check_peers,
-    check_route,
     lowercase,
     parse_list,
     parse_references,
-    parse_root_path,
     parse_secret_journal_url,
 )
 from serving.settings.unity_catalog import Catalog, catalog
@@ -33,50 +28,6 @@ class SettingsGroup(BaseModel):
     """Settings that belong together; frozen."""
 
     model_config = ConfigDict(frozen=True)
-
-
-class ServerSettings(SettingsGroup):
-    """Addresses of the front."""
-
-    host: str = Field(
-        default_factory=lambda: platforms.default_host(os.environ),
-        examples=["127.0.0.1"],
-        description="address to listen on; default: 0.0.0.0 if a platform's variable sets the port",
-    )
-    port: int = Field(
-        platforms.DEFAULT_PORT,
-        ge=0,
-        le=65535,
-        validation_alias=AliasChoices(*platforms.PORT_VARIABLES),
-        description="port to listen on; 0 picks a free port; default: AIP_HTTP_PORT, SAGEMAKER_BIND_TO_PORT "
-        "or PORT, if set",
-    )
-    predict_route: Annotated[str | None, AfterValidator(check_route)] = Field(
-        None,
-        validation_alias=AliasChoices(*platforms.PREDICT_ROUTE_VARIABLES),
-        description="additional path for predictions of the default model in Vertex AI's format; it replaces "
-        "an endpoint at that path; default: AIP_PREDICT_ROUTE, if set",
-    )
-    health_route: Annotated[str | None, AfterValidator(check_route)] = Field(
-        None,
-        validation_alias=AliasChoices(*platforms.HEALTH_ROUTE_VARIABLES),
-        description="additional path that returns 200 when every required model is live, otherwise 503; an "
-        "endpoint at that path stays; default: AIP_HEALTH_ROUTE, if set",
-    )
-    grpc_port: int | None = Field(
-        None, ge=0, le=65535, description="port for gRPC (requires the extra `grpc`); default: no gRPC"
-    )
-    root_path: Annotated[str, AfterValidator(parse_root_path)] = Field(
-        "",
-        examples=["none"],
-        description="path prefix below which a reverse proxy publishes the service, such as /models-eu; the "
-        "proxy may remove it or not",
-    )
-    forwarded_allow_ips: Annotated[Names, AfterValidator(check_peers)] = Field(
-        (),
-        description="IP addresses and networks of reverse proxies whose X-Forwarded-For, -Proto and -Prefix "
-        "are valid, comma separated; * for every peer",
-    )
 
 
 class AccessSettings(SettingsGroup):

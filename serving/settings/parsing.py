@@ -96,6 +96,16 @@ def check_route(path: str | None) -> str | None:
     return path
 
 
+def without_brackets(host: str) -> str:
+    """Return an IPv6 address without the brackets that URLs require."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def with_brackets(host: str) -> str:
+    """Return a host as URLs contain it: IPv6 addresses are in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def lowercase(value: Any) -> Any:
     """Return a text in lower case; return any other value as it is."""
     return value.lower() if isinstance(value, str) else value

@@ -20,6 +20,7 @@ from pydantic_settings import (
 from serving import sandbox
 from serving.errors import InvalidReference
 from serving.reference import Reference
+from serving.settings.addresses import ServerSettings
 from serving.settings.environment import is_link_to_port
 from serving.settings.groups import (
     AccessSettings,
@@ -32,7 +33,6 @@ from serving.settings.groups import (
     RegistrySettings,
     RolloutSettings,
     RuntimeSettings,
-    ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
@@ -93,8 +93,10 @@ class Settings(
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        if self.grpc_port is not None and not find_spec("grpc_tools"):
+        if self.grpc_port is not None and not find_spec("grpc"):
             raise ValueError(f"SERVING_GRPC_PORT: gRPC is not installed: {install_command('grpc')}")
+        if self.uds is not None and self.fd is not None:
+            raise ValueError("SERVING_UDS and SERVING_FD: set only one of them")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("serving")
-_LISTENING = re.compile(r"serving models:.* at (https?://[\d.]+:\d+)")
+_LISTENING = re.compile(r"serving models:.* at (https?://(?:[\d.]+|\[[\da-f:]+\]):\d+)")
 _PATIENCE_SECONDS = 60
 
 FOR_SKLEARN = ",".join(PRELOAD)

@@ -34,7 +34,7 @@ DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 RENDERED = ["base", "overlays/postgres"]
 VERSIONS = ["1.30", "1.33", "1.37"]
 # Kinds of optional operators, whose schemas are not part of Kubernetes.
-OF_OPERATORS = {"ServiceMonitor", "ServingRuntime", "InferenceService"}
+OF_OPERATORS = {"ScaledObject", "ServiceMonitor", "ServingRuntime", "InferenceService"}
 OURS = "mlflow-serving-front"
 Manifest = dict[str, Any]
 
