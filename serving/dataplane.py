@@ -23,6 +23,7 @@ from serving.models.traffic_split import hash_bucket
 from serving.request_context import RequestContext
 from serving.settings.groups import LimitSettings
 from serving.telemetry.metrics import Metrics
+from serving.text import shorten
 
 log = logging.getLogger("serving")
 _MAX_MESSAGE_LENGTH = 4000
@@ -295,7 +296,7 @@ class Failure:
 def one_line(detail: str, faults: Sequence[FieldError]) -> str:
     """Return the text of a failure for protocols that have no list of invalid fields."""
     listed = "; ".join(f"{', '.join(map(str, fault.loc))}: {fault.msg}" for fault in faults)
-    return f"{detail} {listed}".strip()[:_MAX_MESSAGE_LENGTH]
+    return shorten(f"{detail} {listed}".strip(), _MAX_MESSAGE_LENGTH)
 
 
 def failure_of(context: RequestContext, error: Exception) -> Failure:

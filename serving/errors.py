@@ -4,6 +4,11 @@ ServingError
 ├── InvalidReference            a model reference in no known form
 ├── RegistryError
 │   ├── RegistryUnavailable     no valid response from the registry or the artifact store; may heal
+│   │   ├── RegistryDenied      it requires other credentials or permissions
+│   │   ├── RegistryRejected    it rejects the request, or the address is that of another server
+│   │   ├── RegistryFault       it reports an internal error
+│   │   ├── ArtifactsMissing    the artifact store has no files of the version
+│   │   └── DriverMissing       a package that the URI requires is not installed
 │   └── ReferenceNotFound       the reference resolves to no version at present
 ├── Rejected                    a version that cannot serve, with the reason for the person who promoted it
 │   ├── UnsupportedSignature    no signature, or one that cannot be served
@@ -59,7 +64,48 @@ class RegistryError(ServingError):
 
 
 class RegistryUnavailable(RegistryError):
-    """The registry or the artifact store sent no valid response; it may heal."""
+    """The registry or the artifact store sent no valid response; it may heal.
+
+    `detail` is the whole message of the cause, with addresses: it is only for the log.
+    """
+
+    state = "away"
+    """The state of the registry, for status reports."""
+    summary = "the registry is away"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class RegistryDenied(RegistryUnavailable):
+    """The registry or the artifact store requires other credentials or permissions."""
+
+    state, summary = "denied", "the registry denies access"
+
+
+class RegistryRejected(RegistryUnavailable):
+    """The registry rejects the request, or the address is that of another server."""
+
+    state, summary = "rejected", "the registry rejects the request"
+
+
+class RegistryFault(RegistryUnavailable):
+    """The registry or the artifact store reports an internal error."""
+
+    state, summary = "internal error", "the registry reports an internal error"
+
+
+class ArtifactsMissing(RegistryUnavailable):
+    """The artifact store has no files of the version."""
+
+    state, summary = "artifacts missing", "the artifacts are missing"
+
+
+class DriverMissing(RegistryUnavailable):
+    """A package that the URI of the registry or of the artifacts requires is not installed."""
+
+    state, summary = "driver missing", "a driver is missing"
 
 
 class ReferenceNotFound(RegistryError):

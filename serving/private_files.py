@@ -7,8 +7,6 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from serving.settings.groups import JournalSettings, RegistrySettings
 
 _OTHERS_ACCESS = 0o077
@@ -21,6 +19,8 @@ def set_umask() -> None:
 
 def restrict(journal: JournalSettings, registry: RegistrySettings) -> None:
     """Remove other users' access to the store and the journal's file, which earlier releases allowed."""
+    from sqlalchemy.engine import make_url  # heavy, and the commands need only the umask
+
     paths = [registry.store_dir]
     url = make_url(journal.journal_url.get_secret_value()) if journal.journal_url else None
     if url and url.get_backend_name() == "sqlite":

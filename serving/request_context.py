@@ -39,6 +39,7 @@ class RequestContext:
         "client",
         "has_keys",
         "headers",
+        "is_admin_port",
         "key",
         "leased_at",
         "method",
@@ -68,6 +69,8 @@ class RequestContext:
         self.started = time.perf_counter()
         """The start of the request, by the performance counter, as are all times here."""
         self.has_keys = False
+        self.is_admin_port: bool | None = None
+        """Whether the request came to the port of operators; None: they have no port of their own."""
         """API keys are enabled."""
         self.key: ApiKey | None = None
         """The client's API key; None where keys are disabled or the route is open."""
@@ -108,3 +111,8 @@ class RequestContext:
         Where keys are enabled, only administrators may.
         """
         return not self.has_keys or (self.key is not None and self.key.scope is Scope.ADMIN)
+
+    @property
+    def sees_registry(self) -> bool:
+        """Check whether the client may read the address of the registry: only operators may."""
+        return self.is_admin_port or (self.sees_reasons and (self.has_keys or self.is_admin_port is None))

@@ -35,4 +35,7 @@ def _unavailable(uri: str, error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    return str(getattr(error, "message", error)).partition("\n")[0][:_MAX_LENGTH]
+    text = " ".join(str(getattr(error, "message", error)).partition("\n[SQL")[0].split())
+    if len(text) <= _MAX_LENGTH:
+        return text
+    return f"{text[: _MAX_LENGTH // 3]} … {text[-2 * _MAX_LENGTH // 3 :]}"  # the cause is at the end

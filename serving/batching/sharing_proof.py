@@ -21,6 +21,7 @@ import pyarrow as pa
 from serving.codecs import model_output
 from serving.codecs.model_output import OutputForm
 from serving.errors import ModelFailed
+from serving.text import shorten
 from serving.types.nested import to_python
 
 MAX_ROWS = 12
@@ -70,7 +71,7 @@ def reported(tags: Mapping[str, str]) -> Sharing | None:
         return None
     if not isinstance(report, dict) or report.get("basis") != Basis.MONITORING:
         return None
-    return Sharing(False, Basis.MONITORING, str(report.get("reason", ""))[:_MAX_REASON_LENGTH])
+    return Sharing(False, Basis.MONITORING, shorten(str(report.get("reason", "")), _MAX_REASON_LENGTH))
 
 
 UNDECIDED = Sharing(False, Basis.PROOF, "it has not been proven yet")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import io
+import sys
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,7 +17,10 @@ EXIT_OK, EXIT_NEGATIVE, EXIT_ERROR = 0, 1, 2
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
-__all__ = ["EXIT_ERROR", "EXIT_NEGATIVE", "EXIT_OK", "err", "escape", "fail", "out", "succeed"]
+__all__ = [
+    "EXIT_ERROR", "EXIT_NEGATIVE", "EXIT_OK", "err", "escape", "fail", "ignore_closed_pipe", "out", "report",
+    "succeed", "warn",
+]  # fmt: skip
 
 
 def succeed(text: str, console: Console = err) -> None:
@@ -23,8 +28,37 @@ def succeed(text: str, console: Console = err) -> None:
     console.print(f"[green]✓[/] {escape(text)}", soft_wrap=True)
 
 
-def fail(*lines: str) -> NoReturn:
-    """Print one line for each mistake, and exit with `EXIT_ERROR`."""
+def warn(text: str, console: Console = err) -> None:
+    """Print a warning."""
+    console.print(f"[yellow]![/] {escape(text)}", soft_wrap=True)
+
+
+def report(*lines: str) -> None:
+    """Print one line for each mistake."""
     for line in lines:
         err.print(f"[red]✗[/] {escape(line)}", soft_wrap=True)
+
+
+def fail(*lines: str) -> NoReturn:
+    """Print one line for each mistake, and exit with `EXIT_ERROR`."""
+    report(*lines)
     raise typer.Exit(EXIT_ERROR)
+
+
+class _ClosablePipe(io.FileIO):
+    """Standard output, whose reader may stop reading, as `head` does."""
+
+    def write(self, data: Any) -> int:
+        """Write data; discard it if nothing reads it any more."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def ignore_closed_pipe() -> None:
+    """Let commands go on when standard output is closed, because their exit status is a result too."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        pipe = io.BufferedWriter(_ClosablePipe(sys.stdout.fileno(), "wb", closefd=False))
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = io.TextIOWrapper(pipe, encoding, errors, line_buffering=sys.stdout.line_buffering)

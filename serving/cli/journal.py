@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli.console import fail, succeed
+from serving.cli.options import with_options
 from serving.errors import JournalUnavailable
 from serving.settings.parsing import parse_journal_url
 
@@ -39,7 +40,8 @@ def export(
     from serving.journal.export import ExportFilter
     from serving.journal.export import export as write
 
-    rows = ExportFilter(_parse_time(since), _parse_time(until), model or None, version or None)
+    times = _parse_time("--since", since), _parse_time("--until", until)
+    rows = ExportFilter(*times, model or None, version or None)
     with _engine(url, reads=True) as engine:
         count = write(engine, file, rows)
     succeed(f"{count:,} rows in {file}")
@@ -62,22 +64,26 @@ def _engine(url: str, *, reads: bool = False) -> Iterator[Any]:
     try:
         engine = database.connect(parse_journal_url(url), reads=reads)
     except ValueError as error:
-        fail(f"SERVING_JOURNAL_URL: {error}")
+        fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
+    file = engine.url.database or ""
+    if reads and engine.dialect.name == "sqlite" and not Path(file).is_file():  # SQLite would create it
+        fail(with_options(f"SERVING_JOURNAL_URL: there is no journal {file}"))
     try:
         yield engine
     except JournalUnavailable as error:
         fail(f"cannot use the journal's database: {error}")
     except OSError as error:
-        fail(str(error))
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     finally:
         engine.dispose()
 
 
-def _parse_time(text: str) -> datetime | None:
+def _parse_time(option: str, text: str) -> datetime | None:
     if not text:
         return None
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text} is not a time such as 2026-07-31T12:00") from None
+        message = f"{text} is not a time such as 2026-07-31T12:00"
+        raise typer.BadParameter(message, param_hint=option) from None
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

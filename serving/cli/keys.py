@@ -39,9 +39,8 @@ def create(
     try:
         expiry = api_keys.parse_expiry(expires, now) if expires else None
     except (ValueError, OverflowError):
-        raise typer.BadParameter(
-            f"{expires} is neither a time in the future nor a period such as 90d"
-        ) from None
+        message = f"{expires} is neither a time in the future nor a period such as 90d"
+        raise typer.BadParameter(message, param_hint="--expires") from None
     key_models = [model.strip() for model in models.split(",") if model.strip()]
     plaintext, key = api_keys.create_key(name, scope, key_models, rate, expiry)
     _write(file, (*(_read(file) if file.exists() else ()), key))

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Callable
+import json
+import logging
+import sys
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from typer.exceptions import TyperException
 
 from serving import __version__, private_files
 from serving.cli import journal, keys
-from serving.cli.console import EXIT_NEGATIVE, EXIT_OK, err, escape, fail, out, succeed
-from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
+from serving.cli.console import (
+    EXIT_ERROR,
+    EXIT_NEGATIVE,
+    EXIT_OK,
+    err,
+    escape,
+    fail,
+    ignore_closed_pipe,
+    out,
+    report,
+    succeed,
+    warn,
+)
+from serving.cli.options import unknown_variables, with_options, with_settings
+from serving.settings.settings import Settings
 
 # The commands themselves import heavy modules, so that `--help` and `status` stay fast.
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(keys.app, name="keys")
 app.add_typer(journal.app, name="journal")
 
@@ -44,42 +54,16 @@ def _options(
 def main() -> None:
     """Run the command line."""
     private_files.set_umask()
-    app()
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the first parameter of a command, `settings`, by one option for each setting."""
-    _, *own = inspect.signature(command, eval_str=True).parameters.values()
-
-    def run(**values: Any) -> None:
-        arguments = {parameter.name: values.pop(parameter.name) for parameter in own}
-        command(_settings(values), **arguments)
-
-    # Typer reads the options from the signature.
-    run.__signature__ = inspect.Signature([*own, *map(_option, OPTIONS)])  # type: ignore[attr-defined]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
-
-
-def _option(name: str) -> inspect.Parameter:
-    field = Settings.model_fields[name]
-    help_text = f"{field.description} [{env_name(name)}; {format_default(name)}]"
-    metavars: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=help_text[:1].upper() + help_text[1:],
-        show_default=False,
-        metavar=metavars.get(field.annotation, "TEXT"),
-    )
-    kind, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[str | None, option]
-    return inspect.Parameter(name, kind, default=None, annotation=annotation)
-
-
-def _settings(values: dict[str, Any]) -> Settings:
+    ignore_closed_pipe()
     try:
-        return Settings(**{name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        fail(*format_errors(error))
+        status = app(standalone_mode=False)
+    except TyperException as error:  # a mistake in the options or arguments
+        if message := " ".join(error.format_message().split()):  # empty if the help has been printed instead
+            report(message)
+        status = EXIT_ERROR
+    except typer.Abort:  # an interrupted prompt
+        status = 130
+    sys.exit(status)
 
 
 @app.command()
@@ -90,12 +74,14 @@ def run(settings: Settings) -> None:
     from serving.server.server import StartupError, serve
 
     _configure_logging(settings, settings.log_level)
+    for line in unknown_variables():
+        logging.getLogger("serving").warning("%s", line)
     try:
         serve(settings)
     except ApiKeyFileError as error:
-        fail(f"SERVING_KEYS_FILE: {error}")
+        fail(with_options(f"SERVING_KEYS_FILE: {error}"))
     except (StartupError, TracingConfigError) as error:
-        fail(str(error))
+        fail(with_options(str(error)))
 
 
 @app.command()
@@ -110,6 +96,7 @@ def check(
     from serving.reference import Reference
 
     _configure_logging(settings, "error")
+    _warn_of_unknown_variables()
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{escape(reference)}: …") as status:
@@ -129,13 +116,14 @@ def check(
         raise typer.Exit(EXIT_NEGATIVE) from None
     _print_contract(loaded)
     for warning in loaded.warnings:
-        out.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+        warn(warning, out)
     out.print(f"[bold green]✓ {escape(reference)} would go live[/]: {escape(str(loaded.version))}")
 
 
 @app.command()
 def status(
     url: Annotated[str, typer.Argument(help="URL of the service.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the response of /ready as JSON.")] = False,
 ) -> None:
     """Show the live version of each model. Exit status 0: the service is ready, 1: it is not."""
     import httpx
@@ -145,15 +133,24 @@ def status(
         table, registry = _model_table(ready["models"]), ready["registry"]
         states = {True: "reachable", False: "[red]unreachable[/]", None: "not contacted yet"}
         registry_state = states[registry["reachable"]]
-        uri, is_ready = escape(registry["uri"]), ready["status"] == "ready"
+        if registry["reachable"] is False and (failure := registry.get("state", "away")) != "away":
+            registry_state = f"[red]{escape(failure)}[/]"
+        uri, is_ready = escape(registry["uri"] or "(hidden)"), ready["status"] == "ready"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
         fail(f"{url} does not respond like this service: {str(error) or type(error).__name__}")
-    out.print(table)
-    out.print(f"registry {uri}: {registry_state}", soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(ready, indent=2))
+    else:
+        out.print(table)
+        out.print(f"registry {uri}: {registry_state}", soft_wrap=True)
+        _print_instances(ready)
+    raise typer.Exit(EXIT_OK if is_ready else EXIT_NEGATIVE)
+
+
+def _print_instances(ready: dict[str, Any]) -> None:
     for instance in ready.get("replicas", ()):
         versions = ", ".join(f"{uri} version {version}" for uri, version in instance["models"].items())
         out.print(escape(f"instance {instance['id']} on {instance['node'][:12]}: {versions}"), soft_wrap=True)
-    raise typer.Exit(EXIT_OK if is_ready else EXIT_NEGATIVE)
 
 
 def _model_table(models: list[dict[str, Any]]) -> Any:
@@ -188,8 +185,9 @@ def webhook(
     from serving.errors import RegistryError
     from serving.registry.client import RegistryClient
 
+    _warn_of_unknown_variables()
     if settings.webhook_secret is None:
-        fail("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service")
+        fail(with_options("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service"))
     registry = RegistryClient(settings)
     target, secret = f"{url.rstrip('/')}/webhooks/mlflow", settings.webhook_secret.get_secret_value()
     try:
@@ -220,3 +218,8 @@ def _configure_logging(settings: Settings, level: str) -> None:
 
     secret = settings.webhook_secret
     configure_logging(settings.log_format, level, [secret.get_secret_value()] if secret else [])
+
+
+def _warn_of_unknown_variables() -> None:
+    for line in unknown_variables():
+        warn(line)

@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any
 
 from serving.contract.bounded_yaml import MAX_DEPTH, MAX_NODES, Refused, check_json, parse_yaml
+from serving.text import shorten
 
 MAX_YAML_BYTES = 2 * 2**20
 MAX_TEXT_BYTES = 256 * 2**10
@@ -81,7 +82,7 @@ def _attempt(read: Callable[[], Any], name: str, contents: dict[str, Any], fault
         faults[name] = f"it is nested deeper than {MAX_DEPTH} levels"
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        faults[name] = "".join(char for char in text if char.isprintable())[:MAX_REASON_LENGTH]
+        faults[name] = shorten("".join(char for char in text if char.isprintable()), MAX_REASON_LENGTH)
     else:
         if content is not None:
             contents[name] = content

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from serving.text import shorten
 from serving.types.columns import Column
 from serving.types.scalars import Scalar
 
@@ -82,7 +83,7 @@ def read(entry: Any, columns: Iterable[Column], outputs: Mapping[str, Any]) -> P
         profile = Profile.model_validate(entry)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]) from None
+        raise ValueError(shorten(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 300)) from None
     known = {column.name: column for column in columns}
     for name, distribution in profile.inputs.items():
         if name not in known or not _matches_type(distribution, known[name]):

@@ -85,7 +85,9 @@ class ServingApp(FastAPI):
             raise errors.CrossSite("Pages of other origins may not send this request.")
         if access is not NO_ROUTE and host_and_origin.lacks_media_type(context.method, headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
-        if self.admin_port and access.for_operators and context.scope["server"][1] != self.admin_port:
+        if self.admin_port:
+            context.is_admin_port = context.scope["server"][1] == self.admin_port
+        if access.for_operators and context.is_admin_port is False:
             raise HTTPException(404)
         if self.guard:
             context.has_keys = True

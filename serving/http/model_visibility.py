@@ -27,6 +27,11 @@ def visible_followers(followers: Sequence[Follower], scope: Mapping[str, Any]) -
     return [follower for follower in followers if follower.slot.reference.name in key.models]
 
 
+def without_address(source: str | None) -> str | None:
+    """Return a source without the address of a server: it may be that of the registry."""
+    return source if source is None or not source.lower().startswith(("http:", "https:")) else None
+
+
 def check_visible(scope: Mapping[str, Any], model: str) -> None:
     """Check that the client's key gives access to a model.
 
@@ -36,6 +41,11 @@ def check_visible(scope: Mapping[str, Any], model: str) -> None:
     key = context_of(scope).key
     if key is not None and key.models and model not in key.models:
         raise not_served(model)
+
+
+def sees_registry(scope: Mapping[str, Any]) -> bool:
+    """Check whether the client may read the address of the registry."""
+    return context_of(scope).sees_registry
 
 
 def sees_reasons(scope: Mapping[str, Any]) -> bool:

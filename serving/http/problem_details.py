@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from serving.errors import FieldError
+from serving.text import shorten
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_BYTES = 8192
@@ -59,12 +60,12 @@ def respond(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return a problem response; it omits field errors that do not fit into 8 KB."""
-    listed = [{"loc": fault.loc, "msg": fault.msg[:300]} for fault in faults]
+    listed = [{"loc": fault.loc, "msg": shorten(fault.msg, 300)} for fault in faults]
     problem = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": detail[:1000],
+        "detail": shorten(detail, 1000),
         "request_id": request_id,
         "errors": listed,
     }

@@ -75,8 +75,13 @@ class Warnings(BaseModel):
 class RegistryState(BaseModel):
     """The result of the last request to the registry."""
 
-    uri: str
+    uri: str | None = Field(description="null for clients that are no operators")
     reachable: bool | None = Field(description="null before the first request")
+    state: str | None = Field(
+        None,
+        description="reachable, or why the last request failed: away, denied, rejected, internal error or "
+        "driver missing; null before the first request",
+    )
     checked_at: datetime | None = Field(description="time of the last successful request")
 
 
@@ -169,7 +174,10 @@ class StatusReporter:
             model_version=default.live.version.version if default.live else None,
             models=models,
             registry=RegistryState(
-                uri=self.registry.uri, reachable=self.registry.reachable, checked_at=self.registry.checked_at
+                uri=self.registry.uri,
+                reachable=self.registry.reachable,
+                state=self.registry.state,
+                checked_at=self.registry.checked_at,
             ),
             keys=keys,
         )

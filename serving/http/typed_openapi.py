@@ -21,7 +21,9 @@ from serving.contract.contract import Contract, Param
 from serving.http.endpoints.predict_stream import ServerSentEvents
 from serving.http.problem_details import PathText, documented
 from serving.models.loaded_model import LoadedModel
+from serving.protocols.tabular import ARROW
 
+_BINARY = {"type": "string", "format": "binary"}
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
@@ -57,6 +59,7 @@ def _routes_for(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRou
         tags=tags,
         summary=f"Predict several rows with {contract.name}",
         operation_id=f"{'pinned_' * pinned}batch_predict{suffix}",
+        openapi_extra={"requestBody": {"content": {ARROW: {"schema": _BINARY}}}},
     )
     if contract.streams:
         yield APIRoute(

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from serving.errors import JournalUnavailable
+from serving.text import shorten
 
 VERSION_TABLE = "journal_version"
 """Alembic's table of the journal; a database that MLflow shares may have another one."""
@@ -103,7 +104,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 def _reason(error: SQLAlchemyError) -> str:
     """Return the driver's message in one line, without values; drivers never include the password."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    return f"{type(cause).__name__}: {shorten(' '.join(str(cause).split()), 300)}"
 
 
 def insert(

@@ -32,13 +32,19 @@ def to_json_rows(
     """
     tables = [_read(stream) for stream in results]
     order = sorted(range(len(positions)), key=positions.__getitem__)
-    rows = [row for stream in inputs for row in objects(_read(stream))]
-    rows_json = orjson.dumps([rows[index] for index in order], default=to_jsonable)
-    if len(tables) == 1 and is_whole(tables[0], len(rows)):
+    rows_json = input_rows(inputs, positions)
+    if len(tables) == 1 and is_whole(tables[0], len(order)):
         whole = b"".join(predictions_json((), tables[0]))
         return rows_json, b'[{"prediction":%s}]' % whole
     texts = [text for table in tables for text in _predictions(outputs, table)]
     return rows_json, b"[%s]" % b",".join([texts[index] for index in order])
+
+
+def input_rows(inputs: Sequence[bytes], positions: Sequence[int]) -> bytes:
+    """Return the rows of input tables as a JSON array; see `to_json_rows`."""
+    rows = [row for stream in inputs for row in objects(_read(stream))]
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    return orjson.dumps([rows[index] for index in order], default=to_jsonable)
 
 
 def _read(encoded: bytes) -> pa.RecordBatch:

@@ -20,8 +20,10 @@ from serving.codecs.model_input import stream
 from serving.codecs.prediction_schema import ClassLabels, Probabilities, Regression
 from serving.codecs.predictions import LazyPredictions
 from serving.hooks import InferenceEvent
+from serving.http.http_context import HttpContext
 from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
+from serving.protocols.tabular import ARROW
 
 _PROTOCOLS = {
     "predict": "predict",
@@ -33,7 +35,7 @@ _PROTOCOLS = {
 }
 """The protocol by the last segment of a request's path."""
 _TYPED = frozenset({"predict", "batch", "stream"})
-"""The protocols whose bodies and responses are JSON of rows."""
+"""The protocols whose responses are JSON of rows; so are their bodies, unless a batch is a table."""
 _OVERHEAD = 600
 _BINARIES, _NUMBERS = pa.list_(pa.binary()), pa.list_(pa.int32())
 
@@ -53,8 +55,9 @@ class Record(NamedTuple):
     body: bytes
     answer: bytes
     given: Sequence[bytes] | None
-    """The input tables, for protocols whose bodies are not JSON of rows; `answered` has the output tables."""
+    """The input tables, for bodies that are not JSON of rows."""
     answered: Sequence[bytes] | None
+    """The output tables, for responses that are not JSON of rows."""
     order: Any
     """The positions of the rows of all tables in the request."""
     latency: float
@@ -63,7 +66,7 @@ class Record(NamedTuple):
     @property
     def size(self) -> int:
         """Return the approximate size in bytes."""
-        tables = sum(map(len, [*self.given, *self.answered])) if self.given and self.answered else 0
+        tables = sum(map(len, [*(self.given or ()), *(self.answered or ())]))
         return _OVERHEAD + len(self.body) + len(self.answer) + tables
 
 
@@ -76,12 +79,21 @@ def record(event: InferenceEvent) -> Record:
     head = context.state["prediction_id"], event.live, protocol
     params = parts[0][1].key.params or None
     if protocol not in _TYPED:
-        rows = np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
-        tables = _input_tables(parts), _output_tables(parts), rows
-        return Record(*head, len(rows), params, b"", b"", *tables, seconds, context.request_id)
+        order = _order(parts)
+        tables = _input_tables(parts), _output_tables(parts), order
+        return Record(*head, len(order), params, b"", b"", *tables, seconds, context.request_id)
     response = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
+    if protocol == "batch" and isinstance(context, HttpContext) and context.media_type == ARROW:
+        order, given = _order(parts), _input_tables(parts)
+        return Record(
+            *head, len(order), params, b"", response, given, None, order, seconds, context.request_id
+        )
     count = sum([len(rows) for rows, _ in parts])
     return Record(*head, count, params, event.body, response, None, None, None, seconds, context.request_id)
+
+
+def _order(parts: Sequence[Part]) -> Any:
+    return np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
 
 
 @lru_cache(maxsize=1024)

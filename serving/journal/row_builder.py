@@ -74,8 +74,11 @@ def unpack(payload: bytes) -> Rows:
     predictions, rejected = [], 0
     for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _records(batch):
         try:
-            if tables[0] is not None:
+            if tables[1] is not None:
                 inputs, answered = _tables_as_json(tables, versions[live])
+            elif tables[0] is not None:
+                inputs = _inputs_as_json(tables)
+                answered = predictions_of_batch_response(answer, models[live])
             else:
                 inputs, answered = _READERS[protocol](body, answer, models[live])
             at = _moment(identity[:13])
@@ -105,6 +108,13 @@ def _tables_as_json(tables: list[Any], version: Mapping[str, Any]) -> tuple[byte
 
     inputs, results, positions = tables
     return to_json_rows(inputs, results, positions, outputs(version["outputs"]))
+
+
+def _inputs_as_json(tables: list[Any]) -> bytes:
+    from serving.journal.json_rows import input_rows  # as above
+
+    inputs, _, positions = tables
+    return input_rows(inputs, positions)
 
 
 # -- bodies and responses of the typed routes

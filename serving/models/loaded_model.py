@@ -153,7 +153,7 @@ class LoadedModel:
 
     def reset_counts(self) -> None:
         """Count requests from zero: a version that goes live again is not judged by its earlier failures."""
-        self.tally = RequestCounts()
+        self.request_counts = RequestCounts()
 
     @property
     def pids(self) -> list[int]:

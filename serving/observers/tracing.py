@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from serving.errors import TracingConfigError
 from serving.features import Feature
+from serving.text import install_command
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -25,7 +26,9 @@ def features(variables: Mapping[str, str] = os.environ) -> list[Feature]:
     try:
         from serving.observers.spans import TraceRecorder  # its dependencies are an optional extra
     except ImportError:
-        raise TracingConfigError(f"{endpoint}: tracing is not installed: pip install '.[tracing]'") from None
+        raise TracingConfigError(
+            f"{endpoint}: tracing is not installed: {install_command('tracing')}"
+        ) from None
     recorder = TraceRecorder()
     return [Feature(hooks=[recorder], aclose=recorder.aclose)]
 

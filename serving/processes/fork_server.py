@@ -297,6 +297,7 @@ def main() -> None:
         strict="strict" in sys.argv,
         sandbox=confined,
     ).run()
+    control.close()
 
 
 if __name__ == "__main__":

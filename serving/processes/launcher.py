@@ -61,6 +61,8 @@ class LauncherOptions:
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the fork server."""
         env = model_environment(os.environ, self.model_env)
+        # pyarrow's jemalloc would run a thread in the fork server, and threads make forks unsafe.
+        env.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
         if self.interpreter:
             env["PYTHONPATH"] = str(self.interpreter.parents[1] / "front")
             env.pop("PYTHONHOME", None)

@@ -15,6 +15,7 @@ from typing import Any
 from serving.codecs import model_output
 from serving.processes import framing, gc_tuning, pyfunc_input
 from serving.telemetry import trace_context
+from serving.text import shorten
 
 _MAX_ERROR_LENGTH = 8000
 _MAX_FIELD_ERRORS = 20
@@ -215,7 +216,7 @@ def _has_pending_message(connection: socket.socket) -> bool:
 
 def _describe_error(error: BaseException) -> bytes:
     description = {
-        "error": "".join(traceback.format_exception_only(error)).strip()[:_MAX_ERROR_LENGTH],
+        "error": shorten("".join(traceback.format_exception_only(error)).strip(), _MAX_ERROR_LENGTH),
         "traceback": "".join(traceback.format_exception(error))[-_MAX_ERROR_LENGTH:],
     }
     return json.dumps(description).encode()

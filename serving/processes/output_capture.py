@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from serving.telemetry.rate_limit import FixedWindow
+from serving.text import shorten
 
 log = logging.getLogger("serving.output")
 _MAX_LINES = 100
@@ -93,7 +94,7 @@ class OutputCapture:
 
     def _log(self, text: bytes) -> None:
         if last := text.rstrip().rpartition(b"\n")[2].strip():
-            self.last = last[:_MAX_LINE_BYTES].decode(errors="backslashreplace")
+            self.last = shorten(last.decode(errors="backslashreplace"), _MAX_LINE_BYTES)
         count = text.count(b"\n") + 1
         allowed = self._lines.acquire(count)
         if allowed:
@@ -101,7 +102,7 @@ class OutputCapture:
         self._dropped_lines += count - allowed
         for line in text.split(b"\n", allowed)[:allowed]:
             if line:
-                message = line[:_MAX_LINE_BYTES].decode(errors="backslashreplace")
+                message = shorten(line.decode(errors="backslashreplace"), _MAX_LINE_BYTES)
                 log.info("%s", message, extra=self._log_context)
 
     def _log_dropped(self) -> None:

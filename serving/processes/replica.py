@@ -18,6 +18,7 @@ from serving.processes.descendants import StopDetector, killed_by
 from serving.processes.fork_server_process import Child
 from serving.processes.launcher import Launcher
 from serving.telemetry.metrics import ExitReason
+from serving.text import shorten
 
 log = logging.getLogger("serving.replica")
 _MAX_REAP_SECONDS = 5
@@ -302,10 +303,8 @@ def _model_facts(payload: bytes) -> Mapping[str, Any]:
 
 def _invalid_input(payload: bytes) -> Unprocessable:
     try:
-        errors = [
-            FieldError(tuple(error["loc"]), str(error["msg"])[:200])
-            for error in json.loads(payload)[:_MAX_FIELD_ERRORS]
-        ]
+        listed = json.loads(payload)[:_MAX_FIELD_ERRORS]
+        errors = [FieldError(tuple(error["loc"]), shorten(str(error["msg"]), 200)) for error in listed]
     except _DECODE_ERRORS:
         errors = []
     return Unprocessable("The input does not match the type hint of the model.", tuple(errors))
@@ -315,6 +314,6 @@ def _failure(payload: bytes) -> tuple[str, str]:
     """Return the exception in one line, and its traceback, from a payload that is not trusted."""
     try:
         failure = json.loads(payload)
-        return " ".join(str(failure["error"]).split())[:1000], str(failure["traceback"])
+        return shorten(" ".join(str(failure["error"]).split()), 1000), str(failure["traceback"])
     except _DECODE_ERRORS:
         return "an exception that could not be read", repr(payload[:1000])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from serving.errors import EnvironmentUnavailable
+from serving.text import install_command, shorten
 
 _TIMEOUT_SECONDS = 600.0
 _MAX_OUTPUT_LENGTH = 400
@@ -32,7 +33,7 @@ def find() -> str:
     if (program := shutil.which("uv", path=path)) is None:
         raise EnvironmentUnavailable(
             "it needs an environment of its own, which uv creates, and uv is not installed where this "
-            "service runs: install the extra `environments`, or put uv on the PATH"
+            f"service runs: {install_command('environments')}, or put uv on the PATH"
         )
     return program
 
@@ -67,5 +68,5 @@ async def run(failure: str, *command: str, cwd: Path | None = None) -> None:
     if process.returncode:
         text = errors.decode(errors="replace")
         start = max(text.find("error:"), text.find("×"), 0)  # skip warnings
-        reason = " ".join(_DECORATION.sub(" ", text[start:]).split())[:_MAX_OUTPUT_LENGTH]
+        reason = shorten(" ".join(_DECORATION.sub(" ", text[start:]).split()), _MAX_OUTPUT_LENGTH)
         raise EnvironmentUnavailable(f"{failure}. uv reports: {reason}")

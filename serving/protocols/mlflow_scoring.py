@@ -19,7 +19,7 @@ from serving.codecs.json_fields import refuse_repeats
 from serving.codecs.model_input import InputKind
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract
-from serving.errors import Malformed, Unprocessable
+from serving.errors import FieldError, Malformed, Unprocessable
 from serving.types.columns import Column
 from serving.types.nested import Nested
 from serving.types.tensors import Tensor
@@ -118,6 +118,18 @@ class ScoringParser:
         return self._validator.validate(
             self._from_columns([*table], [array.to_pylist() for array in table.values()])
         )
+
+    def from_named_table(self, table: Mapping[str, pa.Array]) -> pa.RecordBatch:
+        """Return the rows of a table with the contract's column names, in any order; raises as `read`.
+
+        An unknown column is an error, as an unknown field is in a typed row.
+        """
+        if unknown := [name for name in table if name not in self._names]:
+            errors = [FieldError((name,), "Extra inputs are not permitted") for name in unknown]
+            raise self._contract.refusal(errors)
+        if self._contract.form is InputKind.FRAME:
+            return self.from_table(table)
+        return self._validator.validate(table)
 
     def _from_columns(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Columns:
         """Return the columns of a table under the names of the contract."""

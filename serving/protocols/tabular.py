@@ -11,6 +11,7 @@ from pyarrow import csv, parquet
 
 from serving.codecs import model_output
 from serving.errors import BodyTooLarge, Malformed
+from serving.text import shorten
 from serving.types.column_type import ColumnType
 from serving.types.columns import Column
 from serving.types.nested import JSON
@@ -41,7 +42,7 @@ def read(media_type: str, body: bytes, columns: Mapping[str, Column], max_rows: 
         table = _READERS[media_type](body, columns, max_rows)
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Malformed(f"The body is no {media_type}: {str(error)[:200]}") from None
+        raise Malformed(f"The body is no {media_type}: {shorten(str(error), 200)}") from None
     if table.num_rows > max_rows:
         raise BodyTooLarge(f"There are more than {max_rows} rows.")
     if len({*table.column_names}) != table.num_columns:

@@ -1,14 +1,36 @@
-"""Bounds the registry's responses: MLflow reads every response whole, regardless of its size and speed."""
+"""Bounds HTTP calls of MLflow: it reads every response whole, regardless of its size and speed.
+
+Registry calls and downloads have different limits. A poll must fail within seconds. A server of artifacts may
+need minutes for the first byte, for example while it fetches a file from a bucket.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
 
 MAX_RESPONSE_BYTES = 16 * 2**20
 MAX_RESPONSE_SECONDS = 10.0
+REGISTRY_TIMEOUT_SECONDS = 3.0
+"""Limit for a connection and for each read of a registry call, unless MLflow's own variable sets another."""
+_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _CHUNK = 2**16
+
+
+class _ThreadLimits(threading.local):
+    """The limits of the present thread: seconds to connect and to read; None: those of the caller."""
+
+    timeout: tuple[float, float] | None = None
+
+
+_limits = _ThreadLimits()
+
+
+def set_timeout(connect_seconds: float, read_seconds: float) -> None:
+    """Set the timeouts of HTTP calls in the present thread; they outrank those that MLflow passes."""
+    _limits.timeout = connect_seconds, read_seconds
 
 
 def install(thread_name: str) -> None:
@@ -20,11 +42,19 @@ def install(thread_name: str) -> None:
         return
 
     def send(self: HTTPAdapter, request: Any, stream: bool = False, *args: Any, **options: Any) -> Any:
-        if stream or threading.current_thread().name != thread_name:
+        is_registry_call = threading.current_thread().name == thread_name
+        if stream or not (is_registry_call or _limits.timeout):
             return original(self, request, stream, *args, **options)
+        if _limits.timeout:
+            options["timeout"] = _limits.timeout
+        elif _TIMEOUT_VARIABLE not in os.environ:
+            options["timeout"] = REGISTRY_TIMEOUT_SECONDS
+        if not self.max_retries.total:
+            # MLflow makes urllib3 raise at some statuses, which loses the message of the server.
+            self.max_retries = self.max_retries.new(status_forcelist=())
         response = original(self, request, True, *args, **options)
         try:
-            response._content = _read(response)
+            response._content = _read(response, None if _limits.timeout else MAX_RESPONSE_SECONDS)
         finally:
             response.close()
         response._content_consumed = True
@@ -34,15 +64,15 @@ def install(thread_name: str) -> None:
     HTTPAdapter.send = send  # type: ignore[method-assign]
 
 
-def _read(response: Any) -> bytes:
+def _read(response: Any, max_seconds: float | None) -> bytes:
     from requests.exceptions import RequestException
 
-    ends = time.monotonic() + MAX_RESPONSE_SECONDS
+    started = time.monotonic()
     content = bytearray()
     while chunk := response.raw.read1(_CHUNK, decode_content=True):
         content += chunk
         if len(content) > MAX_RESPONSE_BYTES:
             raise RequestException(f"the response is larger than {MAX_RESPONSE_BYTES} bytes")
-        if time.monotonic() > ends:
-            raise RequestException(f"the response is not complete after {MAX_RESPONSE_SECONDS:g} s")
+        if max_seconds is not None and time.monotonic() - started > max_seconds:
+            raise RequestException(f"the response is not complete after {max_seconds:g} s")
     return bytes(content)

@@ -7,7 +7,6 @@ seconds, so it runs in such a thread too. MLflow's errors are mapped to this pac
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,20 +17,19 @@ from typing import Any, TypeAlias, TypeVar
 
 from serving.errors import ReferenceNotFound, RegistryUnavailable
 from serving.reference import Reference, ReferenceKind
-from serving.registry import artifact_files, blocking_calls, bounded_http
+from serving.registry import artifact_downloads, artifact_files, blocking_calls
 from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
 from serving.registry.live_tag import contested
-from serving.registry.mlflow_entities import as_version, map_exceptions, underlying
+from serving.registry.mlflow_client import create_client, with_driver
+from serving.registry.mlflow_entities import aliased, as_version, underlying
+from serving.registry.mlflow_errors import map_exceptions
 from serving.settings.groups import RegistrySettings
 from serving.telemetry.redaction import redact
 from serving.version import Version
 
 T = TypeVar("T")
 
-# By default MLflow blocks for minutes on a registry that is away; the callers here retry themselves.
-_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-_DEFAULTS["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 WEBHOOK_EVENTS = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
 WEBHOOK_EVENTS += ["model_version_alias.created", "model_version_alias.deleted"]
 _CURSOR_SIZE = 5
@@ -50,6 +48,7 @@ class RegistryClient:
 
     Attributes:
         reachable: whether the last poll succeeded; None before the first one.
+        state: "reachable", or the kind of the last poll's failure; None before the first poll.
         checked_at: the time of the last poll that succeeded.
         failures: the number of polls that failed.
         last_latency: the duration of the last poll in seconds.
@@ -63,6 +62,7 @@ class RegistryClient:
         self._downloads = Downloads(settings)
         self._is_ready, self._is_closed = False, False
         self.reachable: bool | None = None
+        self.state: str | None = None
         self.checked_at: datetime | None = None
         self.failures, self.last_latency = 0, 0.0
         self.contested: dict[str, frozenset[str]] = {}
@@ -84,8 +84,8 @@ class RegistryClient:
         """
         try:
             versions = await self._timed_call(self._resolve, reference)
-        except RegistryUnavailable:
-            self.reachable, self.failures = False, self.failures + 1
+        except RegistryUnavailable as error:
+            self.reachable, self.state, self.failures = False, error.state, self.failures + 1
             raise
         except ReferenceNotFound:
             self._record_success()
@@ -170,7 +170,7 @@ class RegistryClient:
         self._is_closed = True
 
     def _record_success(self) -> None:
-        self.reachable, self.checked_at = True, datetime.now(UTC)
+        self.reachable, self.state, self.checked_at = True, "reachable", datetime.now(UTC)
 
     async def _timed_call(self, call: Callable[..., T], *args: Any) -> T:
         return await self._call(self._time, call, *args)
@@ -202,13 +202,10 @@ class RegistryClient:
 
     @cached_property
     def _client(self) -> Any:
-        for name, value in _DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient
-
-        bounded_http.install(blocking_calls.thread_name(_THREAD))
+        name = blocking_calls.thread_name(_THREAD)
+        client = create_client(name, self._settings.tracking_uri, self._settings.registry_uri)
         self._is_ready = True
-        return MlflowClient(self._settings.tracking_uri, self._settings.registry_uri)
+        return client
 
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         with map_exceptions(str(reference)):
@@ -223,7 +220,9 @@ class RegistryClient:
         if reference.kind is ReferenceKind.VERSION:
             return [client.get_model_version(name, reference.selector)]
         if reference.kind is ReferenceKind.ALIAS:
-            return [client.get_model_version_by_alias(name, reference.selector)]
+            return [aliased(client, name, reference.selector)]
+        if "'" in name and '"' in name:
+            raise ReferenceNotFound(f"{reference} names nothing in the registry (no filter has both quotes)")
         versions = sorted(self._search_versions(name), key=lambda version: int(version.version), reverse=True)
         if not versions:
             raise ReferenceNotFound(f"the registry has no version of a model {name!r}")
@@ -307,13 +306,13 @@ class RegistryClient:
             source = source.resolve(strict=True)
             check(source)
             return artifact_files.copy(source, folder, self._settings.max_model_bytes)
-        from mlflow.artifacts import download_artifacts
-
-        path = download_artifacts(
-            artifact_uri=version.location,
-            dst_path=str(folder),
-            tracking_uri=self._settings.tracking_uri,
-            registry_uri=self._settings.registry_uri,
+        tracking, registry = self._settings.tracking_uri, self._settings.registry_uri
+        path = artifact_downloads.download(
+            version.location,
+            folder,
+            self._settings.download_stall_seconds,
+            tracking_uri=with_driver(tracking),
+            registry_uri=registry and with_driver(registry),
         )
         artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
-        return Path(path)
+        return path

@@ -165,7 +165,7 @@ class Follower:
         except RegistryUnavailable as error:
             self._failed_polls += 1
             self._change_detector.reset()
-            self._events.set_reason(f"the registry is away: {error}", self.candidate)
+            self._events.set_reason(f"{error.summary}: {error}", self.candidate, error.detail)
             self._begin_start_from_disk()
             return
         self._failed_polls = 0
@@ -277,7 +277,7 @@ class Follower:
         if loaded := await self._fallback.from_disk():
             if self._failed_polls:
                 loaded.mark_from_disk()
-            self._swap(loaded, "from the copy on disk, as the registry is away", stands_in=True)
+            self._swap(loaded, "from the copy on disk, as the registry can't be used", stands_in=True)
 
     # -- the live version
 

@@ -1,18 +1,14 @@
-"""Converts MLflow's versions, tags and errors to those of this package."""
+"""Converts MLflow's versions and tags to those of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from serving.errors import ReferenceNotFound, RegistryUnavailable, ServingError, UntrustedArtifact
-from serving.telemetry.redaction import redact
+from serving.errors import ReferenceNotFound, UntrustedArtifact
 from serving.version import Version
 
 MAX_TAGS = 500
 MAX_TAG_LENGTH = 10_000
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def bounded(tags: Any) -> dict[str, str]:
@@ -25,6 +21,23 @@ def printable(text: str) -> str:
     """Return the text of bounded length, with a space for every character that is not printable."""
     text = text[:MAX_TAG_LENGTH]
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
+def aliased(client: Any, name: str, alias: str) -> Any:
+    """Return MLflow's version that has an alias.
+
+    Raises:
+        ReferenceNotFound: no version has it.
+    """
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except Exception as error:
+        # MLflow reports a missing alias as an invalid parameter, like other mistakes.
+        is_invalid = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+        if not is_invalid or alias in client.get_registered_model(name).aliases:
+            raise
+        reason = f"the model {name!r} has no alias {alias!r}"
+        raise ReferenceNotFound(f"models:/{name}@{alias} names nothing in the registry ({reason})") from error
 
 
 def underlying(client: Any, location: str) -> str:
@@ -42,21 +55,6 @@ def underlying(client: Any, location: str) -> str:
             raise UntrustedArtifact(f"its artifacts are named by another model, {location[:200]}")
         return str(client.get_logged_model(path[1:]).artifact_location)
     return location
-
-
-@contextmanager
-def map_exceptions(subject: str, *, may_be_missing: bool = True) -> Iterator[None]:
-    """Map exceptions of MLflow and its libraries in the block to errors of this package."""
-    try:
-        yield
-    except ServingError:
-        raise
-    except Exception as error:  # MLflow does not wrap those of its libraries: HTTP, SQL, OS, JSON
-        # The messages contain the whole address of a server that is away, with its password.
-        reason = redact(" ".join(str(error).partition("\n[SQL")[0].split()))[:300]
-        if may_be_missing and getattr(error, "error_code", None) in _NOT_THERE:
-            raise ReferenceNotFound(f"{subject} names nothing in the registry ({reason})") from error
-        raise RegistryUnavailable(f"{subject}: {type(error).__name__}: {reason}") from error
 
 
 def as_version(entity: Any) -> Version:

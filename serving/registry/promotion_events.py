@@ -91,11 +91,12 @@ class PromotionEvents:
 
     # -- status without an outcome
 
-    def set_reason(self, reason: str, candidate: Candidate | None = None) -> None:
-        """Record and log why nothing is live, or why the promoted version is not."""
+    def set_reason(self, reason: str, candidate: Candidate | None = None, detail: str = "") -> None:
+        """Record and log why nothing is live, or why the promoted version is not; log the detail too."""
         if reason != self._slot.reason:
             self._slot.set_reason(reason)
             log_context = self._slot.in_logs | (candidate.version.in_logs if candidate else {})
+            log_context |= {"cause": detail} if detail else {}
             loading = candidate is not None and candidate.state is CandidatePhase.LOADING
             log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=log_context)
 

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from serving.registry.live_tag import TAG, encode, references
 from serving.registry.mlflow_entities import printable
+from serving.text import shorten
 from serving.version import Outcome, Version
 
 MAX_REASON_LENGTH = 500
@@ -76,7 +77,7 @@ def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> 
         tags[REFUSAL_TAG] = None
     # The comparison with the predecessor differs between fronts; the first one's stays.
     if is_resolved or (is_new and refusal is None):
-        tags["serving.reason"] = claim.reason[:MAX_REASON_LENGTH]
+        tags["serving.reason"] = shorten(claim.reason, MAX_REASON_LENGTH)
     if is_new:
         tags["serving.since"] = since
     # The reference last: the write is repeated as long as the version does not carry it.
@@ -103,7 +104,7 @@ def not_live(
 
 def outcome(update: StatusUpdate, present: Mapping[str, str]) -> dict[str, str | None]:
     """Return the tags to write for the outcome of a version that is not live on this front."""
-    state, reason = present.get("serving.state"), update.reason[:MAX_REASON_LENGTH]
+    state, reason = present.get("serving.state"), shorten(update.reason, MAX_REASON_LENGTH)
     if update.outcome is Outcome.SUPERSEDED and references(present):
         return {}
     if state == Outcome.LIVE and update.outcome is Outcome.REJECTED:
@@ -119,7 +120,7 @@ def _status(update: StatusUpdate, present: Mapping[str, str]) -> dict[str, str |
     """Return an outcome as tags, the state last: a reader who sees the state also sees its reason."""
     obsolete: dict[str, str | None] = {REFUSAL_TAG: None} if REFUSAL_TAG in present else {}
     return {
-        "serving.reason": update.reason[:MAX_REASON_LENGTH],
+        "serving.reason": shorten(update.reason, MAX_REASON_LENGTH),
         "serving.since": update.since,
         **obsolete,
         "serving.state": update.outcome.value,
@@ -137,11 +138,11 @@ def _refusal(present: Mapping[str, str]) -> str | None:
 
 
 def _refusal_text(reason: str) -> str:
-    return printable(reason)[:MAX_REASON_LENGTH]
+    return shorten(printable(reason), MAX_REASON_LENGTH)
 
 
 def _refusal_sentence(refusal: str) -> str:
-    return f"live, but not on every front: {refusal}"[:MAX_REASON_LENGTH]
+    return shorten(f"live, but not on every front: {refusal}", MAX_REASON_LENGTH)
 
 
 def _changed(tags: dict[str, str | None], present: Mapping[str, str]) -> dict[str, str | None]:

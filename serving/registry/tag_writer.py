@@ -34,6 +34,7 @@ from serving.registry.tag_changes import (
     not_live,
     outcome,
 )
+from serving.text import shorten
 from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.tag_writer")
@@ -299,7 +300,7 @@ def now() -> str:
 
 def _merged_tag(tag: str, merge: Callable[[str], str], present: Mapping[str, str]) -> dict[str, str | None]:
     value = present.get(tag, "")
-    merged = merge(value)[:MAX_REASON_LENGTH]
+    merged = shorten(merge(value), MAX_REASON_LENGTH)
     return {} if merged == value else {tag: merged}
 
 

@@ -24,6 +24,7 @@ from serving.rollout import canary_state
 from serving.rollout.analysis import RequestStats, TrafficWindow, failure_reason
 from serving.settings.groups import RolloutSettings
 from serving.tasks import BackgroundTasks
+from serving.text import shorten
 from serving.version import Version
 
 log = logging.getLogger("serving.canary")
@@ -233,7 +234,7 @@ class _Challenger:
 
     def _stop(self, live: LoadedModel, reason: str) -> None:
         share = self._split.share(self.slot)
-        reason = f"stopped at {100 * share:.4g} % of the requests: {reason}"[:MAX_REASON_LENGTH]
+        reason = shorten(f"stopped at {100 * share:.4g} % of the requests: {reason}", MAX_REASON_LENGTH)
         log.error(
             "%s receives no more requests for %s: %s",
             live.version,

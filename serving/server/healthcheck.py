@@ -20,13 +20,14 @@ def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
     # A connection to 0.0.0.0 or :: reaches this machine.
     host = environment.get("SERVING_HOST") or "127.0.0.1"
-    port = int(environment.get("SERVING_PORT") or 8000)
+    port = environment.get("SERVING_PORT", "")
+    number = int(port) if port.isdecimal() else 8000  # tcp://… is not a setting: Kubernetes has set it
     if environment.get("SERVING_TLS_CERT"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection: HTTPConnection = HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
+        connection: HTTPConnection = HTTPSConnection(host, number, timeout=_TIMEOUT_SECONDS, context=context)
     else:
-        connection = HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
+        connection = HTTPConnection(host, number, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/livez")
         return connection.getresponse().status == 200

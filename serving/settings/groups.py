@@ -174,7 +174,7 @@ class RegistrySettings(SettingsGroup):
         64 * 2**30, ge=2**20, description="maximum size of the artifacts of one version, in bytes"
     )
     download_stall_seconds: float = Field(
-        30.0, gt=0, description="abort and retry a download that receives no data for this time"
+        120.0, gt=0, description="abort and retry a download that receives no data for this time"
     )
     download_seconds: float = Field(3600.0, gt=0, description="maximum time to download one version")
 

@@ -11,6 +11,10 @@ from pydantic import SecretStr
 
 from serving.errors import InvalidReference
 from serving.reference import Reference
+from serving.text import install_command
+
+# MLflow's users write a driver into its URI; the journal always uses psycopg 3.
+_POSTGRES_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 
 
 def parse_list(value: Any) -> Any:
@@ -80,10 +84,10 @@ def parse_journal_url(text: str) -> str:
             raise ValueError(f"an in-memory database does not outlive its process: {forms}")
         if not (folder := Path(str(url.database)).parent).is_dir():
             raise ValueError(f"the folder {folder} of the database does not exist")
-    elif url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+    elif url.drivername not in _POSTGRES_DRIVERS:
         raise ValueError(f"{url.drivername} is not supported: {forms}")
     elif not find_spec("psycopg"):
-        raise ValueError("the PostgreSQL driver is not installed: pip install '.[postgres]'")
+        raise ValueError(f"the PostgreSQL driver is not installed: {install_command('postgres')}")
     else:
         url = url.set(drivername="postgresql+psycopg")
     return url.render_as_string(hide_password=False)

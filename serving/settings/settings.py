@@ -7,10 +7,18 @@ from importlib.util import find_spec
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from serving import sandbox
 from serving.reference import Reference
+from serving.settings.environment import is_link_to_port
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
@@ -25,6 +33,7 @@ from serving.settings.groups import (
     ServerSettings,
 )
 from serving.settings.parsing import parse_weighted_references
+from serving.text import install_command
 
 
 class Settings(
@@ -63,10 +72,25 @@ class Settings(
     )
     max_loaded: int = Field(4, ge=1, description="maximum number of on-demand models loaded at the same time")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return flags and environment variables as the sources, without what Kubernetes has set itself."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        variables = env_settings.env_vars.items()
+        env_settings.env_vars = {name: value for name, value in variables if not is_link_to_port(name, value)}
+        return init_settings, env_settings
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.grpc_port is not None and not find_spec("grpc_tools"):
-            raise ValueError("SERVING_GRPC_PORT: gRPC is not installed: pip install '.[grpc]'")
+            raise ValueError(f"SERVING_GRPC_PORT: gRPC is not installed: {install_command('grpc')}")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
         if mistake := check_weights(self.models, self.canary_steps):
@@ -127,6 +151,14 @@ def env_name(name: str) -> str:
     return f"{prefix}_{name.upper()}"
 
 
+def panel(name: str) -> str:
+    """Return the title of the group of a setting."""
+    for group in _GROUPS:
+        if name in group.model_fields:
+            return (group.__doc__ or "").rstrip(".")
+    return "Models"
+
+
 def format_default(name: str) -> str:
     """Return the default of a setting as the help shows it."""
     field = Settings.model_fields[name]
@@ -139,10 +171,29 @@ def format_default(name: str) -> str:
     return "none" if field.default is None else str(field.default)
 
 
+_MESSAGES = {
+    "too_short": "must name at least 1 model, such as models:/iris/Production",
+    "string_pattern_mismatch": "must be an http or https URL without credentials, query and fragment",
+}
+"""Messages for the mistakes that pydantic describes in its own terms."""
+_MAX_SHOWN_LENGTH = 60
+
+
 def format_errors(error: ValidationError) -> list[str]:
     """Return one readable line for each invalid setting."""
-    return [
-        "".join(f"{env_name(str(part).lower().removeprefix('mlflow_'))}: " for part in mistake["loc"][:1])
-        + mistake["msg"].removeprefix("Value error, ")
-        for mistake in error.errors(include_url=False)
-    ]
+    return [_format_error(mistake) for mistake in error.errors(include_url=False)]
+
+
+def _format_error(mistake: ErrorDetails) -> str:
+    message = _MESSAGES.get(mistake["type"], mistake["msg"]).removeprefix("Value error, ")
+    if message.startswith("Input should "):  # secrets are texts, which have other messages
+        value = repr(mistake["input"])
+        shown = value if len(value) <= _MAX_SHOWN_LENGTH else f"{value[:_MAX_SHOWN_LENGTH]}…"
+        reason = message.removeprefix("Input should ").partition(", unable")[0]
+        message = f"must {reason}, not {shown}"
+    if not mistake["loc"]:
+        return message
+    place = mistake["loc"][0]  # the name of a flag, or the variable of a setting of MLflow
+    fields = Settings.model_fields.items()
+    name = next((name for name, field in fields if place in (name, field.validation_alias)), str(place))
+    return f"{env_name(name)}: {message}"

@@ -22,6 +22,7 @@ import orjson
 import structlog
 
 from serving.telemetry.redaction import Redaction, escape_control_chars, is_secret, secrets_in_environment
+from serving.text import shorten
 
 log = logging.getLogger("serving")
 _MAX_TEXT_LENGTH = 16_000
@@ -100,7 +101,8 @@ class RedactingProcessor:
         return self._cached(text) if len(text) < _MAX_CACHED_LENGTH else self._in_line(text)
 
     def _in_line(self, text: str) -> str:
-        return escape_control_chars(self._redacted(text[: 2 * _MAX_TEXT_LENGTH])[:_MAX_TEXT_LENGTH])
+        text = self._redacted(shorten(text, 2 * _MAX_TEXT_LENGTH))
+        return escape_control_chars(shorten(text, _MAX_TEXT_LENGTH))
 
 
 def _in_json(line: Line, **_: Any) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pandas as pd
@@ -18,7 +22,7 @@ import pytest
 
 from serving.settings.settings import OPTIONS, env_name
 from tests.support.registry import Registry
-from tests.support.service import environment
+from tests.support.service import PROGRAM, environment
 
 WORDS = {"x": {"minimum": 0, "maximum": 10, "description": "What is multiplied"}}
 
@@ -47,7 +51,7 @@ def test_help_lists_the_commands(env: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command: str) -> None:
-    status, printed, _ = serving(env, command, "--help")
+    status, printed, _ = serving(env | {"COLUMNS": "80"}, command, "--help")
     assert status == 0
     words = set(re.findall(r"[\w-]+", printed))
     for name in OPTIONS:
@@ -55,15 +59,118 @@ def test_help_lists_every_setting_with_its_variable(env: dict[str, str], command
         assert env_name(name) in words
 
 
-@pytest.mark.parametrize("arguments", [["serve"], ["run", "--prot", "1"], ["check"], ["run", "more"]])
-def test_mistyped_command_is_rejected(env: dict[str, str], arguments: list[str]) -> None:
+def test_help_groups_the_settings_with_their_types(env: dict[str, str]) -> None:
+    _, printed, _ = serving(env, "run", "--help")
+    for title in ("Models", "Model processes", "Limits for requests and connections"):
+        assert re.search(rf"^╭─ {title} ─", printed, re.MULTILINE)
+    assert re.search(r"--port +INTEGER .*≥ 0, ≤ 65535.*SERVING_PORT; default: 8000", printed)
+    assert re.search(r"--poll-seconds +NUMBER .*> 0", printed)
+    assert re.search(r"--tls-cert +PATH ", printed)
+    assert re.search(r"--log-format +auto\|json\|console ", printed)
+    assert re.search(r"--enforce +--no-enforce ", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve"], "No such command 'serve'"),
+        (["run", "--prot", "1"], "No such option: --prot (Possible options: --host, --port"),
+        (["run", "--port"], "Option '--port' requires an argument"),
+        (["check"], "Missing argument 'reference'"),
+        (["run", "more"], "Got unexpected extra argument"),
+        (["run", "--models", ""], "SERVING_MODELS: must name at least 1 model"),
+        (["journal", "export", "rows.parquet"], "Missing option '--journal-url'"),
+        (["journal", "export", "rows.parquet", "--since", "noon"], "Invalid value for --since: noon is not"),
+        (["keys", "list", "--file", "missing.json"], "missing.json: No such file"),
+        (["run", "--keys-file", "missing.json"], "SERVING_KEYS_FILE: missing.json: No such file"),
+        (["run", "--tls-cert", "a", "--tls-key", "b"], "SERVING_TLS_CERT, SERVING_TLS_KEY: cannot load"),
+    ],
+)
+def test_mistake_is_reported_in_one_line(
+    env: dict[str, str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    if "--since" in arguments:
+        env |= {"SERVING_JOURNAL_URL": f"sqlite:///{tmp_path}/journal.db"}
     status, _, errors = serving(env, *arguments)
     assert status == 2
-    assert errors
-    assert "Traceback" not in errors
+    (line,) = errors.splitlines()
+    assert line.startswith(f"✗ {message}")
+
+
+def test_missing_journal_is_reported_and_not_created(env: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    status, _, errors = serving(env, "journal", "export", "x.parquet", "--journal-url", f"sqlite:///{file}")
+    assert status == 2
+    assert errors == f"✗ SERVING_JOURNAL_URL: there is no journal {file} (option --journal-url)\n"
+    assert not file.exists()
+
+
+def test_arguments_are_completed(env: dict[str, str]) -> None:
+    def completed(words: str) -> list[str]:
+        variables = {"_SERVING_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        variables["COMP_CWORD"] = str(words.count(" "))
+        done = subprocess.run([PROGRAM], env=env | variables, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert {"run", "check", "status"} <= {*completed("serving ")}
+    assert completed("serving run --log-l") == ["--log-level"]
+    assert completed("serving run --log-format ") == ["auto", "json", "console"]
+
+
+def test_closed_pipe_changes_no_exit_status(env: dict[str, str], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for arguments in (["run", "--help"], ["keys", "create", "bob", "--file", "keys.json"]):
+        command = [sys.executable, "-m", "serving", *arguments]
+        done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert (done.returncode, "Error" in done.stderr) == (0, False)
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "models:/iris/1"], ["webhook", "https://a", "--webhook-secret", "b"], ["status"]]
+)
+def test_interrupt_ends_quietly(env: dict[str, str], arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        arguments += [url] * (arguments == ["status"])
+        command = [sys.executable, "-m", "serving", *arguments]
+        running = subprocess.Popen(
+            command, env=env | {"MLFLOW_TRACKING_URI": url}, stdout=PIPE, stderr=PIPE, text=True
+        )
+        connection, _ = silent.accept()
+        running.send_signal(signal.SIGINT)
+        output = running.communicate(timeout=60)
+        connection.close()
+    assert (running.returncode, *output) == (130, "", "")
 
 
 # -- settings
+
+
+@pytest.mark.parametrize("option", ["--enforce", "--no-enforce"])
+def test_switch_overrides_its_variable(env: dict[str, str], option: str) -> None:
+    env |= {"SERVING_ENFORCE": "perhaps"}
+    for arguments, lines in ([], 1), ([option], 0):
+        _, _, errors = serving(env, "run", "--port", "http", *arguments)
+        assert errors.count("✗ SERVING_ENFORCE: must be a valid boolean, not 'perhaps'") == lines
+
+
+def test_unknown_variables_are_warned_of(env: dict[str, str]) -> None:
+    address = "tcp://10.0.0.1:80"
+    env |= {"SERVING_PROT": "1", "SERVING_ADMIN_PORT": address, "SERVING_SERVICE_HOST": "10.0.0.1"}
+    link = f"SERVING_ADMIN_PORT: ignored {address}, which Kubernetes sets for a Service named serving-admin"
+    misspelt = "SERVING_PROT: there is no such setting; did you mean SERVING_PORT?"
+    _, _, errors = serving(env, "check", "iris")
+    assert [line[:2] for line in errors.splitlines()] == ["! ", "! ", "✗ "]
+    assert link in errors
+    assert misspelt in errors
+    env |= {"SERVING_TLS_CERT": "missing.pem", "SERVING_TLS_KEY": "missing.pem"}
+    status, _, errors = serving(env, "run", "--log-format", "json")
+    first, second, _ = errors.splitlines()
+    assert status == 2
+    assert json.loads(first)["event"].startswith(link)
+    assert json.loads(second)["event"] == misspelt
 
 
 def test_every_invalid_setting_is_reported_in_one_line(env: dict[str, str]) -> None:
@@ -71,6 +178,7 @@ def test_every_invalid_setting_is_reported_in_one_line(env: dict[str, str]) -> N
     status, printed, errors = serving(env, "run", "--replicas", "0", "--poll-seconds", "nan")
     assert (status, printed) == (2, "")
     lines = sorted(errors.splitlines())
+    assert all(re.fullmatch(r"✗ SERVING_([A-Z_]+): .* \(option --([a-z-]+)\)", line) for line in lines)
     assert [line.partition(":")[0] for line in lines] == [
         "✗ SERVING_MODELS",
         "✗ SERVING_POLL_SECONDS",
@@ -214,3 +322,11 @@ def test_status_shows_the_id_of_an_unregistered_model(env: dict[str, str]) -> No
     assert status == 0
     assert re.search(r"models:/m-1 +m-1 +live +2026-01-31 12:30:00 +\[red\]it is unproven\[/\]", printed)
     assert "registry sqlite:///mlflow.db: not contacted yet" in printed
+
+
+@pytest.mark.parametrize(("state", "expected"), [("ready", 0), ("not ready", 1)])
+def test_status_prints_the_response_as_json(env: dict[str, str], state: str, expected: int) -> None:
+    body = {"status": state, "models": [], "registry": {"uri": "[red]x", "reachable": True}}
+    with responding(json.dumps(body).encode()) as url:
+        status, printed, _ = serving(env, "status", url, "--json")
+    assert (status, json.loads(printed)) == (expected, body)

@@ -11,7 +11,7 @@ from tests.support.promotions import Model
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import Service, served, until
 
-NAMES = ("hurried", "poisoned", "killed")
+NAMES = ("hurried", "poisoned", "killed", "returned")
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,16 @@ def test_row_47_rows_that_kill_any_version_do_not_count(models: dict[str, Model]
     assert model.is_well(version)
     until_reverted(model, version)
     assert model.is_well("1")
+
+
+def test_version_that_goes_live_again_is_counted_from_zero(models: dict[str, Model]) -> None:
+    model = models["returned"]
+    version = promoted(model)
+    assert model.is_well(version)
+    model.promote("1")
+    model.until_live("1")
+    model.promote(version)
+    model.until_live(version)
+    assert model.predict(101.0).status_code == 500
+    warning = f"every request to {model.name} version {version} since it went live has failed"
+    assert any(warning in text for text in model.state["warnings"]), model.state

@@ -358,6 +358,18 @@ async def test_modules_are_preloaded_once_for_all_processes(
     assert "preloading nowhere failed: ModuleNotFoundError" in caplog.text
 
 
+async def test_processes_that_fork_have_one_thread(tmp_path: Path) -> None:
+    """Test that no thread can hold a lock at a fork; Python 3.12 and newer warn of such threads."""
+    own = Launcher()  # with the default preload
+    try:
+        async with started(own, tmp_path) as replica:
+            server = parent(replica.pid or 0)
+            for process in (server, parent(server)):  # parent of the fork server: the guardian
+                assert len(os.listdir(f"/proc/{process}/task")) == 1
+    finally:
+        await own.aclose()
+
+
 async def test_pool_recovers_when_fork_server_is_killed(tmp_path: Path) -> None:
     own, hall = Launcher(), Hall()
     own.start()

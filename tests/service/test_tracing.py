@@ -432,4 +432,7 @@ def test_missing_tracing_extra_fails_at_startup(registry: str, tmp_path: Path) -
     command = [PROGRAM, "run", "--port", "0"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"✗ {ENDPOINT}: tracing is not installed: pip install '.[tracing]'\n"
+    assert (
+        done.stderr
+        == f"✗ {ENDPOINT}: tracing is not installed: pip install 'mlflow-serving-front[tracing]'\n"
+    )

@@ -81,7 +81,7 @@ def journal_reader(url: str) -> Iterator[JournalReader]:
         ("sqlite:///:memory:", "an in-memory database does not outlive its process"),
         ("sqlite:////nowhere/journal.db", "the folder /nowhere of the database does not exist"),
         ("mysql://me:hunter2@host/journal", "mysql is not supported"),
-        ("postgresql+psycopg2://me:hunter2@host/journal", "postgresql+psycopg2 is not supported"),
+        ("postgresql+asyncpg://me:hunter2@host/journal", "postgresql+asyncpg is not supported"),
         ("postgresql://me:hunter2@host:port/journal", "not a database URL"),
     ],
 )

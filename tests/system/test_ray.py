@@ -100,7 +100,7 @@ def test_arguments_override_environment_settings(monkeypatch: pytest.MonkeyPatch
         ({"modles": "x", "port": 1}, ["modles: there is no such setting", "port: Ray's proxy listens"]),
         (
             {"models": "iris", "modles": "x"},
-            ["SERVING_MODELS: 'iris' is no model", "modles: there is no such"],
+            ["SERVING_MODELS: 'iris' is not a model reference", "modles: there is no such"],
         ),
         ({"admin_port": 9000}, ["SERVING_ADMIN_PORT: not supported on Ray, where only Ray's proxy listens"]),
         ({"start_seconds": "soon"}, ["start_seconds: Input should be a valid number"]),

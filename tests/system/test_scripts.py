@@ -19,7 +19,7 @@ from training.cli import main
 
 ROOT = Path(__file__).parents[2]
 # The commands that the scripts call, except Python.
-TOOLS = ("bash", "cat", "chmod", "cmp", "cp", "dirname", "env", "mkdir")
+TOOLS = ("bash", "cat", "chmod", "cmp", "cp", "dirname", "env", "ln", "mkdir")
 # A fake Python that creates environments and copies itself into them.
 RECORDING = """#!/usr/bin/env bash
 [[ $1 == --version ]] && echo "Python 3.11.9" && exit
@@ -130,6 +130,16 @@ def test_environment_without_its_python_is_recreated(installed: Project) -> None
     (installed.root / ".venv" / "bin" / "python").unlink()
     assert installed.run("test").returncode == 0
     assert "python3 -m venv --clear .venv" in installed.called()
+
+
+def test_missing_openmp_library_is_borrowed(installed: Project) -> None:
+    libraries = installed.root / ".venv" / "lib" / "python3.11" / "site-packages" / "scikit_learn.libs"
+    libraries.mkdir(parents=True)
+    (bundled := libraries / "libgomp-e985.so.1.0.0").touch()
+    installed.env = {"FAILING": "libgomp.so.1"}
+    assert installed.run("test").returncode == 0
+    assert (installed.root / ".venv" / "openmp" / "libgomp.so.1").resolve() == bundled
+    assert installed.called()[-1] == "python -m pytest"
 
 
 def test_failed_installation_is_retried(project: Project) -> None:

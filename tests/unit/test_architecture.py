@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     "serving",
     "serving.backoff",
+    "serving.text",
     "serving.errors",
     "serving.sandbox",
     "serving.reference",
@@ -49,6 +50,7 @@ LAYERS = [
     "serving.observers",
     "serving.app",
     "serving.server",
+    "serving.client",
     "serving.integrations",
     "serving.cli",
     "serving.__main__",
@@ -202,6 +204,7 @@ def test_long_running_tasks_and_threads_are_supervised() -> None:
         ("serving.cli.main", ["mlflow", "sklearn", "pandas", "pyarrow", "fastapi", "uvicorn"]),
         ("serving.registry.client", ["mlflow", "sklearn"]),
         ("serving.processes.fork_server", ["mlflow", "sklearn", "fastapi", "uvicorn"]),
+        ("serving.client", ["mlflow", "pandas", "numpy", "pyarrow", "pydantic", "fastapi", "uvicorn"]),
         ("training.cli", ["mlflow", "sklearn", "pandas"]),
     ],
 )

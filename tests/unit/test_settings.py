@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from serving.server.healthcheck import is_alive
+from serving.settings.environment import suspicious_variables
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
 
 
@@ -155,3 +157,39 @@ def test_model_can_not_be_both_eager_and_on_demand() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(models="models:/iris/1", on_demand="models:/rose/1,models:/iris/1")
     assert format_errors(caught.value) == ["SERVING_ON_DEMAND: models:/iris/1: also in SERVING_MODELS"]
+
+
+@pytest.mark.parametrize("name", ["port", "grpc_port", "admin_port"])
+def test_service_link_of_kubernetes_is_no_port(environment: pytest.MonkeyPatch, name: str) -> None:
+    default = getattr(Settings(), name)
+    environment.setenv(env_name(name), "tcp://10.96.0.1:80")
+    assert getattr(Settings(), name) == default
+    (line,) = lines(**{name: "tcp://10.96.0.1:80"})  # a flag does not come from Kubernetes
+    assert line == f"{env_name(name)}: must be a valid integer, not 'tcp://10.96.0.1:80'"
+
+
+def test_health_check_ignores_a_service_link() -> None:
+    assert isinstance(is_alive({"SERVING_PORT": "tcp://10.96.0.1:80"}), bool)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("SERVING_PORTT", "1", ["SERVING_PORTT: there is no such setting; did you mean SERVING_PORT?"]),
+        ("SERVING_COLOUR", "1", ["SERVING_COLOUR: there is no such setting"]),
+        ("serving_host", "::1", []),
+        ("SERVING_SERVICE_HOST", "10.0.0.1", []),
+        ("SERVING_SERVICE_PORT_HTTP", "80", []),
+        ("SERVING_PORT_80_TCP_PROTO", "tcp", []),
+        ("SERVING_MODELS_PORT", "tcp://10.0.0.1:80", []),
+        ("OTHER_PORT", "tcp://10.0.0.1:80", []),
+    ],
+)
+def test_variables_that_only_look_like_settings(variable: str, value: str, expected: list[str]) -> None:
+    variables = [env_name(name) for name in OPTIONS]
+    assert [*suspicious_variables({variable: value}, variables)] == expected
+
+
+def test_mistake_in_an_aliased_or_similar_name_names_its_variable() -> None:
+    assert [line.partition(":")[0] for line in lines(mlflow_ui_url="x")] == ["SERVING_MLFLOW_UI_URL"]
+    assert lines(tracking_uri=5) == ["MLFLOW_TRACKING_URI: must be a valid string, not 5"]  # type: ignore[arg-type]

@@ -18,7 +18,13 @@ from serving.cluster import Cluster, InstanceState, is_consistent
 from serving.contract.contract import Contract
 from serving.errors import not_served
 from serving.http.component_status import component_states
-from serving.http.model_visibility import check_visible, sees_reasons, visible_followers
+from serving.http.model_visibility import (
+    check_visible,
+    sees_reasons,
+    sees_registry,
+    visible_followers,
+    without_address,
+)
 from serving.http.problem_details import PathText, documented
 from serving.http.readiness import Readiness, StatusReporter
 from serving.registry.follower import Follower
@@ -91,6 +97,10 @@ def router(
     @requires(PROBE)
     async def ready(request: Request, response: Response) -> Readiness:
         found = reporter.readiness(in_full=sees_reasons(request.scope), public=guard is not None)
+        if not sees_registry(request.scope):
+            found.registry.uri = None
+            for state in found.models:
+                state.source = without_address(state.source)
         found.components = component_states(supervisor) if supervisor else []
         if fleet:
             found = await _with_cluster(found, fleet, readiness_type)
@@ -153,10 +163,14 @@ def router(
         if new := [contract for contract in contracts if "json_schemas" not in vars(contract)]:
             await asyncio.to_thread(lambda: [contract.json_schemas for contract in new])
         in_full = sees_reasons(request.scope)
-        return [
+        described = [
             description(**reporter.state(follower, in_full=in_full), contract=_contract_of(follower))
             for follower in shown
         ]
+        if not sees_registry(request.scope):
+            for state in described:
+                state.source = without_address(state.source)
+        return described
 
     def _named(name: str, request: Request) -> Follower:
         for follower in visible_followers(followers, request.scope):

@@ -139,9 +139,14 @@ def parse_row(context: HttpContext, model: LoadedModel) -> tuple[list[Row], dict
     Raises:
         RequestError: they do not match the contract.
     """
-    query = context.scope["query_string"].decode("latin-1")
-    params = model.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
+    params = query_params(context, model)
     return [model.contract.read_row(context.body)], params
+
+
+def query_params(context: HttpContext, model: LoadedModel) -> dict[str, Any]:
+    """Return the model parameters in the query of a request; raises as `parse_row`."""
+    query = context.scope["query_string"].decode("latin-1")
+    return model.contract.read_query(parse_qs(query, keep_blank_values=True)) if query else {}
 
 
 def _named_refusal(model: LoadedModel, error: Unprocessable) -> Exception:

@@ -12,12 +12,15 @@ from typing import Any
 from serving.batching.pending import Output
 from serving.codecs.model_input import Rows, merged
 from serving.codecs.predictions import batch_response
-from serving.http.endpoints.predict import PredictEndpoint, whole
+from serving.http.endpoints.predict import PredictEndpoint, query_params, whole
 from serving.http.http_context import HttpContext
+from serving.http.request_body import JSON, read_typed
 from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.models.replay import RecordedRequest
+from serving.protocols import tabular
 from serving.protocols.json_rows import RowChunk
+from serving.protocols.tabular import ARROW
 
 _MAX_ROWS_AHEAD = 8192
 """The rows of one request that may be read ahead of their predictions."""
@@ -28,12 +31,22 @@ _MAX_ROWS_RENDERED = 4096
 class PredictBatchEndpoint(PredictEndpoint):
     """The endpoint `/predict/batch`: it reads, predicts and renders a large batch in chunks.
 
-    A batch is one model call unless requests may share calls.
+    A batch is one model call unless requests may share calls. A table in Arrow is validated as a whole.
     """
+
+    async def _read(self, context: HttpContext) -> bytes:
+        limits = self._limits
+        context.media_type, body = await read_typed(
+            context, limits.max_body_bytes, limits.read_timeout_seconds, (JSON, ARROW)
+        )
+        return body
 
     async def run(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
         """Return the body of the response in pieces."""
         ends = time.perf_counter() + self._dataplane.seconds_left(context)
+        if context.media_type == ARROW:
+            rows, params = await _read_table(context, model, self._limits.max_rows)
+            return await self._together(model, context.parts, rows, params, ends)
         if model.calls.sharing.allowed and not model.contract.layout.optional:
             with suppress(_NotSplit):
                 return await self._in_chunks(context, model, ends)
@@ -100,6 +113,19 @@ class PredictBatchEndpoint(PredictEndpoint):
 
 class _NotSplit(Exception):  # does not leave this module
     """A part of a request did not return one result per row, so the request has to be one model call."""
+
+
+async def _read_table(
+    context: HttpContext, model: LoadedModel, max_rows: int
+) -> tuple[Rows, Mapping[str, Any]]:
+    """Return the rows of an Arrow stream, and the model parameters in the query.
+
+    Raises:
+        RequestError: they do not match the contract; as for rows in JSON, an unknown column is an error.
+    """
+    params = query_params(context, model)
+    table = await asyncio.to_thread(tabular.read, ARROW, context.body, {}, max_rows)
+    return model.scoring.from_named_table(table), params
 
 
 async def _read_chunks(model: LoadedModel, body: bytes) -> AsyncIterator[RowChunk]:

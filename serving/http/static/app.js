@@ -152,11 +152,13 @@ function renderOverall() {
   const registryWord = registry.reachable
     ? "reachable"
     : registry.reachable === false
-      ? "unreachable"
+      ? registry.state === "away"
+        ? "unreachable"
+        : registry.state
       : "not yet checked";
   show(
     $("figures"),
-    [registry.reachable, checked, lately, models.length, required.length, down.length, clock(now)],
+    [registry.state, checked, lately, models.length, required.length, down.length, clock(now)],
     () => [
       figure("Live", `${models.filter(({ state }) => state === "live").length} of ${models.length}`),
       figure("Requests/s", number(lately.requests)),

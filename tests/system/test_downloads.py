@@ -1,0 +1,208 @@
+"""Downloads through a slow or interrupting proxy in front of a real MLflow server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from serving.errors import ArtifactsMissing, RegistryUnavailable
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.settings.settings import Settings
+from serving.version import Version
+
+pytestmark = pytest.mark.anyio
+
+FIRST_BYTE_SECONDS = 8.0
+CONTENT = bytes(range(256)) * 2000
+CUT_AFTER = 200_000
+
+
+class Proxy(ThreadingHTTPServer):
+    """Forwards requests to `target`, with faults on the files of artifacts.
+
+    Attributes:
+        delays: seconds to wait before the first byte of a file, by the end of its path.
+        cuts: the number of responses with a file that end after `CUT_AFTER` bytes.
+        fails: the number of responses with a file that are an internal error.
+        hides_ranges: whether the server behind the proxy sees no `Range` header.
+        stalls_calls: whether calls of the registry get no response.
+        ranges: the `Range` headers of requests for files.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), Forward)
+        self.target = urlsplit(target).netloc
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.delays: dict[str, float] = {}
+        self.cuts = self.fails = 0
+        self.hides_ranges = self.stalls_calls = False
+        self.ranges: list[str] = []
+        self.stopped = threading.Event()
+
+
+class Forward(BaseHTTPRequestHandler):
+    """One request to the proxy; each connection carries one request."""
+
+    server: Proxy
+
+    def do_GET(self) -> None:
+        proxy, headers = self.server, dict(self.headers)
+        is_file = "/mlflow-artifacts/artifacts/" in self.path
+        if not is_file and "/mlflow-artifacts/" not in self.path and proxy.stalls_calls:
+            proxy.stopped.wait()
+            return
+        if is_file:
+            self._spoil(headers)
+        body = self.rfile.read(int(headers.get("Content-Length", 0)))
+        with closing(HTTPConnection(proxy.target)) as upstream:
+            upstream.request(self.command, self.path, body, headers)
+            response = upstream.getresponse()
+            content = response.read()
+            status, sent = response.status, response.getheaders()
+        if is_file and proxy.fails:
+            proxy.fails -= 1
+            status, content, sent = 503, b"", [("Content-Length", "0")]
+        self.send_response_only(status)
+        for name, value in sent:
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if is_file and proxy.cuts and len(content) > CUT_AFTER:
+            proxy.cuts -= 1
+            content = content[:CUT_AFTER]
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def _spoil(self, headers: dict[str, str]) -> None:
+        proxy = self.server
+        if "Range" in headers:
+            proxy.ranges.append(headers["Range"])
+        if proxy.hides_ranges:
+            headers.pop("Range", None)
+        for end, seconds in proxy.delays.items():
+            if self.path.endswith(end):
+                proxy.stopped.wait(seconds)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def proxy(tracking: Any) -> Iterator[Proxy]:
+    with Proxy(tracking.url) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.stopped.set()
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def registered(tracking: Any, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """Register a version with two files on the MLflow server, which stores its artifacts."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "MLmodel").write_text("flavors: {}")
+    (folder / "data").mkdir()
+    (folder / "data" / "weights").write_bytes(CONTENT)
+    number = tracking.registry.register("large", folder)
+    source = tracking.registry.client.get_model_version("large", number).source
+    return Version(name="large", version=number, location=source, source=source)
+
+
+@contextmanager
+def client_of(proxy: Proxy, **settings: Any) -> Iterator[RegistryClient]:
+    with closing(RegistryClient(Settings(tracking_uri=proxy.url, **settings))) as client:
+        yield client
+
+
+async def downloaded(proxy: Proxy, version: Version, folder: Path, **settings: Any) -> dict[str, bytes]:
+    """Download a version, and return its files by their relative paths."""
+    with client_of(proxy, **settings) as client:
+        await client.resolve(Reference.parse("models:/large/1"))
+        path = await client.download(version, folder / "new", lambda _: None)
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+FILES = {"MLmodel": b"flavors: {}", "data/weights": CONTENT}
+
+
+async def test_slow_first_byte_does_not_fail_a_download(
+    proxy: Proxy, registered: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A short limit for calls of the registry does not apply to downloads.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    proxy.delays = {"MLmodel": FIRST_BYTE_SECONDS}
+    assert await downloaded(proxy, registered, tmp_path) == FILES
+
+
+async def test_poll_of_a_stalled_server_fails_soon(proxy: Proxy, registered: Version) -> None:
+    proxy.stalls_calls = True
+    with client_of(proxy) as client:
+        with pytest.raises(RegistryUnavailable, match=r"Read timed out.*read timeout=3\.0"):
+            await client.resolve(Reference.parse("models:/large/1"))
+        assert client.state == "away"
+
+
+async def test_interrupted_file_is_continued(proxy: Proxy, registered: Version, tmp_path: Path) -> None:
+    proxy.cuts = 2
+    assert await downloaded(proxy, registered, tmp_path) == FILES
+    assert proxy.ranges == [f"bytes={CUT_AFTER}-", f"bytes={2 * CUT_AFTER}-"]
+
+
+async def test_interrupted_file_without_ranges_is_started_again(
+    proxy: Proxy, registered: Version, tmp_path: Path
+) -> None:
+    proxy.cuts, proxy.hides_ranges = 2, True
+    assert await downloaded(proxy, registered, tmp_path) == FILES
+    assert len(proxy.ranges) == 2
+
+
+async def test_file_that_is_always_interrupted_fails(
+    proxy: Proxy, registered: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.registry.artifact_downloads._MAX_STARTS", 2)
+    proxy.cuts, proxy.hides_ranges = 99, True
+    with pytest.raises(
+        RegistryUnavailable, match="was interrupted 2 times, and its server cannot continue it"
+    ):
+        await downloaded(proxy, registered, tmp_path)
+
+
+async def test_server_that_is_unavailable_for_a_moment_is_retried(
+    proxy: Proxy, registered: Version, tmp_path: Path
+) -> None:
+    proxy.fails = 2
+    assert await downloaded(proxy, registered, tmp_path) == FILES
+
+
+async def test_stalled_file_is_abandoned(proxy: Proxy, registered: Version, tmp_path: Path) -> None:
+    proxy.delays = {"": 60.0}
+    with pytest.raises(RegistryUnavailable, match="nothing was received for"):
+        await downloaded(proxy, registered, tmp_path, download_stall_seconds=0.5)
+
+
+async def test_version_without_files_is_reported(proxy: Proxy, registered: Version, tmp_path: Path) -> None:
+    empty = Version(name="large", version="1", location="mlflow-artifacts:/none", source="")
+    with pytest.raises(ArtifactsMissing, match="has no files of this version"):
+        await downloaded(proxy, empty, tmp_path)
+
+
+async def test_error_of_the_artifact_server_is_reported_at_once(
+    proxy: Proxy, registered: Version, tmp_path: Path
+) -> None:
+    proxy.fails = 99
+    with pytest.raises(RegistryUnavailable, match="503"):
+        await downloaded(proxy, registered, tmp_path)
+    assert not proxy.ranges

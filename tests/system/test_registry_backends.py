@@ -1,0 +1,120 @@
+"""Registries on MariaDB and PostgreSQL, and artifacts in a bucket, through real servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.mlflow_client import with_driver
+from serving.settings.settings import Settings
+from tests.support.faulty_proxy import free_port
+from tests.support.registry import quiet, save_scripted_model
+from tests.support.service import served, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[str]:
+    """Start a MariaDB without a password; yield the URI of its database, without a driver."""
+    program = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+    port, user = free_port(), ["--user=mysql"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="mariadb-") as folder, ExitStack() as stack:
+        data = f"{folder}/data"
+        if user:
+            shutil.chown(folder, "mysql", "mysql")
+        install = [
+            "mariadb-install-db",
+            f"--datadir={data}",
+            "--auth-root-authentication-method=normal",
+            *user,
+        ]
+        subprocess.run([*install, "--skip-test-db"], check=True, capture_output=True)
+        options = [f"--datadir={data}", f"--port={port}", "--bind-address=127.0.0.1", *user]
+        options += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
+        process = subprocess.Popen([program, "--no-defaults", *options], stderr=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        client = ["mariadb", f"--socket={folder}/socket", "--user=root", "--execute"]
+        until(
+            lambda: not subprocess.run([*client, "SELECT 1"], capture_output=True, check=False).returncode,
+            0.2,
+        )
+        setup = "CREATE DATABASE mlflow; CREATE USER me@'127.0.0.1'; GRANT ALL ON mlflow.* TO me@'127.0.0.1'"
+        subprocess.run([*client, setup], check=True, capture_output=True)
+        yield f"mysql://me@127.0.0.1:{port}/mlflow"
+
+
+async def live_version(uri: str) -> str | None:
+    """Return the version that is promoted in a new registry at `uri`, as the service resolves it."""
+    with quiet(), closing(RegistryClient(Settings(tracking_uri=uri))) as client:
+        version, _ = await client.resolve(Reference.parse("models:/iris/Production"))
+        await client.write_tags(version, lambda _: {"serving.state": "live"})
+        return version.version
+
+
+def promoted(uri: str) -> None:
+    """Create a registry and promote a version in it."""
+    with quiet():
+        registry = MlflowClient(with_driver(uri), with_driver(uri))
+        registry.create_registered_model("iris")
+        for _ in range(2):
+            version = registry.create_model_version("iris", "/nowhere").version
+            registry.transition_model_version_stage("iris", version, "Production", True)
+
+
+async def test_registry_on_mariadb_with_each_form_of_its_uri(mariadb: str) -> None:
+    promoted(mariadb)
+    assert await live_version(mariadb) == "2"
+    assert await live_version(mariadb.replace("mysql:", "mysql+pymysql:")) == "2"
+
+
+async def test_registry_on_postgresql_with_each_form_of_its_uri(postgres: Any) -> None:
+    uri = postgres.create("registry_forms")
+    promoted(uri)
+    for scheme in ("postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
+        assert await live_version(uri.replace("postgresql:", f"{scheme}:")) == "2"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Start an S3 server with one bucket; yield the URI of the bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
+    yield "s3://models"
+    server.stop()
+
+
+def test_version_in_a_bucket_goes_live(bucket: str, registry: str, tmp_path: Path) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    location = f"{bucket}/doubling"
+    get_artifact_repository(location).log_artifacts(str(save_scripted_model(tmp_path, factor=2.0)))
+    with quiet():
+        client = MlflowClient(registry, registry)
+        client.create_registered_model("doubling")
+        version = client.create_model_version("doubling", location).version
+    with served(registry, tmp_path, models=f"models:/doubling/{version}") as service:
+        service.until_ready()
+        response = service.client.post("/predict", json={"x": 3.0})
+        assert response.json()["prediction"] == 6.0
