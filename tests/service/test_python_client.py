@@ -38,7 +38,7 @@ from tests.support.registry import NewRegistry, Registry, quiet, save_scripted_m
 from tests.support.sample_models import HOUSES, IRIS, sample_models
 from tests.support.service import FOR_SKLEARN, SELDOM, Service, served, until
 
-ECHO = Path(__file__).parent / "echo.py"
+ECHO = Path(__file__).parents[1] / "support" / "echo_model.py"
 FLOWER = IRIS.iloc[0].to_dict()
 FIELDS = "n: long, x: double?, at: datetime, data: binary, text: string"
 VALUES = {
