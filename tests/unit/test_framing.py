@@ -27,7 +27,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_fragmented_frames_are_reassembled(sent: list[Frame], data: st.DataObject) -> None:
     stream = b"".join(pack(*frame) for frame in sent)
     cuts = data.draw(st.lists(st.integers(0, len(stream))))
-    unpacker, received = Unpacker(), []
+    unpacker = Unpacker()
+    received: list[Frame] = []
     for start, end in pairwise([0, *sorted(cuts), len(stream)]):
         received += unpacker.feed(stream[start:end])
     assert received == sent
