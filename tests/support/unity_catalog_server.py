@@ -42,7 +42,7 @@ class Models:
     def __init__(self) -> None:
         self._versions: dict[str, list[Json]] = {}
         self._aliases: dict[str, dict[str, str]] = {}
-        self.is_read_only = False
+        self.read_only: set[str] = set()
         self.calls: list[str] = []
 
     def register(self, name: str, folder: str) -> str:
@@ -248,7 +248,7 @@ def handler(models: Models, url: str) -> type[BaseHTTPRequestHandler]:
             if path == "/versions":
                 return {"version": models.register(body["name"], body["folder"])}
             if path == "/read-only":
-                models.is_read_only = body["value"]
+                (models.read_only.add if body["value"] else models.read_only.discard)(body["name"])
                 return {}
             if path == "/.well-known/databricks-config":  # the SDK of Databricks reads it with every client
                 return {}
@@ -260,7 +260,7 @@ def handler(models: Models, url: str) -> type[BaseHTTPRequestHandler]:
                 return databricks.read(path.removeprefix("/files"))
             if self.headers.get("authorization") != f"Bearer {TOKEN}":
                 raise PermissionError("the token is missing")
-            if models.is_read_only and path.endswith("-tag"):
+            if path.endswith("-tag") and body["name"] in models.read_only:
                 raise PermissionError("User does not have APPLY TAG on Routine or Model.")
             if path.startswith("/api/2.0/fs/directories/"):
                 return databricks.directory(path.removeprefix("/api/2.0/fs/directories/"))

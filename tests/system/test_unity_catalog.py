@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -16,6 +17,9 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from serving.reference import Reference
+from serving.registry.client import RegistryClient
+from serving.registry.tag_writer import TagWriter
 from serving.settings.settings import Settings, format_errors
 from tests.support.faulty_proxy import free_port
 from tests.support.registry import save_scripted_model
@@ -58,8 +62,9 @@ class CatalogServer:
         found = self._call("GET", "model-versions/get", name=NAME, version=version)["model_version"]
         return {tag["key"]: tag["value"] for tag in found["tags"]}
 
-    def set_read_only(self, value: bool) -> None:
-        self.http.post("/read-only", json={"value": value})
+    def set_read_only(self, value: bool, name: str = NAME) -> None:
+        """Deny or allow writing the tags of a model."""
+        self.http.post("/read-only", json={"name": name, "value": value})
 
     def _call(self, method: str, path: str, **body: str) -> dict[str, Any]:
         response = self.http.request(
@@ -214,6 +219,36 @@ def test_open_source_catalog_serves_latest_without_tags(
         until(lambda: running.ready()["models"][0]["version"] == promoted)
         assert running.client.post(f"/models/{name}/predict", json={"x": 2.0}).json()["prediction"] == 6.0
         assert not [line for line in running.lines() if "tags" in line["event"]]
+
+
+@pytest.mark.anyio
+async def test_read_only_model_does_not_block_tags_of_others(
+    catalog: CatalogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in access(catalog, tmp_path).items():
+        monkeypatch.setenv(name[1:].upper(), value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    names = ("main.sales.denied", "main.sales.other")
+    references = [Reference.parse(f"models:/{name}/{catalog.add(name)}") for name in names]
+    registry = RegistryClient(Settings(models=",".join(map(str, references))))
+    tag_writer = TagWriter(registry)
+    catalog.set_read_only(True, names[0])
+    for reference in references:
+        version, _ = await registry.resolve(reference)
+        tag_writer.live(str(reference), version, "")
+    await tag_writer.flush()
+    assert "PERMISSION_DENIED" in (tag_writer.failures.warning(names[0]) or "")
+    assert tag_writer.failures.warning(names[1]) is None
+    other, _ = await registry.resolve(references[1])
+    assert other.tags["serving.state"] == "live"
+    catalog.set_read_only(False, names[0])
+    async with asyncio.timeout(60):
+        while tag_writer.failures.warning(names[0]):
+            await tag_writer.flush()
+            await asyncio.sleep(0)
+    denied, _ = await registry.resolve(references[0])
+    assert denied.tags["serving.state"] == "live"
+    registry.close()
 
 
 # -- references that Unity Catalog does not have
