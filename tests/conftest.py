@@ -35,7 +35,7 @@ _SET_BY_CLIENT = (
 
 _MAX_COROUTINE_SECONDS = 110
 _MAX_SERVER_SECONDS = 300
-"""Time for a test with MLflow's server: the first one, or one that runs alone, also starts the server."""
+"""Time for a test with MLflow's server, without its start, whose waits have limits of their own."""
 
 NewRegistry = Callable[[Path], str]
 
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _in_time(item.obj)
         if "tracking" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(_MAX_SERVER_SECONDS))
+            item.add_marker(pytest.mark.timeout(_MAX_SERVER_SECONDS, func_only=True))
 
 
 def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
