@@ -36,13 +36,17 @@ _SET_BY_CLIENT = (
 )
 
 _MAX_COROUTINE_SECONDS = 110
+_MAX_SERVER_SECONDS = 300
+"""Time for a test with MLflow's server, without its start, whose waits have limits of their own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limit the time of coroutines: the signal of pytest-timeout does not get through to uvloop."""
+    """Limit the time of coroutines, which the signal of pytest-timeout does not reach, and of slow starts."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _in_time(item.obj)
+        if "tracking" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_MAX_SERVER_SECONDS, func_only=True))
 
 
 def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

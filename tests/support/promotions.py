@@ -119,6 +119,10 @@ class Model:
         return bool(self.state["version"] == version)
 
 
+_MAX_SERVER_START_SECONDS = 150
+"""Two processes import all of MLflow; without bytecode files this takes a minute on a busy machine."""
+
+
 class Tracking:
     """`mlflow server` on an empty registry: it stores artifacts and sends webhooks to this machine."""
 
@@ -140,13 +144,20 @@ class Tracking:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        until(self._answers)
-        self.registry = ServedRegistry(self.url, folder)
+        try:
+            until(self._answers, max_seconds=_MAX_SERVER_START_SECONDS)
+            self.registry = ServedRegistry(self.url, folder)
+        except BaseException:
+            self._end()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._process.terminate()
         self._process.wait()
         self._log.close()
