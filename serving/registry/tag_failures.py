@@ -71,8 +71,8 @@ class TagFailures:
         failure = self._failures.get(name)
         if failure is None or not (failure.is_denied or failure.count >= _MIN_FAILURES):
             return None
+        remedy = ". Give this service's account the permission to edit the registered model"
         return (
             f"the tags of model {name} cannot be written, so MLflow does not show which version is live, nor "
-            f"why one was rejected: {failure.reason}. Give this service's account the permission to edit the "
-            "registered model"
+            f"why one was rejected: {failure.reason}{remedy * failure.is_denied}"
         )

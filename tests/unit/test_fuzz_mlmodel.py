@@ -118,11 +118,12 @@ def test_altered_descriptions_are_accepted_or_rejected(described: dict[str, Any]
 
 
 @given(values | st.lists(st.dates() | st.datetimes()))
-def test_plain_values_are_read_as_they_were_written(value: Any) -> None:
+def test_plain_values_are_read_as_pyyaml_reads_them(value: Any) -> None:
     content = yaml.safe_dump(value, allow_unicode=True).encode()
     with suppress(Refused):
         parsed = json.dumps(parse_yaml(content), sort_keys=True)
-        assert parsed == json.dumps(value, sort_keys=True, default=str)
+        # PyYAML itself does not read every character as it wrote it.
+        assert parsed == json.dumps(yaml.safe_load(content), sort_keys=True, default=str)
 
 
 @given(values)

@@ -107,6 +107,7 @@ class Shelf:
         self.named = {PRODUCTION: "1", STABLE: "1"}
         self.contested: dict[str, frozenset[str]] = {}
         self.fails = True
+        self.has_tags, self.reachable = True, True
         self._chance = random.Random(seed)
         self.written = 0
         self.lost: set[str] = set()
@@ -133,7 +134,7 @@ class Shelf:
         await self._wait()
         return self.find(self.named[reference.uri]), ()
 
-    async def versions(self, name: str) -> tuple[Version, ...]:
+    async def versions(self, name: str, *numbers: str | None) -> tuple[Version, ...]:
         await self._wait()
         return self.search(name)
 

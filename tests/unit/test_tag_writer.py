@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from serving.reference import Reference
-from serving.registry import tag_writer as tag_writer
+from serving.registry import tag_writer
 from serving.registry.client import RegistryClient
 from serving.registry.live_tag import latest
 from serving.registry.tag_writer import TagWriter
@@ -496,7 +497,8 @@ async def test_long_reason_is_cut_and_any_text_is_accepted(
     for number, reason in [("1", "x" * 9000), ("2", "ValueError: «日本» \U0001f600\n\r\t'\"")]:
         writer.publish(await version(client, number), Outcome.REJECTED, reason)
     await writer.flush()
-    assert tags(catalogue, "1")["serving.reason"] == "x" * 500
+    assert re.fullmatch("x+ … x+", reason := tags(catalogue, "1")["serving.reason"])
+    assert len(reason) == 500
     assert tags(catalogue, "2")["serving.reason"].startswith("ValueError: «日本» \U0001f600")
 
 
