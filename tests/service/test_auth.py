@@ -621,4 +621,4 @@ def test_unusable_certificate_is_reported_in_one_line(certificate: tuple[Path, P
 
 
 def test_listening_without_keys_logs_a_warning(guarded: Service) -> None:
-    assert guarded.logged(re.compile(r"listening on 0\.0\.0\.0 without API keys"))
+    assert guarded.logged(re.compile(r"listening on https://0\.0\.0\.0:\d+ without API keys"))

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import PIPE
@@ -83,7 +84,7 @@ def test_help_groups_the_settings_with_their_types(env: dict[str, str]) -> None:
         (["journal", "export", "rows.parquet", "--since", "noon"], "Invalid value for --since: noon is not"),
         (["keys", "list", "--file", "missing.json"], "missing.json: No such file"),
         (["run", "--keys-file", "missing.json"], "SERVING_KEYS_FILE: missing.json: No such file"),
-        (["run", "--tls-cert", "a", "--tls-key", "b"], "SERVING_TLS_CERT, SERVING_TLS_KEY: cannot load"),
+        (["run", "--tls-cert", "a", "--tls-key", "b"], "SERVING_TLS_CERT: cannot read a: No such file"),
     ],
 )
 def test_mistake_is_reported_in_one_line(
@@ -136,7 +137,13 @@ def test_interrupt_ends_quietly(env: dict[str, str], arguments: list[str]) -> No
         arguments += [url] * (arguments == ["status"])
         command = [sys.executable, "-m", "serving", *arguments]
         running = subprocess.Popen(
-            command, env=env | {"MLFLOW_TRACKING_URI": url}, stdout=PIPE, stderr=PIPE, text=True
+            command,
+            env=env | {"MLFLOW_TRACKING_URI": url},
+            stdout=PIPE,
+            stderr=PIPE,
+            text=True,
+            # A test run in the background of a shell ignores this signal, and its children inherit that.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         connection, _ = silent.accept()
         running.send_signal(signal.SIGINT)
