@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from random import random
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -43,6 +43,9 @@ class Watch(Protocol):
 class Endpoint(Generic[C, T]):
     """Parses requests of one protocol, submits their rows and renders the output."""
 
+    protocol: ClassVar[str]
+    """The name of the protocol in the journal."""
+
     async def run(self, context: C, model: LoadedModel) -> T:
         """Return the rendered output; `context.parts` receives the queued rows."""
         raise NotImplementedError
@@ -67,8 +70,7 @@ class DataPlane:
         limits: what one request may use.
         metrics: count failed requests.
         hooks: receive every inference request.
-        on_finished: is called with every failed request and its status; successful inference requests are
-            announced to the hooks alone.
+        on_finished: is called with every failed request and its status; the hooks receive the others.
         sticky: the header whose value selects among references that share a model; None selects at random.
     """
 
@@ -91,6 +93,7 @@ class DataPlane:
         Raises:
             ServingError: the request is invalid, or the version cannot process it.
         """
+        context.protocol = endpoint.protocol
         with await self.lease(context, select) as model:
             if model.cache is not None:
                 cached = endpoint.from_cache(context, model.cache)
@@ -181,7 +184,10 @@ class DataPlane:
         if self.hooks:
             event = InferenceEvent(model, context, body, response, context.parts, context.started, ended)
             for hook in self.hooks:
-                hook.on_response(event)
+                try:
+                    hook.on_response(event)
+                except Exception:  # the client has the response; a defect of one feature ends no connection
+                    log.exception("a feature failed on a response", extra=context.log_fields)
 
     def record_failure(self, context: RequestContext, status: int, error: Exception) -> None:
         """Log and count a failed request, and pass it to the hooks."""
@@ -200,8 +206,8 @@ class DataPlane:
         """Count a failure for the probation of a version; only its own failures count against it."""
         counts = model.request_counts
         if isinstance(error, ModelFailed):
-            failure = error.exception or "an output that its contract does not allow"
-            counts.fail(failure, [ticket for _, ticket in context.parts])
+            reason = error.exception or "an output that its contract does not allow"
+            counts.fail(reason, [ticket for _, ticket in context.parts])
         elif isinstance(error, ProcessDied):
             counts.fail("the death of its process", [ticket for _, ticket in context.parts], died=True)
         elif error.dead or (error.hung and not self._is_shortened(context)):
@@ -230,19 +236,12 @@ class DataPlane:
         return self.visible_models(context).labelled(name, label)
 
     def routing_key(self, context: RequestContext, model: str) -> float:
-        """Return the point from 0 to below 1 that selects among references that share a model.
-
-        The value of the `sticky` header determines it, so that a client stays with one version; without the
-        header it is random.
-        """
+        """Return the point in [0, 1) that selects among references: by the sticky header, or at random."""
         if self._sticky:
             for name, value in context.headers:
                 if name == self._sticky:
                     return hash_bucket(model, value.decode("latin-1"))
         return random()  # noqa: S311  # it is no secret
-
-
-# -- failures
 
 
 class Status(IntEnum):

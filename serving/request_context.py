@@ -46,6 +46,7 @@ class RequestContext:
         "model",
         "parts",
         "path",
+        "protocol",
         "request_id",
         "scope",
         "seconds_left",
@@ -85,6 +86,8 @@ class RequestContext:
         """The rows as they were queued; empty if the response came from the cache."""
         self.cached_parts: Sequence[Part] = ()
         """The parts of the earlier request whose cached response was reused."""
+        self.protocol = ""
+        """The protocol of an inference request, once its endpoint runs."""
         self.trace_id = ""
         self.state: dict[str, Any] = {}
         """Values that hooks keep between their calls."""

@@ -127,6 +127,8 @@ def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
 class _Endpoint(Endpoint[RequestContext, protos.ModelInferResponse]):
     """Parses and renders `ModelInfer`, for one request."""
 
+    protocol = "grpc"
+
     def __init__(self, dataplane: DataPlane, request: protos.ModelInferRequest) -> None:
         self._dataplane, self._request = dataplane, request
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,15 +24,6 @@ from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.protocols.tabular import ARROW
 
-_PROTOCOLS = {
-    "predict": "predict",
-    "batch": "batch",
-    "stream": "stream",
-    "invocations": "invocations",
-    "infer": "v2",
-    "ModelInfer": "grpc",
-}
-"""The protocol by the last segment of a request's path."""
 _TYPED = frozenset({"predict", "batch", "stream"})
 """The protocols whose responses are JSON of rows; so are their bodies, unless a batch is a table."""
 _OVERHEAD = 600
@@ -74,7 +64,7 @@ def record(event: InferenceEvent) -> Record:
     """Return the record of a request, whose id is `prediction_id` in the state of its context."""
     context, answer = event.context, event.response
     parts = event.source_parts
-    protocol = _protocol(context.path)
+    protocol = context.protocol
     seconds = event.ended - event.began
     head = context.state["prediction_id"], event.live, protocol
     params = parts[0][1].key.params or None
@@ -94,11 +84,6 @@ def record(event: InferenceEvent) -> Record:
 
 def _order(parts: Sequence[Part]) -> Any:
     return np.concatenate([np.asarray(rows, np.int32) for rows, _ in parts])
-
-
-@lru_cache(maxsize=1024)
-def _protocol(path: str) -> str:
-    return _PROTOCOLS[path.rpartition("/")[2]]
 
 
 def _input_tables(parts: Sequence[Part]) -> list[bytes]:

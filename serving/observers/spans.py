@@ -200,8 +200,9 @@ def _name_and_attributes(context: RequestContext) -> tuple[str, dict[str, str | 
 
 def _route(path: str) -> str:
     """Return the route of a path, with placeholders for the model and its version."""
-    parts = path.split("/")
-    for segment, placeholder in (("models", "{name}"), ("versions", "{version}")):
+    address, colon, verb = path.partition(":") if path.startswith("/v1/") else (path, "", "")
+    parts = address.split("/")
+    for segment, placeholder in (("models", "{name}"), ("versions", "{version}"), ("labels", "{label}")):
         if segment in parts[:-1]:
             parts[parts.index(segment) + 1] = placeholder
-    return "/".join(parts)
+    return f"{'/'.join(parts)}{colon}{verb}"

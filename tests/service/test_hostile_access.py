@@ -38,8 +38,12 @@ BODIES: dict[str, Any] = {
     "/predict/stream": ROW,
     "/invocations": {"dataframe_records": [ROW]},
     "/infer": {"inputs": [TENSOR]},
+    ":predict": {"instances": [{"x": 1.0}]},
+    "/score": {"input_data": {"columns": ["x"], "data": [[1.0]]}},
 }
-DEFAULT_MODEL = frozenset({"/predict", "/predict/batch", "/predict/stream", "/invocations", "/ping"})
+DEFAULT_MODEL = frozenset(
+    {"/predict", "/predict/batch", "/predict/stream", "/invocations", "/ping", "/score"}
+)
 """Paths that concern the default model."""
 
 
@@ -156,13 +160,13 @@ def routes(app: ServingApp) -> list[Route]:
     """Return all routes of the application, for the model `iris`."""
     collected = []
     for route in app.router.routes:
-        path = route.path.format(name="iris", version="1")  # type: ignore[attr-defined]
+        path = route.path.format(name="iris", version="1", label="Production")  # type: ignore[attr-defined]
         collected += [
             Route(method, path, declared(route.endpoint))  # type: ignore[attr-defined]
             for method in sorted(route.methods)  # type: ignore[attr-defined]
         ]
-    paths = [path for path in app.predictions._paths if "models" not in path or "/iris/" in path]
-    paths += [path.replace("/iris/", "/iris/versions/1/") for path in paths if "/iris/" in path]
+    paths = [path for path in app.predictions._paths if "models" not in path or "/iris" in path]
+    paths += [re.sub("/iris([/:])", r"/iris/versions/1\1", path) for path in paths if "/iris" in path]
     for path in paths:
         predict = app.predictions.match(path)
         assert predict

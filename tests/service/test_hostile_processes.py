@@ -37,10 +37,10 @@ def cancel(*_):
             component._loop.call_soon_threadsafe(component._task.cancel)
 
 Supervisor.start = remember
-signal.signal(signal.SIGUSR1, cancel)
+signal.signal(signal.SIGRTMIN, cancel)
 main()
 """
-"""A front that cancels the components whose name is in the file `cancelled` on SIGUSR1."""
+"""A front that cancels the components whose name is in the file `cancelled` on SIGRTMIN."""
 
 PRELOADED = """
 import ctypes, errno, os, signal, subprocess, sys, threading, time
@@ -195,7 +195,7 @@ def test_row_44_messages_that_cannot_be_read_are_ignored(stand: Stand) -> None:
 def test_row_44_component_that_ends_is_restarted_and_reported(stand: Stand, component: str) -> None:
     before = stand.restarts(component)
     (stand.folder / "cancelled").write_text(component)
-    os.kill(stand.front, signal.SIGUSR1)
+    os.kill(stand.front, signal.SIGRTMIN)
     until(lambda: stand.restarts(component) > before)
     assert component in {each["name"] for each in stand.service.ready()["components"]}
     until(lambda: stand.service.metrics()[f'serving_component_up{{component="{component}"}}'] == 1)

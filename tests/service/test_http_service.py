@@ -178,7 +178,7 @@ def test_readiness_describes_live_versions(
         "status": "ready",
         "model_uri": "models:/iris/Production",
         "model_version": "1",
-        "registry": {"uri": registry_of_all.uri, "reachable": True},
+        "registry": {"uri": registry_of_all.uri, "reachable": True, "state": "reachable"},
     }
     assert first == {
         "name": "iris",

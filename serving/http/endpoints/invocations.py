@@ -65,6 +65,8 @@ def respond(
 class InvocationsEndpoint(PredictEndpoint):
     """The endpoint `/invocations`."""
 
+    protocol = "invocations"
+
     respond = staticmethod(respond)
 
     async def _read(self, context: HttpContext) -> bytes:

@@ -45,6 +45,8 @@ def respond(
 class InferEndpoint(PredictEndpoint):
     """The endpoint `/v2/models/{name}/infer`."""
 
+    protocol = "v2"
+
     respond = staticmethod(respond)
 
     async def _read(self, context: HttpContext) -> bytes:

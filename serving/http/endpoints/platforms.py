@@ -16,6 +16,8 @@ from serving.protocols.mlflow_scoring import ParsedRequest
 class ScoreEndpoint(InvocationsEndpoint):
     """The endpoint `/score`: `/invocations` with `input_data`, as Azure ML's own MLflow server takes it."""
 
+    protocol = "score"
+
     async def _parse(self, body: bytes, media_type: str, model: LoadedModel) -> ParsedRequest:
         if media_type == JSON:
             return parse(model.scoring, model.contract, body)

@@ -41,6 +41,8 @@ class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
         dataplane: runs the request.
     """
 
+    protocol = "predict"
+
     respond = staticmethod(respond)
     """Renders an error in the format of the protocol."""
     access = PREDICT

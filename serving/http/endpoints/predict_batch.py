@@ -34,6 +34,8 @@ class PredictBatchEndpoint(PredictEndpoint):
     A batch is one model call unless requests may share calls. A table in Arrow is validated as a whole.
     """
 
+    protocol = "batch"
+
     async def _read(self, context: HttpContext) -> bytes:
         limits = self._limits
         context.media_type, body = await read_typed(

@@ -40,6 +40,8 @@ class PredictStreamEndpoint(PredictEndpoint):
     problem if the model fails after the first chunk.
     """
 
+    protocol = "stream"
+
     async def __call__(self, context: HttpContext) -> None:
         """Process one request; errors before the first chunk become responses as for other endpoints."""
         await self._receive(context)

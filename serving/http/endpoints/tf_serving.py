@@ -45,6 +45,8 @@ def respond(
 class TfPredictEndpoint(PredictEndpoint):
     """The endpoint `/v1/models/{name}:predict`, and Vertex AI's predict route."""
 
+    protocol = "tf_serving"
+
     respond = staticmethod(respond)
 
     async def _read(self, context: HttpContext) -> bytes:
