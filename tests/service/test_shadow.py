@@ -119,9 +119,9 @@ def test_page_shows_shadow_results(tried: Tried, browser: Browser) -> None:
     page = browser.new_page()
     page.goto(f"{tried.service.url}/#{tried.live.name}/Staging")
     card = page.get_by_role("region", name="Shadow")
-    for name, value in (("Beside version", "1"), ("Rows compared", "200"), ("The same, within 1 %", "0%")):
+    for name, value in (("Compared with version", "1"), ("Rows compared", "200"), ("Equal within 1 %", "0%")):
         expect(card.locator("div", has_text=name).locator("dd")).to_have_text(value)
-    expect(card).to_contain_text("Half differ by up to20%")
+    expect(card).to_contain_text("Difference, median20%")
     page.close()
 
 
