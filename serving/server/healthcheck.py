@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
 from serving.settings import platforms
@@ -22,9 +23,10 @@ _TIMEOUT_SECONDS = 2.0
 def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
     try:
-        connection = _connection(environment)
-        connection.request("GET", "/livez")
-        return connection.getresponse().status == 200
+        with closing(_connection(environment)) as connection:
+            connection.request("GET", "/livez")
+            with connection.getresponse() as response:
+                return response.status == 200
     except (OSError, HTTPException):
         return False
 
