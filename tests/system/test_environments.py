@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -368,9 +369,8 @@ async def test_missing_uv_is_reported_with_the_remedy(
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        EnvironmentUnavailable, match="uv is not installed where this service runs: install the extra"
-    ):
+    remedy = re.escape("uv is not installed where this service runs: pip install 'mlflow-serving-front[env")
+    with pytest.raises(EnvironmentUnavailable, match=remedy):
         await Environments(tmp_path, strict=False).interpreter(environments.Needs())
 
 
