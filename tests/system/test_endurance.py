@@ -22,7 +22,7 @@ WARM_UP, SWAPS, SWAPS_OF_THE_LEAKY = 40, 500, 64
 MAX_GROWTH_MB = 6.0
 LEAKY = """
 import os
-from serving import cli
+from serving.cli.main import main
 from serving.models.slot import Slot
 
 swap, kept = Slot.swap, []
@@ -32,7 +32,7 @@ def leak(self, new, seconds):
     return swap(self, new, seconds)
 
 Slot.swap = leak
-cli.main()
+main()
 """
 
 
