@@ -23,7 +23,6 @@ from serving.http.problem_details import PathText, documented
 from serving.models.loaded_model import LoadedModel
 from serving.protocols.tabular import ARROW
 
-_BINARY = {"type": "string", "format": "binary"}
 _ERRORS = documented(400, 404, 413, 415, 422, 500, 503, 504)
 
 
@@ -59,7 +58,8 @@ def _routes_for(prefix: str, suffix: str, contract: Contract) -> Iterator[APIRou
         tags=tags,
         summary=f"Predict several rows with {contract.name}",
         operation_id=f"{'pinned_' * pinned}batch_predict{suffix}",
-        openapi_extra={"requestBody": {"content": {ARROW: {"schema": _BINARY}}}},
+        # openapi-python-client writes a broken function for a required body of several media types.
+        description=f"The body may also be a table: an Arrow stream, with the media type `{ARROW}`.",
     )
     if contract.streams:
         yield APIRoute(

@@ -249,7 +249,7 @@ def artifacts(model: Model, version: str) -> Path:
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink], ids=["one bit", "cut off", "one gone"])
-@pytest.mark.parametrize("file", ["MLmodel", "actor.py"])
+@pytest.mark.parametrize("file", ["MLmodel", "scripted_model.py"])
 def test_row_6_modified_artifacts_are_not_loaded(
     steady: Model, tmp_path: Path, damage: Callable[[Path], None], file: str
 ) -> None:
@@ -264,7 +264,7 @@ def test_row_6_modified_artifacts_are_not_loaded(
 
 def test_row_6_repaired_artifacts_go_live(model: Model) -> None:
     broken = registered(model)
-    file = artifacts(model, broken) / "actor.py"
+    file = artifacts(model, broken) / "scripted_model.py"
     whole = file.read_bytes()
     flip_bit(file)
     model.promote(broken)
@@ -508,7 +508,7 @@ def recovered(
     model_over_http.promote("3")
     registry.promote("unseen", registry.add("unseen"))
     shutil.copytree(kept, folder / "store")
-    copies = [*folder.glob("store/*/*/artifacts/actor.py")]
+    copies = [*folder.glob("store/*/*/artifacts/scripted_model.py")]
     for copy in copies:
         truncate(copy)
     models = "models:/unseen/Production,models:/distant/Production"
