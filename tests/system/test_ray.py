@@ -120,11 +120,9 @@ def test_every_invalid_argument_is_reported_on_a_line(arguments: dict[str, Any],
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("path", "root", "forwarded"),
-    [("/predict", "", "/predict"), ("/ml/predict", "/ml", "/predict"), ("/predict", "/ml", "/predict")],
+    [("/predict", "", "/predict"), ("/ml/predict", "/ml", "/ml/predict"), ("/predict", "/ml", "/ml/predict")],
 )
-async def test_route_prefix_and_duplicate_request_id_are_removed(
-    path: str, root: str, forwarded: str
-) -> None:
+async def test_path_has_the_route_prefix_and_one_request_id(path: str, root: str, forwarded: str) -> None:
     sent: list[Any] = []
 
     async def front(scope: Any, receive: Any, send: Any) -> None:
