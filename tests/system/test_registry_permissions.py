@@ -48,9 +48,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, new_registry: NewRegistry) 
         yield url
 
 
-def call(url: str, path: str, **body: str) -> None:
-    response = requests.post(f"{url}/api/2.0/mlflow/{path}", json=body, auth=ADMIN, timeout=60)
+def call(url: str, path: str, *, version: str = "2.0", **body: str) -> None:
+    response = requests.post(f"{url}/api/{version}/mlflow/{path}", json=body, auth=ADMIN, timeout=60)
     assert response.ok, response.text
+
+
+def allow_editing(url: str, model: str) -> None:
+    """Give the reader the permission to edit a model."""
+    body = {"username": READER[0], "resource_type": "registered_model", "resource_id": model}
+    call(url, "users/permissions/grant", version="3.0", permission="EDIT", **body)
 
 
 def tags(url: str, name: str) -> dict[str, str]:
@@ -75,6 +81,7 @@ def warnings(service: Service, name: str) -> list[str]:
 def test_read_only_account_is_a_warning_until_it_may_edit(server: str, tmp_path: Path) -> None:
     references = ",".join(f"models:/{name}@champion" for name in NAMES)
     account = {"_mlflow_tracking_username": READER[0], "_mlflow_tracking_password": READER[1]}
+    account["_mlflow_http_request_timeout"] = "30"  # a check of a password takes seconds on a busy machine
     with served(server, tmp_path, models=references, **account) as service:
         service.until_ready()
         until(lambda: warnings(service, "actor") and warnings(service, "other"))
@@ -87,13 +94,12 @@ def test_read_only_account_is_a_warning_until_it_may_edit(server: str, tmp_path:
         assert shown.count(warning) == 1
 
         # A model that the account may edit gets its tags, although the first one is still read-only.
-        grant = "registered-models/permissions/create"
-        call(server, grant, name="other", username=READER[0], permission="EDIT")
+        allow_editing(server, "other")
         until(lambda: not warnings(service, "other"))
         assert tags(server, "other")["serving.state"] == "live"
         assert warnings(service, "actor") == [warning]
 
-        call(server, grant, name="actor", username=READER[0], permission="EDIT")
+        allow_editing(server, "actor")
         until(lambda: not warnings(service, "actor"))
         assert tags(server, "actor")["serving.state"] == "live"
         assert service.metrics()[metric.format("actor")] == 1
