@@ -31,8 +31,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         arguments = {parameter.name: values.pop(parameter.name) for parameter in own}
         command(_settings(values), **arguments)
 
-    # Typer reads the options from the signature.
-    run.__signature__ = inspect.Signature([*own, *map(_parameter, OPTIONS)])  # type: ignore[attr-defined]
+    signature = inspect.Signature([*own, *map(_parameter, OPTIONS)])
+    # Typer reads the options from this attribute.
+    run.__signature__ = signature  # type: ignore[attr-defined]  # functions take attributes
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 

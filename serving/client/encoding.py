@@ -81,7 +81,7 @@ _PLAIN_KINDS = "biufOSU"
 
 
 def _foreign(value: Any) -> Any:
-    """Convert a value of numpy or pandas, neither of which this module imports."""
+    """Convert a value of numpy or pandas; this module imports neither."""
     numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
     if pandas and value is pandas.NA:
         return None

@@ -127,7 +127,7 @@ class _PartRefused(Exception):
 
 
 class _HttpFile:
-    """One file on an HTTP server, of which a part may have been received."""
+    """One file on an HTTP server, which may have been received in part."""
 
     def __init__(self, repository: Any, remote: str, local: Path) -> None:
         self._repository, self._remote, self._local = repository, remote, local

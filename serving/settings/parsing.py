@@ -34,7 +34,7 @@ def parse_references(value: Any) -> Any:
 
 
 def parse_weighted_references(value: Any) -> Any:
-    """Parse comma-separated references, of which any may have a weight."""
+    """Parse comma-separated references; any may have a weight."""
     return _parse_references(value, Reference.parse_weighted)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
 from serving.auth.access_rules import PREDICT, requires
-from serving.dataplane import one_line
-from serving.errors import FieldError, UnsupportedMedia
+from serving.errors import UnsupportedMedia
+from serving.http.endpoints.open_inference import respond
 from serving.http.endpoints.predict import PredictEndpoint
 from serving.http.http_context import HttpContext, context_of
 from serving.http.model_visibility import visible_models
@@ -27,19 +25,6 @@ from serving.protocols.tf_serving import ModelSignature
 
 _FORM = "application/x-www-form-urlencoded"
 """What curl sends with `--data` by default, as in TensorFlow Serving's own examples."""
-
-
-def respond(
-    status: int,
-    detail: str,
-    request_id: str,
-    *,
-    faults: Sequence[FieldError] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Return an error in the protocol's format; what does not match the contract is 400."""
-    body = {"error": one_line(detail, faults), "request_id": request_id}
-    return Response(orjson.dumps(body), 400 if status == 422 else status, dict(headers or {}), JSON)
 
 
 class TfPredictEndpoint(PredictEndpoint):
