@@ -49,6 +49,7 @@ class CandidateVerifier:
 
         Raises:
             VerificationFailed: a call fails or exceeds the time limit.
+            ProcessDied: the process died.
         """
         await self._within("its own input example", self._observe(example.rows, example.params))
         if len(example.rows) > 1 and not self.contract.is_whole:
@@ -70,7 +71,7 @@ class CandidateVerifier:
             try:
                 await self._within("a row generated from its types and bounds", self._observe(rows, {}))
                 reason = ""
-            except VerificationFailed as error:
+            except (VerificationFailed, ProcessDied) as error:
                 reason = str(error)
         if isinstance(self.contract.outputs, GenericOutput):
             self.contract = replace(self.contract, outputs=replace(self.contract.outputs, flexible=True))
@@ -160,6 +161,7 @@ class CandidateVerifier:
 
         Raises:
             VerificationFailed: a request fails, or all of them together exceed the time limit.
+            ProcessDied: the process died.
         """
         rendered = [
             replace(request, output=predictions)
@@ -176,7 +178,9 @@ class CandidateVerifier:
                 return await step
         except TimeoutError:
             raise VerificationFailed(f"it did not finish {subject} in time") from None
-        except (ModelFailed, ProcessDied, RequestError) as error:
+        except ProcessDied as error:
+            raise ProcessDied(f"on {subject} its process died") from error
+        except (ModelFailed, RequestError) as error:
             raise VerificationFailed(f"on {subject} {error}") from error
 
     async def _compare(self, recorded: Sequence[RecordedRequest], *, shared: bool) -> Comparison:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from serving.batching.sharing_proof import UNDECIDED, Sharing, overridden
 from serving.contract.contract import Contract
+from serving.errors import ProcessDied, VerificationFailed
 from serving.models.candidate_verifier import CandidateVerifier
 from serving.models.input_example import Example
 from serving.models.replay import Comparison, RecordedRequest
 from serving.processes.pool import Pool
+from serving.processes.replica import Replica
+
+log = logging.getLogger("serving.model")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +41,14 @@ async def verify(contract: Contract, example: Example | None, pool: Pool, second
         VerificationFailed: the prediction for the example fails, does not fit the contract, or takes longer
             than `seconds`.
     """
-    replica = pool.replicas[0]
-    verifier = CandidateVerifier(
-        contract.with_input_schema(replica.facts.get("input_schema")), replica, seconds
-    )
+
+    def verifier_of(replica: Replica) -> CandidateVerifier:
+        schema = replica.facts.get("input_schema")
+        return CandidateVerifier(contract.with_input_schema(schema), replica, seconds)
+
     if example:
-        await verifier.verify(example)
-        return Verification(verifier.contract)
+        return await _retry_if_died(pool, lambda replica: _verify(verifier_of(replica), example))
+    verifier = verifier_of(pool.replicas[0])
     failure = await verifier.sample()
     await pool.renew()
     return Verification(
@@ -74,6 +82,30 @@ async def replay(
     verifier = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
     sharing = overridden(verified.contract.batching) or decided or await verifier.prove(example, recorded)
     await pool.renew()  # the proof may have killed the process
-    verifier = CandidateVerifier(verified.contract, pool.replicas[0], seconds)
-    comparison = await verifier.replay(recorded, shared=sharing.allowed)
-    return replace(verified, sharing=sharing, comparison=comparison)
+
+    def compare(replica: Replica) -> Awaitable[Comparison | None]:
+        verifier = CandidateVerifier(verified.contract, replica, seconds)
+        return verifier.replay(recorded, shared=sharing.allowed)
+
+    return replace(verified, sharing=sharing, comparison=await _retry_if_died(pool, compare))
+
+
+async def _verify(verifier: CandidateVerifier, example: Example) -> Verification:
+    await verifier.verify(example)
+    return Verification(verifier.contract)
+
+
+async def _retry_if_died(pool: Pool, step: Callable[[Replica], Awaitable[Result]]) -> Result:
+    """Run a step on a process, and once more on a new process if it dies, as for requests of clients.
+
+    The first death may be no fault of the version, for example if the system has no memory left.
+    """
+    try:
+        return await step(pool.replicas[0])
+    except ProcessDied as error:
+        log.warning("%s; it is verified once more", error)
+    await pool.renew()
+    try:
+        return await step(pool.replicas[0])
+    except ProcessDied as error:
+        raise VerificationFailed(f"{error}, twice in a row") from error

@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from serving.errors import ProcessDied
 from serving.processes import descendants
@@ -78,6 +79,7 @@ class Launcher:
         """Supervises the tasks of the launcher and of the pools that use it."""
         self._server: ForkServerProcess | None = None
         self._listeners: set[Component] = set()
+        self._dedicated: WeakSet[Launcher] = WeakSet()
 
     @classmethod
     def from_settings(
@@ -185,7 +187,9 @@ class Launcher:
 
     def with_interpreter(self, interpreter: Path) -> Launcher:
         """Return a launcher with the same options for the interpreter of a version's own environment."""
-        return Launcher(replace(self._options, interpreter=interpreter), self.supervisor)
+        launcher = Launcher(replace(self._options, interpreter=interpreter), self.supervisor)
+        self._dedicated.add(launcher)
+        return launcher
 
     def close(self) -> None:
         """Make the fork server and all its model processes end."""
@@ -194,9 +198,12 @@ class Launcher:
                 self._server.control.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
-        """Close the launcher, and wait until the fork server has ended."""
+        """Close the launcher and those made `with_interpreter`; wait until their fork servers have ended."""
         self.close()
-        await asyncio.gather(*(listener.wait() for listener in self._listeners))
+        await asyncio.gather(
+            *(listener.wait() for listener in self._listeners),
+            *(launcher.aclose() for launcher in list(self._dedicated)),
+        )
 
     @property
     def _subject(self) -> str:

@@ -227,7 +227,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "dies on its example": (
         {"example": example("kill")},
-        "on its own input example ",
+        "on its own input example its process died, twice in a row",
     ),
     "answers NaN": ({"example": example("nan")}, "missing or not a finite number"),
     "answers too few rows": (
@@ -260,6 +260,19 @@ async def test_version_that_cannot_serve_never_goes_live(
     tags = harness.tags("2")
     assert tags["serving.state"] == "rejected"
     assert reason in tags["serving.reason"]
+
+
+async def test_process_that_dies_once_on_the_example_is_replaced(
+    harness: FollowerHarness, tmp_path: Path
+) -> None:
+    """Test a death that may be no fault of the version, as when the system has no memory left."""
+    note = tmp_path / "died"
+    follower = harness.follow()
+    harness.promote(factor=2.0, example=example(f"fatal:{note}"))
+    await settle(follower)
+    assert note.exists()
+    assert live(follower) == "1"
+    assert await predict(follower, 2.0) == 4.0
 
 
 async def test_reason_is_reported_if_nothing_is_live(harness: FollowerHarness) -> None:

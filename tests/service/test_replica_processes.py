@@ -396,6 +396,21 @@ async def test_pool_recovers_when_fork_server_is_killed(tmp_path: Path) -> None:
         await own.aclose()
 
 
+async def test_close_waits_for_fork_servers_of_other_interpreters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = Launcher()
+    other = own.with_interpreter(Path(sys.executable))
+    replica = await Replica.start(other, save_scripted_model(tmp_path), 60)
+    assert replica.pid
+    with Watch([parent(replica.pid), replica.pid]) as watch:
+        other.close()
+        await own.aclose()
+        assert await all_ended(watch)
+    assert not own.supervisor.components
+    assert "unexpectedly" not in caplog.text
+
+
 async def test_row_58_fork_server_stopped_during_warm_up_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,17 @@ def inferred(x: float, act: str) -> Asked:
     return "infer", {"inputs": inputs}
 
 
+def test_process_that_dies_once_in_the_replay_is_replaced(model: Model, tmp_path: Path) -> None:
+    note = tmp_path / "died"
+    note.touch()
+    asked = {"x": 4.0, "act": f"fatal:{note}"}
+    assert model.service.client.post(f"/models/{model.name}/predict", json=asked).status_code == 200
+    note.unlink()
+    version = model.promote()
+    assert model.until_live(version)["comparison"]["requests"] >= 1
+    assert note.exists()
+
+
 @pytest.mark.parametrize("ask", [typed, scored, inferred])
 def test_row_4_version_that_fails_on_replay_is_rejected(
     model: Model, tmp_path: Path, ask: Callable[[float, str], Asked]
