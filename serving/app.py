@@ -152,6 +152,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     features = load(FEATURES, core)
     for collector in (supervisor, *(collector for feature in features for collector in feature.collectors)):
         metrics.registry.register(collector)
+    gate.checks = [check for feature in features for check in feature.checks]
     hooks = [hook for feature in features for hook in feature.hooks]
     finishers = [feature.on_finished for feature in features if feature.on_finished]
 

@@ -11,15 +11,7 @@ ServingError
 │   │   └── DriverMissing       a package that the URI requires is not installed
 │   ├── WebhooksUnsupported     the registry has no webhooks
 │   └── ReferenceNotFound       the reference resolves to no version at present
-├── Rejected                    a version that cannot serve, with the reason for the person who promoted it
-│   ├── UnsupportedSignature    no signature, or one that cannot be served
-│   ├── LoadFailed              its process failed, hung or died while loading
-│   ├── VerificationFailed      its outputs for its example or for live requests violate its contract
-│   ├── UntrustedArtifact       the operator's rules do not allow it
-│   ├── IncompatibleContract    it would break clients of the live version
-│   ├── FrontDied               fronts died while it was being verified
-│   ├── EnvironmentUnavailable  its requirements cannot be installed; may heal
-│   └── DigestMismatch          its artifacts differ from those that were registered; may heal
+├── Rejected, PromotionWaits    reasons why a version does not go live: see `serving.promotion_errors`
 ├── ApiKeyFileError             the file of API keys cannot be read or written
 ├── TracingConfigError          tracing is configured, but traces cannot be sent
 ├── Unauthenticated             the caller presents no valid key
@@ -113,51 +105,6 @@ class WebhooksUnsupported(RegistryError):
 
 class ReferenceNotFound(RegistryError):
     """The reference resolves to no version at present."""
-
-
-class Rejected(ServingError):
-    """A version that cannot serve; the message is for the person who promoted it."""
-
-    may_heal = False
-    """Whether a retry may succeed without any action."""
-
-
-class UnsupportedSignature(Rejected):
-    """No signature, or one that cannot be served."""
-
-
-class LoadFailed(Rejected):
-    """The model process failed, hung or died while loading."""
-
-
-class VerificationFailed(Rejected):
-    """The outputs of the version for its example or for live requests violate its contract."""
-
-
-class UntrustedArtifact(Rejected):
-    """The operator's rules do not allow the version."""
-
-
-class IncompatibleContract(Rejected):
-    """The version would break clients of the live version."""
-
-
-class FrontDied(Rejected):
-    """Fronts died while the version was being verified."""
-
-
-class EnvironmentUnavailable(Rejected):
-    """The requirements of the version cannot be installed; it may heal, unless they cannot be read."""
-
-    def __init__(self, detail: str, *, may_heal: bool = True) -> None:
-        super().__init__(detail)
-        self.may_heal = may_heal
-
-
-class DigestMismatch(Rejected):
-    """The artifacts of the version differ from those that were registered; it may heal."""
-
-    may_heal = True
 
 
 class ApiKeyFileError(ServingError):

@@ -19,6 +19,7 @@ from serving.http.readiness import StatusReporter, StatusSource
 from serving.models.selector import ModelSelector
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
+from serving.registry.promotion_check import PromotionCheck
 from serving.registry.tag_writer import TagWriter
 from serving.request_context import RequestContext
 from serving.settings.settings import Settings
@@ -60,6 +61,8 @@ class Feature:
     tasks: Sequence[Task] = ()
     status: StatusSource | None = None
     """Its part of `/ready`, `/models` and `/status`."""
+    checks: Sequence[PromotionCheck] = ()
+    """Conditions that a version must meet before it goes live."""
     routes: Callable[[StatusReporter], APIRouter] | None = None
     aclose: Callable[[float], Awaitable[None]] | None = None
     """Finishes its work within this number of seconds, after the last request."""

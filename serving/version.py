@@ -14,6 +14,7 @@ class Outcome(StrEnum):
 
     LIVE = "live"
     REJECTED = "rejected"
+    WAITING = "waiting"
     SUPERSEDED = "superseded"
     REVERTED = "reverted"
 

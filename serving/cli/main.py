@@ -126,7 +126,8 @@ def check(
 ) -> None:
     """Check whether a version would go live: resolve, load and verify it. Exit status 0: yes, 1: no."""
     from serving.cli.check import check_reference
-    from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
+    from serving.errors import InvalidReference, ProcessDied, RegistryError
+    from serving.promotion_errors import Rejected
     from serving.reference import Reference
 
     _configure_logging(settings, "error")

@@ -16,7 +16,8 @@ from pydantic import WithJsonSchema
 from serving.codecs.json_values import JsonFragments, OutputColumn, number_fragments
 from serving.codecs.output_columns import columns
 from serving.codecs.predictions import Predictions, interleave
-from serving.errors import ModelFailed, UnsupportedSignature
+from serving.errors import ModelFailed
+from serving.promotion_errors import UnsupportedSignature
 
 _NUMPY_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "U": "string"}
 _MLFLOW_KINDS = {

@@ -19,14 +19,8 @@ from serving.codecs.prediction_schema import GenericOutput, PredictionSchema, Wh
 from serving.codecs.predictions import Predictions
 from serving.contract.reference_profile import Profile
 from serving.contract.type_hint_schema import item_schema
-from serving.errors import (
-    BodyTooLarge,
-    FieldError,
-    Malformed,
-    ModelFailed,
-    Unprocessable,
-    UnsupportedSignature,
-)
+from serving.errors import BodyTooLarge, FieldError, Malformed, ModelFailed, Unprocessable
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.columns import Column
 from serving.types.scalars import SCALARS
 

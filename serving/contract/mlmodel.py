@@ -11,7 +11,7 @@ from serving.codecs.prediction_schema import PredictionSchema, declared, predict
 from serving.contract import reference_profile
 from serving.contract.contract import Contract, Param
 from serving.contract.reference_profile import Profile
-from serving.errors import UnsupportedSignature
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.columns import UNNAMED, Column, column
 from serving.types.nested import nested
 from serving.types.scalars import SCALARS

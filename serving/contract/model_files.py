@@ -16,7 +16,7 @@ from typing import Any
 
 import serving
 from serving.contract import bounded_parser
-from serving.errors import UnsupportedSignature
+from serving.promotion_errors import UnsupportedSignature
 
 _TIMEOUT_SECONDS = 20.0
 # The process is isolated from PYTHON* variables and .pth files, and imports only this package and PyYAML.

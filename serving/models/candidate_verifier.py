@@ -20,11 +20,12 @@ from serving.codecs.prediction_schema import GenericOutput
 from serving.codecs.predictions import Predictions
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract
-from serving.errors import ModelFailed, ProcessDied, RequestError, VerificationFailed
+from serving.errors import ModelFailed, ProcessDied, RequestError
 from serving.models.input_example import Example
 from serving.models.replay import Comparison, RecordedRequest, compare
 from serving.models.sample_rows import sample_rows
 from serving.processes.replica import Replica
+from serving.promotion_errors import VerificationFailed
 from serving.protocols.mlflow_scoring_output import predictions_json
 
 _MAX_TIMED_REQUESTS = 10

@@ -12,7 +12,8 @@ from serving.codecs.model_input import InputKind, objects
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract, Row
 from serving.contract.model_files import ModelFiles
-from serving.errors import RequestError, VerificationFailed
+from serving.errors import RequestError
+from serving.promotion_errors import VerificationFailed
 from serving.protocols.mlflow_scoring import FORMS, UNWRAPPED, ScoringParser
 from serving.types.scalars import Scalar
 

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from serving.batching.sharing_proof import UNDECIDED, Sharing, overridden
 from serving.contract.contract import Contract
-from serving.errors import ProcessDied, VerificationFailed
+from serving.errors import ProcessDied
 from serving.models.candidate_verifier import CandidateVerifier
 from serving.models.input_example import Example
 from serving.models.replay import Comparison, RecordedRequest
 from serving.processes.pool import Pool
 from serving.processes.replica import Replica
+from serving.promotion_errors import VerificationFailed
 
 log = logging.getLogger("serving.model")
 Result = TypeVar("Result")

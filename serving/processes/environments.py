@@ -21,8 +21,8 @@ from packaging.version import InvalidVersion, Version
 
 import serving
 from serving.contract.model_files import ModelFiles
-from serving.errors import EnvironmentUnavailable
 from serving.processes import package_list, uv
+from serving.promotion_errors import EnvironmentUnavailable
 
 log = logging.getLogger("serving.environments")
 # Packages that the code of the model process imports, besides MLflow.

@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from serving.errors import EnvironmentUnavailable, UntrustedArtifact
+from serving.promotion_errors import EnvironmentUnavailable, UntrustedArtifact
 
 _HASH = re.compile(r"\s--hash=(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?=\s|$)")
 _SETTING_NAME = "SERVING_PACKAGES"

@@ -12,11 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from serving.backoff import Backoff
-from serving.errors import LoadFailed, ProcessDied
+from serving.errors import ProcessDied
 from serving.processes import framing
 from serving.processes.descendants import StopDetector
 from serving.processes.launcher import Launcher
 from serving.processes.replica import Replica, ReplicaState
+from serving.promotion_errors import LoadFailed
 from serving.supervision import Component
 from serving.telemetry.metrics import ExitReason
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from serving.errors import FieldError, LoadFailed, ModelFailed, ProcessDied, Unprocessable
+from serving.errors import FieldError, ModelFailed, ProcessDied, Unprocessable
 from serving.processes import framing
 from serving.processes.descendants import StopDetector, killed_by
 from serving.processes.fork_server_process import Child
 from serving.processes.launcher import Launcher
+from serving.promotion_errors import LoadFailed
 from serving.telemetry.metrics import ExitReason
 from serving.text import shorten
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from serving.errors import EnvironmentUnavailable
+from serving.promotion_errors import EnvironmentUnavailable
 from serving.text import install_command, shorten
 
 _TIMEOUT_SECONDS = 600.0

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import UntrustedArtifact
+from serving.promotion_errors import UntrustedArtifact
 
 MAX_FILES = 20_000
 MAX_DEPTH = 50

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from serving.contract.model_files import ModelFiles
-from serving.errors import UntrustedArtifact
 from serving.processes.environments import Needs
+from serving.promotion_errors import UntrustedArtifact
 from serving.registry import strict_mode
 from serving.settings.groups import ArtifactPolicySettings
 from serving.version import Version

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from serving.backoff import Backoff
-from serving.errors import ProcessDied, RegistryError, Rejected
+from serving.errors import ProcessDied, RegistryError
+from serving.promotion_errors import PromotionWaits, Rejected
 from serving.telemetry.redaction import redact
 from serving.version import Outcome, Version
 
@@ -42,6 +43,8 @@ class Candidate:
     reason: str = ""
     failures: int = 0
     retry_at: float | None = None
+    outcome: Outcome | None = None
+    """The outcome of its last attempt for the people who promote; None for a failure that passes."""
 
     @property
     def status(self) -> str:
@@ -92,14 +95,18 @@ def failed_candidate(version: Version, error: Exception, failures: int) -> tuple
     something.
     """
     phase, reason, seconds = CandidatePhase.REJECTED, redact(str(error)), None
+    outcome: Outcome | None = Outcome.REJECTED
     if isinstance(error, (RegistryError, ProcessDied)):  # not the version's fault
-        phase, reason = CandidatePhase.WAITING, f"{version} waits: {reason}"
+        phase, reason, outcome = CandidatePhase.WAITING, f"{version} waits: {reason}", None
         seconds = retry_delay(failures)
+    elif isinstance(error, PromotionWaits):
+        phase, reason, outcome = CandidatePhase.WAITING, f"{version} waits: {reason}", Outcome.WAITING
+        seconds = retry_delay(failures + 3) if error.retry else None
     elif not isinstance(error, Rejected):
         reason = f"{type(error).__name__} in the serving front; see its log"
     elif error.may_heal:
         seconds = retry_delay(failures + 3)
-    return Candidate(version, phase, reason, failures + 1), seconds
+    return Candidate(version, phase, reason, failures + 1, outcome=outcome), seconds
 
 
 def retry_delay(failures: int, max_seconds: float = _MAX_RETRY_SECONDS) -> float:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.errors import InvalidReference, ProcessDied, RegistryError, Rejected
+from serving.errors import InvalidReference, ProcessDied, RegistryError
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
+from serving.promotion_errors import PromotionWaits, Rejected
 from serving.reference import Reference
 from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
@@ -73,7 +74,7 @@ class Fallback:
         message = f"{self._slot.reference}: {message}"
         try:
             yield
-        except (InvalidReference, RegistryError, Rejected, ProcessDied) as error:
+        except (InvalidReference, RegistryError, Rejected, PromotionWaits, ProcessDied) as error:
             log.warning("%s: %s", message, error, extra=self._slot.in_logs)
         except Exception:
             log.exception("%s", message, extra=self._slot.in_logs)

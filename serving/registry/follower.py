@@ -7,9 +7,10 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 
-from serving.errors import ProcessDied, ReferenceNotFound, RegistryError, RegistryUnavailable, Rejected
+from serving.errors import ProcessDied, ReferenceNotFound, RegistryError, RegistryUnavailable
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
+from serving.promotion_errors import PromotionWaits, Rejected
 from serving.registry.artifact_store import ArtifactStore
 from serving.registry.change_detector import ChangeDetector
 from serving.registry.client import RegistryClient
@@ -247,15 +248,15 @@ class Follower:
         try:
             loaded = await self._gate.load_and_verify(version, self.slot)
         except Exception as error:
-            if not isinstance(error, (RegistryError, ProcessDied, Rejected)):
+            if not isinstance(error, (RegistryError, ProcessDied, PromotionWaits, Rejected)):
                 log.exception("unhandled error while starting %s", version, extra=version.in_logs)
             failed, seconds = failed_candidate(version, error, failures)
         else:
             self._swap(loaded, str(loaded.comparison or ""))
             return
         await self._fall_back(failed)
-        if failed.state is CandidatePhase.REJECTED:
-            self._events.publish(PromotionEvent(version, Outcome.REJECTED, failed.reason))
+        if failed.outcome:
+            self._events.publish(PromotionEvent(version, failed.outcome, failed.reason))
         # The delay starts after the fallback, which may have taken long to load.
         retry_at = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self._set_candidate(replace(failed, retry_at=retry_at))

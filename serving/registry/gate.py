@@ -15,25 +15,26 @@ from cachetools import LRUCache
 from serving.batching.sharing_proof import Sharing, reported
 from serving.contract import model_files
 from serving.contract.compatibility import breaking_changes, input_changes
-from serving.errors import (
-    DigestMismatch,
-    FrontDied,
-    IncompatibleContract,
-    LoadFailed,
-    ProcessDied,
-    VerificationFailed,
-)
+from serving.errors import ProcessDied
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import LastLive, Slot
 from serving.processes import environments
 from serving.processes.environments import Difference, Environments, Needs
 from serving.processes.launcher import Launcher
+from serving.promotion_errors import (
+    DigestMismatch,
+    FrontDied,
+    IncompatibleContract,
+    LoadFailed,
+    VerificationFailed,
+)
 from serving.registry import load_attempts
 from serving.registry.artifact_files import check_files
 from serving.registry.artifact_policy import ArtifactPolicy
 from serving.registry.artifact_store import ArtifactStore
 from serving.registry.client import RegistryClient
 from serving.registry.load_attempts import LoadAttempts
+from serving.registry.promotion_check import Promotion, PromotionCheck
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.version import Artifacts, Version
@@ -50,7 +51,8 @@ class Gate:
 
     The checks in order: the operator's policy allows it; the artifacts are complete, and have the registered
     digest; the signature can be typed; the contract breaks no client of the live one; it loads in time; it
-    predicts its own input example; it predicts the last live requests.
+    predicts its own input example; it predicts the last live requests. The checks of features run before it
+    is loaded, and at the end.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Gate:
         self._environments = Environments(
             settings.store_dir / "environments", strict=settings.strict_artifacts, packages=settings.packages
         )
+        self.checks: Sequence[PromotionCheck] = ()
+        """Conditions of features."""
         self.attempts = LoadAttempts(store.attempts)
         self._verifying, self._idle, self._suspect = 0, asyncio.Event(), asyncio.Lock()
         self._idle.set()
@@ -78,6 +82,7 @@ class Gate:
 
         Raises:
             Rejected: it fails a check.
+            PromotionWaits: a person has to do something first.
             RegistryError: its artifacts could not be downloaded.
             ProcessDied: a process or the system failed, through no fault of the version.
         """
@@ -123,17 +128,21 @@ class Gate:
 
     async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         """Load and verify a version whose artifacts are on the disk; see `load_and_verify`."""
+        promotion = Promotion(slot, version, artifacts, await self._store.has_served(version))
+        for check in self.checks:
+            await check.before_load(promotion)
         self._verifying += 1
         self._idle.clear()
         try:
             async with self.attempts.mark(version):
-                return await self._verify(version, artifacts, slot)
+                return await self._verify(promotion)
         finally:
             self._verifying -= 1
             if not self._verifying:
                 self._idle.set()
 
-    async def _verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
+    async def _verify(self, promotion: Promotion) -> LoadedModel:
+        version, artifacts, slot = promotion.version, promotion.artifacts, promotion.slot
         await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.mlmodel)
@@ -169,6 +178,8 @@ class Gate:
             await loaded.replay(
                 loaded.recorder.last(), reported(version.tags) or self._sharing.get(artifacts.digest)
             )
+            for check in self.checks:
+                await check.before_live(promotion, loaded)
         except BaseException:
             loaded.close()
             raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.errors import ReferenceNotFound, UntrustedArtifact
+from serving.errors import ReferenceNotFound
+from serving.promotion_errors import UntrustedArtifact
 from serving.version import Version
 
 MAX_TAGS = 500

@@ -25,6 +25,7 @@ _NO_WARNINGS = "none"
 _LOG_LEVELS = {
     Outcome.LIVE: logging.INFO,
     Outcome.REJECTED: logging.WARNING,
+    Outcome.WAITING: logging.WARNING,
     Outcome.REVERTED: logging.ERROR,
 }
 """A superseded version is not logged: the line about its successor is enough."""
@@ -50,6 +51,8 @@ class PromotionEvent:
                 return f"{self.version} is live" + (f": {self.reason}" if self.reason else "")
             case Outcome.REJECTED:
                 return Candidate(self.version, CandidatePhase.REJECTED, self.reason).status
+            case Outcome.WAITING:
+                return self.reason
             case _:
                 return f"{self.version} was {self.outcome}: {self.reason}"
 
@@ -80,13 +83,13 @@ class PromotionEvents:
             self._tasks.spawn(self._history.add(entry))
 
     def _write_log(self, event: PromotionEvent) -> None:
-        # A rejection that made another version stand in is already the slot's status, and was logged then.
-        is_logged = event.outcome is Outcome.REJECTED and event.sentence == self._slot.reason
+        # If another version stands in, the reason is already the slot's status, and was logged then.
+        is_logged = event.outcome is not Outcome.LIVE and event.sentence == self._slot.reason
         if (level := _LOG_LEVELS.get(event.outcome)) and not is_logged:
             log.log(level, "%s", event.sentence, extra=self._slot.in_logs | event.version.in_logs)
 
     def _set_status(self, event: PromotionEvent) -> None:
-        if event.outcome in (Outcome.REJECTED, Outcome.REVERTED):
+        if event.outcome in (Outcome.REJECTED, Outcome.WAITING, Outcome.REVERTED):
             self._slot.set_reason(event.sentence)
 
     # -- status without an outcome

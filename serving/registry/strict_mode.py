@@ -9,7 +9,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from serving.contract.model_files import ModelFiles
-from serving.errors import UntrustedArtifact
+from serving.promotion_errors import UntrustedArtifact
 
 # The flavors whose files contain only data, and the suffixes of those files.
 _LOADERS = {f"mlflow.{name}": name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "onnx")}

@@ -107,7 +107,7 @@ def outcome(update: StatusUpdate, present: Mapping[str, str]) -> dict[str, str |
     state, reason = present.get("serving.state"), shorten(update.reason, MAX_REASON_LENGTH)
     if update.outcome is Outcome.SUPERSEDED and references(present):
         return {}
-    if state == Outcome.LIVE and update.outcome is Outcome.REJECTED:
+    if state == Outcome.LIVE and update.outcome in (Outcome.REJECTED, Outcome.WAITING):
         refusal = _refusal_text(update.reason)
         value = json.dumps({"reason": refusal}, ensure_ascii=False)
         return _changed({"serving.reason": _refusal_sentence(refusal), REFUSAL_TAG: value}, present)

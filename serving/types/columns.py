@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from serving.errors import UnsupportedSignature
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.column_type import ColumnType, column_type
 from serving.types.constraints import check_keyword
 from serving.types.scalars import SCALARS, Scalar

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import orjson
 import pyarrow as pa
 
-from serving.errors import UnsupportedSignature
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.constraints import ANNOTATIONS
 from serving.types.scalars import SCALARS, Scalar
 

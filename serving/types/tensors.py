@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 
-from serving.errors import UnsupportedSignature
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.constraints import ANNOTATIONS
 from serving.types.scalars import FLOAT32_MAX, coerce_integral
 

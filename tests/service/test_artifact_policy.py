@@ -15,9 +15,9 @@ import yaml
 from mlflow.models import infer_signature
 from sklearn.linear_model import LinearRegression
 
-from serving.errors import UntrustedArtifact
 from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.replica import Replica
+from serving.promotion_errors import UntrustedArtifact
 from serving.registry.artifact_policy import ArtifactPolicy, is_within
 from serving.settings.groups import ArtifactPolicySettings
 from tests.support.promotions import Model

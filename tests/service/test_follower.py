@@ -15,8 +15,10 @@ import pytest
 
 from serving.errors import NotLive
 from serving.models.loaded_model import LoadedModel
+from serving.promotion_errors import PromotionWaits, Rejected
 from serving.reference import Reference
 from serving.registry.decisions import Action, Candidate, CandidatePhase, decide, next_poll_delay, retry_delay
+from serving.registry.promotion_check import Promotion, PromotionCheck
 from serving.supervision import Supervisor
 from serving.version import Version
 from tests.support.followers import FollowerHarness, live, predict, settle
@@ -273,6 +275,38 @@ async def test_process_that_dies_once_on_the_example_is_replaced(
     assert note.exists()
     assert live(follower) == "1"
     assert await predict(follower, 2.0) == 4.0
+
+
+class SignedOff(PromotionCheck):
+    """Lets versions with a tag go live, and rejects those with another."""
+
+    async def before_load(self, promotion: Promotion) -> None:
+        if "sign_off" not in promotion.version.tags:
+            raise PromotionWaits("nobody has signed it off")
+
+    async def before_live(self, promotion: Promotion, loaded: LoadedModel) -> None:
+        if "bad" in promotion.version.tags:
+            raise Rejected("it is bad")
+
+
+async def test_check_of_a_feature_makes_a_version_wait_and_rejects_it(harness: FollowerHarness) -> None:
+    follower = harness.follow()
+    harness.promote(factor=2.0)
+    await settle(follower)
+    follower._gate.checks = [SignedOff()]
+    second = harness.promote(factor=3.0)
+    await settle(follower)
+    assert (live(follower), harness.tags(second)["serving.state"]) == ("1", "waiting")
+    assert harness.tags(second)["serving.reason"] == "actor version 2 waits: nobody has signed it off"
+    harness.registry.client.set_model_version_tag("actor", second, "sign_off", "yes")
+    await settle(follower)
+    assert (live(follower), harness.tags(second)["serving.state"]) == ("2", "live")
+    third = harness.promote(factor=4.0)
+    for tag in ("bad", "sign_off"):
+        harness.registry.client.set_model_version_tag("actor", third, tag, "yes")
+    await settle(follower)
+    assert (live(follower), harness.tags(third)["serving.state"]) == ("2", "rejected")
+    assert harness.tags(third)["serving.reason"] == "it is bad"
 
 
 async def test_reason_is_reported_if_nothing_is_live(harness: FollowerHarness) -> None:

@@ -14,7 +14,8 @@ from threading import Event, Thread
 
 import pytest
 
-from serving.errors import RegistryUnavailable, UntrustedArtifact
+from serving.errors import RegistryUnavailable
+from serving.promotion_errors import UntrustedArtifact
 from serving.registry import artifact_files, blocking_calls
 from serving.registry import downloads as downloads_module
 from serving.registry.artifact_policy import ArtifactPolicy, is_within, local_folder

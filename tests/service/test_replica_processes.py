@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from serving.codecs import model_output
-from serving.errors import LoadFailed, ModelFailed, ProcessDied
+from serving.errors import ModelFailed, ProcessDied
 from serving.processes.framing import FrameType, pack
 from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.pool import Pool, next_backoff
 from serving.processes.replica import Replica, ReplicaState
+from serving.promotion_errors import LoadFailed
 from serving.telemetry.metrics import ExitReason
 from tests.support.contracts import contract
 from tests.support.process_ids import Watch, parent

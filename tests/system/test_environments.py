@@ -18,9 +18,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from serving.contract import model_files
-from serving.errors import EnvironmentUnavailable, LoadFailed, ProcessDied, UntrustedArtifact
+from serving.errors import ProcessDied
 from serving.processes import environments, package_list
 from serving.processes.environments import Environments
+from serving.promotion_errors import EnvironmentUnavailable, LoadFailed, UntrustedArtifact
 from tests.support import mlflow_releases
 from tests.support.followers import FollowerHarness, settle
 from tests.support.mlflow_releases import OldModels

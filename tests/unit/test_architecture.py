@@ -18,6 +18,7 @@ LAYERS = [
     "serving.backoff",
     "serving.text",
     "serving.errors",
+    "serving.promotion_errors",
     "serving.sandbox",
     "serving.reference",
     "serving.version",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from serving.errors import Malformed, Unprocessable, UnsupportedSignature
+from serving.errors import Malformed, Unprocessable
+from serving.promotion_errors import UnsupportedSignature
 from serving.types.scalars import FLOAT32_MAX
 from tests.support.contracts import TYPES, contract
 

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import LoadFailed, ModelFailed, ProcessDied, Unprocessable
+from serving.errors import ModelFailed, ProcessDied, Unprocessable
 from serving.journal import framing as journal_frames
 from serving.processes import framing
 from serving.processes.fork_server_process import ForkServerProcess
 from serving.processes.launcher import Launcher
 from serving.processes.output_capture import OutputCapture
 from serving.processes.replica import Replica, ReplicaState
+from serving.promotion_errors import LoadFailed
 
 MAX_BYTES = 2**16
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))

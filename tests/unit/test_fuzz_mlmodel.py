@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 from serving.contract import bounded_parser, mlmodel, model_files
 from serving.contract.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
 from serving.contract.model_files import ModelFiles
-from serving.errors import EnvironmentUnavailable, UnsupportedSignature, UntrustedArtifact, VerificationFailed
 from serving.models import input_example
 from serving.processes import environments, package_list
+from serving.promotion_errors import (
+    EnvironmentUnavailable,
+    UnsupportedSignature,
+    UntrustedArtifact,
+    VerificationFailed,
+)
 from serving.registry.artifact_policy import ArtifactPolicy
 from serving.settings.groups import ArtifactPolicySettings
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from serving.errors import RegistryUnavailable, UntrustedArtifact
+from serving.errors import RegistryUnavailable
+from serving.promotion_errors import UntrustedArtifact
 from serving.reference import Reference
 from serving.registry import blocking_calls, bounded_http, client, mlflow_entities
 from serving.settings.groups import RegistrySettings

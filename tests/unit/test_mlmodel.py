@@ -18,9 +18,10 @@ from mlflow.types.schema import SparkMLVector
 
 from serving.contract import mlmodel, model_files
 from serving.contract.model_files import ModelFiles
-from serving.errors import Unprocessable, UnsupportedSignature, VerificationFailed
+from serving.errors import Unprocessable
 from serving.models import input_example
 from serving.processes import pyfunc_input
+from serving.promotion_errors import UnsupportedSignature, VerificationFailed
 from tests.support.contracts import columns, contract
 from tests.support.registry import SCRIPTED_MODEL
 
