@@ -21,7 +21,7 @@ from serving.auth.authenticator import Authenticator
 from serving.auth.host_and_origin import HostNames
 from serving.cluster import Cluster, majority_versions
 from serving.dataplane import DataPlane
-from serving.features import Core, load
+from serving.feature_interface import Core, load
 from serving.http import problem_details
 from serving.http.application import ServingApp, error_response
 from serving.http.endpoints import (
@@ -66,7 +66,7 @@ FEATURES = (
     "drift",
     "journal",
 )
-"""Folders of features, in the order in which their hooks run; see `serving.features`."""
+"""Folders of features, in the order in which their hooks run; see `serving.feature_interface`."""
 _MIN_SHARED_FOLLOWERS = 4
 """From this number of references on, their followers poll the registry together."""
 _MAX_SPREAD_SECONDS = 1.0

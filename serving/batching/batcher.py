@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from serving.batching.batch_selection import next_batch, split_for_retry
 from serving.batching.chunk_stream import ChunkStream
 from serving.batching.latency_model import BatchLatencyModel
-from serving.batching.pending import Group, Output, PendingRequest, next_batch, split_for_retry, start_call
+from serving.batching.pending_request import Group, Output, PendingRequest, start_call
 from serving.codecs.model_input import Rows, concat
 from serving.codecs.predictions import Predictions
 from serving.errors import (

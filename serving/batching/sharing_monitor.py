@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from serving.batching.batcher import Batcher
-from serving.batching.pending import BatchKey, Group
+from serving.batching.pending_request import BatchKey, Group
 from serving.batching.sharing_proof import differing_rows
 from serving.codecs.model_input import Rows
 from serving.codecs.predictions import LazyPredictions

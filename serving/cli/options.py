@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from serving.cli.console import escape, fail
-from serving.settings.environment import suspicious_variables
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors, panel
+from serving.settings.unknown_variables import suspicious_variables
 
 _OPTION_OF = {env_name(name): f"--{name.replace('_', '-')}" for name in OPTIONS}
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", tuple: "LIST"}

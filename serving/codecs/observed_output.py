@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from serving.codecs import model_output
-from serving.codecs.json_values import OutputColumn
 from serving.codecs.model_output import OutputForm
 from serving.codecs.output_columns import columns
+from serving.codecs.output_json import OutputColumn
 from serving.codecs.prediction_schema import GenericOutput, PredictionSchema, WholeOutput
 from serving.errors import ModelFailed
 

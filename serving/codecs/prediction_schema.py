@@ -13,8 +13,8 @@ import orjson
 import pyarrow as pa
 from pydantic import WithJsonSchema
 
-from serving.codecs.json_values import JsonFragments, OutputColumn, number_fragments
 from serving.codecs.output_columns import columns
+from serving.codecs.output_json import JsonFragments, OutputColumn, number_fragments
 from serving.codecs.predictions import Predictions, interleave
 from serving.errors import ModelFailed
 from serving.promotion_errors import UnsupportedSignature

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 
-from serving.codecs.json_values import JsonFragments
+from serving.codecs.output_json import JsonFragments
 from serving.errors import ModelFailed
 
 

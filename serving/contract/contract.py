@@ -13,8 +13,8 @@ from pydantic_core import SchemaError, SchemaValidator, from_json
 from typing_extensions import TypedDict
 
 from serving.codecs.json_fields import refuse_repeats
-from serving.codecs.json_values import OutputColumn
 from serving.codecs.model_input import InputKind, InputLayout
+from serving.codecs.output_json import OutputColumn
 from serving.codecs.prediction_schema import GenericOutput, PredictionSchema, WholeOutput
 from serving.codecs.predictions import Predictions
 from serving.contract.reference_profile import Profile

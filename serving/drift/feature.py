@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.drift.monitor import Drift, DriftFields
-from serving.features import Core, Feature, Task
+from serving.feature_interface import Core, Feature, Task
 from serving.http.readiness import StatusSource
 
 

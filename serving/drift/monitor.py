@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from serving.contract.reference_profile import Profile
-from serving.drift.histogram import DecayedHistogram
+from serving.drift.population_stability import DecayedHistogram
 from serving.drift.sampling import SampledInputs, SampledRequest, sampled_predictions
 from serving.hooks import InferenceEvent, RequestHook
 from serving.http.readiness import StatusPart

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from serving.batching.pending import Output
+from serving.batching.pending_request import Output
 from serving.codecs.model_input import Rows
 from serving.codecs.predictions import LazyPredictions, Predictions
 from serving.errors import ModelFailed

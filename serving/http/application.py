@@ -18,8 +18,8 @@ from serving.auth.access_rules import NO_ROUTE, Access, allowed_methods, require
 from serving.auth.authenticator import Authenticator
 from serving.dataplane import DataPlane, Status, failure_of
 from serving.http import problem_details
-from serving.http.content_coding import CODINGS
 from serving.http.http_context import HttpContext
+from serving.http.request_decompression import CODINGS
 from serving.http.response_compression import compressing
 from serving.http.routing import Router
 from serving.models.slot import Slot

@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from serving.http import problem_details, schemas
+from serving.http import problem_details
+from serving.http import protocol_schemas as schemas
 from serving.http.endpoints import feedback
 from serving.http.typed_openapi import typed_routes
 from serving.models.loaded_model import LoadedModel

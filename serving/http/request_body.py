@@ -9,8 +9,8 @@ from collections.abc import Collection
 from starlette.types import Message, Receive
 
 from serving.errors import BodyTooLarge, ClientDisconnected, Malformed, RequestTimeout, UnsupportedMedia
-from serving.http.content_coding import decompress, request_coding
 from serving.http.http_context import HttpContext
+from serving.http.request_decompression import decompress, request_coding
 
 JSON = "application/json"
 READ_TIMEOUT_SECONDS = 20.0

@@ -11,8 +11,8 @@ from functools import lru_cache
 import pyarrow as pa
 from starlette.types import Message, Send
 
-from serving.http.content_coding import ALIASES
 from serving.http.http_context import Header
+from serving.http.request_decompression import ALIASES
 from serving.protocols.tabular import PARQUET
 
 MIN_COMPRESSED_BYTES = 1025

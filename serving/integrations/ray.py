@@ -24,7 +24,7 @@ from serving.app import create_asgi_app
 from serving.cluster import ClusterView, InstanceState, divergence, instance_state
 from serving.errors import NotLive
 from serving.models.slot import Slot
-from serving.processes import confinement
+from serving.processes import privileges
 from serving.settings.settings import OPTIONS, Settings, env_name, format_errors
 from serving.telemetry.logging import configure as configure_logging
 
@@ -156,7 +156,7 @@ class RayReplica:
         _configure_process(self._settings)
         private_files.set_umask()
         private_files.restrict(self._settings, self._settings)
-        confinement.hide_memory()
+        privileges.hide_memory()
         application, front = create_asgi_app(self._settings, self)
         self._slots, self._registry = front.slots, front.metrics.registry
         async with AsyncExitStack() as starting:

@@ -15,9 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from serving.journal import row_builder
 from serving.journal.feedback_sums import Sums
+from serving.journal.outcome_scores import InvalidOutcome, Score, score
 from serving.journal.quality import Quality
 from serving.journal.schema import feedback, predictions, versions
-from serving.journal.scoring import InvalidOutcome, Score, score
 
 _MAX_QUALITIES = 100
 _outputs = lru_cache(maxsize=64)(row_builder.outputs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from serving.journal.scoring import Score
+from serving.journal.outcome_scores import Score
 
 
 @dataclass(slots=True)

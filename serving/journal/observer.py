@@ -21,12 +21,12 @@ from uuid_utils import uuid7
 from serving.errors import JournalUnavailable
 from serving.hooks import Header, InferenceEvent, RequestHook
 from serving.http.readiness import StatusPart
-from serving.journal.framing import Frame, FrameType
-from serving.journal.metrics import JournalMetrics
 from serving.journal.mlflow_metrics import MetricsReporter
+from serving.journal.prometheus_metrics import JournalMetrics
 from serving.journal.quality import Quality, QualityFields, QualityState
 from serving.journal.records import Record, pack, record
 from serving.journal.writer_client import WriterClient
+from serving.journal.writer_frames import Frame, FrameType
 from serving.models.slot import Slot
 from serving.registry.client import RegistryClient
 from serving.request_context import RequestContext

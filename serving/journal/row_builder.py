@@ -104,14 +104,14 @@ def _moment(prefix: str) -> datetime:
 
 
 def _tables_as_json(tables: list[Any], version: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    from serving.journal.json_rows import to_json_rows  # a heavy import that few records need
+    from serving.journal.typed_rows import to_json_rows  # a heavy import that few records need
 
     inputs, results, positions = tables
     return to_json_rows(inputs, results, positions, outputs(version["outputs"]))
 
 
 def _inputs_as_json(tables: list[Any]) -> bytes:
-    from serving.journal.json_rows import input_rows  # as above
+    from serving.journal.typed_rows import input_rows  # as above
 
     inputs, _, positions = tables
     return input_rows(inputs, positions)

@@ -30,11 +30,11 @@ from serving.backoff import Backoff
 from serving.errors import JournalUnavailable
 from serving.journal import database, feedback_store
 from serving.journal.database import RowsRejected, transaction
-from serving.journal.framing import Frame, FrameType, receive
 from serving.journal.quality import Quality
 from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
-from serving.processes import confinement
+from serving.journal.writer_frames import Frame, FrameType, receive
+from serving.processes import privileges
 from serving.telemetry.logging import configure as configure_logging
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def main(descriptor: int) -> None:
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
-    confinement.hide_memory()
+    privileges.hide_memory()
     connection = socket.socket(fileno=descriptor)
     if opened := receive(connection):
         options = orjson.loads(opened.payload)

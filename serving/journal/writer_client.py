@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from serving.journal.framing import Frame, FrameType, read
+from serving.journal.writer_frames import Frame, FrameType, read
 from serving.processes.descendants import StopDetector
 from serving.supervision import Component, Supervisor
 

@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Sequence
 
-from serving.batching.pending import PendingRequest
+from serving.batching.pending_request import PendingRequest
 from serving.codecs.predictions import LazyPredictions
 from serving.errors import ModelFailed, ProcessDied, ServingError
 from serving.models.loaded_model import LoadedModel

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.codecs.json_values import to_jsonable
 from serving.codecs.model_input import InputKind, objects
+from serving.codecs.output_json import to_jsonable
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract, Row
 from serving.contract.model_files import ModelFiles

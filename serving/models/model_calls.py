@@ -12,7 +12,7 @@ import pyarrow as pa
 from serving.batching.batcher import Batcher
 from serving.batching.chunk_stream import ChunkStream
 from serving.batching.latency_model import BatchLatencyModel
-from serving.batching.pending import BatchKey, Group, Output, PendingRequest
+from serving.batching.pending_request import BatchKey, Group, Output, PendingRequest
 from serving.batching.sharing_monitor import SharingMonitor
 from serving.batching.sharing_proof import UNDECIDED, Basis, Sharing
 from serving.codecs import model_output

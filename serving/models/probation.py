@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.batching.pending import PendingRequest
+from serving.batching.pending_request import PendingRequest
 
 MAX_DEATHS = 3
 MIN_FAILURES = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.features import Core, Feature, Task
+from serving.feature_interface import Core, Feature, Task
 from serving.http.endpoints import status_data
 from serving.http.mlflow_links import MlflowUi
 from serving.observers import tracing

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from serving.errors import TracingConfigError
-from serving.features import Feature
+from serving.feature_interface import Feature
 from serving.text import install_command
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

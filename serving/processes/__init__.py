@@ -1,1 +1,1 @@
-"""Model processes: fork server, replicas, environments and confinement."""
+"""Model processes: fork server, replicas, virtual environments and privileges."""

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import sandbox
-from serving.processes import confinement, descendants, guardian, model_process
+from serving.processes import descendants, guardian, model_process, privileges
 
 PRELOAD = ("mlflow.sklearn", "sklearn.pipeline", "sklearn.ensemble", "skops.io")
 """Modules that models commonly need."""
@@ -138,7 +138,7 @@ class ForkServer:
     def _become_model_process(self, connection: int, output: int, folder: Path) -> None:
         status = 1
         try:
-            confinement.drop_privileges()
+            privileges.drop_privileges()
             descendants.die_with_parent()
             descendants.adopt_orphans()
             os.setsid()  # only the front handles Ctrl-C in the terminal

@@ -3,7 +3,7 @@
 A frame is a header of five bytes and a payload. The header contains the type of the frame and the length of
 the payload in bytes (little endian). At most one call is in progress, so that frames need no number.
 
-The journal's frames have another header (`serving.journal.framing`) and are read by the same functions.
+The journal's frames have another header (`serving.journal.writer_frames`) and are read by the same functions.
 """
 
 from __future__ import annotations

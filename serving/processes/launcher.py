@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from serving.errors import ProcessDied
 from serving.processes import descendants
-from serving.processes.confinement import model_environment
+from serving.processes.environment_variables import model_environment
 from serving.processes.fork_server_process import Child, ForkServerProcess
 from serving.processes.guardian import SCRATCH
 from serving.processes.output_capture import OutputCapture, captured

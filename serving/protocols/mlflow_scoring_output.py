@@ -10,8 +10,8 @@ import orjson
 import pyarrow as pa
 
 from serving.codecs import model_output
-from serving.codecs.json_values import JsonFragments, OutputColumn
 from serving.codecs.model_output import OutputForm
+from serving.codecs.output_json import JsonFragments, OutputColumn
 from serving.codecs.predictions import interleave
 from serving.errors import ModelFailed
 from serving.types.tensors import from_list_array

@@ -16,10 +16,10 @@ from pydantic import BaseModel
 
 from serving import __version__
 from serving.codecs import model_output
-from serving.codecs.json_values import OutputColumn
 from serving.codecs.model_input import InputKind
 from serving.codecs.model_output import OutputForm
 from serving.codecs.output_columns import column_of, columns
+from serving.codecs.output_json import OutputColumn
 from serving.contract.column_validator import ColumnValidator, Given
 from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.codecs.json_fields import refuse_repeats
-from serving.codecs.json_values import to_jsonable
+from serving.codecs.output_json import to_jsonable
 from serving.errors import Malformed, ModelFailed, Unprocessable
 from serving.types.nested import JSON
 from serving.types.tensors import fixed_size_list

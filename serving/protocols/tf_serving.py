@@ -15,9 +15,9 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from serving.codecs import model_output
-from serving.codecs.json_values import OutputColumn
 from serving.codecs.model_input import InputKind
 from serving.codecs.model_output import OutputForm
+from serving.codecs.output_json import OutputColumn
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.contract import Contract
 from serving.errors import ModelFailed, Unprocessable

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from serving.contract.model_files import ModelFiles
-from serving.processes.environments import Needs
+from serving.processes.requirements import Needs
 from serving.promotion_errors import UntrustedArtifact
 from serving.registry import strict_mode
 from serving.settings.groups import ArtifactPolicySettings

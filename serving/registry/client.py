@@ -26,7 +26,7 @@ from serving.registry import (
     webhooks,
 )
 from serving.registry.artifact_policy import local_folder
-from serving.registry.downloads import Downloads
+from serving.registry.download_limits import Downloads
 from serving.registry.live_tag import contested
 from serving.registry.mlflow_entities import as_version, underlying
 from serving.registry.mlflow_errors import map_exceptions

@@ -18,9 +18,10 @@ from serving.contract.compatibility import breaking_changes, input_changes
 from serving.errors import ProcessDied
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import LastLive, Slot
-from serving.processes import environments
-from serving.processes.environments import Difference, Environments, Needs
+from serving.processes import requirements
 from serving.processes.launcher import Launcher
+from serving.processes.requirements import Difference, Needs
+from serving.processes.virtual_environments import Environments
 from serving.promotion_errors import (
     DigestMismatch,
     FrontDied,
@@ -146,8 +147,8 @@ class Gate:
         await asyncio.to_thread(check_files, artifacts.folder.resolve())
         files = await model_files.read(artifacts.folder)
         await asyncio.to_thread(self._policy.check_model, artifacts.folder, files.mlmodel)
-        needs = await asyncio.to_thread(environments.read, files)
-        differing = await asyncio.to_thread(environments.differences, needs)
+        needs = await asyncio.to_thread(requirements.read, files)
+        differing = await asyncio.to_thread(requirements.differences, needs)
         if self._settings.environments:
             self._policy.check_requirements(files, needs)
         launcher = await self._launcher_for(needs, differing)
@@ -204,7 +205,7 @@ class Gate:
         except (LoadFailed, VerificationFailed) as error:
             if launcher.is_dedicated or not differing:
                 raise
-            hint = f"It requires {environments.describe(differing)}: {environments.REMEDY}"
+            hint = f"It requires {requirements.describe(differing)}: {requirements.REMEDY}"
             raise type(error)(f"{error}. {hint}") from error
         except ProcessDied as error:
             if not launcher.is_dedicated:
@@ -233,5 +234,5 @@ def _warnings(version: Version, differing: Sequence[Difference]) -> list[str]:
         return []
     return [
         f"{version} may predict differently than when it was logged: it requires "
-        f"{environments.describe(relevant)}: {environments.REMEDY}"
+        f"{requirements.describe(relevant)}: {requirements.REMEDY}"
     ]

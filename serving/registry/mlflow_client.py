@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serving.registry import artifact_downloads, bounded_http
+from serving.registry import bounded_http, resumable_downloads
 from serving.registry.unity_catalog import model_uri
 from serving.settings.groups import RegistrySettings
 from serving.version import Version
@@ -47,7 +47,7 @@ def download(version: Version, folder: Path, settings: RegistrySettings) -> Path
     """Download the artifacts of a version into `folder`; return their path."""
     is_catalog = settings.catalog and version.version
     repository = partial(_catalog_repository if is_catalog else _artifact_repository, version, settings)
-    return artifact_downloads.download(repository, folder, settings.download_stall_seconds)
+    return resumable_downloads.download(repository, folder, settings.download_stall_seconds)
 
 
 def with_driver(uri: str) -> str:

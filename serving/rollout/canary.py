@@ -21,7 +21,7 @@ from serving.models.traffic_split import TrafficSplit
 from serving.registry.tag_changes import MAX_REASON_LENGTH
 from serving.registry.tag_writer import TagWriter
 from serving.rollout import canary_state
-from serving.rollout.analysis import RequestStats, TrafficWindow, failure_reason
+from serving.rollout.canary_analysis import RequestStats, TrafficWindow, failure_reason
 from serving.settings.groups import RolloutSettings
 from serving.tasks import BackgroundTasks
 from serving.text import shorten

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.features import Core, Feature, Task
+from serving.feature_interface import Core, Feature, Task
 from serving.http.readiness import StatusSource
 from serving.rollout.canary import Canary
 from serving.rollout.shadow import Shadow

@@ -22,7 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.batching.pending import Output, PendingRequest
+from serving.batching.pending_request import Output, PendingRequest
 from serving.contract.compatibility import breaking_changes
 from serving.errors import ModelFailed, Overloaded, ServingError
 from serving.hooks import InferenceEvent, RequestHook

@@ -6,7 +6,7 @@ from collections import deque
 
 import pyarrow as pa
 
-from serving.batching.pending import PendingRequest
+from serving.batching.pending_request import PendingRequest
 from serving.codecs.predictions import LazyPredictions
 from serving.hooks import InferenceEvent
 

@@ -14,11 +14,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serving.errors import Overloaded
 from serving.http.unsent_responses import ReadProgress, UnsentBytes
-from serving.server.request_head import Invalid, refusal
-from serving.server.request_parsing import CheckedParsing
+from serving.server.header_checks import Invalid, refusal
+from serving.server.request_limits import CheckedParsing
 from serving.server.response_corking import Corked
 from serving.settings.groups import LimitSettings
-from serving.telemetry.connections import Closed, ConnectionMetrics
+from serving.telemetry.connection_metrics import Closed, ConnectionMetrics
 
 _LINGER_SECONDS = 1.0
 

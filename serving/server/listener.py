@@ -19,9 +19,9 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from serving.server.request_head import refusal
+from serving.server.header_checks import refusal
 from serving.server.tls_certificate import Certificate
-from serving.telemetry.connections import Closed, ConnectionMetrics
+from serving.telemetry.connection_metrics import Closed, ConnectionMetrics
 
 log = logging.getLogger("serving")
 _MAX_ACCEPTED_AT_ONCE = 16

@@ -19,7 +19,7 @@ from serving.app import create_asgi_app
 from serving.auth.host_and_origin import HostNames
 from serving.http.application import ServingApp
 from serving.http.unsent_responses import UnsentBytes
-from serving.processes import confinement
+from serving.processes import privileges
 from serving.registry import blocking_calls
 from serving.server import signals
 from serving.server.connection_limits import http_connections, open_files_shortage
@@ -28,7 +28,7 @@ from serving.server.listener import HttpServer
 from serving.server.sockets import Sockets, StartupError, describe, open_sockets
 from serving.server.tls_certificate import Certificate
 from serving.settings.settings import Settings
-from serving.telemetry.connections import ConnectionMetrics
+from serving.telemetry.connection_metrics import ConnectionMetrics
 
 log = logging.getLogger("serving")
 # Longer than the pools of clients and load balancers keep a connection (60 s), so that they close it.
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
     sockets = open_sockets(settings, os.environ)
     private_files.restrict(settings, settings)
-    confinement.hide_memory()
+    privileges.hide_memory()
     app, front = create_asgi_app(settings)
     metrics, max_connections = ConnectionMetrics(front.metrics.registry), http_connections(settings)
     unsent = UnsentBytes(settings.max_unsent_bytes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.settings.environment import is_link_to_port
+from serving.settings.unknown_variables import is_link_to_port
 
 PORT_VARIABLES = ("SERVING_PORT", "AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT")
 """By precedence: the service's own variable, Vertex AI's, SageMaker's, and Cloud Run's and Knative's."""

@@ -21,7 +21,6 @@ from serving import sandbox
 from serving.errors import InvalidReference
 from serving.reference import Reference
 from serving.settings.addresses import ServerSettings
-from serving.settings.environment import is_link_to_port
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
@@ -37,6 +36,7 @@ from serving.settings.groups import (
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
 from serving.settings.unity_catalog import Catalog, check_reference
+from serving.settings.unknown_variables import is_link_to_port
 from serving.text import install_command
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from serving import sandbox
-from serving.processes.confinement import model_environment
+from serving.processes.environment_variables import model_environment
 from serving.settings.settings import Settings
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import Service, served, until

@@ -17,9 +17,9 @@ import pytest
 from serving.errors import RegistryUnavailable
 from serving.promotion_errors import UntrustedArtifact
 from serving.registry import artifact_files, blocking_calls
-from serving.registry import downloads as downloads_module
+from serving.registry import download_limits as downloads_module
 from serving.registry.artifact_policy import ArtifactPolicy, is_within, local_folder
-from serving.registry.downloads import Downloads
+from serving.registry.download_limits import Downloads
 from serving.settings.groups import ArtifactPolicySettings
 from serving.settings.groups import RegistrySettings as RegistrySettings
 from serving.version import Version

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from serving.errors import BodyTooLarge, Malformed, UnsupportedEncoding
-from serving.http.content_coding import decompress, request_coding
+from serving.http.request_decompression import decompress, request_coding
 from serving.http.response_compression import accepted_coding, compressing
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import SELDOM, Service, served

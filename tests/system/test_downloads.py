@@ -172,7 +172,7 @@ async def test_interrupted_file_without_ranges_is_started_again(
 async def test_file_that_is_always_interrupted_fails(
     proxy: Proxy, registered: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.registry.artifact_downloads._MAX_STARTS", 2)
+    monkeypatch.setattr("serving.registry.resumable_downloads._MAX_STARTS", 2)
     proxy.cuts, proxy.hides_ranges = 99, True
     with pytest.raises(
         RegistryUnavailable, match="was interrupted 2 times, and its server cannot continue it"

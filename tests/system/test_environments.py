@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from serving.contract import model_files
 from serving.errors import ProcessDied
-from serving.processes import environments, package_list
-from serving.processes.environments import Environments
+from serving.processes import package_list, requirements, virtual_environments
+from serving.processes.virtual_environments import Environments
 from serving.promotion_errors import EnvironmentUnavailable, LoadFailed, UntrustedArtifact
 from tests.support import mlflow_releases
 from tests.support.followers import FollowerHarness, settle
@@ -179,7 +179,7 @@ async def test_python_of_a_failed_load_is_named(harness: FollowerHarness, tmp_pa
     assert follower.candidate
     assert follower.candidate.reason == (
         "loading it raised ValueError: broken. "
-        f"It requires Python 3.10 (installed: {HERE}): {environments.REMEDY}"
+        f"It requires Python 3.10 (installed: {HERE}): {requirements.REMEDY}"
     )
 
 
@@ -205,7 +205,7 @@ async def test_version_with_other_packages_is_live_with_a_warning(
     named = ", ".join(expected)
     assert follower.slot.live.warnings == [
         "actor version 1 may predict differently than when it was logged: "
-        f"it requires {named}: {environments.REMEDY}"
+        f"it requires {named}: {requirements.REMEDY}"
     ] * bool(expected)
 
 
@@ -247,15 +247,15 @@ async def test_environment_is_retried_after_fork_server_death(
 # -- in plain functions
 
 
-def read(folder: Path) -> environments.Needs:
+def read(folder: Path) -> requirements.Needs:
     """Read the requirements of the model in a folder, with or without an `MLmodel`."""
     if not (folder / "MLmodel").exists():
         (folder / "MLmodel").write_text("flavors: {}")
     with ThreadPoolExecutor(1) as pool:  # some tests already run an event loop
-        return environments.read(pool.submit(asyncio.run, model_files.read(folder)).result())
+        return requirements.read(pool.submit(asyncio.run, model_files.read(folder)).result())
 
 
-def needs(folder: Path, *lines: str) -> environments.Needs:
+def needs(folder: Path, *lines: str) -> requirements.Needs:
     """Read the requirements of a model that was logged with them."""
     (folder / "requirements.txt").write_text("\n".join(lines))
     return read(folder)
@@ -278,11 +278,11 @@ def needs(folder: Path, *lines: str) -> environments.Needs:
     ],
 )
 def test_requirements_match_installed_packages(tmp_path: Path, line: str, expected: bool) -> None:
-    assert (not environments.differences(needs(tmp_path, line))) is expected
+    assert (not requirements.differences(needs(tmp_path, line))) is expected
 
 
 def test_version_without_requirements_needs_nothing(tmp_path: Path) -> None:
-    assert environments.differences(read(tmp_path)) == []
+    assert requirements.differences(read(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_python_env_names_the_python_and_the_packages(tmp_path: Path) -> None:
     needed = needs(tmp_path, "orjson", 'colorama; python_version >= "3.11"')
     assert needed.python == "3.10"
     assert [*map(str, needed.applicable())] == ["orjson", "idna==3.10"]
-    assert [*map(str, environments.differences(needed))] == [
+    assert [*map(str, requirements.differences(needed))] == [
         f"Python 3.10 (installed: {HERE})",
         f"idna==3.10 (installed: {version('idna')})",
     ]
@@ -360,7 +360,7 @@ async def test_python_without_interpreter_is_rejected_with_the_remedy(
         ),
     ]:
         with pytest.raises(EnvironmentUnavailable, match=message) as rejected:
-            await Environments(tmp_path, strict=False).interpreter(environments.Needs(python))
+            await Environments(tmp_path, strict=False).interpreter(requirements.Needs(python))
         assert rejected.value.may_heal is heals
 
 
@@ -372,7 +372,7 @@ async def test_missing_uv_is_reported_with_the_remedy(
     monkeypatch.setenv("PATH", str(tmp_path))
     remedy = re.escape("uv is not installed where this service runs: pip install 'mlflow-serving-front[env")
     with pytest.raises(EnvironmentUnavailable, match=remedy):
-        await Environments(tmp_path, strict=False).interpreter(environments.Needs())
+        await Environments(tmp_path, strict=False).interpreter(requirements.Needs())
 
 
 @pytest.mark.anyio
@@ -398,12 +398,12 @@ async def test_conflicting_requirements_are_reported_by_uv(tmp_path: Path) -> No
     ],
 )
 def test_patch_releases_do_not_matter(required: str, installed: str, expected: bool) -> None:
-    assert environments._matters(Requirement(required), installed) is expected
+    assert requirements._matters(Requirement(required), installed) is expected
 
 
 def test_long_lists_of_differences_are_cut() -> None:
-    differing = [environments.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
-    assert environments.describe(differing) == (
+    differing = [requirements.Difference(f"a{number}", "1", matters=number > 10) for number in range(13)]
+    assert requirements.describe(differing) == (
         "a11 (installed: 1), a12 (installed: 1), "
         + ", ".join(f"a{number} (installed: 1)" for number in range(8))
         + " and 3 more"
@@ -411,9 +411,11 @@ def test_long_lists_of_differences_are_cut() -> None:
 
 
 def test_packages_of_the_model_process_are_added() -> None:
-    own = environments._base_requirements([Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12")
+    own = virtual_environments._base_requirements(
+        [Requirement("Pandas==2"), Requirement("mlflow-skinny")], "3.12"
+    )
     assert own == ["numpy", "orjson", "pyarrow"]
-    own = environments._base_requirements([], "3.11")
+    own = virtual_environments._base_requirements([], "3.11")
     assert {"setuptools<81", f"mlflow=={version('mlflow')}"} < {*own}
 
 
@@ -437,10 +439,10 @@ def listed(folder: Path, *lines: str) -> Path:
 async def test_strict_environment_consists_of_listed_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str, fault: str
 ) -> None:
-    monkeypatch.setattr(environments, "_base_requirements", lambda *_: [])
+    monkeypatch.setattr(virtual_environments, "_base_requirements", lambda *_: [])
     file = listed(tmp_path, "# the list", f"idna==3.10 \\\n    --hash={digest}", "")
     manager = Environments(tmp_path / "store", strict=True, packages=file)
-    wanted = environments.Needs(packages=[Requirement("idna>=3")])
+    wanted = requirements.Needs(packages=[Requirement("idna>=3")])
     if fault:
         with pytest.raises(EnvironmentUnavailable, match=fault):
             await manager.interpreter(wanted)
@@ -453,7 +455,7 @@ async def test_strict_environment_consists_of_listed_packages(
 @pytest.mark.anyio
 async def test_strict_environment_needs_a_list(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentUnavailable, match="set SERVING_PACKAGES"):
-        await Environments(tmp_path, strict=True).interpreter(environments.Needs())
+        await Environments(tmp_path, strict=True).interpreter(requirements.Needs())
 
 
 HASH = f"--hash=sha256:{'0' * 64}"

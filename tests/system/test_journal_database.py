@@ -25,7 +25,7 @@ from pyarrow import parquet
 from sqlalchemy import insert, update
 from uuid_utils import uuid7
 
-from serving.codecs.json_values import OutputColumn
+from serving.codecs.output_json import OutputColumn
 from serving.codecs.prediction_schema import (
     ClassLabels,
     GenericOutput,
@@ -37,13 +37,13 @@ from serving.errors import JournalUnavailable
 from serving.journal import database, feedback_store
 from serving.journal.database import VERSION_TABLE, transaction
 from serving.journal.export import ExportFilter, export
-from serving.journal.framing import Frame, FrameType
 from serving.journal.mlflow_metrics import MetricsReporter
+from serving.journal.outcome_scores import InvalidOutcome, Score, score
 from serving.journal.quality import Quality
 from serving.journal.schema import feedback, metadata, predictions, versions
-from serving.journal.scoring import InvalidOutcome, Score, score
 from serving.journal.writer import Writer
 from serving.journal.writer_client import WriterClient
+from serving.journal.writer_frames import Frame, FrameType
 from serving.registry.client import RegistryClient
 from serving.settings.parsing import parse_journal_url
 from serving.settings.settings import Settings

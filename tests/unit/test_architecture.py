@@ -44,7 +44,7 @@ LAYERS = [
     "serving.server.tls_certificate",
     "serving.http",
     "serving.grpc",
-    "serving.features",
+    "serving.feature_interface",
     "serving.journal",
     "serving.drift",
     "serving.rollout",

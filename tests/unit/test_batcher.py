@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from serving.batching.batch_selection import next_batch, split_for_retry
 from serving.batching.batcher import Batcher
 from serving.batching.chunk_stream import ChunkStream
 from serving.batching.latency_model import BatchLatencyModel
-from serving.batching.pending import PendingRequest, next_batch, split_for_retry
+from serving.batching.pending_request import PendingRequest
 from serving.codecs.predictions import Predictions
 from serving.errors import (
     ClientDisconnected,

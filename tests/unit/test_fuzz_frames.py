@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ModelFailed, ProcessDied, Unprocessable
-from serving.journal import framing as journal_frames
+from serving.journal import writer_frames as journal_frames
 from serving.processes import framing
 from serving.processes.fork_server_process import ForkServerProcess
 from serving.processes.launcher import Launcher

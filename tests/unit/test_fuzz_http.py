@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from serving.http.unsent_responses import UnsentBytes
 from serving.server.http_protocol import LimitedHttpProtocol
 from serving.settings.groups import LimitSettings
-from serving.telemetry.connections import ConnectionMetrics
+from serving.telemetry.connection_metrics import ConnectionMetrics
 
 METRICS = ConnectionMetrics(CollectorRegistry())
 MAX_HELD_BYTES = 400_000

@@ -17,7 +17,7 @@ from serving.contract import bounded_parser, mlmodel, model_files
 from serving.contract.bounded_yaml import MAX_NODES, Refused, check_json, parse_yaml
 from serving.contract.model_files import ModelFiles
 from serving.models import input_example
-from serving.processes import environments, package_list
+from serving.processes import package_list, requirements
 from serving.promotion_errors import (
     EnvironmentUnavailable,
     UnsupportedSignature,
@@ -100,8 +100,8 @@ def read_all(described: Any, example: Any = EXAMPLE, **documents: Any) -> None:
     if not isinstance(described, dict):
         return
     files = ModelFiles(described, documents, {"requirements.txt": ["numpy"]}, example)
-    needs = environments.read(files)
-    environments.differences(needs)
+    needs = requirements.read(files)
+    requirements.differences(needs)
     with suppress(UntrustedArtifact):
         ArtifactPolicy(ArtifactPolicySettings(strict_artifacts=True)).check_requirements(files, needs)
     with suppress(UnsupportedSignature, VerificationFailed):

@@ -19,7 +19,7 @@ from mlflow.types.schema import Array
 from pydantic import TypeAdapter
 
 from serving.codecs import model_output
-from serving.codecs.json_values import NOT_FINITE
+from serving.codecs.output_json import NOT_FINITE
 from serving.contract.contract import Contract
 from serving.errors import ModelFailed
 from tests.support.contracts import TYPES, columns, contract

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from serving.server.healthcheck import is_alive
-from serving.settings.environment import suspicious_variables
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors
+from serving.settings.unknown_variables import suspicious_variables
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from starlette.exceptions import HTTPException
 
 from serving.auth.access_rules import PREDICT
-from serving.batching.pending import Output, PendingRequest
+from serving.batching.pending_request import Output, PendingRequest
 from serving.codecs.model_input import Rows
 from serving.codecs.predictions import LazyPredictions, row_response
 from serving.contract.contract import Row

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from serving.batching.pending import Output
+from serving.batching.pending_request import Output
 from serving.codecs.model_input import Rows, merged
 from serving.codecs.predictions import batch_response
 from serving.http.endpoints.predict import PredictEndpoint, query_params, whole

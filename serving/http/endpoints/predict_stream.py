@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.batching.pending import PendingRequest
+from serving.batching.pending_request import PendingRequest
 from serving.codecs.model_output import to_json_value
 from serving.errors import DeadlineExceeded, NotStreaming
 from serving.http.endpoints.predict import PredictEndpoint, parse_row

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import orjson
 import pyarrow as pa
 
-from serving.codecs.json_values import OutputColumn, to_jsonable
 from serving.codecs.model_input import objects
 from serving.codecs.observed_output import is_whole
+from serving.codecs.output_json import OutputColumn, to_jsonable
 from serving.codecs.prediction_schema import GenericOutput, PredictionSchema
 from serving.errors import ModelFailed
 from serving.protocols.mlflow_scoring_output import predictions_json

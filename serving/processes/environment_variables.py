@@ -1,23 +1,10 @@
-"""Removes privileges from model processes and protects the front's secrets from them.
-
-Model code is arbitrary code. It must not read the memory or the environment of the front, even if both run as
-the same user. The front and the model processes therefore refuse to be traced or dumped. Model processes also
-drop all capabilities and receive only the environment variables on an allowlist.
-"""
+"""Selects the environment variables for model processes: none that may hold a secret of the front."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from serving.processes.descendants import prctl
-
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-_CAPABILITY_VERSION = 0x20080522
-_MAX_CAPABILITY = 63
 PUBLIC_VARIABLES = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLUMNS"),
     *("TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "VIRTUAL_ENV"),
@@ -55,28 +42,6 @@ def model_environment(variables: Mapping[str, str], names: Sequence[str]) -> dic
         for name, value in variables.items()
         if _matches(name, names) or (_matches(name, PUBLIC_VARIABLES) and not _looks_secret(name))
     }
-
-
-def hide_memory() -> None:
-    """Prevent other processes of the same user from tracing this process or dumping its memory."""
-    prctl(_PR_SET_DUMPABLE, 0)
-
-
-def drop_privileges() -> None:
-    """Drop all capabilities, prevent new ones, and hide the memory of this process.
-
-    Call it before `die_with_parent`: a change of capabilities may clear the parent-death signal.
-    """
-    if sys.platform != "linux":
-        return
-    prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(_MAX_CAPABILITY + 1):
-        prctl(_PR_CAPBSET_DROP, capability)  # fails for capabilities that the kernel does not know
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    no_capabilities = (ctypes.c_uint32 * 6)()
-    ctypes.CDLL(None).capset(header, no_capabilities)
-    hide_memory()
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

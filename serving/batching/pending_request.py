@@ -1,10 +1,9 @@
-"""Queued requests, and the selection of those that form the next batch."""
+"""A queued request, and the model call that it becomes part of."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,13 +11,10 @@ from typing import Any, TypeAlias
 from serving.batching.chunk_stream import ChunkStream
 from serving.codecs.model_input import BatchShape, Rows
 from serving.codecs.predictions import LazyPredictions, Predictions
-from serving.errors import ModelFailed, NotSeparable, ProcessDied, ServingError, Unprocessable
+from serving.errors import ServingError
 from serving.telemetry.trace_context import ModelCall, TraceContext
 
 Output: TypeAlias = Predictions | LazyPredictions
-
-_MAX_ROWS_OF_ONE_REQUEST = 4096
-"""Maximum number of rows in a batch that consists of the parts of one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,46 +97,6 @@ class PendingRequest:
 
 
 Group = list[PendingRequest]
-
-
-def next_batch(queue: deque[PendingRequest], *, shared: bool) -> Group:
-    """Remove the next batch from the queue: the oldest request, and requests with the same key that fit.
-
-    The oldest request is a batch of its own if calls are not `shared`, or if its output is streamed.
-    """
-    first = queue.popleft()
-    if not shared or first.stream is not None:
-        return [first]
-    group, rows, skipped = [first], len(first.rows), []
-    limit = first.max_rows if first.origin is None else _MAX_ROWS_OF_ONE_REQUEST
-    while queue and rows < limit:
-        request = queue.popleft()
-        same_origin = first.origin is not None and request.origin is first.origin
-        fits = rows + len(request.rows) <= (limit if same_origin else first.max_rows)
-        if request.key == first.key and request.stream is None and fits:
-            group.append(request)
-            rows += len(request.rows)
-        else:
-            skipped.append(request)
-    queue.extendleft(reversed(skipped))
-    return group
-
-
-def split_for_retry(group: Group, error: ModelFailed | ProcessDied | Unprocessable) -> list[Group]:
-    """Return the smaller groups in which to retry a failed batch; none if a retry cannot help.
-
-    After an exception, the batch is bisected until only the request that causes it fails. The death of a
-    process is expensive, so each request is retried once, alone. If the output cannot be split, each request
-    is retried alone. A stream whose client has received a chunk is not retried.
-    """
-    if group[0].stream is not None and group[0].stream.has_chunks:
-        return []
-    if isinstance(error, NotSeparable):
-        return [[request] for request in group]
-    if isinstance(error, ProcessDied):
-        return [[request] for request in group if not request.retried]
-    middle = len(group) // 2
-    return [group[:middle], group[middle:]] if middle else []
 
 
 def start_call(group: Group, rows: int, now: float) -> ModelCall | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from serving.contract.reference_profile import Distribution, read
-from serving.drift.histogram import DecayedHistogram, min_rows, psi_terms
+from serving.drift.population_stability import DecayedHistogram, min_rows, psi_terms
 from serving.types.columns import Column
 
 COLUMNS = [Column("x", "double"), Column("name", "string"), Column("at", "datetime")]

@@ -1,8 +1,8 @@
-"""Parsing of requests with checks and limits that uvicorn's parser lacks.
+"""Limits on the sizes of requests, which the parser enforces, and checks that uvicorn's parser lacks.
 
-Heads and trailers have a maximum size, the fields that frame a request are checked, trailers are dropped, and
-an `Upgrade` is ignored. Callbacks that run for every request avoid `super()`, which takes longer than the
-method it calls.
+Heads and trailers have a maximum size, the fields that frame a request are checked (`header_checks`),
+trailers are dropped, and an `Upgrade` is ignored. Callbacks that run for every request avoid `super()`, which
+takes longer than the method it calls.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.server.request_head import CHECKED_FIELDS, FieldChecker, Invalid, too_long, without_upgrade
-from serving.telemetry.connections import ConnectionMetrics
+from serving.server.header_checks import CHECKED_FIELDS, FieldChecker, Invalid, too_long, without_upgrade
+from serving.telemetry.connection_metrics import ConnectionMetrics
 
 _MAX_HEAD_BYTES = 65536
 _MAX_TRAILER_BYTES = 8192
