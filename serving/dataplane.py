@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from random import random
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
-from serving import errors
 from serving.codecs.model_input import Rows
-from serving.errors import DeadlineExceeded, FieldError, ModelFailed, NotLoaded, ProcessDied, ServingError
+from serving.errors import DeadlineExceeded, ModelFailed, NotLoaded, ProcessDied
 from serving.hooks import Header, InferenceEvent, RequestHook
 from serving.models.loaded_model import Cache, LoadedModel
 from serving.models.selector import ModelSelector
@@ -23,10 +20,8 @@ from serving.models.traffic_split import hash_bucket
 from serving.request_context import RequestContext
 from serving.settings.groups import LimitSettings
 from serving.telemetry.metrics import Metrics
-from serving.text import shorten
 
 log = logging.getLogger("serving")
-_MAX_MESSAGE_LENGTH = 4000
 C = TypeVar("C", bound=RequestContext)
 T = TypeVar("T")
 Selector: TypeAlias = Callable[[C], LoadedModel]
@@ -110,7 +105,7 @@ class DataPlane:
                 if watch:
                     watch.cancel()
                 model.calls.withdraw(context.parts)
-            model.request_counts.answered += 1
+            model.request_counts.succeeded += 1
             model.metrics.rows.inc(sum([len(indices) for indices, _ in context.parts]))
             if model.cache is not None:
                 endpoint.to_cache(context, model.cache, output)
@@ -211,7 +206,7 @@ class DataPlane:
         elif isinstance(error, ProcessDied):
             counts.fail("the death of its process", [ticket for _, ticket in context.parts], died=True)
         elif error.dead or (error.hung and not self._is_shortened(context)):
-            counts.fail("no answer within the deadline")
+            counts.fail("no response within the deadline")
 
     def _is_shortened(self, context: RequestContext) -> bool:
         """Check whether the client, or loading the model, leaves less time than the service's deadline."""
@@ -242,78 +237,3 @@ class DataPlane:
                 if name == self._sticky:
                     return hash_bucket(model, value.decode("latin-1"))
         return random()  # noqa: S311  # it is no secret
-
-
-class Status(IntEnum):
-    """The outcome of a request in every protocol, numbered as in metrics and in the access log."""
-
-    INVALID = 400
-    UNAUTHENTICATED = 401
-    FORBIDDEN = 403
-    NOT_FOUND = 404
-    RECEIVE_TIMEOUT = 408
-    TOO_LARGE = 413
-    UNSUPPORTED_MEDIA = 415
-    UNPROCESSABLE = 422
-    RATE_EXCEEDED = 429
-    CLIENT_CLOSED_REQUEST = 499
-    """Never sent. Recorded for a client that disconnected, as nginx does."""
-    INTERNAL = 500
-    UNAVAILABLE = 503
-    DEADLINE_EXCEEDED = 504
-
-
-STATUSES: Mapping[type[ServingError], Status] = {
-    errors.Malformed: Status.INVALID,
-    errors.ConflictingModel: Status.INVALID,
-    errors.BadHost: Status.INVALID,
-    errors.CrossSite: Status.FORBIDDEN,
-    errors.Unauthenticated: Status.UNAUTHENTICATED,
-    errors.Forbidden: Status.FORBIDDEN,
-    errors.RateExceeded: Status.RATE_EXCEEDED,
-    errors.UnknownModel: Status.NOT_FOUND,
-    errors.UnknownPrediction: Status.NOT_FOUND,
-    errors.NotStreaming: Status.NOT_FOUND,
-    errors.RequestTimeout: Status.RECEIVE_TIMEOUT,
-    errors.BodyTooLarge: Status.TOO_LARGE,
-    errors.UnsupportedMedia: Status.UNSUPPORTED_MEDIA,
-    errors.Unprocessable: Status.UNPROCESSABLE,
-    errors.ModelFailed: Status.INTERNAL,
-    errors.Unavailable: Status.UNAVAILABLE,
-    errors.DeadlineExceeded: Status.DEADLINE_EXCEEDED,
-    errors.ClientDisconnected: Status.CLIENT_CLOSED_REQUEST,
-}
-"""The status of each class of errors; a subclass has the status of its nearest listed parent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a client may read about a failed request; `retry_after` is in seconds."""
-
-    status: int
-    detail: str
-    faults: Sequence[FieldError] = ()
-    retry_after: int | None = None
-
-
-def one_line(detail: str, faults: Sequence[FieldError]) -> str:
-    """Return the text of a failure for protocols that have no list of invalid fields."""
-    listed = "; ".join(f"{', '.join(map(str, fault.loc))}: {fault.msg}" for fault in faults)
-    return shorten(f"{detail} {listed}".strip(), _MAX_MESSAGE_LENGTH)
-
-
-def failure_of(context: RequestContext, error: Exception) -> Failure:
-    """Return the status and the texts of an error for the client."""
-    if not isinstance(error, ServingError):
-        return Failure(Status.INTERNAL.value, "Internal server error; see the log of the service.")
-    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES).value
-    match error:
-        case ModelFailed():
-            return Failure(status, "The model failed on this request.")
-        case errors.NotLive() if not context.sees_reasons:
-            return Failure(status, error.public, retry_after=error.retry_after)
-        case errors.Unavailable() | errors.RateExceeded():
-            return Failure(status, str(error), retry_after=error.retry_after)
-        case errors.RequestError():
-            return Failure(status, str(error), error.faults)
-    return Failure(status, str(error))

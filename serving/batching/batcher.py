@@ -29,7 +29,8 @@ from serving.errors import (
     ServingError,
     Unprocessable,
 )
-from serving.processes.replica import Outcome, Replica, ReplicaState
+from serving.processes.call_outcome import Outcome
+from serving.processes.replica import Replica, ReplicaState
 from serving.telemetry.trace_context import ModelCall, current
 
 log = logging.getLogger("serving.batcher")

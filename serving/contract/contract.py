@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, WithJsonSchema
-from pydantic_core import SchemaError, SchemaValidator, from_json
+from pydantic_core import SchemaError, SchemaValidator
 from typing_extensions import TypedDict
 
 from serving.codecs.json_fields import refuse_repeats
@@ -17,45 +17,17 @@ from serving.codecs.model_input import InputKind, InputLayout
 from serving.codecs.output_json import OutputColumn
 from serving.codecs.prediction_schema import GenericOutput, PredictionSchema, WholeOutput
 from serving.codecs.predictions import Predictions
+from serving.contract.params import Param
 from serving.contract.reference_profile import Profile
 from serving.contract.type_hint_schema import item_schema
 from serving.errors import BodyTooLarge, FieldError, Malformed, ModelFailed, Unprocessable
 from serving.promotion_errors import UnsupportedSignature
 from serving.types.columns import Column
-from serving.types.scalars import SCALARS
 
 _type_dict: Any = TypedDict  # the fields are known only when a version is loaded
 Row = dict[str, Any]
 
 _MAX_FIELD_ERRORS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One model parameter. `type` is its MLflow type."""
-
-    name: str
-    type: str
-    default: Any
-    is_list: bool
-
-    @property
-    def annotation(self) -> Any:
-        """Return the strict pydantic type of its value."""
-        value: Any = Column(self.name, self.type).annotation
-        value = list[value] if self.is_list else value
-        return value if self.default is not None else value | None
-
-    @property
-    def is_nested(self) -> bool:
-        """Return whether it is an object, a map or an array of these."""
-        return self.type not in SCALARS
-
-    def read(self, texts: Sequence[str]) -> Any:
-        """Return its value from a query string: lists repeat the parameter, all but strings are JSON."""
-        is_text = not self.is_nested and SCALARS[self.type].python is str
-        values = [text if is_text else _json_or_text(text) for text in texts]
-        return values if self.is_list or len(values) != 1 else values[0]
 
 
 @dataclass(frozen=True)
@@ -300,13 +272,6 @@ class ModelVersion(TypedDict):
 def validator(annotation: Any) -> SchemaValidator:
     """Return a validator for a type. It bypasses plugins of pydantic, which would observe each call."""
     return SchemaValidator(TypeAdapter(annotation).core_schema)
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return from_json(text)
-    except ValueError:
-        return text
 
 
 def _shorten(part: str | int) -> str | int:

@@ -9,7 +9,8 @@ from typing import Any
 from serving.codecs.model_input import InputKind
 from serving.codecs.prediction_schema import PredictionSchema, declared, prediction_schema_of
 from serving.contract import reference_profile
-from serving.contract.contract import Contract, Param
+from serving.contract.contract import Contract
+from serving.contract.params import Param
 from serving.contract.reference_profile import Profile
 from serving.promotion_errors import UnsupportedSignature
 from serving.types.columns import UNNAMED, Column, column

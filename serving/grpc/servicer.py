@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, declared, requires
 from serving.auth.authenticator import Authenticator
 from serving.auth.trusted_proxies import TrustedProxies
-from serving.dataplane import DataPlane, Endpoint, Status, failure_of, one_line
+from serving.dataplane import DataPlane, Endpoint
+from serving.error_statuses import Status, failure_of, one_line
 from serving.errors import ClientDisconnected, Malformed, NotLive, ServingError
 from serving.grpc import inference_pb2 as protos
 from serving.grpc import inference_pb2_grpc as services

@@ -16,7 +16,8 @@ from serving import errors
 from serving.auth import host_and_origin
 from serving.auth.access_rules import NO_ROUTE, Access, allowed_methods, required
 from serving.auth.authenticator import Authenticator
-from serving.dataplane import DataPlane, Status, failure_of
+from serving.dataplane import DataPlane
+from serving.error_statuses import Status, failure_of
 from serving.http import problem_details
 from serving.http.http_context import HttpContext
 from serving.http.request_decompression import CODINGS

@@ -17,7 +17,8 @@ from urllib.parse import quote
 from fastapi import Query
 from fastapi.routing import APIRoute
 
-from serving.contract.contract import Contract, Param
+from serving.contract.contract import Contract
+from serving.contract.params import Param
 from serving.http.endpoints.predict_stream import ServerSentEvents
 from serving.http.problem_details import PathText, documented
 from serving.models.loaded_model import LoadedModel

@@ -43,10 +43,10 @@ class Record(NamedTuple):
     rows: int
     params: str | None
     body: bytes
-    answer: bytes
-    given: Sequence[bytes] | None
+    response: bytes
+    input_tables: Sequence[bytes] | None
     """The input tables, for bodies that are not JSON of rows."""
-    answered: Sequence[bytes] | None
+    output_tables: Sequence[bytes] | None
     """The output tables, for responses that are not JSON of rows."""
     order: Any
     """The positions of the rows of all tables in the request."""
@@ -56,13 +56,13 @@ class Record(NamedTuple):
     @property
     def size(self) -> int:
         """Return the approximate size in bytes."""
-        tables = sum(map(len, [*(self.given or ()), *(self.answered or ())]))
-        return _OVERHEAD + len(self.body) + len(self.answer) + tables
+        tables = sum(map(len, [*(self.input_tables or ()), *(self.output_tables or ())]))
+        return _OVERHEAD + len(self.body) + len(self.response) + tables
 
 
 def record(event: InferenceEvent) -> Record:
     """Return the record of a request, whose id is `prediction_id` in the state of its context."""
-    context, answer = event.context, event.response
+    context, pieces = event.context, event.response
     parts = event.source_parts
     protocol = context.protocol
     seconds = event.ended - event.began
@@ -72,11 +72,11 @@ def record(event: InferenceEvent) -> Record:
         order = _order(parts)
         tables = _input_tables(parts), _output_tables(parts), order
         return Record(*head, len(order), params, b"", b"", *tables, seconds, context.request_id)
-    response = answer[0] if len(answer) == 1 else (b"," if protocol == "stream" else b"").join(answer)
+    response = pieces[0] if len(pieces) == 1 else (b"," if protocol == "stream" else b"").join(pieces)
     if protocol == "batch" and isinstance(context, HttpContext) and context.media_type == ARROW:
-        order, given = _order(parts), _input_tables(parts)
+        order, inputs = _order(parts), _input_tables(parts)
         return Record(
-            *head, len(order), params, b"", response, given, None, order, seconds, context.request_id
+            *head, len(order), params, b"", response, inputs, None, order, seconds, context.request_id
         )
     count = sum([len(rows) for rows, _ in parts])
     return Record(*head, count, params, event.body, response, None, None, None, seconds, context.request_id)
@@ -113,9 +113,9 @@ _COLUMN_TYPES = {
     "rows": pa.int32(),
     "params": pa.string(),
     "body": pa.large_binary(),
-    "answer": pa.large_binary(),
-    "given": _BINARIES,
-    "answered": _BINARIES,
+    "response": pa.large_binary(),
+    "input_tables": _BINARIES,
+    "output_tables": _BINARIES,
     "order": _NUMBERS,
     "latency": pa.float64(),
     "request_id": pa.string(),

@@ -72,18 +72,18 @@ def unpack(payload: bytes) -> Rows:
     versions = orjson.loads(batch.schema.metadata[b"versions"])
     models = [model_json(version["model"], version["version"]) for version in versions]
     predictions, rejected = [], 0
-    for identity, live, protocol, rows, params, body, answer, *tables, latency, request_id in _records(batch):
+    for key, live, protocol, rows, params, body, response, *tables, latency, request_id in _records(batch):
         try:
             if tables[1] is not None:
-                inputs, answered = _tables_as_json(tables, versions[live])
+                inputs, results = _tables_as_json(tables, versions[live])
             elif tables[0] is not None:
                 inputs = _inputs_as_json(tables)
-                answered = predictions_of_batch_response(answer, models[live])
+                results = predictions_of_batch_response(response, models[live])
             else:
-                inputs, answered = _READERS[protocol](body, answer, models[live])
-            at = _moment(identity[:13])
-            values = (versions[live]["id"], protocol, rows, inputs.decode(), params, answered.decode())
-            predictions.append((identity, at, *values, latency, request_id))
+                inputs, results = _READERS[protocol](body, response, models[live])
+            at = _moment(key[:13])
+            values = (versions[live]["id"], protocol, rows, inputs.decode(), params, results.decode())
+            predictions.append((key, at, *values, latency, request_id))
         except Exception:  # a defect must not lose the other records
             log.exception("a record could not be read")
             rejected += 1
@@ -120,16 +120,16 @@ def _inputs_as_json(tables: list[Any]) -> bytes:
 # -- bodies and responses of the typed routes
 
 
-def _read_predict(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
-    return b"[%s]" % body, predictions_of_row_response(answer, model)
+def _read_predict(body: bytes, response: bytes, model: bytes) -> tuple[bytes, bytes]:
+    return b"[%s]" % body, predictions_of_row_response(response, model)
 
 
-def _read_batch(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
-    return orjson.dumps(orjson.loads(body)["rows"]), predictions_of_batch_response(answer, model)
+def _read_batch(body: bytes, response: bytes, model: bytes) -> tuple[bytes, bytes]:
+    return orjson.dumps(orjson.loads(body)["rows"]), predictions_of_batch_response(response, model)
 
 
-def _read_stream(body: bytes, answer: bytes, model: bytes) -> tuple[bytes, bytes]:
-    return b"[%s]" % body, b"[[%s]]" % answer
+def _read_stream(body: bytes, response: bytes, model: bytes) -> tuple[bytes, bytes]:
+    return b"[%s]" % body, b"[[%s]]" % response
 
 
 _READERS = {"predict": _read_predict, "batch": _read_batch, "stream": _read_stream}

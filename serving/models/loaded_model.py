@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, Self
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -19,6 +17,7 @@ from serving.contract import mlmodel
 from serving.contract.column_validator import ColumnValidator
 from serving.contract.model_files import ModelFiles
 from serving.models import input_example, verification
+from serving.models.leases import Leases
 from serving.models.model_calls import ModelCalls, Part
 from serving.models.probation import RequestCounts
 from serving.models.replay import Comparison, RecordedRequest, RequestRecorder
@@ -46,7 +45,7 @@ class LoadState(Enum):
     CLOSED = "closed"
 
 
-class LoadedModel:
+class LoadedModel(Leases):
     """A model version with its own processes. A request holds it with `with`.
 
     Raises:
@@ -66,6 +65,7 @@ class LoadedModel:
         metrics: Metrics,
         warnings: Sequence[str] = (),
     ) -> None:
+        super().__init__()
         self.version, self.artifacts, self._metrics, self.recorder = version, artifacts, metrics, recorder
         self.metrics: VersionMetrics  # exists after `activate`
         self.contract = mlmodel.contract(files.mlmodel, version.name, limits.max_rows)
@@ -90,10 +90,8 @@ class LoadedModel:
         self.request_counts = RequestCounts()
         self._verification = Verification(self.contract)
         self.loaded_at = datetime.now(UTC)
-        self.state, self.used_at = LoadState.STARTING, 0.0
-        """Monotonic time at which the last request ended (`used_at`)."""
+        self.state = LoadState.STARTING
         self._runtime, self._limits, self._warnings = runtime, limits, warnings
-        self._leases, self._released = 0, asyncio.Event()
         self.calls = ModelCalls(
             version,
             lambda: self.contract,
@@ -165,11 +163,6 @@ class LoadedModel:
         """Whether one of its processes is running."""
         return self._pool.has_process
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a request holds it."""
-        return self._leases > 0
-
     async def start(self) -> None:
         """Start the model processes and predict the input example, or a generated row.
 
@@ -222,20 +215,6 @@ class LoadedModel:
         self.metrics.deaths[reason].inc()
         self.request_counts.deaths += reason is not ExitReason.MEMORY
 
-    # -- leases
-
-    def __enter__(self) -> Self:
-        self._leases += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._leases -= 1
-        if not self._leases:
-            self.used_at = time.monotonic()
-            self._released.set()
-
-    # -- drain, close
-
     @property
     def _drain_seconds(self) -> float:
         streaming = self._limits.stream_seconds if self.contract.streams else 0.0
@@ -245,17 +224,11 @@ class LoadedModel:
         """Wait until no request holds it, at most for the drain time, then stop its processes."""
         self.state = LoadState.DRAINING
         try:
-            async with asyncio.timeout(self._drain_seconds):
-                while self._leases:
-                    self._released.clear()
-                    await self._released.wait()
-        except TimeoutError:
-            log.warning(
-                "stopping the processes of %s, though %d requests have not finished within the drain time",
-                self.version,
-                self._leases,
-                extra=self.version.in_logs,
-            )
+            if unfinished := await self.wait_until_released(self._drain_seconds):
+                message = (
+                    "stopping the processes of %s, though %d requests did not finish within the drain time"
+                )
+                log.warning(message, self.version, unfinished, extra=self.version.in_logs)
         finally:
             self.close()
             gc_tuning.schedule_collect()

@@ -19,7 +19,7 @@ _MAX_KEPT_ROWS = 100
 class RequestCounts:
     """Counts of the requests to a version since it went live, and the last failed ones."""
 
-    answered: int = 0
+    succeeded: int = 0
     failed: int = 0
     deaths: int = 0
     excused: int = 0
@@ -51,7 +51,7 @@ class RequestCounts:
 
     def warning(self, version: str) -> str:
         """Return a warning if every request has failed; otherwise an empty string."""
-        if self.answered or not self.failed:
+        if self.succeeded or not self.failed:
             return ""
         return (
             f"every request to {version} since it went live has failed, the last with {self.last_failure}: "
@@ -61,7 +61,7 @@ class RequestCounts:
     @property
     def failing(self) -> float:
         """The share of failed requests among the requests that are not excused."""
-        return self.own_failed / max(1, self.answered + self.own_failed)
+        return self.own_failed / max(1, self.succeeded + self.own_failed)
 
 
 def rollback_reason(new: RequestCounts, old: RequestCounts) -> str | None:
@@ -73,5 +73,5 @@ def rollback_reason(new: RequestCounts, old: RequestCounts) -> str | None:
     if new.own_deaths >= MAX_DEATHS:
         return f"its process died {new.own_deaths} times"
     if new.own_failed >= MIN_FAILURES and new.failing > max(MAX_FAILURE_RATE, 2 * old.failing):
-        return f"{new.own_failed} of {new.answered + new.own_failed} requests failed on it"
+        return f"{new.own_failed} of {new.succeeded + new.own_failed} requests failed on it"
     return None

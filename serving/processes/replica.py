@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -12,24 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from serving.errors import FieldError, ModelFailed, ProcessDied, Unprocessable
+from serving.errors import ModelFailed, ProcessDied
 from serving.processes import framing
+from serving.processes.call_outcome import Outcome, failure, model_facts, outcome_of
 from serving.processes.descendants import StopDetector, killed_by
 from serving.processes.fork_server_process import Child
 from serving.processes.launcher import Launcher
 from serving.promotion_errors import LoadFailed
 from serving.telemetry.metrics import ExitReason
-from serving.text import shorten
 
 log = logging.getLogger("serving.replica")
 _MAX_REAP_SECONDS = 5
 _POLL_SECONDS = 1.0
-_MAX_FIELD_ERRORS = 20
-_DECODE_ERRORS = (ValueError, TypeError, LookupError, RecursionError)
 _FAILURES = (framing.FrameType.FAILED, framing.FrameType.INVALID)
-
-Outcome = bytes | ModelFailed | ProcessDied | Unprocessable
-"""Result of a call: encoded output, exception of the model, death of the process, or invalid input."""
 
 
 class ReplicaState(Enum):
@@ -253,10 +247,10 @@ class Replica(asyncio.Protocol):
         is_loading = not self._loaded.done()
         if is_loading and kind is framing.FrameType.READY:
             self.state = ReplicaState.IDLE
-            self.facts = _model_facts(payload)
+            self.facts = model_facts(payload)
             self._loaded.set_result(None)
         elif is_loading and kind is framing.FrameType.FAILED:
-            error, trace = _failure(payload)
+            error, trace = failure(payload)
             log.warning("loading raised %s", error, extra={**self._log_context, "cause": trace})
             self._fail_loading(LoadFailed(f"loading it raised {error}"))
         elif kind is framing.FrameType.CHUNK and self._on_chunk:
@@ -265,7 +259,7 @@ class Replica(asyncio.Protocol):
             self.state = ReplicaState.IDLE
             if self._retiring:
                 self._end()
-            self._end_call(_outcome(kind, payload))
+            self._end_call(outcome_of(kind, payload))
         else:
             raise ValueError(f"an unexpected {kind.name} frame")
 
@@ -282,39 +276,3 @@ class Replica(asyncio.Protocol):
 
 class _Stopped(ProcessDied):  # callers handle it as `ProcessDied`
     """A signal has stopped the process while it was loading, which is not the fault of the version."""
-
-
-def _outcome(kind: framing.FrameType, payload: bytes) -> Outcome:
-    """Return the outcome of a call from its last frame."""
-    if kind is framing.FrameType.INVALID:
-        return _invalid_input(payload)
-    if kind is framing.FrameType.FAILED:
-        error, trace = _failure(payload)
-        return ModelFailed(f"it raised {error}", trace, error.partition(":")[0])
-    return payload
-
-
-def _model_facts(payload: bytes) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(payload or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _invalid_input(payload: bytes) -> Unprocessable:
-    try:
-        listed = json.loads(payload)[:_MAX_FIELD_ERRORS]
-        errors = [FieldError(tuple(error["loc"]), shorten(str(error["msg"]), 200)) for error in listed]
-    except _DECODE_ERRORS:
-        errors = []
-    return Unprocessable("The input does not match the type hint of the model.", tuple(errors))
-
-
-def _failure(payload: bytes) -> tuple[str, str]:
-    """Return the exception in one line, and its traceback, from a payload that is not trusted."""
-    try:
-        failure = json.loads(payload)
-        return shorten(" ".join(str(failure["error"]).split()), 1000), str(failure["traceback"])
-    except _DECODE_ERRORS:
-        return "an exception that could not be read", repr(payload[:1000])

@@ -90,5 +90,5 @@ def _only(value: OutputColumn, rows: pa.RecordBatch) -> bytes:
 def _texts(value: OutputColumn, column: pa.Array) -> JsonFragments:
     found = value.to_json(column)
     if found.invalid_rows:
-        raise ModelFailed("its answer has a number that is not finite")
+        raise ModelFailed("its output has a number that is not finite")
     return found

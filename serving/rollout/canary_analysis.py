@@ -57,7 +57,7 @@ class TrafficWindow:
     before: RequestStats = RequestStats(0, 0, 0.0)
     """The last window that had enough requests."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_TIMES))
-    _answered: int = 0
+    _succeeded: int = 0
     _failed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,15 +71,15 @@ class TrafficWindow:
 
     def _clear(self) -> None:
         counts = self.loaded.request_counts
-        self._answered, self._failed = counts.answered, counts.own_failed
+        self._succeeded, self._failed = counts.succeeded, counts.own_failed
         self.seconds.clear()
 
     def sample(self) -> RequestStats:
         """Return the requests of this window."""
-        answered = self.loaded.request_counts.answered - self._answered
+        succeeded = self.loaded.request_counts.succeeded - self._succeeded
         failed = max(0, self.loaded.request_counts.own_failed - self._failed)
         p95 = float(np.percentile(self.seconds, 95)) if self.seconds else 0.0
-        return RequestStats(answered + failed, failed, p95)
+        return RequestStats(succeeded + failed, failed, p95)
 
     def baseline(self, *, has_traffic: bool) -> RequestStats:
         """Return the requests against which others are measured: this window, or the one before.

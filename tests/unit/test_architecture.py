@@ -36,6 +36,7 @@ LAYERS = [
     "serving.batching",
     "serving.models",
     "serving.request_context",
+    "serving.error_statuses",
     "serving.hooks",
     "serving.dataplane",
     "serving.cluster",

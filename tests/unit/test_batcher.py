@@ -31,7 +31,8 @@ from serving.errors import (
     Overloaded,
     ProcessDied,
 )
-from serving.processes.replica import Outcome, ReplicaState
+from serving.processes.call_outcome import Outcome
+from serving.processes.replica import ReplicaState
 
 DEADLINE = 10.0
 

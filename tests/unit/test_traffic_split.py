@@ -143,7 +143,7 @@ def test_primary_with_few_requests_uses_previous_window() -> None:
     before = (97, 3)
 
     def measured(answered: int, failed: int, has_traffic: bool = True) -> tuple[int, int]:
-        live.request_counts.answered += answered
+        live.request_counts.succeeded += answered
         live.request_counts.failed += failed
         stats = watch.baseline(has_traffic=has_traffic)
         return stats.requests - stats.failed, stats.failed

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import orjson
 from starlette.responses import Response
 
-from serving.dataplane import one_line
+from serving.error_statuses import one_line
 from serving.errors import FieldError
 from serving.http.endpoints.predict import PredictEndpoint
 from serving.http.http_context import HttpContext

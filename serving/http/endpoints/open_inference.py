@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serving.auth.access_rules import GENERAL, PREDICT, PROBE, requires
-from serving.dataplane import one_line
+from serving.error_statuses import one_line
 from serving.errors import FieldError, Unprocessable, UnsupportedMedia
 from serving.http.endpoints.predict import PredictEndpoint
 from serving.http.http_context import HttpContext
