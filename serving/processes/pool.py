@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 from serving.backoff import Backoff
 from serving.errors import ProcessDied
 from serving.processes import framing
-from serving.processes.descendants import StopDetector
 from serving.processes.launcher import Launcher
+from serving.processes.memory_limit import resident_bytes, wait_until_exceeded
 from serving.processes.replica import Replica, ReplicaState
 from serving.promotion_errors import LoadFailed
 from serving.supervision import Component
@@ -24,8 +23,6 @@ from serving.telemetry.metrics import ExitReason
 log = logging.getLogger("serving.pool")
 _STABLE_SECONDS = 30.0
 _BACKOFF = Backoff(first_seconds=0.5, max_seconds=30.0)
-_POLL_SECONDS = 1.0
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def next_backoff(pause: float, lived: float) -> float:
@@ -36,14 +33,6 @@ def next_backoff(pause: float, lived: float) -> float:
         lived: Seconds for which the dead process lived.
     """
     return 0.0 if lived > _STABLE_SECONDS or pause < 0 else _BACKOFF.following(pause)
-
-
-def resident_bytes(pid: int | None) -> int:
-    """Return the resident memory of a process in bytes, including shared pages; 0 if it is unknown."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0
 
 
 class Pool:
@@ -155,7 +144,7 @@ class Pool:
         pause, started = -1.0, loop.time()
         while True:
             old = self.replicas[index]
-            if await self._wait_for_exit_or_oom(old):
+            if await wait_until_exceeded(old, self._max_process_bytes, self._log_context):
                 megabytes = resident_bytes(old.pid) >> 20
                 log.warning("%r has grown to %d MB, and is replaced", old, megabytes, extra=self._log_context)
                 self._install(index, await self._replacement(0.0), ExitReason.MEMORY)
@@ -172,24 +161,6 @@ class Pool:
         self.replicas[index] = replica
         self._on_restart(ending)
         self._on_ready(replica)
-
-    async def _wait_for_exit_or_oom(self, replica: Replica) -> bool:
-        """Wait until a process has died (false) or exceeds the memory limit (true)."""
-        limit = self._max_process_bytes
-        if limit is not None and resident_bytes(replica.pid) > limit:
-            # A replacement would use as much.
-            message = "%r uses more than the limit of %d MB after loading its model, and is not replaced"
-            log.error(message, replica, limit >> 20, extra=self._log_context)
-            limit = None
-        stop_detector = StopDetector()
-        while not replica.dead.done():
-            await asyncio.wait([replica.dead], timeout=_POLL_SECONDS)
-            if stop_detector.detects(replica.pid):
-                log.error("%r was stopped by a signal, and is replaced", replica, extra=self._log_context)
-                replica.kill_hung()
-            if limit is not None and resident_bytes(replica.pid) > limit:
-                return True
-        return False
 
     async def _replacement(self, pause: float) -> Replica:
         while True:
