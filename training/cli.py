@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The creation of a new database logs a line for each of dozens of migrations.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    registry.use_installed_drivers()
     try:
         arguments.run(arguments)
     except TrainingError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,28 @@ DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 STAGES = ("Production", "Staging", "Archived", "None")
 # MLflow archives previous versions in these stages only.
 _ACTIVE_STAGES = STAGES[:2]
+_DRIVERS = {
+    # With psycopg 3, which SQLAlchemy prefers, MLflow fails to archive versions.
+    "postgresql": ("postgresql", ("psycopg2", "psycopg")),
+    "postgres": ("postgresql", ("psycopg2", "psycopg")),
+    "mysql": ("mysql", ("MySQLdb", "pymysql")),
+}
+"""SQLAlchemy's name of each database, and the modules of its drivers, best first."""
+
+
+def use_installed_drivers() -> None:
+    """Name an installed driver in the URIs of the registry's database, which MLflow reads from variables."""
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        if uri := os.environ.get(variable):
+            os.environ[variable] = with_driver(uri)
+
+
+def with_driver(uri: str) -> str:
+    """Return a database URI with the name of an installed driver; return other URIs as they are."""
+    scheme, separator, address = uri.partition("://")
+    database_name, drivers = _DRIVERS.get(scheme, ("", ()))
+    driver = next(filter(find_spec, drivers), None)
+    return f"{database_name}+{driver.lower()}{separator}{address}" if driver else uri
 
 
 def database(uri: str) -> Path | None:

@@ -17,7 +17,6 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
 from serving.errors import FieldError, ModelFailed, Unprocessable
@@ -203,6 +202,8 @@ class InputLayout:
                 yield (*shared, *self._shape(group)), indices, group
 
     def _shape(self, rows: Sequence[Mapping[str, Any]]) -> BatchShape:
+        if lacks_values(rows):
+            return (object(),)
         present = [any(name in row for row in rows) for name in self.optional]
         # A string column of nulls only and a boolean column with a null have their own dtypes in pandas. Rows
         # of another request could change these dtypes.
@@ -251,9 +252,17 @@ class InputLayout:
 
 
 def is_indivisible(rows: Rows) -> bool:
-    """Return whether a table must not be cut or extended, because it has gaps or an index."""
+    """Return whether a table must not be cut or extended: it has gaps or an index, or no column."""
     metadata = (rows.schema.metadata if isinstance(rows, pa.RecordBatch) else None) or {}
-    return GAPS in metadata or INDEX in metadata
+    return GAPS in metadata or INDEX in metadata or lacks_values(rows)
+
+
+def lacks_values(rows: Rows) -> bool:
+    """Return whether the rows omit all columns, so that the model receives a DataFrame without rows.
+
+    pyfunc creates its input from the columns. Without a column, the number of rows is lost, in MLflow too.
+    """
+    return not (rows.schema.names if isinstance(rows, pa.RecordBatch) else any(rows))
 
 
 def _field(column: Column, array: pa.Array) -> pa.Field:
@@ -274,26 +283,6 @@ def concat(parts: Sequence[Rows]) -> Rows:
     if parts and isinstance(parts[0], pa.RecordBatch):
         return pa.concat_batches(parts)
     return [row for part in parts for row in part]
-
-
-def concat_ordered(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
-    """Concatenate tables and put their rows in order; return None if their schemas do not match.
-
-    `places` holds the index of each row in the result, for each part.
-    """
-    try:
-        if len({part.schema for part in parts}) == 1:
-            table = pa.concat_batches(parts)
-        elif len({(*part.schema.names, str(part.schema.metadata)) for part in parts}) == 1:
-            # One part may hold integers and another floats. One call for all rows would have returned floats.
-            tables = [pa.Table.from_batches([part]) for part in parts]
-            (table,) = pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()
-        else:
-            return None
-    except (pa.ArrowException, ValueError):
-        return None
-    order = np.concatenate(places)
-    return table if (np.diff(order) > 0).all() else table.take(pa.array(np.argsort(order)))
 
 
 def merged(parts: Sequence[Rows]) -> Rows:

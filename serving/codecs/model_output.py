@@ -112,6 +112,26 @@ def with_form(table: pa.RecordBatch, form: OutputForm) -> pa.RecordBatch:
     return table.replace_schema_metadata({**(table.schema.metadata or {}), _FORM: form.value})
 
 
+def concat_ordered(parts: Sequence[pa.RecordBatch], places: Sequence[Sequence[int]]) -> pa.RecordBatch | None:
+    """Concatenate tables and put their rows in order; return None if their schemas do not match.
+
+    `places` holds the index of each row in the result, for each part.
+    """
+    try:
+        if len({part.schema for part in parts}) == 1:
+            table = pa.concat_batches(parts)
+        elif len({(*part.schema.names, str(part.schema.metadata)) for part in parts}) == 1:
+            # One part may hold integers and another floats. One call for all rows would have returned floats.
+            tables = [pa.Table.from_batches([part]) for part in parts]
+            (table,) = pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()
+        else:
+            return None
+    except (pa.ArrowException, ValueError):
+        return None
+    order = np.concatenate(places)
+    return table if (np.diff(order) > 0).all() else table.take(pa.array(np.argsort(order)))
+
+
 def is_reordered(table: pa.RecordBatch) -> bool:
     """Return whether the index of an output has its rows in another order than the input."""
     return _REORDERED in (table.schema.metadata or {})

@@ -72,7 +72,8 @@ class ColumnValidator:
         if errors:
             raise self._contract.refusal(errors)
         table = self._contract.layout.table(arrays)
-        encoded = {name: json.dumps(value) for name, value in metadata.items() if value}
+        # Without columns the model receives no rows, so there is nothing to label.
+        encoded = {name: json.dumps(value) for name, value in metadata.items() if value and arrays}
         return table.replace_schema_metadata(encoded) if encoded else table
 
     def revalidate(self, rows: Rows) -> Rows:

@@ -16,7 +16,7 @@ from serving.batching.pending_request import BatchKey, Group, Output, PendingReq
 from serving.batching.sharing_monitor import SharingMonitor
 from serving.batching.sharing_proof import UNDECIDED, Basis, Sharing
 from serving.codecs import model_output
-from serving.codecs.model_input import Rows, canonical_json, concat_ordered, is_indivisible
+from serving.codecs.model_input import Rows, canonical_json, is_indivisible, lacks_values
 from serving.codecs.predictions import LazyPredictions
 from serving.contract.contract import Contract, Row
 from serving.errors import NotSeparable
@@ -105,6 +105,14 @@ class ModelCalls:
             message = "disabled batching of requests for %s, each request is a separate call now: %s"
             log.warning(message, self._version, reason, extra=self._version.in_logs)
 
+    def stop_sharing_after(self, parts: Sequence[Part]) -> None:
+        """Stop sharing because a part of a request did not return one result per row.
+
+        A part without values has no result whatever the model does; this proves nothing about the model.
+        """
+        if not any(lacks_values(pending.rows) for _, pending in parts):
+            self.stop_sharing("a part of a large request did not return one result per row")
+
     def submit(
         self,
         rows: Rows,
@@ -140,12 +148,12 @@ class ModelCalls:
         try:
             for shape, indices, group in self._contract().layout.groups(rows, split=shared):
                 key = BatchKey(text, (object(),) if alone else shape, in_columns, raw)
-                size = len(group)
+                size = len(group) or 1
                 if shared and isinstance(group, pa.RecordBatch) and not is_indivisible(group):
                     size = _MAX_BULK_ROWS
-                for start in range(0, len(group), size):
+                for start in range(0, len(group) or 1, size):  # a table without columns has no rows
                     piece = group.slice(start, size) if isinstance(group, pa.RecordBatch) else group
-                    max_rows = self._max_batch_rows if shared else len(piece)
+                    max_rows = self._max_batch_rows if shared else len(piece) or 1
                     pending = self._batcher.submit(
                         piece, key, max_rows, deadline, admitted=admitted or bool(parts), origin=origin
                     )
@@ -191,10 +199,12 @@ class ModelCalls:
             is_split = all(output.is_one_per_row(len(pending.rows)) for _, pending, output in outputs)
             if self.sharing.allowed and is_split:
                 tables = [output.table for _, _, output in outputs if isinstance(output, LazyPredictions)]
-                if (table := concat_ordered(tables, [indices for indices, _, _ in outputs])) is not None:
+                if (
+                    table := model_output.concat_ordered(tables, [indices for indices, _, _ in outputs])
+                ) is not None:
                     return table
             else:
-                self.stop_sharing("a part of a large request did not return one result per row")
+                self.stop_sharing_after(parts)
             left = max(0.0, ends - time.perf_counter())
             parts[:] = self.submit(rows, params, left, raw=True, admitted=True, alone=True)
             outputs = [(indices, pending, await pending.future) for indices, pending in parts]

@@ -104,7 +104,7 @@ class _Columns:
             return None
         try:
             rows = orjson.loads(b"[%b]" % chunk)
-            if not rows or not self._has_fields(rows, chunk):
+            if not any(rows) or not self._has_fields(rows, chunk):  # a table without columns has no rows
                 return None
             return self._layout.batch(
                 {

@@ -130,6 +130,8 @@ class ScoringParser:
         if unknown := [name for name in table if name not in self._names]:
             errors = [FieldError((name,), "Extra inputs are not permitted") for name in unknown]
             raise self._contract.refusal(errors)
+        if not table and not any(column.required for column in self._contract.columns):
+            _refuse(f"The rows have no values: send {', '.join(self._names)}.")
         if self._contract.form is InputKind.FRAME:
             return self.from_table(table)
         return self._validator.validate(table)

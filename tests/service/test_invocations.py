@@ -114,6 +114,20 @@ BODIES: dict[str, list[Any]] = {
     "frame": [split(X[:1]), {"inputs": columns(X[:1])}],
     "whole": [split(X), records(X[:1])],
     "hinted": [{"inputs": MESSAGES}, {"inputs": MESSAGES[:1]}],
+    "optional": [
+        {"dataframe_records": [{"x": 1.5}, {}]},
+        {"dataframe_records": [{}]},
+        {"dataframe_records": [{}, {}]},
+        {"dataframe_records": []},
+        {"dataframe_records": [{"other": 1}, {"other": 2}]},
+        {"dataframe_split": {"columns": [], "data": [[], []]}},
+        {"dataframe_split": {"columns": [], "data": [[], []], "index": [3, 4]}},
+        {"dataframe_split": {"columns": ["other"], "data": [[1]]}},
+        {"instances": [{}, {}]},
+        {"inputs": [{}, {}]},
+        {"inputs": {}},
+        {"inputs": {"other": [1]}},
+    ],
 }
 CASES = [(name, body) for name, bodies in BODIES.items() for body in bodies]
 
@@ -344,3 +358,30 @@ def test_typed_endpoints_serve_every_zoo_model(sample_model_service: Service, na
     assert batch.json()["predictions"] == (whole["predictions"] if name == "whole" else [result])
     document = sample_model_service.client.get("/openapi.json").json()
     assert f"/models/{name}/predict" in document["paths"]
+
+
+def test_rows_without_values_do_not_stop_batching(sample_model_service: Service) -> None:
+    client = sample_model_service.client
+    for rows in ([{}], [{}, {}], [{"x": 1}, {}], [{"x": 1, "count": 2}, {}]):
+        client.post("/models/optional/predict/batch", json={"rows": rows})
+        client.post("/invocations", params={"model": "optional"}, json={"dataframe_records": rows})
+    assert client.get("/models/optional").json()["batching"]["shared"]
+
+
+def test_typed_rows_without_values_are_rejected(sample_model_service: Service) -> None:
+    client, path = sample_model_service.client, "/models/optional/predict"
+    sink = BytesIO()
+    table = pa.table({"x": [1.0, 2.0]}).select([])
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for response in (
+        client.post(path, json={}),
+        client.post(f"{path}/batch", json={"rows": [{}, {}]}),
+        client.post(f"{path}/batch", content=sink.getvalue(), headers={"Content-Type": ARROW}),
+    ):
+        assert response.status_code == 422
+        assert response.json()["detail"] == "The rows have no values: send x, note, count."
+    assert client.post(f"{path}/batch", json={"rows": [{}, {"x": 1}]}).json()["predictions"] == [
+        {"prediction": 0},
+        {"prediction": 1},
+    ]

@@ -7,10 +7,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 
+from training import registry
 from training.cli import main
 
 WITHOUT_MLFLOW = """
@@ -58,6 +60,18 @@ def test_promote_archives_the_previous_version(capsys: pytest.CaptureFixture[str
         "iris version 3 is in Production now, archived: 1",
         "iris version 2 is in Production now, archived: 3",
     ]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_promote_archives_on_postgresql(scheme: str, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = postgres.create(f"training-{scheme}").replace("postgresql", scheme, 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow.MlflowClient(registry.with_driver(uri))
+    client.create_registered_model("iris")
+    for _ in range(2):
+        version = client.create_model_version("iris", "nowhere").version
+        assert main(["promote", "--version", str(version)]) == 0
+    assert stages() == {"1": "Archived", "2": "Production"}
 
 
 @pytest.mark.usefixtures("versions")

@@ -85,6 +85,13 @@ class Hinted(PythonModel):  # type: ignore[misc]
         yield from (f"{model_input.role}: {word}" for word in model_input.content.split())
 
 
-PARTS = {part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted)}
+class Optional(PythonModel):  # type: ignore[misc]
+    """Returns the number of values in each row; a request may omit all columns."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return model_input.notna().sum(axis=1).tolist()
+
+
+PARTS = {part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted, Optional)}
 
 mlflow.models.set_model(PARTS[ModelConfig(development_config={"part": "frame"}).get("part")]())

@@ -150,6 +150,7 @@ def sample_models() -> dict[str, SampleModel]:
         "hinted": SampleModel(
             _hinted(), {"input": {"role": "user", "content": "hi", "at": "2026-01-31T10:00:00"}}
         ),
+        "optional": SampleModel(_optional(), {"x": 5}),
     }
 
 
@@ -208,3 +209,10 @@ def _whole() -> Save:
 
 def _hinted() -> Save:
     return _coded("hinted", None, None, [{"role": "user", "content": "hello"}])
+
+
+def _optional() -> Save:
+    types = {"x": "double", "note": "string", "count": "long"}
+    columns = [ColSpec(type_, name, required=False) for name, type_ in types.items()]
+    example = pd.DataFrame({"x": [1.0], "note": ["a"], "count": [1]})
+    return _coded("optional", Schema(columns), Schema([ColSpec("long")]), example)

@@ -224,3 +224,9 @@ def test_column_missing_in_some_rows_prevents_columnar_reading() -> None:
     rows = [{"x": 1.0, "n": 1}, {"x": 2.0}]
     (piece,) = BatchReader(HOLEY).read(sent(rows))
     assert piece.rows == rows
+
+
+def test_rows_without_values_keep_their_number() -> None:
+    optional = contract("x: double?, n: long?")
+    pieces = [*BatchReader(optional).read(sent([{}] * 50))]
+    assert sum(len(piece.rows) for piece in pieces) == 50

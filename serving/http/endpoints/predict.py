@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serving.auth.access_rules import PREDICT
 from serving.batching.pending_request import Output, PendingRequest
-from serving.codecs.model_input import Rows
+from serving.codecs.model_input import Rows, lacks_values
 from serving.codecs.predictions import LazyPredictions, row_response
 from serving.contract.contract import Row
 from serving.dataplane import DataPlane, Endpoint, Selector, Watch
@@ -172,8 +172,12 @@ def whole(
 
     Raises:
         ModelFailed: the contract promises one result per row.
+        Unprocessable: the same, but the model received no rows, because they omit all columns.
     """
     if not isinstance(output, LazyPredictions) or not (model.contract.is_whole or model.contract.is_open):
+        if lacks_values(rows):
+            names = ", ".join(column.name for column in model.contract.columns)
+            raise Unprocessable(f"The rows have no values: send {names}.")
         raise ModelFailed(f"it returned {len(output)} results for {len(rows)} rows")
     yield b'{"predictions":'
     yield from predictions_json(model.contract.output_columns, output.table)

@@ -99,7 +99,7 @@ class PredictBatchEndpoint(PredictEndpoint):
                     return batch_response(
                         [await _predictions(RowChunk(rows, params), parts)], model.model_json
                     )
-                model.calls.stop_sharing("a part of a large request did not return one result per row")
+                model.calls.stop_sharing_after(parts)
                 continue
             ticket = parts[0][1]
             output = await ticket.future
