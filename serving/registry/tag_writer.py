@@ -17,7 +17,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from serving.errors import ReferenceNotFound, RegistryError
 from serving.reference import Reference, ReferenceKind
 from serving.registry.client import RegistryClient, TagChange
 from serving.registry.live_tag import held_since, moment, references
+from serving.registry.status_updates import StatusUpdates
 from serving.registry.tag_changes import (
     Claim,
     StatusUpdate,
@@ -40,13 +40,10 @@ from serving.version import Outcome, Version
 
 log = logging.getLogger("serving.tag_writer")
 _MAX_PENDING = 100
-_MAX_PUBLISHED = 1000
 _POLLED_WITH_TAGS = (ReferenceKind.STAGE, ReferenceKind.LATEST)
 """A poll of one of these returns all versions of the model, with their tags."""
 _CHECK_INTERVAL_SECONDS = 60.0
 """How often tags are checked for other references, and while the live version is not the one named."""
-
-VersionKey = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +66,7 @@ class TagWriter:
 
     def __init__(self, registry: RegistryClient, spread: float = 0.0) -> None:
         self._registry, self._spread = registry, spread
-        self._pending: dict[VersionKey, StatusUpdate] = {}
-        self._published: dict[VersionKey, StatusUpdate] = {}
+        self._updates = StatusUpdates()
         self._claims: dict[str, Claim] = {}
         self._unwritten: dict[str, None] = {}
         self._checks: dict[str, float] = {}
@@ -90,10 +86,7 @@ class TagWriter:
         """
         if not self._can_tag(version):
             return
-        key = (version.name, version.version)
-        self._pending.pop(key, None)
-        published = self._published.pop(key, None)
-        refusal = published.reason if published and published.outcome is Outcome.REJECTED else ""
+        refusal = self._updates.withdraw(version)
         self._claims[reference] = Claim(version, reason, None if stands_in else moment(), refusal)
         self._schedule()
         self._unwritten[reference] = None
@@ -109,14 +102,9 @@ class TagWriter:
 
         A version that is live under any reference, according to its tags, is not superseded.
         """
-        key = (version.name, version.version)
-        last = self._published.get(key)
-        if not self._can_tag(version) or (last and (last.outcome, last.reason) == (outcome, reason)):
-            return
-        update = StatusUpdate(version, outcome, reason, now())
-        self._schedule()
-        _put(self._published, key, update, _MAX_PUBLISHED)
-        _put(self._pending, key, update, _MAX_PENDING)
+        if self._can_tag(version) and not self._updates.repeats(version, outcome, reason):
+            self._schedule()
+            self._updates.publish(StatusUpdate(version, outcome, reason, now()))
 
     def reassert(self, reference: str, resolved: Version) -> None:
         """Write again that a version is live under `reference`, if the tags in the registry differ.
@@ -137,15 +125,14 @@ class TagWriter:
 
         Another front that takes longer to load the version overwrites the first refusal.
         """
-        key = (resolved.name, resolved.version)
-        refusal = self._published.get(key)
-        if refusal and refusal.outcome is Outcome.REJECTED and hides_refusals(resolved.tags):
+        refusal = self._updates.refusal(resolved)
+        if refusal and hides_refusals(resolved.tags):
             self._schedule()
-            _put(self._pending, key, refusal, _MAX_PENDING)
+            self._updates.add(refusal)
 
     def _schedule(self) -> None:
         """Set the time of the next write, unless one is scheduled."""
-        if not self._pending and not self._unwritten:
+        if not self._updates.pending and not self._unwritten:
             self._due = time.monotonic() + random.uniform(0, self._spread)  # noqa: S311 — no secret
 
     def set_tag(
@@ -181,7 +168,7 @@ class TagWriter:
     @property
     def is_due(self) -> bool:
         """Return whether there is something to write, and the last write succeeded."""
-        waits = bool(self._pending or self._unwritten)
+        waits = bool(self._updates.pending or self._unwritten)
         return not self._failing and waits and self._due <= time.monotonic()
 
     async def flush(self) -> None:
@@ -198,14 +185,14 @@ class TagWriter:
                 claim = self._claims[reference]
                 if not await self._write_claim(reference, claim) and self.failures.blocks(claim.version):
                     return
-            for key, update in list(self._pending.items()):
+            for update in self._updates.pending:
                 is_written = await self._try(
                     update.version, self._registry.write_tags, update.version, partial(outcome, update)
                 )
                 if not is_written and self.failures.blocks(update.version):
                     return
-                if is_written and self._pending.get(key) is update:
-                    del self._pending[key]
+                if is_written:
+                    self._updates.settle(update)
         for tag_key, tag_update in list(self._tag_updates.items()):
             version = tag_update.version
             is_written = await self._try(version, self._registry.write_tags, version, tag_update.change)
@@ -260,7 +247,7 @@ class TagWriter:
             versions,
             named=None if named is None or (named == version.version and not claim.is_loaded) else named,
             named_is_reverted=any(
-                other.version == named and self._is_reverted(other, claim) for other in versions
+                other.version == named and self._updates.is_reverted(other, claim) for other in versions
             ),
         )
         if held is None:
@@ -269,17 +256,9 @@ class TagWriter:
             await self._registry.write_tags(version, partial(live, uri, held, claim))
         for other in versions:
             if other.version != version.version and uri in references(other.tags):
-                update = self._update_for_predecessor(other, version, held)
+                update = self._updates.for_predecessor(other, version, held)
                 with suppress(ReferenceNotFound):
                     await self._registry.write_tags(other, partial(not_live, uri, held, update))
-
-    def _update_for_predecessor(self, old: Version, new: Version, held: datetime) -> StatusUpdate:
-        """Return the outcome for a version from which another takes its last reference."""
-        pending = self._pending.get((old.name, old.version))
-        if pending and pending.outcome is Outcome.REVERTED:
-            return pending
-        since = held.isoformat(timespec="seconds")
-        return StatusUpdate(old, Outcome.SUPERSEDED, f"{new} went live", since)
 
     async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
         """Return the number of the version that a reference names now; the versions show it for a stage."""
@@ -295,22 +274,7 @@ class TagWriter:
             return (await self._registry.resolve(reference))[0].version
         return None
 
-    def _is_reverted(self, version: Version, claim: Claim) -> bool:
-        """Return whether a version is or will be tagged as reverted: the claim is written before that tag."""
-        published = None if claim.is_written else self._published.get((version.name, version.version))
-        return Outcome.REVERTED in (version.tags.get("serving.state"), published and published.outcome)
-
 
 def now() -> str:
     """Return the time now in ISO 8601, UTC, to the second."""
     return moment().isoformat(timespec="seconds")
-
-
-def _put(
-    updates: dict[VersionKey, StatusUpdate], key: VersionKey, update: StatusUpdate, max_size: int
-) -> None:
-    """Put an update last; drop the oldest if there are too many."""
-    updates.pop(key, None)
-    updates[key] = update
-    if len(updates) > max_size:
-        updates.pop(next(iter(updates)))

@@ -514,7 +514,7 @@ async def test_pending_updates_are_bounded(client: RegistryClient, catalogue: Re
     for number in range(1000):
         gone = Version("iris", str(number + 10), "/nowhere", "/nowhere")
         writer.publish(gone, Outcome.SUPERSEDED, "1 went live")
-    assert len(writer._pending) == 100
+    assert len(writer._updates.pending) == 100
     writer.live(PRODUCTION, one, "")
     await writer.flush()
     assert tags(catalogue, "1")["serving.state"] == "live"
