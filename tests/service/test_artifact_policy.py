@@ -28,7 +28,7 @@ FRAME = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
 LINE = LinearRegression().fit(FRAME, FRAME["x"] * 2)
 
 
-def noted(folder: Path) -> dict[str, str]:
+def noted(folder: Path) -> dict[str, Any]:
     """Return a model part that writes a marker file when it is loaded."""
     return {"on_load": f"note:{folder / 'loaded'}"}
 

@@ -173,7 +173,7 @@ def service(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory)
     registry.register("moody", save(folder / "moody", "drop", pipe, EXAMPLE))
     names = (*NAMES, "bare", "trusted", "careful", "moody")
     settings_ = Settings(
-        models=",".join(f"models:/{name}/1" for name in names),  # type: ignore[arg-type]
+        models=",".join(f"models:/{name}/1" for name in names),
         tracking_uri=registry.uri,
         store_dir=folder / "store",
         preload=(),

@@ -173,7 +173,7 @@ def test_sandbox_allows_connections_to_listed_ports(registry: Registry, tmp_path
 @pytest.mark.parametrize("value", ["data", "70000", "443,relative/path", "0"])
 def test_invalid_sandbox_setting_is_rejected(value: str) -> None:
     with pytest.raises(ValueError, match="neither an absolute path nor a TCP port"):
-        Settings(sandbox_allow=value)  # type: ignore[arg-type]
+        Settings(sandbox_allow=value)
 
 
 def test_service_needs_kernel_support_for_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,12 @@ DATATYPES = {"size": "FP64", "weight": "FP64", "visits": "INT64", "colour": "BYT
 def tensors(table: pd.DataFrame) -> list[dict[str, Any]]:
     shape = [len(table)]
     return [
-        {"name": name, "shape": shape, "datatype": DATATYPES[name], "data": table[name].fillna(1).tolist()}
+        {
+            "name": name,
+            "shape": shape,
+            "datatype": DATATYPES[str(name)],
+            "data": table[name].fillna(1).tolist(),
+        }
         for name in table
     ]
 

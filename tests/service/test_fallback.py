@@ -33,7 +33,8 @@ async def serve(harness: FollowerHarness, *parts: dict[str, Any], **settings: An
 
 
 def refused(follower: Follower) -> tuple[str | None, CandidatePhase] | None:
-    return follower.candidate and (follower.candidate.version.version, follower.candidate.state)
+    candidate = follower.candidate
+    return (candidate.version.version, candidate.state) if candidate else None
 
 
 PLACES = pytest.mark.parametrize("place", ["store", "elsewhere"], ids=["its own copy", "no copy"])

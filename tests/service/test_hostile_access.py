@@ -125,7 +125,7 @@ def target(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) 
     }
     expired = ring.file.read_text().replace("2999-01-01", "2001-01-01")
     ring.file.write_text(expired)
-    settings = {
+    settings: dict[str, Any] = {
         "models": "models:/iris/1,models:/other/Production",
         "on_demand": "models:/asleep/1,models:/broken/1",
         "keys_file": ring.file,
@@ -186,7 +186,7 @@ def test_every_route_demands_what_it_declares(target: Target) -> None:
     all_routes = routes(target.app)
     assert len(all_routes) > 35
     for route in all_routes:
-        body = next((each for end, each in BODIES.items() if route.path.endswith(end)), {})
+        body: Any = next((each for end, each in BODIES.items() if route.path.endswith(end)), {})
         sent = None if route.method in ("GET", "HEAD") else body
 
         def status(key: str, route: Route = route, sent: Any = sent) -> int:
@@ -434,18 +434,20 @@ def test_row_52_other_origins_and_host_names_are_rejected(target: Target) -> Non
     own = f"localhost:{port}"
     for path, body in ACTING:
         usual = target.send("admin", "POST", path, body).status
-        for headers in (
+        forged: list[dict[str, Any]] = [
             {"Origin": "https://evil.example.com"},
             {"Origin": "null"},
             {"Origin": "http://localhost:1"},
             {"Sec_Fetch_Site": "cross-site"},
             {"Sec_Fetch_Site": "same-site", "Origin": "http://localhost:3000"},
-        ):
+        ]
+        for headers in forged:
             assert target.send("admin", "POST", path, body, Host=own, **headers).status == 403, (
                 path,
                 headers,
             )
-        for headers in ({"Origin": f"http://{own}"}, {"Sec_Fetch_Site": "same-origin"}):
+        own_page: list[dict[str, Any]] = [{"Origin": f"http://{own}"}, {"Sec_Fetch_Site": "same-origin"}]
+        for headers in own_page:
             assert target.send("admin", "POST", path, body, Host=own, **headers).status == usual
 
 

@@ -112,7 +112,8 @@ def chunked(body: bytes, *trailers: bytes) -> bytes:
 
 def responses(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
     """Return the status and the body of the next responses, which have a `Content-Length`."""
-    complete, data = [], b""
+    complete: list[Any] = []
+    data = b""
     while len(complete) < count:
         match = re.match(rb"HTTP/1\.1 (\d+) .*?content-length: (\d+)\r\n.*?\r\n\r\n", data, re.I | re.S)
         if match and len(data) >= (end := match.end() + int(match[2])):

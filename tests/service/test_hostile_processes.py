@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,10 @@ def stand(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
         registry.promote(name, registry.add(name))
     (folder / "front.py").write_text(FRONT)
     (folder / "preloaded.py").write_text(PRELOADED)
-    settings = {"models": "models:/actor/Production,models:/other/Production", "preload": "preloaded"}
+    settings: dict[str, Any] = {
+        "models": "models:/actor/Production,models:/other/Production",
+        "preload": "preloaded",
+    }
     paths = {"_pythonpath": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
     program = (sys.executable, folder / "front.py")
     settings |= {

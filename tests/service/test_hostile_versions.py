@@ -52,7 +52,11 @@ def rejection(model: Model, change: Callable[[Path], None]) -> str:
 
 def replaced(text: str) -> Callable[[Path], None]:
     """Replace the MLmodel file."""
-    return lambda folder: (folder / "MLmodel").write_text(text) and None
+
+    def replace(folder: Path) -> None:
+        (folder / "MLmodel").write_text(text)
+
+    return replace
 
 
 def extended(text: str) -> Callable[[Path], None]:

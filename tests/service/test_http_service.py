@@ -187,7 +187,7 @@ def test_readiness_describes_live_versions(
         "stage": "Production",
         "aliases": ["champion"],
         "run_id": registered.run_id,
-        "model_id": registered.source.removeprefix("models:/"),
+        "model_id": str(registered.source).removeprefix("models:/"),
         "source": registered.source,
         "required": True,
         "state": "live",
@@ -264,7 +264,7 @@ def test_request_id_is_kept_or_generated(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("value", ["", "a b", "x" * 129, "\xff"])
 def test_unsafe_request_ids_are_replaced(client: httpx.Client, value: str) -> None:
-    response = client.get("/health", headers={"X-Request-ID": value.encode("latin-1")})
+    response = client.get("/health", headers={b"X-Request-ID": value.encode("latin-1")})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,11 +61,11 @@ def records(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def columns(frame: pd.DataFrame) -> dict[str, Any]:
-    return {name: values.tolist() for name, values in frame.items()}
+    return {str(name): values.tolist() for name, values in frame.items()}
 
 
 FLOWERS = IRIS.iloc[[0, 60, 120]]
-HOLEY = FLOWERS.assign(petal_width=[0.2, None, 1.5])
+HOLEY = FLOWERS.assign(petal_width=[0.2, math.nan, 1.5])
 X = pd.DataFrame({"x": [5.0, -3.0, 12.5]})
 NESTED = [{"v": [1.0, 2.0], "o": {"a": 1.0}, "m": {"k": 1}}, {"v": [3.0], "o": {"a": 2.5}, "m": {}}]
 IMAGES = [[[1, 2], [3, 255]], [[0, 0], [5, 6]]]
@@ -244,7 +245,7 @@ def test_ten_thousand_predictions_keep_their_order(sample_model_service: Service
         ("classifier", {"dataframe_records": {}}, "should be a list of objects"),
         ("classifier", {"instances": {}}, "should be a list of rows"),
         ("classifier", {"inputs": [1, 2]}, "4 inputs: inputs should name them"),
-        ("classifier", {"inputs": {name: [1.0] * len(name) for name in FLOWERS}}, "differ in length"),
+        ("classifier", {"inputs": {name: [1.0] * len(str(name)) for name in FLOWERS}}, "differ in length"),
         ("classifier", [1], "should be a JSON object"),
         ("onnx", {"inputs": {"x": [[1, 2], [3]]}}, "x, 0: List should have at least 4 items"),
         ("onnx", {"inputs": {"x": [[1, 2, 3, "4"]]}}, "x, 0, 3: Input should be a valid number"),
@@ -362,7 +363,8 @@ def test_typed_endpoints_serve_every_zoo_model(sample_model_service: Service, na
 
 def test_rows_without_values_do_not_stop_batching(sample_model_service: Service) -> None:
     client = sample_model_service.client
-    for rows in ([{}], [{}, {}], [{"x": 1}, {}], [{"x": 1, "count": 2}, {}]):
+    requests: list[list[dict[str, int]]] = [[{}], [{}, {}], [{"x": 1}, {}], [{"x": 1, "count": 2}, {}]]
+    for rows in requests:
         client.post("/models/optional/predict/batch", json={"rows": rows})
         client.post("/invocations", params={"model": "optional"}, json={"dataframe_records": rows})
     assert client.get("/models/optional").json()["batching"]["shared"]

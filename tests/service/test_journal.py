@@ -355,6 +355,8 @@ def test_feedback_is_written_to_the_run_of_the_version(
         "root_mean_squared_error": pytest.approx(5.0**0.5),
     }
     version = stock.client.get_model_version("diabetes", "1")
+    assert version.run_id
+    assert version.source
     run_id, model_id = version.run_id, version.source.removeprefix("models:/")
 
     def told() -> Any:
@@ -366,7 +368,7 @@ def test_feedback_is_written_to_the_run_of_the_version(
     assert metrics["serving.root_mean_squared_error"] == pytest.approx(5.0**0.5)
     assert metrics["serving.feedback_count"] == 2.0
     of_model = stock.client.get_logged_model(model_id).metrics
-    assert {each.key: each.value for each in of_model}.items() >= metrics.items() & {
+    assert {each.key: each.value for each in of_model or ()}.items() >= metrics.items() & {
         (name, value) for name, value in metrics.items() if name.startswith("serving.")
     }
 
@@ -460,7 +462,7 @@ def test_export_has_one_line_per_row(
 
     def exported(*options: str) -> list[dict[str, Any]]:
         file = tmp_path / "journal.parquet"
-        command = [PROGRAM, "journal", "export", file, "--journal-url", url, *options]
+        command: list[Any] = [PROGRAM, "journal", "export", file, "--journal-url", url, *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         table: pa.Table = parquet.read_table(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_integers_dates_and_nulls_keep_their_types(service: Service, folders: di
     assert predict(service, "pipeline", {"instances": rows}) == {"predictions": prices}
     lists = [[*row.values()] for row in rows]
     assert predict(service, "pipeline", {"instances": lists}) == {"predictions": prices}
-    holey = FLOWERS.assign(petal_width=[0.2, None, 1.5])
+    holey = FLOWERS.assign(petal_width=[0.2, math.nan, 1.5])
     loaded = mlflow.pyfunc.load_model(str(folders["lightgbm"]))
     expected = loaded.predict(holey).tolist()
     assert predict(service, "lightgbm", {"instances": records(holey)})["predictions"] == expected
@@ -151,7 +152,7 @@ def test_values_of_other_models(service: Service) -> None:
         ("classifier", {"inputs": LISTS}, "4 inputs: inputs should be an object that names them"),
         ("classifier", {"inputs": {"sepal_length": 5.1}}, "inputs.sepal_length should be a list"),
         ("classifier", {"inputs": 5}, "a list of values, or an object of lists"),
-        ("classifier", {"inputs": {name: [1.0] * len(name) for name in FLOWERS}}, "differ in length"),
+        ("classifier", {"inputs": {name: [1.0] * len(str(name)) for name in FLOWERS}}, "differ in length"),
         (
             "pipeline",
             {"instances": [records(HOUSES)[0] | {"rooms": 1.5}]},

@@ -39,7 +39,7 @@ from tests.support.sample_models import HOUSES, IRIS, sample_models
 from tests.support.service import FOR_SKLEARN, SELDOM, Service, served, until
 
 ECHO = Path(__file__).parents[1] / "support" / "echo_model.py"
-FLOWER = IRIS.iloc[0].to_dict()
+FLOWER: dict[str, Any] = {str(name): value for name, value in IRIS.iloc[0].items()}
 FIELDS = "n: long, x: double?, at: datetime, data: binary, text: string"
 VALUES = {
     "n": 2**53 + 1,

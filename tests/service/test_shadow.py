@@ -148,7 +148,7 @@ def test_requests_of_every_protocol_are_compared(tried: Tried) -> None:
     tried.stage(factor=1.0)
     client, name = tried.service.client, tried.live.name
     tensor = {"name": "x", "shape": [2], "datatype": "FP64", "data": [1.0, 2.0]}
-    requests = [
+    requests: list[tuple[str, dict[str, Any]]] = [
         (f"/models/{name}/predict", {"json": {"x": 1.0}}),
         (f"/models/{name}/predict/batch", {"json": {"rows": [{"x": 1.0}, {"x": 2.0}]}}),
         (f"/invocations?model={name}", {"json": {"dataframe_records": [{"x": 1.0}, {"x": 2.0}]}}),
@@ -166,10 +166,14 @@ def test_requests_of_every_protocol_are_compared(tried: Tried) -> None:
     assert (found["rows"], found["agreement"]) == (10, 1.0)
 
 
-def let_through(gate: Path) -> None:
-    """Release the reader of a named pipe, if there is one: a model that hangs for long is killed."""
+def let_through(gate: Path) -> bool:
+    """Release the reader of a named pipe, if there is one: a model that hangs for long is killed.
+
+    Return False, so that `or` can follow a condition with it.
+    """
     with suppress(OSError):
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    return False
 
 
 @pytest.fixture
@@ -240,7 +244,12 @@ def test_shadow_processes_have_lowest_priority(tried: Tried, tmp_path: Path) -> 
         os.kill(first, signal.SIGKILL)
         assert not dying.left()
     until(lambda: int(note.read_text() or first) != first)
-    until(lambda: tried.ask(10) or priorities(int(note.read_text())) == {19})
+
+    def has_lowest_priority() -> bool:
+        tried.ask(10)
+        return priorities(int(note.read_text())) == {19}
+
+    until(has_lowest_priority)
 
 
 def test_tag_of_another_front_with_more_rows_stays(trials: Iterator[Tried]) -> None:

@@ -429,7 +429,7 @@ def test_missing_tracing_extra_fails_at_startup(registry: str, tmp_path: Path) -
     missing = "import sys; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None"
     (tmp_path / "sitecustomize.py").write_text(missing)
     env = environment(registry, tmp_path) | {ENDPOINT: "http://127.0.0.1:9", "PYTHONPATH": str(tmp_path)}
-    command = [PROGRAM, "run", "--port", "0"]
+    command: list[Any] = [PROGRAM, "run", "--port", "0"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert (

@@ -25,7 +25,7 @@ sys.exit("mlflow was imported" if "mlflow" in sys.modules else 0)
 
 def stages(name: str = "iris") -> dict[str, str]:
     versions = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
-    return {str(version.version): version.current_stage for version in versions}
+    return {str(version.version): str(version.current_stage) for version in versions}
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_promote_accepts_every_stage(stage: str) -> None:
 def test_promote_moves_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
     for version in ("1", "2"):
         assert main(["promote", "--version", version, "--alias", "champion"]) == 0
-    version = mlflow.MlflowClient().get_model_version_by_alias("iris", "champion")
-    assert str(version.version) == "2"
+    promoted = mlflow.MlflowClient().get_model_version_by_alias("iris", "champion")
+    assert str(promoted.version) == "2"
     assert set(stages().values()) == {"None"}
     assert capsys.readouterr().out.endswith("iris version 2 is @champion now\n")
 

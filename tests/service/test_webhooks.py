@@ -82,8 +82,14 @@ FORGERIES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
 def test_forgery_is_rejected_in_constant_time(
     forge: Callable[[dict[str, str]], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare, compared = hmac.compare_digest, []
-    monkeypatch.setattr(hmac, "compare_digest", lambda *two: compared.append(two) or compare(*two))
+    compare = hmac.compare_digest
+    compared: list[tuple[Any, ...]] = []
+
+    def recorded(*two: Any) -> bool:
+        compared.append(two)
+        return compare(*two)
+
+    monkeypatch.setattr(hmac, "compare_digest", recorded)
     with pytest.raises(Unauthenticated, match="not signed with the secret"):
         deliveries().check(forge(headers()), BODY)
     assert len(compared) == 1

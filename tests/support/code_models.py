@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlflow
@@ -20,7 +20,7 @@ class Message(BaseModel):
     at: datetime.datetime | None = None
 
 
-class Nested(PythonModel):  # type: ignore[misc]
+class Nested(PythonModel):
     """Returns the values of its input and their types."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
@@ -30,7 +30,7 @@ class Nested(PythonModel):  # type: ignore[misc]
         ]
 
 
-class Arrays(PythonModel):  # type: ignore[misc]
+class Arrays(PythonModel):
     """Returns arrays by name; one may have any width."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
@@ -43,7 +43,7 @@ class Arrays(PythonModel):  # type: ignore[misc]
         }
 
 
-class Texts(PythonModel):  # type: ignore[misc]
+class Texts(PythonModel):
     """Returns texts without a name."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
@@ -51,7 +51,7 @@ class Texts(PythonModel):  # type: ignore[misc]
         return [text.upper() * times for text in model_input[0]]
 
 
-class Frame(PythonModel):  # type: ignore[misc]
+class Frame(PythonModel):
     """Returns a DataFrame with gaps, dates and bytes."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
@@ -68,14 +68,14 @@ class Frame(PythonModel):  # type: ignore[misc]
         )
 
 
-class Whole(PythonModel):  # type: ignore[misc]
+class Whole(PythonModel):
     """Returns one value for all rows."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return {"total": float(model_input["x"].sum()), "rows": len(model_input)}
 
 
-class Hinted(PythonModel):  # type: ignore[misc]
+class Hinted(PythonModel):
     """Returns messages, declared by type hints; supports streaming."""
 
     def predict(self, model_input: list[Message]) -> list[str]:
@@ -85,13 +85,15 @@ class Hinted(PythonModel):  # type: ignore[misc]
         yield from (f"{model_input.role}: {word}" for word in model_input.content.split())
 
 
-class Optional(PythonModel):  # type: ignore[misc]
+class Optional(PythonModel):
     """Returns the number of values in each row; a request may omit all columns."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return model_input.notna().sum(axis=1).tolist()
 
 
-PARTS = {part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted, Optional)}
+PARTS: dict[str, Callable[[], Any]] = {
+    part.__name__.lower(): part for part in (Nested, Arrays, Texts, Frame, Whole, Hinted, Optional)
+}
 
 mlflow.models.set_model(PARTS[ModelConfig(development_config={"part": "frame"}).get("part")]())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from serving.contract import mlmodel
 from serving.contract.contract import Contract
@@ -15,7 +15,7 @@ TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "d
 MAX_ROWS = 100
 
 
-def columns(spec: str) -> list[ColSpec]:
+def columns(spec: str) -> list[ColSpec | TensorSpec]:
     """Return signature columns from a text such as `"age: long, name: string?"`; `?` is optional."""
     pairs = (part.strip().split(": ") for part in spec.split(",") if part)
     return [ColSpec(kind.rstrip("?"), name, not kind.endswith("?")) for name, kind in pairs]
@@ -33,7 +33,7 @@ def contract(
     """Return a contract of these columns with metadata about them."""
     signature = inputs
     if isinstance(signature, str):
-        schema = ParamSchema(params) if params else None
+        schema: Any = ParamSchema(params) if params else None
         signature = ModelSignature(Schema(columns(signature)), outputs or Schema([ColSpec("double")]), schema)
     metadata = {"serving": serving | ({"inputs": words} if words else {})}
     described = {"signature": signature.to_dict(), "metadata": metadata}

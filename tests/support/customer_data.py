@@ -37,6 +37,6 @@ def payer(table: pd.DataFrame) -> Any:
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as clients send them in JSON."""
     return [
-        {name: None if value != value else value for name, value in row.items()}
+        {str(name): None if value != value else value for name, value in row.items()}
         for row in table.to_dict("records")
     ]

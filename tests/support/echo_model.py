@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 
-class Echo(PythonModel):  # type: ignore[misc]
+class Echo(PythonModel):
     """Returns its input columns."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:

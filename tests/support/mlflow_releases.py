@@ -86,6 +86,7 @@ def save(folder: Path) -> None:
     import mlflow.sklearn
     import pandas as pd
     from mlflow.models import infer_signature
+    from mlflow.pyfunc import PythonModel
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
@@ -103,8 +104,8 @@ def save(folder: Path) -> None:
             pip_requirements=requirements,
         )
 
-    class Function(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input, params=None):
+    class Function(PythonModel):
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # as in most models
             factor = (params or {}).get("factor", 2.0)
             rows = zip(model_input["x"], model_input["name"], strict=True)
             return [{"name": name, "parts": [x, factor * x]} for x, name in rows]

@@ -37,10 +37,9 @@ def asked(expr: str, shown: Iterable[str]) -> Asked:
 
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
-            uses.names.add(node.name)
-            uses.matched.update(
-                (node.name, matcher.name, matcher.value) for matcher in node.matchers.matchers
-            )
+            name = str(node.name)
+            uses.names.add(name)
+            uses.matched.update((name, matcher.name, matcher.value) for matcher in node.matchers.matchers)
         modifier = getattr(node, "modifier", None)
         if isinstance(modifier, promql_parser.AggModifier):
             uses.labels.update(modifier.labels)

@@ -44,10 +44,11 @@ def save_scripted_model(
 ) -> Path:
     """Save a scripted model with the config `part` in a new folder below `folder`; return the folder."""
     saved = folder / f"actor-{len([*folder.glob('actor-*')])}"
+    schema: Any = ParamSchema(params) if params else None
     signature = ModelSignature(
         Schema(columns(inputs)),
         outputs or Schema([ColSpec("double")]),
-        ParamSchema(params) if params else None,
+        schema,
     )
     with quiet():
         mlflow.pyfunc.save_model(

@@ -93,7 +93,7 @@ def pooled(frame: pd.DataFrame) -> Any:
     return float(frame["x"].sum())
 
 
-class Shape(PythonModel):  # type: ignore[misc]
+class Shape(PythonModel):
     """A model that returns results in the shape that its config names."""
 
     def load_context(self, context: Any) -> None:

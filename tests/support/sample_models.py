@@ -116,7 +116,8 @@ def _coded(
     part: str, inputs: Schema | None, outputs: Schema | None, example: Any, params: Any = None
 ) -> Save:
     """Return a model from code (see `parts.py`); without a schema, its type hints are its signature."""
-    signature = inputs and ModelSignature(inputs, outputs, ParamSchema(params) if params else None)
+    schema: Any = ParamSchema(params) if params else None
+    signature = inputs and ModelSignature(inputs, outputs, schema)
 
     def save(folder: Path) -> None:
         mlflow.pyfunc.save_model(
@@ -134,7 +135,7 @@ def _coded(
 @cache
 def sample_models() -> dict[str, SampleModel]:
     """Return all models by name."""
-    flower = IRIS.iloc[0].to_dict()
+    flower: dict[str, Any] = {str(name): value for name, value in IRIS.iloc[0].items()}
     house = {"city": "Bonn", "garden": True, "rooms": 3, "area": 80.5, "built": "1999-05-01T00:00:00"}
     return {
         "classifier": SampleModel(_classifier(), flower),
@@ -213,6 +214,8 @@ def _hinted() -> Save:
 
 def _optional() -> Save:
     types = {"x": "double", "note": "string", "count": "long"}
-    columns = [ColSpec(type_, name, required=False) for name, type_ in types.items()]
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(type_, name, required=False) for name, type_ in types.items()
+    ]
     example = pd.DataFrame({"x": [1.0], "note": ["a"], "count": [1]})
     return _coded("optional", Schema(columns), Schema([ColSpec("long")]), example)

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def spied(paths: list[str]) -> dict[str, Any]:
             return False
         return True
 
+    def opened(path: str) -> None:
+        Path(path).open("rb").close()
+
     def parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -76,14 +80,14 @@ def spied(paths: list[str]) -> dict[str, Any]:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "variables": sorted(os.environ),
-        "readable": [path for path in paths if succeeds(lambda path=path: Path(path).open("rb").close())],
-        "writable": [path for path in paths if succeeds(lambda path=path: Path(path, "w").touch())],
+        "readable": [path for path in paths if succeeds(partial(opened, path))],
+        "writable": [path for path in paths if succeeds(Path(path, "w").touch)],
         "scratch": succeeds(lambda: tempfile.TemporaryFile().close()),
         "environ": succeeds(lambda: Path(f"/proc/{front}/environ").read_bytes()),
         "memory": succeeds(lambda: Path(f"/proc/{front}/mem").open("rb").close()),
         "traced": tracing.ptrace(0x4206, front, 0, 0) == 0,
         "signals": succeeds(lambda: os.kill(front, 0)),
-        "sockets": [name for name, kind in kinds.items() if succeeds(lambda kind=kind: socket.socket(*kind))],
+        "sockets": [name for name, kind in kinds.items() if succeeds(partial(socket.socket, *kind))],
         "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
         "no_new_privs": int(status["NoNewPrivs"]),
         "dumpable": tracing.prctl(3, 0, 0, 0, 0),
@@ -210,7 +214,7 @@ def _perform(name: str, more: str) -> None:
         Path(more).read_bytes()
 
 
-class ScriptedModel(PythonModel):  # type: ignore[misc]
+class ScriptedModel(PythonModel):
     """Multiplies `x` by a factor, unless its acts change that."""
 
     def load_context(self, context: Any) -> None:

@@ -161,7 +161,9 @@ class Service:
 
 
 @contextmanager
-def served(uri: str, folder: Path, program: Sequence[Any] = (PROGRAM,), **settings: Any) -> Iterator[Service]:
+def served(
+    uri: str, folder: Path, program: Sequence[Any] = (PROGRAM,), /, **settings: Any
+) -> Iterator[Service]:
     """Run a service of the registry at `uri`, and verify that it logged no exception."""
     service = Service(environment(uri, folder, **settings), folder, program)
     try:

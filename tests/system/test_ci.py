@@ -18,7 +18,15 @@ SKIPPING = "import pytest\n\ndef test_it():\n    pytest.skip('not today')\n"
 def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, workers: list[str]) -> None:
     shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
     (tmp_path / "test_it.py").write_text(SKIPPING)
-    command = [sys.executable, "-m", "pytest", "--rootdir", tmp_path, *workers, "test_it.py"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--rootdir",
+        tmp_path,
+        *workers,
+        "test_it.py",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CI": ci}, capture_output=True, text=True)
     assert done.returncode == status
     assert "1 skipped" in done.stdout

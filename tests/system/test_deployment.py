@@ -43,7 +43,7 @@ Manifest = dict[str, Any]
 
 def tool(name: str, *arguments: object) -> str:
     """Run a tool of the environment, and return its output; fail on any complaint."""
-    command = [Path(sys.executable).with_name(name), *map(str, arguments)]
+    command: list[str | Path] = [Path(sys.executable).with_name(name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -496,7 +496,7 @@ def labels_of(manifest: Manifest) -> dict[str, str]:
 
 
 def test_prometheus_scrapes_with_the_key_of_the_monitor(service_with_keys: Service, tmp_path: Path) -> None:
-    jobs = []
+    jobs: list[Any] = []
     for components in (["monitoring"], ["monitoring", "keys"]):
         manifests = rendered(composed(tmp_path / components[-1], "base", components))
         (monitor,) = of_kind("ServiceMonitor", manifests)
@@ -504,7 +504,7 @@ def test_prometheus_scrapes_with_the_key_of_the_monitor(service_with_keys: Servi
         assert job["job_name"] == "serving"
         jobs.append(job | {"job_name": components[-1]})
     with prometheus_server.prometheus(tmp_path, {"scrape_configs": jobs}) as client:
-        ups = until(lambda: len(found := prometheus_server.found(client, "up")) == 2 and found)
+        ups = until(lambda: found if len(found := prometheus_server.found(client, "up")) == 2 else None)
         assert {up["metric"]["job"]: up["value"][1] for up in ups} == {"monitoring": "0", "keys": "1"}
         errors = {item["scrapePool"]: item["lastError"] for item in targets(client)}
     assert "401" in errors["monitoring"]

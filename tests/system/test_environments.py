@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def _forkers(service: Service) -> set[int]:
     return {pid for pid in descendants(service.process.pid) if descendants(pid)}
 
 
+def has_candidate(version: str, state: dict[str, Any]) -> bool:
+    return (state["candidate"] or {}).get("version") == version
+
+
 @pytest.mark.timeout(300)
 def test_uninstallable_requirements_are_reported(service: Service) -> None:
     registry = Registry(service.env["MLFLOW_TRACKING_URI"])
@@ -88,7 +93,7 @@ def test_uninstallable_requirements_are_reported(service: Service) -> None:
     ]:
         version = registry.register("plain", requiring(folder, *lines))
         model.promote(version)
-        model.until(lambda state, version=version: (state["candidate"] or {}).get("version") == version)
+        model.until(partial(has_candidate, version))
         assert reason in model.until_tagged(version, "rejected")["reason"]
     assert model.predict(2.0).json()["prediction"] == 2.0
 

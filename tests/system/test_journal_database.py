@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,7 @@ def test_invalid_url_is_reported_without_its_password(url: str, mistake: str) ->
 
 
 def test_invalid_url_fails_startup_with_one_line() -> None:
-    command = [PROGRAM, "run", "--journal-url", "mysql://me:hunter2@host/journal"]
+    command: list[Any] = [PROGRAM, "run", "--journal-url", "mysql://me:hunter2@host/journal"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -126,10 +127,10 @@ def test_migration_keeps_float_sums(journal_reader: JournalReader) -> None:
 
 
 def test_concurrent_migrations_run_one_at_a_time(journal_reader: JournalReader, url: str) -> None:
-    command = [PROGRAM, "journal", "upgrade", "--journal-url", url]
+    command: list[Any] = [PROGRAM, "journal", "upgrade", "--journal-url", url]
     with ThreadPoolExecutor() as pool:
-        run = [pool.submit(subprocess.run, command, capture_output=True, text=True) for _ in range(3)]
-        done = [each.result() for each in run]
+        run = partial(subprocess.run, command, capture_output=True, text=True)
+        done = [each.result() for each in [pool.submit(run) for _ in range(3)]]
     assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
     assert journal_reader.count() == 0
 

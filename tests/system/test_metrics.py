@@ -72,7 +72,8 @@ def of(model: Model, name: str, **labels: str) -> str:
 @contextmanager
 def moved(model: Model) -> Iterator[dict[str, float]]:
     """Yield the changes of the model's metrics during the block, without times."""
-    before, changes = model.service.metrics(), {}
+    before = model.service.metrics()
+    changes: dict[str, float] = {}
     yield changes
     for name, value in model.service.metrics().items():
         counted = 'model="actor"' in name and not re.search(r"_bucket|seconds_sum|_bytes|timestamp", name)

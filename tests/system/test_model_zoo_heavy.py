@@ -38,7 +38,16 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{each.name}=={each.version}" for each in distributions() if each.name != "mlflow-serving-front"
     ]
     constraints.write_text("\n".join(installed))
-    command = [program, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
+    command: list[str | Path] = [
+        program,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "install",
+        "-c",
+        constraints,
+    ]
     subprocess.run([*command, *REQUIREMENTS], check=True)
     return program
 

@@ -149,7 +149,7 @@ def test_json_request_has_json_response(sample_model_service: Service) -> None:
 
 def test_missing_value_is_null(sample_model_service: Service) -> None:
     row = dict(zip(FLOWERS, FLOWERS.to_numpy()[0].tolist(), strict=True)) | {"petal_width": None}
-    inputs = [tensor(name, "FP64", [value], [1, 1]) for name, value in row.items()]
+    inputs = [tensor(str(name), "FP64", [value], [1, 1]) for name, value in row.items()]
     result = infer(sample_model_service, "lightgbm", *inputs).json()
     assert result["outputs"][0]["data"] == scored(sample_model_service, "lightgbm", pd.DataFrame([row]))
     gap = infer(sample_model_service, "frame", tensor("x", "FP64", [-5.0])).json()["outputs"]

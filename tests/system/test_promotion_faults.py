@@ -216,7 +216,7 @@ def test_row_4_version_that_fails_on_replay_is_rejected(
 
 def noted(file: Path) -> int:
     """Wait until an actor has noted its process, and return the id."""
-    return int(until(lambda: file.exists() and file.read_text()))
+    return int(until(lambda: file.read_text() if file.exists() else None))
 
 
 def test_row_5_last_of_several_promotions_within_one_poll_wins(model: Model) -> None:
@@ -256,7 +256,7 @@ def registered(model: Model, **part: Any) -> str:
 
 
 def artifacts(model: Model, version: str) -> Path:
-    return Path(model.registry.client.get_model_version(model.name, version).source)
+    return Path(str(model.registry.client.get_model_version(model.name, version).source))
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink], ids=["one bit", "cut off", "one gone"])

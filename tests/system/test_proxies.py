@@ -197,7 +197,7 @@ def test_grpc_client_has_the_forwarded_address(proxied: Proxied) -> None:
     target = proxied.service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
     inputs = [{"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [1.0]}}]
     with grpc.insecure_channel(target) as channel:
-        stub: Any = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = services.GRPCInferenceServiceStub(channel)
         stub.ModelInfer(
             protos.ModelInferRequest(model_name="moved", inputs=inputs),
             metadata=[("x-forwarded-for", "203.0.113.77, 127.0.0.1")],
@@ -409,5 +409,5 @@ def test_invalid_settings_are_named(settings: dict[str, Any], message: str) -> N
 
 
 def test_settings_accept_the_forms_of_uvicorn() -> None:
-    settings = Settings(root_path="/ml/", forwarded_allow_ips="10.0.0.0/8, ::1,*")  # type: ignore[arg-type]
+    settings = Settings(root_path="/ml/", forwarded_allow_ips="10.0.0.0/8, ::1,*")
     assert (settings.root_path, settings.forwarded_allow_ips) == ("/ml", ("10.0.0.0/8", "::1", "*"))

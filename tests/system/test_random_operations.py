@@ -189,4 +189,4 @@ def test_promoted_version_serves_after_any_events(fleet: Fleet) -> None:
                 assert model.is_well(self.live)
 
     settings = hypothesis.settings(max_examples=3, stateful_step_count=12, phases=[hypothesis.Phase.generate])
-    run_state_machine_as_test(Life, settings=settings)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Life, settings=settings)

@@ -134,7 +134,7 @@ async def test_path_has_the_route_prefix_and_one_request_id(path: str, root: str
         sent.append(message)
 
     scope = {"type": "http", "path": path, "root_path": root, "headers": [(b"x-request-id", b"mine")]}
-    await RayAsgiAdapter(front, AsyncExitStack())(scope, send, send)
+    await RayAsgiAdapter(front, AsyncExitStack())(scope, send, send)  # type: ignore[arg-type]  # it receives nothing
     assert sent[0]["headers"] == [(b"x-request-id", b"new"), (b"x", b"y")]
 
 
@@ -158,7 +158,7 @@ def test_ready_reports_all_replicas_and_their_agreement(cluster: Cluster) -> Non
         == 2
     )
     assert cluster.client.get("/readyz").json()["replicas"]
-    command = [PROGRAM, "status", cluster.url]
+    command: list[Any] = [PROGRAM, "status", cluster.url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f"instance {each['id']} on " in printed for each in ready["replicas"])
 

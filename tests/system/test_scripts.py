@@ -278,7 +278,7 @@ def ui(real: Project, registry: str) -> Iterator[str]:
     """Run `scripts/ui` on a registry and yield its address."""
     port = free_port()
     env = {"PATH": str(real.bin), "MLFLOW_TRACKING_URI": registry}
-    command = [real.root / "scripts" / "ui", "--port", str(port)]
+    command: list[str | Path] = [real.root / "scripts" / "ui", "--port", str(port)]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:

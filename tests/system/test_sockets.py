@@ -227,7 +227,7 @@ def test_service_listens_on_an_inherited_descriptor(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         descriptor = listening.fileno()
-        words = [PROGRAM, "run", "--fd", str(descriptor)]
+        words: list[Any] = [PROGRAM, "run", "--fd", str(descriptor)]
         env = environment(NO_REGISTRY, tmp_path)
         with subprocess.Popen(words, env=env, pass_fds=[descriptor]) as process:
             try:
@@ -271,16 +271,18 @@ def taken_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("name", ["port", "admin_port", "grpc_port"])
 def test_taken_port_is_named(taken_port: int, name: str) -> None:
+    ports: dict[str, Any] = {"port": 0, name: taken_port}
     line = f"SERVING_{name.upper()}: cannot listen on 127.0.0.1:{taken_port}: Address already in use"
     with pytest.raises(StartupError, match=f"^{re.escape(line)}$"):
-        open_sockets(Settings(**{"port": 0, name: taken_port}), {})
+        open_sockets(Settings(**ports), {})
 
 
 @pytest.mark.parametrize("name", ["admin_port", "grpc_port"])
 def test_port_that_is_set_twice_is_named(name: str) -> None:
     port = free_port()
+    ports: dict[str, Any] = {"port": port, name: port}
     with pytest.raises(StartupError, match=f"^SERVING_{name.upper()}: .*: Address already in use$"):
-        open_sockets(Settings(**{"port": port, name: port}), {})
+        open_sockets(Settings(**ports), {})
 
 
 @pytest.mark.parametrize(

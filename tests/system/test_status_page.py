@@ -71,7 +71,7 @@ def service(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
         (MANY[0], registry.add(MANY[0])),
     ):
         registry.promote(name, version)
-    settings = {
+    settings: dict[str, Any] = {
         "models": "models:/house/Production,models:/moved/Production",
         "on_demand": ",".join(f"models:/{name}/Production" for name in MANY),
     }

@@ -269,7 +269,7 @@ async def test_read_only_model_does_not_block_tags_of_others(
 def test_unsupported_reference_aborts_the_start(
     registry: str, reference: str, message: str, setting: str
 ) -> None:
-    values = {"models": f"models:/{NAME}/1", setting: reference}
+    values: dict[str, Any] = {"models": f"models:/{NAME}/1", setting: reference}
     with pytest.raises(ValidationError) as caught:
         Settings(registry_uri=registry, **values)
     (line,) = format_errors(caught.value)

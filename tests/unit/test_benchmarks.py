@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import socket
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -98,7 +99,7 @@ def test_ratios_compare_rounds_with_the_better_format() -> None:
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

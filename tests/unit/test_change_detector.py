@@ -23,17 +23,17 @@ FRESH = 0.0
 @pytest.fixture
 def catalogue(registry: str) -> Registry:
     """Create a registry with two versions of iris and one of rose, without artifacts."""
-    registry = Registry(registry)
+    found = Registry(registry)
     for name in ("iris", "iris", "rose"):
-        registry.register(name, Path("/nowhere"))
-    registry.promote("iris", "1")
-    return registry
+        found.register(name, Path("/nowhere"))
+    found.promote("iris", "1")
+    return found
 
 
 @pytest.fixture
 def client(registry: str) -> Iterator[RegistryClient]:
-    with closing(RegistryClient(Settings(tracking_uri=registry))) as registry:
-        yield registry
+    with closing(RegistryClient(Settings(tracking_uri=registry))) as opened:
+        yield opened
 
 
 async def test_poll_is_due_at_first_and_after_every_change(

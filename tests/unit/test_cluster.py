@@ -62,7 +62,7 @@ def exposition(count: int) -> str:
 
 
 def test_merged_metrics_are_labelled_by_replica() -> None:
-    text = generate_latest(MultiInstanceCollector({"a": exposition(1), "b": exposition(2)})).decode()  # type: ignore[arg-type]
+    text = generate_latest(MultiInstanceCollector({"a": exposition(1), "b": exposition(2)})).decode()
     assert text.count("# TYPE asked_total counter") == text.count("# TYPE took histogram") == 1
     assert 'asked_total{model="iris",replica="a"} 1.0' in text
     assert 'asked_total{model="iris",replica="b"} 2.0' in text

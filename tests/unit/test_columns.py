@@ -130,6 +130,8 @@ def test_only_optional_columns_may_be_omitted(kind: str) -> None:
 # -- schema keywords of the metadata
 
 NUMBERS = ("integer", "long", "float", "double")
+NO_ENUMS: tuple[Any, ...] = (5, "abc", [], {}, None)
+"""Values that the keyword `enum` must not have."""
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -212,11 +214,7 @@ def test_bounds_cannot_exceed_the_range_of_the_type(
         ("long", "maximum", 0.5),
         ("integer", "multipleOf", 1.5),
         *[(kind, "multipleOf", value) for kind in NUMBERS for value in (0, -1)],
-        *[
-            (kind, "enum", value)
-            for kind in (*NUMBERS, "string", "boolean")
-            for value in (5, "abc", [], {}, None)
-        ],
+        *[(kind, "enum", value) for kind in (*NUMBERS, "string", "boolean") for value in NO_ENUMS],
         ("long", "enum", [1, "2"]),
         ("long", "enum", [True]),
         ("boolean", "enum", [1]),
@@ -265,7 +263,8 @@ def test_inapplicable_keyword_is_rejected_with_alternatives(kind: str, word: Any
 
 
 def schema(kind: str, words: dict[str, Any] | None = None) -> dict[str, Any]:
-    document: dict[str, Any] = TypeAdapter(contract(f"it: {kind}", {"it": words or {}}).row).json_schema()
+    row = contract(f"it: {kind}", {"it": words or {}}).row
+    document = TypeAdapter[Any](row).json_schema()
     found: dict[str, Any] = json.loads(json.dumps(document["properties"]["it"]))
     assert ("it" in document.get("required", [])) is not kind.endswith("?")
     return found

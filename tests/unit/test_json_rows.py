@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -37,8 +37,9 @@ def sent(rows: list[Any], **more: Any) -> bytes:
 
 def table(model_contract: Contract, rows: Any) -> pa.RecordBatch:
     """Return the rows as a record batch with the columns of the contract."""
+    kinds: dict[str, Any] = {column.name: column.kind for column in model_contract.columns}
     return pa.RecordBatch.from_pylist(
-        rows, pa.schema([pa.field(column.name, column.kind.arrow) for column in model_contract.columns])
+        rows, pa.schema([pa.field(name, kind.arrow) for name, kind in kinds.items()])
     )
 
 
@@ -70,7 +71,7 @@ def test_large_batch_is_read_in_columnar_pieces() -> None:
     pieces = [*BatchReader(IRIS).read(sent(rows))]
     assert len(pieces) > 10
     assert all(isinstance(piece.rows, pa.RecordBatch) for piece in pieces)
-    assert [row for piece in pieces for row in piece.rows.to_pylist()] == rows
+    assert [row for piece in pieces for row in cast("Any", piece.rows).to_pylist()] == rows
 
 
 def test_error_location_counts_from_the_first_row() -> None:

@@ -245,7 +245,7 @@ def test_logged_example_is_read_as_typed_rows(tmp_path: Path) -> None:
         ("string", ["a", None]),
         ("string", pd.Series(["a", None], dtype=object)),
         ("string", pd.Series(["a", np.nan], dtype=object)),
-        ("datetime", pd.to_datetime(["2026-01-31", None])),
+        ("datetime", pd.DatetimeIndex(["2026-01-31", None])),
         ("boolean", pd.Series([True, None], dtype=object)),
         ("binary", [b"a", None]),
     ],

@@ -302,20 +302,20 @@ def test_unlisted_class_fails(output: Any) -> None:
 
 # -- in general
 
-arrays = st.one_of(
-    st.lists(element | st.none(), min_size=1, max_size=3).map(pa.array)
-    for element in (
-        st.booleans(),
-        st.integers(-(2**63), 2**63 - 1),
-        st.floats(),
-        st.text(max_size=3),
-        st.binary(max_size=3),
-        st.datetimes(),
-        st.dates(),
-        st.lists(st.floats(), max_size=2),
-        st.lists(st.integers(0, 9), min_size=2, max_size=2),
-        st.fixed_dictionaries({"a": st.floats()}),
-    )
+_ELEMENTS: tuple[st.SearchStrategy[Any], ...] = (
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.datetimes(),
+    st.dates(),
+    st.lists(st.floats(), max_size=2),
+    st.lists(st.integers(0, 9), min_size=2, max_size=2),
+    st.fixed_dictionaries({"a": st.floats()}),
+)
+arrays: st.SearchStrategy[Any] = st.one_of(
+    [st.lists(element | st.none(), min_size=1, max_size=3).map(pa.array) for element in _ELEMENTS]
 )
 CONTRACTS = [
     contract_for_anything(),

@@ -81,7 +81,7 @@ def test_false_alarms_are_rare(rows: int, shares: list[float]) -> None:
     alarms = 0
     for _ in range(trials):
         then = chance.multinomial(rows, share) / rows
-        now = chance.multinomial(math.ceil(min_rows(then, rows, 0.25)), share)
+        now = chance.multinomial(math.ceil(min_rows(then, rows, 0.25)), share).astype(float)
         alarms += psi_terms(then, rows, now).sum() > 0.25
     assert alarms <= trials / 1000
 

@@ -109,7 +109,7 @@ def test_pyfunc_accepts_any_mixture_of_columns(data: st.DataObject) -> None:
             assert_unchanged(kind, row.get(name), received.get(name))
 
 
-PARAMS = [
+PARAMS: list[Any] = [
     ParamSpec("boolean", "boolean", False),
     ParamSpec("integer", "integer", 1),
     ParamSpec("long", "long", 1),
@@ -118,7 +118,7 @@ PARAMS = [
     ParamSpec("string", "string", "a"),
     ParamSpec("datetime", "datetime", "2026-01-31"),
 ]
-LISTS = [
+LISTS: list[Any] = [
     ParamSpec(f"{param.name}s", param.dtype.name, [param.default], (-1,))
     for param in PARAMS
     if param.name != "datetime"

@@ -60,7 +60,7 @@ def test_predictions_match_by_class_or_within_a_percent(old: Any, new: Any, agre
 def test_agreement_is_over_rows_and_latency_over_requests() -> None:
     before = [recorded("a", "b", seconds=0.002), recorded("c", seconds=0.004)]
     comparison = compare(before, [texts("a", "x"), texts("c")], [0.006, 0.012])
-    assert comparison == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))
+    assert comparison == Comparison(requests=2, agreement=2 / 3, latency=pytest.approx(3.0))  # type: ignore[arg-type]  # it compares as a float
 
 
 def test_comparison_is_formatted_as_a_sentence() -> None:

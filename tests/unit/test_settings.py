@@ -157,7 +157,7 @@ def test_variables_of_platforms_set_host_and_port(
     for name, value in variables.items():
         environment.setenv(name, value)
     assert (Settings().host, Settings().port) == (host, port)
-    assert Settings(port="9").port == 9  # type: ignore[arg-type]
+    assert Settings(port="9").port == 9
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,10 @@ async def test_version_reverted_elsewhere_stays_reverted(client: RegistryClient,
     assert tags(catalogue, "1")["serving.state"] == "reverted"
 
 
+def unless_stopped(text: str, present: str) -> str:
+    return present if present.startswith("stopped") else text
+
+
 async def test_set_tag_merges_with_the_present_value(client: RegistryClient, catalogue: Registry) -> None:
     one = await version(client, "1")
     for text, written in [("10 %", "10 %"), ("stopped: slow", "stopped: slow"), ("25 %", "stopped: slow")]:
@@ -234,7 +239,7 @@ async def test_set_tag_merges_with_the_present_value(client: RegistryClient, cat
         writer.set_tag(
             one,
             "serving.canary",
-            lambda present, text=text: present if present.startswith("stopped") else text,
+            partial(unless_stopped, text),
         )
         await writer.flush()
         assert tags(catalogue, "1")["serving.canary"] == written

@@ -40,8 +40,10 @@ def read(logged: Logged) -> Model:
 
 
 def serving(logged: Logged) -> dict[str, Any]:
-    metadata: dict[str, Any] = read(logged).metadata["serving"]
-    return metadata
+    metadata = read(logged).metadata
+    assert metadata
+    serving: dict[str, Any] = metadata["serving"]
+    return serving
 
 
 def test_each_call_registers_a_new_version() -> None:

@@ -78,7 +78,7 @@ def router(
     descriptions = create_model(
         "Models",
         __doc__="Everything that is served.",
-        models=(list[description], ...),  # type: ignore[valid-type]  # a type made at run time
+        models=(list[description], ...),
     )
 
     @routes.get("/health", summary="Liveness of the process")
@@ -163,7 +163,7 @@ def router(
         if new := [contract for contract in contracts if "json_schemas" not in vars(contract)]:
             await asyncio.to_thread(lambda: [contract.json_schemas for contract in new])
         in_full = sees_reasons(request.scope)
-        described = [
+        described: list[Any] = [
             description(**reporter.state(follower, in_full=in_full), contract=_contract_of(follower))
             for follower in shown
         ]

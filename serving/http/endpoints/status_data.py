@@ -138,7 +138,7 @@ def router(
         "Status",
         __base__=Status,
         __doc__=Status.__doc__,
-        models=(list[model_type], ...),  # type: ignore[valid-type]  # a type made at run time
+        models=(list[model_type], ...),
     )
 
     @routes.get(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlflow
@@ -27,7 +27,7 @@ def reply(messages: list[Any]) -> str:
     return f"{last.upper()} ({len(messages)})"
 
 
-class Chat(ChatModel):  # type: ignore[misc]
+class Chat(ChatModel):
     """A chat model with fixed times and ids."""
 
     def predict(self, context: Any, messages: list[ChatMessage], params: Any) -> ChatCompletionResponse:
@@ -51,7 +51,7 @@ class Chat(ChatModel):  # type: ignore[misc]
             yield ChatCompletionChunk(id="chat-1", created=1_700_000_000, model="zoo", choices=[choice])
 
 
-class Agent(ChatAgent):  # type: ignore[misc]
+class Agent(ChatAgent):
     """An agent that returns two messages."""
 
     def predict(
@@ -72,7 +72,7 @@ class Agent(ChatAgent):  # type: ignore[misc]
             yield ChatAgentChunk(delta=ChatAgentMessage(id="a-1", role="assistant", content=word))
 
 
-class Responses(ResponsesAgent):  # type: ignore[misc]
+class Responses(ResponsesAgent):
     """An agent with OpenAI's Responses interface."""
 
     def predict(self, request: ResponsesAgentRequest) -> ResponsesAgentResponse:
@@ -89,11 +89,12 @@ class Responses(ResponsesAgent):  # type: ignore[misc]
         yield ResponsesAgentStreamEvent(type="response.output_item.done", item=item)
 
     def _text(self, request: ResponsesAgentRequest) -> str:
-        content = request.input[-1].content
+        message: Any = request.input[-1]
+        content = message.content
         text = content if isinstance(content, str) else content[0]["text"]
         return f"{text.upper()} ({len(request.input)})"
 
 
-PARTS = {"chat": Chat, "agent": Agent, "responses": Responses}
+PARTS: dict[str, Callable[[], Any]] = {"chat": Chat, "agent": Agent, "responses": Responses}
 
 mlflow.models.set_model(PARTS[ModelConfig(development_config={"part": "chat"}).get("part")]())

@@ -205,7 +205,8 @@ def _same_tensors(found: Mapping[str, Any], expected: Any, tolerance: float) -> 
         if all(row.keys() == found.keys() for row in expected):
             return all(agrees(values, [row[name] for row in expected]) for name, values in found.items())
         if len(found) == 1 and all(len(row) == 1 for row in expected):
-            return agrees(*found.values(), [value for row in expected for value in row.values()])
+            (only,) = found.values()
+            return agrees(only, [value for row in expected for value in row.values()])
     if isinstance(expected, dict) and expected.keys() == found.keys():
         return all(
             agrees(values, expected[name]) or agrees(values, [expected[name]])

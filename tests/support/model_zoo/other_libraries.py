@@ -45,7 +45,7 @@ def _lightgbm(folder: Path) -> None:
     import lightgbm
 
     model = lightgbm.LGBMClassifier(n_estimators=5, min_child_samples=1, min_data_in_bin=1, verbose=-1)
-    model.fit(HOLES, ["a", "b", "c", "a", "b", "c"])
+    model.fit(HOLES, np.array(["a", "b", "c", "a", "b", "c"]))
     mlflow.lightgbm.save_model(model, folder, input_example=HOLES, pip_requirements=[])
 
 

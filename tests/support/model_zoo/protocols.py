@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from math import prod
 from typing import Any
@@ -88,9 +89,9 @@ class Protocols:
             query = [*_query(request.params or {})]
             for each in bodies:
                 if protocol == "predict":
-                    yield lambda each=each: self._posted(path, each, query)
+                    yield partial(self._posted, path, each, query)
                 else:
-                    yield lambda each=each: self._streamed(f"{path}/stream", each, query)
+                    yield partial(self._streamed, f"{path}/stream", each, query)
 
     def _scored(self, model: str, content: bytes, media_type: str) -> Reply:
         headers = {"Content-Type": media_type, "X-Model": model}
@@ -136,7 +137,9 @@ class Protocols:
         request = protos.ModelInferRequest(
             model_name=model,
             inputs=[each.head for each in inputs],
-            parameters={name: {_FIELDS[type(value)]: value} for name, value in params.items()},
+            parameters={
+                name: protos.InferParameter(**{_FIELDS[type(value)]: value}) for name, value in params.items()
+            },
             raw_input_contents=[each.raw for each in inputs],
         )
         try:
@@ -247,7 +250,7 @@ def _tensor(request: Request, name: str, column: list[Any]) -> Tensor | None:
         return None
     datatype = "BYTES"
     if types != {str}:
-        dtype = (
+        dtype: Any = (
             request.frame[name].dtype
             if request.frame is not None and name in request.frame
             else np.array(column).dtype

@@ -26,7 +26,7 @@ KEEP = "keep"
 class FunctionModel(PythonModel):
     """A model that returns what a function returns for its input."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
     def predict(self, context, model_input, params=None):  # without types, as in most models
@@ -340,11 +340,11 @@ def _vocabulary(folder: Path) -> None:
 # -- parameters
 
 
-def _scaled(frame: pd.DataFrame, params: dict[str, Any] | None) -> list[float]:
+def _scaled(frame: pd.DataFrame, params: dict[str, Any]) -> list[float]:
     return [x * params["factor"] + sum(params["extra"]) for x in frame["x"]]
 
 
-def _in_session(frame: pd.DataFrame, params: dict[str, Any] | None) -> list[str]:
+def _in_session(frame: pd.DataFrame, params: dict[str, Any]) -> list[str]:
     return [f"{params['configurable']['session_id']}: {x}" for x in frame["x"]]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,12 @@ def zoo_of(modules: Iterable[str], folders: Path, uri: str, home: Path, **settin
             stub = services.GRPCInferenceServiceStub(channel)
             zoo = Zoo(listed, references, service, Protocols(service.client, stub))
             for name in listed:
-                until(lambda name=name: _is_settled(zoo.state(name)))
+                until(partial(_is_settled, zoo, name))
             yield zoo
 
 
-def _is_settled(state: dict[str, Any]) -> bool:
+def _is_settled(zoo: Zoo, name: str) -> bool:
     """Return whether a model is live or will not be."""
+    state = zoo.state(name)
     candidate = state["candidate"] or {}
     return state["state"] == "live" or candidate.get("state") in ("rejected", "waiting")
