@@ -1,57 +1,111 @@
-"""Approvals: Ed25519 signatures over a version, its artifacts and the references it may be promoted to."""
+"""Approvals: Ed25519 signatures over a version, its artifacts and the references it may be promoted to.
+
+The tag `serving.approval` holds an approval as canonical JSON: ASCII, sorted fields, no spaces. Any other
+text is invalid, even if a JSON parser reads the same values from it: an approval has exactly one form.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
-from datetime import datetime
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.approval.approvers import Approver
-from serving.errors import ServingError
+from serving.approval.approvers import KEY_ID_PATTERN, NAME_PATTERN, Approver
+from serving.promotion_errors import Rejected
+from serving.reference import Reference, ReferenceKind
 
 TAG = "serving.approval"
+MAX_REFERENCES = 20
 _CONTEXT = b"serving.approval v1\n"
 """Starts every signed message, so that no signature made for another purpose is an approval."""
 _MAX_TAG_CHARACTERS = 5000
+_MAX_SHOWN_CHARACTERS = 50
+_MAX_CACHED_RESULTS = 64
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class ApprovalInvalid(ServingError):
+class ApprovalInvalid(Rejected):
     """An approval does not approve the version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The version to approve, its artifacts, and the canonical reference that it is promoted to."""
+
+    model: str
+    version: str | None
+    digest: str
+    reference: str
 
 
 class Approval(BaseModel):
     """What an approver signs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    approver: str = Field(min_length=1, max_length=100)
-    key: str = Field(pattern="^[0-9a-f]{16}$", description="id of the approver's key")
+    approver: str = Field(pattern=NAME_PATTERN)
+    key: str = Field(pattern=KEY_ID_PATTERN, description="id of the approver's key")
     model: str
-    version: str
+    version: str | None = Field(description="null for a logged model outside the registry")
     digest: str = Field(pattern="^sha256:[0-9a-f]{64}$", description="digest of the artifacts")
-    references: tuple[str, ...] = Field(min_length=1, max_length=20)
-    approved_at: AwareDatetime
+    references: tuple[str, ...] = Field(min_length=1, max_length=MAX_REFERENCES)
+    approved_at: str = Field(
+        pattern=r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$",
+        description="the time according to the approver's clock, in UTC",
+    )
 
     def message(self) -> bytes:
-        """Return the bytes that are signed."""
-        return _CONTEXT + self.model_dump_json().encode()
+        """Return the bytes that are signed: all fields but the signature."""
+        return _CONTEXT + _canonical(self.model_dump(exclude={"signature"})).encode()
+
+    @property
+    def time(self) -> datetime:
+        """Return the time of the approval, according to the approver's clock; the last one if it is none."""
+        try:
+            return datetime.strptime(self.approved_at, _TIME).replace(tzinfo=UTC)
+        except ValueError:  # the 31st of February
+            return datetime.max.replace(tzinfo=UTC)
 
 
 class SignedApproval(Approval):
     """The content of the tag `serving.approval`."""
 
-    signature: str = Field(max_length=100, description="the Ed25519 signature in base64")
+    signature: str = Field(pattern="^[0-9a-f]{128}$", description="the Ed25519 signature in hexadecimal")
+
+
+def canonical_reference(reference: Reference) -> str:
+    """Return a reference in the one form that approvals use; stages and numbers have several."""
+    separator = "@" if reference.kind is ReferenceKind.ALIAS else "/"
+    selector = "" if reference.kind is ReferenceKind.MODEL_ID else separator + reference.selector
+    return f"models:/{reference.name}{selector}"
+
+
+def create(
+    approver: str, key: str, subject: Subject, references: Iterable[Reference], now: datetime
+) -> Approval:
+    """Return the approval of a version for references, to be signed with the key of this id."""
+    return Approval(
+        approver=approver,
+        key=key,
+        model=subject.model,
+        version=subject.version,
+        digest=subject.digest,
+        references=tuple(sorted({*map(canonical_reference, references)})),
+        approved_at=now.astimezone(UTC).strftime(_TIME),
+    )
 
 
 def sign(approval: Approval, key: Ed25519PrivateKey) -> str:
     """Return the value of the tag `serving.approval`."""
-    signature = base64.b64encode(key.sign(approval.message())).decode()
-    return SignedApproval(**approval.model_dump(), signature=signature).model_dump_json()
+    signature = key.sign(approval.message()).hex()
+    return _canonical(approval.model_dump() | {"signature": signature})
 
 
 def parse(tag: str) -> SignedApproval:
@@ -60,35 +114,22 @@ def parse(tag: str) -> SignedApproval:
     Raises:
         ApprovalInvalid: the tag is not an approval.
     """
+    if len(tag) > _MAX_TAG_CHARACTERS:
+        raise ApprovalInvalid(f"the tag {TAG} is too long for an approval")
     try:
-        if len(tag) > _MAX_TAG_CHARACTERS:
-            raise ApprovalInvalid(f"the tag {TAG} is too long for an approval")
-        return SignedApproval.model_validate_json(tag)
+        approval = SignedApproval.model_validate_json(tag)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
+        field = ascii(".".join(map(str, first["loc"]))[:_MAX_SHOWN_CHARACTERS])
         raise ApprovalInvalid(f"the tag {TAG} is not an approval: {field}: {first['msg']}") from error
+    if _canonical(approval.model_dump()) != tag:
+        raise ApprovalInvalid(f"the tag {TAG} is not in the form that `serving approve` writes")
+    return approval
 
 
-def check(
-    tag: str,
-    model: str,
-    version: str,
-    digest: str,
-    reference: str,
-    approvers: Sequence[Approver],
-    now: datetime,
-) -> SignedApproval:
-    """Return the approval of a version for a reference.
-
-    Args:
-        tag: the value of the tag `serving.approval`.
-        model: the name of the registered model.
-        version: the number of the version.
-        digest: the digest of the artifacts on the disk.
-        reference: the reference that the version is promoted to.
-        approvers: the approvers and their keys.
-        now: the time.
+@lru_cache(_MAX_CACHED_RESULTS)
+def verify(tag: str, subject: Subject, approvers: tuple[Approver, ...]) -> tuple[SignedApproval, Approver]:
+    """Return the approval of a version, and its approver, whose key may have expired.
 
     Raises:
         ApprovalInvalid: the tag does not approve this version for this reference.
@@ -97,30 +138,48 @@ def check(
     approver = next((entry for entry in approvers if entry.id == approval.key), None)
     if approver is None or approver.name != approval.approver:
         raise ApprovalInvalid(
-            f"its approval is signed with a key that is not in the approvers' file: {approval.key}"
+            f"the file of approvers has no key {approval.key} of {approval.approver}, who approved it: "
+            "another approver has to approve it"
         )
-    _verify(approval, approver)
-    if approver.has_expired(now):
+    _verify_signature(approval, approver)
+    if (approval.model, approval.version) != (subject.model, subject.version):
         raise ApprovalInvalid(
-            f"the key {approver.id} of {approver.name} expired on {approver.expires:%Y-%m-%d}"
+            f"its approval is for {approval.model!a} version {approval.version!a}, not for {subject.model!a} "
+            f"version {subject.version!a}"
         )
-    if (approval.model, approval.version) != (model, version):
+    if approval.digest != subject.digest:
         raise ApprovalInvalid(
-            f"its approval is for {approval.model} version {approval.version}, not {model} version {version}"
+            f"its artifacts are not those that {approver.name} approved: {subject.digest}, not "
+            f"{approval.digest}"
         )
-    if approval.digest != digest:
-        raise ApprovalInvalid(
-            f"its approval is for artifacts with the digest {approval.digest}, but the registry has {digest}"
-        )
-    if reference not in approval.references:
-        raise ApprovalInvalid(f"its approval is for {', '.join(approval.references)}, not {reference}")
-    return approval
+    if subject.reference not in approval.references:
+        approved = ", ".join(approval.references)
+        raise ApprovalInvalid(f"{approver.name} approved it for {approved}, not for {subject.reference}")
+    return approval, approver
 
 
-def _verify(approval: SignedApproval, approver: Approver) -> None:
-    signed = Approval(**approval.model_dump(exclude={"signature"}))
+def check_expiry(approval: Approval, approver: Approver, now: datetime, *, has_served: bool) -> None:
+    """Check that the key had not expired; a version that has served needs no new approval.
+
+    Raises:
+        ApprovalInvalid: the key has expired.
+    """
+    expires = approver.expires
+    if expires is None or not approver.has_expired(now) or (has_served and approval.time < expires):
+        return
+    raise ApprovalInvalid(
+        f"the key {approver.id} of {approver.name} expired on {expires:%Y-%m-%d}: approve it with another key"
+    )
+
+
+def _canonical(fields: Mapping[str, Any]) -> str:
+    """Return the fields of an approval as JSON in its one form."""
+    return json.dumps(fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+def _verify_signature(approval: SignedApproval, approver: Approver) -> None:
     try:
         key = Ed25519PublicKey.from_public_bytes(approver.public_bytes)
-        key.verify(base64.b64decode(approval.signature, validate=True), signed.message())
-    except (InvalidSignature, ValueError, binascii.Error):
+        key.verify(bytes.fromhex(approval.signature), approval.message())
+    except (InvalidSignature, ValueError):
         raise ApprovalInvalid(f"the signature of its approval by {approver.name} is not valid") from None
