@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
 
 from serving.approval import approvers, private_key, signature
 from serving.approval.approvers import Approver
 from serving.approval.signature import ApprovalInvalid, Subject
+from serving.cli import approvers as commands
 from serving.errors import ApproversFileError
 from serving.reference import Reference
 from serving.registry import artifact_store
@@ -518,3 +520,47 @@ def test_file_without_a_private_key_is_reported(tmp_path: Path, content: str) ->
     file.write_text(content)
     with pytest.raises(private_key.PrivateKeyError, match="no private key"):
         private_key.read(file, "")
+
+
+# -- commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "two words", "--key", "new.key"], "'two words' is no name"),
+        (["create", "аlice", "--key", "new.key"], "is no name"),
+        (["create", "bob", "--key", "alice.key"], "alice.key exists: name a new file for the private key"),
+        (["create", "bob", "--key", "new.key", "--expires", "soon"], "soon is neither a time in the future"),
+        (["revoke", "nemo"], "there is no approver with the name or key nemo"),
+        (["list", "--file", "none.json"], "none.json: No such file"),
+    ],
+)
+def test_mistake_in_a_command_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "approvers.json"
+    approvers.write(file, [entry("alice", KEYS["alice"])])
+    (tmp_path / "alice.key").touch()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = CliRunner(env={"COLUMNS": "300"}).invoke(
+        commands.app, arguments, env={"SERVING_APPROVERS": str(file)}
+    )
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_key_is_created_and_revoked(tmp_path: Path) -> None:
+    file, runner = tmp_path / "approvers.json", CliRunner()
+    for name in ("alice", "alice", "bob"):
+        key = tmp_path / f"{len([*tmp_path.iterdir()])}.key"
+        created = runner.invoke(commands.app, ["create", name, "--key", str(key), "--file", str(file)])
+        assert created.exit_code == 0
+        assert private_key.read(key, "")[0] == name
+    first, second, third = approvers.read(file)
+    assert runner.invoke(commands.app, ["revoke", first.id, "--file", str(file)]).exit_code == 0
+    assert approvers.read(file) == (second, third)
+    assert runner.invoke(commands.app, ["revoke", "alice", "--file", str(file)]).exit_code == 0
+    assert approvers.read(file) == (third,)
