@@ -61,6 +61,7 @@ from serving.telemetry.metrics import Metrics
 log = logging.getLogger("serving")
 
 FEATURES = (
+    "approval",
     "observers",
     "rollout",
     "drift",
@@ -99,6 +100,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     Raises:
         ApiKeyFileError: The file of API keys cannot be read.
         TracingConfigError: The environment turns on tracing that this service cannot do.
+        ApproversFileError: The file of approvers cannot be used.
     """
     registry = RegistryClient(settings)
     supervisor = Supervisor()
@@ -212,6 +214,7 @@ def create_app(settings: Settings, fleet: Cluster | None = None) -> ServingApp:
     app.dataplane, app.predictions = dataplane, Router(dataplane, settings.predict_route)
     app.metrics, app.slots = metrics, models.slots
     app.guard = guard
+    app.reloads = [feature.reload for feature in features if feature.reload]
     app.hosts = HostNames(settings.allowed_hosts) if settings.allowed_hosts else None
     app.origins, app.admin_port = settings.cors_origins, settings.admin_port
     reporter = StatusReporter(

@@ -13,6 +13,7 @@ ServingError
 │   └── ReferenceNotFound       the reference resolves to no version at present
 ├── Rejected, PromotionWaits    reasons why a version does not go live: see `serving.promotion_errors`
 ├── ApiKeyFileError             the file of API keys cannot be read or written
+├── ApproversFileError          the file of approvers cannot be used
 ├── TracingConfigError          tracing is configured, but traces cannot be sent
 ├── Unauthenticated             the caller presents no valid key
 ├── Forbidden                   the caller's key does not allow this
@@ -109,6 +110,10 @@ class ReferenceNotFound(RegistryError):
 
 class ApiKeyFileError(ServingError):
     """The file of API keys cannot be read or written."""
+
+
+class ApproversFileError(ServingError):
+    """The file of approvers cannot be read, written or used."""
 
 
 class TracingConfigError(ServingError):

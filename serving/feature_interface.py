@@ -63,6 +63,8 @@ class Feature:
     """Its part of `/ready`, `/models` and `/status`."""
     checks: Sequence[PromotionCheck] = ()
     """Conditions that a version must meet before it goes live."""
+    reload: Callable[[], None] | None = None
+    """Reads its files again, on SIGHUP."""
     routes: Callable[[StatusReporter], APIRouter] | None = None
     aclose: Callable[[float], Awaitable[None]] | None = None
     """Finishes its work within this number of seconds, after the last request."""
@@ -73,6 +75,7 @@ def load(folders: Sequence[str], core: Core) -> list[Feature]:
 
     Raises:
         TracingConfigError: The environment turns on tracing that this service cannot do.
+        ApproversFileError: The file of approvers cannot be used.
     """
     return [
         feature for folder in folders for feature in import_module(f"serving.{folder}.feature").create(core)

@@ -6,11 +6,8 @@ A key is shown once, when it is created. The file contains only its SHA-256.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import stat
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -18,6 +15,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from serving import private_files
 from serving.errors import ApiKeyFileError
 
 _FORM = re.compile(r"sk_([0-9a-f]{16})_[\w-]{43}")
@@ -125,46 +123,10 @@ def read(file: Path) -> tuple[ApiKey, ...]:
 def write(file: Path, keys: Sequence[ApiKey]) -> None:
     """Write keys to a file, and keep its owner and mode; only its owner may read a new file.
 
-    A complete new file replaces the old one, so that readers never get a partial file. Only if the system
-    does not let this user set the owner of the new file, the keys are written into the old one.
-
     Raises:
         ApiKeyFileError: the file cannot be written.
     """
-    file = file.resolve()  # replace the target of a link, not the link
-    content = _KEYS.dump_json(tuple(keys), indent=1)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        before = file.stat() if file.exists() else None
-        try:
-            _replace(file, content, before)
-        except PermissionError:
-            if before is None:
-                raise
-            _overwrite(file, content)
+        private_files.replace(file, _KEYS.dump_json(tuple(keys), indent=1))
     except OSError as error:
         raise ApiKeyFileError(f"{file}: {error.strerror}") from error
-
-
-def _replace(file: Path, content: bytes, before: os.stat_result | None) -> None:
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".keys-", delete=False) as new:
-        try:
-            if before:
-                created = os.fstat(new.fileno())
-                if (before.st_uid, before.st_gid) != (created.st_uid, created.st_gid):
-                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
-                os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
-            new.write(content)
-            new.flush()
-            os.fsync(new.fileno())
-            os.replace(new.name, file)
-        except BaseException:
-            os.unlink(new.name)
-            raise
-
-
-def _overwrite(file: Path, content: bytes) -> None:
-    with file.open("r+b") as opened:
-        opened.write(content)
-        opened.truncate()
-        os.fsync(opened.fileno())

@@ -6,19 +6,18 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.auth import api_keys
 from serving.auth.access_rules import Access
 from serving.auth.api_keys import ApiKey
-from serving.errors import ApiKeyFileError, RateExceeded, Unauthenticated
+from serving.errors import RateExceeded, Unauthenticated
 from serving.telemetry.rate_limit import TokenBucket
+from serving.watched_file import WatchedFile
 
 log = logging.getLogger("serving.auth")
-READABLE, UNREADABLE, STALE = "readable", "unreadable", "stale"
-_POLL_INTERVAL_SECONDS = 1.0
 _UNMATCHED_DIGEST = "0" * 64
 _NO_KEY = "Send an API key, as Authorization: Bearer … or as X-API-Key."
 
@@ -36,12 +35,18 @@ class Authenticator:
     def __init__(
         self, file: Path, clock: Callable[[], float] = time.monotonic, stale_seconds: float = math.inf
     ) -> None:
-        self._file, self._stale_seconds, self._clock = file, stale_seconds, clock
-        self._state = self._stat_key_file()
-        self._keys = {key.id: key for key in api_keys.read(file)}
-        self._checked = clock()
-        self._unreadable_since: float | None = None
+        self._clock = clock
+        self._file = WatchedFile(
+            file,
+            api_keys.read,
+            ("key file", "keys"),
+            log,
+            clock=clock,
+            stale_seconds=stale_seconds,
+            on_change=self._apply,
+        )
         self._buckets: dict[str, TokenBucket] = {}
+        self._apply(self._file.content)
 
     def authenticate(self, headers: Iterable[tuple[bytes, bytes]], access: Access) -> ApiKey:
         """Return the key of a request, if it gives this access.
@@ -51,9 +56,8 @@ class Authenticator:
             Forbidden: the key does not give this access.
             RateExceeded: the key has exceeded its rate.
         """
-        now = self._clock()
-        self._refresh(now)
-        if self._is_stale(now):
+        self._file.refresh()
+        if self._file.is_stale:
             raise Unauthenticated("All API keys are rejected: the service cannot read its key file.")
         key = self._find(_extract_key(headers))
         access.check(key)
@@ -61,25 +65,24 @@ class Authenticator:
             bucket = self._buckets.get(key.id)
             if bucket is None or bucket.rate != key.rate:
                 bucket = self._buckets[key.id] = TokenBucket(key.rate)
-            if seconds := bucket.acquire(now):
+            if seconds := bucket.acquire(self._clock()):
                 detail = f"This API key allows {key.rate:g} requests per second."
                 raise RateExceeded(detail, math.ceil(seconds))
         return key
 
     def state(self) -> str:
         """Return the state of the key file, for `/ready`."""
-        now = self._clock()
-        self._refresh(now)
-        return STALE if self._is_stale(now) else READABLE if self.is_readable else UNREADABLE
+        self._file.refresh()
+        return self._file.state
 
     @property
     def is_readable(self) -> bool:
         """Check whether the last attempt to read the key file succeeded."""
-        return self._unreadable_since is None
+        return self._file.is_readable
 
-    def _is_stale(self, now: float) -> bool:
-        since = self._unreadable_since
-        return since is not None and now - since >= self._stale_seconds
+    def reload(self) -> None:
+        """Read the file now, even if it seems unchanged."""
+        self._file.reload()
 
     def _find(self, plaintext: str) -> ApiKey:
         key = self._keys.get(api_keys.identity(plaintext) or "")
@@ -91,41 +94,9 @@ class Authenticator:
             raise Unauthenticated("This API key has expired.")
         return key
 
-    def _refresh(self, now: float) -> None:
-        if now - self._checked < _POLL_INTERVAL_SECONDS:
-            return
-        self._checked = now
-        state = self._stat_key_file()
-        if state != self._state or self._unreadable_since is not None:
-            self._load(state, now)
-
-    def reload(self) -> None:
-        """Read the file now, even if it seems unchanged."""
-        self._checked = self._clock()
-        self._load(self._stat_key_file(), self._checked)
-
-    def _load(self, state: tuple[int, ...] | None, now: float) -> None:
-        try:
-            self._keys = {key.id: key for key in api_keys.read(self._file)}
-        except ApiKeyFileError as error:
-            if self._unreadable_since is None:
-                self._unreadable_since = now
-                log.error(
-                    "cannot read the key file; its last keys stay valid for %g s: %s",
-                    self._stale_seconds,
-                    error,
-                )
-            return
-        self._state, self._unreadable_since = state, None
+    def _apply(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = {key.id: key for key in keys}
         self._buckets = {id_: bucket for id_, bucket in self._buckets.items() if id_ in self._keys}
-        log.info("reloaded the key file: %d keys", len(self._keys))
-
-    def _stat_key_file(self) -> tuple[int, ...] | None:
-        try:
-            status = self._file.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _extract_key(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -25,6 +25,8 @@ async def check_reference(
     Raises:
         InvalidReference: the registry has no references of this form.
         Rejected: the version would not go live.
+        PromotionWaits: the version has no approval.
+        ApproversFileError: the file of approvers cannot be read.
         RegistryError: the version cannot be checked.
     """
     unity_catalog.check_reference(reference, settings.catalog)
@@ -37,8 +39,12 @@ async def check_reference(
         launcher,
         Metrics(),
     )
-    launcher.start()
     try:
+        if settings.approvers:
+            from serving.approval.feature import approval_check  # the feature may be absent
+
+            gate.checks = [approval_check(settings, registry, ())]
+        launcher.start()
         progress("resolving the reference")
         version, _ = await registry.resolve(reference)
         progress(f"loading and verifying {version}")

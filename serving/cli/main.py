@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from serving import __version__, private_files
-from serving.cli import journal, keys
+from serving.cli import approvers, journal, keys
 from serving.cli.console import (
     EXIT_ERROR,
     EXIT_NEGATIVE,
@@ -29,7 +29,13 @@ from serving.cli.console import (
     succeed,
     warn,
 )
-from serving.cli.options import unknown_variables, with_options, with_settings
+from serving.cli.options import (
+    configure_logging,
+    unknown_variables,
+    warn_of_unknown_variables,
+    with_options,
+    with_settings,
+)
 from serving.settings.platforms import PORT_VARIABLES, SAGEMAKER_PORT, first_set
 from serving.settings.settings import Settings
 
@@ -37,6 +43,7 @@ from serving.settings.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(keys.app, name="keys")
+app.add_typer(approvers.app, name="approvers")
 app.add_typer(journal.app, name="journal")
 _UNIX = "unix:"
 """Precedes the path of a Unix socket in place of a URL."""
@@ -83,17 +90,19 @@ def _serve(settings: Settings) -> None:
     from serving.server import signals
 
     signals.survive_start()
-    from serving.errors import ApiKeyFileError, TracingConfigError
+    from serving.errors import ApiKeyFileError, ApproversFileError, TracingConfigError
     from serving.server.server import serve
     from serving.server.sockets import StartupError
 
-    _configure_logging(settings, settings.log_level)
+    configure_logging(settings, settings.log_level)
     for line in unknown_variables():
         logging.getLogger("serving").warning("%s", line)
     try:
         serve(settings)
     except ApiKeyFileError as error:
         fail(with_options(f"SERVING_KEYS_FILE: {error}"))
+    except ApproversFileError as error:
+        fail(with_options(f"SERVING_APPROVERS: {error}"))
     except (StartupError, TracingConfigError) as error:
         fail(with_options(str(error)))
 
@@ -126,12 +135,12 @@ def check(
 ) -> None:
     """Check whether a version would go live: resolve, load and verify it. Exit status 0: yes, 1: no."""
     from serving.cli.check import check_reference
-    from serving.errors import InvalidReference, ProcessDied, RegistryError
-    from serving.promotion_errors import Rejected
+    from serving.errors import ApproversFileError, InvalidReference, ProcessDied, RegistryError
+    from serving.promotion_errors import PromotionWaits, Rejected
     from serving.reference import Reference
 
-    _configure_logging(settings, "error")
-    _warn_of_unknown_variables()
+    configure_logging(settings, "error")
+    warn_of_unknown_variables()
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{escape(reference)}: …") as status:
@@ -144,7 +153,9 @@ def check(
         fail(str(error))
     except (RegistryError, ProcessDied) as error:
         fail(f"cannot check {reference}: {error}")
-    except Rejected as error:
+    except ApproversFileError as error:
+        fail(with_options(f"SERVING_APPROVERS: {error}"))
+    except (Rejected, PromotionWaits) as error:
         out.print(
             f"[bold red]✗ {escape(reference)} would not go live[/]: {escape(str(error))}", soft_wrap=True
         )
@@ -153,6 +164,9 @@ def check(
     for warning in loaded.warnings:
         warn(warning, out)
     out.print(f"[bold green]✓ {escape(reference)} would go live[/]: {escape(str(loaded.version))}")
+
+
+app.command()(with_settings(approvers.approve))
 
 
 @app.command()
@@ -225,7 +239,7 @@ def webhook(
     from serving.errors import RegistryError
     from serving.registry.client import RegistryClient
 
-    _warn_of_unknown_variables()
+    warn_of_unknown_variables()
     if settings.webhook_secret is None:
         fail(with_options("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service"))
     registry = RegistryClient(settings)
@@ -251,15 +265,3 @@ def _print_contract(loaded: Any) -> None:
         )
     out.print(table)
     out.print(f"response fields: [bold]{escape(', '.join(loaded.contract.outputs.fields))}[/]")
-
-
-def _configure_logging(settings: Settings, level: str) -> None:
-    from serving.telemetry.logging import configure as configure_logging
-
-    secret = settings.webhook_secret
-    configure_logging(settings.log_format, level, [secret.get_secret_value()] if secret else [])
-
-
-def _warn_of_unknown_variables() -> None:
-    for line in unknown_variables():
-        warn(line)

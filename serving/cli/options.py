@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from serving.cli.console import escape, fail
+from serving.cli.console import escape, fail, warn
 from serving.settings.settings import OPTIONS, Settings, env_name, format_default, format_errors, panel
 from serving.settings.unknown_variables import suspicious_variables
 
@@ -41,6 +41,20 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def unknown_variables() -> Iterator[str]:
     """Yield a line for each environment variable that looks like a setting and is none."""
     return suspicious_variables(os.environ, _OPTION_OF)
+
+
+def configure_logging(settings: Settings, level: str) -> None:
+    """Configure logging, with the secrets of the settings redacted."""
+    from serving.telemetry.logging import configure
+
+    secret = settings.webhook_secret
+    configure(settings.log_format, level, [secret.get_secret_value()] if secret else [])
+
+
+def warn_of_unknown_variables() -> None:
+    """Print a warning for each environment variable that looks like a setting and is none."""
+    for line in unknown_variables():
+        warn(line)
 
 
 def with_options(line: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,6 +42,8 @@ class ServingApp(FastAPI):
     metrics: Metrics
     slots: Sequence[Slot] = ()
     guard: Authenticator | None = None
+    reloads: Sequence[Callable[[], None]] = ()
+    """Let features read their files again."""
     hosts: host_and_origin.HostNames | None = None
     probes_by_any_name = True
     """Accept any host name for probes."""

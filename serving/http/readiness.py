@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
-from serving.auth.authenticator import STALE, Authenticator
+from serving.auth.authenticator import Authenticator
 from serving.http.component_status import ComponentState
 from serving.http.model_visibility import HIDDEN_REASON
 from serving.models.loaded_model import LoadedModel
@@ -17,6 +17,7 @@ from serving.models.slot import RECOVERING, Slot
 from serving.registry.client import RegistryClient
 from serving.registry.decisions import Candidate, CandidatePhase
 from serving.registry.follower import Follower
+from serving.watched_file import STALE
 
 
 class CandidateState(BaseModel):

@@ -21,6 +21,7 @@ from serving.registry import (
     artifact_files,
     blocking_calls,
     mlflow_client,
+    mlflow_entities,
     unity_catalog,
     version_search,
     webhooks,
@@ -28,7 +29,6 @@ from serving.registry import (
 from serving.registry.artifact_policy import local_folder
 from serving.registry.download_limits import Downloads
 from serving.registry.live_tag import contested
-from serving.registry.mlflow_entities import as_version, underlying
 from serving.registry.mlflow_errors import map_exceptions
 from serving.settings.groups import RegistrySettings
 from serving.settings.unity_catalog import Catalog
@@ -159,6 +159,15 @@ class RegistryClient:
         """
         await self._call(self._write_tags, version, change)
 
+    async def users(self, version: Version) -> tuple[str, ...]:
+        """Return the names under which the version was logged and created, as MLflow's clients gave them.
+
+        Raises:
+            ReferenceNotFound: the version or its run does not exist.
+            RegistryUnavailable: the registry did not respond, or not sensibly.
+        """
+        return await self._call(lambda: mlflow_entities.users_of(self._client, version))
+
     async def log_metrics(
         self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
     ) -> None:
@@ -228,7 +237,7 @@ class RegistryClient:
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         with map_exceptions(str(reference)):
             if reference.kind is ReferenceKind.MODEL_ID:
-                return self._logged_model(reference.selector), ()
+                return mlflow_entities.logged_model(self._client, reference.selector), ()
             served, *rivals = version_search.named(self._client, reference, self._search_versions)
             return self._as_version(served), tuple(map(self._as_version, rivals))
 
@@ -236,7 +245,7 @@ class RegistryClient:
         """Return MLflow's version, with its tags and aliases."""
         if not unity_catalog.is_complete(entity):
             entity = self._client.get_model_version(entity.name, entity.version)
-        version = as_version(entity)
+        version = mlflow_entities.as_version(entity)
         return replace(version, tags=self._tags(version.tags))
 
     def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
@@ -253,18 +262,6 @@ class RegistryClient:
             if self._catalog:
                 versions = unity_catalog.relevant(versions, numbers)
             return tuple(map(self._as_version, versions))
-
-    def _logged_model(self, model_id: str) -> Version:
-        model = self._client.get_logged_model(model_id)
-        return Version(
-            name=model_id,
-            version=None,
-            source=f"models:/{model_id}",
-            location=model.artifact_location,
-            run_id=model.source_run_id,
-            model_id=model_id,
-            tags=dict(model.tags),
-        )
 
     def _fetch_cursor(self) -> RegistryCursor:
         with map_exceptions("the versions that changed last"):
@@ -284,7 +281,7 @@ class RegistryClient:
             return version
         with map_exceptions(str(version)):
             uri = self._client.get_model_version_download_uri(version.name, version.version)
-            location = underlying(self._client, str(uri))
+            location = mlflow_entities.underlying(self._client, str(uri))
         if self._catalog is Catalog.DATABRICKS and "://" not in location:
             location = unity_catalog.model_uri(version)
         return replace(version, aliases=self._aliases(version), location=location)
@@ -292,6 +289,9 @@ class RegistryClient:
     def _write_tags(self, version: Version, change: TagChange) -> None:
         with map_exceptions(str(version)):
             client, key = self._client, (version.name, version.version)
+            if version.version is None:
+                mlflow_entities.write_logged_model_tags(client, version.name, change)
+                return
             entity = client.get_model_version(*key)
             for tag, value in change(self._tags(entity.tags)).items():
                 if value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from serving.backoff import Backoff
@@ -107,6 +107,13 @@ def failed_candidate(version: Version, error: Exception, failures: int) -> tuple
     elif error.may_heal:
         seconds = retry_delay(failures + 3)
     return Candidate(version, phase, reason, failures + 1, outcome=outcome), seconds
+
+
+def due_now(candidate: Candidate | None) -> Candidate | None:
+    """Return the candidate with its next attempt due at once, unless it was reverted."""
+    if candidate is None or candidate.state is CandidatePhase.REVERTED:
+        return candidate
+    return replace(candidate, retry_at=0.0)
 
 
 def retry_delay(failures: int, max_seconds: float = _MAX_RETRY_SECONDS) -> float:

@@ -11,20 +11,11 @@ from serving.errors import ProcessDied, ReferenceNotFound, RegistryError, Regist
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.promotion_errors import PromotionWaits, Rejected
+from serving.registry import decisions
 from serving.registry.artifact_store import ArtifactStore
 from serving.registry.change_detector import ChangeDetector
 from serving.registry.client import RegistryClient
-from serving.registry.decisions import (
-    REFUSED,
-    Action,
-    Candidate,
-    CandidatePhase,
-    decide,
-    failed_candidate,
-    next_poll_delay,
-    refused,
-    retry_delay,
-)
+from serving.registry.decisions import REFUSED, Action, Candidate, CandidatePhase
 from serving.registry.fallback import Fallback
 from serving.registry.gate import Gate
 from serving.registry.history import History
@@ -81,9 +72,10 @@ class Follower:
                 await self.tick()
             except Exception:  # an error in this module must not end the loop
                 log.exception("unhandled error while polling the registry", extra=self.slot.in_logs)
-            seconds = next_poll_delay(self._settings.poll_seconds, self._registry.last_latency, seconds)
-            failures = self._failed_polls
-            await self._wait(max(seconds, retry_delay(failures, _MAX_POLL_SECONDS) if failures else 0))
+            latency, failures = self._registry.last_latency, self._failed_polls
+            seconds = decisions.next_poll_delay(self._settings.poll_seconds, latency, seconds)
+            pause = decisions.retry_delay(failures, _MAX_POLL_SECONDS) if failures else 0
+            await self._wait(max(seconds, pause))
 
     async def _wait(self, seconds: float) -> None:
         """Wait for the next poll; check the probation and write tags meanwhile, more often."""
@@ -101,6 +93,11 @@ class Follower:
         """Tick now."""
         self._change_detector.reset()
         self._wake_up.set()
+
+    def retry(self) -> None:
+        """Try the candidate again now, as something has changed that its tags do not show."""
+        self.candidate = decisions.due_now(self.candidate)
+        self.wake()
 
     async def tick(self) -> None:
         """Check the live version, poll the registry once, and start what its changes require."""
@@ -174,15 +171,11 @@ class Follower:
         self.slot.set_resolved(True)
         self._gate.attempts.record_resolved(self.slot.reference.uri, resolved)
         self._events.report_stage_conflict(rivals, resolved)
-        live, warm = self.slot.live, self.slot.warm
-        action = decide(
-            resolved,
-            live.version if live else None,
-            warm.version if warm else None,
-            self.candidate,
-            asyncio.get_running_loop().time(),
-        )
-        self._apply(action, resolved)
+        live = self.slot.live
+        warm = None if self._gate.checks else self.slot.warm  # with conditions, the gate returns it
+        versions = live.version if live else None, warm.version if warm else None
+        now = asyncio.get_running_loop().time()
+        self._apply(decisions.decide(resolved, *versions, self.candidate, now), resolved)
         if live and live.version.identity == resolved.identity:
             self._tag_writer.reassert(self.slot.reference.uri, resolved)
             await self._refresh(live, resolved)
@@ -191,13 +184,15 @@ class Follower:
 
     async def _refresh(self, live: LoadedModel, resolved: Version) -> None:
         """Update the live version's tags and stage, and its aliases, which cost an extra call, less often."""
-        now = asyncio.get_running_loop().time()
-        if now < self._aliases_due:
-            live.refresh(replace(resolved, aliases=live.version.aliases))
-            return
-        self._aliases_due = now + _ALIAS_POLL_SECONDS
-        with suppress(RegistryError):
-            live.refresh(replace(resolved, aliases=await self._registry.aliases(resolved)))
+        now, aliases = asyncio.get_running_loop().time(), live.version.aliases
+        if now >= self._aliases_due:
+            self._aliases_due = now + _ALIAS_POLL_SECONDS
+            with suppress(RegistryError):
+                aliases = await self._registry.aliases(resolved)
+        has_changed = live.version.user_tags != resolved.user_tags
+        live.refresh(replace(resolved, aliases=aliases))
+        if has_changed and self.slot.live is live:  # a start without the registry relies on the tags
+            self._save(live)
 
     def _apply(self, action: Action, resolved: Version) -> None:
         if action is Action.NOTHING:
@@ -232,7 +227,9 @@ class Follower:
         instead: it is verified against that one's contract.
         """
         try:
-            earlier = None if self.slot.live else refused(version) or await self._fallback.suspected(version)
+            earlier = None
+            if not self.slot.live:
+                earlier = decisions.refused(version) or await self._fallback.suspected(version)
             if earlier:
                 await self._fall_back(earlier)
             if earlier and earlier.state is CandidatePhase.REVERTED and self.slot.live:
@@ -250,7 +247,7 @@ class Follower:
         except Exception as error:
             if not isinstance(error, (RegistryError, ProcessDied, PromotionWaits, Rejected)):
                 log.exception("unhandled error while starting %s", version, extra=version.in_logs)
-            failed, seconds = failed_candidate(version, error, failures)
+            failed, seconds = decisions.failed_candidate(version, error, failures)
         else:
             self._swap(loaded, str(loaded.comparison or ""))
             return
@@ -293,7 +290,10 @@ class Follower:
         self._events.publish(PromotionEvent(new.version, Outcome.LIVE, reason, stands_in))
         if old and old.version.identity != new.version.identity:
             self._events.publish(PromotionEvent(old.version, Outcome.SUPERSEDED, f"{new.version} went live"))
-        self._tasks.spawn(self._store.save_last_live(self.slot.reference.uri, new.version, new.artifacts))
+        self._save(new)
+
+    def _save(self, live: LoadedModel) -> None:
+        self._tasks.spawn(self._store.save_last_live(self.slot.reference.uri, live.version, live.artifacts))
 
     def check_probation(self) -> None:
         """Return to the previous version if the new one fails; drain it once the probation has ended."""

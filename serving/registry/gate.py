@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from cachetools import LRUCache
@@ -81,12 +82,16 @@ class Gate:
     async def load_and_verify(self, version: Version, slot: Slot) -> LoadedModel:
         """Return the version with its processes running, verified and ready to be swapped in.
 
+        A version that is still warm in the slot is returned after the checks of features.
+
         Raises:
             Rejected: it fails a check.
             PromotionWaits: a person has to do something first.
             RegistryError: its artifacts could not be downloaded.
             ProcessDied: a process or the system failed, through no fault of the version.
         """
+        if warm := await self._still_warm(version, slot):
+            return warm
         try:
             if deaths := await self.deaths(version):
                 return await self._load_alone(version, slot, deaths)
@@ -100,6 +105,24 @@ class Gate:
         """Return how many fronts in a row died while they verified a version that has not served before."""
         deaths = await asyncio.to_thread(self.attempts.deaths, version)
         return 0 if deaths and await self._store.has_served(version) else deaths
+
+    async def _still_warm(self, version: Version, slot: Slot) -> LoadedModel | None:
+        warm = slot.warm
+        if warm is None or warm.version.identity != version.identity:
+            return None
+        await self._check(version, warm.artifacts, slot)
+        if slot.warm is not warm:  # its probation has ended meanwhile
+            return None
+        warm.refresh(replace(version, aliases=warm.version.aliases))
+        return warm
+
+    async def _check(self, version: Version, artifacts: Artifacts, slot: Slot) -> Promotion:
+        """Run the checks of features before any code of the version runs."""
+        has_served = await self._store.has_served(version, slot.reference.uri)
+        promotion = Promotion(slot, version, artifacts, has_served)
+        for check in self.checks:
+            await check.before_load(promotion)
+        return promotion
 
     async def _load_alone(self, version: Version, slot: Slot, deaths: int) -> LoadedModel:
         """Load a version with which a front died, alone and last, so that another death has one cause."""
@@ -129,9 +152,7 @@ class Gate:
 
     async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         """Load and verify a version whose artifacts are on the disk; see `load_and_verify`."""
-        promotion = Promotion(slot, version, artifacts, await self._store.has_served(version))
-        for check in self.checks:
-            await check.before_load(promotion)
+        promotion = await self._check(version, artifacts, slot)
         self._verifying += 1
         self._idle.clear()
         try:

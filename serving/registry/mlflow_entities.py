@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from serving.errors import ReferenceNotFound
 from serving.promotion_errors import UntrustedArtifact
+from serving.registry.mlflow_errors import map_exceptions
 from serving.version import Version
 
 MAX_TAGS = 500
@@ -72,3 +74,40 @@ def as_version(entity: Any) -> Version:
         model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else None,
         tags=bounded(entity.tags),
     )
+
+
+def logged_model(client: Any, model_id: str) -> Version:
+    """Return a logged model as a version without a number."""
+    model = client.get_logged_model(model_id)
+    return Version(
+        name=model_id,
+        version=None,
+        source=f"models:/{model_id}",
+        location=model.artifact_location,
+        run_id=model.source_run_id,
+        model_id=model_id,
+        tags=bounded(model.tags),
+    )
+
+
+def users_of(client: Any, version: Version) -> tuple[str, ...]:
+    """Return the users of the version's run and of the version itself, as far as MLflow knows them."""
+    users = []
+    with map_exceptions(f"the run of {version}"):
+        if version.version is not None:
+            users.append(client.get_model_version(version.name, version.version).user_id)
+        if version.run_id:
+            run = client.get_run(version.run_id)
+            users += [run.data.tags.get("mlflow.user"), run.info.user_id]
+    return tuple(dict.fromkeys(filter(None, users)))
+
+
+def write_logged_model_tags(
+    client: Any, model_id: str, change: Callable[[Mapping[str, str]], Mapping[str, str | None]]
+) -> None:
+    """Write the tags that `change` returns for the present tags of a logged model; None deletes a tag."""
+    for tag, value in change(bounded(client.get_logged_model(model_id).tags)).items():
+        if value is None:
+            client.delete_logged_model_tag(model_id, tag)
+        else:
+            client.set_logged_model_tags(model_id, {tag: value})

@@ -17,7 +17,7 @@ class Promotion:
         slot: holds what is live under the reference, and receives the version.
         version: the version, with its tags as they are in the registry now.
         artifacts: its artifacts on the disk, with their digest.
-        has_served: whether it is among the versions that were live last on this front.
+        has_served: whether it is among the versions that were live last under this reference on this front.
     """
 
     slot: Slot
@@ -30,7 +30,8 @@ class PromotionCheck:
     """A condition that a version must meet before it goes live; every method is optional.
 
     Each method runs at every attempt to start the version, also for a return to an earlier version and after
-    a restart of the service. The exceptions state the reason for the person who promoted the version.
+    a restart of the service; only `before_load` runs for a return to a version that is still loaded. The
+    exceptions state the reason for the person who promoted the version.
     """
 
     async def before_load(self, promotion: Promotion) -> None:

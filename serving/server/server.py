@@ -108,11 +108,13 @@ def _exit() -> None:
 
 
 def _reload(front: ServingApp) -> None:
-    log.info("received SIGHUP: reloading the certificate and the API keys, if any")
+    log.info("received SIGHUP: reloading the certificate, the API keys and the files of features, if any")
     if front.certificate:
         front.certificate.reload()
     if front.guard:
         front.guard.reload()
+    for reload in front.reloads:
+        reload()
 
 
 def _log_state(front: ServingApp, connections: int) -> None:

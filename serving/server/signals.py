@@ -1,7 +1,7 @@
 """Signals other than those that uvicorn handles, SIGINT and SIGTERM.
 
-- SIGHUP reloads the certificate and the API keys. If the terminal of the service has been closed, it stops
-  the service.
+- SIGHUP reloads the certificate, the API keys and the files of features. If the terminal of the service has
+  been closed, it stops the service.
 - SIGUSR1 logs the state of the service; SIGUSR2 has no effect.
 - SIGQUIT stops the service like SIGTERM.
 """

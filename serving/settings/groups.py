@@ -219,6 +219,15 @@ class PromotionSettings(SettingsGroup):
     webhook_secret: SecretStr | None = Field(
         None, description="secret with which MLflow signs webhooks; default: webhooks are rejected"
     )
+    approvers: Path | None = Field(
+        None,
+        description="file of approvers (see `serving approvers`): only versions that one of them has "
+        "approved go live; default: versions need no approval",
+    )
+    approvers_four_eyes: bool = Field(
+        False,
+        description="reject an approval by the user who logged the version, and of versions of unknown users",
+    )
 
 
 class RolloutSettings(SettingsGroup):

@@ -480,7 +480,7 @@ def test_row_56_commands_preserve_file_owner_and_mode(tmp_path: Path) -> None:
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
     assert "one" not in ring.file.read_text()
     assert link.is_symlink()
-    assert [*tmp_path.glob(".keys-*")] == []
+    assert [*tmp_path.glob(".new-*")] == []
 
 
 def test_row_56_unreadable_key_file_denies_access(target: Target) -> None:

@@ -24,6 +24,7 @@ LAYERS = [
     "serving.version",
     "serving.settings",
     "serving.private_files",
+    "serving.watched_file",
     "serving.tasks",
     "serving.supervision",
     "serving.telemetry",
@@ -46,6 +47,7 @@ LAYERS = [
     "serving.http",
     "serving.grpc",
     "serving.feature_interface",
+    "serving.approval",
     "serving.journal",
     "serving.drift",
     "serving.rollout",
@@ -100,13 +102,14 @@ def test_imports_run_down_the_layers(name: str) -> None:
 
 
 FEATURES = (
+    "serving.approval",
     "serving.journal",
     "serving.drift",
     "serving.rollout",
     "serving.observers",
     "serving.integrations",
 )
-COMMANDS = ("serving.cli.journal",)
+COMMANDS = ("serving.cli.journal", "serving.cli.approvers", "serving.cli.approve", "serving.cli.check")
 """Modules outside a feature's folder that are part of it, and that import it when they run."""
 
 
