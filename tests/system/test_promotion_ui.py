@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from serving.approval import approvers, private_key
 from tests.support.browser import CHROMIUM
 from tests.support.promotions import Callers, Model, Tracking
-from tests.support.service import served, until
+from tests.support.service import PROGRAM, served, until
 
 NAME = "clicked"
 # The switch «New model registry UI» sets this when it is turned off, to show stages.
@@ -139,3 +141,25 @@ def test_promotion_in_the_ui_changes_the_live_version(
         assert callers.faults == []
         assert callers.versions == [int(first), int(second)]
         assert model.is_well(first)
+
+
+def test_approved_version_is_live_on_its_page(
+    tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
+) -> None:
+    file, key = tmp_path / "approvers.json", tmp_path / "alice.key"
+    public = private_key.public_bytes(private_key.create(key, "alice", ""))
+    approvers.write(file, [approvers.create("alice", public)])
+    references = f"models:/{NAME}/Production"
+    with served(tracking.url, tmp_path, models=references, approvers=file, poll_seconds=0.5) as service:
+        model = Model(NAME, service, tracking.registry)
+        version = model.add()
+        registry = opened(stages=True)
+        registry.transition(version, "Production", archive=True)
+        command = f"serving approve models:/{NAME}/{version} --key FILE"
+        registry.until_tagged(version, "waiting", "it has no approval", command)
+        program, *arguments = command.replace("FILE", str(key)).split()
+        assert program == PROGRAM.name
+        subprocess.run([PROGRAM, *arguments], env=service.env, check=True, stdin=subprocess.DEVNULL)
+        model.until_live(version)
+        registry.until_tagged(version, "live", "serving.approval", '"approver":"alice"')
+        assert model.is_well(version)
