@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,13 @@ MODULES = {
 }
 
 
-def imported(name: str) -> Iterator[str]:
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Return the project modules that a module imports, at its top or in its functions."""
+    return frozenset(_imported(name))
+
+
+def _imported(name: str) -> Iterator[str]:
     """Yield the project modules that a module imports, at its top or in its functions."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):

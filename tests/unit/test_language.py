@@ -81,17 +81,18 @@ def constants(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @cache
-def prose_of(folder: Path) -> list[Prose]:
-    """Return the lines of the docstrings and comments of a folder."""
-    return [line for path in sources(folder) for line in prose(path)]
+def words_and_uses(folder: Path) -> tuple[int, list[tuple[str, Prose]]]:
+    """Return the number of words in the prose of a folder, and its dialect words by group."""
+    lines = [line for path in sources(folder) for line in prose(path)]
+    uses = [(name, line) for line in lines for name in dialect_words(line.text)]
+    return sum(len(WORD.findall(line.text)) for line in lines), uses
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("group", DIALECT)
 def test_dialect_words_are_rare(folder: str, group: str) -> None:
-    lines = prose_of(ROOT / folder)
-    words = sum(len(WORD.findall(line.text)) for line in lines)
-    uses = [line for line in lines for name in dialect_words(line.text) if name == group]
+    words, found = words_and_uses(ROOT / folder)
+    uses = [line for name, line in found if name == group]
     shown = "\n".join(f"{use.path}:{use.line}: {use.text.strip()}" for use in uses[:20])
     assert len(uses) < MAX_PER_THOUSAND_WORDS * words / 1000, shown
 

@@ -267,13 +267,11 @@ def check(shelf: Shelf) -> None:
 SEEDS, REFUSED, STEPS = st.integers(0, 999), st.sampled_from(["", "2"]), st.lists(STEP, max_size=25)
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
 def test_concurrent_fronts_converge(steps: list[Any], seed: int, refused: str) -> None:
     asyncio.run(live_through(Shelf(seed), steps, together=True, refused=refused))
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(STEPS, SEEDS, REFUSED)
 def test_reference_has_a_carrier_despite_failed_writes(steps: list[Any], seed: int, refused: str) -> None:
     shelf = Shelf(seed)

@@ -85,7 +85,7 @@ def assert_unchanged(kind: str, sent: Any, received: Any) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("mark", ["", "?"], ids=["required", "optional"])
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 5)
 @given(data=st.data())
 def test_pyfunc_accepts_valid_values_unchanged(kind: str, mark: str, data: st.DataObject) -> None:
     spec = f"x: double, it: {kind}{mark}"
@@ -97,7 +97,7 @@ def test_pyfunc_accepts_valid_values_unchanged(kind: str, mark: str, data: st.Da
         assert_unchanged(kind, row.get("it"), received.get("it"))
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 5)
 @given(data=st.data())
 def test_pyfunc_accepts_any_mixture_of_columns(data: st.DataObject) -> None:
     contract_, schema = contract(SPEC), Schema(columns(SPEC))
@@ -125,7 +125,7 @@ LISTS: list[Any] = [
 ]
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 5)
 @given(data=st.data())
 def test_pyfunc_accepts_valid_parameters(data: st.DataObject) -> None:
     params = [*PARAMS, *LISTS]
