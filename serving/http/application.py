@@ -59,16 +59,16 @@ class ServingApp(FastAPI):
             return
         context = HttpContext(scope, receive, send)
         endpoint = self.predictions.match(context.path)
-        if endpoint:
+        if endpoint and context.method != "OPTIONS":
             self.dataplane.receive(context)
         else:
             scope["context"] = context
             scope = _as_get(scope)
         try:
             self._authorize(context, endpoint.access if endpoint else required(self.router.routes, scope))
-            if endpoint is None:
+            if endpoint is None or context.method == "OPTIONS":
                 respond_to = _sender(context, send)
-                if context.method == "OPTIONS" and (methods := allowed_methods(self.router.routes, scope)):
+                if context.method == "OPTIONS" and (methods := self._methods(endpoint, scope)):
                     await _allow(methods)(scope, receive, respond_to)
                 else:
                     await super().__call__(scope, receive, respond_to)
@@ -85,6 +85,10 @@ class ServingApp(FastAPI):
             self.dataplane.record_failure(context, response.status_code, error)
             if context.status is None:  # FastAPI raises an error again after it has sent the response
                 await response(scope, receive, _sender(context, send))
+
+    def _methods(self, endpoint: object, scope: Scope) -> Collection[str]:
+        """Return the methods of a path, which may have an endpoint for predictions; none without a route."""
+        return ("POST",) if endpoint else allowed_methods(self.router.routes, scope)
 
     def _authorize(self, context: HttpContext, access: Access) -> None:
         """Check that the client may use a route, before a model is leased or anything is disclosed."""

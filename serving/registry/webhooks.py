@@ -17,9 +17,11 @@ _EVENTS = (
     "model_version_alias.deleted",
 )
 _NOT_FOUND = ("ENDPOINT_NOT_FOUND", "NOT_FOUND", "NOT_IMPLEMENTED")
+# A colon after the name of the secret would make the log redact the next word.
 _UNSUPPORTED = (
     "this registry has no webhooks, which need an MLflow server of version 3.3 or later. Upgrade the server, "
-    "or unset SERVING_WEBHOOK_SECRET: the service detects changes by polling (SERVING_POLL_SECONDS)"
+    "or unset SERVING_WEBHOOK_SECRET. Without webhooks, the service detects changes by polling "
+    "(SERVING_POLL_SECONDS)"
 )
 
 

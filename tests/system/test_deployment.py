@@ -165,6 +165,7 @@ def test_rendered_manifests_are_valid(folder: str, version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kserve_runtime_pod_is_valid(version: str) -> None:
     (runtime,) = of_kind("ServingRuntime", kserve())
+    assert runtime["spec"]["protocolVersions"] == ["v1", "v2"]
     spec = {name: runtime["spec"][name] for name in ("containers", "volumes")}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "it"}, "spec": spec}
     kubernetes_validate.validate(pod, version, strict=True)

@@ -214,6 +214,28 @@ async def test_version_with_other_packages_is_live_with_a_warning(
     ] * bool(expected)
 
 
+def test_warning_about_other_packages_is_shown_everywhere(new_registry: NewRegistry, tmp_path: Path) -> None:
+    registry = Registry(new_registry(tmp_path))
+    number = registry.register("actor", requiring(tmp_path, OTHER))
+    registry.promote("actor", number)
+    warning = (
+        "actor version 1 may predict differently than when it was logged: "
+        f"it requires {OTHER} (installed: {version('idna')}): {environments.REMEDY}"
+    )
+    with served(registry.uri, tmp_path, models="models:/actor/Production") as service:
+        service.until_ready()
+        assert service.wait_for_log(event=warning)["level"] == "warning"
+        (shown,) = service.ready()["models"]
+        (on_page,) = service.client.get("/status").json()["models"]
+        assert shown["warnings"] == on_page["warnings"] == [warning]
+        assert re.search(
+            r"^serving_model_warnings\{.*\} 1\.0$", service.client.get("/metrics").text, re.MULTILINE
+        )
+        until(
+            lambda: registry.client.get_model_version("actor", number).tags.get("serving.warnings") == warning
+        )
+
+
 def wheel(folder: Path, name: str, code: str) -> str:
     """Make a package that runs `code` when it is imported, and return the requirement for it."""
     target = folder / f"{name}-99-py3-none-any.whl"

@@ -162,7 +162,10 @@ def test_options_of_other_paths(on_unix: tuple[Path, httpx.Client]) -> None:
     assert client.options("/nowhere").status_code == 404
     assert client.head("/nowhere").status_code == 404
     assert client.options("/v2/repository/index").headers["allow"] == "OPTIONS, POST"
-    assert client.options("/predict").headers["allow"] == "POST"
+    for path in ("/predict", "/invocations", "/v1/models/any:predict"):
+        response = client.options(path)
+        assert (response.status_code, response.content) == (204, b"")
+        assert response.headers["allow"] == "OPTIONS, POST"
 
 
 # -- Unix sockets
