@@ -22,7 +22,10 @@ def create(core: Core) -> list[Feature]:
     return [
         Feature(
             hooks=[journal],
-            tasks=[Task("journal", journal.run)],
+            tasks=[
+                Task("journal", journal.run),
+                *([Task("quality runs", journal.runs.run)] if journal.runs else []),
+            ],
             status=StatusSource(QualityFields, journal.status),
             routes=lambda reporter: feedback.router(journal, settings),
             aclose=journal.aclose,

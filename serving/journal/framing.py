@@ -32,6 +32,8 @@ class FrameType(IntEnum):
     """The quality of versions, measured by feedback: JSON."""
     STATE = 7
     """JSON: why the database is unavailable; empty once it is available again."""
+    RECENT_QUALITY = 8
+    """The quality of versions on the predictions of the last days: JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from serving.http.readiness import StatusPart
 from serving.journal.framing import Frame, FrameType
 from serving.journal.metrics import JournalMetrics
 from serving.journal.mlflow_metrics import MetricsReporter
-from serving.journal.quality import Quality, QualityFields, QualityState
+from serving.journal.quality import Quality, QualityFields, QualityState, QualityWindow
+from serving.journal.quality_runs import QualityRunReporter
 from serving.journal.records import Record, pack, record
 from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
@@ -61,9 +62,12 @@ class JournalObserver(RequestHook):
             "url": settings.journal_url.get_secret_value(),
             "days": settings.journal_days,
             "logged": [settings.log_format, settings.log_level],
+            "quality": settings.quality_days
+            and [settings.quality_days, settings.quality_seconds, settings.quality_slices],
         }
         self._writer = WriterClient(orjson.dumps(opening), self._on_frame, supervisor)
         self._reporter = MetricsReporter(registry)
+        self.runs = QualityRunReporter(registry) if settings.quality_mlflow else None
         self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
         self._sent: dict[int, InFlight] = {}
@@ -72,6 +76,7 @@ class JournalObserver(RequestHook):
         self._is_empty = asyncio.Event()
         self._seconds = settings.deadline_seconds
         self._qualities: dict[tuple[str, str, str], Quality] = {}
+        self._windows: dict[tuple[str, str, str], QualityWindow] = {}
         self._failing = ""
         self.metrics = JournalMetrics(metrics.registry)
         self.metrics.pending.set_function(lambda: self._waiting)
@@ -148,10 +153,14 @@ class JournalObserver(RequestHook):
 
     def status(self, slot: Slot, public: bool) -> StatusPart:
         """Return the quality of the live version by the feedback received."""
-        version = slot.live.version if slot.live else None
-        quality = version and self._qualities.get((version.name, version.label, version.source))
+        if slot.live is None:
+            return StatusPart()
+        version = slot.live.version
+        key = version.name, version.label, version.source
+        quality, window = self._qualities.get(key), self._windows.get(key)
         state = QualityState.model_validate(quality, from_attributes=True) if quality else None
-        return StatusPart(QualityFields(quality=state))
+        recent = window.state(public=public) if window else None
+        return StatusPart(QualityFields(quality=state, recent_quality=recent))
 
     # -- messages of the journal's process
 
@@ -170,6 +179,12 @@ class JournalObserver(RequestHook):
                 self._qualities = {quality.key: quality for quality in qualities}
                 self.metrics.update(qualities)
                 self._reporter.enqueue(qualities)
+            case FrameType.RECENT_QUALITY:
+                windows = [QualityWindow(**fields) for fields in message]
+                self._windows = {window.key: window for window in windows}
+                self.metrics.update_recent(windows)
+                if self.runs:
+                    self.runs.enqueue(windows)
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):

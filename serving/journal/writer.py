@@ -32,6 +32,7 @@ from serving.journal import database, feedback_store
 from serving.journal.database import RowsRejected, transaction
 from serving.journal.framing import Frame, FrameType, receive
 from serving.journal.quality import Quality
+from serving.journal.quality_monitor import QualityMonitor
 from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
 from serving.processes import confinement
@@ -69,6 +70,7 @@ class Writer:
         self._failing: str | None = None  # not reported yet
         self._reported: list[Quality] = []
         self._poll_at = self._purge_at = 0.0
+        self._sending = threading.Lock()
         self._clock_offset = time.time() - time.monotonic()
 
     def run(self) -> None:
@@ -224,8 +226,12 @@ class Writer:
             self._send(FrameType.STATE, {"failing": failing})
         self._failing = failing
 
+    def send_recent_quality(self, windows: list[dict[str, Any]]) -> None:
+        """Send the quality of versions on the predictions of the last days; another thread may call this."""
+        self._send(FrameType.RECENT_QUALITY, windows)
+
     def _send(self, kind: FrameType, payload: Any, number: int = 0) -> None:
-        with suppress(OSError):  # records are still written after the front has exited
+        with self._sending, suppress(OSError):  # records are still written after the front has exited
             for piece in Frame(kind, number, orjson.dumps(payload)).pack():
                 self._connection.sendall(piece)
 
@@ -242,7 +248,11 @@ def main(descriptor: int) -> None:
         options = orjson.loads(opened.payload)
         configure_logging(*options["logged"])
         threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
-        Writer(connection, options["url"], options["days"]).run()
+        writer = Writer(connection, options["url"], options["days"])
+        if quality := options["quality"]:
+            monitor = QualityMonitor(options["url"], writer.send_recent_quality, *quality)
+            threading.Thread(target=monitor.run, daemon=True).start()
+        writer.run()
 
 
 def _exit_with_parent(connection: socket.socket) -> None:

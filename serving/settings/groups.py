@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 from serving.reference import Reference
 from serving.settings.parsing import (
     check_paths_and_ports,
+    check_slices,
     lowercase,
     parse_list,
     parse_references,
@@ -281,3 +282,19 @@ class JournalSettings(SettingsGroup):
         None, description="database that records predictions, as a SQLAlchemy URL; default: no journal"
     )
     journal_days: int = Field(30, ge=0, description="days to keep recorded predictions; 0 keeps them forever")
+    quality_days: float = Field(
+        7.0,
+        ge=0,
+        le=3650,
+        description="compute quality metrics from the outcomes of predictions of the last days; 0 computes "
+        "none",
+    )
+    quality_seconds: float = Field(
+        60.0, ge=1, description="interval between two computations of the quality metrics"
+    )
+    quality_slices: Annotated[Names, AfterValidator(check_slices)] = Field(
+        (), description="input columns by whose values quality is computed too, comma separated, at most 5"
+    )
+    quality_mlflow: bool = Field(
+        False, description="log the quality metrics to an MLflow run for each version"
+    )
