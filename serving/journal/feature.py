@@ -18,7 +18,7 @@ def create(core: Core) -> list[Feature]:
                 status=StatusSource(QualityFields), routes=lambda reporter: feedback.router(None, settings)
             )
         ]
-    journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor)
+    journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor, core.outcomes)
     return [
         Feature(
             hooks=[journal],

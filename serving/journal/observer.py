@@ -26,9 +26,10 @@ from serving.journal.metrics import JournalMetrics
 from serving.journal.mlflow_metrics import MetricsReporter
 from serving.journal.quality import Quality, QualityFields, QualityState, QualityWindow
 from serving.journal.quality_runs import QualityRunReporter
-from serving.journal.records import Record, pack, record
+from serving.journal.records import Record, pack, record, version_id
 from serving.journal.writer_client import WriterClient
 from serving.models.slot import Slot
+from serving.outcomes import LossSum, OutcomeBoard, OutcomeSums
 from serving.registry.client import RegistryClient
 from serving.request_context import RequestContext
 from serving.settings.settings import Settings
@@ -55,7 +56,12 @@ class JournalObserver(RequestHook):
     """Records the predictions of one front."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, registry: RegistryClient, supervisor: Supervisor
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        registry: RegistryClient,
+        supervisor: Supervisor,
+        outcomes: OutcomeBoard,
     ) -> None:
         assert settings.journal_url
         opening = {
@@ -78,6 +84,8 @@ class JournalObserver(RequestHook):
         self._qualities: dict[tuple[str, str, str], Quality] = {}
         self._windows: dict[tuple[str, str, str], QualityWindow] = {}
         self._failing = ""
+        self._outcomes, self._watching = outcomes, 0
+        outcomes.provide(self._watch)
         self.metrics = JournalMetrics(metrics.registry)
         self.metrics.pending.set_function(lambda: self._waiting)
         self.metrics.failing.set_function(lambda: bool(self._failing))
@@ -162,6 +170,21 @@ class JournalObserver(RequestHook):
         recent = window.state(public=public) if window else None
         return StatusPart(QualityFields(quality=state, recent_quality=recent))
 
+    def _watch(self) -> None:
+        """Send the queries for outcomes; without an acknowledgement, a new process receives the frame too."""
+        watches = [
+            {
+                "number": number,
+                "new": version_id(query.new),
+                "old": version_id(query.old),
+                "since": query.since.timestamp(),
+                "max_error": query.max_error,
+            }
+            for number, query in self._outcomes.queries.items()
+        ]
+        self._writer.forget(self._watching)
+        self._watching = self._writer.send(FrameType.WATCH, orjson.dumps(watches))
+
     # -- messages of the journal's process
 
     def _on_frame(self, frame: Frame) -> None:
@@ -185,6 +208,10 @@ class JournalObserver(RequestHook):
                 self.metrics.update_recent(windows)
                 if self.runs:
                     self.runs.enqueue(windows)
+            case FrameType.OUTCOMES:
+                for sums in message:
+                    new, old = LossSum(*sums["new"]), LossSum(*sums["old"])
+                    self._outcomes.publish(sums["number"], OutcomeSums(new, old, sums["max_error"]))
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):

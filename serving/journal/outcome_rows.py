@@ -96,7 +96,7 @@ def read(
     query = (
         select(feedback.c.prediction, feedback.c.row, feedback.c.outcome, feedback.c.error)
         .select_from(joined)
-        .where(predictions.c.version == version, predictions.c.id >= first_id(since), scored)
+        .where(predictions.c.version == version, feedback.c.prediction >= first_id(since), scored)
         .order_by(feedback.c.prediction.desc(), feedback.c.row)
         .limit(MAX_ROWS + 1)
     )

@@ -28,7 +28,7 @@ _MAX_VERSIONS = 20
 _MAX_AGE_SECONDS = 600.0
 """After this time, a version is computed again without new feedback: old predictions leave the window."""
 _MAX_LOAD = 0.1
-"""The share of the time for which the thread works at most."""
+"""The share of a CPU that the thread uses at most."""
 _outputs = lru_cache(maxsize=64)(row_builder.outputs)
 
 
@@ -61,15 +61,15 @@ class QualityMonitor:
         pause = self._seconds
         while True:
             time.sleep(pause)
-            began = time.monotonic()
+            began = time.thread_time()
             try:
-                if self.tick(began):
+                if self.tick(time.monotonic()):
                     self._send([asdict(window) for _, _, window in self._known.values() if window])
             except JournalUnavailable:
                 pass  # the writer reports it
             except Exception:  # a defect must not end the thread
                 log.exception("the quality of versions could not be computed")
-            pause = max(self._seconds, (time.monotonic() - began) / _MAX_LOAD)
+            pause = max(self._seconds, (time.thread_time() - began) / _MAX_LOAD)
 
     def tick(self, now: float) -> bool:
         """Compute the versions with new feedback; return whether a result has changed."""

@@ -389,7 +389,7 @@ def test_recent_quality_is_computed_by_class_and_slice(
         for row in range(30)
     ]
     assert feed_back(service, {"feedback": sent}).json() == {"recorded": 30}
-    quality = until(lambda: found if (found := recent())["rows"] >= before + 30 else None)
+    quality = until(lambda: found if (found := recent())["rows"] >= before + 30 else None, pause=0.5)
     accuracy = 1 - 1 / quality["rows"]
     assert quality["metrics"]["accuracy"] == pytest.approx(accuracy)
     assert quality["metrics"].keys() == {

@@ -22,6 +22,7 @@ LAYERS = [
     "serving.sandbox",
     "serving.reference",
     "serving.version",
+    "serving.outcomes",
     "serving.settings",
     "serving.private_files",
     "serving.tasks",
