@@ -7,7 +7,7 @@ folders, and no other module of the core refers to them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 from fastapi import APIRouter
@@ -17,6 +17,7 @@ from serving.auth.authenticator import Authenticator
 from serving.hooks import RequestHook
 from serving.http.readiness import StatusReporter, StatusSource
 from serving.models.selector import ModelSelector
+from serving.outcomes import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.promotion_check import PromotionCheck
@@ -39,6 +40,7 @@ class Core:
     followers: Sequence[Follower]
     tag_writer: TagWriter
     guard: Authenticator | None
+    outcomes: OutcomeBoard = field(default_factory=OutcomeBoard)
 
 
 @dataclass(frozen=True, slots=True)

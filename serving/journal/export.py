@@ -96,7 +96,7 @@ def _iter_rows(engine: Engine, choice: ExportFilter) -> Iterator[Line]:
             sizes = _sizes(connection, choice, after)
         if not sizes:
             return
-        for ids in _chunks(sizes):
+        for ids in chunks(sizes):
             with transaction(engine) as connection:
                 rows = _rows(connection, ids)
                 outcomes = _outcomes(connection, ids)
@@ -116,7 +116,7 @@ def _sizes(connection: Connection, choice: ExportFilter, after: str | None) -> l
     return [(identity, length) for identity, length in rows]
 
 
-def _chunks(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
+def chunks(sizes: list[tuple[str, int]]) -> Iterator[list[str]]:
     """Yield lists of ids whose data fits into memory."""
     chunk: list[str] = []
     total = 0

@@ -18,11 +18,14 @@ def create(core: Core) -> list[Feature]:
                 status=StatusSource(QualityFields), routes=lambda reporter: feedback.router(None, settings)
             )
         ]
-    journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor)
+    journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor, core.outcomes)
     return [
         Feature(
             hooks=[journal],
-            tasks=[Task("journal", journal.run)],
+            tasks=[
+                Task("journal", journal.run),
+                *([Task("quality runs", journal.runs.run)] if journal.runs else []),
+            ],
             status=StatusSource(QualityFields, journal.status),
             routes=lambda reporter: feedback.router(journal, settings),
             aclose=journal.aclose,

@@ -23,11 +23,13 @@ from serving.hooks import Header, InferenceEvent, RequestHook
 from serving.http.readiness import StatusPart
 from serving.journal.mlflow_metrics import MetricsReporter
 from serving.journal.prometheus_metrics import JournalMetrics
-from serving.journal.quality import Quality, QualityFields, QualityState
-from serving.journal.records import Record, pack, record
+from serving.journal.quality import Quality, QualityFields, QualityState, QualityWindow
+from serving.journal.quality_runs import QualityRunReporter
+from serving.journal.records import Record, pack, record, version_id
 from serving.journal.writer_client import WriterClient
 from serving.journal.writer_frames import Frame, FrameType
 from serving.models.slot import Slot
+from serving.outcomes import LossSum, OutcomeBoard, OutcomeSums
 from serving.registry.client import RegistryClient
 from serving.request_context import RequestContext
 from serving.settings.settings import Settings
@@ -54,16 +56,24 @@ class JournalObserver(RequestHook):
     """Records the predictions of one front."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, registry: RegistryClient, supervisor: Supervisor
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        registry: RegistryClient,
+        supervisor: Supervisor,
+        outcomes: OutcomeBoard,
     ) -> None:
         assert settings.journal_url
         opening = {
             "url": settings.journal_url.get_secret_value(),
             "days": settings.journal_days,
             "logged": [settings.log_format, settings.log_level],
+            "quality": settings.quality_days
+            and [settings.quality_days, settings.quality_seconds, settings.quality_slices],
         }
         self._writer = WriterClient(orjson.dumps(opening), self._on_frame, supervisor)
         self._reporter = MetricsReporter(registry)
+        self.runs = QualityRunReporter(registry) if settings.quality_mlflow else None
         self._pending: list[Record] = []
         self._pending_bytes = self._waiting = self._waiting_bytes = 0
         self._sent: dict[int, InFlight] = {}
@@ -72,7 +82,10 @@ class JournalObserver(RequestHook):
         self._is_empty = asyncio.Event()
         self._seconds = settings.deadline_seconds
         self._qualities: dict[tuple[str, str, str], Quality] = {}
+        self._windows: dict[tuple[str, str, str], QualityWindow] = {}
         self._failing = ""
+        self._outcomes, self._watching = outcomes, 0
+        outcomes.provide(self._watch)
         self.metrics = JournalMetrics(metrics.registry)
         self.metrics.pending.set_function(lambda: self._waiting)
         self.metrics.failing.set_function(lambda: bool(self._failing))
@@ -148,10 +161,29 @@ class JournalObserver(RequestHook):
 
     def status(self, slot: Slot, public: bool) -> StatusPart:
         """Return the quality of the live version by the feedback received."""
-        version = slot.live.version if slot.live else None
-        quality = version and self._qualities.get((version.name, version.label, version.source))
+        if slot.live is None:
+            return StatusPart()
+        version = slot.live.version
+        key = version.name, version.label, version.source
+        quality, window = self._qualities.get(key), self._windows.get(key)
         state = QualityState.model_validate(quality, from_attributes=True) if quality else None
-        return StatusPart(QualityFields(quality=state))
+        recent = window.state(public=public) if window else None
+        return StatusPart(QualityFields(quality=state, recent_quality=recent))
+
+    def _watch(self) -> None:
+        """Send the queries for outcomes; without an acknowledgement, a new process receives the frame too."""
+        watches = [
+            {
+                "number": number,
+                "new": version_id(query.new),
+                "old": version_id(query.old),
+                "since": query.since.timestamp(),
+                "max_error": query.max_error,
+            }
+            for number, query in self._outcomes.queries.items()
+        ]
+        self._writer.forget(self._watching)
+        self._watching = self._writer.send(FrameType.WATCH, orjson.dumps(watches))
 
     # -- messages of the journal's process
 
@@ -170,6 +202,16 @@ class JournalObserver(RequestHook):
                 self._qualities = {quality.key: quality for quality in qualities}
                 self.metrics.update(qualities)
                 self._reporter.enqueue(qualities)
+            case FrameType.RECENT_QUALITY:
+                windows = [QualityWindow(**fields) for fields in message]
+                self._windows = {window.key: window for window in windows}
+                self.metrics.update_recent(windows)
+                if self.runs:
+                    self.runs.enqueue(windows)
+            case FrameType.OUTCOMES:
+                for sums in message:
+                    new, old = LossSum(*sums["new"]), LossSum(*sums["old"])
+                    self._outcomes.publish(sums["number"], OutcomeSums(new, old, sums["max_error"]))
 
     def _count(self, number: int, lost: int) -> None:
         if batch := self._sent.pop(number, None):

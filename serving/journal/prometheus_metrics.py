@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from serving.journal.quality import Quality
+from serving.journal.quality import Quality, QualityWindow
 
 
 class JournalMetrics:
@@ -42,6 +42,12 @@ class JournalMetrics:
             ("model", "version", "metric"),
             registry=registry,
         )
+        self._recent = Gauge(
+            "serving_recent_quality",
+            "Quality of a version on the predictions of the last days, of all rows, a class or a slice.",
+            ("model", "version", "metric", "class", "slice"),
+            registry=registry,
+        )
 
     def update(self, qualities: Sequence[Quality]) -> None:
         """Replace the quality of all versions; of two with one name and number, the first counts."""
@@ -49,3 +55,10 @@ class JournalMetrics:
         for quality in reversed(qualities):
             for name, value in (quality.metrics | {"feedback_count": quality.feedback}).items():
                 self._quality.labels(quality.model, quality.label, name).set(value)
+
+    def update_recent(self, windows: Sequence[QualityWindow]) -> None:
+        """Replace the recent quality of all versions; of two with one name and number, the first counts."""
+        self._recent.clear()
+        for window in reversed(windows):
+            for metric, label, where, value in window.values:
+                self._recent.labels(window.model, window.label, metric, label, where).set(value)

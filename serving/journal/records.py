@@ -23,6 +23,7 @@ from serving.http.http_context import HttpContext
 from serving.models.loaded_model import LoadedModel
 from serving.models.model_calls import Part
 from serving.protocols.tabular import ARROW
+from serving.version import Version
 
 _TYPED = frozenset({"predict", "batch", "stream"})
 """The protocols whose responses are JSON of rows; so are their bodies, unless a batch is a table."""
@@ -123,14 +124,19 @@ _COLUMN_TYPES = {
 """The columns of a batch; `live` is an index of the versions."""
 
 
+def version_id(version: Version) -> int:
+    """Return the id of a version in the journal."""
+    identity = orjson.dumps([version.name, version.version, version.model_id, version.source])
+    return int.from_bytes(hashlib.sha256(identity).digest()[:8]) >> 1
+
+
 def _version_fields(live: LoadedModel) -> dict[str, Any]:
     """Return the journal's fields of a version; `outputs` is the schema of its predictions."""
     version = live.version
     outputs: Any = live.contract.outputs
     task = "classification" if isinstance(outputs, Probabilities | ClassLabels) else None
-    identity = orjson.dumps([version.name, version.version, version.model_id, version.source])
     return {
-        "id": int.from_bytes(hashlib.sha256(identity).digest()[:8]) >> 1,
+        "id": version_id(version),
         "model": version.name,
         "version": version.version,
         "model_id": version.model_id,

@@ -30,7 +30,9 @@ from serving.backoff import Backoff
 from serving.errors import JournalUnavailable
 from serving.journal import database, feedback_store
 from serving.journal.database import RowsRejected, transaction
+from serving.journal.outcome_sums import Watch, summarize, with_bound
 from serving.journal.quality import Quality
+from serving.journal.quality_monitor import QualityMonitor
 from serving.journal.row_builder import PREDICTION, VERSION, unpack
 from serving.journal.schema import feedback, first_id, predictions, versions
 from serving.journal.writer_frames import Frame, FrameType, receive
@@ -44,6 +46,7 @@ _PURGE_INTERVAL_SECONDS = 60.0
 _EXIT_SECONDS = 5.0
 _BACKOFF = Backoff(first_seconds=0.05, max_seconds=2.0)
 _PURGE_BATCH = 1000
+_OUTCOMES_PAUSE_FACTOR = 10.0
 _MAX_CLOCK_JUMP_SECONDS, _SECONDS_AFTER_JUMP = 300.0, 3600.0
 """After a jump of the clock, nothing is deleted for this time: the clock may be corrected again."""
 _NICE = 5
@@ -68,7 +71,10 @@ class Writer:
         self._is_upgraded = False
         self._failing: str | None = None  # not reported yet
         self._reported: list[Quality] = []
+        self._watches: list[Watch] = []
+        self._has_outcomes, self._outcomes_at = False, 0.0
         self._poll_at = self._purge_at = 0.0
+        self._sending = threading.Lock()
         self._clock_offset = time.time() - time.monotonic()
 
     def run(self) -> None:
@@ -91,6 +97,9 @@ class Writer:
         if frame.kind is FrameType.RECORDS:
             lost = self._retry_until(partial(self._write, frame.payload))
             self._send(FrameType.WRITTEN, {"lost": lost}, frame.number)
+        elif frame.kind is FrameType.WATCH:
+            self._watches = [Watch(**fields) for fields in orjson.loads(frame.payload)]
+            self._has_outcomes, self._poll_at = True, 0.0
         else:
             result = self._record_feedback(orjson.loads(frame.payload))
             self._poll_at = 0.0
@@ -177,6 +186,7 @@ class Writer:
         self._poll_at = now + _POLL_SECONDS
         try:
             self._report_quality()
+            self._report_outcomes(now)
             self._check_clock(now)
             if self._days and now >= self._purge_at:
                 if self._in_transaction(self._purge_expired):
@@ -204,8 +214,19 @@ class Writer:
         """Send the quality of versions to the front if it changed: other fronts receive feedback, too."""
         qualities = self._in_transaction(feedback_store.model_qualities)
         if qualities != self._reported:
-            self._reported = qualities
+            self._reported, self._has_outcomes = qualities, True
             self._send(FrameType.QUALITY, [asdict(quality) for quality in qualities])
+
+    def _report_outcomes(self, now: float) -> None:
+        """Send the sums of outcomes if there are new ones; large sums are computed less often."""
+        if not (self._watches and self._has_outcomes and now >= self._outcomes_at):
+            return
+        self._watches = [self._in_transaction(partial(with_bound, watch=watch)) for watch in self._watches]
+        sums = [self._in_transaction(partial(summarize, watch=watch)) for watch in self._watches]
+        self._has_outcomes = False
+        self._send(FrameType.OUTCOMES, sums)
+        ended = time.monotonic()
+        self._outcomes_at = ended + _OUTCOMES_PAUSE_FACTOR * (ended - now)
 
     def _purge_expired(self, connection: Connection) -> bool:
         """Delete a batch of expired records; return whether none is left."""
@@ -224,8 +245,12 @@ class Writer:
             self._send(FrameType.STATE, {"failing": failing})
         self._failing = failing
 
+    def send_recent_quality(self, windows: list[dict[str, Any]]) -> None:
+        """Send the quality of versions on the predictions of the last days; another thread may call this."""
+        self._send(FrameType.RECENT_QUALITY, windows)
+
     def _send(self, kind: FrameType, payload: Any, number: int = 0) -> None:
-        with suppress(OSError):  # records are still written after the front has exited
+        with self._sending, suppress(OSError):  # records are still written after the front has exited
             for piece in Frame(kind, number, orjson.dumps(payload)).pack():
                 self._connection.sendall(piece)
 
@@ -242,7 +267,11 @@ def main(descriptor: int) -> None:
         options = orjson.loads(opened.payload)
         configure_logging(*options["logged"])
         threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
-        Writer(connection, options["url"], options["days"]).run()
+        writer = Writer(connection, options["url"], options["days"])
+        if quality := options["quality"]:
+            monitor = QualityMonitor(options["url"], writer.send_recent_quality, *quality)
+            threading.Thread(target=monitor.run, daemon=True).start()
+        writer.run()
 
 
 def _exit_with_parent(connection: socket.socket) -> None:

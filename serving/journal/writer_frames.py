@@ -32,6 +32,12 @@ class FrameType(IntEnum):
     """The quality of versions, measured by feedback: JSON."""
     STATE = 7
     """JSON: why the database is unavailable; empty once it is available again."""
+    RECENT_QUALITY = 8
+    """The quality of versions on the predictions of the last days: JSON."""
+    WATCH = 9
+    """From the front: all queries for sums of outcomes, in place of those before. JSON of `Watch`."""
+    OUTCOMES = 10
+    """The sums of outcomes of all queries. JSON: `outcome_sums.summarize`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from serving.reference import Reference, ReferenceKind
 from serving.registry import (
     artifact_files,
     blocking_calls,
+    metric_runs,
     mlflow_client,
     mlflow_entities,
     unity_catalog,
@@ -179,7 +180,15 @@ class RegistryClient:
             ReferenceNotFound: the run does not exist.
             RegistryUnavailable: the tracking server did not accept them.
         """
-        await self._call(self._log_metrics, run_id, model_id, metrics, step, at)
+        await self.run(partial(metric_runs.log_metrics, run_id, model_id, metrics, step, at))
+
+    async def run(self, call: Callable[[Any], T]) -> T:
+        """Return the result of a function of MLflow's client, which runs in a registry thread.
+
+        Raises:
+            RegistryUnavailable: the registry did not respond in time; and what `call` raises.
+        """
+        return await self._call(lambda: call(self._client))
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Create a webhook that sends events on versions and aliases to `url`; return its id.
@@ -187,11 +196,11 @@ class RegistryClient:
         Raises:
             RegistryUnavailable: the registry did not accept it, or has no webhooks.
         """
-        return await self._call(lambda: webhooks.create(self._client, name, url, secret))
+        return await self.run(lambda client: webhooks.create(client, name, url, secret))
 
     async def check_webhooks(self) -> None:
         """Check that the registry has webhooks; raises WebhooksUnsupported if not."""
-        await self._call(lambda: webhooks.check(self._client))
+        await self.run(webhooks.check)
 
     def close(self) -> None:
         """Make no further calls."""
@@ -298,15 +307,6 @@ class RegistryClient:
                     client.delete_model_version_tag(*key, self._tag_names.stored(tag, entity.tags))
                 else:
                     self._tag_names.write(tag, value, partial(client.set_model_version_tag, *key))
-
-    def _log_metrics(
-        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
-    ) -> None:
-        with map_exceptions(f"run {run_id}"):
-            from mlflow.entities import Metric
-
-            points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
-            self._client.log_batch(run_id, points)
 
     def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
         is_remote = self._catalog is Catalog.DATABRICKS

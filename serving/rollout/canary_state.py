@@ -7,9 +7,15 @@ who deletes the sentence resets the canary: without it, the fronts ignore the st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serving.registry.tag_changes import MAX_REASON_LENGTH
+from serving.rollout.outcome_test import Evidence
+from serving.text import shorten
 
 TAG = "serving.canary"
 STATE_TAG = "serving.canary.state"
@@ -21,16 +27,21 @@ class Phase(StrEnum):
     ROUTING = "routing"
     ENDED = "ended"
     STOPPED = "stopped"
+    PROMOTED = "promoted"
 
 
 class CanaryProgress(BaseModel):
-    """The furthest step of a version under one reference; `share` is between 0 and 1."""
+    """The furthest step of a version under one reference; `share` is between 0 and 1.
+
+    `outcomes` has the fields of `Evidence`, as the front that wrote them last computed them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     phase: Phase
     reference: str
     share: float
+    outcomes: dict[str, Any] | None = None
 
 
 def read(tags: Mapping[str, str]) -> CanaryProgress | None:
@@ -49,12 +60,24 @@ def is_stopped(tags: Mapping[str, str]) -> bool:
     return progress is not None and progress.phase is Phase.STOPPED
 
 
+def is_over(tags: Mapping[str, str]) -> bool:
+    """Return whether a front has stopped the canary, or has promoted the version at its end."""
+    progress = read(tags)
+    return progress is not None and progress.phase in (Phase.STOPPED, Phase.PROMOTED)
+
+
+def is_promoted(tags: Mapping[str, str]) -> bool:
+    """Return whether a front has promoted the version at the end of its canary."""
+    progress = read(tags)
+    return progress is not None and progress.phase is Phase.PROMOTED
+
+
 def start_step(reference: str, steps: Sequence[float], present: Mapping[str, str]) -> dict[str, str | None]:
     """Return the tags to write when a front starts the first of `steps`.
 
     Another front may have stopped the canary, or may be at a later step: then there is nothing to write.
     """
-    if is_stopped(present) or _is_at(reference, steps, read(present)):
+    if is_over(present) or _is_at(reference, steps, read(present)):
         return {}
     # The state first: the sentence would make the state of a canary that a person has reset valid again.
     return {STATE_TAG: _encode(Phase.ROUTING, reference, steps[0]), TAG: describe(reference, steps[0])}
@@ -69,9 +92,28 @@ def end(reference: str, steps: Sequence[float], present: Mapping[str, str]) -> d
     return {TAG: sentence, STATE_TAG: _encode(Phase.ENDED, reference, progress.share)}
 
 
-def stop(reference: str, share: float, reason: str) -> dict[str, str | None]:
+def show_outcomes(
+    reference: str, share: float, evidence: Evidence, present: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Return the tags with the outcomes of a step, unless the canary is elsewhere meanwhile."""
+    if not _is_at(reference, (share,), read(present)):
+        return {}
+    sentence = shorten(f"{describe(reference, share)}; {evidence}", MAX_REASON_LENGTH)
+    return {STATE_TAG: _encode(Phase.ROUTING, reference, share, evidence), TAG: sentence}
+
+
+def stop(
+    reference: str, share: float, reason: str, evidence: Evidence | None = None
+) -> dict[str, str | None]:
     """Return the tags to write when a front stops the canary; the state last: who reads it has the reason."""
-    return {TAG: reason, STATE_TAG: _encode(Phase.STOPPED, reference, share)}
+    return {TAG: reason, STATE_TAG: _encode(Phase.STOPPED, reference, share, evidence)}
+
+
+def promote(
+    reference: str, share: float, sentence: str, evidence: Evidence | None = None
+) -> dict[str, str | None]:
+    """Return the tags to write when a front has promoted the version."""
+    return {TAG: sentence, STATE_TAG: _encode(Phase.PROMOTED, reference, share, evidence)}
 
 
 def describe(reference: str, share: float) -> str:
@@ -87,5 +129,7 @@ def _is_at(reference: str, steps: Sequence[float], progress: CanaryProgress | No
     )
 
 
-def _encode(phase: Phase, reference: str, share: float) -> str:
-    return CanaryProgress(phase=phase, reference=reference, share=share).model_dump_json()
+def _encode(phase: Phase, reference: str, share: float, evidence: Evidence | None = None) -> str:
+    outcomes = asdict(evidence) if evidence else None
+    progress = CanaryProgress(phase=phase, reference=reference, share=share, outcomes=outcomes)
+    return progress.model_dump_json(exclude_none=True)

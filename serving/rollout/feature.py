@@ -13,7 +13,10 @@ def create(core: Core) -> list[Feature]:
     """Return a canary for each model with weighted references, and a shadow for each shadow reference."""
     models, main = core.models, core.models.named()
     rollouts = Rollouts(
-        [Canary(split, core.settings, core.tag_writer) for split in models.splits.values()],
+        [
+            Canary(split, core.settings, core.tag_writer, core.registry, core.outcomes)
+            for split in models.splits.values()
+        ],
         [
             Shadow(slot, main[slot.reference.name], core.tag_writer)
             for slot in models.slots

@@ -14,12 +14,31 @@ from serving.rollout.comparison import ComparisonStats
 from serving.rollout.shadow import Shadow
 
 
+class OutcomeState(BaseModel):
+    """The outcomes of a canary step; a loss is between 0 and 1, and 1 for a wrong class."""
+
+    verdict: str = Field(description="waiting, harmless or harmful")
+    challenger_outcomes: int
+    champion_outcomes: int
+    challenger_loss: float | None
+    champion_loss: float | None
+    difference_low: float = Field(description="lower bound of the challenger's loss minus the champion's")
+    difference_high: float = Field(description="upper bound of the challenger's loss minus the champion's")
+    margin: float
+    max_error: float | None = Field(description="absolute error of a number whose loss is 1")
+
+
 class CanaryState(BaseModel):
     """The state of a reference that shares the requests to its model with others."""
 
     share: float = Field(description="intended share of the requests, between 0 and 1")
-    state: str = Field(description="first, waiting, rising, steady, or stopped")
+    state: str = Field(description="first, waiting, rising, steady, stopped or promoted")
     reason: str
+    outcomes: OutcomeState | None = Field(
+        None,
+        exclude_if=lambda outcomes: outcomes is None,
+        description="outcomes of the present step; absent without feedback",
+    )
 
 
 class ShadowState(BaseModel):

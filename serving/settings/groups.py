@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 from serving.reference import Reference
 from serving.settings.parsing import (
     check_paths_and_ports,
+    check_slices,
     lowercase,
     parse_list,
     parse_references,
@@ -256,6 +257,30 @@ class RolloutSettings(SettingsGroup):
     canary_max_latency_ratio: float = Field(
         2.0, gt=1, description="stop the canary when its p95 latency exceeds the primary's by this factor"
     )
+    canary_margin: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="with outcomes, a canary step ends when its loss is proven to exceed the primary's by "
+        "less than this",
+    )
+    canary_confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="confidence of proofs from outcomes over all steps of a canary"
+    )
+    canary_max_error: float | None = Field(
+        None,
+        gt=0,
+        description="absolute error of a number that counts as a loss of 1; default: three times the root "
+        "mean squared error of the primary's earlier outcomes",
+    )
+    canary_min_outcomes: int = Field(
+        0,
+        ge=0,
+        description="outcomes of each version that a canary step waits for; 0 waits only if outcomes arrive",
+    )
+    canary_promote: bool = Field(
+        False, description="after its last step, point the primary reference at the canary's version"
+    )
 
     @property
     def sticky(self) -> bytes | None:
@@ -290,3 +315,19 @@ class JournalSettings(SettingsGroup):
         None, description="database that records predictions, as a SQLAlchemy URL; default: no journal"
     )
     journal_days: int = Field(30, ge=0, description="days to keep recorded predictions; 0 keeps them forever")
+    quality_days: float = Field(
+        7.0,
+        ge=0,
+        le=3650,
+        description="compute quality metrics from the outcomes of predictions of the last days; 0 computes "
+        "none",
+    )
+    quality_seconds: float = Field(
+        60.0, ge=1, description="interval between two computations of the quality metrics"
+    )
+    quality_slices: Annotated[Names, AfterValidator(check_slices)] = Field(
+        (), description="input columns by whose values quality is computed too, comma separated, at most 5"
+    )
+    quality_mlflow: bool = Field(
+        False, description="log the quality metrics to an MLflow run for each version"
+    )

@@ -18,6 +18,7 @@ from serving.text import install_command
 # MLflow's users write a driver into its URI; the journal always uses psycopg 3.
 _POSTGRES_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 
+MAX_SLICE_COLUMNS = 5
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~@:+-]+)*")
 
 
@@ -142,3 +143,10 @@ def parse_journal_url(text: str) -> str:
     else:
         url = url.set(drivername="postgresql+psycopg")
     return url.render_as_string(hide_password=False)
+
+
+def check_slices(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns of slices; raises ValueError if they are too many for the metrics."""
+    if len(columns) > MAX_SLICE_COLUMNS:
+        raise ValueError(f"name at most {MAX_SLICE_COLUMNS} columns")
+    return columns

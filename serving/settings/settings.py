@@ -19,7 +19,7 @@ from pydantic_settings import (
 
 from serving import sandbox
 from serving.errors import InvalidReference
-from serving.reference import Reference
+from serving.reference import Reference, ReferenceKind
 from serving.settings.addresses import ServerSettings
 from serving.settings.groups import (
     AccessSettings,
@@ -99,7 +99,7 @@ class Settings(
             raise ValueError("SERVING_UDS and SERVING_FD: set only one of them")
         if self.sandbox and (reason := sandbox.unsupported([*filter(str.isdecimal, self.sandbox_allow)])):
             raise ValueError(f"SERVING_SANDBOX: cannot confine model processes: {reason}")
-        if mistake := check_weights(self.models, self.canary_steps):
+        if mistake := check_weights(self.models, self.canary_steps) or check_canary(self):
             raise ValueError(mistake)
         for variable in ("models", "shadow", "on_demand"):
             _check_supported(env_name(variable), getattr(self, variable), self.catalog)
@@ -158,6 +158,20 @@ def check_weights(models: Sequence[Reference], steps: Sequence[float]) -> str | 
             return f"SERVING_CANARY_STEPS: {name}: set a weight for exactly two of its references"
     if any(not 0 < step <= 100 for step in steps) or sorted(set(steps)) != [*steps]:
         return "SERVING_CANARY_STEPS: write rising percentages, such as 5,25,50"
+    return None
+
+
+def check_canary(settings: Settings) -> str | None:
+    """Return the mistake in the settings of canaries on outcomes; None if there is none."""
+    weighted = [reference for reference in settings.models if reference.weight is not None]
+    primaries = {reference.name: reference for reference in reversed(weighted)}.values()
+    movable = (ReferenceKind.ALIAS, ReferenceKind.STAGE)
+    if settings.canary_promote and (fixed := [str(each) for each in primaries if each.kind not in movable]):
+        return (
+            f"SERVING_CANARY_PROMOTE: {', '.join(fixed)}: only a stage or an alias can name another version"
+        )
+    if settings.canary_min_outcomes and not settings.journal_url:
+        return "SERVING_CANARY_MIN_OUTCOMES: without SERVING_JOURNAL_URL no outcomes arrive"
     return None
 
 

@@ -29,6 +29,7 @@ from tests.support.service import FOR_SKLEARN, PROGRAM, Service, served, until
 
 FLOWERS = [IRIS.iloc[index].to_dict() for index in (0, 75, 149)]
 PATIENT = DIABETES.iloc[0].to_dict()
+SLICE = "petal_width"
 ODD = ("nested", "arrays", "texts", "whole")
 
 
@@ -72,6 +73,9 @@ def service(stock: Registry, url: str, tmp_path_factory: pytest.TempPathFactory)
         "grpc_port": 0,
         "journal_url": url,
         "poll_seconds": 5,
+        "quality_seconds": 1,
+        "quality_slices": "petal_width",
+        "quality_mlflow": True,
     }
     settings["preload"] = FOR_SKLEARN
     with served(stock.uri, tmp_path_factory.mktemp("service"), **settings) as running:
@@ -371,6 +375,45 @@ def test_feedback_is_written_to_the_run_of_the_version(
     assert {each.key: each.value for each in of_model or ()}.items() >= metrics.items() & {
         (name, value) for name, value in metrics.items() if name.startswith("serving.")
     }
+
+
+def test_recent_quality_is_computed_by_class_and_slice(
+    service: Service, journal_reader: JournalReader, stock: Registry
+) -> None:
+    def recent() -> dict[str, Any]:
+        found: dict[str, Any] = service.ready()["models"][0].get("recent_quality") or {"rows": 0}
+        return found
+
+    before = until(recent)["rows"]
+    answers = service.client.post("/predict/batch", json={"rows": FLOWERS * 10})
+    sent = [
+        {"prediction_id": recorded(answers), "row": row, "outcome": row % 3 if row else 2}
+        for row in range(30)
+    ]
+    assert feed_back(service, {"feedback": sent}).json() == {"recorded": 30}
+    quality = until(lambda: found if (found := recent())["rows"] >= before + 30 else None, pause=0.5)
+    accuracy = 1 - 1 / quality["rows"]
+    assert quality["metrics"]["accuracy"] == pytest.approx(accuracy)
+    assert quality["metrics"].keys() == {
+        *("accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "brier_score", "calibration_error")
+    }
+    assert quality["classes"]["versicolor"]["recall"] == 1.0
+    assert quality["classes"]["virginica"]["recall"] < 1.0
+    slices = {where: values["accuracy"] for where, values in quality["slices"].items()}
+    setosa, versicolor = (f"{SLICE}={FLOWERS[index][SLICE]}" for index in (0, 1))
+    assert slices[setosa] < 1.0
+    assert slices[versicolor] == 1.0
+    labels = f'class="",metric="accuracy",model="iris",slice="{versicolor}",version="1"'
+    until(lambda: service.metrics().get(f"serving_recent_quality{{{labels}}}") == 1.0)
+
+    def run() -> Any:
+        experiment = stock.client.get_run(
+            stock.client.get_model_version("iris", "1").run_id
+        ).info.experiment_id
+        runs = stock.client.search_runs([experiment], "tags.`serving.quality` = 'iris/1'")
+        return runs[0] if runs and runs[0].data.metrics.get("rows", 0) >= 30 else None
+
+    assert until(run).data.metrics["f1/class/versicolor"] == 1.0
 
 
 def test_feedback_works_for_other_protocols(service: Service, journal_reader: JournalReader) -> None:

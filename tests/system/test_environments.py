@@ -220,7 +220,7 @@ def test_warning_about_other_packages_is_shown_everywhere(new_registry: NewRegis
     registry.promote("actor", number)
     warning = (
         "actor version 1 may predict differently than when it was logged: "
-        f"it requires {OTHER} (installed: {version('idna')}): {environments.REMEDY}"
+        f"it requires {OTHER} (installed: {version('idna')}): {requirements.REMEDY}"
     )
     with served(registry.uri, tmp_path, models="models:/actor/Production") as service:
         service.until_ready()

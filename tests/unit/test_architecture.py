@@ -23,6 +23,7 @@ LAYERS = [
     "serving.sandbox",
     "serving.reference",
     "serving.version",
+    "serving.outcomes",
     "serving.settings",
     "serving.private_files",
     "serving.watched_file",

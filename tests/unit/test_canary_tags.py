@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from serving.rollout.canary_state import STATE_TAG, TAG, end, is_stopped, start_step, stop
+from serving.outcomes import LossSum, OutcomeSums
+from serving.rollout.canary_state import (
+    STATE_TAG,
+    TAG,
+    end,
+    is_over,
+    is_promoted,
+    is_stopped,
+    promote,
+    read,
+    show_outcomes,
+    start_step,
+    stop,
+)
+from serving.rollout.outcome_test import compare
+from serving.settings.groups import RolloutSettings
 
 URI = "models:/iris@challenger"
 STEPS = [0.05, 0.25, 0.5]
@@ -57,3 +72,30 @@ def test_invalid_state_is_replaced(text: str) -> None:
     present = {TAG: "stopped", STATE_TAG: text}
     assert not is_stopped(present)
     assert tags(start_step(URI, STEPS, present)) == FIRST
+
+
+EVIDENCE = compare(OutcomeSums(LossSum(100, 5), LossSum(200, 8)), RolloutSettings(), 0.05)
+
+
+def test_outcomes_are_shown_only_at_their_step() -> None:
+    shown = FIRST | tags(show_outcomes(URI, 0.05, EVIDENCE, FIRST))
+    assert shown[TAG].startswith(f"{FIRST[TAG]}; 100 outcomes against 200: its loss differs by ")
+    progress = read(shown)
+    assert progress
+    assert progress.outcomes
+    assert progress.outcomes["verdict"] == "waiting"
+    assert start_step(URI, STEPS, shown) == {}
+    assert tags(start_step(URI, STEPS[1:], shown)) == SECOND
+    for elsewhere in (SECOND, STOPPED, {}):
+        assert show_outcomes(URI, 0.05, EVIDENCE, elsewhere) == {}
+
+
+def test_promoted_version_starts_no_canary() -> None:
+    promoted = tags(promote(URI, 0.5, "promoted to models:/iris@champion", EVIDENCE))
+    assert is_promoted(promoted)
+    assert is_over(promoted)
+    assert not is_stopped(promoted)
+    assert start_step(URI, STEPS, promoted) == {}
+    assert end(URI, STEPS, promoted) == {}
+    del promoted[TAG]
+    assert tags(start_step(URI, STEPS, promoted)) == FIRST

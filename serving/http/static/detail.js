@@ -85,7 +85,8 @@ export class Detail {
       this.drawn = `${called(model)} ${series.times.at(-1)} ${marks.length}`;
       for (const chart of this.charts) chart.update(series, marks);
     }
-    show(this.observed, [model.drift, model.quality, model.canary, model.shadow], () => observed(model));
+    const parts = [model.drift, model.quality, model.recent_quality, model.canary, model.shadow];
+    show(this.observed, parts, () => observed(model));
     show(this.facts, { ...model, lately: 0, trend: 0, series: 0, history: 0 }, () => facts(model, others));
     show(this.history, history, () => periods(history));
     this.#try(model, others);

@@ -19,12 +19,13 @@ const NAMES = {
 const SHARES = /^(share|agreement|accuracy|differences .*)$/;
 
 /** Return one card per feature with data. */
-export function observed({ drift, quality, canary, shadow }) {
+export function observed({ drift, quality, recent_quality: recent, canary, shadow }) {
   return [
     figures("canary", "Canary", canary),
     figures("shadow", "Shadow", shadow),
     driftTable(drift),
     figures("quality", "Live quality", quality),
+    qualityTable(recent),
   ];
 }
 
@@ -90,5 +91,31 @@ function column({ column: name, side, psi, rows }) {
     h("td", { class: "number" }, number(psi)),
     h("td", {}, badge(tone, word)),
     h("td", { class: "number" }, rows.toLocaleString()),
+  );
+}
+
+/** Metrics of the last days: one line for all rows, one per class, and one per slice. */
+function qualityTable(recent) {
+  if (!recent) return null;
+  const lines = [
+    ["All", { rows: recent.rows, ...recent.metrics }],
+    ...Object.entries(recent.classes),
+    ...Object.entries(recent.slices),
+  ];
+  const names = [...new Set(lines.flatMap(([, values]) => Object.keys(values)))];
+  const heads = ["Part", ...names].map((name, index) =>
+    h("th", { scope: "col", class: index ? "number" : "" }, name.replaceAll("_", " ")),
+  );
+  const cells = (values) =>
+    names.map((name) => h("td", { class: "number" }, name in values ? format(name, values[name]) : "–"));
+  const body = lines.map(([part, values]) => h("tr", {}, h("th", { scope: "row" }, part), cells(values)));
+  const table = h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body));
+  const title = `Quality of the last ${number(recent.days)} days`;
+  return h(
+    "section",
+    { class: "card", "aria-labelledby": "recent-title" },
+    h("h3", { id: "recent-title" }, title),
+    recent.is_limited ? h("p", { class: "muted" }, "Only the newest outcomes count.") : null,
+    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Quality by part" }, table),
   );
 }

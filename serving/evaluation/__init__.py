@@ -1,0 +1,1 @@
+"""The evaluation feature: promotion by evidence from labelled rows."""
