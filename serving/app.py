@@ -65,6 +65,7 @@ FEATURES = (
     "rollout",
     "drift",
     "journal",
+    "evaluation",
 )
 """Folders of features, in the order in which their hooks run; see `serving.features`."""
 _MIN_SHARED_FOLLOWERS = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
@@ -16,15 +16,22 @@ from serving.settings import unity_catalog
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
+Prepare = Callable[[RegistryClient, Gate, str | None], Awaitable[None]]
+"""Adds checks of a feature to the gate, for the version of this number."""
+
 
 async def check_reference(
-    settings: Settings, reference: Reference, progress: Callable[[str], None]
+    settings: Settings,
+    reference: Reference,
+    progress: Callable[[str], None],
+    prepare: Prepare | None = None,
 ) -> LoadedModel:
     """Resolve a reference, then load and verify its version; return the version with its processes ended.
 
     Raises:
         InvalidReference: the registry has no references of this form.
         Rejected: the version would not go live.
+        PromotionWaits: the version would not go live yet, because of a check that `prepare` has added.
         RegistryError: the version cannot be checked.
     """
     unity_catalog.check_reference(reference, settings.catalog)
@@ -41,6 +48,8 @@ async def check_reference(
     try:
         progress("resolving the reference")
         version, _ = await registry.resolve(reference)
+        if prepare:
+            await prepare(registry, gate, version.version)
         progress(f"loading and verifying {version}")
         loaded = await gate.load_and_verify(version, Slot(reference))
         loaded.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from serving.features import Core, Feature, Task
+import asyncio
+
+from serving.features import Core, Feature, Outcomes, Task
 from serving.http.endpoints import feedback
 from serving.http.readiness import StatusSource
+from serving.journal import outcomes
 from serving.journal.observer import JournalObserver
 from serving.journal.quality import QualityFields
 
@@ -18,6 +21,12 @@ def create(core: Core) -> list[Feature]:
                 status=StatusSource(QualityFields), routes=lambda reporter: feedback.router(None, settings)
             )
         ]
+    url = settings.journal_url.get_secret_value()
+
+    async def read_outcomes(model: str, days: int, column: str) -> Outcomes:
+        return await asyncio.to_thread(outcomes.read, url, model, days, column)
+
+    core.outcome_readers.append(read_outcomes)
     journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor)
     return [
         Feature(

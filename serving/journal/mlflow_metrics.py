@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from serving.errors import ReferenceNotFound, RegistryError
 from serving.journal.quality import Quality
@@ -70,10 +71,10 @@ class MetricsReporter:
     async def _write(self, quality: Quality) -> None:
         assert quality.run_id
         values = quality.metrics | {"feedback_count": quality.feedback}
-        metrics = {f"serving.{name}": float(value) for name, value in values.items()}
         try:
-            await self._registry.log_metrics(
-                quality.run_id, quality.model_id, metrics, quality.feedback, quality.at
+            await self._registry.use_client(
+                f"run {quality.run_id}",
+                lambda client: client.log_batch(quality.run_id, _points(quality, values)),
             )
         except ReferenceNotFound:
             message = "run %s was deleted; the quality of its model is not written"
@@ -84,6 +85,16 @@ class MetricsReporter:
             self._failing.add(quality.key)
             message = "the quality of version %s of %s could not be written to MLflow: %s"
             log.warning(message, quality.label, quality.model, error, extra=_log_context(quality))
+
+
+def _points(quality: Quality, values: Mapping[str, float]) -> list[Any]:
+    """Return points of the run and of the model that it logged; MLflow stores identical points once."""
+    from mlflow.entities import Metric
+
+    step, at = quality.feedback, quality.at
+    return [
+        Metric(f"serving.{name}", float(value), at, step, quality.model_id) for name, value in values.items()
+    ]
 
 
 def _log_context(quality: Quality) -> dict[str, str]:

@@ -28,7 +28,7 @@ from serving.registry import (
 from serving.registry.artifact_policy import local_folder
 from serving.registry.downloads import Downloads
 from serving.registry.live_tag import contested
-from serving.registry.mlflow_entities import as_version, underlying
+from serving.registry.mlflow_entities import as_version, bounded, logged_model, underlying
 from serving.registry.mlflow_errors import map_exceptions
 from serving.settings.groups import RegistrySettings
 from serving.settings.unity_catalog import Catalog
@@ -159,18 +159,24 @@ class RegistryClient:
         """
         await self._call(self._write_tags, version, change)
 
-    async def log_metrics(
-        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
-    ) -> None:
-        """Log metrics to a run, and to the model that it logged, at a time in milliseconds since the epoch.
+    async def model_tags(self, name: str) -> Mapping[str, str]:
+        """Return the tags of a registered model; raises RegistryError."""
+        model = await self.use_client(f"the model {name!r}", lambda client: client.get_registered_model(name))
+        return self._tags(bounded(model.tags))
 
-        MLflow stores identical points once, so a repeated call is harmless.
+    async def use_client(self, subject: str, call: Callable[[Any], T]) -> T:
+        """Return what `call` returns for MLflow's client, in a thread of the registry.
 
         Raises:
-            ReferenceNotFound: the run does not exist.
-            RegistryUnavailable: the tracking server did not accept them.
+            ReferenceNotFound: MLflow does not know what it names.
+            RegistryUnavailable: it failed, or took too long; the message names the `subject`.
         """
-        await self._call(self._log_metrics, run_id, model_id, metrics, step, at)
+
+        def use() -> T:
+            with map_exceptions(subject):
+                return call(self._client)
+
+        return await self._call(use)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Create a webhook that sends events on versions and aliases to `url`; return its id.
@@ -228,7 +234,7 @@ class RegistryClient:
     def _resolve(self, reference: Reference) -> tuple[Version, tuple[Version, ...]]:
         with map_exceptions(str(reference)):
             if reference.kind is ReferenceKind.MODEL_ID:
-                return self._logged_model(reference.selector), ()
+                return logged_model(self._client, reference.selector), ()
             served, *rivals = version_search.named(self._client, reference, self._search_versions)
             return self._as_version(served), tuple(map(self._as_version, rivals))
 
@@ -253,18 +259,6 @@ class RegistryClient:
             if self._catalog:
                 versions = unity_catalog.relevant(versions, numbers)
             return tuple(map(self._as_version, versions))
-
-    def _logged_model(self, model_id: str) -> Version:
-        model = self._client.get_logged_model(model_id)
-        return Version(
-            name=model_id,
-            version=None,
-            source=f"models:/{model_id}",
-            location=model.artifact_location,
-            run_id=model.source_run_id,
-            model_id=model_id,
-            tags=dict(model.tags),
-        )
 
     def _fetch_cursor(self) -> RegistryCursor:
         with map_exceptions("the versions that changed last"):
@@ -298,15 +292,6 @@ class RegistryClient:
                     client.delete_model_version_tag(*key, self._tag_names.stored(tag, entity.tags))
                 else:
                     self._tag_names.write(tag, value, partial(client.set_model_version_tag, *key))
-
-    def _log_metrics(
-        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
-    ) -> None:
-        with map_exceptions(f"run {run_id}"):
-            from mlflow.entities import Metric
-
-            points = [Metric(name, value, at, step, model_id) for name, value in metrics.items()]
-            self._client.log_batch(run_id, points)
 
     def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
         is_remote = self._catalog is Catalog.DATABRICKS

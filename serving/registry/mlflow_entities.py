@@ -72,3 +72,17 @@ def as_version(entity: Any) -> Version:
         model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else None,
         tags=bounded(entity.tags),
     )
+
+
+def logged_model(client: Any, model_id: str) -> Version:
+    """Return a logged model outside the registry as a version without a number."""
+    model = client.get_logged_model(model_id)
+    return Version(
+        name=model_id,
+        version=None,
+        source=f"models:/{model_id}",
+        location=model.artifact_location,
+        run_id=model.source_run_id,
+        model_id=model_id,
+        tags=dict(model.tags),
+    )

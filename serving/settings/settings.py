@@ -22,6 +22,7 @@ from serving.errors import InvalidReference
 from serving.reference import Reference
 from serving.settings.addresses import ServerSettings
 from serving.settings.environment import is_link_to_port
+from serving.settings.evaluation import EvaluationSettings
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
@@ -48,6 +49,7 @@ class Settings(
     ArtifactPolicySettings,
     PromotionSettings,
     RolloutSettings,
+    EvaluationSettings,
     MonitoringSettings,
     JournalSettings,
     RegistrySettings,
@@ -135,6 +137,7 @@ _GROUPS = (
     LimitSettings,
     PromotionSettings,
     RolloutSettings,
+    EvaluationSettings,
     ArtifactPolicySettings,
     MonitoringSettings,
     JournalSettings,

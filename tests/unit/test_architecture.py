@@ -46,6 +46,7 @@ LAYERS = [
     "serving.grpc",
     "serving.features",
     "serving.journal",
+    "serving.evaluation",
     "serving.drift",
     "serving.rollout",
     "serving.observers",
@@ -100,12 +101,13 @@ def test_imports_run_down_the_layers(name: str) -> None:
 
 FEATURES = (
     "serving.journal",
+    "serving.evaluation",
     "serving.drift",
     "serving.rollout",
     "serving.observers",
     "serving.integrations",
 )
-COMMANDS = ("serving.cli.journal",)
+COMMANDS = ("serving.cli.journal", "serving.cli.evaluation")
 """Modules outside a feature's folder that are part of it, and that import it when they run."""
 
 
