@@ -66,6 +66,7 @@ FEATURES = (
     "rollout",
     "drift",
     "journal",
+    "evaluation",
 )
 """Folders of features, in the order in which their hooks run; see `serving.feature_interface`."""
 _MIN_SHARED_FOLLOWERS = 4

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
+import pyarrow as pa
 from fastapi import APIRouter
 from prometheus_client.registry import Collector
 
@@ -29,6 +30,18 @@ from serving.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Rows with their true outcomes, and a digest that identifies their content."""
+
+    table: pa.Table
+    digest: str
+
+
+ReadOutcomes = Callable[[str, int, str], Awaitable[Outcomes]]
+"""Returns the rows of a model from a number of days, with the outcomes in the column of this name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """The parts of the service that features may use."""
 
@@ -41,6 +54,8 @@ class Core:
     tag_writer: TagWriter
     guard: Authenticator | None
     outcomes: OutcomeBoard = field(default_factory=OutcomeBoard)
+    outcome_readers: list[ReadOutcomes] = field(default_factory=list)
+    """Functions by which a feature offers recorded outcomes to the features that follow it."""
 
 
 @dataclass(frozen=True, slots=True)

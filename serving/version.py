@@ -29,6 +29,7 @@ TAGS_OF_FRONT = (
     "serving.batching",
     "serving.warnings",
     "serving.refusal",
+    "serving.evaluation",
     "serving.canary",
     "serving.canary.state",
     "serving.shadow",

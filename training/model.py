@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from training import digest, reference_profile
+from training import digest, labelled_rows, reference_profile
 from training.contract import ColumnKeywords, Contract
 from training.requirements import pinned
 
@@ -38,6 +38,7 @@ def log_model(
     classes: Sequence[str] | None = None,
     inputs: Mapping[str, ColumnKeywords] | None = None,
     with_profile: bool = True,
+    evaluation: tuple[Any, Any] | None = None,
     **options: Any,
 ) -> Logged:
     """Log a fitted scikit-learn-like model with the information that a typed endpoint requires.
@@ -62,6 +63,9 @@ def log_model(
         classes: Names of the classes, in the order of `model.classes_`; default: `model.classes_`.
         inputs: JSON Schema keywords by column: `{"age": {"minimum": 0, "unit": "years"}}`.
         with_profile: Whether to log the distributions.
+        evaluation: Labelled rows that were not used for training: a DataFrame and its labels. They are logged
+            with the model, and the service evaluates the version on them before it goes live. The DataFrame
+            may have further columns, by which rules select rows.
         options: Further arguments of `mlflow.sklearn.log_model`, such as `code_paths` or
             `skops_trusted_types`. By default the requirements are the installed versions of the
             packages that the model consists of.
@@ -71,7 +75,8 @@ def log_model(
 
     Raises:
         ValueError: MLflow has no type for a column, `inputs` has an unknown column or a keyword that
-            does not apply to its type, `task` is unknown, or `classes` do not match the model.
+            does not apply to its type, `task` is unknown, `classes` do not match the model, or
+            `evaluation` lacks a column of `table` or has labels of another length.
     """
     import mlflow
 
@@ -83,16 +88,19 @@ def log_model(
         contract = replace(contract, profile=_profile(model, predict, contract, table))
     if not options.keys() & {"pip_requirements", "extra_pip_requirements", "conda_env"}:
         options["pip_requirements"] = pinned(model)
-    info = mlflow.sklearn.log_model(
-        model,
-        name=options.pop("name", registered_model_name or "model"),
-        signature=signature,
-        input_example=table.head(_EXAMPLE_ROWS),
-        metadata=contract.metadata() | options.pop("metadata", {}),
-        pyfunc_predict_fn=predict,
-        registered_model_name=registered_model_name,
-        **options,
-    )
+    with labelled_rows.files(evaluation, list(table.columns)) as files:
+        if files:
+            options["extra_files"] = [*(options.get("extra_files") or []), *files]
+        info = mlflow.sklearn.log_model(
+            model,
+            name=options.pop("name", registered_model_name or "model"),
+            signature=signature,
+            input_example=table.head(_EXAMPLE_ROWS),
+            metadata=contract.metadata() | options.pop("metadata", {}),
+            pyfunc_predict_fn=predict,
+            registered_model_name=registered_model_name,
+            **options,
+        )
     version = info.registered_model_version
     if registered_model_name and version is not None:
         digest.tag_version(registered_model_name, str(version))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
@@ -16,9 +16,15 @@ from serving.settings import unity_catalog
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
+Prepare = Callable[[RegistryClient, Gate, str | None], Awaitable[None]]
+"""Adds checks of a feature to the gate, for the version of this number."""
+
 
 async def check_reference(
-    settings: Settings, reference: Reference, progress: Callable[[str], None]
+    settings: Settings,
+    reference: Reference,
+    progress: Callable[[str], None],
+    prepare: Prepare | None = None,
 ) -> LoadedModel:
     """Resolve a reference, then load and verify its version; return the version with its processes ended.
 
@@ -27,6 +33,7 @@ async def check_reference(
         Rejected: the version would not go live.
         PromotionWaits: the version has no approval.
         ApproversFileError: the file of approvers cannot be read.
+        PromotionWaits: the version would not go live yet, because of a check that `prepare` has added.
         RegistryError: the version cannot be checked.
     """
     unity_catalog.check_reference(reference, settings.catalog)
@@ -47,6 +54,8 @@ async def check_reference(
         launcher.start()
         progress("resolving the reference")
         version, _ = await registry.resolve(reference)
+        if prepare:
+            await prepare(registry, gate, version.version)
         progress(f"loading and verifying {version}")
         loaded = await gate.load_and_verify(version, Slot(reference))
         loaded.close()

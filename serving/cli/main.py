@@ -132,9 +132,11 @@ def serve(settings: Settings) -> None:
 def check(
     settings: Settings,
     reference: Annotated[str, typer.Argument(help="For example models:/iris/Production.")],
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Evaluate it against the rules in serving.require.")
+    ] = False,
 ) -> None:
     """Check whether a version would go live: resolve, load and verify it. Exit status 0: yes, 1: no."""
-    from serving.cli.check import check_reference
     from serving.errors import ApproversFileError, InvalidReference, ProcessDied, RegistryError
     from serving.promotion_errors import PromotionWaits, Rejected
     from serving.reference import Reference
@@ -148,7 +150,7 @@ def check(
             def progress(step: str) -> None:
                 status.update(escape(f"{reference}: {step} …"))
 
-            loaded = asyncio.run(check_reference(settings, parsed, progress))
+            loaded = asyncio.run(_check(settings, parsed, progress, evaluate=evaluate))
     except InvalidReference as error:
         fail(str(error))
     except (RegistryError, ProcessDied) as error:
@@ -167,6 +169,22 @@ def check(
 
 
 app.command()(with_settings(approvers.approve))
+
+
+async def _check(
+    settings: Settings, reference: Any, progress: Callable[[str], None], *, evaluate: bool
+) -> Any:
+    """Return the verified version."""
+    if not evaluate:
+        from serving.cli.check import check_reference
+
+        return await check_reference(settings, reference, progress)
+    from serving.cli.evaluation import evaluate_reference
+
+    loaded, evidence = await evaluate_reference(settings, reference, progress)
+    if evidence is None:
+        warn(f"it was not evaluated: {reference.name} has no rules in its tag serving.require")
+    return loaded
 
 
 @app.command()

@@ -160,7 +160,7 @@ class Probabilities:
 
     def predictions(self, table: pa.RecordBatch) -> Predictions:
         """Return the most likely class of each row; the first of equally likely ones."""
-        probabilities = _matrix(table, self.classes)
+        probabilities = probability_matrix(table, self.classes)
         best, finite = probabilities.argmax(axis=1), np.isfinite(probabilities).all(axis=1)
         texts, width = number_fragments(probabilities), len(self.classes)
         heads = [head + b',"confidence":' for head in _heads(self.classes)]
@@ -263,7 +263,12 @@ def _value(spec: Mapping[str, Any]) -> OutputColumn:
     return OutputColumn(name, _MLFLOW_KINDS.get(spec["type"], "any"), (), bool(spec.get("required", True)))
 
 
-def _matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+def probability_matrix(table: pa.RecordBatch, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    """Return the probabilities in an output, of shape (rows, classes).
+
+    Raises:
+        ModelFailed: the output has another form.
+    """
     width = len(classes)
     if table.num_columns == 1 and pa.types.is_fixed_size_list(table.schema.field(0).type):
         array = table.column(0)

@@ -2,7 +2,8 @@
 
 Rates of rows (accuracy, recall of a class) use exact or score intervals, which stay valid for few rows and
 few errors: Clopper-Pearson for one rate, and Tango's score interval (Statistics in Medicine 17, 1998) for the
-difference of two rates on the same rows. All other metrics use the bootstrap over rows.
+difference of two rates on the same rows. Quantiles of times use order statistics. All other metrics use the
+bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtr, betaincinv, ndtri  # scipy.stats would take a second to import
 
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
+_PRECISION = 1e-9
+_MIN_BOOTSTRAP_ROWS = 50
+"""The bootstrap over fewer rows is too optimistic."""
 _MAX_GROUPS = 1000
 """Above this number of rows, the bootstrap resamples groups of rows, which gives the same variance."""
 _SEED = 20261128
@@ -44,11 +49,9 @@ def rate_interval(successes: int, rows: int, level: float) -> Interval:
         rows: all rows, at least 1.
         level: the one-sided confidence level, for example 0.95.
     """
-    from scipy.stats import beta
-
     alpha = 1 - level
-    low = float(beta.ppf(alpha, successes, rows - successes + 1)) if successes else 0.0
-    high = float(beta.ppf(1 - alpha, successes + 1, rows - successes)) if successes < rows else 1.0
+    low = float(betaincinv(successes, rows - successes + 1, alpha)) if successes else 0.0
+    high = float(betaincinv(successes + 1, rows - successes, level)) if successes < rows else 1.0
     return Interval(successes / rows, low, high, "exact")
 
 
@@ -61,10 +64,7 @@ def paired_rate_interval(only_new: int, only_old: int, rows: int, level: float) 
         rows: all rows, at least 1.
         level: the one-sided confidence level.
     """
-    from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    z = float(norm.ppf(level))
+    z = float(ndtri(level))
     value = (only_new - only_old) / rows
 
     def excess(delta: float) -> float:
@@ -73,7 +73,14 @@ def paired_rate_interval(only_new: int, only_old: int, rows: int, level: float) 
     def bound(target: float, end: float) -> float:
         if (excess(end) - target) * (excess(value) - target) >= 0:
             return end
-        return float(brentq(lambda delta: excess(delta) - target, min(value, end), max(value, end)))
+        inside, outside = value, end
+        while abs(outside - inside) > _PRECISION:
+            middle = (inside + outside) / 2
+            if (excess(middle) - target) * (excess(value) - target) > 0:
+                inside = middle
+            else:
+                outside = middle
+        return inside
 
     margin = 1e-12
     return Interval(value, bound(z, -1 + margin), bound(-z, 1 - margin), "Tango's score interval")
@@ -93,7 +100,12 @@ def _tango_z(only_new: int, only_old: int, rows: int, delta: float) -> float:
 
 
 def bootstrap_interval(
-    sums: Floats, statistic: Callable[[Floats], Floats], level: float, seed: int = _SEED
+    sums: Floats,
+    statistic: Callable[[Floats], Floats],
+    level: float,
+    *,
+    support: int = 0,
+    seed: int = _SEED,
 ) -> Interval:
     """Return the percentile bootstrap bounds of a statistic of column sums.
 
@@ -101,6 +113,9 @@ def bootstrap_interval(
         sums: one line per row of data, with the additive terms of the statistic; shape (rows, terms).
         statistic: maps column sums of shape (n, terms) to values of shape (n,).
         level: the one-sided confidence level.
+        support: for a mean of rates, the number of rows of the rarest class. If the resamples do not vary,
+            an event that none of these rows shows may still have the probability
+            `1 - alpha ** (1 / support)`.
         seed: the seed of the resamples.
     """
     generator = np.random.default_rng(seed)
@@ -111,9 +126,48 @@ def bootstrap_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(weights.astype(np.float64) @ grouped)
     values = values[np.isfinite(values)]
-    if len(values) < _RESAMPLES / 2 or not math.isfinite(value):
+    if len(values) < _RESAMPLES / 2 or len(sums) < _MIN_BOOTSTRAP_ROWS or not math.isfinite(value):
         return Interval(value, -math.inf, math.inf, "bootstrap")
     low, high = np.quantile(values, [1 - level, level])
+    if support and low == high:
+        unseen = 1 - (1 - level) ** (1 / support)
+        low, high = low - unseen, high + unseen
+    return Interval(value, float(low), float(high), "bootstrap")
+
+
+def quantile_interval(values: Floats, share: float, level: float) -> Interval:
+    """Return a quantile with bounds that are order statistics, valid for any distribution.
+
+    Args:
+        values: the sample.
+        share: the share of values below the quantile, such as 0.95.
+        level: the one-sided confidence level.
+    """
+    ordered, count = np.sort(values), len(values)
+    below = bdtr(np.arange(count), count, share)  # P(at most k values are below the quantile)
+    above = np.flatnonzero(below >= level)
+    under = np.flatnonzero(below <= 1 - level)
+    return Interval(
+        float(np.quantile(values, share)),
+        float(ordered[under[-1]]) if len(under) else -math.inf,
+        float(ordered[above[0]]) if len(above) else math.inf,
+        "order statistics",
+    )
+
+
+def quantile_difference_interval(
+    new: Floats, old: Floats, factor: float, share: float, level: float, seed: int = _SEED
+) -> Interval:
+    """Return the percentile bootstrap bounds of a quantile of `new` minus `factor` times that of `old`."""
+    generator = np.random.default_rng(seed)
+    resampled = [
+        np.quantile(generator.choice(values, (_RESAMPLES, len(values))), share, axis=1)
+        for values in (new, old)
+    ]
+    value = float(np.quantile(new, share) - factor * np.quantile(old, share))
+    low, high = np.quantile(resampled[0] - factor * resampled[1], [1 - level, level])
+    if min(len(new), len(old)) < _MIN_BOOTSTRAP_ROWS:
+        low, high = -math.inf, math.inf
     return Interval(value, float(low), float(high), "bootstrap")
 
 

@@ -85,6 +85,15 @@ def is_success(
     return None
 
 
+def support(outcomes: Outcomes, metric: str, label: str | None) -> int:
+    """Return the number of rows of the rarest class of a score that is a mean of rates; 0 for others."""
+    if metric not in ("precision", "recall", "f1", "balanced_accuracy"):
+        return 0
+    label = label or _positive(outcomes)
+    counts = [int((outcomes.labels == name).sum()) for name in ([label] if label else outcomes.classes)]
+    return min([count for count in counts if count], default=1)
+
+
 # -- regression
 
 
@@ -123,6 +132,9 @@ _REGRESSION: Mapping[str, Callable[[_Numbers], tuple[Floats, Statistic]]] = {
 }
 
 
+REGRESSION_METRICS = frozenset(_REGRESSION)
+
+
 # -- classification
 
 
@@ -158,7 +170,8 @@ def _per_class(
             seen = np.stack([sums[:, 3 * i + 2] > 0 for i in range(len(classes))])
         if label is not None:
             return np.where(seen[0], scores[0], np.nan)
-        return np.where(seen, scores, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        mean: Floats = np.where(seen, scores, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        return mean
 
     return _counts(outcomes, classes), statistic
 
@@ -221,21 +234,28 @@ def _roc_auc(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
             sums[:, 4 * i] / sums[:, 4 * i + 1] + sums[:, 4 * i + 2] / sums[:, 4 * i + 3] - area
             for i, area in enumerate(areas)
         ]
-        return np.mean(values, axis=0)
+        mean: Floats = np.mean(values, axis=0)
+        return mean
 
     return np.column_stack(columns).astype(np.float64), statistic
 
 
 def _placements(scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Floats, float]:
     """Return per row the share of rows of the other class that it is ordered rightly with, and the mean."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores)
+    ranks = _ranks(scores)
     component = np.empty(len(scores))
     count, rest = int(positive.sum()), int((~positive).sum())
-    component[positive] = (ranks[positive] - rankdata(scores[positive])) / rest
-    component[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / count
+    component[positive] = (ranks[positive] - _ranks(scores[positive])) / rest
+    component[~positive] = 1 - (ranks[~positive] - _ranks(scores[~positive])) / count
     return component, float(component[positive].mean())
+
+
+def _ranks(scores: Floats) -> Floats:
+    """Return the ranks from 1; equal scores have their mean rank. `scipy.stats` takes a second to import."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: Floats = (ends - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 _CLASSIFICATION: Mapping[str, Callable[[Outcomes, str | None], tuple[Floats, Statistic]]] = {

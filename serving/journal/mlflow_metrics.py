@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from serving.errors import ReferenceNotFound, RegistryError
 from serving.journal.quality import Quality
 from serving.registry.client import RegistryClient
+from serving.registry.metric_runs import log_metrics
 
 log = logging.getLogger("serving.journal")
 RunKey = tuple[str, str, str]
@@ -72,9 +74,10 @@ class MetricsReporter:
         values = quality.metrics | {"feedback_count": quality.feedback}
         metrics = {f"serving.{name}": float(value) for name, value in values.items()}
         try:
-            await self._registry.log_metrics(
-                quality.run_id, quality.model_id, metrics, quality.feedback, quality.at
+            call = partial(
+                log_metrics, quality.run_id, quality.model_id, metrics, quality.feedback, quality.at
             )
+            await self._registry.run(call)
         except ReferenceNotFound:
             message = "run %s was deleted; the quality of its model is not written"
             log.info(message, quality.run_id, extra=_log_context(quality))

@@ -25,6 +25,7 @@ from serving.models.verification import Verification
 from serving.processes import gc_tuning
 from serving.processes.launcher import Launcher
 from serving.processes.pool import Pool
+from serving.processes.replica import Replica
 from serving.protocols import json_rows
 from serving.protocols.mlflow_scoring import ScoringParser
 from serving.settings.groups import LimitSettings, RuntimeSettings
@@ -91,7 +92,8 @@ class LoadedModel(Leases):
         self._verification = Verification(self.contract)
         self.loaded_at = datetime.now(UTC)
         self.state = LoadState.STARTING
-        self._runtime, self._limits, self._warnings = runtime, limits, warnings
+        self._runtime, self._limits, self._warnings = runtime, limits, [*warnings]
+        self._evidence: list[str] = []
         self.calls = ModelCalls(
             version,
             lambda: self.contract,
@@ -162,6 +164,26 @@ class LoadedModel(Leases):
     def has_process(self) -> bool:
         """Whether one of its processes is running."""
         return self._pool.has_process
+
+    @property
+    def live_reason(self) -> str:
+        """Why it may go live: how it compares with the previous version, and what checks have found."""
+        comparison = str(self.comparison or "")
+        return "; ".join(filter(None, [comparison, *self._evidence]))
+
+    def add_evidence(self, sentence: str, warning: str = "") -> None:
+        """Record what a check has found before it goes live, and a warning for `/ready`."""
+        self._evidence.append(sentence)
+        self._warnings += [warning] if warning else []
+
+    async def start_extra_process(self) -> Replica:
+        """Start another process of the version, which receives no requests; the caller kills it.
+
+        Raises:
+            LoadFailed: it raised, hung or died while loading.
+            ProcessDied: the fork server died.
+        """
+        return await self._pool.start_extra()
 
     async def start(self) -> None:
         """Start the model processes and predict the input example, or a generated row.

@@ -89,6 +89,15 @@ class Pool:
             raise
         self.replicas = [task.result() for task in starting]
 
+    async def start_extra(self) -> Replica:
+        """Start another process, which is not handed out and not replaced; the caller kills it.
+
+        Raises:
+            LoadFailed: It raised, hung or died while loading.
+            ProcessDied: The fork server died.
+        """
+        return await self._new()
+
     async def renew(self) -> None:
         """Replace the processes that have died or are still busy with an abandoned call.
 

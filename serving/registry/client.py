@@ -20,7 +20,6 @@ from serving.reference import Reference, ReferenceKind
 from serving.registry import (
     artifact_files,
     blocking_calls,
-    metric_runs,
     mlflow_client,
     mlflow_entities,
     unity_catalog,
@@ -169,18 +168,10 @@ class RegistryClient:
         """
         return await self._call(lambda: mlflow_entities.users_of(self._client, version))
 
-    async def log_metrics(
-        self, run_id: str, model_id: str | None, metrics: Mapping[str, float], step: int, at: int
-    ) -> None:
-        """Log metrics to a run, and to the model that it logged, at a time in milliseconds since the epoch.
-
-        MLflow stores identical points once, so a repeated call is harmless.
-
-        Raises:
-            ReferenceNotFound: the run does not exist.
-            RegistryUnavailable: the tracking server did not accept them.
-        """
-        await self.run(partial(metric_runs.log_metrics, run_id, model_id, metrics, step, at))
+    async def model_tags(self, name: str) -> Mapping[str, str]:
+        """Return the tags of a registered model; raises RegistryError."""
+        model = await self.use_client(f"the model {name!r}", lambda client: client.get_registered_model(name))
+        return self._tags(mlflow_entities.bounded(model.tags))
 
     async def run(self, call: Callable[[Any], T]) -> T:
         """Return the result of a function of MLflow's client, which runs in a registry thread.
@@ -189,6 +180,20 @@ class RegistryClient:
             RegistryUnavailable: the registry did not respond in time; and what `call` raises.
         """
         return await self._call(lambda: call(self._client))
+
+    async def use_client(self, subject: str, call: Callable[[Any], T]) -> T:
+        """Return the result of a function of MLflow's client, as `run`, with errors that name the subject.
+
+        Raises:
+            ReferenceNotFound: MLflow does not know what it names.
+            RegistryUnavailable: it failed, or took too long.
+        """
+
+        def use(client: Any) -> T:
+            with map_exceptions(subject):
+                return call(client)
+
+        return await self.run(use)
 
     async def create_webhook(self, name: str, url: str, secret: str) -> str:
         """Create a webhook that sends events on versions and aliases to `url`; return its id.

@@ -249,7 +249,7 @@ class Follower:
                 log.exception("unhandled error while starting %s", version, extra=version.in_logs)
             failed, seconds = decisions.failed_candidate(version, error, failures)
         else:
-            self._swap(loaded, str(loaded.comparison or ""))
+            self._swap(loaded, loaded.live_reason)
             return
         await self._fall_back(failed)
         if failed.outcome:

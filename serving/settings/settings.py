@@ -21,6 +21,7 @@ from serving import sandbox
 from serving.errors import InvalidReference
 from serving.reference import Reference, ReferenceKind
 from serving.settings.addresses import ServerSettings
+from serving.settings.evaluation import EvaluationSettings
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
@@ -48,6 +49,7 @@ class Settings(
     ArtifactPolicySettings,
     PromotionSettings,
     RolloutSettings,
+    EvaluationSettings,
     MonitoringSettings,
     JournalSettings,
     RegistrySettings,
@@ -135,6 +137,7 @@ _GROUPS = (
     LimitSettings,
     PromotionSettings,
     RolloutSettings,
+    EvaluationSettings,
     ArtifactPolicySettings,
     MonitoringSettings,
     JournalSettings,

@@ -407,9 +407,8 @@ def test_recent_quality_is_computed_by_class_and_slice(
     until(lambda: service.metrics().get(f"serving_recent_quality{{{labels}}}") == 1.0)
 
     def run() -> Any:
-        experiment = stock.client.get_run(
-            stock.client.get_model_version("iris", "1").run_id
-        ).info.experiment_id
+        run_id = str(stock.client.get_model_version("iris", "1").run_id)
+        experiment = stock.client.get_run(run_id).info.experiment_id
         runs = stock.client.search_runs([experiment], "tags.`serving.quality` = 'iris/1'")
         return runs[0] if runs and runs[0].data.metrics.get("rows", 0) >= 30 else None
 

@@ -51,6 +51,7 @@ LAYERS = [
     "serving.feature_interface",
     "serving.approval",
     "serving.journal",
+    "serving.evaluation",
     "serving.drift",
     "serving.rollout",
     "serving.observers",
@@ -112,12 +113,19 @@ def test_imports_run_down_the_layers(name: str) -> None:
 FEATURES = (
     "serving.approval",
     "serving.journal",
+    "serving.evaluation",
     "serving.drift",
     "serving.rollout",
     "serving.observers",
     "serving.integrations",
 )
-COMMANDS = ("serving.cli.journal", "serving.cli.approvers", "serving.cli.approve", "serving.cli.check")
+COMMANDS = (
+    "serving.cli.journal",
+    "serving.cli.approvers",
+    "serving.cli.approve",
+    "serving.cli.check",
+    "serving.cli.evaluation",
+)
 """Modules outside a feature's folder that are part of it, and that import it when they run."""
 
 

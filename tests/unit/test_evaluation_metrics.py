@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -34,6 +36,7 @@ def test_metrics_of_classifiers_equal_those_of_scikit_learn(outcomes: Outcomes) 
     truth, predicted, classes = outcomes.labels, outcomes.predicted, list(outcomes.classes)
     two = len(classes) == 2
     average = {"average": "binary", "pos_label": "yes"} if two else {"average": "macro"}
+    assert outcomes.probabilities is not None
     scores = outcomes.probabilities[:, 1] if two else outcomes.probabilities
     expected = {
         "accuracy": metrics.accuracy_score(truth, predicted),
@@ -66,7 +69,7 @@ def test_metrics_of_one_class_equal_those_of_scikit_learn(name: str) -> None:
         ("r2", metrics.r2_score),
     ],
 )
-def test_metrics_of_regressors_equal_those_of_scikit_learn(name: str, function) -> None:
+def test_metrics_of_regressors_equal_those_of_scikit_learn(name: str, function: Callable[..., float]) -> None:
     random = np.random.default_rng(3)
     truth = random.normal(1e6, 3, 400)
     outcomes = Outcomes(truth, truth + random.normal(0, 1, 400))

@@ -1,0 +1,158 @@
+"""Locate and read labelled rows: a file of the version, or what the tag of its model names.
+
+The tag is `URI#sha256=HEX` or `URI#sha256=HEX&target=COLUMN`; the URI is one that MLflow can download, and
+names a Parquet or CSV file. Without `target`, the column `target` has the labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote
+
+import pyarrow as pa
+from pyarrow import compute, csv, parquet, types
+
+from serving.promotion_errors import PromotionWaits
+from serving.version import Artifacts
+
+TAG = "serving.evaluation"
+TARGET = "target"
+OWN_FILES = ("extra_files/serving_evaluation.parquet", "serving_evaluation.parquet")
+"""Files among the artifacts of a version that may hold its labelled rows."""
+MAX_ROWS = 1_000_000
+MAX_FILE_BYTES = 2**30
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_JOURNAL = re.compile(r"journal:([1-9]\d{0,3})d", re.ASCII)
+_FORMS = "write URI#sha256=HEX, where the URI names a Parquet or CSV file, or journal:7d"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file with labelled rows, pinned by its digest."""
+
+    uri: str
+    sha256: str
+    target: str = TARGET
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSource:
+    """The recorded predictions of the last days whose outcome is known."""
+
+    days: int
+
+    def __str__(self) -> str:
+        return f"journal:{self.days}d"
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Labelled rows.
+
+    Args:
+        table: the columns, without that of the labels.
+        labels: the labels.
+        source: where they come from, for people.
+        digest: identifies their content.
+    """
+
+    table: pa.Table
+    labels: pa.Array
+    source: str
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
+        """Return those of the named columns that exist."""
+        known = [name for name in names if name in self.table.column_names]
+        return {name: _combined(self.table.column(name)) for name in known}
+
+
+def parse_source(text: str) -> FileSource | JournalSource:
+    """Return the source that the tag names.
+
+    Raises:
+        PromotionWaits: the tag has another form.
+    """
+    if match := _JOURNAL.fullmatch(text.strip()):
+        return JournalSource(int(match[1]))
+    uri, _, fragment = text.strip().partition("#")
+    options = dict(parse_qsl(fragment))
+    digest, target = options.pop("sha256", ""), options.pop("target", TARGET)
+    if not uri or options or not _SHA256.fullmatch(digest):
+        raise PromotionWaits(f"the tag {TAG} of its model cannot be read: {_FORMS}", retry=True)
+    return FileSource(uri, digest.lower(), target)
+
+
+def own_file(artifacts: Artifacts) -> Path | None:
+    """Return the file of labelled rows among the artifacts of a version; None if there is none."""
+    paths = [artifacts.folder / name for name in OWN_FILES]
+    return next((path for path in paths if path.is_file()), None)
+
+
+async def read_file(path: Path, source: str, digest: str, target: str = TARGET) -> LabelledRows:
+    """Read labelled rows from a Parquet or CSV file.
+
+    Raises:
+        PromotionWaits: they cannot be read, or have no labels.
+    """
+    try:
+        return await asyncio.to_thread(_read, path, source, digest, target)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PromotionWaits(f"its labelled rows ({source}) cannot be read: {reason}", retry=True) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, source: str, digest: str, target: str) -> LabelledRows:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MB")
+    if unquote(path.name).lower().endswith(".csv"):
+        table = csv.read_csv(path)
+    else:
+        with parquet.ParquetFile(path) as file:
+            _check_rows(file.metadata.num_rows)
+            table = file.read(use_threads=False)
+    return labelled(table, source, digest, target)
+
+
+def labelled(table: pa.Table, source: str, digest: str, target: str = TARGET) -> LabelledRows:
+    """Return the rows of a table whose column `target` has the labels.
+
+    Raises:
+        ValueError: there are no rows, too many, or one without a label.
+    """
+    _check_rows(table.num_rows)
+    if target not in table.column_names:
+        raise ValueError(f"there is no column {target!r} with the labels")
+    labels = _combined(table.column(target))
+    if types.is_dictionary(labels.type):
+        labels = labels.dictionary_decode()
+    if missing := int(compute.sum(compute.is_null(labels, nan_is_null=True)).as_py()):
+        raise ValueError(f"{missing} rows have no value in the column {target!r}")
+    return LabelledRows(table.drop_columns([target]), labels, source, digest)
+
+
+def _check_rows(rows: int) -> None:
+    if not 0 < rows <= MAX_ROWS:
+        raise ValueError(f"there are {rows:,} rows; 1 to {MAX_ROWS:,} are possible")
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(column.chunks)

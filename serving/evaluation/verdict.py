@@ -1,0 +1,253 @@
+"""Decide which rules hold on labelled rows, by confidence bounds: plain functions over values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import numpy as np
+from pyarrow import types
+
+from serving.evaluation import metrics
+from serving.evaluation.intervals import (
+    Floats,
+    Interval,
+    bootstrap_interval,
+    paired_rate_interval,
+    quantile_difference_interval,
+    quantile_interval,
+    rate_interval,
+)
+from serving.evaluation.metrics import NotComputable, Outcomes
+from serving.evaluation.rules import Rule
+from serving.evaluation.samples import OutputKind, Sample, VersionSample
+
+_UNBOUNDED = Interval(math.nan, -math.inf, math.inf, "none")
+_PERCENT = 100
+
+
+class Decision(StrEnum):
+    """The decision about one rule."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    UNDECIDED = "not enough evidence"
+    SKIPPED = "no champion"
+    """The rule compares with a champion, and no version is live."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """The decision about one rule, and its evidence.
+
+    Args:
+        rule: the rule as it was written.
+        decision: the decision.
+        sentence: the decision and its evidence for people.
+        value: the metric of the candidate; None if it could not be computed.
+        champion: the metric of the champion, if the rule compares with it.
+        low, high: the confidence bounds of the value, or of the difference from the champion's value that the
+            rule bounds; None if there is no bound.
+        method: how the bounds were computed.
+        rows: the number of labelled rows, or of timed calls.
+    """
+
+    rule: str
+    decision: Decision
+    sentence: str
+    value: float | None = None
+    champion: float | None = None
+    low: float | None = None
+    high: float | None = None
+    method: str = ""
+    rows: int = 0
+
+
+def judge(rules: Sequence[Rule], sample: Sample, level: float) -> list[RuleResult]:
+    """Return the decision about each rule.
+
+    Args:
+        rules: the rules.
+        sample: the labelled rows and the predictions.
+        level: the one-sided confidence level of each bound.
+    """
+    return [_judge(rule, sample, level) for rule in rules]
+
+
+def _judge(rule: Rule, sample: Sample, level: float) -> RuleResult:
+    champion = sample.champion
+    if rule.uses_champion and not champion:
+        if sample.champion_fault:
+            text = f"{rule.text} has not enough evidence: {sample.champion_fault}"
+            return RuleResult(rule.text, Decision.UNDECIDED, text)
+        text = f"{rule.text} does not apply yet, because no version is live"
+        return RuleResult(rule.text, Decision.SKIPPED, text)
+    measure = _time if rule.quantity.metric.endswith("_ms") else _score
+    try:
+        value, champion_value, interval, rows = measure(rule, sample, level)
+    except NotComputable as error:
+        return RuleResult(rule.text, Decision.FAILS, f"{rule.text} cannot be computed: {error}")
+    decision = _decide(rule, interval)
+    sentence = _sentence(rule, decision, value, champion_value, interval, rows, level)
+    low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
+    shown = value if math.isfinite(value) else None
+    return RuleResult(rule.text, decision, sentence, shown, champion_value, low, high, interval.method, rows)
+
+
+def _decide(rule: Rule, interval: Interval) -> Decision:
+    supported, possible = (interval.low, interval.high) if rule.sign > 0 else (-interval.high, -interval.low)
+    bound = rule.sign * rule.offset
+    if supported >= bound:
+        return Decision.HOLDS
+    return Decision.FAILS if possible < bound else Decision.UNDECIDED
+
+
+Measured = tuple[float, float | None, Interval, int]
+"""The candidate's value, the champion's, the interval to compare with the offset, and the number of rows."""
+
+
+def _score(rule: Rule, sample: Sample, level: float) -> Measured:
+    quantity, mask = rule.quantity, sample.mask(rule.quantity.where)
+    rows = int(mask.sum())
+    if not rows:
+        return math.nan, None, _UNBOUNDED, 0
+    new = sample.outcomes(sample.candidate, quantity.metric).where(mask)
+    if not rule.uses_champion or sample.champion is None:
+        interval = _absolute(rule, new, level)
+        return interval.value, None, interval, rows
+    old = sample.outcomes(sample.champion, quantity.metric).where(mask)
+    values = [_value(rule, outcomes) for outcomes in (new, old)]
+    return values[0], values[1], _paired(rule, new, old, level), rows
+
+
+def _absolute(rule: Rule, outcomes: Outcomes, level: float) -> Interval:
+    quantity = rule.quantity
+    metrics.terms(quantity.metric, quantity.label, outcomes)  # raises if it cannot be computed
+    if rate := metrics.is_success(quantity.metric, quantity.label, outcomes):
+        counted, succeeded = rate
+        rows = int(counted.sum())
+        return rate_interval(int((counted & succeeded).sum()), rows, level) if rows else _UNBOUNDED
+    return _bootstrap(rule, outcomes, *metrics.terms(quantity.metric, quantity.label, outcomes), level)
+
+
+def _paired(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval:
+    """Return the interval of the candidate's value minus `factor` times the champion's."""
+    quantity = rule.quantity
+    parts = [metrics.terms(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
+    rates = [metrics.is_success(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
+    if rule.factor == 1 and rates[0] and rates[1]:
+        counted, new_success = rates[0]
+        old_success = rates[1][1]
+        only_new = int((counted & new_success & ~old_success).sum())
+        only_old = int((counted & old_success & ~new_success).sum())
+        rows = int(counted.sum())
+        return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
+    (new_sums, new_statistic), (old_sums, old_statistic) = parts
+    split = new_sums.shape[1]
+
+    def difference(sums: Floats) -> Floats:
+        return new_statistic(sums[:, :split]) - rule.factor * old_statistic(sums[:, split:])
+
+    return _bootstrap(rule, new, np.column_stack([new_sums, old_sums]), difference, level)
+
+
+def _bootstrap(
+    rule: Rule, outcomes: Outcomes, sums: Floats, statistic: metrics.Statistic, level: float
+) -> Interval:
+    support = metrics.support(outcomes, rule.quantity.metric, rule.quantity.label)
+    return bootstrap_interval(sums, statistic, level, support=support)
+
+
+def _value(rule: Rule, outcomes: Outcomes) -> float:
+    sums, statistic = metrics.terms(rule.quantity.metric, rule.quantity.label, outcomes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(statistic(sums.sum(axis=0, keepdims=True))[0])
+
+
+def _time(rule: Rule, sample: Sample, level: float) -> Measured:
+    share = int(rule.quantity.metric[1:].removesuffix("_ms")) / _PERCENT
+    new = np.array(sample.candidate.latencies)
+    if not len(new):
+        return math.nan, None, _UNBOUNDED, 0
+    value = quantile_interval(new, share, level)
+    if not rule.uses_champion or sample.champion is None:
+        return value.value, None, value, len(new)
+    old = np.array(sample.champion.latencies)
+    if not len(old):
+        return value.value, None, _UNBOUNDED, len(new)
+    difference = quantile_difference_interval(new, old, rule.factor, share, level)
+    return value.value, float(np.quantile(old, share)), difference, len(new)
+
+
+# -- sentences
+
+
+def _sentence(
+    rule: Rule,
+    decision: Decision,
+    value: float,
+    champion: float | None,
+    interval: Interval,
+    rows: int,
+    level: float,
+) -> str:
+    unit = "timed calls" if rule.quantity.metric.endswith("_ms") else "rows"
+    if not math.isfinite(value):
+        return f"{rows:,} {unit} are not enough evidence for {rule.text}"
+    finite = math.isfinite(interval.low) or math.isfinite(interval.high)
+    bounds = f"{level * _PERCENT:.4g} % bounds {interval.low:.4g} to {interval.high:.4g}"
+    span = f" ({bounds})" if finite else ""
+    if champion is None:
+        fact = f"{rule.quantity} is {value:.4g}{span}"
+    else:
+        factor = "" if rule.factor == 1 else f"{rule.factor:g} times "
+        fact = (
+            f"{rule.quantity} is {value:.4g} and the champion's is {champion:.4g}, the difference from "
+            f"{factor}the champion's is {interval.value:.4g}{span}"
+        )
+    if decision is Decision.UNDECIDED:
+        return f"{fact} on {rows:,} {unit}, which is not enough evidence for {rule.text}"
+    return f"{fact}, and {rule.text} is required"
+
+
+# -- a summary for MLflow
+
+
+def summarize(sample: Sample, version: VersionSample) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a version on all rows that can be computed, by name."""
+    names = ["accuracy", "balanced_accuracy", "f1", "log_loss", "roc_auc", "mae", "rmse", "r2"]
+    is_number = version.kind is OutputKind.VALUE and types.is_floating(version.predicted[0].type)
+    for name in names:
+        if is_number and name not in metrics.REGRESSION_METRICS:
+            continue
+        try:
+            sums, statistic = metrics.terms(name, None, sample.outcomes(version, name))
+        except NotComputable:
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+        if math.isfinite(value):
+            yield name, value
+    for share in (0.5, 0.95):
+        if len(version.latencies):
+            yield f"p{share * _PERCENT:.0f}_ms", float(np.quantile(version.latencies, share))
+
+
+def confusion(sample: Sample, max_classes: int = 50) -> tuple[list[str], list[list[int]]] | None:
+    """Return the classes and the counts by actual and predicted class; None if the model names none."""
+    try:
+        outcomes = sample.outcomes(sample.candidate, "accuracy")
+    except NotComputable:
+        return None
+    classes = [*outcomes.classes]
+    if not sample.candidate.classes or len(classes) > max_classes:
+        return None
+    place = partial(np.searchsorted, np.sort(classes))
+    order = np.argsort(classes)
+    actual, predicted = order[place(outcomes.labels)], order[place(outcomes.predicted)]
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, (actual, predicted), 1)
+    return classes, counts.tolist()
