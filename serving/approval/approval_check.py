@@ -26,6 +26,7 @@ from serving.promotion_errors import PromotionWaits, Rejected
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
+from serving.registry.mlflow_entities import users_of
 from serving.registry.promotion_check import Promotion, PromotionCheck
 from serving.version import Artifacts, Version
 from serving.watched_file import POLL_INTERVAL_SECONDS, WatchedFile
@@ -154,7 +155,7 @@ class ApprovalCheck(PromotionCheck):
         self, registry: RegistryClient, promotion: Promotion, approval: SignedApproval
     ) -> None:
         try:
-            users = await registry.users(promotion.version)
+            users = await registry.run(lambda client: users_of(client, promotion.version))
         except ReferenceNotFound:
             users = ()
         except RegistryUnavailable:

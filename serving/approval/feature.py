@@ -56,4 +56,4 @@ def approval_check(
         log,
         stale_seconds=_STALE_SECONDS,
     )
-    return ApprovalCheck(file, registry if settings.approvers_four_eyes else None, followers)
+    return ApprovalCheck(file, registry if settings.four_eyes else None, followers)

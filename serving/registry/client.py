@@ -159,15 +159,6 @@ class RegistryClient:
         """
         await self._call(self._write_tags, version, change)
 
-    async def users(self, version: Version) -> tuple[str, ...]:
-        """Return the names under which the version was logged and created, as MLflow's clients gave them.
-
-        Raises:
-            ReferenceNotFound: the version or its run does not exist.
-            RegistryUnavailable: the registry did not respond, or not sensibly.
-        """
-        return await self._call(lambda: mlflow_entities.users_of(self._client, version))
-
     async def model_tags(self, name: str) -> Mapping[str, str]:
         """Return the tags of a registered model; raises RegistryError."""
         model = await self.use_client(f"the model {name!r}", lambda client: client.get_registered_model(name))

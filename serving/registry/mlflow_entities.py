@@ -91,7 +91,12 @@ def logged_model(client: Any, model_id: str) -> Version:
 
 
 def users_of(client: Any, version: Version) -> tuple[str, ...]:
-    """Return the users of the version's run and of the version itself, as far as MLflow knows them."""
+    """Return the users who logged and created a version, as far as MLflow knows them.
+
+    Raises:
+        ReferenceNotFound: the version or its run does not exist.
+        RegistryUnavailable: the registry did not respond, or not sensibly.
+    """
     users = []
     with map_exceptions(f"the run of {version}"):
         if version.version is not None:

@@ -225,7 +225,7 @@ class PromotionSettings(SettingsGroup):
         description="file of approvers (see `serving approvers`): only versions that one of them has "
         "approved go live; default: versions need no approval",
     )
-    approvers_four_eyes: bool = Field(
+    four_eyes: bool = Field(
         False,
         description="reject an approval by the user who logged the version, and of versions of unknown users",
     )
