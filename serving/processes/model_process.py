@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import socket
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def load(folder: Path, *, enforce: bool) -> Model:
     """
     import mlflow.pyfunc
 
+    _write_no_bytecode_into(folder)
     model = mlflow.pyfunc.load_model(str(folder))
     predict = model.predict if enforce or _needs_pyfunc_conversion(model) else _unwrapped_predict(model)
     gc_tuning.freeze()
@@ -79,6 +82,22 @@ def load(folder: Path, *, enforce: bool) -> Model:
     depths = model_output.depths(outputs.to_dict() if outputs else [])
     stream = _type_hint_stream(model) if hint else getattr(model, "predict_stream", predict)
     return Model(predict, stream, depths, hint)
+
+
+def _write_no_bytecode_into(folder: Path) -> None:
+    """Keep Python from writing the bytecode of the model's code beside it, which would change the digest.
+
+    Bytecode of installed packages is written as usual: large ones take seconds to compile.
+    """
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for processes that the model starts
+    folder, write = folder.resolve(), SourceFileLoader.set_data
+
+    def set_data(loader: SourceFileLoader, path: str, data: bytes, **options: Any) -> None:
+        if not Path(path).resolve().is_relative_to(folder):
+            write(loader, path, data, **options)
+
+    # Python has no option for a single folder.
+    SourceFileLoader.set_data = set_data  # type: ignore[assignment, method-assign]  # equal arguments
 
 
 def _hint(model: Any) -> Any:

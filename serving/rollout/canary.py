@@ -18,7 +18,7 @@ from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
 from serving.rollout.canary_analysis import TrafficWindow
 from serving.rollout.challenger import CanaryStatus, Challenger
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 
 _POLL_SECONDS = 1.0
 

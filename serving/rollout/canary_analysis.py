@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.models.loaded_model import LoadedModel
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 
 _MIN_REQUESTS = 100
 _MIN_FAILURES = 5

@@ -20,7 +20,7 @@ from serving.rollout import canary_state
 from serving.rollout.canary_analysis import RequestStats, TrafficWindow, failure_reason
 from serving.rollout.outcome_test import Evidence, OutcomeTest, Verdict
 from serving.rollout.promotion import Promoter
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 from serving.tasks import BackgroundTasks
 from serving.text import shorten
 from serving.version import Version

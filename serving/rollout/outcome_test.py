@@ -9,7 +9,7 @@ from enum import StrEnum
 from serving.models.loaded_model import LoadedModel
 from serving.outcomes import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
 from serving.rollout.confidence_sequence import difference_bounds
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 
 _NO_PAIR: tuple[object, object] = (None, None)
 

@@ -31,11 +31,11 @@ from serving.settings.groups import (
     PromotionSettings,
     References,
     RegistrySettings,
-    RolloutSettings,
     RuntimeSettings,
 )
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
+from serving.settings.rollout import RolloutSettings
 from serving.settings.unity_catalog import Catalog, check_reference
 from serving.settings.unknown_variables import is_link_to_port
 from serving.text import install_command

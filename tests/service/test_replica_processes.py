@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import pandas as pd
 import pytest
+from mlflow.models import infer_signature
 
 from serving.codecs import model_output
 from serving.errors import ModelFailed, ProcessDied
@@ -22,10 +26,11 @@ from serving.processes.launcher import Launcher, LauncherOptions
 from serving.processes.pool import Pool, next_backoff
 from serving.processes.replica import Replica, ReplicaState
 from serving.promotion_errors import LoadFailed
+from serving.registry import artifact_store
 from serving.telemetry.metrics import ExitReason
 from tests.support.contracts import contract
 from tests.support.process_ids import Watch, parent
-from tests.support.registry import save_scripted_model
+from tests.support.registry import quiet, save_scripted_model
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = contract("x: double, act: string?").layout
@@ -123,6 +128,42 @@ async def loading(launcher: Launcher, folder: Path, seconds: float) -> tuple[asy
     # Opening the pipe blocks until the model opens it.
     await asyncio.to_thread(pipe.write_text, "")
     return starting, int((folder / "pid").read_text())
+
+
+async def test_loading_leaves_the_artifacts_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load a model with code; Python would write its bytecode beside it, and the digest would change."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    package = tmp_path / "helping"
+    package.mkdir()
+    (package / "__init__.py").write_text("FACTOR = 2\n")
+    code = tmp_path / "doubling.py"
+    code.write_text(
+        "import helping, mlflow\n"
+        "class Doubling(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input, params=None):\n"
+        "        return model_input['x'] * helping.FACTOR\n"
+        "mlflow.models.set_model(Doubling())\n"
+    )
+    folder = tmp_path / "model"
+    monkeypatch.syspath_prepend(tmp_path)
+    signature = infer_signature(pd.DataFrame({"x": [1.0]}), [2.0])
+    with quiet():
+        mlflow.pyfunc.save_model(
+            folder, python_model=code, code_paths=[package], signature=signature, pip_requirements=[]
+        )
+    for cache in [*folder.rglob("__pycache__")]:  # written while it was saved
+        shutil.rmtree(cache)
+    before = artifact_store.digest(folder)
+    own = Launcher()
+    try:
+        replica = await Replica.start(own, folder, 60)
+        table = contract("x: double").layout.encode([{"x": 3.0}], "")
+        assert model_output.decode(await replica.infer(table)).column(0).to_pylist() == [6.0]
+    finally:
+        await own.aclose()
+    assert artifact_store.digest(folder) == before
 
 
 async def test_model_that_hangs_on_loading_is_stopped(launcher: Launcher, tmp_path: Path) -> None:

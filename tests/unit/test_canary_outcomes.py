@@ -13,7 +13,7 @@ from scipy.special import betaln, xlogy
 from serving.outcomes import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
 from serving.rollout.confidence_sequence import Bounds, difference_bounds, mean_bounds
 from serving.rollout.outcome_test import Verdict, compare
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 from serving.version import Version
 
 LIMITS = RolloutSettings()

@@ -19,7 +19,7 @@ from serving.rollout.canary_state import (
     stop,
 )
 from serving.rollout.outcome_test import compare
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 
 URI = "models:/iris@challenger"
 STEPS = [0.05, 0.25, 0.5]

@@ -16,7 +16,7 @@ from serving.models.slot import Slot
 from serving.models.traffic_split import TrafficSplit, hash_bucket, primary
 from serving.reference import Reference
 from serving.rollout.canary_analysis import RequestStats, TrafficWindow, failure_reason
-from serving.settings.groups import RolloutSettings
+from serving.settings.rollout import RolloutSettings
 from serving.settings.settings import Settings, format_errors
 from serving.types.columns import Column
 
