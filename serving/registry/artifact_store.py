@@ -43,10 +43,10 @@ class ArtifactStore:
         """Return the folder for the markers of versions under verification."""
         return self._root / "attempts"
 
-    async def has_served(self, version: Version) -> bool:
-        """Return whether the version is among the last live versions of a reference."""
+    async def has_served(self, version: Version, reference: str | None = None) -> bool:
+        """Return whether the version is among the last live versions of a reference; None for any."""
         name = self._cache_dir(version).name
-        return await asyncio.to_thread(lambda: name in self._last_live_names())
+        return await asyncio.to_thread(lambda: name in self._last_live_names(reference))
 
     async def fetch(
         self, version: Version, download: Callable[[Version, Path], Awaitable[Path]]
@@ -113,8 +113,8 @@ class ArtifactStore:
             if old and folder.name not in last_live and folder.name not in _FOLDERS:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _last_live_names(self) -> set[str]:
-        files = self._root.glob("live/*.json")
+    def _last_live_names(self, reference: str | None = None) -> set[str]:
+        files = [self._record_file(reference)] if reference else self._root.glob("live/*.json")
         return {record["place"] for file in files for record in _read_records(file)}
 
     async def _download(

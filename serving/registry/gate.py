@@ -128,7 +128,8 @@ class Gate:
 
     async def verify(self, version: Version, artifacts: Artifacts, slot: Slot) -> LoadedModel:
         """Load and verify a version whose artifacts are on the disk; see `load_and_verify`."""
-        promotion = Promotion(slot, version, artifacts, await self._store.has_served(version))
+        has_served = await self._store.has_served(version, slot.reference.uri)
+        promotion = Promotion(slot, version, artifacts, has_served)
         for check in self.checks:
             await check.before_load(promotion)
         self._verifying += 1

@@ -17,7 +17,7 @@ class Promotion:
         slot: holds what is live under the reference, and receives the version.
         version: the version, with its tags as they are in the registry now.
         artifacts: its artifacts on the disk, with their digest.
-        has_served: whether it is among the versions that were live last on this front.
+        has_served: whether it is among the versions that were live last under this reference on this front.
     """
 
     slot: Slot
