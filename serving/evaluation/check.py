@@ -42,9 +42,9 @@ _MAX_VERDICTS = 100
 class EvaluationCheck(PromotionCheck):
     """Evaluates versions before they go live.
 
-    It does not evaluate a version that has served before, on this front or, according to its tag
-    `serving.live`, on others: a rollback and the start of another front must take seconds, and recent
-    outcomes must not turn off what serves.
+    It does not evaluate a version that has served before under the same reference, on this front or,
+    according to its tag `serving.live`, on others: a rollback and the start of another front must take
+    seconds, and recent outcomes must not turn off what serves.
 
     Args:
         settings: the settings of the service.
@@ -101,7 +101,8 @@ class EvaluationCheck(PromotionCheck):
         evidence = self._verdicts.get(verdict_key)
         if evidence is None:
             evidence = await self._evaluator.evaluate(plan, loaded)
-            if plan.champion and plan.champion is not self._champion_slot(promotion.slot).live:
+            live = self._champion_slot(promotion.slot).live
+            if _compares(plan.rules) and plan.champion is not live:
                 raise PromotionWaits("another version went live while it was evaluated", retry=True)
             if not plan.is_timed:  # times vary: the next attempt measures them again
                 self._verdicts[verdict_key] = evidence
@@ -134,8 +135,12 @@ class EvaluationCheck(PromotionCheck):
         After a restart, the version that served last is not live yet. It is loaded while a version waits.
         """
         slot = self._champion_slot(promotion.slot)
-        if not any(rule.uses_champion for rule in rules):
+        if not _compares(rules):
             return None
+        if slot.live is None and slot is not promotion.slot and slot.is_resolved:
+            raise PromotionWaits(
+                f"{slot.reference}, with which its rules compare it, is not live", retry=True
+            )
         if slot.live is None and _key(promotion) not in self._waited:
             former = await self._former(promotion.version, slot)
             if former:
@@ -175,6 +180,10 @@ class EvaluationCheck(PromotionCheck):
             raise PromotionWaits(
                 f"its labelled rows ({source}) cannot be read: {error}", retry=True
             ) from error
+
+
+def _compares(rules: Sequence[Rule]) -> bool:
+    return any(rule.uses_champion for rule in rules)
 
 
 def _has_served(promotion: Promotion) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -118,13 +119,10 @@ def bootstrap_interval(
             `1 - alpha ** (1 / support)`.
         seed: the seed of the resamples.
     """
-    generator = np.random.default_rng(seed)
     value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-    grouped = _group(sums, generator)
-    groups = len(grouped)
-    weights = generator.multinomial(groups, np.full(groups, 1 / groups), size=_RESAMPLES)
+    grouped = _group(sums, np.random.default_rng(seed))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistic(weights.astype(np.float64) @ grouped)
+        values = statistic(_weights(len(grouped), seed) @ grouped)
     values = values[np.isfinite(values)]
     if len(values) < _RESAMPLES / 2 or len(sums) < _MIN_BOOTSTRAP_ROWS or not math.isfinite(value):
         return Interval(value, -math.inf, math.inf, "bootstrap")
@@ -169,6 +167,13 @@ def quantile_difference_interval(
     if min(len(new), len(old)) < _MIN_BOOTSTRAP_ROWS:
         low, high = -math.inf, math.inf
     return Interval(value, float(low), float(high), "bootstrap")
+
+
+@lru_cache(maxsize=1)
+def _weights(groups: int, seed: int) -> Floats:
+    """Return how often each group occurs in each resample; shape (resamples, groups)."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(groups, np.full(groups, 1 / groups), size=_RESAMPLES).astype(np.float64)
 
 
 def _group(sums: Floats, generator: np.random.Generator) -> Floats:

@@ -51,7 +51,7 @@ def read(url: str, model: str, days: int, column: str) -> Outcomes:
     finally:
         engine.dispose()
     try:
-        return Outcomes(pa.Table.from_pylist(_complete(rows)), f"sha256:{content.hexdigest()}")
+        return Outcomes(pa.Table.from_pylist(_complete(rows[:MAX_ROWS])), f"sha256:{content.hexdigest()}")
     except pa.ArrowException as error:
         raise JournalUnavailable(f"its recorded rows have several types: {error}") from error
 

@@ -47,8 +47,10 @@ class EvaluationHarness(FollowerHarness):
     def tag(self, name: str, value: str) -> None:
         self.registry.client.set_registered_model_tag("actor", name, value)
 
-    def evaluating(self, outcomes: Outcomes | None = None, **settings: Any) -> Follower:
-        """Return a follower that evaluates versions."""
+    def evaluating(
+        self, outcomes: Outcomes | None = None, primary: Follower | None = None, **settings: Any
+    ) -> Follower:
+        """Return a follower that evaluates versions, and compares them with those of a primary one."""
         follower = self.follow(**settings)
 
         async def read(model: str, days: int, column: str) -> Outcomes:
@@ -62,7 +64,7 @@ class EvaluationHarness(FollowerHarness):
             EvaluationCheck(
                 follower._settings,  # type: ignore[arg-type]
                 follower._registry,
-                lambda slot: slot,
+                lambda slot: primary.slot if primary else slot,
                 publish,
                 read if outcomes else None,
             )
@@ -137,6 +139,39 @@ async def test_rollback_is_not_evaluated(harness: EvaluationHarness) -> None:
     await settle(follower)
     assert live(follower) == "1"
     assert harness.published == []
+
+
+async def test_service_under_another_reference_is_no_evidence(harness: EvaluationHarness) -> None:
+    staging = harness.evaluating(reference="models:/actor/Staging")
+    follower = harness.evaluating()
+    harness.promote(factor=2.0)
+    await settle(follower)
+    worse = harness.promote("Staging", factor=3.0)
+    await settle(staging)
+    assert live(staging) == worse
+    harness.tag("serving.require", "rmse <= 1.1 * champion")
+    harness.registry.promote("actor", worse)
+    await settle(follower)
+    assert live(follower) == "1"
+    assert decisions(harness.published[-1]) == ["fails"]
+
+
+async def test_challenger_waits_for_the_champion(harness: EvaluationHarness) -> None:
+    harness.tag("serving.require", "rmse <= 1.1 * champion")
+    primary = harness.evaluating()
+    challenger = harness.evaluating(reference="models:/actor@challenger", primary=primary)
+    harness.registry.alias("actor", "challenger", harness.promote("Staging", factor=3.0))
+    await settle(challenger)
+    assert challenger.candidate
+    assert "models:/actor/Production, with which its rules compare it, is not live" in (
+        challenger.candidate.reason
+    )
+    harness.promote(factor=2.0)
+    await settle(primary)
+    harness.registry.client.set_model_version_tag("actor", "1", "retry", "1")
+    await settle(challenger)
+    assert live(challenger) is None
+    assert harness.published[-1].champion == "actor version 2"
 
 
 async def test_undecided_rule_is_a_warning_by_setting(harness: EvaluationHarness, tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def coins(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -
             registry.client.create_model_version(name, logged(GOOD))
             registry.promote(name, "1")
         models = ",".join(f"models:/{name}/Production" for name in NAMES)
-        with served(uri, folder, models=models, preload=FOR_SKLEARN, poll_seconds=0.5) as service:
+        journal = f"sqlite:///{folder / 'journal.db'}"
+        settings = {"models": models, "preload": FOR_SKLEARN, "journal_url": journal}
+        with served(uri, folder, poll_seconds=0.5, **settings) as service:
             service.until_ready()
             yield [Coin(name, service, registry, logged=logged) for name in NAMES]
 
@@ -210,6 +212,20 @@ def test_rows_of_the_tag_are_pinned_by_their_digest(coin: Coin, tmp_path: Path) 
     coin.registry.client.set_registered_model_tag(coin.name, tag, f"{path}#sha256={digest}&target=answer")
     coin.until_live(version)
     assert coin.evidence(version)["digest"] == f"sha256:{digest}"
+
+
+def test_recorded_outcomes_decide(coin: Coin) -> None:
+    rows, labels = labelled_rows(500)
+    body = {"rows": [{"x": value} for value in rows["x"]]}
+    response = coin.service.client.post(f"/models/{coin.name}/predict/batch", json=body)
+    identity = response.headers["x-prediction-id"]
+    outcomes = [{"prediction_id": identity, "row": row, "outcome": label} for row, label in enumerate(labels)]
+    until(lambda: coin.service.client.post("/feedback", json={"feedback": outcomes}).is_success)
+    coin.registry.client.set_registered_model_tag(coin.name, "serving.evaluation", "journal:7d")
+    coin.require("accuracy >= 0.96")
+    version = coin.promote_error(WORSE)
+    assert "accuracy is 0.94" in coin.until_refused(version)
+    assert (coin.evidence(version)["source"], coin.evidence(version)["rows"]) == ("journal:7d", 500)
 
 
 def test_missing_rows_are_named(coin: Coin) -> None:

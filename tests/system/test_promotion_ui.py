@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page
 
@@ -101,6 +104,18 @@ def opened(browser: Browser, tracking: Tracking, tmp_path: Path) -> Iterator[Cal
         context.close()
 
 
+def require_accuracy(tracking: Tracking, folder: Path) -> None:
+    """Set rules and labelled rows: the label is the input, as version 1 predicts it, and noise."""
+    x = np.linspace(1, 2, 500)
+    rows = pd.DataFrame({"x": x, "target": x + np.random.default_rng(0).normal(0, 0.1, len(x))})
+    path = folder / "rows.csv"
+    rows.to_csv(path, index=False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    client = tracking.registry.client
+    client.set_registered_model_tag(NAME, "serving.evaluation", f"{path}#sha256={digest}")
+    client.set_registered_model_tag(NAME, "serving.require", "rmse <= 1.1 * champion")
+
+
 def test_promotion_in_the_ui_changes_the_live_version(
     tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
 ) -> None:
@@ -137,6 +152,14 @@ def test_promotion_in_the_ui_changes_the_live_version(
             registry.transition(broken, "Production", archive=True)
             assert "no_weights" in model.until_refused(broken)
             registry.until_tagged(broken, "rejected", "no_weights")
+            callers.until_more()
+            require_accuracy(tracking, tmp_path)
+            worse = model.add(factor=1.2)
+            registry.transition(worse, "Production", archive=True)
+            assert f"compared with {NAME} version {first}" in model.until_refused(worse)
+            registry.until_tagged(
+                worse, "rejected", "rmse <= 1.1 * champion is required", "serving.evaluation"
+            )
             callers.until_more()
         assert callers.faults == []
         assert callers.versions == [int(first), int(second)]
