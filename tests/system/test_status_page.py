@@ -78,7 +78,7 @@ def service(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("served")
     # Fifty models are many to poll.
     settings["mlflow_ui_url"] = UI
-    settings |= {"journal_url": f"sqlite:///{folder}/journal.db", "poll_seconds": 0.5}
+    settings |= {"journal_url": f"sqlite:///{folder}/journal.db", "poll_seconds": 0.5, "quality_seconds": 1}
     with served(registry.uri, folder, **settings) as running:
         running.until_ready()
         yield running
@@ -261,6 +261,8 @@ def test_page_shows_drift_and_quality(open_viewer: Callable[..., Viewer], servic
     until(lambda: service.client.post("/feedback", json=outcome).is_success)
     quality = detail(page).get_by_role("region", name="Live quality")
     expect(quality).to_contain_text("mean absolute error0.75")
+    recent = detail(page).get_by_role("region", name="Quality of the last 7 days").get_by_role("row")
+    expect(recent.filter(has_text="All")).to_have_text(re.compile("All10.750.75"), timeout=60_000)
     assert accessibility_faults(page) == []
 
 

@@ -110,7 +110,7 @@ function qualityTable(recent) {
     names.map((name) => h("td", { class: "number" }, name in values ? format(name, values[name]) : "–"));
   const body = lines.map(([part, values]) => h("tr", {}, h("th", { scope: "row" }, part), cells(values)));
   const table = h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body));
-  const title = `Quality of the last ${number(recent.days)} days`;
+  const title = `Quality of the last ${recent.days.toLocaleString()} days`;
   return h(
     "section",
     { class: "card", "aria-labelledby": "recent-title" },
