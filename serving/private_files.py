@@ -7,7 +7,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from serving.settings.groups import JournalSettings, RegistrySettings
+from serving.settings.groups import RegistrySettings
+from serving.settings.journal import JournalSettings
 
 _OTHERS_ACCESS = 0o077
 

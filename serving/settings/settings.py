@@ -25,7 +25,6 @@ from serving.settings.environment import is_link_to_port
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
-    JournalSettings,
     LimitSettings,
     MonitoringSettings,
     PromotionSettings,
@@ -34,6 +33,7 @@ from serving.settings.groups import (
     RolloutSettings,
     RuntimeSettings,
 )
+from serving.settings.journal import JournalSettings
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
 from serving.settings.unity_catalog import Catalog, check_reference
