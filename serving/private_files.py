@@ -8,7 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from serving.settings.groups import JournalSettings, RegistrySettings
+from serving.settings.groups import RegistrySettings
+from serving.settings.journal import JournalSettings
 
 _OTHERS_ACCESS = 0o077
 

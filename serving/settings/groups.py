@@ -12,11 +12,9 @@ from pydantic_settings import NoDecode
 from serving.reference import Reference
 from serving.settings.parsing import (
     check_paths_and_ports,
-    check_slices,
     lowercase,
     parse_list,
     parse_references,
-    parse_secret_journal_url,
 )
 from serving.settings.unity_catalog import Catalog, catalog
 
@@ -248,29 +246,4 @@ class MonitoringSettings(SettingsGroup):
     )
     access_log: float = Field(
         0.0, ge=0, le=1, description="share of requests to log; failures (5xx) are always logged"
-    )
-
-
-class JournalSettings(SettingsGroup):
-    """The journal of predictions."""
-
-    journal_url: Annotated[SecretStr | None, AfterValidator(parse_secret_journal_url)] = Field(
-        None, description="database that records predictions, as a SQLAlchemy URL; default: no journal"
-    )
-    journal_days: int = Field(30, ge=0, description="days to keep recorded predictions; 0 keeps them forever")
-    quality_days: float = Field(
-        7.0,
-        ge=0,
-        le=3650,
-        description="compute quality metrics from the outcomes of predictions of the last days; 0 computes "
-        "none",
-    )
-    quality_seconds: float = Field(
-        60.0, ge=1, description="interval between two computations of the quality metrics"
-    )
-    quality_slices: Annotated[Names, AfterValidator(check_slices)] = Field(
-        (), description="input columns by whose values quality is computed too, comma separated, at most 5"
-    )
-    quality_mlflow: bool = Field(
-        False, description="log the quality metrics to an MLflow run for each version"
     )

@@ -25,7 +25,6 @@ from serving.settings.evaluation import EvaluationSettings
 from serving.settings.groups import (
     AccessSettings,
     ArtifactPolicySettings,
-    JournalSettings,
     LimitSettings,
     MonitoringSettings,
     PromotionSettings,
@@ -33,6 +32,7 @@ from serving.settings.groups import (
     RegistrySettings,
     RuntimeSettings,
 )
+from serving.settings.journal import JournalSettings
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
 from serving.settings.rollout import RolloutSettings
