@@ -93,7 +93,7 @@ class Evaluator:
             plan.rows.digest,
             str(plan.champion.version) if plan.champion else None,
             settings.evaluation_confidence,
-            settings.evaluation_insufficient == "warn",
+            settings.evaluation_warns,
             now(),
         )
 

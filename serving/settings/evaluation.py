@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from serving.settings.groups import SettingsGroup
-from serving.settings.parsing import lowercase
 
 
 class EvaluationSettings(SettingsGroup):
@@ -19,8 +16,8 @@ class EvaluationSettings(SettingsGroup):
         lt=1,
         description="confidence with which the labelled rows must support each rule in serving.require",
     )
-    evaluation_insufficient: Annotated[Literal["reject", "warn"], BeforeValidator(lowercase)] = Field(
-        "reject",
-        description="what happens to a version if the labelled rows are not enough evidence for a rule: "
-        "reject, or warn and go live",
+    evaluation_warns: bool = Field(
+        False,
+        description="let a version go live with a warning if the labelled rows are not enough evidence for a "
+        "rule; default: reject it",
     )

@@ -181,7 +181,7 @@ async def test_undecided_rule_is_a_warning_by_setting(harness: EvaluationHarness
     harness.promote(factor=2.0)
     await settle(follower)
     assert live(follower) is None
-    lenient = harness.evaluating(evaluation_insufficient="warn")
+    lenient = harness.evaluating(evaluation_warns=True)
     await settle(lenient)
     assert live(lenient) == "1"
     assert "not enough evidence for rmse <= 0.12" in lenient.slot.all_warnings[-1]

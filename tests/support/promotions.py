@@ -90,9 +90,9 @@ class Model:
         return self.until(lambda state: state["version"] == version)
 
     def until_refused(self, version: str, state: str = "rejected") -> str:
-        """Wait until a candidate is in a state, and return the reason."""
-        entry = self.until(lambda seen: seen["candidate"] and seen["candidate"]["state"] == state)
-        assert entry["candidate"]["version"] == version
+        """Wait until this version is a candidate in a state, and return the reason."""
+        expected = {"version": version, "state": state}
+        entry = self.until(lambda seen: expected.items() <= (seen["candidate"] or {}).items())
         return str(entry["candidate"]["reason"])
 
     def tags(self, version: str) -> dict[str, str]:

@@ -56,12 +56,6 @@ class Coin(Model):
         self.registry.promote(self.name, version)
         return version
 
-    def until_refused(self, version: str, state: str = "rejected") -> str:
-        """Wait until this version is in a state, and return the reason."""
-        expected = {"version": version, "state": state}
-        seen = self.until(lambda entry: expected.items() <= (entry["candidate"] or {}).items())
-        return str(seen["candidate"]["reason"])
-
     def require(self, rules: str) -> None:
         self.registry.client.set_registered_model_tag(self.name, "serving.require", rules)
 
