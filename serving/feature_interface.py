@@ -18,7 +18,7 @@ from serving.auth.authenticator import Authenticator
 from serving.hooks import RequestHook
 from serving.http.readiness import StatusReporter, StatusSource
 from serving.models.selector import ModelSelector
-from serving.outcomes import OutcomeBoard
+from serving.outcome_board import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.promotion_check import PromotionCheck
@@ -30,14 +30,14 @@ from serving.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
+class RecordedOutcomes:
     """Rows with their true outcomes, and a digest that identifies their content."""
 
     table: pa.Table
     digest: str
 
 
-ReadOutcomes = Callable[[str, int, str], Awaitable[Outcomes]]
+ReadRecordedOutcomes = Callable[[str, int, str], Awaitable[RecordedOutcomes]]
 """Returns the rows of a model from a number of days, with the outcomes in the column of this name."""
 
 
@@ -54,7 +54,7 @@ class Core:
     tag_writer: TagWriter
     guard: Authenticator | None
     outcomes: OutcomeBoard = field(default_factory=OutcomeBoard)
-    outcome_readers: list[ReadOutcomes] = field(default_factory=list)
+    outcome_readers: list[ReadRecordedOutcomes] = field(default_factory=list)
     """Functions by which a feature offers recorded outcomes to the features that follow it."""
 
 

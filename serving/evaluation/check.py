@@ -24,7 +24,7 @@ from serving.evaluation.sources import (
     read_file,
     sha256,
 )
-from serving.feature_interface import ReadOutcomes
+from serving.feature_interface import ReadRecordedOutcomes
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.promotion_errors import PromotionWaits, Rejected
@@ -61,7 +61,7 @@ class EvaluationCheck(PromotionCheck):
         registry: RegistryClient,
         champion_slot: Callable[[Slot], Slot],
         publish: Callable[[LoadedModel, Evidence], None],
-        read_outcomes: ReadOutcomes | None = None,
+        read_outcomes: ReadRecordedOutcomes | None = None,
         *,
         repeats: bool = False,
     ) -> None:
@@ -158,11 +158,14 @@ class EvaluationCheck(PromotionCheck):
         )
 
     async def _rows(self, promotion: Promotion, tag: str) -> LabelledRows:
-        """Return the labelled rows of the version, or else those that the tag names."""
-        if path := own_file(promotion.artifacts):
-            digest = await asyncio.to_thread(sha256, path)
-            return await read_file(path, "the version itself", f"sha256:{digest}")
+        """Return the labelled rows that the tag names, or else those of the version itself.
+
+        The tag comes first: it is the same for all versions, and a version may not choose its own test.
+        """
         if not tag.strip():
+            if path := own_file(promotion.artifacts):
+                digest = await asyncio.to_thread(sha256, path)
+                return await read_file(path, "the version itself", f"sha256:{digest}")
             raise PromotionWaits(
                 "its rules need labelled rows: log it with training.log_model(…, evaluation=(X, y)), or set "
                 f"the tag {TAG} of its model",

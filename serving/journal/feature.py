@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from serving.feature_interface import Core, Feature, Outcomes, Task
+from serving.feature_interface import Core, Feature, RecordedOutcomes, Task
 from serving.http.endpoints import feedback
 from serving.http.readiness import StatusSource
-from serving.journal import outcomes
+from serving.journal import evaluation_rows
 from serving.journal.observer import JournalObserver
 from serving.journal.quality import QualityFields
 
@@ -24,8 +24,8 @@ def create(core: Core) -> list[Feature]:
     journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor, core.outcomes)
     url = settings.journal_url.get_secret_value()
 
-    async def read_outcomes(model: str, days: int, column: str) -> Outcomes:
-        return await asyncio.to_thread(outcomes.read, url, model, days, column)
+    async def read_outcomes(model: str, days: int, column: str) -> RecordedOutcomes:
+        return await asyncio.to_thread(evaluation_rows.read, url, model, days, column)
 
     core.outcome_readers.append(read_outcomes)
     return [

@@ -13,7 +13,7 @@ from serving.hooks import InferenceEvent, RequestHook
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.models.traffic_split import TrafficSplit
-from serving.outcomes import OutcomeBoard
+from serving.outcome_board import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
 from serving.rollout.canary_analysis import TrafficWindow

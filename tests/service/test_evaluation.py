@@ -16,11 +16,12 @@ import pytest
 from serving.evaluation.check import EvaluationCheck
 from serving.evaluation.evaluator import Evaluator
 from serving.evaluation.evidence import Evidence
-from serving.feature_interface import Outcomes
+from serving.feature_interface import RecordedOutcomes
 from serving.models.loaded_model import LoadedModel
 from serving.processes.launcher import Launcher
 from serving.registry.follower import Follower
 from tests.support.followers import FollowerHarness, live, settle
+from tests.support.registry import save_scripted_model
 
 pytestmark = pytest.mark.anyio
 ROWS = 400
@@ -48,12 +49,12 @@ class EvaluationHarness(FollowerHarness):
         self.registry.client.set_registered_model_tag("actor", name, value)
 
     def evaluating(
-        self, outcomes: Outcomes | None = None, primary: Follower | None = None, **settings: Any
+        self, outcomes: RecordedOutcomes | None = None, primary: Follower | None = None, **settings: Any
     ) -> Follower:
         """Return a follower that evaluates versions, and compares them with those of a primary one."""
         follower = self.follow(**settings)
 
-        async def read(model: str, days: int, column: str) -> Outcomes:
+        async def read(model: str, days: int, column: str) -> RecordedOutcomes:
             assert outcomes
             return outcomes
 
@@ -110,6 +111,23 @@ async def test_worse_version_is_rejected_without_a_process_at_the_next_attempt(
     await settle(follower)
     assert harness.tags(worse)["serving.reason"] == first
     assert len(harness.published) == 1
+
+
+async def test_tag_comes_before_the_rows_of_the_version(harness: EvaluationHarness) -> None:
+    """Test that a version cannot choose an easier test than the one of its model."""
+    harness.tag("serving.require", "rmse <= 0.12")
+    folder = save_scripted_model(harness.registry.folder, factor=3.0)
+    (harness.rows.assign(target=3 * harness.rows["x"])).to_parquet(folder / "serving_evaluation.parquet")
+    version = harness.registry.register("actor", folder)
+    harness.registry.promote("actor", version)
+    follower = harness.evaluating()
+    await settle(follower)
+    assert (live(follower), harness.tags(version)["serving.state"]) == (None, "rejected")
+    harness.registry.client.delete_registered_model_tag("actor", "serving.evaluation")
+    harness.registry.client.set_model_version_tag("actor", version, "retry", "1")
+    await settle(follower)
+    assert live(follower) == version
+    assert json.loads(harness.published[-1].tag())["source"] == "the version itself"
 
 
 async def test_champion_after_a_restart_is_the_version_that_served_last(harness: EvaluationHarness) -> None:
@@ -219,7 +237,7 @@ async def test_recorded_outcomes_are_labelled_rows(harness: EvaluationHarness) -
     await settle(without)
     assert "SERVING_JOURNAL_URL is not set" in harness.tags("1")["serving.reason"]
     await without.unload("the test needs another")
-    follower = harness.evaluating(Outcomes(pa.Table.from_pandas(harness.rows), "sha256:0"))
+    follower = harness.evaluating(RecordedOutcomes(pa.Table.from_pandas(harness.rows), "sha256:0"))
     await settle(follower)
     assert live(follower) == "1"
     assert json.loads(harness.published[0].tag())["source"] == "journal:7d"

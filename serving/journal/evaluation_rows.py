@@ -11,7 +11,7 @@ import pyarrow as pa
 from sqlalchemy import Connection, select
 
 from serving.errors import JournalUnavailable
-from serving.feature_interface import Outcomes
+from serving.feature_interface import RecordedOutcomes
 from serving.journal.database import connect, transaction
 from serving.journal.schema import feedback, first_id, predictions, versions
 
@@ -19,7 +19,7 @@ MAX_ROWS = 200_000
 _PREDICTIONS_PER_QUERY = 500
 
 
-def read(url: str, model: str, days: int, column: str) -> Outcomes:
+def read(url: str, model: str, days: int, column: str) -> RecordedOutcomes:
     """Return the rows that the versions of a model predicted in the last days, with their outcomes.
 
     Of more than 200,000 rows, these are the latest.
@@ -51,7 +51,9 @@ def read(url: str, model: str, days: int, column: str) -> Outcomes:
     finally:
         engine.dispose()
     try:
-        return Outcomes(pa.Table.from_pylist(_complete(rows[:MAX_ROWS])), f"sha256:{content.hexdigest()}")
+        return RecordedOutcomes(
+            pa.Table.from_pylist(_complete(rows[:MAX_ROWS])), f"sha256:{content.hexdigest()}"
+        )
     except pa.ArrowException as error:
         raise JournalUnavailable(f"its recorded rows have several types: {error}") from error
 
