@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import bulk as _bulk
+from benchmarks import evaluation as _evaluation
 from benchmarks import features as _features
 from benchmarks import fleet as _fleet
 from benchmarks import heavy as _heavy
@@ -74,6 +75,22 @@ def promotion(
     _promotion.show(results, out)
     _write(json_file, [asdict(result) for result in results], markdown_file, _promotion.markdown(results))
     _fail_if(sum(result.quiet.failed + result.swapping.failed for result in results))
+
+
+@app.command()
+def evaluation(
+    rows: Annotated[int, typer.Option(help="Labelled rows.")] = 100_000,
+    rounds: Annotated[int, typer.Option(help="Promotions without rules, and as many with them.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds of load beside each promotion.")] = 12,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Measure the evaluation of versions on labelled rows beside 64 busy connections."""
+    with tempfile.TemporaryDirectory() as folder, err.status("measuring …"), _reported_errors():
+        results = _evaluation.measure(Path(folder), rows, rounds, seconds)
+    _evaluation.show(results, out)
+    _write(json_file, asdict(results), markdown_file, _evaluation.markdown(results))
+    _fail_if(results.failed)
 
 
 @app.command()
