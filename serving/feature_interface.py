@@ -18,7 +18,7 @@ from serving.auth.authenticator import Authenticator
 from serving.hooks import RequestHook
 from serving.http.readiness import StatusReporter, StatusSource
 from serving.models.selector import ModelSelector
-from serving.outcomes import OutcomeBoard
+from serving.outcome_queries import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.follower import Follower
 from serving.registry.promotion_check import PromotionCheck

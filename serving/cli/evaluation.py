@@ -8,7 +8,7 @@ from rich.table import Table
 
 from serving.cli.check import check_reference
 from serving.cli.console import escape, out
-from serving.evaluation.check import EvaluationCheck
+from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.verdict import Decision, RuleResult
 from serving.models.loaded_model import LoadedModel

@@ -7,7 +7,7 @@ import asyncio
 from serving.feature_interface import Core, Feature, Outcomes, Task
 from serving.http.endpoints import feedback
 from serving.http.readiness import StatusSource
-from serving.journal import outcomes
+from serving.journal import labelled_rows
 from serving.journal.observer import JournalObserver
 from serving.journal.quality import QualityFields
 
@@ -25,7 +25,7 @@ def create(core: Core) -> list[Feature]:
     url = settings.journal_url.get_secret_value()
 
     async def read_outcomes(model: str, days: int, column: str) -> Outcomes:
-        return await asyncio.to_thread(outcomes.read, url, model, days, column)
+        return await asyncio.to_thread(labelled_rows.read, url, model, days, column)
 
     core.outcome_readers.append(read_outcomes)
     return [

@@ -29,7 +29,7 @@ from serving.journal.records import Record, pack, record, version_id
 from serving.journal.writer_client import WriterClient
 from serving.journal.writer_frames import Frame, FrameType
 from serving.models.slot import Slot
-from serving.outcomes import LossSum, OutcomeBoard, OutcomeSums
+from serving.outcome_queries import LossSum, OutcomeBoard, OutcomeSums
 from serving.registry.client import RegistryClient
 from serving.request_context import RequestContext
 from serving.settings.settings import Settings

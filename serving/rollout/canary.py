@@ -13,11 +13,11 @@ from serving.hooks import InferenceEvent, RequestHook
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.models.traffic_split import TrafficSplit
-from serving.outcomes import OutcomeBoard
+from serving.outcome_queries import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
 from serving.rollout.canary_analysis import TrafficWindow
-from serving.rollout.challenger import CanaryStatus, Challenger
+from serving.rollout.canary_steps import CanaryStatus, Challenger
 from serving.settings.rollout import RolloutSettings
 
 _POLL_SECONDS = 1.0

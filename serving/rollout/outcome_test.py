@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from serving.models.loaded_model import LoadedModel
-from serving.outcomes import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
+from serving.outcome_queries import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
 from serving.rollout.confidence_sequence import difference_bounds
 from serving.settings.rollout import RolloutSettings
 

@@ -23,7 +23,7 @@ LAYERS = [
     "serving.sandbox",
     "serving.reference",
     "serving.version",
-    "serving.outcomes",
+    "serving.outcome_queries",
     "serving.settings",
     "serving.private_files",
     "serving.watched_file",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from scipy.special import betaln, xlogy
 
-from serving.outcomes import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
+from serving.outcome_queries import LossSum, OutcomeBoard, OutcomeQuery, OutcomeSums
 from serving.rollout.confidence_sequence import Bounds, difference_bounds, mean_bounds
 from serving.rollout.outcome_test import Verdict, compare
 from serving.settings.rollout import RolloutSettings

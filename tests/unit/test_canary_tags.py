@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.outcomes import LossSum, OutcomeSums
+from serving.outcome_queries import LossSum, OutcomeSums
 from serving.rollout.canary_state import (
     STATE_TAG,
     TAG,

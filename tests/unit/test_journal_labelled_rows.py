@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert
 
 from serving.errors import JournalUnavailable
-from serving.journal import database, outcomes
+from serving.journal import database, labelled_rows
 from serving.journal.schema import feedback, first_id, predictions, versions
 
 NOW = datetime.now(UTC)
@@ -58,24 +58,24 @@ def _prediction(identity: str, at: datetime, version: int, rows: list[dict[str, 
 
 
 def test_rows_with_outcomes_of_one_model_are_read(url: str) -> None:
-    found = outcomes.read(url, "iris", 7, "target")
+    found = labelled_rows.read(url, "iris", 7, "target")
     rows = {row["x"]: row["target"] for row in found.table.to_pylist()}
     assert len(found.table) == 1201
     assert rows == {-2.0: 1} | {float(number): number % 2 for number in range(1200)}
-    assert outcomes.read(url, "iris", 7, "target").digest == found.digest
-    assert outcomes.read(url, "wine", 7, "target").digest != found.digest
+    assert labelled_rows.read(url, "iris", 7, "target").digest == found.digest
+    assert labelled_rows.read(url, "wine", 7, "target").digest != found.digest
 
 
 def test_latest_rows_are_kept_within_the_limit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "MAX_ROWS", 500)
-    found = outcomes.read(url, "iris", 7, "target")
+    monkeypatch.setattr(labelled_rows, "MAX_ROWS", 500)
+    found = labelled_rows.read(url, "iris", 7, "target")
     assert found.table.column("x").to_pylist() == [-2.0, *map(float, range(499))]
 
 
 def test_model_without_outcomes_has_no_rows(url: str) -> None:
-    assert len(outcomes.read(url, "other", 7, "target").table) == 0
+    assert len(labelled_rows.read(url, "other", 7, "target").table) == 0
 
 
 def test_missing_database_is_reported(tmp_path: Path) -> None:
     with pytest.raises(JournalUnavailable):
-        outcomes.read(f"sqlite:///{tmp_path / 'missing' / 'journal.db'}", "iris", 7, "target")
+        labelled_rows.read(f"sqlite:///{tmp_path / 'missing' / 'journal.db'}", "iris", 7, "target")

@@ -12,7 +12,7 @@ from serving.models.failure_crosscheck import excuse
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.models.traffic_split import TrafficSplit
-from serving.outcomes import OutcomeBoard
+from serving.outcome_queries import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.tag_changes import MAX_REASON_LENGTH
 from serving.registry.tag_writer import TagWriter
