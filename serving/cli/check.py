@@ -16,8 +16,11 @@ from serving.settings import unity_catalog
 from serving.settings.settings import Settings
 from serving.telemetry.metrics import Metrics
 
-Prepare = Callable[[RegistryClient, Gate, str | None], Awaitable[None]]
-"""Adds checks of a feature to the gate, for the version of this number."""
+Prepare = Callable[[RegistryClient, Gate, str | None], Awaitable[LoadedModel | None]]
+"""Adds checks of a feature to the gate, for the version of this number.
+
+It returns the version that it has loaded for them, if any.
+"""
 
 
 async def check_reference(
@@ -46,6 +49,7 @@ async def check_reference(
         launcher,
         Metrics(),
     )
+    other: LoadedModel | None = None
     try:
         if settings.approvers:
             from serving.approval.feature import approval_check  # the feature may be absent
@@ -55,11 +59,13 @@ async def check_reference(
         progress("resolving the reference")
         version, _ = await registry.resolve(reference)
         if prepare:
-            await prepare(registry, gate, version.version)
+            other = await prepare(registry, gate, version.version)
         progress(f"loading and verifying {version}")
         loaded = await gate.load_and_verify(version, Slot(reference))
         loaded.close()
         return loaded
     finally:
+        if other:  # before the launcher, or its processes would be restarted
+            other.close()
         await launcher.aclose()
         registry.close()

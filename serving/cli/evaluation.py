@@ -8,7 +8,7 @@ from rich.table import Table
 
 from serving.cli.check import check_reference
 from serving.cli.console import escape, out
-from serving.evaluation.check import EvaluationCheck
+from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.verdict import Decision, RuleResult
 from serving.models.loaded_model import LoadedModel
@@ -40,13 +40,16 @@ async def evaluate_reference(
         found.append(evidence)
         print_evidence(evidence)
 
-    async def prepare(registry: RegistryClient, gate: Gate, number: str | None) -> None:
+    async def prepare(registry: RegistryClient, gate: Gate, number: str | None) -> LoadedModel | None:
         slot = Slot(_served(settings, reference))
+        champion: LoadedModel | None = None
         others = [v for v in await registry.versions(reference.name, number) if v.version != number]
         if number and (version := live_tag.latest(others, slot.reference.uri)):
             progress(f"loading the champion, {version}")
-            slot.swap(await gate.load_and_verify(version, slot), 0.0)
+            champion = await gate.load_and_verify(version, slot)
+            slot.swap(champion, 0.0)
         gate.checks = [EvaluationCheck(settings, registry, lambda _: slot, publish, repeats=True)]
+        return champion
 
     loaded = await check_reference(settings, reference, progress, prepare)
     return loaded, found[-1] if found else None

@@ -8,7 +8,7 @@ from contextlib import suppress
 from cachetools import LRUCache
 from pydantic import BaseModel, Field
 
-from serving.evaluation.check import EvaluationCheck
+from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evidence import TAG, Evidence
 from serving.evaluation.mlflow_run import add_plot, record
 from serving.feature_interface import Core, Feature

@@ -50,7 +50,7 @@ class Candidate:
     def status(self) -> str:
         """Return the reason as a sentence that names the version."""
         if self.state is CandidatePhase.REJECTED:
-            return f"{self.version} is refused: {self.reason}"
+            return f"{self.version} is rejected: {self.reason}"
         return self.reason
 
 

@@ -17,7 +17,7 @@ from serving.outcome_board import OutcomeBoard
 from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
 from serving.rollout.canary_analysis import TrafficWindow
-from serving.rollout.challenger import CanaryStatus, Challenger
+from serving.rollout.canary_steps import CanaryStatus, Challenger
 from serving.settings.rollout import RolloutSettings
 
 _POLL_SECONDS = 1.0

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from serving.evaluation.check import EvaluationCheck
+from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evaluator import Evaluator
 from serving.evaluation.evidence import Evidence
 from serving.feature_interface import RecordedOutcomes

@@ -313,7 +313,9 @@ async def test_reason_is_reported_if_nothing_is_live(harness: FollowerHarness) -
     follower = harness.follow()
     harness.promote(example=None, on_load="raise:no_weights")
     await settle(follower)
-    with pytest.raises(NotLive, match="actor version 1 is refused: loading it raised ValueError: no_weights"):
+    with pytest.raises(
+        NotLive, match="actor version 1 is rejected: loading it raised ValueError: no_weights"
+    ):
         follower.slot.lease()
 
 

@@ -154,6 +154,8 @@ def test_command_evaluates_beforehand(coins: list[Coin]) -> None:
     row = re.search(r"accuracy >= champion - 0\.005 +(\w+) +(\S+) +(\S+) ", results[WORSE].stdout)
     assert row, results[WORSE].stdout
     assert row.groups() == ("fails", "0.94", "0.97")
+    outputs = [result.stdout + result.stderr for result in results.values()]
+    assert not any("unexpectedly" in output for output in outputs), outputs
     assert "compared with checked-coin version 1" in results[EQUAL].stdout
     assert f"models:/{coin.name}/3 would go live" in results[EQUAL].stdout
 

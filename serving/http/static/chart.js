@@ -5,6 +5,8 @@ import { clock, exact, h, s } from "./elements.js";
 const HEIGHT = 150;
 const MARGIN = { left: 46, right: 8, top: 16, bottom: 20 };
 const SPAN = 1800;
+// Half of the width of a label such as 10:20 AM.
+const HALF_LABEL = 27;
 
 /** A small line chart without axes. */
 export function sparkline(trend) {
@@ -112,7 +114,7 @@ export class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.replaceChildren(
       ...ticks.map((value) => this.#across(value, width)),
-      ...tens(end).map((time) => this.#upright(time)),
+      ...tens(end).map((time) => this.#upright(time, width)),
       ...this.marks
         .filter(({ at }) => at > end - SPAN)
         .map((mark, index) => this.#mark(mark, width, this.marks[index - 1])),
@@ -135,11 +137,12 @@ export class Chart {
     return s("g", { class: "grid" }, s("path", { d: `M${MARGIN.left} ${y}H${width - MARGIN.right}` }), label);
   }
 
-  #upright(time) {
+  #upright(time, width) {
     const x = this.x(time);
     const label = new Date(time * 1000).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" });
     const tick = s("path", { d: `M${x} ${HEIGHT - MARGIN.bottom}v4` });
-    return s("g", { class: "grid" }, tick, s("text", { x, y: HEIGHT - 4, class: "middle" }, label));
+    const text = s("text", { x, y: HEIGHT - 4, class: "middle" }, label);
+    return s("g", { class: "grid" }, tick, ...(x + HALF_LABEL > width ? [] : [text]));
   }
 
   /** Mark a swap; omit its label if it overlaps the next one. */
