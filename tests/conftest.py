@@ -1,4 +1,7 @@
-"""Fixtures of all tests: fast registries, servers and browsers. In CI a skipped test is a failure."""
+"""Fixtures of all tests: fast registries, servers and browsers.
+
+In CI a skipped test is a failure, unless it is marked as optional.
+"""
 
 from __future__ import annotations
 
@@ -212,8 +215,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a session of CI in which a test was skipped: there, everything must have run."""
+    """Fail a session of CI in which a test was skipped that is not optional: the others must have run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
-        reporter.write_line("\nFailed: in CI no test may be skipped.", red=True)
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    # The report of a module that was skipped as a whole has no keywords.
+    required = [report for report in skipped if "optional" not in getattr(report, "keywords", ())]
+    if os.environ.get("CI") and reporter and required:
+        reporter.write_line("\nFailed: in CI only optional tests may be skipped.", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,16 +7,12 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 from typer.testing import CliRunner
@@ -32,6 +28,7 @@ from serving.errors import ApiKeyFileError, Forbidden, RateExceeded, Unauthentic
 from serving.settings.settings import Settings
 from serving.telemetry.rate_limit import TokenBucket
 from tests.service.test_http_service import problem
+from tests.support.certificates import write_certificate
 from tests.support.faulty_proxy import free_port
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import PROGRAM, SELDOM, Service, environment, served, until
@@ -512,25 +509,7 @@ def test_body_requires_a_media_type(headers: dict[bytes, bytes], expected: bool)
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Write a certificate for this machine, and its private key."""
-    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("0.0.0.0"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert, private = folder / "cert.pem", folder / "key.pem"
-    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    form = serialization.PrivateFormat.PKCS8
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
-    return cert, private
+    return write_certificate(tmp_path_factory.mktemp("tls"), "0.0.0.0")
 
 
 @pytest.fixture(scope="module")

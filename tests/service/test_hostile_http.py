@@ -7,20 +7,16 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.service.test_auth import Keys
 from tests.service.test_hostile_connections import problem, received
+from tests.support.certificates import write_certificate
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import PROGRAM, SELDOM, Service, served, until
 
@@ -388,37 +384,23 @@ def test_row_49_unread_responses_are_limited_and_aborted(
 # -- TLS and descriptors
 
 
-def write_certificate(folder: Path) -> str:
-    """Write a new certificate for this machine, and its private key; return the certificate."""
-    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
-    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
-    (folder / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    return (folder / "cert.pem").read_text()
-
-
 @pytest.fixture(scope="module")
 def encrypted(new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Run a service with TLS, gRPC and a low limit for connections."""
     folder = tmp_path_factory.mktemp("encrypted")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
-    write_certificate(folder)
+    cert, key = write_certificate(folder)
     settings = {
         "models": "models:/actor/1",
-        "tls_cert": folder / "cert.pem",
-        "tls_key": folder / "key.pem",
+        "tls_cert": cert,
+        "tls_key": key,
         "grpc_port": 0,
         "max_connections": 16,
         "read_timeout_seconds": 2,
         "poll_seconds": SELDOM,
     }
-    with served(registry.uri, folder, **settings, _ca=folder / "cert.pem") as running:
+    with served(registry.uri, folder, **settings, _ca=cert) as running:
         running.until_ready()
         yield running
 
@@ -458,7 +440,7 @@ def test_row_58_renewed_certificate_is_used(encrypted: Service) -> None:
     assert [ssl.get_server_certificate(address) for address in addresses] == [old] * 2
     assert encrypted.metrics()["serving_tls_certificate_broken"] == 1
     assert encrypted.wait_for_log(level="error", logger="serving.tls")
-    new = write_certificate(folder)
+    new = write_certificate(folder)[0].read_text()
     assert [ssl.get_server_certificate(address) for address in addresses] == [new] * 2
     with httpx.Client(
         base_url=encrypted.url, verify=ssl.create_default_context(cafile=str(folder / "cert.pem"))

@@ -49,7 +49,8 @@ def environment(uri: str, folder: Path, **settings: Any) -> dict[str, str]:
     own |= {f"SERVING_{name.upper()}": str(value) for name, value in settings.items() if name[0] != "_"}
     # Variables for the test's own client: an API key, a CA certificate.
     own |= {name[1:].upper(): str(value) for name, value in settings.items() if name[0] == "_"}
-    return os.environ | own
+    # Users have Python write bytecode, which must never reach the files of a model.
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | own
 
 
 def until(

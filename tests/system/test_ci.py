@@ -10,14 +10,21 @@ from pathlib import Path
 
 import pytest
 
-SKIPPING = "import pytest\n\ndef test_it():\n    pytest.skip('not today')\n"
+SKIPPING = "import pytest\n\n{mark}\ndef test_it():\n    pytest.skip('not today')\n"
+OPTIONAL = "@pytest.mark.optional"
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "workers"])
-@pytest.mark.parametrize(("ci", "status"), [("", 0), ("true", 1)], ids=["here", "CI"])
-def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, workers: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("ci", "mark", "status"),
+    [("", "", 0), ("true", "", 1), ("true", OPTIONAL, 0)],
+    ids=["here", "CI", "optional"],
+)
+def test_skipped_test_fails_in_ci(
+    tmp_path: Path, ci: str, mark: str, status: int, workers: list[str]
+) -> None:
     shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
-    (tmp_path / "test_it.py").write_text(SKIPPING)
+    (tmp_path / "test_it.py").write_text(SKIPPING.format(mark=mark))
     command: list[str | Path] = [
         sys.executable,
         "-m",

@@ -150,6 +150,7 @@ def test_models_of_older_mlflow_run_in_their_environments(old: Service) -> None:
         ]
 
 
+@pytest.mark.optional
 @pytest.mark.timeout(600)
 def test_model_runs_under_its_own_python(old: Service) -> None:
     if not mlflow_releases.interpreter(OTHER_PYTHON):

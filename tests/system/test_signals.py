@@ -6,9 +6,11 @@ import os
 import pty
 import re
 import signal
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,11 +19,13 @@ import pytest
 
 from serving.auth import api_keys
 from serving.auth.api_keys import Scope
+from tests.support.certificates import write_certificate
 from tests.support.registry import NewRegistry, Registry
 from tests.support.service import PROGRAM, SELDOM, Service, environment, served, until
 
 ROW = {"x": 21}
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PEM_BYTES = 4096
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,23 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return file, key
 
 
+def padded_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate and its key to files of a constant size; text outside of PEM is ignored."""
+    files = write_certificate(folder)
+    for file in files:
+        file.write_bytes(file.read_bytes().ljust(PEM_BYTES, b"\n"))
+    return files
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    """Replace the content of a file, but neither its inode nor its time: the file seems unchanged."""
+    status = file.stat()
+    assert len(content) == status.st_size
+    with file.open("r+b") as opened:
+        opened.write(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 @pytest.fixture(scope="module")
 def service(
     new_registry: NewRegistry, tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, str]
@@ -40,9 +61,16 @@ def service(
     folder = tmp_path_factory.mktemp("signals")
     registry = Registry(new_registry(folder))
     registry.add("actor", factor=2.0)
-    settings = {"models": "models:/actor/1", "keys_file": keys[0], "poll_seconds": SELDOM, "_key": keys[1]}
-    journal = f"sqlite:///{folder}/journal.db"
-    with served(registry.uri, folder, **settings, journal_url=journal) as running:
+    cert, private = padded_certificate(folder)
+    settings = {
+        "models": "models:/actor/1",
+        "keys_file": keys[0],
+        "tls_cert": cert,
+        "tls_key": private,
+        "journal_url": f"sqlite:///{folder}/journal.db",
+        "poll_seconds": SELDOM,
+    }
+    with served(registry.uri, folder, **settings, _key=keys[1], _ca=cert) as running:
         running.until_ready()
         yield running
 
@@ -75,17 +103,32 @@ def test_signals_to_all_processes_end_none(service: Service) -> None:
 
 def test_hangup_reloads_keys_that_seem_unchanged(service: Service, keys: tuple[Path, str]) -> None:
     file, _ = keys
-    status, content = file.stat(), file.read_bytes()
+    content = file.read_bytes()
     assert service.client.get("/models").status_code == 200
-    with file.open("r+b") as opened:  # the same inode, size and time
-        opened.write(content.replace(b'"admin"', b'"owner"'))
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    overwrite(file, content.replace(b'"admin"', b'"owner"'))
     service.process.send_signal(signal.SIGHUP)
     service.logged(re.compile("cannot read the key file; its last keys stay valid"))
     assert service.client.get("/models").status_code == 200
     file.write_bytes(content)
     service.process.send_signal(signal.SIGHUP)
     until(lambda: service.ready()["keys"] == "readable")
+
+
+def test_hangup_reloads_a_certificate_that_seems_unchanged(service: Service, tmp_path: Path) -> None:
+    used, renewed = Path(service.env["CA"]).parent, padded_certificate(tmp_path)
+    old = {file.name: (used / file.name).read_bytes() for file in renewed}
+    new = {file.name: file.read_bytes() for file in renewed}
+    for before, after in [(old, new), (new, old)]:  # the old one last, for the client of other tests
+        for name, content in after.items():
+            overwrite(used / name, content)
+        assert presents(service, before["cert.pem"])
+        service.process.send_signal(signal.SIGHUP)
+        until(partial(presents, service, after["cert.pem"]))
+
+
+def presents(service: Service, certificate: bytes) -> bool:
+    """Return whether a new connection receives this certificate, in PEM."""
+    return ssl.get_server_certificate(service.address).strip() == certificate.decode().strip()
 
 
 def test_state_is_logged_on_request(service: Service) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.support.model_zoo.entries import Entry, Request
-from tests.support.model_zoo.protocols import FORMATS, SCORING, TENSORS, TYPED, Reply
+from tests.support.model_zoo.protocols import FORMATS, SCORING, TENSORS, TYPED, V1, Reply
 
 
 def difference(
@@ -57,8 +57,8 @@ def _answers(reference: Mapping[str, Any], protocol: str, index: int, request: R
     usual = next(iter(scored.values()))
     if protocol == "predict" and request.body is None:
         candidates = [reference["rows"][index], *([pyfunc] if len(request.rows) == 1 else [])]
-    elif protocol in SCORING:
-        candidates = [scored[protocol], usual, pyfunc]
+    elif protocol in SCORING or protocol in V1:
+        candidates = [scored[V1.get(protocol, protocol)], usual, pyfunc]
     elif protocol in FORMATS:
         candidates = [pyfunc, usual]
     else:
@@ -76,7 +76,8 @@ def _may_fail(
     """Return whether an error is right: MLflow fails too, or JSON cannot express the result."""
     if request.is_refused or not answers or any("NaN" in json.dumps(each) for each in answers):
         return True
-    if protocol in SCORING and reference["scored"][protocol]["status"] != 200:
+    form = V1.get(protocol, protocol)
+    if form in SCORING and reference["scored"][form]["status"] != 200:
         return True
     if (
         entry.whole is None
@@ -100,6 +101,9 @@ def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterat
         yield answer
         return
     predictions = answer if request.body is not None else answer["predictions"]
+    if protocol in V1:
+        yield from _v1_forms(predictions, is_columnar=protocol == "v1-inputs")
+        return
     if protocol in TENSORS:
         yield predictions
         if entry.outputs:
@@ -123,6 +127,20 @@ def _forms(entry: Entry, request: Request, protocol: str, answer: Any) -> Iterat
                     {"prediction": row} if not entry.classes else _classified(row, entry) for row in rows
                 ]
             }
+
+
+def _v1_forms(predictions: Any, *, is_columnar: bool) -> Iterator[Any]:
+    """Return predictions as KServe v1 and TensorFlow Serving write them: the only output has no name."""
+    yield predictions
+    if isinstance(predictions, dict) and not all(isinstance(each, list) for each in predictions.values()):
+        return  # one result for all rows
+    rows = [*_rows(predictions)]
+    if not rows or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        return
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    yield columns if is_columnar else rows
+    if len(columns) == 1:
+        yield from columns.values()
 
 
 def _rows(predictions: Any) -> Iterator[Any]:

@@ -27,9 +27,11 @@ FORMATS = {
     "arrow": "application/vnd.apache.arrow.stream",
 }
 SCORING = ("records", "split", "inputs", "instances", "unwrapped")
+V1 = {"v1-instances": "instances", "v1-inputs": "inputs"}
+"""The form of MLflow's scoring protocol with the same body, for each format of KServe v1 and TensorFlow."""
 TENSORS = ("v2", "v2-binary", "grpc")
 TYPED = ("predict", "batch", "stream")
-PROTOCOLS = (*SCORING, *FORMATS, *TENSORS, *TYPED)
+PROTOCOLS = (*SCORING, *V1, *FORMATS, *TENSORS, *TYPED)
 
 DTYPES = {
     "BOOL": "?", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "u1", "UINT16": "<u2",
@@ -66,6 +68,10 @@ class Protocols:
         if protocol in SCORING:
             if body := scoring_bodies(request).get(protocol):
                 yield lambda: self._scored(model, json.dumps(body).encode(), "application/json")
+        elif protocol in V1:
+            if body := scoring_bodies(request).get(V1[protocol]):
+                field = "outputs" if protocol == "v1-inputs" else "predictions"
+                yield lambda: self._predicted(model, body, field)
         elif protocol in FORMATS:
             if request.frame is not None and request.params is None and _is_flat(request.frame):
                 content = _WRITERS[protocol](request.frame)
@@ -96,6 +102,10 @@ class Protocols:
     def _scored(self, model: str, content: bytes, media_type: str) -> Reply:
         headers = {"Content-Type": media_type, "X-Model": model}
         return _reply(self._http.post("/invocations", content=content, headers=headers))
+
+    def _predicted(self, model: str, body: Any, field: str) -> Reply:
+        answer = self._http.post(f"/v1/models/{quote(model)}:predict", json=body)
+        return _reply(answer, lambda answer: answer.json()[field])
 
     def _posted(self, path: str, body: Any, query: Any = ()) -> Reply:
         return _reply(self._http.post(path, json=body, params=query))
