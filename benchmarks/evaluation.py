@@ -121,8 +121,9 @@ def _table(results: Evaluations) -> report.ReportTable:
     columns = ("promotions", "number", "seconds: min / median / max", "clients' p99, ms", "requests/s")
     note = (
         f"{results.rows:,} labelled rows, candidate and champion, while wrk sends requests over "
-        f"{_CONNECTIONS} connections without a pause. The evaluation takes {results.evaluation_seconds:.1f} s; "
-        f"the clients' p99 beside it is {results.p99_ratio:.2f} times that beside promotions without rules. "
+        f"{_CONNECTIONS} connections without a pause. The evaluation takes "
+        f"{results.evaluation_seconds:.1f} s. "
+        f"The clients' p99 beside it is {results.p99_ratio:.2f} times that beside promotions without rules. "
         f"Failed requests: {results.failed}."
     )
     return report.ReportTable("Evaluation under load", columns, tuple(rows), (note,))
