@@ -9,6 +9,9 @@ _MEMORY_SECONDS = 1.0
 _MIN_DECAY = 0.8
 # The queue of a slow model may hold this many calls, even if they exceed `max_queue_seconds`.
 _MIN_CALLS = 4
+# Until the model has worked for this part of `max_queue_seconds`, no request can have waited for long, and a
+# few slow first batches, as after a promotion, would look like an overload.
+_MIN_OBSERVED_SHARE = 0.5
 
 
 class BatchLatencyModel:
@@ -33,6 +36,8 @@ class BatchLatencyModel:
         weight, n, t, nn, nt = (decay * total for total in self._sums)
         weight, n, t, nn, nt = weight + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds
         self._sums = weight, n, t, nn, nt
+        if t < _MIN_OBSERVED_SHARE * min(self._max_queue_seconds, _MEMORY_SECONDS):
+            return
         spread = nn / weight - (n / weight) ** 2
         row = (nt / weight - n * t / weight**2) / spread if spread > 1e-9 * nn / weight else 0.0
         row = min(max(row, 0.0), t / n)

@@ -25,6 +25,10 @@ def test_limit_is_infinite_before_first_batch() -> None:
     assert latency_model([]).max_rows == math.inf
 
 
+def test_slow_first_batches_of_a_version_are_no_overload() -> None:
+    assert latency_model([(1, 0.1), (3, 0.3)]).max_rows == math.inf
+
+
 @given(
     call=st.floats(1e-3, 0.1),
     row=st.floats(1e-4, 0.05),
@@ -32,7 +36,9 @@ def test_limit_is_infinite_before_first_batch() -> None:
     processes=st.integers(1, 8),
 )
 def test_call_and_row_times_are_separated(call: float, row: float, sizes: list[int], processes: int) -> None:
-    model = latency_model([(size, call + row * size) for size in sizes], processes=processes)
+    batches = [(size, call + row * size) for size in sizes]
+    repeats = math.ceil(1 / sum(seconds for _, seconds in batches))
+    model = latency_model(batches * repeats, processes=processes)
     assert model.max_rows == pytest.approx(processes / (call / 256 + row), rel=0.05)
 
 
