@@ -59,18 +59,15 @@ class Action(Enum):
 
     NOTHING = "nothing"
     START = "start"
-    RETURN = "return to the version that is still warm"
     FORGET = "forget the candidate"
 
 
-def decide(
-    resolved: Version, live: Version | None, warm: Version | None, candidate: Candidate | None, now: float
-) -> Action:
+def decide(resolved: Version, live: Version | None, candidate: Candidate | None, now: float) -> Action:
     """Return what to do about the version that the reference names now."""
     if live and live.identity == resolved.identity:
         return Action.FORGET if candidate else Action.NOTHING
     if candidate is None or candidate.version.identity != resolved.identity:
-        return Action.RETURN if warm and warm.identity == resolved.identity else Action.START
+        return Action.START
     if candidate.state is CandidatePhase.LOADING:
         return Action.NOTHING
     changed = candidate.version.user_tags != resolved.user_tags

@@ -30,6 +30,7 @@ log = logging.getLogger("serving.follower")
 _MAX_POLL_SECONDS = 10.0
 _ALIAS_POLL_SECONDS = 5.0
 _PROBATION_CHECK_SECONDS = 0.5
+_RETURNED = "it was promoted again while it was still warm"
 
 
 class Follower:
@@ -172,10 +173,9 @@ class Follower:
         self._gate.attempts.record_resolved(self.slot.reference.uri, resolved)
         self._events.report_stage_conflict(rivals, resolved)
         live = self.slot.live
-        warm = None if self._gate.checks else self.slot.warm  # with conditions, the gate returns it
-        versions = live.version if live else None, warm.version if warm else None
         now = asyncio.get_running_loop().time()
-        self._apply(decisions.decide(resolved, *versions, self.candidate, now), resolved)
+        action = decisions.decide(resolved, live.version if live else None, self.candidate, now)
+        self._apply(action, resolved)
         if live and live.version.identity == resolved.identity:
             self._tag_writer.reassert(self.slot.reference.uri, resolved)
             await self._refresh(live, resolved)
@@ -200,9 +200,6 @@ class Follower:
         self._cancel_start()
         if action is Action.FORGET:
             self.candidate = None
-        elif action is Action.RETURN and self.slot.warm:
-            self.slot.warm.refresh(replace(resolved, aliases=self.slot.warm.version.aliases))
-            self._swap(self.slot.warm, "it was promoted again while it was still warm")
         else:
             previous = self.candidate
             failures = previous.failures if previous and previous.version.identity == resolved.identity else 0
@@ -249,7 +246,8 @@ class Follower:
                 log.exception("unhandled error while starting %s", version, extra=version.in_logs)
             failed, seconds = decisions.failed_candidate(version, error, failures)
         else:
-            self._swap(loaded, loaded.live_reason)
+            is_warm = loaded is self.slot.warm
+            self._swap(loaded, _RETURNED if is_warm else loaded.live_reason)
             return
         await self._fall_back(failed)
         if failed.outcome:

@@ -11,7 +11,36 @@ from serving.settings.groups import References, SettingsGroup
 from serving.settings.parsing import parse_list
 
 
-class RolloutSettings(SettingsGroup):
+class OutcomeSettings(SettingsGroup):
+    """Decisions of canaries by recorded outcomes."""
+
+    canary_margin: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="with outcomes, a canary step ends when its loss is proven to exceed the primary's by "
+        "less than this",
+    )
+    canary_confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="confidence of proofs from outcomes over all steps of a canary"
+    )
+    canary_max_error: float | None = Field(
+        None,
+        gt=0,
+        description="absolute error of a number that counts as a loss of 1; default: three times the root "
+        "mean squared error of the primary's earlier outcomes",
+    )
+    canary_min_outcomes: int = Field(
+        0,
+        ge=0,
+        description="outcomes of each version that a canary step waits for; 0 waits only if outcomes arrive",
+    )
+    canary_promote: bool = Field(
+        False, description="after its last step, point the primary reference at the canary's version"
+    )
+
+
+class RolloutSettings(OutcomeSettings):
     """Trials of a version on live requests before its promotion."""
 
     shadow: References = Field(
@@ -36,30 +65,6 @@ class RolloutSettings(SettingsGroup):
     )
     canary_max_latency_ratio: float = Field(
         2.0, gt=1, description="stop the canary when its p95 latency exceeds the primary's by this factor"
-    )
-    canary_margin: float = Field(
-        0.02,
-        gt=0,
-        lt=1,
-        description="with outcomes, a canary step ends when its loss is proven to exceed the primary's by "
-        "less than this",
-    )
-    canary_confidence: float = Field(
-        0.95, ge=0.5, lt=1, description="confidence of proofs from outcomes over all steps of a canary"
-    )
-    canary_max_error: float | None = Field(
-        None,
-        gt=0,
-        description="absolute error of a number that counts as a loss of 1; default: three times the root "
-        "mean squared error of the primary's earlier outcomes",
-    )
-    canary_min_outcomes: int = Field(
-        0,
-        ge=0,
-        description="outcomes of each version that a canary step waits for; 0 waits only if outcomes arrive",
-    )
-    canary_promote: bool = Field(
-        False, description="after its last step, point the primary reference at the canary's version"
     )
 
     @property

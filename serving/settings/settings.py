@@ -35,7 +35,7 @@ from serving.settings.groups import (
 from serving.settings.journal import JournalSettings
 from serving.settings.parsing import parse_weighted_references
 from serving.settings.platforms import first_set
-from serving.settings.rollout import RolloutSettings
+from serving.settings.rollout import OutcomeSettings, RolloutSettings
 from serving.settings.unity_catalog import Catalog, check_reference
 from serving.settings.unknown_variables import is_link_to_port
 from serving.text import install_command
@@ -136,6 +136,7 @@ _GROUPS = (
     RuntimeSettings,
     LimitSettings,
     PromotionSettings,
+    OutcomeSettings,
     RolloutSettings,
     EvaluationSettings,
     ArtifactPolicySettings,
@@ -143,7 +144,9 @@ _GROUPS = (
     JournalSettings,
     RegistrySettings,
 )
-OPTIONS = (*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields))
+OPTIONS = tuple(
+    dict.fromkeys([*Settings.__annotations__, *(name for group in _GROUPS for name in group.model_fields)])
+)
 """The names of all settings, in the order of the help and the documentation."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from serving.approval import approvers, private_key
 from tests.support.browser import CHROMIUM
@@ -165,6 +165,14 @@ def test_promotion_in_the_ui_changes_the_live_version(
         assert callers.versions == [int(first), int(second)]
         assert model.is_well(first)
 
+        equal = model.add()
+        registry.transition(equal, "Production", archive=True)
+        model.until_live(equal)
+        page = registry.page
+        page.goto(f"{service.url}/#{NAME}/Production")
+        rules = page.get_by_role("region", name="Evidence").get_by_role("row")
+        expect(rules.last).to_contain_text("rmse <= 1.1 * championholds")
+
 
 def test_approved_version_is_live_on_its_page(
     tracking: Tracking, opened: Callable[..., Registry], tmp_path: Path
@@ -186,3 +194,6 @@ def test_approved_version_is_live_on_its_page(
         model.until_live(version)
         registry.until_tagged(version, "live", "serving.approval", '"approver":"alice"')
         assert model.is_well(version)
+        registry.page.goto(f"{service.url}/#{NAME}/Production")
+        facts = registry.page.get_by_role("region", name="Live version")
+        expect(facts).to_contain_text("Approved byalice, ")

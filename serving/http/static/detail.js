@@ -85,7 +85,8 @@ export class Detail {
       this.drawn = `${called(model)} ${series.times.at(-1)} ${marks.length}`;
       for (const chart of this.charts) chart.update(series, marks);
     }
-    const parts = [model.drift, model.quality, model.recent_quality, model.canary, model.shadow];
+    const { evaluation, drift, quality, recent_quality, canary, shadow } = model;
+    const parts = [evaluation, drift, quality, recent_quality, canary, shadow];
     show(this.observed, parts, () => observed(model));
     show(this.facts, { ...model, lately: 0, trend: 0, series: 0, history: 0 }, () => facts(model, others));
     show(this.history, history, () => periods(history));
@@ -176,11 +177,12 @@ function sentence(text) {
 // -- the live version
 
 function facts(model, others) {
-  const { comparison, batching, links } = model;
+  const { approval, comparison, batching, links } = model;
   const rows = {
     Reference: h("code", {}, model.uri),
     Version: model.version && link(links.version, model.version),
     "Live since": model.loaded_at && moment(model.loaded_at),
+    "Approved by": approval && h("span", {}, `${approval.approver}, `, moment(approval.approved_at)),
     Stage: model.stage,
     Aliases: model.aliases.join(", "),
     "Compared with the previous version":

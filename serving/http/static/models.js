@@ -13,7 +13,7 @@ const CANDIDATES = {
   waiting: {
     tone: "warn",
     word: "is waiting",
-    todo: "The service retries it. Investigate the reason if this persists.",
+    todo: "The service tries it again by itself. Resolve the reason if this persists.",
   },
   rejected: {
     tone: "bad",
@@ -30,6 +30,7 @@ const CANDIDATES = {
 export const OUTCOMES = {
   live: { tone: "good", word: "went live" },
   rejected: { tone: "bad", word: "was rejected" },
+  waiting: { tone: "warn", word: "waits" },
   reverted: { tone: "bad", word: "was reverted" },
   superseded: { tone: "idle", word: "was superseded" },
 };

@@ -1,6 +1,7 @@
-// Data of a model's features: canary, shadow, drift, and quality from feedback.
+// Data of a model's features: evidence, canary, shadow, drift, and quality from feedback.
 
 import { badge, h, number } from "./elements.js";
+import { evidence } from "./evidence.js";
 
 /** Labels of fields; other fields use their own name. */
 const NAMES = {
@@ -19,8 +20,9 @@ const NAMES = {
 const SHARES = /^(share|agreement|accuracy|differences .*)$/;
 
 /** Return one card per feature with data. */
-export function observed({ drift, quality, recent_quality: recent, canary, shadow }) {
+export function observed({ evaluation, drift, quality, recent_quality: recent, canary, shadow }) {
   return [
+    evidence(evaluation),
     figures("canary", "Canary", canary),
     figures("shadow", "Shadow", shadow),
     driftTable(drift),
