@@ -165,7 +165,7 @@ def test_promotion_in_the_ui_changes_the_live_version(
         assert callers.versions == [int(first), int(second)]
         assert model.is_well(first)
 
-        equal = model.add()
+        equal = model.add(factor=1.0)
         registry.transition(equal, "Production", archive=True)
         model.until_live(equal)
         page = registry.page
