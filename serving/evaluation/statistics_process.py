@@ -1,8 +1,8 @@
 """Runs the statistics of an evaluation in a process of the lowest priority, so that no request waits.
 
-`python -m serving.evaluation.statistics_process judge` reads facts as one line of JSON and the columns of a
-sample as an Arrow stream, and writes the decisions as JSON. With `plot` it reads the counts of a confusion
-matrix as JSON, and writes a PNG image.
+With the argument `judge`, the process reads facts as one line of JSON and the columns of a sample as an Arrow
+stream, and writes the decisions as JSON. With `plot` it reads the counts of a confusion matrix as JSON, and
+writes a PNG image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from serving.processes.environment_variables import model_environment
 
 LOWEST_PRIORITY = 19
 _MAX_SECONDS = 300.0
+# The priority is lowered before the imports, which take as long as the statistics of a few thousand rows.
+_PROGRAM = f"import os; os.nice({LOWEST_PRIORITY}); from {__name__} import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ async def _run(command: str, content: bytes) -> bytes:
         ProcessDied: it failed, or did not end in time.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, command),
+        *(sys.executable, "-c", _PROGRAM, command),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -145,10 +147,5 @@ def _plot(content: bytes) -> bytes:
 
 def main() -> None:
     """Read from standard input, and write to standard output."""
-    os.nice(LOWEST_PRIORITY)
     content = sys.stdin.buffer.read()
     sys.stdout.buffer.write({"judge": _judge, "plot": _plot}[sys.argv[1]](content))
-
-
-if __name__ == "__main__":
-    main()
