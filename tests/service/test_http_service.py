@@ -194,6 +194,7 @@ def test_readiness_describes_live_versions(
         "reason": None,
         "candidate": None,
         "comparison": None,
+        "evaluation": None,
         "canary": None,
         "shadow": None,
         "drift": None,
