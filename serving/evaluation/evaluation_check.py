@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cachetools import LRUCache
@@ -52,6 +52,7 @@ class EvaluationCheck(PromotionCheck):
         champion_slot: returns the slot whose live version is the champion for a slot.
         publish: is called with the evidence about a version.
         read_outcomes: reads recorded outcomes; None if there is no journal.
+        watch: is called with each version and the tags with which it is tried.
         repeats: whether to evaluate also versions that have served before.
     """
 
@@ -63,10 +64,12 @@ class EvaluationCheck(PromotionCheck):
         publish: Callable[[LoadedModel, Evidence], None],
         read_outcomes: ReadRecordedOutcomes | None = None,
         *,
+        watch: Callable[[Promotion, Mapping[str, str]], None] = lambda promotion, tags: None,
         repeats: bool = False,
     ) -> None:
         self._settings, self._registry, self._champion_slot = settings, registry, champion_slot
-        self._publish, self._read_outcomes, self._repeats = publish, read_outcomes, repeats
+        self._publish, self._read_outcomes = publish, read_outcomes
+        self._watch, self._repeats = watch, repeats
         self._evaluator = Evaluator(settings)
         self._plans: LRUCache[Any, Plan | None] = LRUCache(_MAX_PLANS)
         self._verdicts: LRUCache[Any, Evidence] = LRUCache(_MAX_VERDICTS)
@@ -118,6 +121,7 @@ class EvaluationCheck(PromotionCheck):
         if version.version is None or is_trial or (not self._repeats and _has_served(promotion)):
             return None
         tags = await self._registry.model_tags(version.name)
+        self._watch(promotion, tags)
         text = tags.get(RULES_TAG, "").strip()
         if not text:
             return None

@@ -8,10 +8,12 @@ from contextlib import suppress
 from cachetools import LRUCache
 from pydantic import BaseModel, Field
 
-from serving.evaluation.evaluation_check import EvaluationCheck
+from serving.evaluation.evaluation_check import RULES_TAG, EvaluationCheck
 from serving.evaluation.evidence import TAG, Evidence
 from serving.evaluation.mlflow_run import add_plot, record
-from serving.feature_interface import Core, Feature
+from serving.evaluation.rule_watch import RuleWatch
+from serving.evaluation.sources import TAG as ROWS_TAG
+from serving.feature_interface import Core, Feature, Task
 from serving.http.readiness import StatusPart, StatusSource
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
@@ -95,16 +97,19 @@ class Evaluations:
 def create(core: Core) -> list[Feature]:
     """Return the feature; it does nothing for models without the tag `serving.require`."""
     evaluations = Evaluations(core)
+    watch = RuleWatch(core.registry, (RULES_TAG, ROWS_TAG), core.followers)
     check = EvaluationCheck(
         core.settings,
         core.registry,
         evaluations.champion_slot,
         evaluations.publish,
         next(iter(core.outcome_readers), None),
+        watch=watch.record,
     )
     return [
         Feature(
             checks=[check],
+            tasks=[Task("rule watch", watch.run)],
             status=StatusSource(EvaluationFields, evaluations.status),
             aclose=evaluations.aclose,
         )

@@ -16,6 +16,7 @@ import pytest
 from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evaluator import Evaluator
 from serving.evaluation.evidence import Evidence
+from serving.evaluation.rule_watch import RuleWatch
 from serving.feature_interface import RecordedOutcomes
 from serving.models.loaded_model import LoadedModel
 from serving.processes.launcher import Launcher
@@ -61,6 +62,7 @@ class EvaluationHarness(FollowerHarness):
         def publish(loaded: LoadedModel, evidence: Evidence) -> None:
             self.published.append(evidence)
 
+        self.watch = RuleWatch(follower._registry, ("serving.require", "serving.evaluation"), [follower])
         follower._gate.checks = [
             EvaluationCheck(
                 follower._settings,  # type: ignore[arg-type]
@@ -68,6 +70,7 @@ class EvaluationHarness(FollowerHarness):
                 lambda slot: primary.slot if primary else slot,
                 publish,
                 read if outcomes else None,
+                watch=self.watch.record,
             )
         ]
         return follower
@@ -111,6 +114,23 @@ async def test_worse_version_is_rejected_without_a_process_at_the_next_attempt(
     await settle(follower)
     assert harness.tags(worse)["serving.reason"] == first
     assert len(harness.published) == 1
+
+
+async def test_rejected_version_is_tried_again_when_the_rules_change(harness: EvaluationHarness) -> None:
+    harness.tag("serving.require", "rmse <= 0.01")
+    follower = harness.evaluating()
+    version = harness.promote(factor=2.0)
+    await settle(follower)
+    assert harness.tags(version)["serving.state"] == "rejected"
+    before = follower.candidate
+    await harness.watch.tick()
+    assert follower.candidate is before  # the rules are the same
+    harness.tag("serving.require", "rmse <= 0.12")
+    await harness.watch.tick()
+    await settle(follower)
+    assert live(follower) == version
+    await harness.watch.tick()
+    assert follower.candidate is None
 
 
 async def test_tag_comes_before_the_rows_of_the_version(harness: EvaluationHarness) -> None:
