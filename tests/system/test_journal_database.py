@@ -150,7 +150,7 @@ def test_tables_of_a_later_release_are_unchanged(journal_reader: JournalReader) 
 async def process(url: str, days: int) -> AsyncIterator[asyncio.Queue[Frame]]:
     """Run the journal's process and collect its messages."""
     heard: asyncio.Queue[Frame] = asyncio.Queue()
-    opening = {"url": parse_journal_url(url), "days": days, "logged": ["json", "info"]}
+    opening = {"url": parse_journal_url(url), "days": days, "logged": ["json", "info"], "quality": 0}
     link = WriterClient(orjson.dumps(opening), heard.put_nowait)
     link.start()
     yield heard

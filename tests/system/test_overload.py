@@ -23,7 +23,7 @@ async def test_excess_requests_are_rejected_at_once(registry: str, tmp_path: Pat
     limits = {"max_queue_seconds": WAIT_SECONDS, "deadline_seconds": 60, "poll_seconds": SELDOM}
     with served(registry, tmp_path, models="models:/actor/1", **limits) as service:
         service.until_ready()
-        for size in (1, 3, 5):  # the service learns the cost of a row
+        for size in (1, 3, 5, 7):  # the service learns the cost of a row
             service.client.post("/predict/batch", json={"rows": [ROW] * size}).raise_for_status()
         await _ask_too_much(service)
         metrics = service.client.get("/metrics").text
