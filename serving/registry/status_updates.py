@@ -58,12 +58,17 @@ class StatusUpdates:
         return refusal.reason if refusal else ""
 
     def for_predecessor(self, old: Version, new: Version, held: datetime) -> StatusUpdate:
-        """Return the outcome for a version from which another takes its last reference."""
-        pending = self._pending.get(_key(old))
+        """Return the outcome for a version from which another takes its last reference.
+
+        The last published one states more, for example that the version is in the stage too: it may have been
+        skipped, because the version still had the reference.
+        """
+        pending, last = self._pending.get(_key(old)), self._published.get(_key(old))
         if pending and pending.outcome is Outcome.REVERTED:
             return pending
+        reason = last.reason if last and last.outcome is Outcome.SUPERSEDED else f"{new} went live"
         since = held.isoformat(timespec="seconds")
-        return StatusUpdate(old, Outcome.SUPERSEDED, f"{new} went live", since)
+        return StatusUpdate(old, Outcome.SUPERSEDED, reason, since)
 
     def is_reverted(self, version: Version, claim: Claim) -> bool:
         """Return whether a version is or will be tagged as reverted: the claim is written before that tag."""
