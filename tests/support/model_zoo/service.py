@@ -27,7 +27,7 @@ from tests.support.model_zoo.entries import Entry, entries
 from tests.support.model_zoo.protocols import PROTOCOLS, Protocols, Reply, Send
 from tests.support.process_ids import descendants, fork_server
 from tests.support.registry import Registry
-from tests.support.service import SELDOM, Service, served, until
+from tests.support.service import PROGRAM, SELDOM, Service, served, until
 
 CONCURRENT_REQUESTS = 32
 _MAX_SECONDS_HELD = 1.0
@@ -138,7 +138,14 @@ def begin_to_save(folder: Path, *modules: str, python: Any = sys.executable) -> 
 
 
 @contextmanager
-def zoo_of(modules: Iterable[str], folders: Path, uri: str, home: Path, **settings: Any) -> Iterator[Zoo]:
+def zoo_of(
+    modules: Iterable[str],
+    folders: Path,
+    uri: str,
+    home: Path,
+    program: Sequence[Any] = (PROGRAM,),
+    **settings: Any,
+) -> Iterator[Zoo]:
     """Serve the models that were saved in these folders; wait until all are live or rejected."""
     listed = {name: entry for module in modules for name, entry in entries(module).items()}
     references = {name: json.loads((folders / f"{name}.json").read_text()) for name in listed}
@@ -146,9 +153,8 @@ def zoo_of(modules: Iterable[str], folders: Path, uri: str, home: Path, **settin
     for name in listed:
         registry.register(name, folders / name)
     models = ",".join(f"models:/{name}/1" for name in listed)
-    with served(
-        uri, home, models=models, grpc_port=0, poll_seconds=SELDOM, **PATIENCE, **settings
-    ) as service:
+    settings |= {"models": models, "grpc_port": 0, "poll_seconds": SELDOM, **PATIENCE}
+    with served(uri, home, program, **settings) as service:
         address = service.logged(re.compile(r"serving gRPC at ([\d.:]+)"))[1]
         with grpc.insecure_channel(address) as channel:
             stub = services.GRPCInferenceServiceStub(channel)
