@@ -99,5 +99,5 @@ class SharingMonitor:
     async def _until_idle(self) -> None:
         ends = time.monotonic() + _MAX_WAIT_SECONDS
         # Polling: an event would slow down every call of the model.
-        while self._batcher.waiting and time.monotonic() < ends:  # noqa: ASYNC110
+        while self._batcher.waiting and time.monotonic() < ends:  # noqa: ASYNC110  # polls, as stated above
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)

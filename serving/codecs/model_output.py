@@ -18,7 +18,7 @@ import pyarrow as pa
 try:
     from pydantic import BaseModel
 except ImportError:  # without pydantic, no output contains one of its models
-    BaseModel = ()  # type: ignore[assignment,misc]
+    BaseModel = ()  # type: ignore[assignment,misc]  # no class matches it
 
 from serving.codecs.model_input import stream
 from serving.errors import ModelFailed

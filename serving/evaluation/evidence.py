@@ -49,7 +49,7 @@ class Evidence:
 
     @property
     def obstacles(self) -> list[RuleResult]:
-        """The rules because of which the version does not go live."""
+        """The rules that keep the version from going live."""
         allowed = {Decision.HOLDS, Decision.SKIPPED}
         if self.may_be_undecided:
             allowed.add(Decision.UNDECIDED)
@@ -62,7 +62,7 @@ class Evidence:
 
     @property
     def reason(self) -> str:
-        """The sentences of the rules because of which the version does not go live, or of all rules."""
+        """The sentences of the rules that keep the version from going live, or of all rules."""
         texts = "; ".join(result.sentence for result in self.obstacles or self.results)
         return shorten(f"{texts} ({self._basis})", _MAX_TEXT_LENGTH)
 
