@@ -12,6 +12,7 @@ class CpuBound(PythonModel):
     """Return zeros after a fixed CPU time."""
 
     # Without type hints: MLflow would derive the model's signature from them.
+    # Without type hints, from which MLflow would derive another signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Return one zero per row."""
         # The thread's own clock excludes time that other processes had the core.

@@ -11,6 +11,7 @@ class EndlessStream(PythonModel):
     """Return each `x`, or stream texts of 10 KB for as long as the client reads."""
 
     # Without type hints: MLflow would derive the model's signature from them.
+    # Without type hints, from which MLflow would derive another signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Return each `x`."""
         return model_input["x"].to_numpy(float)

@@ -34,6 +34,7 @@ class Multiplier(PythonModel):
         self.factor = context.model_config["factor"]
 
     # Without type hints: MLflow would derive the model's signature from them.
+    # Without type hints, from which MLflow would derive another signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Return each `x` times the factor."""
         if (model_input["x"] == SLOW).any():
