@@ -77,7 +77,7 @@ def swapping(uri: str, folder: Path, program: list[Any]) -> Iterator[Service]:
             registry.register(name, folder_of_all)
         registry.alias(name, "best", "1")
     models = ",".join(f"models:/{name}@best" for name in NAMES)
-    settings = {"models": models, "probation_seconds": 0, "poll_seconds": 0.05}
+    settings = {"models": models, "probation_seconds": 0, "poll_seconds": 0.3}
     service = Service(environment(uri, folder, **settings), folder, program)
     try:
         service.until_ready()
@@ -98,7 +98,7 @@ def swap(service: Service, registry: Registry, times: int) -> None:
             assert (answer["prediction"], answer["model"]["version"]) == (2.0, version)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # five hundred loads beside other tests
 def test_row_11_five_hundred_swaps_leak_nothing(registry: str, tmp_path: Path) -> None:
     with swapping(registry, tmp_path, [PROGRAM]) as service:
         swap(service, Registry(registry), WARM_UP)

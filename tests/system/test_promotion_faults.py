@@ -25,7 +25,7 @@ from tests.support.promotions import Callers, Model, Tracking, flip_bit, truncat
 from tests.support.registry import NewRegistry, Registry, save_scripted_model
 from tests.support.service import Service, served, until
 
-NAMES = [f"actor-{number}" for number in range(1, 15)]
+NAMES = [f"actor-{number}" for number in range(1, 16)]
 Asked = tuple[str, Any]
 """A route and a body to send to it."""
 PROMOTIONS = 20
