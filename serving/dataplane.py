@@ -14,7 +14,8 @@ import pyarrow as pa
 from serving.codecs.model_input import Rows
 from serving.errors import DeadlineExceeded, ModelFailed, NotLoaded, ProcessDied
 from serving.hooks import Header, InferenceEvent, RequestHook
-from serving.models.loaded_model import Cache, LoadedModel
+from serving.models.loaded_model import LoadedModel
+from serving.models.prediction_cache import PredictionCache
 from serving.models.selector import ModelSelector
 from serving.models.traffic_split import hash_bucket
 from serving.request_context import RequestContext
@@ -49,11 +50,11 @@ class Endpoint(Generic[C, T]):
         """Watch the client while the endpoint runs; None where a disconnect cancels the task."""
         return None
 
-    def from_cache(self, context: C, cache: Cache) -> T | None:
+    def from_cache(self, context: C, cache: PredictionCache) -> T | None:
         """Return the cached response to an identical request, if there is one."""
         return None
 
-    def to_cache(self, context: C, cache: Cache, output: T) -> None:
+    def to_cache(self, context: C, cache: PredictionCache, output: T) -> None:
         """Keep a response for identical requests."""
 
 

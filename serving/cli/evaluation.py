@@ -11,6 +11,7 @@ from serving.cli.console import escape, out
 from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.verdict import Decision, RuleResult
+from serving.journal.evaluation_rows import reader
 from serving.models.loaded_model import LoadedModel
 from serving.models.slot import Slot
 from serving.reference import Reference
@@ -48,7 +49,8 @@ async def evaluate_reference(
             progress(f"loading the champion, {version}")
             champion = await gate.load_and_verify(version, slot)
             slot.swap(champion, 0.0)
-        gate.checks = [EvaluationCheck(settings, registry, lambda _: slot, publish, repeats=True)]
+        outcomes = reader(settings.journal_url.get_secret_value()) if settings.journal_url else None
+        gate.checks = [EvaluationCheck(settings, registry, lambda _: slot, publish, outcomes, repeats=True)]
         return champion
 
     loaded = await check_reference(settings, reference, progress, prepare)

@@ -65,9 +65,11 @@ def _engine(url: str, *, reads: bool = False) -> Iterator[Any]:
         engine = database.connect(parse_journal_url(url), reads=reads)
     except ValueError as error:
         fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
-    file = engine.url.database or ""
-    if reads and engine.dialect.name == "sqlite" and not Path(file).is_file():  # SQLite would create it
-        fail(with_options(f"SERVING_JOURNAL_URL: there is no journal {file}"))
+    if reads:
+        try:
+            database.check_exists(engine)
+        except JournalUnavailable as error:
+            fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
     try:
         yield engine
     except JournalUnavailable as error:

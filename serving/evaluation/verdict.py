@@ -195,8 +195,13 @@ def _sentence(
     level: float,
 ) -> str:
     unit = "timed calls" if rule.quantity.metric.endswith("_ms") else "rows"
+    if not rows:
+        return f"there are no {unit} for {rule.quantity}, and so not enough evidence for {rule.text}"
     if not math.isfinite(value):
-        return f"{rows:,} {unit} are not enough evidence for {rule.text}"
+        return (
+            f"{rule.quantity} has no value on {rows:,} rows (for example, no row has the class), which is "
+            f"not enough evidence for {rule.text}"
+        )
     finite = math.isfinite(interval.low) or math.isfinite(interval.high)
     bounds = f"{level * _PERCENT:.4g} % bounds {interval.low:.4g} to {interval.high:.4g}"
     span = f" ({bounds})" if finite else ""

@@ -55,6 +55,17 @@ def connect(url: str, *, reads: bool = False) -> Engine:
     return engine
 
 
+def check_exists(engine: Engine) -> None:
+    """Check that the file of an SQLite database exists: a connection would create it.
+
+    Raises:
+        JournalUnavailable: It does not exist.
+    """
+    file = engine.url.database or ""
+    if engine.dialect.name == "sqlite" and not Path(file).is_file():
+        raise JournalUnavailable(f"there is no journal {file}")
+
+
 def _set_pragmas(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
     for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,12 +12,21 @@ import pyarrow as pa
 from sqlalchemy import Connection, select
 
 from serving.errors import JournalUnavailable
-from serving.feature_interface import RecordedOutcomes
-from serving.journal.database import connect, transaction
+from serving.feature_interface import ReadRecordedOutcomes, RecordedOutcomes
+from serving.journal.database import check_exists, connect, transaction
 from serving.journal.schema import feedback, first_id, predictions, versions
 
 MAX_ROWS = 200_000
 _PREDICTIONS_PER_QUERY = 500
+
+
+def reader(url: str) -> ReadRecordedOutcomes:
+    """Return a function that reads recorded outcomes from a database, in a thread."""
+
+    async def read_outcomes(model: str, days: int, column: str) -> RecordedOutcomes:
+        return await asyncio.to_thread(read, url, model, days, column)
+
+    return read_outcomes
 
 
 def read(url: str, model: str, days: int, column: str) -> RecordedOutcomes:
@@ -35,6 +45,7 @@ def read(url: str, model: str, days: int, column: str) -> RecordedOutcomes:
     """
     engine = connect(url, reads=True)
     try:
+        check_exists(engine)
         since = first_id(datetime.now(UTC) - timedelta(days=days))
         rows: list[dict[str, Any]] = []
         content = hashlib.sha256()

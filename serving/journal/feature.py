@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from serving.feature_interface import Core, Feature, RecordedOutcomes, Task
+from serving.feature_interface import Core, Feature, Task
 from serving.http.endpoints import feedback
 from serving.http.readiness import StatusSource
 from serving.journal import evaluation_rows
@@ -22,12 +20,7 @@ def create(core: Core) -> list[Feature]:
             )
         ]
     journal = JournalObserver(settings, core.metrics, core.registry, core.supervisor, core.outcomes)
-    url = settings.journal_url.get_secret_value()
-
-    async def read_outcomes(model: str, days: int, column: str) -> RecordedOutcomes:
-        return await asyncio.to_thread(evaluation_rows.read, url, model, days, column)
-
-    core.outcome_readers.append(read_outcomes)
+    core.outcome_readers.append(evaluation_rows.reader(settings.journal_url.get_secret_value()))
     return [
         Feature(
             hooks=[journal],

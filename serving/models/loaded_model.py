@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
-
-from cachetools import LRUCache
 
 from serving.batching.sharing_proof import Sharing
 from serving.codecs import predictions
@@ -18,7 +15,8 @@ from serving.contract.column_validator import ColumnValidator
 from serving.contract.model_files import ModelFiles
 from serving.models import input_example, verification
 from serving.models.leases import Leases
-from serving.models.model_calls import ModelCalls, Part
+from serving.models.model_calls import ModelCalls
+from serving.models.prediction_cache import PredictionCache
 from serving.models.probation import RequestCounts
 from serving.models.replay import Comparison, RecordedRequest, RequestRecorder
 from serving.models.verification import Verification
@@ -33,8 +31,6 @@ from serving.telemetry.metrics import ExitReason, Gauges, Metrics, VersionMetric
 from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.model")
-
-Cache = LRUCache[Any, tuple[bytes, Sequence[Part], Sequence[tuple[bytes, bytes]]]]
 
 
 class LoadState(Enum):
@@ -82,10 +78,8 @@ class LoadedModel(Leases):
         self.model_json = predictions.model_json(version.name, version.version)
         """The `model` member of responses."""
         self.headers = version.in_headers
-        self.cache: Cache | None = (
-            LRUCache(limits.cache_entries) if version.name in limits.cached_models else None
-        )
-        """The last responses with their parts, by request; None if the model has no cache."""
+        is_cached = version.name in limits.cached_models
+        self.cache = PredictionCache(limits.cache_entries) if is_cached else None
         self.from_disk = False
         """Whether it was loaded from the copy on disk because the registry was unavailable."""
         self.request_counts = RequestCounts()

@@ -222,6 +222,11 @@ def test_recorded_outcomes_decide(coin: Coin) -> None:
     version = coin.promote_error(WORSE)
     assert "accuracy is 0.94" in coin.until_refused(version)
     assert (coin.evidence(version)["source"], coin.evidence(version)["rows"]) == ("journal:7d", 500)
+    command = [str(PROGRAM), "check", f"models:/{coin.name}/{version}", "--evaluate"]
+    result = subprocess.run(command, env=coin.service.env, capture_output=True, text=True)
+    assert result.returncode == 1, result
+    assert "500 labelled rows from journal:7d" in result.stdout
+    assert "accuracy is 0.94" in result.stdout
 
 
 def test_missing_rows_are_named(coin: Coin) -> None:

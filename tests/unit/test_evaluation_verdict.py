@@ -134,6 +134,22 @@ def test_fault_of_the_champion_is_not_enough_evidence() -> None:
     assert "the champion cannot be evaluated" in result.sentence
 
 
+def test_rule_without_a_row_that_counts_names_the_cause() -> None:
+    chances = [pa.array([0.9, 0.8]), pa.array([0.1, 0.2])]
+    version = VersionSample(OutputKind.PROBABILITIES, chances, ["no", "yes"])
+    of = Sample(pa.array(["no", "no"]), {"region": pa.array(["north", "north"])}, version)
+    rules = "recall[yes] >= 0.9; accuracy[region=west] >= 0.9; p95_ms <= 5"
+    results = judge(parse_rules(rules), of, LEVEL)
+    assert {result.decision for result in results} == {Decision.UNDECIDED}
+    assert [result.sentence for result in results] == [
+        "recall[yes] has no value on 2 rows (for example, no row has the class), which is not enough "
+        "evidence for recall[yes] >= 0.9",
+        "there are no rows for accuracy[region=west], and so not enough evidence for "
+        "accuracy[region=west] >= 0.9",
+        "there are no timed calls for p95_ms, and so not enough evidence for p95_ms <= 5",
+    ]
+
+
 def test_factor_of_the_champion_scales_the_bound() -> None:
     random = np.random.default_rng(1)
     truth = random.normal(size=2000)

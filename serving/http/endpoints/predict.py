@@ -24,13 +24,13 @@ from serving.http.problem_details import respond
 from serving.http.request_body import read_json
 from serving.http.response_compression import MIN_COMPRESSED_BYTES, compress
 from serving.http.unsent_responses import LARGE_BYTES, reserve
-from serving.models.loaded_model import Cache, LoadedModel
+from serving.models.loaded_model import LoadedModel
+from serving.models.prediction_cache import CachedResponse, PredictionCache
 from serving.models.replay import RecordedRequest
 from serving.protocols.mlflow_scoring_output import predictions_json
 
 _DISCONNECT_CHECK_DELAY = 0.05
 """The seconds after which a request is watched, so that it is dropped if its client disconnects."""
-_MAX_CACHED_BODY_BYTES, _MAX_CACHED_RESPONSE_BYTES = 4096, 65_536
 
 
 class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
@@ -107,18 +107,17 @@ class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
 
     # -- cache
 
-    def from_cache(self, context: HttpContext, cache: Cache) -> Sequence[bytes] | None:
+    def from_cache(self, context: HttpContext, cache: PredictionCache) -> Sequence[bytes] | None:
         """Return the response of this version to an identical request."""
-        if (cached := cache.get(self._cache_key(context))) is None:
+        if (cached := cache.find(self._cache_key(context))) is None:
             return None
-        response, context.cached_parts, context.content_headers = cached
-        return [response]
+        context.cached_parts, context.content_headers = cached.parts, cached.content_headers
+        return [cached.body]
 
-    def to_cache(self, context: HttpContext, cache: Cache, output: Sequence[bytes]) -> None:
+    def to_cache(self, context: HttpContext, cache: PredictionCache, output: Sequence[bytes]) -> None:
         """Keep a small response to a small request."""
-        is_small = sum(map(len, output)) <= _MAX_CACHED_RESPONSE_BYTES
-        if len(context.body) <= _MAX_CACHED_BODY_BYTES and is_small:
-            cache[self._cache_key(context)] = b"".join(output), context.parts, context.content_headers
+        response = CachedResponse(b"".join(output), context.parts, context.content_headers)
+        cache.add(self._cache_key(context), len(context.body), response)
 
     def _cache_key(self, context: HttpContext) -> tuple[Any, ...]:
         return type(self), context.scope["query_string"], context.body, context.media_type

@@ -16,7 +16,8 @@ from serving.errors import DeadlineExceeded, NotStreaming
 from serving.http.endpoints.predict import PredictEndpoint, parse_row
 from serving.http.http_context import HttpContext
 from serving.http.problem_details import respond
-from serving.models.loaded_model import Cache, LoadedModel
+from serving.models.loaded_model import LoadedModel
+from serving.models.prediction_cache import PredictionCache
 
 
 class ServerSentEvents(Response):
@@ -59,10 +60,10 @@ class PredictStreamEndpoint(PredictEndpoint):
         except TimeoutError:
             raise DeadlineExceeded(f"The stream did not end within {seconds:g} s.", hung=False) from None
 
-    def from_cache(self, context: HttpContext, cache: Cache) -> None:
+    def from_cache(self, context: HttpContext, cache: PredictionCache) -> None:
         """Return None: streams are not cached."""
 
-    def to_cache(self, context: HttpContext, cache: Cache, output: Sequence[bytes]) -> None:
+    def to_cache(self, context: HttpContext, cache: PredictionCache, output: Sequence[bytes]) -> None:
         """Keep nothing."""
 
     async def _stream(self, context: HttpContext, model: LoadedModel) -> Sequence[bytes]:
