@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ class Access:
     """Serve the route on `SERVING_ADMIN_PORT` alone, if that is set."""
     is_probe: bool = False
     """Accept any host name, since supervisors use addresses."""
+    needs_media_type: bool = True
+    """Reject a body without `Content-Type`."""
 
     def check(self, key: ApiKey) -> None:
         """Check that a valid key gives access.
@@ -52,9 +54,11 @@ class Access:
 
 UNDECLARED = Access()
 PREDICT = Access(Scope.PREDICT, Concern.MODELS_OF_KEY, for_operators=False)
+PREDICT_UNTYPED = replace(PREDICT, needs_media_type=False)
+"""TensorFlow Serving ignores the media type, so its clients may omit it."""
 GENERAL = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
 """Any key is enough, regardless of its models."""
-NO_ROUTE = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False)
+NO_ROUTE = Access(Scope.PREDICT, Concern.NO_MODEL, for_operators=False, needs_media_type=False)
 """A path without a route: any key is enough for the 404."""
 PROBE = Access(None, Concern.NO_MODEL, for_operators=False, is_probe=True)
 SIGNED = Access(None, Concern.NO_MODEL, for_operators=False)

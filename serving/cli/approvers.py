@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli.console import err, escape, fail, out, succeed
-from serving.cli.options import configure_logging, warn_of_unknown_variables, with_options
+from serving.cli.options import configure_logging, with_options
 from serving.errors import ApproversFileError
 from serving.settings.settings import Settings
 
@@ -133,7 +133,6 @@ def approve(
     from serving.reference import Reference
 
     configure_logging(settings, "error")
-    warn_of_unknown_variables()
     name, private = _load_private_key(key)
     name = approver or name
     if not (name and approvers.is_name(name)):

@@ -46,7 +46,7 @@ def fail(*lines: str) -> NoReturn:
 
 
 class _ClosablePipe(io.FileIO):
-    """Standard output, whose reader may stop reading, as `head` does."""
+    """Standard output or standard error, whose reader may stop reading, as `head` does."""
 
     def write(self, data: Any) -> int:
         """Write data; discard it if nothing reads it any more."""
@@ -57,8 +57,11 @@ class _ClosablePipe(io.FileIO):
 
 
 def ignore_closed_pipe() -> None:
-    """Let commands go on when standard output is closed, because their exit status is a result too."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        pipe = io.BufferedWriter(_ClosablePipe(sys.stdout.fileno(), "wb", closefd=False))
-        encoding, errors = sys.stdout.encoding, sys.stdout.errors
-        sys.stdout = io.TextIOWrapper(pipe, encoding, errors, line_buffering=sys.stdout.line_buffering)
+    """Let commands go on when their output is closed, because their exit status is a result too."""
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            pipe = io.BufferedWriter(_ClosablePipe(stream.fileno(), "wb", closefd=False))
+            is_by_line = stream.line_buffering
+            setattr(
+                sys, name, io.TextIOWrapper(pipe, stream.encoding, stream.errors, line_buffering=is_by_line)
+            )

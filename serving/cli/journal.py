@@ -53,8 +53,12 @@ def upgrade(url: Url) -> None:
     from serving.journal import database
 
     with _engine(url) as engine:
+        is_new = not database.exists(engine)
         database.upgrade(engine)
-    succeed("upgraded the tables of the journal to this release")
+    if is_new:
+        succeed(f"created a new journal in {engine.url.database}")
+    else:
+        succeed("upgraded the tables of the journal to this release")
 
 
 @contextmanager

@@ -45,6 +45,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(keys.app, name="keys")
 app.add_typer(approvers.app, name="approvers")
 app.add_typer(journal.app, name="journal")
+_SERVICES = ("run", "serve")
+"""The commands that run a service, which logs warnings."""
 _UNIX = "unix:"
 """Precedes the path of a Unix socket in place of a URL."""
 
@@ -57,11 +59,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Serve the models that are promoted in an MLflow registry."""
+    if context.invoked_subcommand not in _SERVICES:
+        warn_of_unknown_variables()
 
 
 def main() -> None:
@@ -142,7 +147,6 @@ def check(
     from serving.reference import Reference
 
     configure_logging(settings, "error")
-    warn_of_unknown_variables()
     try:
         parsed = Reference.parse(reference)
         with err.status(f"{escape(reference)}: …") as status:
@@ -257,7 +261,6 @@ def webhook(
     from serving.errors import RegistryError
     from serving.registry.client import RegistryClient
 
-    warn_of_unknown_variables()
     if settings.webhook_secret is None:
         fail(with_options("SERVING_WEBHOOK_SECRET: set it to the same value here and for the service"))
     registry = RegistryClient(settings)

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving import errors
 from serving.auth import host_and_origin
-from serving.auth.access_rules import NO_ROUTE, Access, allowed_methods, required
+from serving.auth.access_rules import Access, allowed_methods, required
 from serving.auth.authenticator import Authenticator
 from serving.dataplane import DataPlane
 from serving.error_statuses import Status, failure_of
@@ -98,7 +98,7 @@ class ServingApp(FastAPI):
             raise errors.BadHost("This service does not have that host name.")
         if host_and_origin.is_cross_site(context.method, headers, self.origins):
             raise errors.CrossSite("Pages of other origins may not send this request.")
-        if access is not NO_ROUTE and host_and_origin.lacks_media_type(context.method, headers):
+        if access.needs_media_type and host_and_origin.lacks_media_type(context.method, headers):
             raise errors.UnsupportedMedia("Send the header Content-Type with a body.")
         if self.admin_port:
             context.is_admin_port = self.admin_port == _port(context.scope)

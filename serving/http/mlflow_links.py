@@ -30,25 +30,28 @@ class MlflowUi:
 
     registry: str | None
     tracking: str | None
+    workspace: str | None = None
 
     @classmethod
     def of(cls, settings: RegistrySettings) -> MlflowUi:
         """Return the UI from `SERVING_MLFLOW_UI_URL`, or from MLflow's own URIs if they are http(s)."""
         ui, tracking = settings.mlflow_ui_url, settings.tracking_uri
-        return cls(base_url(ui or settings.registry_uri or tracking), base_url(ui or tracking))
+        registry = base_url(ui or settings.registry_uri or tracking)
+        return cls(registry, base_url(ui or tracking), settings.workspace)
 
     def links(self, version: Version) -> MlflowLinks:
         """Return the links of a version."""
         links = MlflowLinks()
+        # Without it, the UI shows the workspace that its user opened last.
+        query = f"?workspace={quote(self.workspace, safe='')}" if self.workspace else ""
         if self.registry and version.version:
-            links.version = (
-                f"{self.registry}/#/models/{quote(version.name, safe='')}/versions/{version.version}"
-            )
+            name = quote(version.name, safe="")
+            links.version = f"{self.registry}/#/models/{name}/versions/{version.version}{query}"
         if self.tracking and version.run_id:
-            links.run = f"{self.tracking}/#/runs/{quote(version.run_id, safe='')}"
+            links.run = f"{self.tracking}/#/runs/{quote(version.run_id, safe='')}{query}"
         artifacts = _ARTIFACTS.search(version.location)
         if self.tracking and artifacts and artifacts[2] == version.model_id:
-            links.logged_model = f"{self.tracking}/#/experiments/{artifacts[1]}/models/{artifacts[2]}"
+            links.logged_model = f"{self.tracking}/#/experiments/{artifacts[1]}/models/{artifacts[2]}{query}"
         return links
 
 

@@ -55,15 +55,19 @@ def connect(url: str, *, reads: bool = False) -> Engine:
     return engine
 
 
+def exists(engine: Engine) -> bool:
+    """Return whether the file of an SQLite database exists; others exist as far as is known."""
+    return engine.dialect.name != "sqlite" or Path(engine.url.database or "").is_file()
+
+
 def check_exists(engine: Engine) -> None:
     """Check that the file of an SQLite database exists: a connection would create it.
 
     Raises:
         JournalUnavailable: It does not exist.
     """
-    file = engine.url.database or ""
-    if engine.dialect.name == "sqlite" and not Path(file).is_file():
-        raise JournalUnavailable(f"there is no journal {file}")
+    if not exists(engine):
+        raise JournalUnavailable(f"there is no journal {engine.url.database}")
 
 
 def _set_pragmas(connection: Any, _: Any) -> None:

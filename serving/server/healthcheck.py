@@ -22,8 +22,15 @@ _TIMEOUT_SECONDS = 2.0
 
 def is_alive(environment: Mapping[str, str]) -> bool:
     """Check whether a service with these settings responds on this machine; do not verify its certificate."""
+    variable = platforms.first_set(platforms.PORT_VARIABLES, environment)
+    # The command `serving serve` listens on SageMaker's port without a variable.
+    ports = [environment[variable]] if variable else [platforms.DEFAULT_PORT, platforms.SAGEMAKER_PORT]
+    return any(_responds(environment, int(port)) for port in ports)
+
+
+def _responds(environment: Mapping[str, str], port: int) -> bool:
     try:
-        with closing(_connection(environment)) as connection:
+        with closing(_connection(environment, port)) as connection:
             connection.request("GET", "/livez")
             with connection.getresponse() as response:
                 return response.status == 200
@@ -31,11 +38,9 @@ def is_alive(environment: Mapping[str, str]) -> bool:
         return False
 
 
-def _connection(environment: Mapping[str, str]) -> HTTPConnection:
+def _connection(environment: Mapping[str, str], port: int) -> HTTPConnection:
     # A connection to 0.0.0.0 or :: reaches this machine.
     host = (environment.get("SERVING_HOST") or "127.0.0.1").strip("[]")
-    variable = platforms.first_set(platforms.PORT_VARIABLES, environment)
-    port = int(environment[variable]) if variable else platforms.DEFAULT_PORT
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
     if path := environment.get("SERVING_UDS"):
         opened = socket.socket(socket.AF_UNIX)

@@ -106,6 +106,14 @@ def test_missing_journal_is_reported_and_not_created(env: dict[str, str], tmp_pa
     assert not file.exists()
 
 
+def test_upgrade_reports_a_new_journal(env: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    reports = [f"created a new journal in {file}", "upgraded the tables of the journal to this release"]
+    for report in reports:
+        _, _, errors = serving(env, "journal", "upgrade", "--journal-url", f"sqlite:///{file}")
+        assert errors == f"✓ {report}\n"
+
+
 def test_arguments_are_completed(env: dict[str, str]) -> None:
     def completed(words: str) -> list[str]:
         variables = {"_SERVING_COMPLETE": "complete_bash", "COMP_WORDS": words}
@@ -125,6 +133,8 @@ def test_closed_pipe_changes_no_exit_status(env: dict[str, str], tmp_path: Path)
         command = [sys.executable, "-m", "serving", *arguments]
         done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         assert (done.returncode, "Error" in done.stderr) == (0, False)
+    command = [sys.executable, "-m", "serving", "keys", "list", "--file", "missing.json"]
+    assert subprocess.run(command, env=env, stderr=write, cwd=tmp_path, check=False).returncode == 2
     os.close(write)
 
 
@@ -168,10 +178,11 @@ def test_unknown_variables_are_warned_of(env: dict[str, str]) -> None:
     env |= {"SERVING_PROT": "1", "SERVING_ADMIN_PORT": address, "SERVING_SERVICE_HOST": "10.0.0.1"}
     link = f"SERVING_ADMIN_PORT: ignored {address}, which Kubernetes sets for a Service named serving-admin"
     misspelt = "SERVING_PROT: there is no such setting; did you mean SERVING_PORT?"
-    _, _, errors = serving(env, "check", "iris")
-    assert [line[:2] for line in errors.splitlines()] == ["! ", "! ", "✗ "]
-    assert link in errors
-    assert misspelt in errors
+    for arguments in (["check", "iris"], ["status", "nowhere"], ["keys", "list"]):
+        _, _, errors = serving(env, *arguments)
+        assert [line[:2] for line in errors.splitlines()] == ["! ", "! ", "✗ "], arguments
+        assert link in errors
+        assert misspelt in errors
     env |= {"SERVING_TLS_CERT": "missing.pem", "SERVING_TLS_KEY": "missing.pem"}
     status, _, errors = serving(env, "run", "--log-format", "json")
     first, second, _ = errors.splitlines()

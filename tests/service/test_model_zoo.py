@@ -14,7 +14,7 @@ from tests.support.registry import NewRegistry, quiet
 from tests.support.service import FOR_SKLEARN
 
 # The first test waits until all models are saved, and live.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 with quiet():
     NAMES = [name for module in ENTRY_MODULES for name in entries(module)]

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from serving.server.healthcheck import is_alive
+from serving.settings import platforms
 from tests.support.faulty_proxy import free_port
 from tests.support.registry import NewRegistry, Registry
 from tests.support.sample_models import HOUSES, IRIS
@@ -183,6 +184,16 @@ def test_numbers_outside_json_are_rejected(service: Service, number: str) -> Non
         "/v1/models/classifier:predict", content=body, headers={"Content-Type": "application/json"}
     )
     assert response.status_code == 400, response.text
+
+
+def test_body_without_media_type_is_read_as_json(service: Service) -> None:
+    """Send what `requests.post(url, data=text)` sends."""
+    body = json.dumps({"instances": ["a"]})
+    response = service.client.post("/v1/models/texts:predict", content=body)
+    assert "content-type" not in response.request.headers
+    assert response.json() == {"predictions": ["A"]}
+    forged = service.client.post("/v1/models/texts:predict", content=body, headers={"Origin": "http://evil"})
+    assert forged.status_code == 403
 
 
 def test_form_of_curl_is_read_as_json(service: Service) -> None:
@@ -400,10 +411,15 @@ def test_vertex_ai_container(registered: Registry, tmp_path: Path) -> None:
         assert not is_alive({"PORT": "1"})
 
 
-def test_sagemaker_container(registered: Registry, tmp_path: Path) -> None:
+def test_sagemaker_container(registered: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = str(free_port())
     with container(registered, tmp_path, f"exec {PROGRAM} serve", SAGEMAKER_BIND_TO_PORT=port) as service:
         assert service.url == f"http://0.0.0.0:{port}"
         assert service.client.get("/ping").status_code == 200
         response = invoke(service, "model", b'{"x": 2}\n{"x": 3}', "application/jsonlines")
         assert response.json() == {"predictions": [4.0, 6.0]}
+        # Without a variable the health check tries the default port, then SageMaker's.
+        monkeypatch.setattr(platforms, "DEFAULT_PORT", free_port())
+        assert not is_alive({})
+        monkeypatch.setattr(platforms, "SAGEMAKER_PORT", int(port))
+        assert is_alive({})

@@ -71,6 +71,15 @@ def test_links_name_the_pages_of_version_run_and_logged_model() -> None:
     )
 
 
+def test_links_open_the_workspace_of_the_service() -> None:
+    ui = MlflowUi.of(Settings(tracking_uri="http://one", workspace="team a"))
+    assert ui.links(VERSION) == MlflowLinks(
+        version="http://one/#/models/ab%2Fc/versions/3?workspace=team%20a",
+        run="http://one/#/runs/abc?workspace=team%20a",
+        logged_model=f"http://one/#/experiments/7/models/{MODEL}?workspace=team%20a",
+    )
+
+
 @pytest.mark.parametrize(
     "location",
     [f"file:///mlruns/iris/models/{MODEL}/artifacts", "mlflow-artifacts:/7/models/m-other/artifacts"],

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from serving.auth.access_rules import PREDICT, requires
+from serving.auth.access_rules import PREDICT, PREDICT_UNTYPED, requires
 from serving.errors import UnsupportedMedia
 from serving.http.endpoints.open_inference import respond
 from serving.http.endpoints.predict import PredictEndpoint
@@ -33,6 +33,7 @@ class TfPredictEndpoint(PredictEndpoint):
     protocol = "tf_serving"
 
     respond = staticmethod(respond)
+    access = PREDICT_UNTYPED
 
     async def _read(self, context: HttpContext) -> bytes:
         limits = self._limits

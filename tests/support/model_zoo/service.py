@@ -130,6 +130,9 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+_MAX_START_SECONDS = 300
+
+
 def begin_to_save(folder: Path, *modules: str, python: Any = sys.executable) -> subprocess.Popen[bytes]:
     """Begin to save the models of these modules, and what MLflow returns for their requests."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -159,8 +162,9 @@ def zoo_of(
         with grpc.insecure_channel(address) as channel:
             stub = services.GRPCInferenceServiceStub(channel)
             zoo = Zoo(listed, references, service, Protocols(service.client, stub))
+            # Many models load at once: frequent polls would slow them down.
             for name in listed:
-                until(partial(_is_settled, zoo, name))
+                until(partial(_is_settled, zoo, name), pause=0.5, max_seconds=_MAX_START_SECONDS)
             yield zoo
 
 
