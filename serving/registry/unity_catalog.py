@@ -7,6 +7,7 @@ client of open-source Unity Catalog has no tags at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ _RENAMED = {
     for name in ("serving.canary.state", "serving.shadow.stats", "serving.allow_breaking")
 }
 """Tags whose names with dots do not follow from the names without."""
+_FILE_OF_VERSION = re.compile(r"models:/+([^/]+/\d+)/(.+)", re.ASCII)
 _REJECTED = "INVALID_PARAMETER_VALUE"
 _MAX_TAG_VALUE_LENGTH = 1000
 _MAX_VERSIONS_WITH_TAGS = 50
@@ -45,6 +47,12 @@ def relevant(entities: Sequence[Any], numbers: Sequence[str | None]) -> list[Any
 def model_uri(version: Version) -> str:
     """Return the URI by which MLflow finds the artifacts of a version."""
     return f"models:/{version.name}/{version.version}"
+
+
+def split_file_uri(uri: str) -> tuple[str, str] | None:
+    """Return the URI of the version that contains a file, and the path of the file; None for other URIs."""
+    match = _FILE_OF_VERSION.fullmatch(uri)
+    return (f"models:/{match[1]}", match[2]) if match else None
 
 
 def dotted_tags(tags: Mapping[str, str]) -> dict[str, str]:
