@@ -56,6 +56,7 @@ class RegistryClient:
         failures: the number of polls that failed.
         last_latency: the duration of the last poll in seconds.
         has_tags: whether tags of versions can be written in this registry.
+        max_tag_length: the maximum length of a tag's value.
         contested: by model, the references that several versions carried in `serving.live`, when all of them
             were read last.
     """
@@ -64,6 +65,7 @@ class RegistryClient:
         self._settings, self._catalog = settings, settings.catalog
         self.has_tags = unity_catalog.has_tags(settings.catalog)
         self._tag_names = unity_catalog.TagNames(settings.catalog)
+        self.max_tag_length = self._tag_names.max_length
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
         self._downloads = Downloads(settings)
         self._is_ready, self._is_closed = False, False

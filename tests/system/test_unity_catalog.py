@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from serving.errors import RegistryRejected
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
@@ -287,6 +288,29 @@ async def downloaded(client: RegistryClient, version: Version, folder: Path) -> 
     """Download a version, and return its files by their relative paths."""
     path = await client.download(version, folder, lambda _: None)
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.anyio
+async def test_tag_that_is_too_long_is_not_cut(
+    catalog: CatalogServer, registry_client: RegistryClient
+) -> None:
+    number = catalog.add("main.sales.client")
+    version, _ = await registry_client.resolve(Reference.parse(f"models:/main.sales.client/{number}"))
+    with pytest.raises(RegistryRejected, match="serving.approval cannot be written: it has 1001 characters"):
+        await registry_client.write_tags(version, lambda _: {"serving.approval": "1" * 1001})
+    tag_writer = TagWriter(registry_client)
+    tag_writer.set_tags(version, "evidence", lambda _: {"serving.evaluation": "1" * 1001})
+    for index in range(16):
+        tag_writer.live(f"models:/main.sales.client@reference_number_{index}", version, "")
+    await tag_writer.flush()
+    tags = (await registry_client.resolve(Reference.parse(f"models:/main.sales.client/{number}")))[0].tags
+    assert len(json.loads(tags["serving.live"])) > 10
+    assert not {"serving.approval", "serving.evaluation"} & {*tags}
+    other = catalog.add("main.sales.others")
+    reference = Reference.parse(f"models:/main.sales.others/{other}")
+    tag_writer.live(str(reference), (await registry_client.resolve(reference))[0], "")
+    await tag_writer.flush()
+    assert (await registry_client.resolve(reference))[0].tags["serving.state"] == "live"
 
 
 # -- references that Unity Catalog does not have
