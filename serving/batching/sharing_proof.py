@@ -60,8 +60,9 @@ class Sharing:
         return {"shared": self.allowed, "basis": self.basis.value, "reason": self.reason}
 
     def tag(self) -> str:
-        """Return the text of the version's tag, with a reason of bounded length."""
-        facts = self.as_json() | {"reason": shorten(self.reason, _MAX_REASON_LENGTH)}
+        """Return the text of the version's tag, with a printable reason of bounded length."""
+        reason = "".join(char if char.isprintable() else " " for char in self.reason)
+        facts = self.as_json() | {"reason": shorten(reason, _MAX_REASON_LENGTH)}
         return json.dumps(facts, ensure_ascii=False)
 
 
