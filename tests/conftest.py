@@ -113,6 +113,24 @@ def tracking(new_registry: Callable[[Path], str], tmp_path_factory: pytest.TempP
         yield server
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Start an S3 server with one bucket; yield the URI of the bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
+    yield "s3://models"
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def sample_model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save models with every kind of signature."""

@@ -7,6 +7,7 @@ request by request. The first difference ends sharing.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -57,6 +58,12 @@ class Sharing:
     def as_json(self) -> dict[str, Any]:
         """Return the decision in the form of `/ready` and of the version's tag."""
         return {"shared": self.allowed, "basis": self.basis.value, "reason": self.reason}
+
+    def tag(self) -> str:
+        """Return the text of the version's tag, with a printable reason of bounded length."""
+        reason = "".join(char if char.isprintable() else " " for char in self.reason)
+        facts = self.as_json() | {"reason": shorten(reason, _MAX_REASON_LENGTH)}
+        return json.dumps(facts, ensure_ascii=False)
 
 
 TAG = "serving.batching"

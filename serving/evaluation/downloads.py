@@ -7,18 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from serving.errors import RegistryUnavailable
 from serving.evaluation.sources import FileSource, LabelledRows, read_file, sha256
-from serving.promotion_errors import DigestMismatch, UntrustedArtifact
-from serving.registry import blocking_calls
-from serving.registry.artifact_policy import is_within, local_folder, without_query
+from serving.promotion_errors import DigestMismatch, PromotionWaits, UntrustedArtifact
+from serving.registry.artifact_policy import is_within, without_query
 from serving.registry.client import RegistryClient
-from serving.registry.mlflow_client import with_driver
 from serving.registry.mlflow_entities import underlying
-from serving.registry.mlflow_errors import map_exceptions
 from serving.settings.settings import Settings
+from serving.text import shorten
 
-_THREAD = "labelled rows"
+_MAX_URI_LENGTH = 300
 
 
 async def download(source: FileSource, registry: RegistryClient, settings: Settings) -> LabelledRows:
@@ -30,18 +27,15 @@ async def download(source: FileSource, registry: RegistryClient, settings: Setti
         PromotionWaits: it cannot be read.
         RegistryError: it cannot be downloaded.
     """
-    subject = f"the labelled rows ({without_query(source.uri)[:300]})"
+    subject = f"the labelled rows ({shorten(without_query(source.uri), _MAX_URI_LENGTH)})"
     location = await registry.use_client(subject, lambda client: locate(client, source.uri))
     allowed = settings.allowed_sources
     if allowed and not any(is_within(location, root) for root in allowed):
         raise UntrustedArtifact(f"{subject} are not below any of SERVING_ALLOWED_SOURCES")
     with tempfile.TemporaryDirectory() as folder:
-        call = blocking_calls.start(_download, subject, location, folder, settings, name=_THREAD)
-        try:
-            async with asyncio.timeout(settings.download_seconds):
-                path = await call
-        except TimeoutError:
-            raise RegistryUnavailable(f"{subject}: the download took too long") from None
+        path = await registry.download_file(subject, source.uri, location, Path(folder, "rows"))
+        if not path.is_file():
+            raise PromotionWaits(f"{subject} are a folder: name a file", retry=True)
         digest = await asyncio.to_thread(sha256, path)
         if digest != source.sha256:
             raise DigestMismatch(
@@ -62,13 +56,3 @@ def locate(client: Any, uri: str) -> str:
     number, _, inside = inside.partition("/")
     folder = underlying(client, str(client.get_model_version_download_uri(name, number)))
     return f"{folder.rstrip('/')}/{inside}"
-
-
-def _download(subject: str, location: str, folder: str, settings: Settings) -> Path:
-    with map_exceptions(subject, may_be_missing=False):
-        if path := local_folder(location):
-            return path.resolve(strict=True)
-        from mlflow.artifacts import download_artifacts
-
-        uri = with_driver(settings.tracking_uri)
-        return Path(download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=uri))

@@ -12,9 +12,7 @@ from serving.evaluation.verdict import Decision, RuleResult
 from serving.text import shorten
 
 TAG = "serving.evaluation"
-_MAX_TAG_LENGTH = 5000
-"""Servers before MLflow 3 reject longer tags."""
-_MAX_TEXT_LENGTH = 2000
+_MAX_TEXT_LENGTH, _MAX_SOURCE_LENGTH = 2000, 200
 _DIGITS = 6
 
 
@@ -96,10 +94,10 @@ class Evidence:
             "rules": [rule_facts(result) for result in self.results],
         }
 
-    def tag(self, run_id: str | None = None) -> str:
+    def tag(self, max_length: int, run_id: str | None = None) -> str:
         """Return the text of the tag; if it is too long, the last rules are missing and counted."""
-        facts = self.facts(run_id)
-        while len(text := json.dumps(facts)) > _MAX_TAG_LENGTH and facts["rules"]:
+        facts = self.facts(run_id) | {"source": shorten(self.source, _MAX_SOURCE_LENGTH)}
+        while len(text := json.dumps(facts)) > max_length and facts["rules"]:
             facts["rules"].pop()
             facts["rules_left_out"] = facts.get("rules_left_out", 0) + 1
         return text

@@ -78,7 +78,8 @@ class Evaluations:
             await add_plot(self._core.registry, version, evidence, run_id)
 
     def _tag(self, version: Version, evidence: Evidence, run_id: str | None) -> None:
-        self._core.tag_writer.set_tags(version, TAG, lambda tags: {TAG: evidence.tag(run_id)})
+        max_length = self._core.registry.max_tag_length
+        self._core.tag_writer.set_tags(version, TAG, lambda tags: {TAG: evidence.tag(max_length, run_id)})
 
     def status(self, slot: Slot, public: bool) -> StatusPart:
         """Return the evaluation of the live version; its values are not public."""

@@ -12,6 +12,7 @@ from serving.errors import RegistryError
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.statistics_process import plot
 from serving.registry.client import RegistryClient
+from serving.text import shorten
 from serving.version import Version
 
 log = logging.getLogger("serving.evaluation")
@@ -65,7 +66,7 @@ def _log(client: Any, version: Version, evidence: Evidence) -> str:
     client.log_batch(
         run_id,
         [Metric(name, value, at, 0) for name, value in metrics.items()],
-        [Param(name, value[:_MAX_PARAM_LENGTH]) for name, value in params.items()],
+        [Param(name, shorten(value, _MAX_PARAM_LENGTH)) for name, value in params.items()],
     )
     client.log_dict(run_id, _facts(evidence), "evaluation.json")
     client.set_terminated(run_id)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet, types
 
 from serving.promotion_errors import PromotionWaits
+from serving.text import shorten
 from serving.version import Artifacts
 
 TAG = "serving.evaluation"
@@ -26,6 +27,7 @@ OWN_FILES = ("extra_files/serving_evaluation.parquet", "serving_evaluation.parqu
 """Files among the artifacts of a version that may hold its labelled rows."""
 MAX_ROWS = 1_000_000
 MAX_FILE_BYTES = 2**30
+_MAX_REASON_LENGTH = 300
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _JOURNAL = re.compile(r"journal:([1-9]\d{0,3})d", re.ASCII)
 _FORMS = "write URI#sha256=HEX, where the URI names a Parquet or CSV file, or journal:7d"
@@ -109,7 +111,7 @@ async def read_file(path: Path, source: str, digest: str, target: str = TARGET) 
     try:
         return await asyncio.to_thread(_read, path, source, digest, target)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = shorten(" ".join(str(error).split()), _MAX_REASON_LENGTH)
         raise PromotionWaits(f"its labelled rows ({source}) cannot be read: {reason}", retry=True) from error
 
 

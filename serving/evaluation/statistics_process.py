@@ -22,9 +22,11 @@ from serving.errors import ProcessDied
 from serving.evaluation.samples import Sample, encode
 from serving.evaluation.verdict import Decision, RuleResult
 from serving.processes.environment_variables import model_environment
+from serving.text import shorten
 
 LOWEST_PRIORITY = 19
 _MAX_SECONDS = 300.0
+_MAX_REASON_LENGTH = 500
 # The priority is lowered before the imports, which take as long as the statistics of a few thousand rows.
 _PROGRAM = f"import os; os.nice({LOWEST_PRIORITY}); from {__name__} import main; main()"
 
@@ -96,7 +98,9 @@ async def _run(command: str, content: bytes) -> bytes:
             process.kill()
     if process.returncode:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ProcessDied(f"the process of the evaluation's statistics failed: {last[:500]}")
+        raise ProcessDied(
+            f"the process of the evaluation's statistics failed: {shorten(last, _MAX_REASON_LENGTH)}"
+        )
     return output
 
 

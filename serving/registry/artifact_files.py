@@ -19,7 +19,7 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The disk usage of a folder; it changes whenever something is written into it."""
+    """The number of files and folders in a folder, the size of the files in bytes, and their blocks."""
 
     entries: int = 0
     size: int = 0
@@ -27,8 +27,13 @@ class Usage:
 
     def plus(self, entry: os.stat_result) -> Usage:
         """Return the usage with one more file or folder."""
-        size = entry.st_size if stat.S_ISREG(entry.st_mode) else 0
-        return Usage(self.entries + 1, self.size + size, self.blocks + entry.st_blocks)
+        if not stat.S_ISREG(entry.st_mode):
+            return Usage(self.entries + 1, self.size, self.blocks)
+        return Usage(self.entries + 1, self.size + entry.st_size, self.blocks + entry.st_blocks)
+
+    def has_more_data(self, before: Usage) -> bool:
+        """Return whether the files have grown; a file that is created in its final size grows by blocks."""
+        return self.size > before.size or self.blocks > before.blocks
 
 
 def check_files(folder: Path, max_bytes: int | None = None) -> Usage:

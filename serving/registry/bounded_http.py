@@ -12,6 +12,8 @@ import time
 from typing import Any
 
 MAX_RESPONSE_BYTES = 16 * 2**20
+MAX_PART_BYTES = 2**30
+"""The same limit in threads that download files: clients of buckets read each part of a file whole."""
 MAX_RESPONSE_SECONDS = 10.0
 REGISTRY_TIMEOUT_SECONDS = 3.0
 """Limit for a connection and for each read of a registry call, unless MLflow's own variable sets another."""
@@ -20,17 +22,23 @@ _CHUNK = 2**16
 
 
 class _ThreadLimits(threading.local):
-    """The limits of the present thread: seconds to connect and to read; None: those of the caller."""
+    """The limits of the present thread.
+
+    Attributes:
+        timeout: seconds to connect and to read; None: those of the caller.
+        max_bytes: maximum size of a response.
+    """
 
     timeout: tuple[float, float] | None = None
+    max_bytes = MAX_RESPONSE_BYTES
 
 
 _limits = _ThreadLimits()
 
 
-def set_timeout(connect_seconds: float, read_seconds: float) -> None:
-    """Set the timeouts of HTTP calls in the present thread; they outrank those that MLflow passes."""
-    _limits.timeout = connect_seconds, read_seconds
+def set_timeout(connect_seconds: float, read_seconds: float, max_bytes: int = MAX_RESPONSE_BYTES) -> None:
+    """Set the limits of HTTP calls in the present thread; they outrank those that MLflow passes."""
+    _limits.timeout, _limits.max_bytes = (connect_seconds, read_seconds), max_bytes
 
 
 def install(thread_name: str) -> None:
@@ -71,8 +79,8 @@ def _read(response: Any, max_seconds: float | None) -> bytes:
     content = bytearray()
     while chunk := response.raw.read1(_CHUNK, decode_content=True):
         content += chunk
-        if len(content) > MAX_RESPONSE_BYTES:
-            raise RequestException(f"the response is larger than {MAX_RESPONSE_BYTES} bytes")
+        if len(content) > _limits.max_bytes:
+            raise RequestException(f"the response is larger than {_limits.max_bytes} bytes")
         if max_seconds is not None and time.monotonic() - started > max_seconds:
             raise RequestException(f"the response is not complete after {max_seconds:g} s")
     return bytes(content)

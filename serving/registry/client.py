@@ -18,7 +18,6 @@ from typing import Any, TypeAlias, TypeVar
 from serving.errors import ReferenceNotFound, RegistryUnavailable
 from serving.reference import Reference, ReferenceKind
 from serving.registry import (
-    artifact_files,
     blocking_calls,
     mlflow_client,
     mlflow_entities,
@@ -26,7 +25,6 @@ from serving.registry import (
     version_search,
     webhooks,
 )
-from serving.registry.artifact_policy import local_folder
 from serving.registry.download_limits import Downloads
 from serving.registry.live_tag import contested
 from serving.registry.mlflow_errors import map_exceptions
@@ -58,6 +56,7 @@ class RegistryClient:
         failures: the number of polls that failed.
         last_latency: the duration of the last poll in seconds.
         has_tags: whether tags of versions can be written in this registry.
+        max_tag_length: the maximum length of a tag's value.
         contested: by model, the references that several versions carried in `serving.live`, when all of them
             were read last.
     """
@@ -66,6 +65,7 @@ class RegistryClient:
         self._settings, self._catalog = settings, settings.catalog
         self.has_tags = unity_catalog.has_tags(settings.catalog)
         self._tag_names = unity_catalog.TagNames(settings.catalog)
+        self.max_tag_length = self._tag_names.max_length
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
         self._downloads = Downloads(settings)
         self._is_ready, self._is_closed = False, False
@@ -146,9 +146,19 @@ class RegistryClient:
             RegistryUnavailable: the artifact store did not respond sensibly, or not in time.
             UntrustedArtifact: they are too large, or contain anything but files and folders.
         """
-        with map_exceptions(f"the artifacts of {version}", may_be_missing=False):
-            call = partial(self._download, version, folder, check)
-            return await self._downloads.run(version.location, folder, call)
+        subject = f"the artifacts of {version}"
+        with map_exceptions(subject, may_be_missing=False):
+            call = partial(mlflow_client.download, version, folder, check, self._settings)
+            return await self._downloads.run(version.location, folder, call, subject)
+
+    async def download_file(self, subject: str, uri: str, location: str, folder: Path) -> Path:
+        """Download a file into `folder`, unless it is on this machine; return its path.
+
+        `location` is where the URI leads. Errors name the subject; raises RegistryUnavailable.
+        """
+        with map_exceptions(subject, may_be_missing=False):
+            call = partial(mlflow_client.download_file, uri, location, folder, self._settings)
+            return await self._downloads.run(location, folder, call, subject)
 
     async def write_tags(self, version: Version, change: TagChange) -> None:
         """Write the tags that `change` returns for the version's present tags, in that order.
@@ -303,13 +313,3 @@ class RegistryClient:
                     client.delete_model_version_tag(*key, self._tag_names.stored(tag, entity.tags))
                 else:
                     self._tag_names.write(tag, value, partial(client.set_model_version_tag, *key))
-
-    def _download(self, version: Version, folder: Path, check: Callable[[Path], None]) -> Path:
-        is_remote = self._catalog is Catalog.DATABRICKS
-        if not is_remote and (source := local_folder(version.location)):
-            source = source.resolve(strict=True)
-            check(source)
-            return artifact_files.copy(source, folder, self._settings.max_model_bytes)
-        path = mlflow_client.download(version, folder, self._settings)
-        artifact_files.check_files(folder.resolve(), self._settings.max_model_bytes)
-        return path

@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from serving.errors import RegistryUnavailable
 from serving.registry import blocking_calls
 from serving.registry.artifact_files import Usage, check_files
+from serving.registry.download_progress import DownloadProgress
 from serving.settings.groups import RegistrySettings
 
 _MAX_CONCURRENT = 4
@@ -32,8 +34,16 @@ class Downloads:
         self._running: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    async def run(self, location: str, folder: Path, call: Callable[[], Path]) -> Path:
-        """Run a download of `location` into `folder`; return the result of the call.
+    async def run(
+        self,
+        location: str,
+        folder: Path,
+        call: Callable[[DownloadProgress], Path],
+        subject: str = "the download",
+    ) -> Path:
+        """Run a download of `location` into `folder`; return the result of the call. Errors name the subject.
+
+        The growth of the folder is progress, too: most of MLflow's clients report only complete files.
 
         Raises:
             UntrustedArtifact: it is larger than the settings allow, or contains more than files and folders.
@@ -44,11 +54,12 @@ class Downloads:
         try:
             with self._lock:
                 if self._running[location] >= _MAX_ABANDONED:
-                    raise RegistryUnavailable("earlier downloads of it that were abandoned have not ended")
+                    raise RegistryUnavailable(f"{subject}: earlier abandoned downloads have not ended")
                 self._running[location] += 1
-            future = self._start(location, call)
+            progress = DownloadProgress(self._settings.download_stall_seconds)
+            future = self._start(location, partial(call, progress))
             try:
-                await self._watch(future, folder, slot)
+                await self._watch(future, folder, slot, progress, subject)
                 return future.result()
             finally:
                 future.cancel()
@@ -74,23 +85,29 @@ class Downloads:
             if not self._running[location]:
                 del self._running[location]
 
-    async def _watch(self, future: asyncio.Future[Path], folder: Path, slot: _DownloadSlot) -> None:
+    async def _watch(
+        self,
+        future: asyncio.Future[Path],
+        folder: Path,
+        slot: _DownloadSlot,
+        progress: DownloadProgress,
+        subject: str,
+    ) -> None:
         loop = asyncio.get_running_loop()
-        started = progressed = loop.time()
-        usage = Usage()
+        started, usage = loop.time(), Usage()
         while True:
             done, _ = await asyncio.wait([future], timeout=_CHECK_INTERVAL_SECONDS)
             if done:
                 return
-            current = await asyncio.to_thread(self._usage, folder)
-            now = loop.time()
-            if current != usage:
-                usage, progressed = current, now
-            if now - progressed > self._settings.download_stall_seconds:
-                raise RegistryUnavailable(f"nothing was received for {now - progressed:.0f} s")
-            if now - started > self._settings.download_seconds:
-                raise RegistryUnavailable(f"the download was not complete after {now - started:.0f} s")
-            if now - progressed > _MAX_IDLE_SECONDS or now - started > _MAX_COUNTED_SECONDS:
+            previous, usage = usage, await asyncio.to_thread(self._usage, folder)
+            if usage.has_more_data(previous):
+                progress.record()
+            idle, seconds = progress.idle_seconds, loop.time() - started
+            if progress.left <= 0:
+                raise RegistryUnavailable(f"{subject}: nothing was received for {idle:.0f} s")
+            if seconds > self._settings.download_seconds:
+                raise RegistryUnavailable(f"{subject}: not complete after {seconds:.0f} s")
+            if idle > _MAX_IDLE_SECONDS or seconds > _MAX_COUNTED_SECONDS:
                 slot.release()
 
     def _usage(self, folder: Path) -> Usage:

@@ -41,7 +41,7 @@ def references(tags: Mapping[str, str]) -> dict[str, datetime]:
     return {uri: since for uri, since in times.items() if since}
 
 
-def encode(live: Mapping[str, datetime]) -> str | None:
+def encode(live: Mapping[str, datetime], max_length: int = MAX_LENGTH) -> str | None:
     """Return the tag's text; None for no tag. The oldest references are dropped if it would be too long."""
     if not live:
         return None
@@ -49,7 +49,7 @@ def encode(live: Mapping[str, datetime]) -> str | None:
         uri: since.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for uri, since in sorted(live.items(), key=lambda item: item[1])
     }
-    while len(text := json.dumps(times)) > MAX_LENGTH:
+    while len(text := json.dumps(times)) > max_length:
         del times[next(iter(times))]
     return text
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serving.registry import bounded_http, resumable_downloads
-from serving.registry.unity_catalog import model_uri
+from serving.registry import artifact_files, bounded_http, resumable_downloads
+from serving.registry.artifact_policy import local_folder
+from serving.registry.download_progress import DownloadProgress
+from serving.registry.unity_catalog import model_uri, split_file_uri
 from serving.settings.groups import RegistrySettings
+from serving.settings.unity_catalog import Catalog
 from serving.version import Version
 
 # By default MLflow, and the SDK of Databricks, block for minutes on a registry that is away; the callers here
@@ -43,11 +47,49 @@ def create(thread_name: str, settings: RegistrySettings) -> Any:
     return MlflowClient(*_uris(settings))
 
 
-def download(version: Version, folder: Path, settings: RegistrySettings) -> Path:
-    """Download the artifacts of a version into `folder`; return their path."""
-    is_catalog = settings.catalog and version.version
-    repository = partial(_catalog_repository if is_catalog else _artifact_repository, version, settings)
-    return resumable_downloads.download(repository, folder, settings.download_stall_seconds)
+def download(
+    version: Version,
+    folder: Path,
+    check: Callable[[Path], None],
+    settings: RegistrySettings,
+    progress: DownloadProgress,
+) -> Path:
+    """Download or copy the artifacts of a version into `folder`; return their path.
+
+    `check` raises if a source on this machine, given by its path without links, is not allowed.
+    """
+    is_remote = settings.catalog is Catalog.DATABRICKS
+    if not is_remote and (source := local_folder(version.location)):
+        source = source.resolve(strict=True)
+        check(source)
+        return artifact_files.copy(source, folder, settings.max_model_bytes)
+    if settings.catalog and version.version:
+        repository = partial(_catalog_repository, model_uri(version), settings)
+    else:
+        repository = partial(_artifact_repository, version.location, settings)
+    path = resumable_downloads.download(repository, folder, progress)
+    artifact_files.check_files(folder.resolve(), settings.max_model_bytes)
+    return path
+
+
+def download_file(
+    uri: str, location: str, folder: Path, settings: RegistrySettings, progress: DownloadProgress
+) -> Path:
+    """Download the file to which a URI leads into `folder`, unless it is on this machine; return its path.
+
+    `location` is that of the file in its artifact store.
+    """
+    from mlflow.tracking import artifact_utils
+
+    if settings.catalog and (parts := split_file_uri(uri)):
+        repository, path = partial(_catalog_repository, parts[0], settings), parts[1]
+    elif local := local_folder(location):
+        return local.resolve(strict=True)
+    else:
+        utils: Any = artifact_utils
+        root, path = utils._get_root_uri_and_artifact_path(location)
+        repository = partial(_artifact_repository, root, settings)
+    return resumable_downloads.download(repository, folder, progress, path)
 
 
 def with_driver(uri: str) -> str:
@@ -69,21 +111,21 @@ def _uris(settings: RegistrySettings) -> tuple[str, str | None]:
     return with_driver(settings.tracking_uri), registry_uri and with_driver(registry_uri)
 
 
-def _artifact_repository(version: Version, settings: RegistrySettings) -> Any:
+def _artifact_repository(location: str, settings: RegistrySettings) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     tracking_uri, registry_uri = _uris(settings)
-    return get_artifact_repository(version.location, tracking_uri=tracking_uri, registry_uri=registry_uri)
+    return get_artifact_repository(location, tracking_uri=tracking_uri, registry_uri=registry_uri)
 
 
-def _catalog_repository(version: Version, settings: RegistrySettings) -> Any:
+def _catalog_repository(uri: str, settings: RegistrySettings) -> Any:
     """Return the repository of a version's artifacts, with the credentials that the catalog lends for it.
 
-    MLflow's function for downloads would add a file, which changes the digest of the artifacts.
+    Its own download would add a file, which changes the digest of the artifacts.
     """
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
     from mlflow.tracking._model_registry.utils import _resolve_registry_uri
 
     tracking_uri, registry_uri = _uris(settings)
     uris = {"tracking_uri": tracking_uri, "registry_uri": _resolve_registry_uri(registry_uri, tracking_uri)}
-    return ModelsArtifactRepository(model_uri(version), **uris).repo
+    return ModelsArtifactRepository(uri, **uris)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -128,7 +127,7 @@ class PromotionEvents:
             return
         sharing, warnings = live.calls.sharing, "; ".join(live.warnings)
         for tag, text, merge in (
-            (BATCHING_TAG, json.dumps(sharing.as_json()), partial(_merge_sharing, sharing)),
+            (BATCHING_TAG, sharing.tag(), partial(_merge_sharing, sharing)),
             (WARNINGS_TAG, warnings, partial(_merge_warnings, warnings)),
         ):
             is_new = self._reported.get(tag) != (live, text)
@@ -141,7 +140,7 @@ def _merge_sharing(sharing: Sharing, present: str) -> str:
     """Return the value to write over the present one; a veto by another front's live requests stays."""
     if sharing.allowed and reported({BATCHING_TAG: present}):
         return present
-    return json.dumps(sharing.as_json())
+    return sharing.tag()
 
 
 def _merge_warnings(warnings: str, present: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.registry.live_tag import TAG, encode, references
+from serving.registry.live_tag import MAX_LENGTH, TAG, encode, references
 from serving.registry.mlflow_entities import printable
 from serving.text import shorten
 from serving.version import Outcome, Version
@@ -63,12 +63,17 @@ def hides_refusals(present: Mapping[str, str]) -> bool:
     return present.get("serving.state") == Outcome.LIVE and not is_shown
 
 
-def live(uri: str, held: datetime, claim: Claim, present: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the tags to write for a version that is live under a reference since `held`."""
+def live(
+    uri: str, held: datetime, claim: Claim, present: Mapping[str, str], *, max_length: int = MAX_LENGTH
+) -> dict[str, str | None]:
+    """Return the tags to write for a version that is live under a reference since `held`.
+
+    `max_length` is that of a tag's value in the registry.
+    """
     times = references(present)
     is_new, was_live = times.get(uri) != held, present.get("serving.state") == Outcome.LIVE
     since = max({**times, uri: held}.values()).isoformat(timespec="seconds")
-    tags: dict[str, str | None] = {TAG: encode(times | {uri: held})} if is_new else {}
+    tags: dict[str, str | None] = {TAG: encode(times | {uri: held}, max_length)} if is_new else {}
     if not was_live:
         return tags | _status(StatusUpdate(claim.version, Outcome.LIVE, claim.reason, since), present)
     refusal = _refusal(present)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.backoff import Backoff
-from serving.errors import RegistryDenied, RegistryError
+from serving.errors import RegistryDenied, RegistryError, RegistryRejected
 from serving.version import Version
 
 log = logging.getLogger("serving.tag_writer")
@@ -22,6 +22,8 @@ class _Failure:
     reason: str
     count: int
     is_denied: bool
+    is_own: bool
+    """Whether the failure concerns this model alone."""
     retry_at: float
 
 
@@ -46,10 +48,11 @@ class TagFailures:
             message = "the tags of %s could not be written, will retry: %s"
             log.warning(message, version, error, extra=version.in_logs)
         is_denied = isinstance(error, RegistryDenied)
+        is_own = is_denied or isinstance(error, RegistryRejected)
         # During an outage every write fails, which is no fact about the tags.
         count = (before.count if before else 0) + (1 if self._is_reachable() or is_denied else 0)
-        retry_at = self._clock() + _BACKOFF.delay(count) if is_denied else 0.0
-        self._failures[version.name] = _Failure(str(error), count, is_denied, retry_at)
+        retry_at = self._clock() + _BACKOFF.delay(count) if is_own else 0.0
+        self._failures[version.name] = _Failure(str(error), count, is_denied, is_own, retry_at)
 
     def clear(self, version: Version) -> None:
         """Record that tags of the model can be written."""
@@ -57,12 +60,12 @@ class TagFailures:
             log.info("the tags of %s can be written again", version, extra=version.in_logs)
 
     def blocks(self, version: Version) -> bool:
-        """Return whether the failed write for a version stops others: not if only its model is read-only."""
+        """Return whether the failed write for a version stops others: not if only its model is concerned."""
         failure = self._failures.get(version.name)
-        return failure is None or not failure.is_denied
+        return failure is None or not failure.is_own
 
     def is_paused(self, name: str) -> bool:
-        """Return whether the next write for a model is due later, because the last one was denied."""
+        """Return whether the next write for a model is due later, because the last one was refused."""
         failure = self._failures.get(name)
         return failure is not None and failure.retry_at > self._clock()
 

@@ -252,13 +252,14 @@ class TagWriter:
         )
         if held is None:
             return
-        if live(uri, held, claim, present):
-            await self._registry.write_tags(version, partial(live, uri, held, claim))
+        update = partial(live, uri, held, claim, max_length=self._registry.max_tag_length)
+        if update(present):
+            await self._registry.write_tags(version, update)
         for other in versions:
             if other.version != version.version and uri in references(other.tags):
-                update = self._updates.for_predecessor(other, version, held)
+                superseded = self._updates.for_predecessor(other, version, held)
                 with suppress(ReferenceNotFound):
-                    await self._registry.write_tags(other, partial(not_live, uri, held, update))
+                    await self._registry.write_tags(other, partial(not_live, uri, held, superseded))
 
     async def _named(self, reference: Reference, versions: Sequence[Version]) -> str | None:
         """Return the number of the version that a reference names now; the versions show it for a stage."""

@@ -7,9 +7,12 @@ client of open-source Unity Catalog has no tags at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from serving.errors import RegistryRejected
+from serving.registry import live_tag
 from serving.settings.unity_catalog import Catalog
 from serving.version import Version
 
@@ -19,8 +22,10 @@ _RENAMED = {
     for name in ("serving.canary.state", "serving.shadow.stats", "serving.allow_breaking")
 }
 """Tags whose names with dots do not follow from the names without."""
+_FILE_OF_VERSION = re.compile(r"models:/+([^/]+/\d+)/(.+)", re.ASCII)
 _REJECTED = "INVALID_PARAMETER_VALUE"
-_MAX_TAG_VALUE_LENGTH = 1000
+MAX_TAG_LENGTH = 1000
+"""Maximum length of a tag's value in Databricks; that of its name is 255."""
 _MAX_VERSIONS_WITH_TAGS = 50
 """Each costs one call, as a search returns no tags."""
 
@@ -47,6 +52,12 @@ def model_uri(version: Version) -> str:
     return f"models:/{version.name}/{version.version}"
 
 
+def split_file_uri(uri: str) -> tuple[str, str] | None:
+    """Return the URI of the version that contains a file, and the path of the file; None for other URIs."""
+    match = _FILE_OF_VERSION.fullmatch(uri)
+    return (f"models:/{match[1]}", match[2]) if match else None
+
+
 def dotted_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags under the names that the service uses: `serving.state` for `serving_state`."""
     return {_dotted(name): value for name, value in tags.items()}
@@ -59,13 +70,25 @@ def _dotted(name: str) -> str:
 
 
 class TagNames:
-    """Writes tags under names with dots, or with underscores where Databricks rejects dots."""
+    """Writes tags under names with dots, or with underscores where Databricks rejects dots.
+
+    Attributes:
+        max_length: the maximum length of a tag's value.
+    """
 
     def __init__(self, catalog: Catalog | None) -> None:
         self._may_reject, self._has_dots = catalog is Catalog.DATABRICKS, True
+        self.max_length = MAX_TAG_LENGTH if self._may_reject else live_tag.MAX_LENGTH
 
     def write(self, tag: str, value: str, write: Callable[[str, str], None]) -> None:
-        """Call `write` with the name and value of a tag, as the registry accepts them."""
+        """Call `write` with the name and value of a tag, as the registry accepts them.
+
+        Raises:
+            RegistryRejected: the value is too long. A part of it would be invalid JSON.
+        """
+        if self._may_reject and len(value) > MAX_TAG_LENGTH:
+            length = f"it has {len(value)} characters, and Databricks accepts {MAX_TAG_LENGTH}"
+            raise RegistryRejected(f"the tag {tag} cannot be written: {length}")
         if self._has_dots:
             try:
                 write(tag, value)
@@ -73,7 +96,7 @@ class TagNames:
             except Exception as error:
                 if not self._may_reject or getattr(error, "error_code", None) != _REJECTED:
                     raise
-        write(tag.replace(".", "_"), value[:_MAX_TAG_VALUE_LENGTH])
+        write(tag.replace(".", "_"), value)
         self._has_dots = False
 
     def stored(self, tag: str, present: Mapping[str, str]) -> str:

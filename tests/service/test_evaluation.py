@@ -147,7 +147,7 @@ async def test_tag_comes_before_the_rows_of_the_version(harness: EvaluationHarne
     harness.registry.client.set_model_version_tag("actor", version, "retry", "1")
     await settle(follower)
     assert live(follower) == version
-    assert json.loads(harness.published[-1].tag())["source"] == "the version itself"
+    assert json.loads(harness.published[-1].tag(5000))["source"] == "the version itself"
 
 
 async def test_champion_after_a_restart_is_the_version_that_served_last(harness: EvaluationHarness) -> None:
@@ -260,4 +260,4 @@ async def test_recorded_outcomes_are_labelled_rows(harness: EvaluationHarness) -
     follower = harness.evaluating(RecordedOutcomes(pa.Table.from_pandas(harness.rows), "sha256:0"))
     await settle(follower)
     assert live(follower) == "1"
-    assert json.loads(harness.published[0].tag())["source"] == "journal:7d"
+    assert json.loads(harness.published[0].tag(5000))["source"] == "journal:7d"

@@ -276,7 +276,7 @@ async def test_stalled_download_is_abandoned(tmp_path: Path) -> None:
     settings = RegistrySettings(download_stall_seconds=0.1)
     released = Event()
 
-    def hang() -> Path:
+    def hang(_: object) -> Path:
         released.wait()
         return tmp_path
 
@@ -287,7 +287,7 @@ async def test_stalled_download_is_abandoned(tmp_path: Path) -> None:
                 await downloads.run("s3://a", tmp_path / "new", hang)
         with pytest.raises(RegistryUnavailable, match="have not ended"):
             await downloads.run("s3://a", tmp_path / "new", hang)
-        assert await downloads.run("s3://b", tmp_path / "new", lambda: tmp_path) == tmp_path
+        assert await downloads.run("s3://b", tmp_path / "new", lambda _: tmp_path) == tmp_path
     finally:
         released.set()
 
@@ -296,7 +296,7 @@ async def test_stalled_download_is_abandoned(tmp_path: Path) -> None:
 async def test_download_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
     released = Event()
 
-    def grow() -> Path:
+    def grow(_: object) -> Path:
         (tmp_path / "weights").write_bytes(b"1" * 2**21)
         released.wait()
         return tmp_path
@@ -331,13 +331,13 @@ async def test_trickling_downloads_do_not_delay_others(
     (tmp_path / "link").symlink_to(tmp_path / "store")
     downloads, released = Downloads(RegistrySettings()), Event()
 
-    def trickle() -> Path:
+    def trickle(_: object) -> Path:
         released.wait()
         return tmp_path
 
     hanging = [asyncio.create_task(downloads.run(f"s3://{n}", tmp_path / "link", trickle)) for n in range(4)]
     try:
-        assert await downloads.run("s3://other", tmp_path / "link", lambda: tmp_path) == tmp_path
+        assert await downloads.run("s3://other", tmp_path / "link", lambda _: tmp_path) == tmp_path
     finally:
         released.set()
     await asyncio.gather(*hanging)

@@ -4,7 +4,7 @@
 open-source server below `/api/2.1`, on the same models. Tests register versions with a POST to `/versions`.
 Artifacts stay in the folders that tests name: the API of Databricks offers them by signed URLs, the
 open-source one by file URLs. As in Databricks, names of tags must not contain dots. A page of versions has
-two entries.
+two entries. A POST to `/interruptions` makes the next responses with each file end early.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class Missing(Exception):
     """No such model, version or alias."""
 
 
+class NoFolder(Exception):
+    """A path of artifacts that is no folder."""
+
+
 class Invalid(Exception):
     """A value that the catalog rejects."""
 
@@ -43,6 +47,8 @@ class Models:
         self._versions: dict[str, list[Json]] = {}
         self._aliases: dict[str, dict[str, str]] = {}
         self.read_only: set[str] = set()
+        self.interruptions: dict[str, int] = {}
+        self.max_interruptions = 0
         self.calls: list[str] = []
 
     def register(self, name: str, folder: str) -> str:
@@ -71,6 +77,11 @@ class Models:
         if (number := self.aliases(name).get(alias)) is None:
             raise Missing(f"Alias '{alias}' does not exist.")
         return self.version(name, number)
+
+    def interrupts(self, path: str) -> bool:
+        """Return whether the response with this file ends early, and count it."""
+        self.interruptions[path] = self.interruptions.get(path, 0) + 1
+        return self.interruptions[path] <= self.max_interruptions
 
     def set_tag(self, name: str, number: str, key: str, value: str) -> None:
         if _FORBIDDEN_IN_TAGS & {*key}:
@@ -163,7 +174,7 @@ class Databricks:
         """List a folder of artifacts: `Models/catalog/schema/name/version/…`."""
         folder = self._file(path)
         if not folder.is_dir():
-            raise Missing(f"{path} is no folder")
+            raise NoFolder(f"{path} is no folder")
         return {
             "contents": [
                 {
@@ -237,6 +248,8 @@ def handler(models: Models, url: str) -> type[BaseHTTPRequestHandler]:
                 self._respond(200, self._result(unquote(url.path), url.query, body))
             except Missing as error:
                 self._fail(404, "RESOURCE_DOES_NOT_EXIST", error)
+            except NoFolder as error:
+                self._fail(404, "NOT_FOUND", error)
             except Invalid as error:
                 self._fail(400, "INVALID_PARAMETER_VALUE", error)
             except PermissionError as error:
@@ -249,6 +262,10 @@ def handler(models: Models, url: str) -> type[BaseHTTPRequestHandler]:
                 return {"version": models.register(body["name"], body["folder"])}
             if path == "/read-only":
                 (models.read_only.add if body["value"] else models.read_only.discard)(body["name"])
+                return {}
+            if path == "/interruptions":
+                models.max_interruptions = body["each"]
+                models.interruptions.clear()
                 return {}
             if path == "/.well-known/databricks-config":  # the SDK of Databricks reads it with every client
                 return {}
@@ -282,6 +299,10 @@ def handler(models: Models, url: str) -> type[BaseHTTPRequestHandler]:
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
+            is_file = isinstance(result, bytes)
+            if is_file and content and models.interrupts(self.path):
+                self.close_connection = True
+                content = content[: len(content) // 2]
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,16 +16,20 @@ from urllib.parse import urlsplit
 import pytest
 
 from serving.errors import ArtifactsMissing, RegistryUnavailable
+from serving.evaluation import downloads as labelled_rows
+from serving.evaluation.sources import FileSource
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.settings.settings import Settings
 from serving.version import Version
+from tests.support.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.anyio
 
 FIRST_BYTE_SECONDS = 8.0
 CONTENT = bytes(range(256)) * 2000
 CUT_AFTER = 200_000
+PARTS = 9
 
 
 class Proxy(ThreadingHTTPServer):
@@ -31,7 +37,9 @@ class Proxy(ThreadingHTTPServer):
 
     Attributes:
         delays: seconds to wait before the first byte of a file, by the end of its path.
+        files: a part of the paths of files.
         cuts: the number of responses with a file that end after `CUT_AFTER` bytes.
+        paces: seconds before each part of the next responses with a file, which lack their last part.
         fails: the number of responses with a file that are an internal error.
         hides_ranges: whether the server behind the proxy sees no `Range` header.
         stalls_calls: whether calls of the registry get no response.
@@ -45,7 +53,9 @@ class Proxy(ThreadingHTTPServer):
         self.target = urlsplit(target).netloc
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.delays: dict[str, float] = {}
+        self.files = "/mlflow-artifacts/artifacts/"
         self.cuts = self.fails = 0
+        self.paces: list[float] = []
         self.hides_ranges = self.stalls_calls = False
         self.ranges: list[str] = []
         self.stopped = threading.Event()
@@ -58,7 +68,7 @@ class Forward(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         proxy, headers = self.server, dict(self.headers)
-        is_file = "/mlflow-artifacts/artifacts/" in self.path
+        is_file = proxy.files in self.path and self.command == "GET"
         if not is_file and "/mlflow-artifacts/" not in self.path and proxy.stalls_calls:
             proxy.stopped.wait()
             return
@@ -77,14 +87,24 @@ class Forward(BaseHTTPRequestHandler):
         for name, value in sent:
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        length = response.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
         if is_file and proxy.cuts and len(content) > CUT_AFTER:
             proxy.cuts -= 1
             content = content[:CUT_AFTER]
-        self.wfile.write(content)
+        if is_file and proxy.paces:
+            self._write_slowly(content, proxy.paces.pop(0))
+        else:
+            self.wfile.write(content)
 
-    do_POST = do_GET
+    do_HEAD = do_POST = do_GET
+
+    def _write_slowly(self, content: bytes, pace: float) -> None:
+        part = len(content) // PARTS
+        for index in range(PARTS - 1):
+            self.server.stopped.wait(pace)
+            self.wfile.write(content[index * part : (index + 1) * part])
 
     def _spoil(self, headers: dict[str, str]) -> None:
         proxy = self.server
@@ -191,6 +211,74 @@ async def test_stalled_file_is_abandoned(proxy: Proxy, registered: Version, tmp_
     proxy.delays = {"": 60.0}
     with pytest.raises(RegistryUnavailable, match="nothing was received for"):
         await downloaded(proxy, registered, tmp_path, download_stall_seconds=0.5)
+
+
+def upload(location: str, folder: Path, content: bytes) -> None:
+    """Store a file `weights` in a bucket."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder.mkdir()
+    (folder / "weights").write_bytes(content)
+    get_artifact_repository(location).log_artifacts(str(folder))
+
+
+async def test_file_in_a_bucket_that_arrives_slowly_is_repeated(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = CONTENT * 5
+    upload(f"{bucket}/large", tmp_path / "large", content)
+    version = Version(name="large", version="1", location=f"{bucket}/large", source="")
+    with Proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"]) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.url)
+        # The first response arrives for longer than the limit, and boto3 gives up after its fifth attempt.
+        proxy.files, proxy.paces = "/large/weights", [0.9, 0, 0, 0, 0]
+        settings = Settings(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", download_stall_seconds=4)
+        with closing(RegistryClient(settings)) as client:
+            path = await client.download(version, tmp_path / "new", lambda _: None)
+        assert (path / "weights").read_bytes() == content
+        assert not proxy.paces
+        proxy.stopped.set()
+        proxy.shutdown()
+
+
+async def test_interrupted_chunk_of_a_signed_url_is_repeated(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(f"{bucket}/large", tmp_path / "large", CONTENT)
+    with Proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"]) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")
+        monkeypatch.setenv("MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE", str(CUT_AFTER))
+        database, destination = f"sqlite:///{tmp_path}/mlflow.db", ("--artifacts-destination", bucket)
+        with mlflow_server(tmp_path, database, *destination) as url:
+            version = Version(name="large", version="1", location="mlflow-artifacts:/large", source="")
+            proxy.files, proxy.paces = "/weights", [0, 0]
+            with closing(RegistryClient(Settings(tracking_uri=url))) as client:
+                assert not await client.versions("large")  # MLflow's client is ready
+                path = await client.download(version, tmp_path / "new", lambda _: None)
+        assert (path / "weights").read_bytes() == CONTENT
+        chunks = -(-len(CONTENT) // CUT_AFTER)
+        assert len(proxy.ranges) == chunks + 2
+        proxy.stopped.set()
+        proxy.shutdown()
+
+
+async def test_labelled_rows_survive_a_slow_first_byte_and_an_interruption(
+    tracking: Any, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    rows = b"x,target\n" + b"1.5,3.0\n" * 50_000
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.csv").write_bytes(rows)
+    number = tracking.registry.register("rows", tmp_path / "rows")
+    source = FileSource(f"models:/rows/{number}/rows.csv", hashlib.sha256(rows).hexdigest())
+    proxy.delays, proxy.cuts = {"rows.csv": FIRST_BYTE_SECONDS}, 1
+    with client_of(proxy) as client:
+        labelled = await labelled_rows.download(source, client, Settings(tracking_uri=proxy.url))
+    assert len(labelled) == 50_000
+    assert proxy.ranges == [f"bytes={CUT_AFTER}-"]
 
 
 async def test_version_without_files_is_reported(proxy: Proxy, registered: Version, tmp_path: Path) -> None:

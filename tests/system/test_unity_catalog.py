@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from serving.errors import RegistryRejected
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.tag_writer import TagWriter
 from serving.settings.settings import Settings, format_errors
+from serving.version import Version
 from tests.support.faulty_proxy import free_port
 from tests.support.registry import save_scripted_model
 from tests.support.service import Service, served, until
@@ -65,6 +67,10 @@ class CatalogServer:
     def set_read_only(self, value: bool, name: str = NAME) -> None:
         """Deny or allow writing the tags of a model."""
         self.http.post("/read-only", json={"name": name, "value": value})
+
+    def interrupt(self, each: int) -> None:
+        """End the next responses with each file early."""
+        self.http.post("/interruptions", json={"each": each})
 
     def _call(self, method: str, path: str, **body: str) -> dict[str, Any]:
         response = self.http.request(
@@ -249,6 +255,62 @@ async def test_read_only_model_does_not_block_tags_of_others(
     denied, _ = await registry.resolve(references[0])
     assert denied.tags["serving.state"] == "live"
     registry.close()
+
+
+@pytest.fixture
+def registry_client(
+    catalog: CatalogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RegistryClient]:
+    for name, value in access(catalog, tmp_path).items():
+        monkeypatch.setenv(name[1:].upper(), value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with closing(RegistryClient(Settings(models="models:/main.sales.client/1"))) as client:
+        yield client
+
+
+@pytest.mark.anyio
+async def test_interrupted_download_is_repeated(
+    catalog: CatalogServer, registry_client: RegistryClient, tmp_path: Path
+) -> None:
+    number = catalog.add("main.sales.interrupted")
+    version, _ = await registry_client.resolve(Reference.parse(f"models:/main.sales.interrupted/{number}"))
+    version = await registry_client.complete(version)
+    expected = await downloaded(registry_client, version, tmp_path / "whole")
+    # MLflow itself tries each file a second time, with new credentials.
+    catalog.interrupt(each=3)
+    assert await downloaded(registry_client, version, tmp_path / "interrupted") == expected
+    uri = f"models:/main.sales.interrupted/{number}/MLmodel"
+    file = await registry_client.download_file("a file", uri, version.location, tmp_path / "file")
+    assert file.read_bytes() == expected["MLmodel"]
+
+
+async def downloaded(client: RegistryClient, version: Version, folder: Path) -> dict[str, bytes]:
+    """Download a version, and return its files by their relative paths."""
+    path = await client.download(version, folder, lambda _: None)
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.anyio
+async def test_tag_that_is_too_long_is_not_cut(
+    catalog: CatalogServer, registry_client: RegistryClient
+) -> None:
+    number = catalog.add("main.sales.client")
+    version, _ = await registry_client.resolve(Reference.parse(f"models:/main.sales.client/{number}"))
+    with pytest.raises(RegistryRejected, match="serving.approval cannot be written: it has 1001 characters"):
+        await registry_client.write_tags(version, lambda _: {"serving.approval": "1" * 1001})
+    tag_writer = TagWriter(registry_client)
+    tag_writer.set_tags(version, "evidence", lambda _: {"serving.evaluation": "1" * 1001})
+    for index in range(16):
+        tag_writer.live(f"models:/main.sales.client@reference_number_{index}", version, "")
+    await tag_writer.flush()
+    tags = (await registry_client.resolve(Reference.parse(f"models:/main.sales.client/{number}")))[0].tags
+    assert len(json.loads(tags["serving.live"])) > 10
+    assert not {"serving.approval", "serving.evaluation"} & {*tags}
+    other = catalog.add("main.sales.others")
+    reference = Reference.parse(f"models:/main.sales.others/{other}")
+    tag_writer.live(str(reference), (await registry_client.resolve(reference))[0], "")
+    await tag_writer.flush()
+    assert (await registry_client.resolve(reference))[0].tags["serving.state"] == "live"
 
 
 # -- references that Unity Catalog does not have

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from serving.evaluation.intervals import (
 )
 from serving.evaluation.rules import parse_rules
 from serving.evaluation.samples import OutputKind, Sample, VersionSample, decode, encode
-from serving.evaluation.sources import JournalSource, parse_source
+from serving.evaluation.sources import JournalSource, parse_source, read_file
 from serving.evaluation.statistics_process import Statistics
 from serving.evaluation.verdict import Decision, RuleResult, judge
 from serving.promotion_errors import PromotionWaits
@@ -221,10 +223,18 @@ def test_reason_names_only_the_rules_that_are_not_met() -> None:
     assert reason == "x fails (10 labelled rows from file.csv)"
 
 
-def test_tag_stays_short() -> None:
-    tag = evidence(*[Decision.HOLDS] * 200).tag("run")
-    assert len(tag) <= 5000
+@pytest.mark.parametrize("max_length", [1000, 5000])
+def test_tag_stays_short(max_length: int) -> None:
+    evaluated = replace(evidence(*[Decision.HOLDS] * 200), source="s3://bucket/" + "folder/" * 200)
+    tag = evaluated.tag(max_length, "run")
+    assert len(tag) <= max_length
     assert json.loads(tag)["rules_left_out"] > 0
+
+
+@pytest.mark.anyio
+async def test_reason_of_unreadable_rows_keeps_its_end(tmp_path: Path) -> None:
+    with pytest.raises(PromotionWaits, match=r"No such file or directory.* … .*/rows\.csv"):
+        await read_file(tmp_path / ("folder" * 40) / ("more" * 50) / "rows.csv", "rows", "")
 
 
 def test_sources_are_parsed() -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 
 from serving.errors import RegistryUnavailable
 from serving.promotion_errors import UntrustedArtifact
@@ -85,6 +86,20 @@ async def test_registry_with_unbounded_responses_is_away(
     with pytest.raises(RegistryUnavailable, match=reason):
         await registry.resolve(REFERENCE)
     assert registry.reachable is False
+
+
+@pytest.mark.anyio
+async def test_part_of_a_file_may_be_larger_than_a_response_of_the_registry(address: str) -> None:
+    bounded_http.install(blocking_calls.thread_name("registry"))
+
+    def fetch(max_bytes: int) -> int:
+        bounded_http.set_timeout(10, 10, max_bytes)
+        return len(requests.get(f"{address}/bomb").content)
+
+    size = bounded_http.MAX_RESPONSE_BYTES + 1
+    assert await blocking_calls.start(fetch, bounded_http.MAX_PART_BYTES, name="download") == size
+    with pytest.raises(requests.RequestException, match="larger than"):
+        await blocking_calls.start(fetch, bounded_http.MAX_RESPONSE_BYTES, name="download")
 
 
 @pytest.mark.parametrize(
