@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -116,7 +117,9 @@ class Evaluator:
                 champion, fault = await self._predict_champion(plan.champion, old, plan.rows)
             if champion and old and plan.is_timed:
                 champion = replace(champion, latencies=latencies[1])
-        return Sample(plan.rows.labels, columns, predicted, champion, fault)
+        classes = [*predicted.classes, *(champion.classes if champion else ())]
+        labels = await asyncio.to_thread(plan.rows.labels_for, classes)
+        return Sample(labels, columns, predicted, champion, fault)
 
     async def _start_champion(self, plan: Plan, processes: AsyncExitStack) -> tuple[ExtraProcess | None, str]:
         """Start a process of the champion if one is necessary; return it, or why it cannot be started."""
