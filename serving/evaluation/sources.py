@@ -22,6 +22,8 @@ from serving.version import Artifacts
 
 TAG = "serving.evaluation"
 TARGET = "target"
+OUTCOME = "serving.outcome"
+"""The column of recorded outcomes: `target` may be an input of the model."""
 OWN_FILES = ("extra_files/serving_evaluation.parquet", "serving_evaluation.parquet")
 """Files among the artifacts of a version that may hold its labelled rows."""
 MAX_ROWS = 1_000_000
@@ -65,6 +67,7 @@ class LabelledRows:
         digest: identifies their content.
         typed_labels: the labels of a CSV file with the type that their text suggests; None if `labels` have
             a type of their own.
+        target: the column of the labels in the source.
     """
 
     table: pa.Table
@@ -72,9 +75,15 @@ class LabelledRows:
     source: str
     digest: str
     typed_labels: pa.Array | None = None
+    target: str = TARGET
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Identify the rows and labels: another column of labels leaves other columns as inputs, too."""
+        return self.digest, self.target
 
     def labels_for(self, classes: Sequence[str]) -> pa.Array:
         """Return the labels in the form in which they mean these classes, or numbers if there are none.
@@ -174,7 +183,7 @@ def labelled(table: pa.Table, source: str, digest: str, target: str = TARGET) ->
         labels = labels.dictionary_decode()
     if missing := int(compute.sum(compute.is_null(labels, nan_is_null=True)).as_py()):
         raise ValueError(f"{missing} rows have no value in the column {target!r}")
-    return LabelledRows(table.drop_columns([target]), labels, source, digest)
+    return LabelledRows(table.drop_columns([target]), labels, source, digest, target=target)
 
 
 def _check_rows(rows: int) -> None:
