@@ -65,7 +65,9 @@ def log_model(
         with_profile: Whether to log the distributions.
         evaluation: Labelled rows that were not used for training: a DataFrame and its labels. They are logged
             with the model, and the service evaluates the version on them before it goes live. The DataFrame
-            may have further columns, by which rules select rows.
+            may have further columns, by which rules select rows. The labels of a classifier are those of
+            the training, the names of the classes, or, unless the classes are numbers, their numbers
+            from 0.
         options: Further arguments of `mlflow.sklearn.log_model`, such as `code_paths` or
             `skops_trusted_types`. By default the requirements are the installed versions of the
             packages that the model consists of.
@@ -76,7 +78,8 @@ def log_model(
     Raises:
         ValueError: MLflow has no type for a column, `inputs` has an unknown column or a keyword that
             does not apply to its type, `task` is unknown, `classes` do not match the model, or
-            `evaluation` lacks a column of `table` or has labels of another length.
+            `evaluation` lacks a column of `table`, has labels of another length, or has a label that is no
+            class of the model.
     """
     import mlflow
 
@@ -88,7 +91,7 @@ def log_model(
         contract = replace(contract, profile=_profile(model, predict, contract, table))
     if not options.keys() & {"pip_requirements", "extra_pip_requirements", "conda_env"}:
         options["pip_requirements"] = pinned(model)
-    with labelled_rows.files(evaluation, list(table.columns)) as files:
+    with labelled_rows.files(evaluation, list(table.columns), model, contract) as files:
         if files:
             options["extra_files"] = [*(options.get("extra_files") or []), *files]
         info = mlflow.sklearn.log_model(

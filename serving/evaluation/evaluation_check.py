@@ -14,8 +14,8 @@ from serving.evaluation.evaluator import Evaluator, Plan
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.rules import InvalidRule, Rule, parse_rules
 from serving.evaluation.sources import (
+    OUTCOME,
     TAG,
-    TARGET,
     JournalSource,
     LabelledRows,
     labelled,
@@ -107,7 +107,8 @@ class EvaluationCheck(PromotionCheck):
             live = self._champion_slot(promotion.slot).live
             if _compares(plan.rules) and plan.champion is not live:
                 raise PromotionWaits("another version went live while it was evaluated", retry=True)
-            if not plan.is_timed:  # times vary: the next attempt measures them again
+            # Times vary, and a fault of the champion may be temporary: the next attempt evaluates again.
+            if not plan.is_timed and _is_complete(plan, evidence):
                 self._verdicts[verdict_key] = evidence
             self._publish(loaded, evidence)
         if not evidence.passed:
@@ -181,8 +182,8 @@ class EvaluationCheck(PromotionCheck):
         if self._read_outcomes is None:
             raise PromotionWaits(f"{TAG} names {source}, but SERVING_JOURNAL_URL is not set", retry=True)
         try:
-            outcomes = await self._read_outcomes(promotion.version.name, source.days, TARGET)
-            return labelled(outcomes.table, str(source), outcomes.digest)
+            outcomes = await self._read_outcomes(promotion.version.name, source.days, OUTCOME)
+            return labelled(outcomes.table, str(source), outcomes.digest, OUTCOME)
         except (JournalUnavailable, ValueError) as error:
             raise PromotionWaits(
                 f"its labelled rows ({source}) cannot be read: {error}", retry=True
@@ -191,6 +192,11 @@ class EvaluationCheck(PromotionCheck):
 
 def _compares(rules: Sequence[Rule]) -> bool:
     return any(rule.uses_champion for rule in rules)
+
+
+def _is_complete(plan: Plan, evidence: Evidence) -> bool:
+    """Check whether the champion was evaluated, if there is one."""
+    return plan.champion is None or bool(evidence.statistics.champion_metrics)
 
 
 def _has_served(promotion: Promotion) -> bool:
@@ -204,4 +210,4 @@ def _key(promotion: Promotion) -> tuple[Any, ...]:
 
 def _verdict_key(promotion: Promotion, plan: Plan) -> tuple[Any, ...]:
     champion = plan.champion.artifacts.digest if plan.champion else None
-    return promotion.version.identity, promotion.artifacts.digest, plan.text, plan.rows.digest, champion
+    return promotion.version.identity, promotion.artifacts.digest, plan.text, plan.rows.identity, champion

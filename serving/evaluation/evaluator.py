@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -66,7 +68,7 @@ class Evaluator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._champions: LRUCache[tuple[str, str], VersionSample] = LRUCache(_MAX_CACHED_CHAMPIONS)
+        self._champions: LRUCache[Any, VersionSample] = LRUCache(_MAX_CACHED_CHAMPIONS)
 
     async def evaluate(self, plan: Plan, candidate: LoadedModel) -> Evidence:
         """Return the evidence about a candidate.
@@ -104,61 +106,85 @@ class Evaluator:
             try:
                 new = await processes.enter_async_context(ExtraProcess(candidate, seconds))
                 old, fault = await self._start_champion(plan, processes)
-                latencies: Sequence[Sequence[float]] = ((), ())
-                if plan.is_timed:
-                    latencies = await _time([new, *([old] if old else [])], plan.rows)
+                times = await _time(new, old, plan.rows) if plan.is_timed else _Times()
                 new.lower_priority()
-                predicted = replace(await new.predict(plan.rows), latencies=latencies[0])
+                predicted = replace(await new.predict(plan.rows), latencies=times.candidate)
             except EvaluationFailed as error:
                 raise Rejected(f"it cannot be evaluated on its labelled rows: {error}") from error
             champion = None
+            if plan.champion and times.champion_error:
+                fault = _fault(plan.champion, times.champion_error)
             if plan.champion and not fault:
                 champion, fault = await self._predict_champion(plan.champion, old, plan.rows)
             if champion and old and plan.is_timed:
-                champion = replace(champion, latencies=latencies[1])
-        return Sample(plan.rows.labels, columns, predicted, champion, fault)
+                champion = replace(champion, latencies=times.champion)
+        classes = [*predicted.classes, *(champion.classes if champion else ())]
+        labels = await asyncio.to_thread(plan.rows.labels_for, classes)
+        return Sample(labels, columns, predicted, champion, fault)
 
     async def _start_champion(self, plan: Plan, processes: AsyncExitStack) -> tuple[ExtraProcess | None, str]:
         """Start a process of the champion if one is necessary; return it, or why it cannot be started."""
         champion = plan.champion
-        is_known = champion and (champion.artifacts.digest, plan.rows.digest) in self._champions
+        is_known = champion and (champion.artifacts.digest, plan.rows.identity) in self._champions
         if champion is None or (is_known and not plan.is_timed):
             return None, ""
         process = ExtraProcess(champion, self._settings.load_seconds)
         try:
             return await processes.enter_async_context(process), ""
-        except LoadFailed as error:
+        except (LoadFailed, ProcessDied) as error:
             return None, f"the champion, {champion.version}, could not be loaded once more: {error}"
 
     async def _predict_champion(
         self, champion: LoadedModel, process: ExtraProcess | None, rows: LabelledRows
     ) -> tuple[VersionSample | None, str]:
         """Return the champion's predictions, or why there are none."""
-        key = (champion.artifacts.digest, rows.digest)
+        key = (champion.artifacts.digest, rows.identity)
         if process and key not in self._champions:
             process.lower_priority()
             try:
                 predicted = await process.predict(rows)
             except (EvaluationFailed, ProcessDied) as error:
-                return None, f"the champion, {champion.version}, cannot be evaluated on these rows: {error}"
+                return None, _fault(champion, error)
             if len(rows) > _MAX_CACHED_ROWS:
                 return predicted, ""
             self._champions[key] = predicted
         return self._champions[key], ""
 
 
-async def _time(processes: Sequence[ExtraProcess], rows: LabelledRows) -> list[list[float]]:
-    """Return the times of calls of one row, by process and in milliseconds.
+def _fault(champion: LoadedModel, error: Exception) -> str:
+    return f"the champion, {champion.version}, cannot be evaluated on these rows: {error}"
 
-    The calls alternate, so that the load of the machine affects all processes alike. They have the priority
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """The times of calls of one row in milliseconds, and why the champion's are incomplete."""
+
+    candidate: Sequence[float] = ()
+    champion: Sequence[float] = ()
+    champion_error: EvaluationFailed | ProcessDied | None = None
+
+
+async def _time(candidate: ExtraProcess, champion: ExtraProcess | None, rows: LabelledRows) -> _Times:
+    """Return the times of calls of one row.
+
+    The calls alternate, so that the load of the machine affects both processes alike. They have the priority
     of ordinary model processes, and are so few that requests do not notice them.
+
+    Raises:
+        EvaluationFailed, ProcessDied: the candidate's call failed. A fault of the champion is a result.
     """
-    times: list[list[float]] = [[] for _ in processes]
+    new: list[float] = []
+    old: list[float] = []
+    fault: EvaluationFailed | ProcessDied | None = None
     started = time.monotonic()
     for number in range(WARM_UP_CALLS + MAX_TIMED_CALLS):
-        for process, measured in zip(processes, times, strict=True):
-            measured.append(await process.time_call(rows, number % len(rows)))
+        new.append(await candidate.time_call(rows, number % len(rows)))
+        if champion and not fault:
+            try:
+                old.append(await champion.time_call(rows, number % len(rows)))
+            except (EvaluationFailed, ProcessDied) as error:
+                fault = error
         is_late = time.monotonic() - started > _MAX_TIMING_SECONDS
         if is_late and number >= WARM_UP_CALLS + MIN_TIMED_CALLS:
             break
-    return [measured[WARM_UP_CALLS:] for measured in times]
+    return _Times(new[WARM_UP_CALLS:], old[WARM_UP_CALLS:], fault)

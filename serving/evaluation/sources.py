@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
@@ -23,11 +23,14 @@ from serving.version import Artifacts
 
 TAG = "serving.evaluation"
 TARGET = "target"
+OUTCOME = "serving.outcome"
+"""The column of recorded outcomes: `target` may be an input of the model."""
 OWN_FILES = ("extra_files/serving_evaluation.parquet", "serving_evaluation.parquet")
 """Files among the artifacts of a version that may hold its labelled rows."""
 MAX_ROWS = 1_000_000
 MAX_FILE_BYTES = 2**30
 _MAX_REASON_LENGTH = 300
+_MAX_BLOCK_BYTES = 64 * 2**20
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _JOURNAL = re.compile(r"journal:([1-9]\d{0,3})d", re.ASCII)
 _FORMS = "write URI#sha256=HEX, where the URI names a Parquet or CSV file, or journal:7d"
@@ -61,18 +64,39 @@ class LabelledRows:
 
     Args:
         table: the columns, without that of the labels.
-        labels: the labels.
+        labels: the labels; text if they come from a CSV file.
         source: where they come from, for people.
         digest: identifies their content.
+        typed_labels: the labels of a CSV file with the type that their text suggests; None if `labels` have
+            a type of their own.
+        target: the column of the labels in the source.
     """
 
     table: pa.Table
     labels: pa.Array
     source: str
     digest: str
+    typed_labels: pa.Array | None = None
+    target: str = TARGET
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Identify the rows and labels: another column of labels leaves other columns as inputs, too."""
+        return self.digest, self.target
+
+    def labels_for(self, classes: Sequence[str]) -> pa.Array:
+        """Return the labels in the form in which they mean these classes, or numbers if there are none.
+
+        The text `01`, `true` or `1.0` in a CSV file is a class if a model has a class of this name. Otherwise
+        it is a number or a truth value.
+        """
+        if self.typed_labels is None:
+            return self.labels
+        is_class = compute.is_in(compute.unique(self.labels), pa.array(classes, pa.string()))
+        return self.labels if compute.any(is_class).as_py() else self.typed_labels
 
     def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """Return those of the named columns that exist."""
@@ -125,12 +149,26 @@ def _read(path: Path, source: str, digest: str, target: str) -> LabelledRows:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MB")
     if unquote(path.name).lower().endswith(".csv"):
-        table = csv.read_csv(path)
-    else:
-        with parquet.ParquetFile(path) as file:
-            _check_rows(file.metadata.num_rows)
-            table = file.read(use_threads=False)
+        return _read_csv(path, source, digest, target)
+    with parquet.ParquetFile(path) as file:
+        _check_rows(file.metadata.num_rows)
+        table = file.read(use_threads=False)
     return labelled(table, source, digest, target)
+
+
+def _read_csv(path: Path, source: str, digest: str, target: str) -> LabelledRows:
+    # Arrow derives the types from the first block: a fraction may follow a million whole numbers.
+    options = csv.ReadOptions(use_threads=False, block_size=min(path.stat().st_size + 1, _MAX_BLOCK_BYTES))
+    as_text = csv.ConvertOptions(column_types={target: pa.string()})
+    table = csv.read_csv(path, options, convert_options=as_text)
+    if target in table.column_names:
+        texts = table.column(target)
+        filled = compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        table = table.set_column(table.column_names.index(target), target, filled)
+    rows = labelled(table, source, digest, target)
+    only_labels = csv.ConvertOptions(include_columns=[target])
+    typed = labelled(csv.read_csv(path, options, convert_options=only_labels), source, digest, target)
+    return replace(rows, typed_labels=typed.labels)
 
 
 def labelled(table: pa.Table, source: str, digest: str, target: str = TARGET) -> LabelledRows:
@@ -147,7 +185,7 @@ def labelled(table: pa.Table, source: str, digest: str, target: str = TARGET) ->
         labels = labels.dictionary_decode()
     if missing := int(compute.sum(compute.is_null(labels, nan_is_null=True)).as_py()):
         raise ValueError(f"{missing} rows have no value in the column {target!r}")
-    return LabelledRows(table.drop_columns([target]), labels, source, digest)
+    return LabelledRows(table.drop_columns([target]), labels, source, digest, target=target)
 
 
 def _check_rows(rows: int) -> None:

@@ -115,7 +115,8 @@ def _judge(content: bytes) -> bytes:
     head, _, table = content.partition(b"\n")
     facts = json.loads(head)
     sample = samples.decode(facts["sample"], pa.ipc.open_stream(table).read_next_batch())
-    results = verdict.judge(rules.parse_rules(facts["rules"]), sample, facts["level"])
+    parsed = rules.resolve(rules.parse_rules(facts["rules"]), sample.columns, _classes(sample))
+    results = verdict.judge(parsed, sample, facts["level"])
     classes, counts = verdict.confusion(sample) or ((), ())
     output: dict[str, Any] = {
         "results": [asdict(result) for result in results],
@@ -125,6 +126,13 @@ def _judge(content: bytes) -> bytes:
         "confusion": counts,
     }
     return json.dumps(output).encode()
+
+
+def _classes(sample: Sample) -> set[str]:
+    """Return the names of the classes of both versions, and the labels if they are text."""
+    versions = [version for version in (sample.candidate, sample.champion) if version]
+    names = {name for version in versions for name in version.classes}
+    return names | {label for label in sample.labels.unique().to_pylist() if isinstance(label, str)}
 
 
 def _plot(content: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import ColumnElement, Connection, Row, func, literal, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, literal, select
 
 from serving.codecs.prediction_schema import ClassLabels, PredictionSchema, Probabilities
 from serving.journal.export import chunks
@@ -106,7 +106,8 @@ def read(
         outcomes.setdefault(row.prediction, []).append(row)
     pairs: list[Pair] = []
     is_complete = len(known) <= MAX_ROWS
-    for ids in _readable(connection, [*outcomes], with_inputs=bool(columns)):
+    read = [predictions.c.outputs, *([predictions.c.inputs] if columns else [])]
+    for ids in readable(connection, [*outcomes], read):
         if ids is None:
             return pairs, True
         for record in _records(connection, ids, with_inputs=bool(columns)):
@@ -114,20 +115,28 @@ def read(
     return pairs, not is_complete
 
 
-def _readable(connection: Connection, ids: Sequence[str], *, with_inputs: bool) -> Iterator[list[str] | None]:
-    """Yield lists of ids whose data fits into memory; None at the end if the limit of bytes is reached."""
-    columns = [predictions.c.outputs, *([predictions.c.inputs] if with_inputs else [])]
+def readable(
+    connection: Connection, ids: Sequence[str], columns: Sequence[Column[Any]], max_bytes: int = _MAX_BYTES
+) -> Iterator[list[str] | None]:
+    """Yield lists of ids whose data fits into memory; None at the end if the limit of bytes is reached.
+
+    Args:
+        connection: the connection, within a transaction.
+        ids: the ids of predictions.
+        columns: the columns of `predictions` that are read later.
+        max_bytes: the limit for all lists together.
+    """
     size: ColumnElement[int] = sum((func.length(column) for column in columns), literal(0))
     total = 0
     for start in range(0, len(ids), _IDS_PER_QUERY):
         part = ids[start : start + _IDS_PER_QUERY]
         query = select(predictions.c.id, size).where(predictions.c.id.in_(part))
-        sizes = [(identity, length) for identity, length in connection.execute(query)]
-        total += sum(length for _, length in sizes)
-        if total > _MAX_BYTES:
+        sizes = {row[0]: row[1] for row in connection.execute(query)}
+        total += sum(sizes.values())
+        if total > max_bytes:
             yield None
             return
-        yield from chunks(sizes)
+        yield from chunks([(identity, sizes[identity]) for identity in part if identity in sizes])
 
 
 def _records(connection: Connection, ids: Sequence[str], *, with_inputs: bool) -> Sequence[Row[Any]]:

@@ -1,7 +1,8 @@
 """Compute the quality of predictions with known outcomes, with scikit-learn.
 
-A metric that the rows do not define is absent: metrics of probabilities without probabilities; the ROC AUC
-without rows of each class, or with probabilities that do not add up to 1; R² of equal outcomes.
+A metric that the rows do not define is absent: metrics of probabilities without probabilities, or with one
+outside 0 to 1; the ROC AUC without rows of each class, or with probabilities that do not add up to 1; R² of
+equal outcomes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ MAX_SLICES_PER_COLUMN = 10
 MIN_SLICE_ROWS = 10
 """A slice with fewer rows is not shown: its metrics would be noise."""
 _BINS = 10
+_MAX_ROUNDING = 1e-5
+"""Probabilities outside 0 to 1 by at most this are rounding errors, such as those of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ def measure(rows: OutcomeRows, slices: Mapping[str, Sequence[str]] | None = None
     """
     if not len(rows):
         return []
+    if isinstance(rows, ClassRows):
+        rows = replace(rows, probabilities=_valid(rows.probabilities))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes without rows, and on probabilities rounded to a sum of 1
         measured = [Measured(name, value) for name, value in _overall(rows).items()]
@@ -50,6 +55,15 @@ def measure(rows: OutcomeRows, slices: Mapping[str, Sequence[str]] | None = None
         for where, part in _slices(rows, slices or {}):
             measured += [Measured(name, value, where=where) for name, value in _overall(part).items()]
     return [each for each in measured if np.isfinite(each.value)]
+
+
+def _valid(probabilities: Floats | None) -> Floats | None:
+    """Return probabilities without rounding errors; None if one is no probability."""
+    if probabilities is None:
+        return None
+    clipped: Floats = np.clip(probabilities, 0, 1)
+    is_close = np.abs(clipped - probabilities) <= _MAX_ROUNDING  # False for values that are missing
+    return clipped if is_close.all() else None
 
 
 def slices_of(columns: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from serving.evaluation.evaluation_check import EvaluationCheck
 from serving.evaluation.evaluator import Evaluator
 from serving.evaluation.evidence import Evidence
 from serving.evaluation.rule_watch import RuleWatch
+from serving.evaluation.sources import OUTCOME
 from serving.feature_interface import RecordedOutcomes
 from serving.models.loaded_model import LoadedModel
 from serving.processes.launcher import Launcher
@@ -39,12 +40,12 @@ class EvaluationHarness(FollowerHarness):
         self.rows = pd.DataFrame({"x": x, "target": 2 * x + np.random.default_rng(0).normal(0, 0.1, ROWS)})
         self.use(self.rows, folder)
 
-    def use(self, rows: pd.DataFrame, folder: Path) -> None:
-        """Use these labelled rows."""
+    def use(self, rows: pd.DataFrame, folder: Path, target: str = "target") -> None:
+        """Use these labelled rows, whose labels are in the column `target`."""
         path = folder / f"rows-{len(rows)}.parquet"
         rows.to_parquet(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.tag("serving.evaluation", f"{path}#sha256={digest}")
+        self.tag("serving.evaluation", f"{path}#sha256={digest}&target={target}")
 
     def tag(self, name: str, value: str) -> None:
         self.registry.client.set_registered_model_tag("actor", name, value)
@@ -57,6 +58,7 @@ class EvaluationHarness(FollowerHarness):
 
         async def read(model: str, days: int, column: str) -> RecordedOutcomes:
             assert outcomes
+            assert column in outcomes.table.column_names
             return outcomes
 
         def publish(loaded: LoadedModel, evidence: Evidence) -> None:
@@ -226,6 +228,53 @@ async def test_undecided_rule_is_a_warning_by_setting(harness: EvaluationHarness
     assert harness.published[-1].statistics.metrics.keys() == {"mae", "rmse", "r2"}
 
 
+async def test_correction_of_the_label_column_is_noticed(harness: EvaluationHarness, tmp_path: Path) -> None:
+    harness.tag("serving.require", "rmse <= 0.12")
+    rows = harness.rows.assign(other=0.0)
+    harness.use(rows, tmp_path, "other")
+    follower = harness.evaluating()
+    version = harness.promote(factor=2.0)
+    await settle(follower)
+    assert harness.tags(version)["serving.state"] == "rejected"
+    harness.use(rows, tmp_path)
+    await harness.watch.tick()
+    await settle(follower)
+    assert live(follower) == version
+
+
+@pytest.mark.parametrize(
+    ("champion", "fault"),
+    [
+        ({"on_large": "raise:broken"}, "cannot be evaluated on these rows: it raised ValueError: broken"),
+        ({"on_large": "kill"}, "cannot be evaluated on these rows"),
+        ({"on_load": "once:{folder}/note"}, "could not be loaded once more"),
+        ({"on_load": "stop_once:{folder}/pass"}, "could not be loaded once more"),
+    ],
+)
+async def test_fault_of_the_champion_does_not_concern_absolute_rules(
+    harness: EvaluationHarness, tmp_path: Path, champion: dict[str, str], fault: str
+) -> None:
+    follower = harness.evaluating(evaluation_warns=True)
+    (tmp_path / "pass").touch()
+    harness.promote(factor=2.0, **{name: act.format(folder=tmp_path) for name, act in champion.items()})
+    await settle(follower)
+    (tmp_path / "pass").unlink()
+    harness.use(pd.concat([pd.DataFrame({"x": [200.0], "target": [400.0]}), harness.rows]), tmp_path)
+    harness.tag(
+        "serving.require", "rmse <= 0.2; rmse <= champion + 0.1; p95_ms <= 5000; p95_ms <= 100 * champion"
+    )
+    version = harness.promote(factor=2.0)
+    await settle(follower)
+    assert live(follower) == version
+    assert decisions(harness.published[-1]) == [
+        "holds",
+        "not enough evidence",
+        "holds",
+        "not enough evidence",
+    ]
+    assert f"the champion, actor version 1, {fault}" in harness.published[-1].results[1].sentence
+
+
 async def test_rows_that_do_not_fit_the_signature_are_named(
     harness: EvaluationHarness, tmp_path: Path
 ) -> None:
@@ -257,7 +306,9 @@ async def test_recorded_outcomes_are_labelled_rows(harness: EvaluationHarness) -
     await settle(without)
     assert "SERVING_JOURNAL_URL is not set" in harness.tags("1")["serving.reason"]
     await without.unload("the test needs another")
-    follower = harness.evaluating(RecordedOutcomes(pa.Table.from_pandas(harness.rows), "sha256:0"))
+    # An input of the model may have the default name of the column of the labels.
+    rows = harness.rows.rename(columns={"target": OUTCOME}).assign(target="an input")
+    follower = harness.evaluating(RecordedOutcomes(pa.Table.from_pandas(rows), "sha256:0"))
     await settle(follower)
     assert live(follower) == "1"
     assert json.loads(harness.published[0].tag(5000))["source"] == "journal:7d"

@@ -16,6 +16,7 @@ from mlflow.models import Model
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -263,3 +264,20 @@ def yaml_like(table: Any) -> Any:
 
 
 yaml_like.__module__ = "yaml.loader"
+
+
+def test_labels_of_the_training_are_logged_as_names() -> None:
+    model = GridSearchCV(DummyClassifier(), {"strategy": ["prior"]}, cv=2).fit(TABLE, [-1, 1, -1, 1])
+    trusted = [
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.model_selection._split.StratifiedKFold",
+    ]
+    logged = log_model(
+        model,
+        TABLE,
+        classes=["neg", "pos"],
+        evaluation=(TABLE, [1, 1, -1, -1]),
+        skops_trusted_types=trusted,
+    )
+    (file,) = Path(mlflow.artifacts.download_artifacts(logged.uri)).rglob("serving_evaluation.parquet")
+    assert pd.read_parquet(file)["target"].tolist() == ["pos", "pos", "neg", "neg"]

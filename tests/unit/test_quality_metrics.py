@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,35 @@ def test_rows_without_a_value_and_rare_values_are_no_slice() -> None:
     rows = class_rows(COLORS)
     measured = measure(rows, {"region": ["", "rare", *[""] * (ROWS - 2)]})
     assert {each.where for each in measured} == {""}
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), COLORS])
+def test_probabilities_with_rounding_errors_are_used(classes: Sequence[str]) -> None:
+    exact = class_rows(classes)
+    assert exact.probabilities is not None
+    exact.probabilities[0] = [1, *[0] * (len(classes) - 1)]
+    rounded = exact.probabilities.copy()
+    rounded[0, :2] += [1.2e-7, -1e-9]
+    measured = overall(measure(replace(exact, probabilities=rounded)))
+    assert measured == pytest.approx(overall(measure(exact)))
+    assert {"log_loss", "brier_score", "roc_auc", "calibration_error"} <= measured.keys()
+
+
+@pytest.mark.parametrize("wrong", [1.1, -0.1, np.nan, np.inf])
+def test_wrong_probability_omits_only_metrics_of_probabilities(wrong: float) -> None:
+    rows = class_rows(COLORS)
+    assert rows.probabilities is not None
+    expected = measure(replace(rows, probabilities=None))
+    rows.probabilities[3, 1] = wrong
+    assert measure(rows) == expected
+    assert {"accuracy", "precision", "recall", "f1"} <= overall(expected).keys()
+
+
+def test_probabilities_that_do_not_add_up_to_one_keep_the_other_metrics() -> None:
+    rows = class_rows(COLORS)
+    assert rows.probabilities is not None
+    measured = overall(measure(replace(rows, probabilities=rows.probabilities * 0.9)))
+    assert {"accuracy", "f1", "calibration_error"} <= measured.keys()
 
 
 def test_recorded_predictions_become_arrays() -> None:
