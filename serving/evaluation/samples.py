@@ -18,7 +18,8 @@ import pyarrow as pa
 from pyarrow import compute, types
 
 from serving.evaluation.intervals import Floats
-from serving.evaluation.metrics import REGRESSION_METRICS, NotComputable, Outcomes
+from serving.evaluation.metrics import REGRESSION_METRICS
+from serving.evaluation.outcomes import NotComputable, Outcomes
 
 Names: TypeAlias = npt.NDArray[np.str_]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -124,7 +125,8 @@ class Sample:
             widened = np.zeros((len(probabilities), len(classes)))
             widened[:, [classes.index(name) for name in version.classes]] = probabilities
             probabilities = widened
-        return Outcomes(self._labelled_names, version.names, classes, probabilities)
+        labels, predicted = _codes(self._labelled_names, classes), _codes(version.names, classes)
+        return Outcomes(labels, predicted, classes, probabilities)
 
     def mask(self, where: Sequence[tuple[str, str]]) -> Mask:
         """Return which rows have these values in these columns.
@@ -202,6 +204,13 @@ def _names(array: pa.Array, classes: Sequence[str], *, ids_first: bool) -> Names
     if classes and is_id and (not is_named or (ids_first and types.is_integer(array.type))):
         texts = [*(classes[int(text)] for text in present), ""]
     return np.array(texts)[places]
+
+
+def _codes(names: Names, classes: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Return the index of each name in `classes`."""
+    codes = {name: index for index, name in enumerate(classes)}
+    distinct, places = np.unique(names, return_inverse=True)
+    return np.array([codes[name] for name in distinct.tolist()], np.intp)[places]
 
 
 # -- encoding

@@ -6,22 +6,22 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 import numpy as np
 from pyarrow import types
 
-from serving.evaluation import metrics
+from serving.evaluation import metrics, unseen
 from serving.evaluation.intervals import (
     Floats,
     Interval,
     bootstrap_interval,
+    group,
     paired_rate_interval,
     quantile_difference_interval,
     quantile_interval,
     rate_interval,
 )
-from serving.evaluation.metrics import NotComputable, Outcomes
+from serving.evaluation.outcomes import NoEvidence, NotComputable, Outcomes
 from serving.evaluation.rules import Rule
 from serving.evaluation.samples import OutputKind, Sample, VersionSample
 
@@ -88,6 +88,9 @@ def _judge(rule: Rule, sample: Sample, level: float) -> RuleResult:
     measure = _time if rule.quantity.metric.endswith("_ms") else _score
     try:
         value, champion_value, interval, rows = measure(rule, sample, level)
+    except NoEvidence as error:
+        text = f"{rule.text} has not enough evidence: {error}"
+        return RuleResult(rule.text, Decision.UNDECIDED, text)
     except NotComputable as error:
         return RuleResult(rule.text, Decision.FAILS, f"{rule.text} cannot be computed: {error}")
     decision = _decide(rule, interval)
@@ -116,7 +119,7 @@ def _score(rule: Rule, sample: Sample, level: float) -> Measured:
         return math.nan, None, _UNBOUNDED, 0
     new = sample.outcomes(sample.candidate, quantity.metric).where(mask)
     if not rule.uses_champion or sample.champion is None:
-        interval = _absolute(rule, new, level)
+        interval = _clip(_absolute(rule, new, level), metrics.limits(quantity.metric))
         return interval.value, None, interval, rows
     old = sample.outcomes(sample.champion, quantity.metric).where(mask)
     values = [_value(rule, outcomes) for outcomes in (new, old)]
@@ -125,46 +128,52 @@ def _score(rule: Rule, sample: Sample, level: float) -> Measured:
 
 def _absolute(rule: Rule, outcomes: Outcomes, level: float) -> Interval:
     quantity = rule.quantity
-    metrics.terms(quantity.metric, quantity.label, outcomes)  # raises if it cannot be computed
-    if rate := metrics.is_success(quantity.metric, quantity.label, outcomes):
-        counted, succeeded = rate
-        rows = int(counted.sum())
-        return rate_interval(int((counted & succeeded).sum()), rows, level) if rows else _UNBOUNDED
-    return _bootstrap(rule, outcomes, *metrics.terms(quantity.metric, quantity.label, outcomes), level)
+    terms = metrics.terms(quantity.metric, quantity.label, outcomes)
+    if rate := metrics.rate(quantity.metric, quantity.label, outcomes):
+        rows = int(rate.counted.sum())
+        if not rows:
+            return _UNBOUNDED
+        exact = rate_interval(int(rate.correct.sum()), rows, level)
+        value, low, high = rate.link(np.array([exact.value, exact.low, exact.high])).tolist()
+        return Interval(value, low, high, exact.method)
+    margins = unseen.combine(terms.margins(1 - level))
+    sums = terms.sums(*group(len(outcomes)))
+    return bootstrap_interval(sums, terms.statistic, level, rows=len(outcomes), margins=margins)
+
+
+def _clip(interval: Interval, limits: tuple[float, float]) -> Interval:
+    """Return the interval with bounds that the metric can have; a missing bound stays missing."""
+    low, high = (
+        min(max(bound, limits[0]), limits[1]) if math.isfinite(bound) else bound
+        for bound in (interval.low, interval.high)
+    )
+    return Interval(interval.value, low, high, interval.method)
 
 
 def _paired(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval:
     """Return the interval of the candidate's value minus `factor` times the champion's."""
-    quantity = rule.quantity
-    parts = [metrics.terms(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
-    rates = [metrics.is_success(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
-    if rule.factor == 1 and rates[0] and rates[1]:
-        counted, new_success = rates[0]
-        old_success = rates[1][1]
-        only_new = int((counted & new_success & ~old_success).sum())
-        only_old = int((counted & old_success & ~new_success).sum())
-        rows = int(counted.sum())
+    quantity, factor = rule.quantity, rule.factor
+    rates = [metrics.rate(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
+    if factor == 1 and rates[0] and rates[1] and rates[0].is_paired:
+        only_new = int((rates[0].correct & ~rates[1].correct).sum())
+        only_old = int((rates[1].correct & ~rates[0].correct).sum())
+        rows = int(rates[0].counted.sum())
         return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
-    (new_sums, new_statistic), (old_sums, old_statistic) = parts
-    split = new_sums.shape[1]
+    first, second = (metrics.terms(quantity.metric, quantity.label, outcomes) for outcomes in (new, old))
+    grouped = [terms.sums(*group(len(new))) for terms in (first, second)]
+    split = grouped[0].shape[1]
 
-    def difference(sums: Floats) -> Floats:
-        return new_statistic(sums[:, :split]) - rule.factor * old_statistic(sums[:, split:])
+    def difference(totals: Floats) -> Floats:
+        return first.statistic(totals[:, :split]) - factor * second.statistic(totals[:, split:])
 
-    return _bootstrap(rule, new, np.column_stack([new_sums, old_sums]), difference, level)
-
-
-def _bootstrap(
-    rule: Rule, outcomes: Outcomes, sums: Floats, statistic: metrics.Statistic, level: float
-) -> Interval:
-    support = metrics.support(outcomes, rule.quantity.metric, rule.quantity.label)
-    return bootstrap_interval(sums, statistic, level, support=support)
+    margins = unseen.of_difference(first.margins(1 - level), second.margins(1 - level), factor)
+    return bootstrap_interval(
+        np.column_stack(grouped), difference, level, rows=len(new), margins=unseen.combine(margins)
+    )
 
 
 def _value(rule: Rule, outcomes: Outcomes) -> float:
-    sums, statistic = metrics.terms(rule.quantity.metric, rule.quantity.label, outcomes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    return metrics.terms(rule.quantity.metric, rule.quantity.label, outcomes).value()
 
 
 def _time(rule: Rule, sample: Sample, level: float) -> Measured:
@@ -229,11 +238,9 @@ def summarize(sample: Sample, version: VersionSample) -> Iterator[tuple[str, flo
         if is_number and name not in metrics.REGRESSION_METRICS:
             continue
         try:
-            sums, statistic = metrics.terms(name, None, sample.outcomes(version, name))
-        except NotComputable:
+            value = metrics.terms(name, None, sample.outcomes(version, name)).value()
+        except (NotComputable, NoEvidence):
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
         if math.isfinite(value):
             yield name, value
     for share in (0.5, 0.95):
@@ -250,9 +257,6 @@ def confusion(sample: Sample, max_classes: int = 50) -> tuple[list[str], list[li
     classes = [*outcomes.classes]
     if not sample.candidate.classes or len(classes) > max_classes:
         return None
-    place = partial(np.searchsorted, np.sort(classes))
-    order = np.argsort(classes)
-    actual, predicted = order[place(outcomes.labels)], order[place(outcomes.predicted)]
     counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (actual, predicted), 1)
+    np.add.at(counts, (outcomes.labels, outcomes.predicted), 1)
     return classes, counts.tolist()
