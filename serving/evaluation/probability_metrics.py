@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from serving import calibration
 from serving.evaluation import unseen
 from serving.evaluation.intervals import Floats
 from serving.evaluation.outcomes import Mask, NoEvidence, NotComputable, Outcomes, Terms, mean_of, of_columns
 
-CALIBRATION_BINS = 10
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -54,16 +54,19 @@ def _calibration(outcomes: Outcomes, label: str | None) -> Terms:
     """Return the expected calibration error of the predicted class, in bins of equal width."""
     confidence = _need_probabilities(outcomes, "calibration_error").max(axis=1)
     gaps, rows = confidence - outcomes.correct, len(confidence)
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
+    bins = calibration.bins(confidence)
 
     def columns() -> Iterator[Floats]:
-        yield from (np.where(bins == number, gaps, 0.0) for number in range(CALIBRATION_BINS))
+        yield from (np.where(bins == number, gaps, 0.0) for number in range(calibration.BINS))
         yield np.ones(rows)
+
+    def statistic(sums: Floats) -> Floats:
+        return calibration.calibration_error(sums[:, :-1], sums[:, -1])
 
     def margins(alpha: float) -> unseen.Margins:
         return np.full((2, 1), unseen.share(rows, alpha))  # a row changes the gap of its bin by at most 1
 
-    return of_columns(columns, lambda s: np.abs(s[:, :-1]).sum(axis=1) / s[:, -1], rows, margins)
+    return of_columns(columns, statistic, rows, margins)
 
 
 def _roc_auc(outcomes: Outcomes, label: str | None) -> Terms:

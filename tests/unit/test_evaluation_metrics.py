@@ -11,6 +11,8 @@ from sklearn import metrics
 from serving.errors import ServingError
 from serving.evaluation.metrics import terms
 from serving.evaluation.outcomes import Outcomes
+from serving.journal.outcome_rows import ClassRows
+from serving.journal.quality_metrics import calibration_error
 
 
 def value(name: str, outcomes: Outcomes, label: str | None = None) -> float:
@@ -52,6 +54,18 @@ def test_metrics_of_classifiers_equal_those_of_scikit_learn(outcomes: Outcomes) 
         ),
     }
     assert {name: value(name, outcomes) for name in expected} == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibration_error_equals_that_of_recorded_outcomes() -> None:
+    """Test probabilities on the edges of bins, too."""
+    random = np.random.default_rng(5)
+    chance = random.integers(10, 21, 2000) / 20
+    truth = (random.random(2000) < 0.75).astype(np.intp)
+    matrix = np.column_stack([1 - chance, chance])
+    predicted = matrix.argmax(axis=1)
+    recorded = calibration_error(ClassRows(("a", "b"), truth, predicted, matrix), matrix)
+    outcomes = Outcomes(truth, predicted, ("a", "b"), matrix)
+    assert value("calibration_error", outcomes) == pytest.approx(recorded, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["precision", "recall", "f1"])
