@@ -35,8 +35,9 @@ def terms(metric: str, label: str | None, outcomes: Outcomes) -> Terms:
         raise NotComputable(f"{metric} is not computed from rows")
     if not outcomes.is_classification:
         raise NotComputable(f"{metric} needs a classifier, but the model predicts numbers")
-    if label is not None and label not in outcomes.classes:
-        raise NotComputable(f"there is no class {label}; the classes are {', '.join(outcomes.classes[:20])}")
+    scored = outcomes.classes[: len(outcomes.scored)]
+    if label is not None and label not in scored:
+        raise NotComputable(f"there is no class {label}; the classes are {', '.join(scored[:20])}")
     return _CLASSIFICATION[metric](outcomes, label)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,8 +16,8 @@ from serving.evaluation.intervals import Floats, Indices
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Statistic: TypeAlias = Callable[[Floats], Floats]
 """Maps sums of shape (n, terms) to values of shape (n,)."""
-UNKNOWN_LABEL, UNKNOWN_PREDICTION = -1, -2
-"""The codes of values that are no class. They differ, so that such a row is wrong."""
+UNKNOWN_PREDICTION = -1
+"""The code of a predicted value that is no class and no label."""
 
 
 class NotComputable(ServingError):
@@ -35,9 +35,10 @@ class Outcomes:
     Args:
         labels: the true values, shape (rows,): indices of `classes` of a classifier, numbers of a regressor.
         predicted: the predicted values of the same form.
-        classes: the class names in the order of the columns of `probabilities`; empty for a regressor.
-        probabilities: shape (rows, classes); None if the model returns none.
+        classes: the class names; empty for a regressor.
+        probabilities: of shape (rows, n) for the first n classes; None if the model returns none.
         declared: scores of classes are about the first so many classes; None for all of them.
+        epsilon: the log loss takes lower probabilities for this one.
     """
 
     labels: npt.NDArray[Any]
@@ -45,6 +46,7 @@ class Outcomes:
     classes: Sequence[str] = ()
     probabilities: Floats | None = None
     declared: int | None = None
+    epsilon: float = float(np.finfo(np.float64).eps)
 
     @property
     def is_classification(self) -> bool:
@@ -78,7 +80,8 @@ class Outcomes:
     def where(self, mask: Mask) -> Outcomes:
         """Return the outcomes of some rows."""
         probabilities = None if self.probabilities is None else self.probabilities[mask]
-        return Outcomes(self.labels[mask], self.predicted[mask], self.classes, probabilities, self.declared)
+        labels, predicted = self.labels[mask], self.predicted[mask]
+        return replace(self, labels=labels, predicted=predicted, probabilities=probabilities)
 
 
 @dataclass(frozen=True)

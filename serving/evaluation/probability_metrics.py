@@ -12,8 +12,6 @@ from serving.evaluation import unseen
 from serving.evaluation.intervals import Floats
 from serving.evaluation.outcomes import Mask, NoEvidence, NotComputable, Outcomes, Terms, mean_of, of_columns
 
-_EPSILON = float(np.finfo(np.float64).eps)
-
 
 def _need_probabilities(outcomes: Outcomes, metric: str) -> Floats:
     if outcomes.probabilities is None:
@@ -22,16 +20,17 @@ def _need_probabilities(outcomes: Outcomes, metric: str) -> Floats:
 
 
 def _of_label(probabilities: Floats, outcomes: Outcomes) -> Floats:
-    """Return the probability of the true class of each row, 0 if the label is no class."""
-    places = np.maximum(outcomes.labels, 0)
-    return np.where(outcomes.labels >= 0, probabilities[np.arange(len(places)), places], 0.0)
+    """Return the probability of the true class of each row, 0 if the version does not know the label."""
+    known = outcomes.labels < probabilities.shape[1]
+    places = np.where(known, outcomes.labels, 0)
+    return np.where(known, probabilities[np.arange(len(places)), places], 0.0)
 
 
 def _log_loss(outcomes: Outcomes, label: str | None) -> Terms:
     probabilities = _need_probabilities(outcomes, "log_loss")
     known = probabilities[:, : len(outcomes.scored)]
     kinds = (known.max(axis=1), _of_label(probabilities, outcomes), known.min(axis=1))
-    losses = [-np.log(np.clip(kind, _EPSILON, 1 - _EPSILON)) for kind in kinds]
+    losses = [-np.log(np.clip(kind, outcomes.epsilon, 1 - outcomes.epsilon)) for kind in kinds]
     return mean_of(losses[1], partial(unseen.of_losses, losses))
 
 
@@ -43,7 +42,7 @@ def _brier(outcomes: Outcomes, label: str | None) -> Terms:
         chance = known[:, 1]
         best, worst = np.minimum(chance, 1 - chance), np.maximum(chance, 1 - chance)
         distance = np.where(outcomes.labels == 1, 1 - chance, chance)
-        losses = [best**2, np.where(outcomes.labels < 0, worst, distance) ** 2, worst**2]
+        losses = [best**2, np.where(outcomes.labels > 1, worst, distance) ** 2, worst**2]
     else:
         kinds = (known.max(axis=1), _of_label(probabilities, outcomes), known.min(axis=1))
         losses = [(probabilities**2).sum(axis=1) - 2 * kind + 1 for kind in kinds]
@@ -81,16 +80,12 @@ def _roc_auc(outcomes: Outcomes, label: str | None) -> Terms:
     for index, count in zip(chosen, counts, strict=True):
         if count in (0, len(outcomes)):
             raise NoEvidence(f"roc_auc needs rows of {outcomes.classes[index]} and rows of other classes")
-    areas = np.array(
-        [
-            _placements(probabilities[:, index], positive)[positive].mean()
-            for index, positive in zip(chosen, positives, strict=True)
-        ]
-    )
+    scores = probabilities.T[chosen.start : chosen.stop]
+    kinds = [(each, _placements(score, each)) for score, each in zip(scores, positives, strict=True)]
+    areas = np.array([component[positive].mean() for positive, component in kinds])
 
     def columns() -> Iterator[Floats]:
-        for index, positive in zip(chosen, positives, strict=True):
-            component = _placements(probabilities[:, index], positive)
+        for positive, component in kinds:
             yield from (positive * component, positive, ~positive * component, ~positive)
 
     def statistic(sums: Floats) -> Floats:

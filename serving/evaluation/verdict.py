@@ -21,12 +21,22 @@ from serving.evaluation.intervals import (
     quantile_interval,
     rate_interval,
 )
-from serving.evaluation.outcomes import NoEvidence, NotComputable, Outcomes
+from serving.evaluation.outcomes import NoEvidence, NotComputable, Outcomes, Terms
 from serving.evaluation.rules import Rule
 from serving.evaluation.samples import OutputKind, Sample, VersionSample
+from serving.evaluation.slices import examples
 
 _UNBOUNDED = Interval(math.nan, -math.inf, math.inf, "none")
 _PERCENT = 100
+_MEANS = ("balanced_accuracy", "f1", "roc_auc")
+_MAX_SUMMARIZED_CLASSES = 100
+"""Means over more classes are computed only if a rule needs them."""
+_NO_VALUE = {
+    "recall": " (no row has the class)",
+    "precision": " (no row is predicted as the class)",
+    "f1": " (no row has the class or is predicted as it)",
+    "r2": " (all labels are equal)",
+}
 
 
 class Decision(StrEnum):
@@ -116,14 +126,41 @@ def _score(rule: Rule, sample: Sample, level: float) -> Measured:
     quantity, mask = rule.quantity, sample.mask(rule.quantity.where)
     rows = int(mask.sum())
     if not rows:
-        return math.nan, None, _UNBOUNDED, 0
-    new = sample.outcomes(sample.candidate, quantity.metric).where(mask)
+        raise NoEvidence(f"there are no rows for {quantity}{_existing(rule, sample)}")
+    new = sample.outcomes(sample.candidate, quantity.metric, mask)
     if not rule.uses_champion or sample.champion is None:
         interval = _clip(_absolute(rule, new, level), metrics.limits(quantity.metric))
         return interval.value, None, interval, rows
-    old = sample.outcomes(sample.champion, quantity.metric).where(mask)
-    values = [_value(rule, outcomes) for outcomes in (new, old)]
-    return values[0], values[1], _paired(rule, new, old, level), rows
+    new_terms = metrics.terms(quantity.metric, quantity.label, new)
+    value = new_terms.value()
+    if not math.isfinite(value):
+        return value, None, _UNBOUNDED, rows
+    try:
+        old = sample.outcomes(sample.champion, quantity.metric, mask)
+        old_terms = metrics.terms(quantity.metric, quantity.label, old)
+    except (NotComputable, NoEvidence) as error:  # no fault of the candidate
+        raise NoEvidence(f"the champion's predictions cannot be compared: {error}") from error
+    champion_value = old_terms.value()
+    _check_champion(rule, champion_value)
+    exact = _paired_rate(rule, new, old, level)
+    return value, champion_value, exact or _paired(rule, new_terms, old_terms, level), rows
+
+
+def _check_champion(rule: Rule, value: float) -> None:
+    if not math.isfinite(value):
+        raise NoEvidence(f"{rule.quantity} of the champion has no value on these rows")
+    if value < 0 and rule.factor != 1:  # the bound would be stricter, or laxer, than the rule means
+        raise NoEvidence(
+            f"{rule.quantity} of the champion is {value:.4g}, and a factor has no meaning for a negative "
+            f"value: write for example {rule.quantity} {rule.operator.value} champion - 0.02"
+        )
+
+
+def _existing(rule: Rule, sample: Sample) -> str:
+    """Return values of the columns that have none of the rule's, as a part of a sentence."""
+    missing = [name for name, value in rule.quantity.where if not sample.mask([(name, value)]).any()]
+    known = ((name, examples(sample.columns[name])) for name in missing)
+    return "".join(f"; {name} has the values {texts}" for name, texts in known if texts)
 
 
 def _absolute(rule: Rule, outcomes: Outcomes, level: float) -> Interval:
@@ -150,30 +187,30 @@ def _clip(interval: Interval, limits: tuple[float, float]) -> Interval:
     return Interval(interval.value, low, high, interval.method)
 
 
-def _paired(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval:
+def _paired_rate(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval | None:
+    """Return the interval of the difference of two rates of the same rows; None for other metrics."""
+    quantity = rule.quantity
+    first, second = (metrics.rate(quantity.metric, quantity.label, outcomes) for outcomes in (new, old))
+    if rule.factor != 1 or not first or not second or not first.is_paired:
+        return None
+    only_new = int((first.correct & ~second.correct).sum())
+    only_old = int((second.correct & ~first.correct).sum())
+    rows = int(first.counted.sum())
+    return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
+
+
+def _paired(rule: Rule, new: Terms, old: Terms, level: float) -> Interval:
     """Return the interval of the candidate's value minus `factor` times the champion's."""
-    quantity, factor = rule.quantity, rule.factor
-    rates = [metrics.rate(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
-    if factor == 1 and rates[0] and rates[1] and rates[0].is_paired:
-        only_new = int((rates[0].correct & ~rates[1].correct).sum())
-        only_old = int((rates[1].correct & ~rates[0].correct).sum())
-        rows = int(rates[0].counted.sum())
-        return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
-    first, second = (metrics.terms(quantity.metric, quantity.label, outcomes) for outcomes in (new, old))
-    grouped = [terms.sums(*group(len(new))) for terms in (first, second)]
-    split = grouped[0].shape[1]
+    sums = [terms.sums(*group(new.rows)) for terms in (new, old)]
+    split = sums[0].shape[1]
 
     def difference(totals: Floats) -> Floats:
-        return first.statistic(totals[:, :split]) - factor * second.statistic(totals[:, split:])
+        return new.statistic(totals[:, :split]) - rule.factor * old.statistic(totals[:, split:])
 
-    margins = unseen.of_difference(first.margins(1 - level), second.margins(1 - level), factor)
+    margins = unseen.of_difference(new.margins(1 - level), old.margins(1 - level), rule.factor)
     return bootstrap_interval(
-        np.column_stack(grouped), difference, level, rows=len(new), margins=unseen.combine(margins)
+        np.column_stack(sums), difference, level, rows=new.rows, margins=unseen.combine(margins)
     )
-
-
-def _value(rule: Rule, outcomes: Outcomes) -> float:
-    return metrics.terms(rule.quantity.metric, rule.quantity.label, outcomes).value()
 
 
 def _time(rule: Rule, sample: Sample, level: float) -> Measured:
@@ -207,10 +244,8 @@ def _sentence(
     if not rows:
         return f"there are no {unit} for {rule.quantity}, and so not enough evidence for {rule.text}"
     if not math.isfinite(value):
-        return (
-            f"{rule.quantity} has no value on {rows:,} rows (for example, no row has the class), which is "
-            f"not enough evidence for {rule.text}"
-        )
+        fact = f"{rule.quantity} has no value on {rows:,} rows{_NO_VALUE.get(rule.quantity.metric, '')}"
+        return f"{fact}, which is not enough evidence for {rule.text}"
     finite = math.isfinite(interval.low) or math.isfinite(interval.high)
     bounds = f"{level * _PERCENT:.4g} % bounds {interval.low:.4g} to {interval.high:.4g}"
     span = f" ({bounds})" if finite else ""
@@ -238,7 +273,10 @@ def summarize(sample: Sample, version: VersionSample) -> Iterator[tuple[str, flo
         if is_number and name not in metrics.REGRESSION_METRICS:
             continue
         try:
-            value = metrics.terms(name, None, sample.outcomes(version, name)).value()
+            outcomes = sample.outcomes(version, name)
+            if name in _MEANS and len(outcomes.scored) > _MAX_SUMMARIZED_CLASSES:
+                continue
+            value = metrics.terms(name, None, outcomes).value()
         except (NotComputable, NoEvidence):
             continue
         if math.isfinite(value):
@@ -252,11 +290,12 @@ def confusion(sample: Sample, max_classes: int = 50) -> tuple[list[str], list[li
     """Return the classes and the counts by actual and predicted class; None if the model names none."""
     try:
         outcomes = sample.outcomes(sample.candidate, "accuracy")
-    except NotComputable:
+    except (NotComputable, NoEvidence):
         return None
-    classes = [*outcomes.classes]
+    classes = outcomes.classes
     if not sample.candidate.classes or len(classes) > max_classes:
         return None
     counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (outcomes.labels, outcomes.predicted), 1)
-    return classes, counts.tolist()
+    known = outcomes.predicted >= 0
+    np.add.at(counts, (outcomes.labels[known], outcomes.predicted[known]), 1)
+    return [*classes], counts.tolist()
