@@ -32,6 +32,7 @@ class Alignment:
         declared: scores are about the first so many classes.
         width: probabilities can be predicted for the first so many classes.
         labels: the class of each row.
+        versions: the classes of each version.
         places: by version, the index of each of its own classes.
         faults: by version, why its predictions cannot be compared with the labels; empty if they can.
     """
@@ -40,15 +41,17 @@ class Alignment:
     declared: int
     width: int
     labels: Indices
+    versions: Sequence[VersionClasses]
     places: Sequence[Sequence[int]]
     faults: Sequence[str]
 
-    def of_version(self, index: int) -> Sequence[int]:
+    def places_of(self, version: VersionClasses) -> Sequence[int]:
         """Return the index of each class of a version.
 
         Raises:
             NoEvidence: no label is one of them.
         """
+        index = next(index for index, each in enumerate(self.versions) if each is version)
         if self.faults[index]:
             raise NoEvidence(self.faults[index])
         return self.places[index]
@@ -74,7 +77,7 @@ def _by_declaration(labels: Values, candidate: VersionClasses, champion: Version
         places.append(_predicted(champion.names, ClassNames(labels.texts), codes, shared))
     versions = [candidate, *([champion] if champion else [])]
     faults = [_fault(labels, codes, *each) for each in zip(versions, places, strict=True)]
-    return Alignment(shared.names, declared, width, labels.codes(codes), places, faults)
+    return Alignment(shared.names, declared, width, labels.codes(codes), versions, places, faults)
 
 
 def _places(
@@ -121,7 +124,7 @@ def _by_values(labels: Values, candidate: VersionClasses, champion: VersionClass
     codes = [shared.add(text) for text in labels.texts]
     places = [[shared.add(name) for name in each] for each in names]
     faults = [_fault(labels, codes, *each) for each in zip(versions, places, strict=True)]
-    return Alignment(shared.names, len(shared), len(shared), labels.codes(codes), places, faults)
+    return Alignment(shared.names, len(shared), len(shared), labels.codes(codes), versions, places, faults)
 
 
 def _fault(labels: Values, codes: Sequence[int], version: VersionClasses, places: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ metrics of classifiers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -56,9 +57,15 @@ class VersionSample:
     def _values(self) -> Values:
         return values(self.predicted[0])
 
-    @property
+    @cached_property
     def own_classes(self) -> VersionClasses:
-        """The declared classes, or else the predicted values."""
+        """The declared classes, or else the predicted values.
+
+        Raises:
+            NotComputable: the model predicts numbers, or values that are no classes.
+        """
+        if self.kind is OutputKind.NUMBER:
+            raise NotComputable("the metric needs a classifier, but the model predicts numbers")
         if self.classes:
             return VersionClasses(self.classes, are_declared=True)
         return VersionClasses(self._values.texts, are_declared=False)
@@ -108,10 +115,10 @@ class Sample:
 
     @cached_property
     def _alignment(self) -> Alignment:
-        versions = [self.candidate]
-        if self.champion and self.champion.kind is not OutputKind.NUMBER:  # `outcomes` reports this
-            versions.append(self.champion)
-        return align(values(self.labels), *(version.own_classes for version in versions))
+        versions = [self.candidate.own_classes]
+        with suppress(NotComputable):  # a fault of the champion concerns its own outcomes only
+            versions += [self.champion.own_classes] if self.champion else []
+        return align(values(self.labels), *versions)
 
     def outcomes(self, version: VersionSample, metric: str, mask: Mask | None = None) -> Outcomes:
         """Return the labels and predictions of a version, or of some rows, in the form that a metric needs.
@@ -125,10 +132,8 @@ class Sample:
             if version.kind in (OutputKind.PROBABILITIES, OutputKind.CLASSES):
                 raise NotComputable(f"{metric} needs numbers, but the model predicts classes")
             return Outcomes(_floats(self.labels, mask), _floats(version.predicted[0], mask))
-        if version.kind is OutputKind.NUMBER:
-            raise NotComputable("the metric needs a classifier, but the model predicts numbers")
-        aligned = self._alignment
-        places = aligned.of_version(int(version is self.champion))
+        own, aligned = version.own_classes, self._alignment
+        places = aligned.places_of(own)
         probabilities = version.probabilities
         if probabilities is not None and [*places] != [*range(aligned.width)]:
             widened = np.zeros((len(probabilities), aligned.width))

@@ -209,6 +209,7 @@ def test_metric_without_value_is_not_in_the_evidence() -> None:
 
 
 GAP = VersionSample(OutputKind.NUMBER, [pa.array([0.0] * 99 + [float("nan")])])
+BYTES = VersionSample(OutputKind.VALUE, [pa.array([b"\xff"] * 100)])
 ONLY_CLASSES = VersionSample(OutputKind.CLASSES, [pa.array([0] * 100)], ["a", "b"])
 
 
@@ -218,6 +219,7 @@ ONLY_CLASSES = VersionSample(OutputKind.CLASSES, [pa.array([0] * 100)], ["a", "b
         ("rmse <= champion", GAP, "row 100 has"),
         ("accuracy >= champion", GAP, "needs a classifier"),
         ("roc_auc >= champion", ONLY_CLASSES, "needs probabilities"),
+        ("accuracy >= champion", BYTES, "are no classes"),
     ],
 )
 def test_predictions_of_the_champion_are_no_fault_of_the_candidate(
