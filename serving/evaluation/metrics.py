@@ -18,7 +18,7 @@ from serving.evaluation.outcomes import Mask, NotComputable, Outcomes, Statistic
 
 MAX_CLASSES = 1000
 """Means over more classes are not computed: their bounds would take minutes and gigabytes."""
-_RANGES = {"log_loss": (0.0, math.inf), "brier_score": (0.0, 2.0), "r2": (-math.inf, 1.0)}
+_RANGES = {"log_loss": (0.0, math.inf), "r2": (-math.inf, 1.0)}
 _RANGES |= dict.fromkeys(("mae", "mse", "rmse"), (0.0, math.inf))
 
 
@@ -70,8 +70,10 @@ def rate(metric: str, label: str | None, outcomes: Outcomes) -> Rate | None:
     return Rate(counted, outcomes.correct & counted, _SCORES[metric].link, is_paired=metric == "recall")
 
 
-def limits(metric: str) -> tuple[float, float]:
+def limits(metric: str, outcomes: Outcomes) -> tuple[float, float]:
     """Return the lowest and the highest value that a metric can have."""
+    if metric == "brier_score":
+        return 0.0, 1.0 if outcomes.is_binary else 2.0
     return _RANGES.get(metric, (0.0, 1.0))
 
 

@@ -129,7 +129,7 @@ def _score(rule: Rule, sample: Sample, level: float) -> Measured:
         raise NoEvidence(f"there are no rows for {quantity}{_existing(rule, sample)}")
     new = sample.outcomes(sample.candidate, quantity.metric, mask)
     if not rule.uses_champion or sample.champion is None:
-        interval = _clip(_absolute(rule, new, level), metrics.limits(quantity.metric))
+        interval = _clip(_absolute(rule, new, level), metrics.limits(quantity.metric, new))
         return interval.value, None, interval, rows
     new_terms = metrics.terms(quantity.metric, quantity.label, new)
     value = new_terms.value()
