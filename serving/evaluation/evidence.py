@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,6 @@ def rule_facts(result: RuleResult) -> dict[str, Any]:
     """Return a decision in JSON types; values that do not exist are absent."""
     facts: dict[str, Any] = {"rule": result.rule, "decision": str(result.decision)}
     for name in ("value", "champion", "low", "high"):
-        if (value := getattr(result, name)) is not None:
+        if (value := getattr(result, name)) is not None and math.isfinite(value):  # JSON has no NaN
             facts[name] = float(f"{value:.{_DIGITS}g}")
     return facts | {"method": result.method, "rows": result.rows}

@@ -3,7 +3,7 @@
 Rates of rows (accuracy, recall of a class) use exact or score intervals, which stay valid for few rows and
 few errors: Clopper-Pearson for one rate, and Tango's score interval (Statistics in Medicine 17, 1998) for the
 difference of two rates on the same rows. Quantiles of times use order statistics. All other metrics use the
-bootstrap over rows.
+bootstrap over rows, widened by a margin for events that no row shows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.special import bdtr, betaincinv, ndtri  # scipy.stats would take a second to import
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 _RESAMPLES = 2000
 _PRECISION = 1e-9
@@ -105,32 +106,39 @@ def bootstrap_interval(
     statistic: Callable[[Floats], Floats],
     level: float,
     *,
-    support: int = 0,
-    seed: int = _SEED,
+    rows: int,
+    margins: tuple[float, float] = (0.0, 0.0),
 ) -> Interval:
-    """Return the percentile bootstrap bounds of a statistic of column sums.
+    """Return the percentile bootstrap bounds of a statistic of sums over rows.
 
     Args:
-        sums: one line per row of data, with the additive terms of the statistic; shape (rows, terms).
-        statistic: maps column sums of shape (n, terms) to values of shape (n,).
+        sums: the sums of each group of rows; shape (groups, terms). The groups are those of `group`.
+        statistic: maps sums of shape (n, terms) to values of shape (n,).
         level: the one-sided confidence level.
-        support: for a mean of rates, the number of rows of the rarest class. If the resamples do not vary,
-            an event that none of these rows shows may still have the probability
-            `1 - alpha ** (1 / support)`.
-        seed: the seed of the resamples.
+        rows: number of rows.
+        margins: how much an event that no row shows may lower and raise the value. A margin and the distance
+            of the bootstrap bound add up as the root of the sum of their squares.
     """
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-    grouped = _group(sums, np.random.default_rng(seed))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistic(_weights(len(grouped), seed) @ grouped)
+        value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+        values = statistic(_weights(len(sums)) @ sums)
     values = values[np.isfinite(values)]
-    if len(values) < _RESAMPLES / 2 or len(sums) < _MIN_BOOTSTRAP_ROWS or not math.isfinite(value):
+    if len(values) < _RESAMPLES / 2 or rows < _MIN_BOOTSTRAP_ROWS or not math.isfinite(value):
         return Interval(value, -math.inf, math.inf, "bootstrap")
     low, high = np.quantile(values, [1 - level, level])
-    if support and low == high:
-        unseen = 1 - (1 - level) ** (1 / support)
-        low, high = low - unseen, high + unseen
-    return Interval(value, float(low), float(high), "bootstrap")
+    below, above = math.hypot(max(value - low, 0), margins[0]), math.hypot(max(high - value, 0), margins[1])
+    return Interval(value, value - below, value + above, "bootstrap")
+
+
+def group(rows: int) -> tuple[Indices, int]:
+    """Return the group of each row, and the number of groups.
+
+    The groups are random and of equal size; up to 1,000 rows, each row is a group.
+    """
+    if rows <= _MAX_GROUPS:
+        return np.arange(rows), rows
+    places = np.random.default_rng(_SEED).permutation(rows)
+    return places * _MAX_GROUPS // rows, _MAX_GROUPS
 
 
 def quantile_interval(values: Floats, share: float, level: float) -> Interval:
@@ -170,18 +178,7 @@ def quantile_difference_interval(
 
 
 @lru_cache(maxsize=1)
-def _weights(groups: int, seed: int) -> Floats:
+def _weights(groups: int) -> Floats:
     """Return how often each group occurs in each resample; shape (resamples, groups)."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(_SEED)
     return generator.multinomial(groups, np.full(groups, 1 / groups), size=_RESAMPLES).astype(np.float64)
-
-
-def _group(sums: Floats, generator: np.random.Generator) -> Floats:
-    """Return the sums of at most `_MAX_GROUPS` random groups of rows of equal size."""
-    rows = len(sums)
-    if rows <= _MAX_GROUPS:
-        return sums
-    shuffled = sums[generator.permutation(rows)]
-    starts = np.linspace(0, rows, _MAX_GROUPS, endpoint=False).astype(np.intp)
-    grouped: Floats = np.add.reduceat(shuffled, starts, axis=0)
-    return grouped

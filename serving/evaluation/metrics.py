@@ -1,66 +1,33 @@
-"""Metrics of labelled rows as column sums, so that values and bootstrap bounds need one pass over the rows.
+"""Metrics of labelled rows as sums over rows, so that values and bounds need one pass over the rows.
 
 The values equal those of the functions of scikit-learn with the same name; a test compares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.errors import ServingError
-from serving.evaluation.intervals import Floats
+from serving.evaluation import probability_metrics, unseen
+from serving.evaluation.intervals import Floats, Indices
+from serving.evaluation.outcomes import Mask, NotComputable, Outcomes, Statistic, Terms, mean_of, of_columns
 
-Statistic: TypeAlias = Callable[[Floats], Floats]
-"""Maps column sums of shape (n, terms) to values of shape (n,)."""
-CALIBRATION_BINS = 10
-_EPSILON = float(np.finfo(np.float64).eps)
-
-
-class NotComputable(ServingError):
-    """A metric cannot be computed from these rows and predictions."""
+MAX_CLASSES = 1000
+"""Means over more classes are not computed: their bounds would take minutes and gigabytes."""
+_RANGES = {"log_loss": (0.0, math.inf), "r2": (-math.inf, 1.0)}
+_RANGES |= dict.fromkeys(("mae", "mse", "rmse"), (0.0, math.inf))
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """Labels and one version's predictions of the same rows.
-
-    Args:
-        labels: the true values, shape (rows,): class names for a classifier, numbers for a regressor.
-        predicted: the predicted values of the same form.
-        classes: the class names in the order of the columns of `probabilities`; empty for a regressor.
-        probabilities: shape (rows, classes); None if the model returns none.
-    """
-
-    labels: npt.NDArray[Any]
-    predicted: npt.NDArray[Any]
-    classes: Sequence[str] = ()
-    probabilities: Floats | None = None
-
-    @property
-    def is_classification(self) -> bool:
-        """Check whether the predictions are classes."""
-        return bool(self.classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def where(self, mask: npt.NDArray[np.bool_]) -> Outcomes:
-        """Return the outcomes of some rows."""
-        probabilities = None if self.probabilities is None else self.probabilities[mask]
-        return Outcomes(self.labels[mask], self.predicted[mask], self.classes, probabilities)
-
-
-def terms(metric: str, label: str | None, outcomes: Outcomes) -> tuple[Floats, Statistic]:
-    """Return the additive terms of a metric, of shape (rows, terms), and the function of their sums.
+def terms(metric: str, label: str | None, outcomes: Outcomes) -> Terms:
+    """Return a metric as a function of sums over rows.
 
     Raises:
         NotComputable: the metric does not fit the predictions, or a class does not exist.
+        NoEvidence: the rows do not define it.
     """
     if metric in _REGRESSION:
         return _REGRESSION[metric](_numbers(outcomes))
@@ -68,30 +35,46 @@ def terms(metric: str, label: str | None, outcomes: Outcomes) -> tuple[Floats, S
         raise NotComputable(f"{metric} is not computed from rows")
     if not outcomes.is_classification:
         raise NotComputable(f"{metric} needs a classifier, but the model predicts numbers")
-    if label is not None and label not in outcomes.classes:
-        raise NotComputable(f"there is no class {label}; the classes are {', '.join(outcomes.classes[:20])}")
+    scored = outcomes.classes[: len(outcomes.scored)]
+    if label is not None and label not in scored:
+        raise NotComputable(f"there is no class {label}; the classes are {', '.join(scored[:20])}")
     return _CLASSIFICATION[metric](outcomes, label)
 
 
-def is_success(
-    metric: str, label: str | None, outcomes: Outcomes
-) -> tuple[npt.NDArray[np.bool_], ...] | None:
-    """Return for a rate of rows which rows count and which succeed; None for other metrics."""
-    correct = outcomes.labels == outcomes.predicted
+@dataclass(frozen=True)
+class Rate:
+    """A metric that is a function of the rate of one kind of rows.
+
+    Args:
+        counted: the rows that count.
+        correct: those that succeed.
+        link: the metric of the rate; it increases.
+        is_paired: whether the same rows count for each version.
+    """
+
+    counted: Mask
+    correct: Mask
+    link: Statistic
+    is_paired: bool
+
+
+def rate(metric: str, label: str | None, outcomes: Outcomes) -> Rate | None:
+    """Return which rows count for a metric and which succeed; None for other metrics."""
     if metric == "accuracy":
-        return np.ones(len(outcomes), bool), correct
-    if metric == "recall" and (label := label or _positive(outcomes)) is not None:
-        return outcomes.labels == label, correct
-    return None
+        return Rate(np.ones(len(outcomes), bool), outcomes.correct, _identity, is_paired=True)
+    index = outcomes.index(label)
+    if metric not in ("precision", "recall", "f1") or index is None:
+        return None
+    actual, predicted = outcomes.labels == index, outcomes.predicted == index
+    counted = {"recall": actual, "precision": predicted, "f1": actual | predicted}[metric]
+    return Rate(counted, outcomes.correct & counted, _SCORES[metric].link, is_paired=metric == "recall")
 
 
-def support(outcomes: Outcomes, metric: str, label: str | None) -> int:
-    """Return the number of rows of the rarest class of a score that is a mean of rates; 0 for others."""
-    if metric not in ("precision", "recall", "f1", "balanced_accuracy"):
-        return 0
-    label = label or _positive(outcomes)
-    counts = [int((outcomes.labels == name).sum()) for name in ([label] if label else outcomes.classes)]
-    return min([count for count in counts if count], default=1)
+def limits(metric: str, outcomes: Outcomes) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have."""
+    if metric == "brier_score":
+        return 0.0, 1.0 if outcomes.is_binary else 2.0
+    return _RANGES.get(metric, (0.0, 1.0))
 
 
 # -- regression
@@ -109,24 +92,22 @@ def _numbers(outcomes: Outcomes) -> _Numbers:
     return _Numbers(outcomes.labels.astype(np.float64), outcomes.predicted.astype(np.float64))
 
 
-def _mean_of(values: Floats) -> tuple[Floats, Statistic]:
-    return np.column_stack([values, np.ones(len(values))]), lambda sums: sums[:, 0] / sums[:, 1]
+def _rmse(numbers: _Numbers) -> Terms:
+    mean = mean_of((numbers.truth - numbers.predicted) ** 2)
+    return Terms(mean.sums, lambda sums: np.sqrt(mean.statistic(sums)), mean.margins, mean.rows)
 
 
-def _rmse(numbers: _Numbers) -> tuple[Floats, Statistic]:
-    sums, mean = _mean_of((numbers.truth - numbers.predicted) ** 2)
-    return sums, lambda totals: np.sqrt(mean(totals))
-
-
-def _r2(numbers: _Numbers) -> tuple[Floats, Statistic]:
+def _r2(numbers: _Numbers) -> Terms:
     shifted = numbers.truth - numbers.truth.mean()  # for precision; it does not change the value
     columns = [np.ones(len(shifted)), shifted, shifted**2, (numbers.truth - numbers.predicted) ** 2]
-    return np.column_stack(columns), lambda s: 1 - s[:, 3] / (s[:, 2] - s[:, 1] ** 2 / s[:, 0])
+    return of_columns(
+        lambda: iter(columns), lambda s: 1 - s[:, 3] / (s[:, 2] - s[:, 1] ** 2 / s[:, 0]), len(shifted)
+    )
 
 
-_REGRESSION: Mapping[str, Callable[[_Numbers], tuple[Floats, Statistic]]] = {
-    "mae": lambda numbers: _mean_of(np.abs(numbers.truth - numbers.predicted)),
-    "mse": lambda numbers: _mean_of((numbers.truth - numbers.predicted) ** 2),
+_REGRESSION: Mapping[str, Callable[[_Numbers], Terms]] = {
+    "mae": lambda numbers: mean_of(np.abs(numbers.truth - numbers.predicted)),
+    "mse": lambda numbers: mean_of((numbers.truth - numbers.predicted) ** 2),
     "rmse": _rmse,
     "r2": _r2,
 }
@@ -138,42 +119,80 @@ REGRESSION_METRICS = frozenset(_REGRESSION)
 # -- classification
 
 
-def _positive(outcomes: Outcomes) -> str | None:
-    """Return the positive class of two, which is the second; None for more classes."""
-    return outcomes.classes[1] if len(outcomes.classes) == 2 else None
+def _accuracy(outcomes: Outcomes, label: str | None) -> Terms:
+    correct = outcomes.correct.astype(np.float64)
+    margins = partial(unseen.of_rates, np.array([correct.mean()]), np.array([len(correct)]))
+    return mean_of(correct, margins)
 
 
-def _accuracy(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
-    return _mean_of((outcomes.labels == outcomes.predicted).astype(np.float64))
+def _identity(rates: Floats) -> Floats:
+    return rates
 
 
-def _counts(outcomes: Outcomes, classes: Sequence[str]) -> Floats:
-    """Return per class the terms of true positives, predicted and actual rows; shape (rows, 3 · classes)."""
-    columns = []
-    for name in classes:
-        actual, predicted = outcomes.labels == name, outcomes.predicted == name
-        columns += [actual & predicted, predicted, actual]
-    return np.column_stack(columns).astype(np.float64)
+@dataclass(frozen=True)
+class _Score:
+    """A score of a class: a function of the rate of true positives among some rows.
+
+    Args:
+        trials: returns the number of these rows from the true positives, predicted and actual rows.
+        link: the score of the rate.
+        only_actual: whether the mean is over the classes of the labels only, also if there are two.
+    """
+
+    trials: Callable[[Floats, Floats, Floats], Floats]
+    link: Statistic = _identity
+    only_actual: bool = False
 
 
-def _per_class(
-    score: Statistic, outcomes: Outcomes, label: str | None, *, only_actual: bool = False
-) -> tuple[Floats, Statistic]:
+_SCORES = {
+    "balanced_accuracy": _Score(lambda hits, predicted, actual: actual, only_actual=True),
+    "precision": _Score(lambda hits, predicted, actual: predicted),
+    "recall": _Score(lambda hits, predicted, actual: actual),
+    "f1": _Score(lambda hits, predicted, actual: predicted + actual - hits, lambda r: 2 * r / (1 + r)),
+}
+
+
+def _per_class(score: _Score, outcomes: Outcomes, label: str | None) -> Terms:
     """Return the score of one class; of two classes the positive one's; else the mean over the classes."""
-    label = label if label is not None or only_actual else _positive(outcomes)
-    classes = [label] if label is not None else list(outcomes.classes)
+    index = None if score.only_actual else outcomes.index(label)
+    classes = outcomes.scored if index is None else range(index, index + 1)
+    if len(classes) > MAX_CLASSES:
+        raise NotComputable(f"the mean over more than {MAX_CLASSES:,} classes is not computed")
+
+    def rates(sums: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return by class the rate, the number of its rows, and the weight of the class in the mean."""
+        hits, predicted, actual = sums.reshape(-1, 3, len(classes)).swapaxes(0, 1)
+        trials = score.trials(hits, predicted, actual)
+        seen = (actual if score.only_actual else predicted + actual) > 0
+        fallback = np.nan if index is not None else 0.0
+        weights = np.where(seen, 1 / np.maximum(seen.sum(axis=1, keepdims=True), 1), fallback)
+        return _ratio(hits, trials), trials, weights
 
     def statistic(sums: Floats) -> Floats:
-        scores = np.stack([score(sums[:, 3 * i : 3 * i + 3]) for i in range(len(classes))])
-        seen = np.stack([sums[:, 3 * i + 1] + sums[:, 3 * i + 2] > 0 for i in range(len(classes))])
-        if only_actual:
-            seen = np.stack([sums[:, 3 * i + 2] > 0 for i in range(len(classes))])
-        if label is not None:
-            return np.where(seen[0], scores[0], np.nan)
-        mean: Floats = np.where(seen, scores, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        values, _, weights = rates(sums)
+        mean: Floats = (weights * score.link(values)).sum(axis=1)
         return mean
 
-    return _counts(outcomes, classes), statistic
+    def margins(alpha: float) -> unseen.Margins:
+        values, trials, weights = (part[0] for part in rates(counts(np.zeros(len(outcomes), np.intp), 1)))
+        return unseen.of_rates(values, trials, alpha, link=score.link, weights=np.nan_to_num(weights))
+
+    counts = partial(_counts, outcomes, classes)
+    return Terms(counts, statistic, margins, len(outcomes))
+
+
+def _counts(outcomes: Outcomes, classes: range, groups: Indices, count: int) -> Floats:
+    """Return by group and class the true positives, predicted and actual rows; shape (count, 3 · classes)."""
+    parts = []
+    for codes, rows in (
+        (outcomes.labels, outcomes.correct),
+        (outcomes.predicted, True),
+        (outcomes.labels, True),
+    ):
+        counted = rows & (codes >= classes.start) & (codes < classes.stop)
+        cells = groups[counted] * len(classes) + (codes[counted] - classes.start)
+        parts.append(np.bincount(cells, minlength=count * len(classes)).reshape(count, len(classes)))
+    return np.concatenate(parts, axis=1).astype(np.float64)
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
@@ -181,91 +200,6 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
 
 
-def _need_probabilities(outcomes: Outcomes, metric: str) -> Floats:
-    if outcomes.probabilities is None:
-        raise NotComputable(f"{metric} needs probabilities, which the model does not return")
-    return outcomes.probabilities
-
-
-def _indicators(outcomes: Outcomes) -> Floats:
-    return np.column_stack([outcomes.labels == name for name in outcomes.classes]).astype(np.float64)
-
-
-def _log_loss(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
-    probabilities = np.clip(_need_probabilities(outcomes, "log_loss"), _EPSILON, 1 - _EPSILON)
-    return _mean_of(-(np.log(probabilities) * _indicators(outcomes)).sum(axis=1))
-
-
-def _brier(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
-    distances = (_need_probabilities(outcomes, "brier_score") - _indicators(outcomes)) ** 2
-    return _mean_of(distances[:, 1] if len(outcomes.classes) == 2 else distances.sum(axis=1))
-
-
-def _calibration(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
-    """Return the expected calibration error of the predicted class, in bins of equal width."""
-    confidence = _need_probabilities(outcomes, "calibration_error").max(axis=1)
-    correct = (outcomes.labels == outcomes.predicted).astype(np.float64)
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
-    columns = np.zeros((len(outcomes), CALIBRATION_BINS + 1))
-    columns[np.arange(len(outcomes)), bins] = confidence - correct
-    columns[:, -1] = 1
-    return columns, lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
-
-
-def _roc_auc(outcomes: Outcomes, label: str | None) -> tuple[Floats, Statistic]:
-    """Return the terms of the area under the ROC curve, linear in the rows (DeLong's components).
-
-    For more than two classes it is the mean over the classes, each against the others.
-    """
-    probabilities = _need_probabilities(outcomes, "roc_auc")
-    two = len(outcomes.classes) == 2
-    chosen = [1] if two else range(len(outcomes.classes))
-    columns, areas = [], []
-    for index in chosen:
-        positive = outcomes.labels == outcomes.classes[index]
-        if not positive.any() or positive.all():
-            raise NotComputable(f"roc_auc needs rows of {outcomes.classes[index]} and rows of other classes")
-        component, area = _placements(probabilities[:, index], positive)
-        columns += [positive * component, positive, ~positive * component, ~positive]
-        areas.append(area)
-
-    def statistic(sums: Floats) -> Floats:
-        values = [
-            sums[:, 4 * i] / sums[:, 4 * i + 1] + sums[:, 4 * i + 2] / sums[:, 4 * i + 3] - area
-            for i, area in enumerate(areas)
-        ]
-        mean: Floats = np.mean(values, axis=0)
-        return mean
-
-    return np.column_stack(columns).astype(np.float64), statistic
-
-
-def _placements(scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Floats, float]:
-    """Return per row the share of rows of the other class that it is ordered rightly with, and the mean."""
-    ranks = _ranks(scores)
-    component = np.empty(len(scores))
-    count, rest = int(positive.sum()), int((~positive).sum())
-    component[positive] = (ranks[positive] - _ranks(scores[positive])) / rest
-    component[~positive] = 1 - (ranks[~positive] - _ranks(scores[~positive])) / count
-    return component, float(component[positive].mean())
-
-
-def _ranks(scores: Floats) -> Floats:
-    """Return the ranks from 1; equal scores have their mean rank. `scipy.stats` takes a second to import."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: Floats = (ends - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-_CLASSIFICATION: Mapping[str, Callable[[Outcomes, str | None], tuple[Floats, Statistic]]] = {
-    "accuracy": _accuracy,
-    "balanced_accuracy": partial(_per_class, lambda s: _ratio(s[:, 0], s[:, 2]), only_actual=True),
-    "precision": partial(_per_class, lambda s: _ratio(s[:, 0], s[:, 1])),
-    "recall": partial(_per_class, lambda s: _ratio(s[:, 0], s[:, 2])),
-    "f1": partial(_per_class, lambda s: _ratio(2 * s[:, 0], s[:, 1] + s[:, 2])),
-    "log_loss": _log_loss,
-    "brier_score": _brier,
-    "calibration_error": _calibration,
-    "roc_auc": _roc_auc,
-}
+_CLASSIFICATION: dict[str, Callable[[Outcomes, str | None], Terms]] = {"accuracy": _accuracy}
+_CLASSIFICATION |= {name: partial(_per_class, score) for name, score in _SCORES.items()}
+_CLASSIFICATION |= probability_metrics.METRICS

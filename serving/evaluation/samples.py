@@ -7,21 +7,22 @@ metrics of classifiers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import compute, types
 
-from serving.evaluation.intervals import Floats
-from serving.evaluation.metrics import REGRESSION_METRICS, NotComputable, Outcomes
-
-Names: TypeAlias = npt.NDArray[np.str_]
-Mask: TypeAlias = npt.NDArray[np.bool_]
+from serving.evaluation.class_alignment import Alignment, VersionClasses, align
+from serving.evaluation.class_codes import Values, resolve, values
+from serving.evaluation.intervals import Floats, Indices
+from serving.evaluation.metrics import REGRESSION_METRICS
+from serving.evaluation.outcomes import Mask, NotComputable, Outcomes
+from serving.evaluation.slices import equals
 
 
 class OutputKind(StrEnum):
@@ -53,18 +54,38 @@ class VersionSample:
     latencies: Sequence[float] = ()
 
     @cached_property
-    def names(self) -> Names:
-        """The predicted classes.
+    def _values(self) -> Values:
+        return values(self.predicted[0])
+
+    @cached_property
+    def own_classes(self) -> VersionClasses:
+        """The declared classes, or else the predicted values.
 
         Raises:
-            NotComputable: the model predicts numbers.
+            NotComputable: the model predicts numbers, or values that are no classes.
         """
         if self.kind is OutputKind.NUMBER:
             raise NotComputable("the metric needs a classifier, but the model predicts numbers")
+        if self.classes:
+            return VersionClasses(self.classes, are_declared=True)
+        return VersionClasses(self._values.texts, are_declared=False)
+
+    def codes(self, places: Sequence[int]) -> Indices:
+        """Return the class of each row from the code of each own class."""
         if self.probabilities is not None:
-            best: Names = np.array(self.classes)[self.probabilities.argmax(axis=1)]
+            best: Indices = np.array(places, np.intp)[self.probabilities.argmax(axis=1)]
             return best
-        return _names(self.predicted[0], self.classes, ids_first=True)
+        if not self.classes:
+            return self._values.codes(places)
+        prefer_ids = types.is_integer(self.predicted[0].type)
+        found, _ = resolve(self._values.texts, self.classes, prefer_ids=prefer_ids)
+        return self._values.codes([None if own is None else places[own] for own in found])
+
+    @property
+    def epsilon(self) -> float:
+        """The least probability that the type of the predictions distinguishes from 0 and 1."""
+        kind = self.predicted[0].type
+        return float(np.finfo(kind.to_pandas_dtype() if types.is_floating(kind) else np.float64).eps)
 
     @cached_property
     def probabilities(self) -> Floats | None:
@@ -93,38 +114,36 @@ class Sample:
     champion_fault: str = ""
 
     @cached_property
-    def _labelled_names(self) -> Names:
-        return _names(self.labels, self.candidate.classes, ids_first=False)
+    def _alignment(self) -> Alignment:
+        versions = [self.candidate.own_classes]
+        with suppress(NotComputable):  # a fault of the champion concerns its own outcomes only
+            versions += [self.champion.own_classes] if self.champion else []
+        return align(values(self.labels), *versions)
 
-    @cached_property
-    def _classes(self) -> list[str]:
-        """All classes, in the order of the candidate's: those of the champion and of the labels follow."""
-        known = [*self.candidate.classes]
-        for names in [self._labelled_names, *(version.names for version in self._versions)]:
-            known += sorted({*np.unique(names).tolist()} - {*known})
-        more = [name for version in self._versions for name in version.classes]
-        return [*known, *dict.fromkeys(name for name in more if name not in known)]
-
-    @property
-    def _versions(self) -> list[VersionSample]:
-        return [self.candidate, *([self.champion] if self.champion else [])]
-
-    def outcomes(self, version: VersionSample, metric: str) -> Outcomes:
-        """Return the labels and predictions of a version in the form that a metric needs.
+    def outcomes(self, version: VersionSample, metric: str, mask: Mask | None = None) -> Outcomes:
+        """Return the labels and predictions of a version, or of some rows, in the form that a metric needs.
 
         Raises:
             NotComputable: they have another form.
+            NoEvidence: no label is a class of the version.
         """
+        mask = np.ones(len(self.labels), bool) if mask is None else mask
         if metric in REGRESSION_METRICS:
             if version.kind in (OutputKind.PROBABILITIES, OutputKind.CLASSES):
                 raise NotComputable(f"{metric} needs numbers, but the model predicts classes")
-            return Outcomes(_floats(self.labels), _floats(version.predicted[0]))
-        classes, probabilities = self._classes, version.probabilities
-        if probabilities is not None and list(version.classes) != classes:
-            widened = np.zeros((len(probabilities), len(classes)))
-            widened[:, [classes.index(name) for name in version.classes]] = probabilities
+            return Outcomes(_floats(self.labels, mask), _floats(version.predicted[0], mask))
+        own, aligned = version.own_classes, self._alignment
+        places = aligned.places_of(own)
+        probabilities = version.probabilities
+        if probabilities is not None and [*places] != [*range(aligned.width)]:
+            widened = np.zeros((len(probabilities), aligned.width))
+            widened[:, places] = probabilities
             probabilities = widened
-        return Outcomes(self._labelled_names, version.names, classes, probabilities)
+        predicted = version.codes(places)
+        outcomes = Outcomes(
+            aligned.labels, predicted, aligned.names, probabilities, aligned.declared, version.epsilon
+        )
+        return outcomes.where(mask)
 
     def mask(self, where: Sequence[tuple[str, str]]) -> Mask:
         """Return which rows have these values in these columns.
@@ -136,72 +155,25 @@ class Sample:
         for name, value in where:
             if name not in self.columns:
                 raise NotComputable(f"the labelled rows have no column {name}")
-            mask &= _equals(self.columns[name], value)
+            mask &= equals(self.columns[name], value)
         return mask
 
 
-def _equals(column: pa.Array, value: str) -> Mask:
-    if types.is_boolean(column.type):
-        value = value.capitalize()
-    if types.is_floating(column.type):
-        try:
-            return np.asarray(_floats(column, nulls=True) == float(value))
-        except ValueError:
-            return np.zeros(len(column), bool)
-    texts, places = _text(column)
-    return np.array([text == value for text in texts])[places]
-
-
-def _floats(array: pa.Array, *, nulls: bool = False) -> Floats:
-    """Return numbers.
+def _floats(array: pa.Array, mask: Mask | None = None) -> Floats:
+    """Return numbers of some rows.
 
     Raises:
         NotComputable: they are none, or one is missing or not finite.
     """
     try:
-        values: Floats = compute.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
+        numbers: Floats = compute.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException:
         raise NotComputable(f"the metric needs numbers, but there are values of type {array.type}") from None
-    if not nulls and not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
+    faulty = ~np.isfinite(numbers) if mask is None else ~np.isfinite(numbers) & mask
+    if faulty.any():
+        row = int(np.flatnonzero(faulty)[0])
         raise NotComputable(f"row {row + 1} has a value or a prediction that is missing or not finite")
-    return values
-
-
-def _text(array: pa.Array) -> tuple[Sequence[str], npt.NDArray[np.intp]]:
-    """Return the distinct values as text, and the index of each row's value among them.
-
-    A whole number has no fraction, and a truth value is True or False.
-
-    Raises:
-        NotComputable: values of this type are no classes.
-    """
-    try:
-        encoded = array if types.is_dictionary(array.type) else array.dictionary_encode()
-        values = encoded.dictionary
-        is_whole = types.is_floating(values.type) and compute.all(
-            compute.equal(compute.floor(values), values), skip_nulls=True, min_count=0
-        )
-        if is_whole and is_whole.as_py():
-            values = compute.cast(values, pa.int64())
-        texts = compute.cast(values, pa.string()).to_pylist()
-    except pa.ArrowException:
-        raise NotComputable(f"values of type {array.type} are no classes") from None
-    if types.is_boolean(values.type):
-        texts = [text and text.capitalize() for text in texts]
-    indices = compute.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)
-    return [*(text or "" for text in texts), ""], indices.astype(np.intp)
-
-
-def _names(array: pa.Array, classes: Sequence[str], *, ids_first: bool) -> Names:
-    """Return the names of classes that are given by name, or by their index in `classes`."""
-    texts, places = _text(array)
-    present = texts[:-1]
-    is_named = not classes or {*present} <= {*classes}
-    is_id = all(text.isdecimal() and int(text) < len(classes) for text in present)
-    if classes and is_id and (not is_named or (ids_first and types.is_integer(array.type))):
-        texts = [*(classes[int(text)] for text in present), ""]
-    return np.array(texts)[places]
+    return numbers if mask is None else numbers[mask]
 
 
 # -- encoding

@@ -6,27 +6,37 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 import numpy as np
 from pyarrow import types
 
-from serving.evaluation import metrics
+from serving.evaluation import metrics, unseen
 from serving.evaluation.intervals import (
     Floats,
     Interval,
     bootstrap_interval,
+    group,
     paired_rate_interval,
     quantile_difference_interval,
     quantile_interval,
     rate_interval,
 )
-from serving.evaluation.metrics import NotComputable, Outcomes
+from serving.evaluation.outcomes import NoEvidence, NotComputable, Outcomes, Terms
 from serving.evaluation.rules import Rule
 from serving.evaluation.samples import OutputKind, Sample, VersionSample
+from serving.evaluation.slices import examples
 
 _UNBOUNDED = Interval(math.nan, -math.inf, math.inf, "none")
 _PERCENT = 100
+_MEANS = ("balanced_accuracy", "f1", "roc_auc")
+_MAX_SUMMARIZED_CLASSES = 100
+"""Means over more classes are computed only if a rule needs them."""
+_NO_VALUE = {
+    "recall": " (no row has the class)",
+    "precision": " (no row is predicted as the class)",
+    "f1": " (no row has the class or is predicted as it)",
+    "r2": " (all labels are equal)",
+}
 
 
 class Decision(StrEnum):
@@ -88,6 +98,9 @@ def _judge(rule: Rule, sample: Sample, level: float) -> RuleResult:
     measure = _time if rule.quantity.metric.endswith("_ms") else _score
     try:
         value, champion_value, interval, rows = measure(rule, sample, level)
+    except NoEvidence as error:
+        text = f"{rule.text} has not enough evidence: {error}"
+        return RuleResult(rule.text, Decision.UNDECIDED, text)
     except NotComputable as error:
         return RuleResult(rule.text, Decision.FAILS, f"{rule.text} cannot be computed: {error}")
     decision = _decide(rule, interval)
@@ -113,58 +126,91 @@ def _score(rule: Rule, sample: Sample, level: float) -> Measured:
     quantity, mask = rule.quantity, sample.mask(rule.quantity.where)
     rows = int(mask.sum())
     if not rows:
-        return math.nan, None, _UNBOUNDED, 0
-    new = sample.outcomes(sample.candidate, quantity.metric).where(mask)
+        raise NoEvidence(f"there are no rows for {quantity}{_existing(rule, sample)}")
+    new = sample.outcomes(sample.candidate, quantity.metric, mask)
     if not rule.uses_champion or sample.champion is None:
-        interval = _absolute(rule, new, level)
+        interval = _clip(_absolute(rule, new, level), metrics.limits(quantity.metric, new))
         return interval.value, None, interval, rows
-    old = sample.outcomes(sample.champion, quantity.metric).where(mask)
-    values = [_value(rule, outcomes) for outcomes in (new, old)]
-    return values[0], values[1], _paired(rule, new, old, level), rows
+    new_terms = metrics.terms(quantity.metric, quantity.label, new)
+    value = new_terms.value()
+    if not math.isfinite(value):
+        return value, None, _UNBOUNDED, rows
+    try:
+        old = sample.outcomes(sample.champion, quantity.metric, mask)
+        old_terms = metrics.terms(quantity.metric, quantity.label, old)
+    except (NotComputable, NoEvidence) as error:  # no fault of the candidate
+        raise NoEvidence(f"the champion's predictions cannot be compared: {error}") from error
+    champion_value = old_terms.value()
+    _check_champion(rule, champion_value)
+    exact = _paired_rate(rule, new, old, level)
+    return value, champion_value, exact or _paired(rule, new_terms, old_terms, level), rows
+
+
+def _check_champion(rule: Rule, value: float) -> None:
+    if not math.isfinite(value):
+        raise NoEvidence(f"{rule.quantity} of the champion has no value on these rows")
+    if value < 0 and rule.factor != 1:  # the bound would be stricter, or laxer, than the rule means
+        raise NoEvidence(
+            f"{rule.quantity} of the champion is {value:.4g}, and a factor has no meaning for a negative "
+            f"value: write for example {rule.quantity} {rule.operator.value} champion - 0.02"
+        )
+
+
+def _existing(rule: Rule, sample: Sample) -> str:
+    """Return values of the columns that have none of the rule's, as a part of a sentence."""
+    missing = [name for name, value in rule.quantity.where if not sample.mask([(name, value)]).any()]
+    known = ((name, examples(sample.columns[name])) for name in missing)
+    return "".join(f"; {name} has the values {texts}" for name, texts in known if texts)
 
 
 def _absolute(rule: Rule, outcomes: Outcomes, level: float) -> Interval:
     quantity = rule.quantity
-    metrics.terms(quantity.metric, quantity.label, outcomes)  # raises if it cannot be computed
-    if rate := metrics.is_success(quantity.metric, quantity.label, outcomes):
-        counted, succeeded = rate
-        rows = int(counted.sum())
-        return rate_interval(int((counted & succeeded).sum()), rows, level) if rows else _UNBOUNDED
-    return _bootstrap(rule, outcomes, *metrics.terms(quantity.metric, quantity.label, outcomes), level)
+    terms = metrics.terms(quantity.metric, quantity.label, outcomes)
+    if rate := metrics.rate(quantity.metric, quantity.label, outcomes):
+        rows = int(rate.counted.sum())
+        if not rows:
+            return _UNBOUNDED
+        exact = rate_interval(int(rate.correct.sum()), rows, level)
+        value, low, high = rate.link(np.array([exact.value, exact.low, exact.high])).tolist()
+        return Interval(value, low, high, exact.method)
+    margins = unseen.combine(terms.margins(1 - level))
+    sums = terms.sums(*group(len(outcomes)))
+    return bootstrap_interval(sums, terms.statistic, level, rows=len(outcomes), margins=margins)
 
 
-def _paired(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval:
-    """Return the interval of the candidate's value minus `factor` times the champion's."""
+def _clip(interval: Interval, limits: tuple[float, float]) -> Interval:
+    """Return the interval with bounds that the metric can have; a missing bound stays missing."""
+    low, high = (
+        min(max(bound, limits[0]), limits[1]) if math.isfinite(bound) else bound
+        for bound in (interval.low, interval.high)
+    )
+    return Interval(interval.value, low, high, interval.method)
+
+
+def _paired_rate(rule: Rule, new: Outcomes, old: Outcomes, level: float) -> Interval | None:
+    """Return the interval of the difference of two rates of the same rows; None for other metrics."""
     quantity = rule.quantity
-    parts = [metrics.terms(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
-    rates = [metrics.is_success(quantity.metric, quantity.label, outcomes) for outcomes in (new, old)]
-    if rule.factor == 1 and rates[0] and rates[1]:
-        counted, new_success = rates[0]
-        old_success = rates[1][1]
-        only_new = int((counted & new_success & ~old_success).sum())
-        only_old = int((counted & old_success & ~new_success).sum())
-        rows = int(counted.sum())
-        return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
-    (new_sums, new_statistic), (old_sums, old_statistic) = parts
-    split = new_sums.shape[1]
-
-    def difference(sums: Floats) -> Floats:
-        return new_statistic(sums[:, :split]) - rule.factor * old_statistic(sums[:, split:])
-
-    return _bootstrap(rule, new, np.column_stack([new_sums, old_sums]), difference, level)
+    first, second = (metrics.rate(quantity.metric, quantity.label, outcomes) for outcomes in (new, old))
+    if rule.factor != 1 or not first or not second or not first.is_paired:
+        return None
+    only_new = int((first.correct & ~second.correct).sum())
+    only_old = int((second.correct & ~first.correct).sum())
+    rows = int(first.counted.sum())
+    return paired_rate_interval(only_new, only_old, rows, level) if rows else _UNBOUNDED
 
 
-def _bootstrap(
-    rule: Rule, outcomes: Outcomes, sums: Floats, statistic: metrics.Statistic, level: float
-) -> Interval:
-    support = metrics.support(outcomes, rule.quantity.metric, rule.quantity.label)
-    return bootstrap_interval(sums, statistic, level, support=support)
+def _paired(rule: Rule, new: Terms, old: Terms, level: float) -> Interval:
+    """Return the interval of the candidate's value minus `factor` times the champion's."""
+    sums = [terms.sums(*group(new.rows)) for terms in (new, old)]
+    split = sums[0].shape[1]
 
+    def difference(totals: Floats) -> Floats:
+        return new.statistic(totals[:, :split]) - rule.factor * old.statistic(totals[:, split:])
 
-def _value(rule: Rule, outcomes: Outcomes) -> float:
-    sums, statistic = metrics.terms(rule.quantity.metric, rule.quantity.label, outcomes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    margins = unseen.of_difference(new.margins(1 - level), old.margins(1 - level), rule.factor)
+    return bootstrap_interval(
+        np.column_stack(sums), difference, level, rows=new.rows, margins=unseen.combine(margins)
+    )
 
 
 def _time(rule: Rule, sample: Sample, level: float) -> Measured:
@@ -198,10 +244,8 @@ def _sentence(
     if not rows:
         return f"there are no {unit} for {rule.quantity}, and so not enough evidence for {rule.text}"
     if not math.isfinite(value):
-        return (
-            f"{rule.quantity} has no value on {rows:,} rows (for example, no row has the class), which is "
-            f"not enough evidence for {rule.text}"
-        )
+        fact = f"{rule.quantity} has no value on {rows:,} rows{_NO_VALUE.get(rule.quantity.metric, '')}"
+        return f"{fact}, which is not enough evidence for {rule.text}"
     finite = math.isfinite(interval.low) or math.isfinite(interval.high)
     bounds = f"{level * _PERCENT:.4g} % bounds {interval.low:.4g} to {interval.high:.4g}"
     span = f" ({bounds})" if finite else ""
@@ -229,11 +273,12 @@ def summarize(sample: Sample, version: VersionSample) -> Iterator[tuple[str, flo
         if is_number and name not in metrics.REGRESSION_METRICS:
             continue
         try:
-            sums, statistic = metrics.terms(name, None, sample.outcomes(version, name))
-        except NotComputable:
+            outcomes = sample.outcomes(version, name)
+            if name in _MEANS and len(outcomes.scored) > _MAX_SUMMARIZED_CLASSES:
+                continue
+            value = metrics.terms(name, None, outcomes).value()
+        except (NotComputable, NoEvidence):
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
         if math.isfinite(value):
             yield name, value
     for share in (0.5, 0.95):
@@ -245,14 +290,12 @@ def confusion(sample: Sample, max_classes: int = 50) -> tuple[list[str], list[li
     """Return the classes and the counts by actual and predicted class; None if the model names none."""
     try:
         outcomes = sample.outcomes(sample.candidate, "accuracy")
-    except NotComputable:
+    except (NotComputable, NoEvidence):
         return None
-    classes = [*outcomes.classes]
+    classes = outcomes.classes
     if not sample.candidate.classes or len(classes) > max_classes:
         return None
-    place = partial(np.searchsorted, np.sort(classes))
-    order = np.argsort(classes)
-    actual, predicted = order[place(outcomes.labels)], order[place(outcomes.predicted)]
     counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (actual, predicted), 1)
-    return classes, counts.tolist()
+    known = outcomes.predicted >= 0
+    np.add.at(counts, (outcomes.labels[known], outcomes.predicted[known]), 1)
+    return [*classes], counts.tolist()

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from serving import calibration
 from serving.journal.outcome_rows import ClassRows, Floats, NumberRows, OutcomeRows, Pair
 
 MAX_CLASSES = 20
 MAX_SLICES_PER_COLUMN = 10
 MIN_SLICE_ROWS = 10
 """A slice with fewer rows is not shown: its metrics would be noise."""
-_BINS = 10
 _MAX_ROUNDING = 1e-5
 """Probabilities outside 0 to 1 by at most this are rounding errors, such as those of float32."""
 
@@ -127,15 +127,11 @@ def _of_probabilities(rows: ClassRows, probabilities: Floats) -> dict[str, Any]:
 
 
 def calibration_error(rows: ClassRows, probabilities: Floats) -> float:
-    """Return the expected calibration error of the predicted class, in ten bins of equal width.
-
-    In each bin of the confidence, it is the distance of the mean confidence from the accuracy, weighted by
-    the share of the rows. scikit-learn has no such metric; its `calibration_curve` has the same bins.
-    """
+    """Return the expected calibration error of the predicted class."""
     confidence = probabilities[np.arange(len(rows)), rows.predicted]
-    bins = np.searchsorted(np.linspace(0, 1, _BINS + 1)[1:-1], confidence)
-    gaps = np.bincount(bins, confidence - (rows.actual == rows.predicted), _BINS)
-    return float(np.abs(gaps).sum() / len(rows))
+    gaps = confidence - (rows.actual == rows.predicted)
+    by_bin = np.bincount(calibration.bins(confidence), gaps, calibration.BINS).astype(np.float64)
+    return float(calibration.calibration_error(by_bin, len(rows)))
 
 
 def _by_class(rows: ClassRows) -> Iterator[Measured]:

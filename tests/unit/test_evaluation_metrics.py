@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from serving.evaluation.metrics import NotComputable, Outcomes, terms
+from serving.errors import ServingError
+from serving.evaluation.metrics import terms
+from serving.evaluation.outcomes import Outcomes
+from serving.journal.outcome_rows import ClassRows
+from serving.journal.quality_metrics import calibration_error
 
 
 def value(name: str, outcomes: Outcomes, label: str | None = None) -> float:
     """Return a metric of all rows."""
-    sums, statistic = terms(name, label, outcomes)
-    return float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    return terms(name, label, outcomes).value()
 
 
 def classified(classes: list[str], rows: int = 500) -> Outcomes:
@@ -24,8 +27,7 @@ def classified(classes: list[str], rows: int = 500) -> Outcomes:
     scores = random.random((rows, len(classes))) + 0.7 * np.eye(len(classes))[truth]
     probabilities = np.round(scores / scores.sum(axis=1, keepdims=True), 2)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    names = np.array(classes)
-    return Outcomes(names[truth], names[probabilities.argmax(axis=1)], classes, probabilities)
+    return Outcomes(truth, probabilities.argmax(axis=1), classes, probabilities)
 
 
 TWO, THREE = classified(["no", "yes"]), classified(["setosa", "versicolor", "virginica"])
@@ -33,7 +35,8 @@ TWO, THREE = classified(["no", "yes"]), classified(["setosa", "versicolor", "vir
 
 @pytest.mark.parametrize("outcomes", [TWO, THREE], ids=["two", "three"])
 def test_metrics_of_classifiers_equal_those_of_scikit_learn(outcomes: Outcomes) -> None:
-    truth, predicted, classes = outcomes.labels, outcomes.predicted, list(outcomes.classes)
+    classes = list(outcomes.classes)
+    truth, predicted = np.array(classes)[outcomes.labels], np.array(classes)[outcomes.predicted]
     two = len(classes) == 2
     average = {"average": "binary", "pos_label": "yes"} if two else {"average": "macro"}
     assert outcomes.probabilities is not None
@@ -53,10 +56,22 @@ def test_metrics_of_classifiers_equal_those_of_scikit_learn(outcomes: Outcomes) 
     assert {name: value(name, outcomes) for name in expected} == pytest.approx(expected, rel=1e-9)
 
 
+def test_calibration_error_equals_that_of_recorded_outcomes() -> None:
+    """Test probabilities on the edges of bins, too."""
+    random = np.random.default_rng(5)
+    chance = random.integers(10, 21, 2000) / 20
+    truth = (random.random(2000) < 0.75).astype(np.intp)
+    matrix = np.column_stack([1 - chance, chance])
+    predicted = matrix.argmax(axis=1)
+    recorded = calibration_error(ClassRows(("a", "b"), truth, predicted, matrix), matrix)
+    outcomes = Outcomes(truth, predicted, ("a", "b"), matrix)
+    assert value("calibration_error", outcomes) == pytest.approx(recorded, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["precision", "recall", "f1"])
 def test_metrics_of_one_class_equal_those_of_scikit_learn(name: str) -> None:
     function = getattr(metrics, f"{name}_score")
-    expected = function(THREE.labels, THREE.predicted, labels=["virginica"], average=None)[0]
+    expected = function(THREE.labels, THREE.predicted, labels=[2], average=None)[0]
     assert value(name, THREE, "virginica") == pytest.approx(expected)
 
 
@@ -83,11 +98,11 @@ def test_metrics_of_regressors_equal_those_of_scikit_learn(name: str, function: 
         ("mae", None, TWO, "needs numbers"),
         ("recall", "maybe", TWO, "no class maybe"),
         ("log_loss", None, Outcomes(TWO.labels, TWO.predicted, TWO.classes), "needs probabilities"),
-        ("roc_auc", None, TWO.where(TWO.labels == "yes"), "needs rows of yes and rows of other classes"),
+        ("roc_auc", None, TWO.where(TWO.labels == 1), "needs rows of yes and rows of other classes"),
     ],
 )
 def test_metric_that_does_not_fit_is_reported(
     name: str, label: str | None, outcomes: Outcomes, message: str
 ) -> None:
-    with pytest.raises(NotComputable, match=message):
+    with pytest.raises(ServingError, match=message):
         terms(name, label, outcomes)

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from serving.evaluation.evidence import Evidence
+from serving.evaluation.evidence import Evidence, rule_facts
 from serving.evaluation.intervals import (
-    bootstrap_interval,
     paired_rate_interval,
     quantile_interval,
     rate_interval,
@@ -22,7 +21,7 @@ from serving.evaluation.rules import parse_rules
 from serving.evaluation.samples import OutputKind, Sample, VersionSample, decode, encode
 from serving.evaluation.sources import JournalSource, parse_source, read_file
 from serving.evaluation.statistics_process import Statistics
-from serving.evaluation.verdict import Decision, RuleResult, judge
+from serving.evaluation.verdict import Decision, RuleResult, judge, summarize
 from serving.promotion_errors import PromotionWaits
 
 LEVEL = 0.95
@@ -89,9 +88,10 @@ def test_identical_versions_differ_less_with_more_rows() -> None:
 
 
 def test_perfect_scores_of_few_rows_are_no_proof() -> None:
-    perfect = np.ones((60, 1))
-    interval = bootstrap_interval(perfect, lambda sums: sums[:, 0] / 60, LEVEL, support=60)
-    assert interval.low == pytest.approx(1 - (1 - 0.05 ** (1 / 60)))
+    assert decide("accuracy >= 0.95; accuracy >= 0.96", sample(rates([True] * 60))) == [
+        Decision.HOLDS,
+        Decision.UNDECIDED,
+    ]
 
 
 def test_bounds_of_quantiles_are_order_statistics() -> None:
@@ -144,10 +144,10 @@ def test_rule_without_a_row_that_counts_names_the_cause() -> None:
     results = judge(parse_rules(rules), of, LEVEL)
     assert {result.decision for result in results} == {Decision.UNDECIDED}
     assert [result.sentence for result in results] == [
-        "recall[yes] has no value on 2 rows (for example, no row has the class), which is not enough "
-        "evidence for recall[yes] >= 0.9",
-        "there are no rows for accuracy[region=west], and so not enough evidence for "
-        "accuracy[region=west] >= 0.9",
+        "recall[yes] has no value on 2 rows (no row has the class), which is not enough evidence for "
+        "recall[yes] >= 0.9",
+        "accuracy[region=west] >= 0.9 has not enough evidence: there are no rows for accuracy[region=west]; "
+        "region has the values north",
         "there are no timed calls for p95_ms, and so not enough evidence for p95_ms <= 5",
     ]
 
@@ -186,6 +186,74 @@ def test_values_without_task_are_classes_or_numbers() -> None:
     accuracy, mae = judge(parse_rules("accuracy >= 0; mae <= 9"), of, LEVEL)
     assert accuracy.value == pytest.approx(2 / 3)
     assert mae.value == pytest.approx(1 / 3)
+
+
+def test_negative_champion_has_no_factor() -> None:
+    truth = np.random.default_rng(2).normal(size=400)
+    version = VersionSample(OutputKind.NUMBER, [pa.array(np.full(400, 1.5))])
+    of = Sample(pa.array(truth), {}, version, version)
+    factor, offset = judge(parse_rules("r2 >= 0.98 * champion; r2 >= champion - 0.02"), of, LEVEL)
+    assert factor.decision is Decision.UNDECIDED
+    assert "a factor has no meaning for a negative value: write for example r2 >= champion" in factor.sentence
+    assert offset.decision is Decision.HOLDS
+
+
+def test_metric_without_value_is_not_in_the_evidence() -> None:
+    version = VersionSample(OutputKind.NUMBER, [pa.array(np.full(60, 1.5))])
+    of = Sample(pa.array(np.ones(60)), {}, version, version)
+    (result,) = judge(parse_rules("r2 >= champion"), of, LEVEL)
+    assert result.sentence == (
+        "r2 has no value on 60 rows (all labels are equal), which is not enough evidence for r2 >= champion"
+    )
+    assert json.loads(json.dumps(rule_facts(result), allow_nan=False))["decision"] == "not enough evidence"
+    infinite = RuleResult("r", Decision.FAILS, "", float("nan"), float("-inf"))
+    assert not {"value", "champion"} & {*rule_facts(infinite)}
+
+
+GAP = VersionSample(OutputKind.NUMBER, [pa.array([0.0] * 99 + [float("nan")])])
+BYTES = VersionSample(OutputKind.VALUE, [pa.array([b"\xff"] * 100)])
+ONLY_CLASSES = VersionSample(OutputKind.CLASSES, [pa.array([0] * 100)], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "reason"),
+    [
+        ("rmse <= champion", GAP, "row 100 has"),
+        ("accuracy >= champion", GAP, "needs a classifier"),
+        ("roc_auc >= champion", ONLY_CLASSES, "needs probabilities"),
+        ("accuracy >= champion", BYTES, "are no classes"),
+    ],
+)
+def test_predictions_of_the_champion_are_no_fault_of_the_candidate(
+    rule: str, old: VersionSample, reason: str
+) -> None:
+    labels = np.arange(100) % 2
+    chances = [pa.array(1.0 - labels), pa.array(1.0 * labels)]
+    new = VersionSample(OutputKind.PROBABILITIES, chances, ["a", "b"])
+    if rule.startswith("rmse"):
+        new = VersionSample(OutputKind.NUMBER, [pa.array(1.0 * labels)])
+    (result,) = judge(parse_rules(rule), Sample(pa.array(labels), {}, new, old), LEVEL)
+    assert result.decision is Decision.UNDECIDED
+    assert "the champion's predictions cannot be compared" in result.sentence
+    assert reason in result.sentence
+
+
+def test_rows_outside_a_slice_need_no_prediction() -> None:
+    new = VersionSample(OutputKind.NUMBER, [pa.array([1.0] * 60 + [float("nan")])])
+    of = Sample(pa.array([1.1] * 61), {"region": pa.array(["north"] * 60 + ["south"])}, new)
+    assert decide("rmse[region=north] <= 0.2; rmse[region=south] <= 0.2", of) == [
+        Decision.HOLDS,
+        Decision.FAILS,
+    ]
+
+
+def test_means_over_many_classes_are_not_in_the_summary() -> None:
+    numbers = np.arange(20_000) % 1000
+    new = VersionSample(OutputKind.CLASSES, [pa.array(numbers)], [f"class {index}" for index in range(1000)])
+    of = Sample(pa.array(numbers), {}, new)
+    assert dict(summarize(of, new)) == {"accuracy": 1.0}
+    (result,) = judge(parse_rules("f1 >= 0.5"), of, LEVEL)
+    assert result.value == pytest.approx(1)
 
 
 def test_missing_prediction_is_reported() -> None:
