@@ -65,7 +65,7 @@ def locate(client: Any, uri: str) -> str:
 
 
 def _download(subject: str, location: str, folder: str, settings: Settings) -> Path:
-    with map_exceptions(subject, may_be_missing=False):
+    with map_exceptions(subject, may_be_missing=False, download=Path(folder)):
         if path := local_folder(location):
             return path.resolve(strict=True)
         from mlflow.artifacts import download_artifacts

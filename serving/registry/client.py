@@ -146,7 +146,7 @@ class RegistryClient:
             RegistryUnavailable: the artifact store did not respond sensibly, or not in time.
             UntrustedArtifact: they are too large, or contain anything but files and folders.
         """
-        with map_exceptions(f"the artifacts of {version}", may_be_missing=False):
+        with map_exceptions(f"the artifacts of {version}", may_be_missing=False, download=folder):
             call = partial(self._download, version, folder, check)
             return await self._downloads.run(version.location, folder, call)
 

@@ -46,11 +46,17 @@ def download(open_repository: Callable[[], Any], folder: Path, stall_seconds: fl
     folder.mkdir(parents=True, exist_ok=True)
     bounded_http.set_timeout(CONNECT_SECONDS, stall_seconds)
     repository = open_repository()
-    pool = _Transfer(folder, stall_seconds).attach(repository)
+    transfer = _Transfer(folder, stall_seconds)
+    pool = transfer.attach(repository)
     try:
         path = Path(repository.download_artifacts("", str(folder)))
+    except Exception:
+        if not transfer.failure:
+            raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    if transfer.failure:  # MLflow reports the failures of files as one text, without their causes
+        raise transfer.failure
     if not any(folder.iterdir()):
         raise ArtifactsMissing("the artifact store has no files of this version: log the model again")
     return path
@@ -62,6 +68,8 @@ class _Transfer:
     def __init__(self, folder: Path, stall_seconds: float) -> None:
         self._folder, self._stall_seconds = folder, stall_seconds
         self._progressed_at, self._has_progressed = time.monotonic(), False
+        self.failure: Exception | None = None
+        """The first failure of a file that is not retried."""
 
     def attach(self, repository: Any) -> ThreadPoolExecutor:
         """Make MLflow's artifact repository download and list with retries; return its new threads."""
@@ -76,7 +84,11 @@ class _Transfer:
                 file.receive(self)
 
         def fetch_retried(remote_file_path: str, local_path: str) -> None:
-            self._retried(remote_file_path, lambda: fetch(remote_file_path, local_path))
+            try:
+                self._retried(remote_file_path, lambda: fetch(remote_file_path, local_path))
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
             self.progress()
 
         repository._download_file = fetch_retried
