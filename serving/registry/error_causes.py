@@ -115,7 +115,7 @@ class Causes:
     @property
     def is_denied_by_database(self) -> bool:
         """Whether a database rejects the user, or lacks a permission for it."""
-        return self._is_of_database and (
+        return self.is_of_database and (
             any(_database_code(cause) in _DATABASE_DENIALS for cause in self._chain)
             or _DATABASE_DENIAL.search(self.text) is not None
         )
@@ -123,10 +123,11 @@ class Causes:
     @property
     def is_missing_database(self) -> bool:
         """Whether a server of databases has no database of the name in the URI."""
-        return self._is_of_database and _MISSING_DATABASE.search(self.text) is not None
+        return self.is_of_database and _MISSING_DATABASE.search(self.text) is not None
 
     @property
-    def _is_of_database(self) -> bool:
+    def is_of_database(self) -> bool:
+        """Whether the driver of a database raised the error."""
         return "DBAPIError" in self.names
 
     def is_disk_error(self, folder: Path) -> bool:

@@ -163,6 +163,8 @@ def _missing_artifacts(causes: Causes) -> _Kind | None:
 def _rejection(causes: Causes) -> _Kind | None:
     if causes.status == 404 or causes.code == "ENDPOINT_NOT_FOUND":
         return RegistryRejected, 404
+    if causes.is_of_database:  # MLflow reports each error of its database as BAD_REQUEST
+        return None
     is_rejected = (causes.status is not None and causes.status < 500) or causes.code in _REJECTED
     return (RegistryRejected, None) if is_rejected else None
 
@@ -191,7 +193,7 @@ def is_transient(error: BaseException) -> bool:
         return causes.status in _TRANSIENT_STATUSES
     if isinstance(error, (ImportError, OSError, ValueError, TypeError)):
         return causes.is_connection_error
-    return issubclass(RegistryUnavailable, classify(error)[0])
+    return classify(error)[0] in (RegistryUnavailable, RegistryFault)
 
 
 def one_line(error: BaseException) -> str:

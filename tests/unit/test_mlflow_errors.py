@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from pathlib import Path
 
 import psycopg2
@@ -16,7 +17,8 @@ from botocore.exceptions import (
 )
 from google.auth.exceptions import DefaultCredentialsError
 from mlflow.exceptions import MlflowException, RestException
-from sqlalchemy.exc import NoSuchModuleError, OperationalError
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from sqlalchemy.exc import DatabaseError, NoSuchModuleError, OperationalError
 
 from serving.errors import (
     ArtifactsMissing,
@@ -53,6 +55,13 @@ def mysql(number: int, text: str) -> OperationalError:
     return database(pymysql.err.OperationalError(number, text))
 
 
+def bad_request(error: Exception) -> MlflowException:
+    """Return MLflow's error for one of its database that is no failed connection."""
+    wrapped = MlflowException(str(error), BAD_REQUEST)
+    wrapped.__cause__ = DatabaseError("SELECT 1", None, error)
+    return wrapped
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "remedy"),
     [
@@ -69,6 +78,7 @@ def mysql(number: int, text: str) -> OperationalError:
         (NoSuchModuleError("Can't load plugin: sqlalchemy.dialects:postgresql.x"), DriverMissing, "driver"),
         (MlflowException("Detected out-of-date database schema"), RegistryFault, "mlflow db upgrade"),
         (MlflowException("an assertion failed"), RegistryFault, ""),
+        (bad_request(sqlite3.DatabaseError("file is not a database")), RegistryUnavailable, ""),
         (RestException({"error_code": "BAD_REQUEST", "message": "x"}), RegistryRejected, ""),
         (RestException({"error_code": "INVALID_STATE", "message": "x"}), RegistryRejected, ""),
         (RestException({"error_code": "INTERNAL_ERROR", "message": "x"}), RegistryFault, "MLflow server"),
@@ -83,7 +93,7 @@ def test_error_of_the_registry_is_classified(
     assert found is kind
     assert remedy in shown
     assert bool(remedy) == bool(shown)
-    assert is_transient(error) == (kind is RegistryUnavailable)
+    assert is_transient(error) == (kind in (RegistryUnavailable, RegistryFault))
 
 
 @pytest.mark.parametrize(
