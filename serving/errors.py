@@ -8,6 +8,7 @@ ServingError
 │   │   ├── RegistryRejected    it rejects the request, or the address is that of another server
 │   │   ├── RegistryFault       it reports an internal error
 │   │   ├── ArtifactsMissing    the artifact store has no files of the version
+│   │   ├── DiskError           the service's own disk is full, or cannot be written
 │   │   └── DriverMissing       a package that the URI requires is not installed
 │   ├── WebhooksUnsupported     the registry has no webhooks
 │   └── ReferenceNotFound       the reference resolves to no version at present
@@ -63,41 +64,52 @@ class RegistryUnavailable(RegistryError):
 
     state = "away"
     """The state of the registry, for status reports."""
-    summary = "the registry is away"
+    _summary = "{} is away"
 
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
 
+    @classmethod
+    def summary(cls, server: str = "the registry") -> str:
+        """Return the kind of the error in a few words, for the registry or the artifact store."""
+        return cls._summary.format(server)
+
 
 class RegistryDenied(RegistryUnavailable):
     """The registry or the artifact store requires other credentials or permissions."""
 
-    state, summary = "denied", "the registry denies access"
+    state, _summary = "denied", "{} denies access"
 
 
 class RegistryRejected(RegistryUnavailable):
     """The registry rejects the request, or the address is that of another server."""
 
-    state, summary = "rejected", "the registry rejects the request"
+    state, _summary = "rejected", "{} rejects the request"
 
 
 class RegistryFault(RegistryUnavailable):
     """The registry or the artifact store reports an internal error."""
 
-    state, summary = "internal error", "the registry reports an internal error"
+    state, _summary = "internal error", "{} reports an internal error"
 
 
 class ArtifactsMissing(RegistryUnavailable):
     """The artifact store has no files of the version."""
 
-    state, summary = "artifacts missing", "the artifacts are missing"
+    state, _summary = "artifacts missing", "the artifacts are missing"
+
+
+class DiskError(RegistryUnavailable):
+    """The artifacts cannot be stored, because the service's own disk is full or cannot be written."""
+
+    state, _summary = "disk error", "the disk of the service cannot store them"
 
 
 class DriverMissing(RegistryUnavailable):
     """A package that the URI of the registry or of the artifacts requires is not installed."""
 
-    state, summary = "driver missing", "a driver is missing"
+    state, _summary = "driver missing", "a driver is missing"
 
 
 class WebhooksUnsupported(RegistryError):

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serving.errors import RegistryUnavailable
+from serving.errors import DiskError
+from serving.registry.address_masking import public
 from serving.version import Artifacts, Version
 
 log = logging.getLogger("serving.store")
@@ -61,7 +62,8 @@ class ArtifactStore:
             stored = await asyncio.to_thread(_load_verified, cache_dir)
             return stored or await self._download(cache_dir, version, download)
         except OSError as error:
-            raise RegistryUnavailable(f"the artifacts of {version} can't be stored: {error}") from error
+            message = f"the artifacts of {version} can't be stored: {public(str(error))}"
+            raise DiskError(message, detail=str(error)) from error
 
     async def discard(self, version: Version) -> None:
         """Delete the stored artifacts of the version, so that they are downloaded again."""

@@ -147,7 +147,7 @@ class RegistryClient:
             UntrustedArtifact: they are too large, or contain anything but files and folders.
         """
         subject = f"the artifacts of {version}"
-        with map_exceptions(subject, may_be_missing=False):
+        with map_exceptions(subject, may_be_missing=False, download=folder):
             call = partial(mlflow_client.download, version, folder, check, self._settings)
             return await self._downloads.run(version.location, folder, call, subject)
 
@@ -156,7 +156,7 @@ class RegistryClient:
 
         `location` is where the URI leads. Errors name the subject; raises RegistryUnavailable.
         """
-        with map_exceptions(subject, may_be_missing=False):
+        with map_exceptions(subject, may_be_missing=False, download=folder):
             call = partial(mlflow_client.download_file, uri, location, folder, self._settings)
             return await self._downloads.run(location, folder, call, subject)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from serving.backoff import Backoff
-from serving.errors import ProcessDied, RegistryError
+from serving.errors import ProcessDied, RegistryError, RegistryUnavailable
 from serving.promotion_errors import PromotionWaits, Rejected
 from serving.telemetry.redaction import redact
 from serving.version import Outcome, Version
@@ -45,6 +45,8 @@ class Candidate:
     retry_at: float | None = None
     outcome: Outcome | None = None
     """The outcome of its last attempt for the people who promote; None for a failure that passes."""
+    detail: str = ""
+    """The whole message of the cause, only for the log."""
 
     @property
     def status(self) -> str:
@@ -103,7 +105,8 @@ def failed_candidate(version: Version, error: Exception, failures: int) -> tuple
         reason = f"{type(error).__name__} in the serving front; see its log"
     elif error.may_heal:
         seconds = retry_delay(failures + 3)
-    return Candidate(version, phase, reason, failures + 1, outcome=outcome), seconds
+    detail = error.detail if isinstance(error, RegistryUnavailable) else ""
+    return Candidate(version, phase, reason, failures + 1, outcome=outcome, detail=detail), seconds
 
 
 def due_now(candidate: Candidate | None) -> Candidate | None:

@@ -165,7 +165,7 @@ class Follower:
         except RegistryUnavailable as error:
             self._failed_polls += 1
             self._change_detector.reset()
-            self._events.set_reason(f"{error.summary}: {error}", self.candidate, error.detail)
+            self._events.set_reason(f"{error.summary()}: {error}", self.candidate, error.detail)
             self._begin_start_from_disk()
             return
         self._failed_polls = 0

@@ -30,6 +30,7 @@ _DRIVERS = {
     "postgres": ("psycopg2", "psycopg"),
     "mysql": ("MySQLdb", "pymysql"),
 }
+_DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _NAMES = {"postgres": "postgresql", "MySQLdb": "mysqldb"}
 
 
@@ -44,7 +45,14 @@ def create(thread_name: str, settings: RegistrySettings) -> Any:
     from mlflow.tracking import MlflowClient
 
     bounded_http.install(thread_name)
-    return MlflowClient(*_uris(settings))
+    uris = _uris(settings)
+    if not any(uri and uri.startswith(_DATABASES) for uri in uris):
+        return MlflowClient(*uris)
+    from mlflow.store.db import utils
+
+    # MLflow repeats a failed connection for 100 s, even if the password is wrong.
+    utils.MAX_RETRY_COUNT = 1
+    return MlflowClient(*uris)
 
 
 def download(

@@ -98,6 +98,7 @@ class PromotionEvents:
         if reason != self._slot.reason:
             self._slot.set_reason(reason)
             log_context = self._slot.in_logs | (candidate.version.in_logs if candidate else {})
+            detail = detail or (candidate.detail if candidate else "")
             log_context |= {"cause": detail} if detail else {}
             loading = candidate is not None and candidate.state is CandidatePhase.LOADING
             log.log(logging.INFO if loading else logging.WARNING, "%s", reason, extra=log_context)

@@ -58,6 +58,10 @@ def download(
     transfer.attach(repository)
     try:
         local = Path(repository.download_artifacts(path, str(folder)))
+    except Exception:
+        if transfer.failure:  # MLflow reports the failures of files as one text, without their causes
+            raise transfer.failure  # noqa: B904 — its own cause is the one to report
+        raise
     finally:
         transfer.close()
     if not any(folder.iterdir()):
@@ -71,6 +75,8 @@ class _Transfer:
     def __init__(self, folder: Path, progress: DownloadProgress) -> None:
         self._folder, self.progress = folder, progress
         self._pools: list[ThreadPoolExecutor] = []
+        self.failure: Exception | None = None
+        """The first failure of a file or a chunk that is not retried."""
 
     def attach(self, repository: Any) -> None:
         """Make MLflow's artifact repository download and list with retries, in new threads."""
@@ -108,6 +114,13 @@ class _Transfer:
 
     def retried(self, name: str, call: Callable[[], T]) -> T:
         """Return the result of a call, which is repeated until it succeeds or the download stalls."""
+        try:
+            return self._repeat(name, call)
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+
+    def _repeat(self, name: str, call: Callable[[], T]) -> T:
         failures, progress = 0, self.progress
         while True:
             self.check_wanted()

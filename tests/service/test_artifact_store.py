@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import RegistryUnavailable
+from serving.errors import DiskError, RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.artifact_store import ArtifactStore, digest
 from serving.registry.client import RegistryClient
@@ -210,7 +210,7 @@ async def test_abandoned_download_leaves_nothing(
 
 async def test_read_only_disk_is_reported(version: Version, download: Downloads, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryUnavailable, match="the artifacts of actor version 1 can't be stored: .*file"):
+    with pytest.raises(DiskError, match="actor version 1 can't be stored: .*Not a directory: '…'"):
         await ArtifactStore(tmp_path / "file", "sqlite:///registry").fetch(version, download)
 
 
@@ -218,7 +218,7 @@ async def test_full_disk_is_reported(store: ArtifactStore, version: Version, tmp
     async def full(_: Version, __: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RegistryUnavailable, match="No space left on device"):
+    with pytest.raises(DiskError, match="No space left on device"):
         await store.fetch(version, full)
     assert fetching(tmp_path) == []
 

@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serving.errors import ArtifactsMissing, RegistryUnavailable
+from serving.errors import (
+    ArtifactsMissing,
+    DiskError,
+    RegistryDenied,
+    RegistryFault,
+    RegistryRejected,
+    RegistryUnavailable,
+)
 from serving.evaluation import downloads as labelled_rows
 from serving.evaluation.sources import FileSource
 from serving.reference import Reference
@@ -40,7 +47,7 @@ class Proxy(ThreadingHTTPServer):
         files: a part of the paths of files.
         cuts: the number of responses with a file that end after `CUT_AFTER` bytes.
         paces: seconds before each part of the next responses with a file, which lack their last part.
-        fails: the number of responses with a file that are an internal error.
+        fails: the number of responses with a file that are an error of the status `failure`.
         hides_ranges: whether the server behind the proxy sees no `Range` header.
         stalls_calls: whether calls of the registry get no response.
         ranges: the `Range` headers of requests for files.
@@ -56,6 +63,7 @@ class Proxy(ThreadingHTTPServer):
         self.files = "/mlflow-artifacts/artifacts/"
         self.cuts = self.fails = 0
         self.paces: list[float] = []
+        self.failure = 503
         self.hides_ranges = self.stalls_calls = False
         self.ranges: list[str] = []
         self.stopped = threading.Event()
@@ -82,7 +90,7 @@ class Forward(BaseHTTPRequestHandler):
             status, sent = response.status, response.getheaders()
         if is_file and proxy.fails:
             proxy.fails -= 1
-            status, content, sent = 503, b"", [("Content-Length", "0")]
+            status, content, sent = proxy.failure, b"", [("Content-Length", "0")]
         self.send_response_only(status)
         for name, value in sent:
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -294,3 +302,37 @@ async def test_error_of_the_artifact_server_is_reported_at_once(
     with pytest.raises(RegistryUnavailable, match="503"):
         await downloaded(proxy, registered, tmp_path)
     assert not proxy.ranges
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "remedy"),
+    [
+        (400, RegistryRejected, "the artifact store rejects the request"),
+        (401, RegistryDenied, "credentials"),
+        (403, RegistryDenied, "list and read the version's files"),
+        (404, ArtifactsMissing, "location of the version's artifacts"),
+        (500, RegistryFault, "see the log of the artifact store"),
+    ],
+)
+async def test_failure_of_a_file_keeps_its_cause(
+    proxy: Proxy,
+    registered: Version,
+    tmp_path: Path,
+    status: int,
+    kind: type[RegistryUnavailable],
+    remedy: str,
+) -> None:
+    proxy.fails, proxy.failure = 99, status
+    with pytest.raises(RegistryUnavailable, match=remedy) as failed:
+        await downloaded(proxy, registered, tmp_path)
+    assert type(failed.value) is kind
+    assert str(status) in str(failed.value)
+    assert "127.0.0.1" not in str(failed.value)
+
+
+async def test_failure_of_the_local_disk_is_not_one_of_the_registry(
+    proxy: Proxy, registered: Version, tmp_path: Path
+) -> None:
+    (tmp_path / "new" / "data" / "weights").mkdir(parents=True)
+    with pytest.raises(DiskError, match="the disk of the service cannot store them: IsADirectoryError"):
+        await downloaded(proxy, registered, tmp_path)

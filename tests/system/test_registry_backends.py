@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from serving.errors import ArtifactsMissing, RegistryDenied, RegistryRejected, RegistryUnavailable
 from serving.reference import Reference
 from serving.registry.client import RegistryClient
 from serving.registry.mlflow_client import with_driver
 from serving.settings.settings import Settings
+from serving.version import Version
 from tests.support.faulty_proxy import free_port
 from tests.support.registry import quiet, save_scripted_model
 from tests.support.service import served, until
@@ -85,6 +87,74 @@ async def test_registry_on_postgresql_with_each_form_of_its_uri(postgres: Any) -
     promoted(uri)
     for scheme in ("postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
         assert await live_version(uri.replace("postgresql:", f"{scheme}:")) == "2"
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "cause"),
+    [
+        ("serving@", RegistryDenied, 'role ".*" does not exist'),
+        ("/absent", RegistryRejected, 'database ".*" does not exist'),
+        ("127.0.0.1", RegistryUnavailable, "could not translate host name"),
+    ],
+)
+async def test_failure_of_postgresql_keeps_its_cause(
+    postgres: Any, changed: str, kind: type[RegistryUnavailable], cause: str
+) -> None:
+    uri = postgres.url("absent" if changed == "/absent" else "postgres")
+    uri = uri.replace("serving@", "stranger@") if changed == "serving@" else uri
+    uri = uri.replace("127.0.0.1", "db.internal.invalid") if changed == "127.0.0.1" else uri
+    await fails(uri, kind, cause.replace('".*"', "'…'"))
+
+
+async def test_unknown_user_of_mariadb_is_denied(mariadb: str) -> None:
+    await fails(mariadb.replace("//me@", "//stranger:x@"), RegistryDenied, "Access denied for user '…'@'…'")
+
+
+async def fails(uri: str, kind: type[RegistryUnavailable], cause: str) -> None:
+    """Check that a poll of the registry at `uri` fails for this cause, without any part of the URI."""
+    with closing(RegistryClient(Settings(tracking_uri=uri))) as client:
+        with pytest.raises(RegistryUnavailable) as failed:
+            await client.resolve(Reference.parse("models:/iris/Production"))
+        assert client.state == kind.state
+    message = str(failed.value)
+    assert type(failed.value) is kind
+    assert cause in message
+    assert not [part for part in ("127.0.0.1", "internal", "stranger", "absent") if part in message]
+
+
+async def test_missing_bucket_is_not_a_wrong_address_of_the_registry(
+    bucket: str, registry: str, tmp_path: Path
+) -> None:
+    error = await download_error("s3://missing/iris", registry, tmp_path)
+    assert type(error) is ArtifactsMissing
+    assert "The specified bucket does not exist" in str(error)
+    assert "MLFLOW_TRACKING_URI" not in str(error)
+
+
+async def test_missing_credentials_of_a_bucket_are_named(
+    bucket: str, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+    from mlflow.store.artifact import s3_artifact_repo
+
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    error = await download_error(f"{bucket}/iris", registry, tmp_path)
+    assert type(error) is RegistryDenied
+    assert "Unable to locate credentials; give the service valid credentials" in str(error)
+
+
+async def download_error(location: str, registry: str, folder: Path) -> RegistryUnavailable:
+    """Return the error of a download from a bucket."""
+    version = Version(name="iris", version="1", location=location, source=location)
+    with closing(RegistryClient(Settings(tracking_uri=registry))) as client:
+        with pytest.raises(RegistryUnavailable) as failed:
+            await client.download(version, folder / "new", lambda _: None)
+        return failed.value
 
 
 def test_version_in_a_bucket_goes_live(bucket: str, registry: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import ssl
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from serving.settings.parsing import parse_journal_url
 from serving.settings.settings import Settings
 from serving.text import shorten
 from serving.version import Version
+from tests.support.faulty_proxy import free_port
 from tests.support.service import Service, served, until
 
 IRIS = Reference.parse("models:/iris/Production")
@@ -145,6 +147,15 @@ async def test_file_store_is_reported_with_its_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_outdated_database_is_reported_with_its_remedy(registry: str) -> None:
+    with closing(sqlite3.connect(registry.removeprefix("sqlite:///"))) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'c48cb773bb87'")
+    error, state = await failure(registry)
+    assert (type(error), state) == (RegistryFault, "internal error")
+    assert str(error).endswith("; make a backup of the database, then run mlflow db upgrade")
+
+
+@pytest.mark.anyio
 async def test_missing_driver_is_reported_with_the_command(registry: str, tmp_path: Path) -> None:
     version = Version(name="iris", version="1", location="gs://bucket/iris", source="")
     command = r"pip install 'mlflow-serving-front\[gcs\]'"
@@ -197,6 +208,24 @@ def test_client_without_a_live_model_reads_no_address(tmp_path: Path) -> None:
         assert ready["registry"]["uri"] == url
         assert "proxy.internal" not in str(ready)
         assert any("proxy.internal" in line.get("cause", "") for line in service.lines())
+
+
+def test_main_port_does_not_name_a_registry_that_cannot_be_resolved(tmp_path: Path) -> None:
+    url = "http://mlflow.internal.invalid:5000"
+    with served(url, tmp_path, models="models:/iris/Production", admin_port=free_port()) as service:
+        until(lambda: "the registry is away" in service.client.get("/ready").text)
+        index = service.client.post("/v2/repository/index", json={}).text
+        for text in (service.client.get("/ready").text, failed_prediction(service), index):
+            assert "the registry is away" in text
+            assert "Failed to resolve" in text
+            assert "internal" not in text
+            assert "5000" not in text
+        assert any("mlflow.internal.invalid" in line.get("cause", "") for line in service.lines())
+
+
+def failed_prediction(service: Service) -> str:
+    """Return the body of the response to a prediction."""
+    return service.client.post("/predict", json={}).text
 
 
 def denial(service: Service) -> str | None:
