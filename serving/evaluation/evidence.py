@@ -68,7 +68,8 @@ class Evidence:
     @property
     def summary(self) -> str:
         """The sentence about a version that goes live."""
-        return f"it meets its rules: {self.reason}"
+        bounds = f"with {100 * self.confidence:.4g} % bounds"
+        return f"it meets its rules, {bounds}: {self.reason}"
 
     @property
     def warning(self) -> str:

@@ -247,8 +247,11 @@ def _sentence(
         fact = f"{rule.quantity} has no value on {rows:,} rows{_NO_VALUE.get(rule.quantity.metric, '')}"
         return f"{fact}, which is not enough evidence for {rule.text}"
     finite = math.isfinite(interval.low) or math.isfinite(interval.high)
-    bounds = f"{level * _PERCENT:.4g} % bounds {interval.low:.4g} to {interval.high:.4g}"
-    span = f" ({bounds})" if finite else ""
+    limits = f"{interval.low:.4g} to {interval.high:.4g}"
+    if decision is Decision.HOLDS:  # short: the reason of a version lists all of its rules
+        against = "" if champion is None else f" against {champion:.4g}, difference"
+        return f"{rule.text} ({value:.4g}{against or ','} {limits})"
+    span = f" ({level * _PERCENT:.4g} % bounds {limits})" if finite else ""
     if champion is None:
         fact = f"{rule.quantity} is {value:.4g}{span}"
     else:

@@ -126,7 +126,10 @@ def test_worse_version_is_rejected_and_equal_one_goes_live(coins: list[Coin]) ->
     )
     equal = coin.promote_error(EQUAL, ROWS)
     coin.until_live(equal)
-    assert "it meets its rules: accuracy is 0.968" in coin.until_tagged(equal, "live")["reason"]
+    reason = coin.until_tagged(equal, "live")["reason"]
+    assert "it meets its rules, with 95 % bounds: accuracy >= 0.9 (0.968, 0.963" in reason
+    assert "; accuracy >= champion - 0.005 (0.968 against 0.97, difference -0.00" in reason
+    assert "…" not in reason
     evidence = coin.evidence(equal)
     rule = evidence["rules"][1]
     assert rule["low"] <= 0.968 - 0.97 <= rule["high"]
