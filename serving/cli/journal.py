@@ -67,13 +67,10 @@ def _engine(url: str, *, reads: bool = False) -> Iterator[Any]:
 
     try:
         engine = database.connect(parse_journal_url(url), reads=reads)
-    except ValueError as error:
-        fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
-    if reads:
-        try:
+        if reads:
             database.check_exists(engine)
-        except JournalUnavailable as error:
-            fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
+    except (ValueError, JournalUnavailable) as error:
+        fail(with_options(f"SERVING_JOURNAL_URL: {error}"))
     try:
         yield engine
     except JournalUnavailable as error:

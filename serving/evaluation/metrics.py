@@ -5,7 +5,6 @@ The values equal those of the functions of scikit-learn with the same name; a te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,10 @@ import numpy as np
 from serving.evaluation import probability_metrics, unseen
 from serving.evaluation.intervals import Floats, Indices
 from serving.evaluation.outcomes import Mask, NotComputable, Outcomes, Statistic, Terms, mean_of, of_columns
+from serving.evaluation.rules import RANGES
 
 MAX_CLASSES = 1000
 """Means over more classes are not computed: their bounds would take minutes and gigabytes."""
-_RANGES = {"log_loss": (0.0, math.inf), "r2": (-math.inf, 1.0)}
-_RANGES |= dict.fromkeys(("mae", "mse", "rmse"), (0.0, math.inf))
 
 
 def terms(metric: str, label: str | None, outcomes: Outcomes) -> Terms:
@@ -72,9 +70,9 @@ def rate(metric: str, label: str | None, outcomes: Outcomes) -> Rate | None:
 
 def limits(metric: str, outcomes: Outcomes) -> tuple[float, float]:
     """Return the lowest and the highest value that a metric can have."""
-    if metric == "brier_score":
-        return 0.0, 1.0 if outcomes.is_binary else 2.0
-    return _RANGES.get(metric, (0.0, 1.0))
+    if metric == "brier_score" and outcomes.is_binary:
+        return 0.0, 1.0
+    return RANGES[metric]
 
 
 # -- regression

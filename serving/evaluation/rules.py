@@ -61,7 +61,7 @@ _SYNONYMS = {
 }
 """The names of scikit-learn's functions."""
 _PER_CLASS = {"precision", "recall", "f1"}
-_RANGES = dict.fromkeys(HIGHER_IS_BETTER, (0.0, 1.0)) | {
+RANGES = dict.fromkeys(HIGHER_IS_BETTER, (0.0, 1.0)) | {
     **dict.fromkeys(["log_loss", "mae", "mse", "rmse", "p50_ms", "p95_ms", "p99_ms"], (0.0, math.inf)),
     "brier_score": (0.0, 2.0),
     "r2": (-math.inf, 1.0),
@@ -249,7 +249,7 @@ class _Parser:
     def _check_range(self, rule: Rule, place: int) -> None:
         """Reject a bound that every version meets, or none."""
         metric, operator, offset = rule.quantity.metric, rule.operator.value, rule.offset
-        low, high = _RANGES[metric]
+        low, high = RANGES[metric]
         if rule.uses_champion:
             if abs(offset) > high - low:
                 example = f"{metric} {operator} champion {'-' if rule.sign > 0 else '+'} 0.005"

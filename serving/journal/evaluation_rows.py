@@ -127,7 +127,7 @@ def _rows(connection: Connection, ids: Sequence[str], forms: dict[str, str]) -> 
 
 
 def _outcome(schema: PredictionSchema, outcome: Any) -> Any:
-    """Return the name of a class of which the number was recorded, and any other outcome as it is."""
+    """Return the name of a class whose number was recorded, and any other outcome as it is."""
     is_id = isinstance(outcome, int) and not isinstance(outcome, bool)
     if isinstance(schema, Probabilities | ClassLabels) and is_id and 0 <= outcome < len(schema.classes):
         return schema.classes[outcome]

@@ -14,7 +14,7 @@ _MAX_REQUEST_BYTES, _MAX_RESPONSE_BYTES = 4096, 65_536
 
 @dataclass(frozen=True, slots=True)
 class CachedResponse:
-    """The body of a response, the rows that it answers, and the headers of its content."""
+    """The body of a response, its rows, and the headers of its content."""
 
     body: bytes
     parts: Sequence[Part]
@@ -35,7 +35,10 @@ class PredictionCache:
         """Return the response to an identical request, if there is one."""
         return self._responses.get(key)
 
-    def add(self, key: Hashable, request_bytes: int, response: CachedResponse) -> None:
-        """Keep a response, unless it or the body of its request is large."""
-        if request_bytes <= _MAX_REQUEST_BYTES and len(response.body) <= _MAX_RESPONSE_BYTES:
-            self._responses[key] = response
+    def accepts(self, request_bytes: int, response_bytes: int) -> bool:
+        """Return whether the bodies of a request and its response are small enough to be kept."""
+        return request_bytes <= _MAX_REQUEST_BYTES and response_bytes <= _MAX_RESPONSE_BYTES
+
+    def add(self, key: Hashable, response: CachedResponse) -> None:
+        """Keep a response."""
+        self._responses[key] = response

@@ -61,7 +61,7 @@ _RULES = (
     ),
     # Paths, except those of MLflow's API.
     _rule(rf"(?<![\w{_MASK}/.])(?:/|~/)(?!(?:ajax-)?api/\d)[^{_END}:]+"),
-    # Names without quotation marks in front of which libraries put one of these phrases.
+    # Names without quotation marks that follow one of these phrases.
     _rule(
         r"\b((?:connect(?:ion|ed|ing)?|tunnel) to (?:host |server )?|(?:unknown|resolve|find) host:? )"
         r"(?!(?:the|server|proxy|a|an|host|port|your|any|all|at|on|mysql)\b)[\w-]+",

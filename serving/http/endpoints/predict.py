@@ -116,8 +116,9 @@ class PredictEndpoint(Endpoint[HttpContext, Sequence[bytes]]):
 
     def to_cache(self, context: HttpContext, cache: PredictionCache, output: Sequence[bytes]) -> None:
         """Keep a small response to a small request."""
-        response = CachedResponse(b"".join(output), context.parts, context.content_headers)
-        cache.add(self._cache_key(context), len(context.body), response)
+        if cache.accepts(len(context.body), sum(map(len, output))):
+            response = CachedResponse(b"".join(output), context.parts, context.content_headers)
+            cache.add(self._cache_key(context), response)
 
     def _cache_key(self, context: HttpContext) -> tuple[Any, ...]:
         return type(self), context.scope["query_string"], context.body, context.media_type

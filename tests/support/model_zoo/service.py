@@ -31,6 +31,7 @@ from tests.support.service import PROGRAM, SELDOM, Service, served, until
 
 CONCURRENT_REQUESTS = 32
 _MAX_SECONDS_HELD = 1.0
+_MAX_START_SECONDS = 300
 # A stopped process must not cause a rejection.
 PATIENCE = {"deadline_seconds": 60, "max_queue_seconds": 60, "load_seconds": 120}
 ROOT = Path(__file__).parents[3]
@@ -128,9 +129,6 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):  # the process of a rejected candidate
             os.kill(pid, number)
-
-
-_MAX_START_SECONDS = 300
 
 
 def begin_to_save(folder: Path, *modules: str, python: Any = sys.executable) -> subprocess.Popen[bytes]:
